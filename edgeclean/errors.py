@@ -1,0 +1,71 @@
+"""Every error that a user can cause, with the exit code that the command line gives it.
+
+EdgecleanError
+├── UsageError               2  an option or setting is wrong, or options contradict each other
+│   └── OutputInUseError     2  the output folder is being written by another run
+├── InputRejectedError       3  the checkpoint, ONNX, image set or bundle cannot be accepted
+├── BackdoorSuspectedError   4  the scan suspects a backdoor and the policy forbids it
+├── ParityError              5  the exported network does not compute what the PyTorch one does
+│   └── AccuracyGateError    5  accuracy fell further than the policy allows
+├── BudgetError              6  a size, latency or speed budget is missed
+│   └── RatioError           6  the asked compression ratio cannot be met
+└── ToolchainError           7  the target needs a tool that is not installed (the ONNX is written)
+
+Anything else that escapes is a defect of ours: exit code 1, with its traceback.
+"""
+
+from __future__ import annotations
+
+
+class EdgecleanError(Exception):
+    """Root of all errors that are shown as one line, without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(EdgecleanError):
+    """An option or setting is wrong."""
+
+    exit_code = 2
+
+
+class OutputInUseError(UsageError):
+    """Another run is writing the same output folder."""
+
+
+class InputRejectedError(EdgecleanError):
+    """An untrusted input was refused: nothing of it was executed or kept."""
+
+    exit_code = 3
+
+
+class BackdoorSuspectedError(EdgecleanError):
+    """The scan suspects a backdoor and the caller asked to stop then."""
+
+    exit_code = 4
+
+
+class ParityError(EdgecleanError):
+    """Two forms of one network disagree by more than the tolerance."""
+
+    exit_code = 5
+
+
+class AccuracyGateError(ParityError):
+    """The accuracy measured on the user's images fell further than allowed."""
+
+
+class BudgetError(EdgecleanError):
+    """A latency, speed or size budget is missed."""
+
+    exit_code = 6
+
+
+class RatioError(BudgetError):
+    """The asked compression ratio is out of reach; the message names the nearest."""
+
+
+class ToolchainError(EdgecleanError):
+    """A tool that the target needs is missing."""
+
+    exit_code = 7

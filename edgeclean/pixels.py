@@ -1,0 +1,35 @@
+"""Between pixels in [0, 1] and what a network was trained on: (pixel - mean) / std."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from edgeclean.states import ModelSpec, Network
+
+
+class Normalize(nn.Module):
+    """Channel-wise (pixels - mean) / std."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        normalised: Tensor = (pixels - self.mean) / self.std
+        return normalised
+
+
+def pixel_network(network: Network) -> nn.Sequential:
+    """The network as a function of pixels; shares the module, so it is not a copy."""
+    return nn.Sequential(Normalize(network.spec.mean, network.spec.std), network.module)
+
+
+def normalize(
+    pixels: Float[Tensor, "n c h w"], spec: ModelSpec
+) -> Float[Tensor, "n c h w"]:
+    """Pixels as the network's own input."""
+    normalised: Tensor = Normalize(spec.mean, spec.std)(pixels)
+    return normalised

@@ -1,0 +1,18 @@
+"""How a long stage tells its caller how far it is, without printing anything itself."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Called with a stage's description, the steps done and the steps in all.
+
+    A stage calls it once with ``done=0`` and last with ``done == total``.
+    """
+
+    def __call__(self, description: str, done: int, total: int) -> None: ...
+
+
+def silent(description: str, done: int, total: int) -> None:
+    """Report nothing: the default of every stage."""
