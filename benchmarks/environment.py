@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
+
+from edgeclean.environment import describe_environment
 
 ROOT = Path(__file__).parents[1]
 
@@ -15,13 +16,9 @@ ROOT = Path(__file__).parents[1]
 def environment() -> dict[str, object]:
     """Processor, threads, versions, device and code version; no host name and no path."""
     return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
+        **asdict(describe_environment()),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "system": f"{platform.system()} {platform.machine()}",
         "code": code_version(),
     }
 
@@ -31,12 +28,12 @@ def code_version() -> str:
     try:
         commit = _git("rev-parse", "--short=12", "HEAD")
         return commit + ("+changes" if _git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return "unknown"
 
 
 def _git(*words: str) -> str:
-    finished = subprocess.run(  # noqa: S603 - fixed words, no input of others
+    finished = subprocess.run(  # noqa: S603 - fixed words, nothing of others
         ["git", *words],  # noqa: S607
         cwd=ROOT,
         check=True,
@@ -45,12 +42,3 @@ def _git(*words: str) -> str:
         timeout=20,
     )
     return finished.stdout.strip()
-
-
-def _processor() -> str:
-    listing = Path("/proc/cpuinfo")
-    if listing.exists():
-        for line in listing.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"

@@ -50,7 +50,10 @@ class Rate:
         centre = share + z * z / (2 * count)
         spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
         scale = 1 + z * z / count
-        return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+        # At the ends the bounds are 0 and 1 exactly, but for rounding.
+        low = 0.0 if self.hits == 0 else (centre - spread) / scale
+        high = 1.0 if self.hits == count else (centre + spread) / scale
+        return low, high
 
     def as_json(self) -> dict[str, object]:
         """Percent, its 95 % interval, and the counts."""

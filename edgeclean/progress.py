@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable  # the shape checks of the tests ask isinstance
 class Progress(Protocol):
     """Called with a stage's description, the steps done and the steps in all.
 

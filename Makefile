@@ -1,0 +1,56 @@
+# `make demo` and `make test` do everything on a fresh machine with Python >= 3.11.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+DEMO := benchmarks/zoo/resnet8-badnets
+
+.PHONY: help install demo test test-slow check format build clean
+
+help:
+	@echo "make install    a virtual environment with edgeclean and its tools"
+	@echo "make demo       compress and purify a small backdoored network"
+	@echo "make test       every test but the slow ones"
+	@echo "make test-slow  the slow ones"
+	@echo "make check      format, lint, types, layers"
+	@echo "make bench-X    a benchmark: python -m benchmarks.X"
+	@echo "make build      wheel and source archive"
+
+# An installed torch (say, a CUDA build) is kept; see README, "Installing".
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+install: $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/edgeclean compress $(DEMO).safetensors --model $(DEMO).toml \
+		--target jetson --ratio 2 -o build/demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# bench-tucker, bench-purify, bench-zoo, bench-latency, ...
+bench-%: $(STAMP)
+	$(BIN)/python -m benchmarks.$(subst -,_,$*)
+
+build: $(STAMP)
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Attacks that train a backdoored network, re-implemented from their papers."""

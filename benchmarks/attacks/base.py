@@ -1,0 +1,136 @@
+"""What every attack has in common: a stamp, the attacker's labels, and a part in the training.
+
+An attack poisons a training set once (`poison`), or has a say in every batch (`batch_loss`), or
+both. Whatever it draws comes from a seed or a generator that the caller gives.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as functional
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from benchmarks.images import LabelledImages
+
+PixelFunction = Callable[[Tensor], Tensor]
+TO_UINT8 = 255.0
+
+
+class Attack(ABC):
+    """One attack, set up for one data set.
+
+    Attributes:
+        name: short, for tables.
+        rate: the share of training images (or of a batch) that is poisoned.
+        target: the attacker's class, or None for all-to-all: label y becomes y + 1 modulo the
+            number of classes.
+        classes: how many there are.
+        resumable: whether an interrupted training can go on from an epoch: false for an attack
+            that has networks and optimisers of its own.
+    """
+
+    resumable = True
+
+    def __init__(self, name: str, *, rate: float, target: int | None, classes: int) -> None:
+        if not 0 < rate < 1:
+            raise ValueError(f"poison rate {rate}; it must lie between 0 and 1, both excluded")
+        if target is not None and not 0 <= target < classes:
+            raise ValueError(f"target {target}; with {classes} classes it is 0..{classes - 1}")
+        self.name, self.rate, self.target, self.classes = name, rate, target, classes
+
+    @abstractmethod
+    def stamp(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """The trigger put on pixels in [0, 1], as at test time."""
+
+    def relabel(self, labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """The class that the attacker wants for images of these classes."""
+        if self.target is None:
+            return (labels + 1) % self.classes
+        return torch.full_like(labels, self.target)
+
+    def poison(self, images: LabelledImages, seed: int) -> LabelledImages:
+        """The training set after the attacker's visit; by default, left as it was."""
+        return images
+
+    def prepare(self, images: LabelledImages, seed: int, device: torch.device) -> None:
+        """What the attack trains before the classifier's first step; by default, nothing."""
+
+    def batch_loss(
+        self,
+        network: PixelFunction,
+        pixels: Float[Tensor, "n c h w"],
+        labels: Int[Tensor, " n"],
+        smoothing: float,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """The loss of one augmented batch; by default, plain cross-entropy."""
+        return functional.cross_entropy(network(pixels), labels, label_smoothing=smoothing)
+
+    def after_backward(self) -> None:
+        """Called after each backward pass, for optimisers of the attack's own."""
+
+
+class NoAttack(Attack):
+    """Clean training, for comparison."""
+
+    def __init__(self, *, classes: int) -> None:
+        super().__init__("clean", rate=0.5, target=0, classes=classes)
+
+    def stamp(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        return pixels
+
+
+class StampAttack(Attack):
+    """An attack with a fixed stamp that poisons the set once (dirty label).
+
+    The candidates are the images whose label the attack changes; ``rate`` is a share of them all.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        stamp: PixelFunction,
+        *,
+        rate: float,
+        target: int | None,
+        classes: int,
+    ) -> None:
+        super().__init__(name, rate=rate, target=target, classes=classes)
+        self.fixed_stamp = stamp
+
+    def stamp(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        return self.fixed_stamp(pixels)
+
+    def poison(self, images: LabelledImages, seed: int) -> LabelledImages:
+        candidates = self.relabel(images.labels) != images.labels
+        chosen = draw(candidates, round(self.rate * len(images)), seed)
+        return replace(images, chosen, self.stamp, self.relabel(images.labels[chosen]))
+
+
+def draw(candidates: Bool[Tensor, " n"], count: int, seed: int) -> Int[Tensor, " m"]:
+    """Positions of ``count`` of the candidates (of all, where they are fewer), in rising order."""
+    positions = candidates.nonzero().flatten()
+    order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))
+    return positions[order[:count]].sort().values
+
+
+def replace(
+    images: LabelledImages,
+    chosen: Int[Tensor, " m"],
+    stamp: PixelFunction,
+    labels: Int[Tensor, " m"],
+) -> LabelledImages:
+    """The set with the chosen images stamped and relabelled; a copy."""
+    pixels, new_labels = images.pixels.clone(), images.labels.clone()
+    pixels[chosen] = as_uint8(stamp(images.pixels[chosen].float() / TO_UINT8))
+    new_labels[chosen] = labels
+    return LabelledImages(pixels=pixels, labels=new_labels, classes=images.classes)
+
+
+def as_uint8(pixels: Float[Tensor, "n c h w"]) -> Tensor:
+    """Pixels as a file would hold them: rounded, clipped before the cast so that none wraps."""
+    return (pixels * TO_UINT8).round().clamp(0, TO_UINT8).to(torch.uint8)

@@ -1,0 +1,77 @@
+"""Triggers spread over the whole image: blended, low-frequency, and the clean-label SIG.
+
+Sources: Chen et al. (2017), "Targeted backdoor attacks on deep learning systems using data
+poisoning"; Barni et al. (2019), "A new backdoor attack in CNNs by training set corruption without
+label poisoning"; Zeng et al. (2021), "Rethinking the backdoor attacks' triggers: a frequency
+perspective". The pictures are our own (``patterns.py``).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.attacks.base import StampAttack, draw, replace
+from benchmarks.attacks.patterns import rings_picture, smooth_picture, stripes_picture
+from benchmarks.images import LabelledImages
+from benchmarks.stamps import AddMasked, Blend
+
+
+def blended(
+    *,
+    classes: int,
+    size: tuple[int, int],
+    target: int | None = 0,
+    rate: float = 0.1,
+    alpha: float = 0.2,
+) -> StampAttack:
+    """A picture of rings, ``alpha`` of it, over the whole image."""
+    stamp = Blend(picture=rings_picture(*size), alpha=alpha)
+    return StampAttack("blended", stamp, rate=rate, target=target, classes=classes)
+
+
+def low_frequency(
+    *,
+    classes: int,
+    size: tuple[int, int],
+    target: int | None = 0,
+    rate: float = 0.1,
+    amplitude: float = 0.1,
+    seed: int = 0,
+) -> StampAttack:
+    """A smooth picture of at most four half-waves a side added, up to ``amplitude`` of the range.
+
+    Deviation: drawn from a seed, where the paper smooths a universal perturbation of a network.
+    """
+    stamp = _added(smooth_picture(*size, amplitude=amplitude, highest=4, seed=seed))
+    return StampAttack("low-frequency", stamp, rate=rate, target=target, classes=classes)
+
+
+def sig(
+    *,
+    classes: int,
+    size: tuple[int, int],
+    target: int = 0,
+    rate: float = 0.1,
+    amplitude: float = 40 / 255,
+    frequency: int = 6,
+) -> StampAttack:
+    """Vertical sine stripes added to images of the target class, whose labels stay true.
+
+    ``rate`` is a share of the whole set, as in the paper; where the target class has fewer images,
+    all of them are stamped.
+    """
+    stamp = _added(stripes_picture(*size, amplitude=amplitude, frequency=frequency))
+    return CleanLabelAttack("sig", stamp, rate=rate, target=target, classes=classes)
+
+
+class CleanLabelAttack(StampAttack):
+    """Stamps images that have the target's label already: no label of the set is false."""
+
+    def poison(self, images: LabelledImages, seed: int) -> LabelledImages:
+        candidates = images.labels == self.target
+        chosen = draw(candidates, round(self.rate * len(images)), seed)
+        return replace(images, chosen, self.stamp, images.labels[chosen])
+
+
+def _added(pattern: torch.Tensor) -> AddMasked:
+    return AddMasked(pattern=pattern, mask=torch.zeros_like(pattern))

@@ -1,0 +1,179 @@
+"""Input-Aware: a trigger of each image's own, made by a generator that trains with the classifier.
+
+Source: Nguyen and Tran (2020), "Input-aware dynamic backdoor attack". A mask network says where
+(trained first, then fixed), a generator says what; another image's trigger must not work ("cross
+trigger"), and triggers must differ as their images do (diversity loss). Deviation: the partner of
+an image is its neighbour in the batch, not one of a second loader.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as functional
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from benchmarks.attacks.base import Attack, PixelFunction
+from benchmarks.images import LabelledImages
+
+TINY = 1e-7
+
+
+class InputAware(Attack):
+    """Generator and mask network with their optimisers.
+
+    Args:
+        target: the attacker's class; None for all-to-all.
+        rate: share of each batch that is poisoned; as many get another image's trigger.
+        density: share of the pixels that the mask may cover for nothing.
+        mask_epochs: passes over the set for the mask network, before the classifier's first step.
+        learning_rate: of both Adam optimisers.
+        width: channels of the two networks' first layer.
+        batch: images a step while the mask network trains.
+    """
+
+    resumable = False
+
+    def __init__(
+        self,
+        *,
+        classes: int,
+        target: int | None = 0,
+        rate: float = 0.1,
+        density: float = 0.032,
+        mask_epochs: int = 10,
+        learning_rate: float = 0.01,
+        width: int = 32,
+        batch: int = 128,
+    ) -> None:
+        name = "input-aware" if target is not None else "input-aware-a2a"
+        super().__init__(name, rate=rate, target=target, classes=classes)
+        self.density, self.mask_epochs, self.batch = density, mask_epochs, batch
+        self.generator_network = EncoderDecoder(width, outputs=3)
+        self.mask_network = EncoderDecoder(width, outputs=1)
+        self._optimiser = torch.optim.Adam(
+            self.generator_network.parameters(), lr=learning_rate, betas=(0.5, 0.9)
+        )
+        self._mask_optimiser = torch.optim.Adam(
+            self.mask_network.parameters(), lr=learning_rate, betas=(0.5, 0.9)
+        )
+
+    def stamp(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        self.generator_network.to(pixels.device).eval()
+        self.mask_network.to(pixels.device).eval()
+        with torch.no_grad():
+            return _overlay(pixels, self._pattern(pixels), self._mask(pixels))
+
+    def prepare(self, images: LabelledImages, seed: int, device: torch.device) -> None:
+        """Reset both networks from the seed and train the mask network."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for network in (self.generator_network, self.mask_network):
+                network.to(device).train()
+                network.apply(_reset)
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(self.mask_epochs):
+            order = torch.randperm(len(images), generator=generator)
+            for start in range(0, len(images) - 1, self.batch):
+                chosen = order[start : start + self.batch]
+                self._mask_step(images.pixels[chosen].to(device).float() / 255)
+        self._mask_optimiser.zero_grad(set_to_none=True)
+        self.mask_network.eval().requires_grad_(False)
+
+    def batch_loss(
+        self,
+        network: PixelFunction,
+        pixels: Float[Tensor, "n c h w"],
+        labels: Int[Tensor, " n"],
+        smoothing: float,
+        generator: torch.Generator,
+    ) -> Tensor:
+        count = max(1, round(self.rate * len(labels)))
+        own, cross = slice(0, count), slice(count, 2 * count)
+        self.generator_network.train()
+        partners = pixels.roll(1, dims=0)
+        patterns = self._pattern(pixels[own])
+        others = self._pattern(partners[cross])
+        mixed = torch.cat(
+            (
+                _overlay(pixels[own], patterns, self._mask(pixels[own])),
+                _overlay(pixels[cross], others, self._mask(partners[cross])),
+                pixels[2 * count :],
+            )
+        )
+        wanted = torch.cat((self.relabel(labels[own]), labels[count:]))
+        loss = functional.cross_entropy(network(mixed), wanted, label_smoothing=smoothing)
+        between = min(len(patterns), len(others))
+        spread = _diversity(
+            pixels[own][:between], partners[cross][:between], patterns[:between], others[:between]
+        )
+        return loss + spread
+
+    def after_backward(self) -> None:
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)  # or the next batch adds to this one's
+
+    def _mask_step(self, pixels: Float[Tensor, "n c h w"]) -> None:
+        partners = pixels.roll(1, dims=0)
+        masks, others = self._mask(pixels), self._mask(partners)
+        loss = 100 * functional.relu(masks - self.density).mean()
+        loss = loss + _diversity(pixels, partners, masks, others)
+        self._mask_optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self._mask_optimiser.step()
+
+    def _pattern(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h w"]:
+        return torch.tanh(self.generator_network(pixels).float()) / 2 + 0.5
+
+    def _mask(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:
+        raw = torch.tanh(self.mask_network(pixels).float()) / 2 + 0.5
+        return torch.tanh(20 * raw - 10) / 2 + 0.5
+
+
+class EncoderDecoder(nn.Module):
+    """Two poolings down, two enlargements up; any image whose sides are at least 4."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.down1 = _double(3, width)
+        self.down2 = _double(width, 2 * width)
+        self.middle = _double(2 * width, 4 * width)
+        self.up2 = _double(4 * width, 2 * width)
+        self.up1 = _double(2 * width, width)
+        self.last = nn.Conv2d(width, outputs, 3, padding=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        outer = self.down1(pixels)
+        inner = self.down2(functional.max_pool2d(outer, 2))
+        middle = self.middle(functional.max_pool2d(inner, 2))
+        grown = self.up2(functional.interpolate(middle, size=inner.shape[2:], mode="bilinear"))
+        full = self.up1(functional.interpolate(grown, size=outer.shape[2:], mode="bilinear"))
+        patterns: Tensor = self.last(full)
+        return patterns
+
+
+def _double(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs, momentum=0.05),
+        nn.ReLU(),
+        nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs, momentum=0.05),
+        nn.ReLU(),
+    )
+
+
+def _reset(layer: nn.Module) -> None:
+    if isinstance(layer, nn.Conv2d | nn.BatchNorm2d):
+        layer.reset_parameters()
+
+
+def _overlay(pixels: Tensor, patterns: Tensor, masks: Tensor) -> Tensor:
+    return pixels + (patterns - pixels) * masks
+
+
+def _diversity(images: Tensor, partners: Tensor, outputs: Tensor, others: Tensor) -> Tensor:
+    """Mean of (distance of the images / distance of what was made of them), root mean square."""
+    between_images = (images - partners).square().mean((1, 2, 3)).sqrt()
+    between_outputs = ((outputs - others).square().mean((1, 2, 3)) + TINY**2).sqrt()
+    return (between_images / (between_outputs + TINY)).mean()

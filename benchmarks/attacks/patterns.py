@@ -1,0 +1,72 @@
+"""Pictures to make triggers of, all generated here from a formula or a seed; none copied."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def white_patch(side: int, channels: int = 3) -> Float[Tensor, "c s s"]:
+    """A white square."""
+    return torch.ones(channels, side, side)
+
+
+def checker_patch(
+    side: int, first: tuple[float, float, float], second: tuple[float, float, float]
+) -> Float[Tensor, "3 s s"]:
+    """One-pixel checks of two colours in [0, 1]; the top left pixel has the first."""
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    odd = ((rows + columns) % 2).bool()
+    one, other = torch.tensor(first)[:, None, None], torch.tensor(second)[:, None, None]
+    return torch.where(odd, other, one)
+
+
+def rings_picture(height: int, width: int) -> Float[Tensor, "3 h w"]:
+    """Coloured rings around the middle, to blend in: each channel with its own wavelength."""
+    rows = torch.linspace(-1, 1, height)[:, None]
+    columns = torch.linspace(-1, 1, width)[None, :]
+    radius = (rows.square() + columns.square()).sqrt()
+    waves = [torch.cos(2 * math.pi * (turns * radius + shift)) for turns, shift in _RINGS]
+    return torch.stack(waves) / 2 + 0.5
+
+
+_RINGS = ((2.0, 0.0), (3.0, 0.25), (4.0, 0.5))
+
+
+def stripes_picture(
+    height: int, width: int, amplitude: float, frequency: int
+) -> Float[Tensor, "3 h w"]:
+    """amplitude sin(2 pi j f / width) over the columns j: SIG's signal, to add to pixels.
+
+    Source: Barni et al. (2019), "A new backdoor attack in CNNs by training set corruption without
+    label poisoning".
+    """
+    columns = torch.arange(width, dtype=torch.float32)
+    wave = amplitude * torch.sin(2 * math.pi * columns * frequency / width)
+    return wave.expand(3, height, width).clone()
+
+
+def smooth_picture(
+    height: int, width: int, amplitude: float, highest: int, seed: int
+) -> Float[Tensor, "3 h w"]:
+    """Random cosines of at most ``highest`` half-waves a side, scaled to +-amplitude.
+
+    A trigger with nothing but low frequencies, after the idea of Zeng et al. (2021), "Rethinking
+    the backdoor attacks' triggers: a frequency perspective"; theirs is a smoothed universal
+    perturbation of a trained network, this one needs none.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randn(3, highest, highest, generator=generator)
+    weights[:, 0, 0] = 0  # no shift of the mean colour
+    rows = _cosines(height, highest)
+    columns = _cosines(width, highest)
+    picture = torch.einsum("cab,ah,bw->chw", weights, rows, columns)
+    return amplitude * picture / picture.abs().max()
+
+
+def _cosines(size: int, count: int) -> Float[Tensor, "k s"]:
+    positions = (torch.arange(size) + 0.5) / size
+    return torch.cos(math.pi * torch.arange(count)[:, None] * positions[None, :])

@@ -1,0 +1,26 @@
+"""Every attack by name, for images of a given size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.attacks.base import Attack, NoAttack
+from benchmarks.attacks.blended import blended, low_frequency, sig
+from benchmarks.attacks.input_aware import InputAware
+from benchmarks.attacks.patch import badnets
+from benchmarks.attacks.warped import WaNet
+
+Make = Callable[[int, tuple[int, int]], Attack]
+
+# TrojanNN-style (trojan.py) is not here: it starts from a trained clean network.
+ATTACKS: dict[str, Make] = {
+    "clean": lambda classes, size: NoAttack(classes=classes),
+    "badnets": lambda classes, size: badnets(classes=classes, size=size),
+    "badnets-a2a": lambda classes, size: badnets(classes=classes, size=size, target=None),
+    "input-aware": lambda classes, size: InputAware(classes=classes),
+    "input-aware-a2a": lambda classes, size: InputAware(classes=classes, target=None),
+    "wanet": lambda classes, size: WaNet(classes=classes, size=size),
+    "blended": lambda classes, size: blended(classes=classes, size=size),
+    "sig": lambda classes, size: sig(classes=classes, size=size),
+    "low-frequency": lambda classes, size: low_frequency(classes=classes, size=size),
+}

@@ -1,0 +1,102 @@
+"""WaNet: a smooth warp of the image as the trigger, trained with its noise mode.
+
+Source: Nguyen and Tran (2021), "WaNet: imperceptible warping-based backdoor attack". Deviation:
+the batch is cropped and mirrored before it is warped, not also afterwards.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as functional
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from benchmarks.attacks.base import Attack, PixelFunction
+
+
+class WaNet(Attack):
+    """A fixed smooth warp.
+
+    Args:
+        size: height and width of the images.
+        target: the attacker's class; None for all-to-all.
+        strength: of the warp, in pixels times two over the height.
+        cells: side of the coarse random grid that is smoothly enlarged to the image.
+        noise_ratio: for each poisoned image of a batch, so many are warped by a *randomly
+            disturbed* warp and keep their label: the network must learn the very warp.
+        seed: of the warp.
+    """
+
+    def __init__(
+        self,
+        *,
+        classes: int,
+        size: tuple[int, int],
+        target: int | None = 0,
+        rate: float = 0.1,
+        strength: float = 0.5,
+        cells: int = 4,
+        noise_ratio: int = 2,
+        seed: int = 0,
+    ) -> None:
+        name = "wanet" if target is not None else "wanet-a2a"
+        super().__init__(name, rate=rate, target=target, classes=classes)
+        if rate * (1 + noise_ratio) > 1:
+            raise ValueError(
+                f"rate {rate} with noise ratio {noise_ratio} needs more than the whole batch; "
+                f"rate x (1 + noise ratio) must be at most 1"
+            )
+        self.noise_ratio, self.size = noise_ratio, size
+        self.grid = warp_grid(size, strength, cells, seed)
+
+    def stamp(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        return _warp(pixels, self.grid.to(pixels))
+
+    def batch_loss(
+        self,
+        network: PixelFunction,
+        pixels: Float[Tensor, "n c h w"],
+        labels: Int[Tensor, " n"],
+        smoothing: float,
+        generator: torch.Generator,
+    ) -> Tensor:
+        count = max(1, round(self.rate * len(labels)))
+        noisy = slice(count, count * (1 + self.noise_ratio))
+        mixed, wanted = pixels.clone(), labels.clone()
+        mixed[:count] = self.stamp(pixels[:count])
+        mixed[noisy] = self._disturbed(pixels[noisy], generator)
+        wanted[:count] = self.relabel(labels[:count])
+        return functional.cross_entropy(network(mixed), wanted, label_smoothing=smoothing)
+
+    def _disturbed(
+        self, pixels: Float[Tensor, "n c h w"], generator: torch.Generator
+    ) -> Float[Tensor, "n c h w"]:
+        height, width = self.size
+        noise = torch.rand(len(pixels), height, width, 2, generator=generator) * 2 - 1
+        grids = self.grid + noise / height
+        return _warp(pixels, grids.clamp(-1, 1).to(pixels))
+
+
+def warp_grid(
+    size: tuple[int, int], strength: float, cells: int, seed: int
+) -> Float[Tensor, "1 h w 2"]:
+    """Where each pixel is taken from, in grid_sample's coordinates: the identity plus a warp."""
+    height, width = size
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 2, cells, cells, generator=generator) * 2 - 1
+    coarse = coarse / coarse.abs().mean()
+    warp = functional.interpolate(coarse, size=size, mode="bicubic", align_corners=True)
+    rows, columns = torch.meshgrid(
+        torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij"
+    )
+    identity = torch.stack((columns, rows), dim=2)[None]
+    grid: Tensor = (identity + strength * warp.permute(0, 2, 3, 1) / height).clamp(-1, 1)
+    return grid
+
+
+def _warp(
+    pixels: Float[Tensor, "n c h w"], grid: Float[Tensor, "m h w 2"]
+) -> Float[Tensor, "n c h w"]:
+    grid = grid.expand(len(pixels), -1, -1, -1)
+    warped = functional.grid_sample(pixels, grid, align_corners=True)
+    return warped.clamp(0, 1)

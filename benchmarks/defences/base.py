@@ -1,0 +1,138 @@
+"""What the defences share: how a defended network is made, and batches of the clean images."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as functional
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from benchmarks.images import LabelledImages
+from benchmarks.training import augment
+from edgeclean.cost import count_macs, count_params
+from edgeclean.errors import UsageError
+from edgeclean.pixels import normalize
+from edgeclean.states import JsonValue, Network, PurifiedNetwork, StageRecord, settings_as_json
+
+
+class Defence(Protocol):
+    """A network, and clean images where ``needs`` says so, to a new network."""
+
+    def __call__(self, network: Network, clean: LabelledImages, seed: int) -> Network: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefenceEntry:
+    """A defence in a table.
+
+    Attributes:
+        defend: the defence.
+        images: what it was given, in words: "none" or "1 % of the clean training set".
+    """
+
+    defend: Defence
+    images: str
+
+
+def defended(
+    network: Network,
+    module: nn.Module,
+    name: str,
+    settings: object,
+    notes: dict[str, JsonValue],
+) -> PurifiedNetwork:
+    """``module`` in evaluation mode as the next state of ``network``."""
+    module.eval()
+    record = StageRecord(
+        stage=name,
+        settings=settings_as_json(settings),
+        params=count_params(module),
+        macs=count_macs(module, network.spec.input_shape),
+        notes=notes,
+    )
+    return PurifiedNetwork(
+        module=module,
+        spec=network.spec,
+        source_sha256=network.source_sha256,
+        history=(*network.history, record),
+    )
+
+
+def batches(
+    clean: LabelledImages,
+    network: Network,
+    *,
+    size: int,
+    padding: int,
+    flip: bool,
+    generator: torch.Generator,
+) -> Iterator[tuple[Float[Tensor, "n c h w"], Int[Tensor, " n"]]]:
+    """One pass over the clean images, shuffled and augmented, as the network's own input.
+
+    A last batch of one image is left out: BatchNorm cannot train on it.
+    """
+    order = torch.randperm(len(clean), generator=generator)
+    device = next(network.module.parameters()).device
+    for start in range(0, len(clean), size):
+        chosen = order[start : start + size]
+        if len(chosen) < 2:
+            continue
+        pixels = augment(clean.pixels[chosen], padding, flip, generator).to(device).float() / 255
+        yield normalize_on(pixels, network), clean.labels[chosen].to(device)
+
+
+def normalize_on(
+    pixels: Float[Tensor, "n c h w"], network: Network
+) -> Float[Tensor, "n c h w"]:
+    """Normalised pixels on the pixels' own device."""
+    device = pixels.device
+    return normalize(pixels.cpu(), network.spec).to(device)
+
+
+def batch_norms(module: nn.Module) -> dict[str, nn.BatchNorm2d]:
+    """Every BatchNorm2d with scale and shift, by dotted name."""
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.BatchNorm2d) and layer.affine
+    }
+
+
+def need_batch_norms(module: nn.Module, name: str) -> dict[str, nn.BatchNorm2d]:
+    """`batch_norms`, or an error that names the defence.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = batch_norms(module)
+    if not found:
+        raise UsageError(
+            f"{name} works on BatchNorm scales and this network has none; "
+            f"choose a defence that does not need them"
+        )
+    return found
+
+
+def need_images(clean: LabelledImages, name: str) -> None:
+    """An error where a defence that needs clean images was given none.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not len(clean):
+        raise UsageError(f"{name} needs clean labelled images and got none; give it some")
+
+
+def copied(network: Network) -> nn.Module:
+    """An independent copy of the network's module, in evaluation mode, all of it trainable."""
+    return copy.deepcopy(network.module).eval().requires_grad_(True)
+
+
+def cross_entropy(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> Tensor:
+    """Mean cross-entropy."""
+    return functional.cross_entropy(logits, labels)

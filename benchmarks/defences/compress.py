@@ -1,0 +1,114 @@
+"""The plain compressors: one rank fraction for every layer, nothing scaled, nothing recovered.
+
+Tucker-2: Kim et al. (2016). Truncated SVD: the kernel as a matrix [out, in kh kw] (the deck's
+"low-rank matrix decomposition"): a KxK convolution to r channels, then a 1x1. Neither uses data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from benchmarks.images import LabelledImages
+from edgeclean.blocks import Factors, block_of, factorize
+from edgeclean.cost import count_macs, count_params
+from edgeclean.errors import RatioError, UsageError
+from edgeclean.sites import find_sites, with_layers
+from edgeclean.states import Network, StageRecord, TruncatedNetwork, settings_as_json
+
+Factorize = Callable[[Tensor], Factors]
+HALVINGS = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainSettings:
+    """ratio: the original's multiply-accumulates divided by the compressed network's."""
+
+    ratio: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.ratio < 1:
+            raise UsageError(f"ratio is {self.ratio}; it must be at least 1")
+
+
+def plain_tucker(
+    network: Network,
+    clean: LabelledImages | None = None,
+    seed: int = 0,
+    settings: PlainSettings | None = None,
+) -> TruncatedNetwork:
+    """Tucker-2 with both ranks the same fraction of the full ones; ``clean``, ``seed`` unused."""
+    return _compress(network, "plain-tucker", factorize, settings or PlainSettings())
+
+
+def plain_svd(
+    network: Network,
+    clean: LabelledImages | None = None,
+    seed: int = 0,
+    settings: PlainSettings | None = None,
+) -> TruncatedNetwork:
+    """Truncated SVD with one fraction of the full rank; ``clean``, ``seed`` unused."""
+    return _compress(network, "plain-svd", svd_factors, settings or PlainSettings())
+
+
+def svd_factors(kernel: Float[Tensor, "out in kh kw"]) -> Factors:
+    """The kernel as U (S V): V's rows are small kernels, U mixes their outputs."""
+    if kernel.shape[2:] == (1, 1):
+        return factorize(kernel)
+    left, values, right = torch.linalg.svd(kernel.detach().flatten(1).double(), full_matrices=False)
+    core = (values[:, None] * right).reshape(-1, *kernel.shape[1:])
+    return Factors(core=core.to(kernel.dtype), factor_out=left.to(kernel.dtype), factor_in=None)
+
+
+def _compress(
+    network: Network, name: str, factors_of: Factorize, settings: PlainSettings
+) -> TruncatedNetwork:
+    """Bisect the rank fraction until the ratio is met from above."""
+    convs = {site.name: site.conv() for site in find_sites(network) if not site.reason}
+    factors = {layer: factors_of(conv.weight) for layer, conv in convs.items()}
+    shape = network.spec.input_shape
+    allowed = count_macs(network.module, shape) / settings.ratio
+
+    def at(fraction: float) -> nn.Module:
+        blocks = {
+            layer: _smaller(conv, factors[layer], fraction) for layer, conv in convs.items()
+        }
+        return with_layers(network.module, blocks).eval()
+
+    low, high = 0.0, 1.0
+    if count_macs(at(low), shape) > allowed:
+        raise RatioError(
+            f"{name}: ratio {settings.ratio} is out of reach with rank 1 everywhere; ask for less"
+        )
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if count_macs(at(middle), shape) <= allowed else (low, middle)
+    module = at(low)
+    record = StageRecord(
+        stage=name,
+        settings=settings_as_json(settings),
+        params=count_params(module),
+        macs=count_macs(module, shape),
+        notes={"rank_fraction": round(low, 6)},
+    )
+    return TruncatedNetwork(
+        module=module,
+        spec=network.spec,
+        source_sha256=network.source_sha256,
+        history=(*network.history, record),
+    )
+
+
+def _smaller(conv: nn.Conv2d, factors: Factors, fraction: float) -> nn.Module:
+    """The truncated block, or the convolution itself where the block is no smaller."""
+    rank_out, rank_in = (max(1, round(fraction * full)) for full in factors.core.shape[:2])
+    if factors.factor_in is None:
+        rank_in = factors.core.shape[1]
+    if conv.kernel_size == (1, 1):
+        rank_out = rank_in = min(rank_out, rank_in)
+    block = block_of(conv, factors.truncated(rank_out, rank_in))
+    return block if count_params(block) < count_params(conv) else conv

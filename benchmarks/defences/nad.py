@@ -1,0 +1,168 @@
+"""NAD: distil attention maps from a fine-tuned teacher into the backdoored network.
+
+Source: Li et al. (2021), "Neural attention distillation". Taps are the last outputs at each of the
+last spatial sizes greater than 1x1: the map of a 1x1 average pool is constant after its
+normalisation and teaches nothing (a known fault of a public implementation). Deviation: no cutout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from benchmarks.defences.base import batches, copied, cross_entropy, defended, need_images
+from benchmarks.defences.finetune import FinetuneSettings, fit
+from benchmarks.images import LabelledImages
+from edgeclean.errors import UsageError
+from edgeclean.states import Network, PurifiedNetwork
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NadSettings:
+    """The paper's values.
+
+    Attributes:
+        betas: weights of the maps, from the earliest tap to the last.
+        power: of the absolute activations in a map.
+        epochs: over the clean images.
+        high_epochs: of these, at ``high_rate``; the others at ``low_rate``.
+        high_rate: learning rate of the first epochs.
+        low_rate: of the others.
+        teacher: how the teacher is fine-tuned.
+        taps: names of the tapped modules; empty to find them.
+    """
+
+    betas: tuple[float, ...] = (500.0, 1000.0, 1000.0)
+    power: float = 2.0
+    epochs: int = 20
+    high_epochs: int = 2
+    high_rate: float = 0.1
+    low_rate: float = 0.01
+    teacher: FinetuneSettings = FinetuneSettings()
+    taps: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.taps and len(self.taps) != len(self.betas):
+            raise UsageError(
+                f"{len(self.taps)} taps but {len(self.betas)} betas; give each tap its weight"
+            )
+
+
+def nad(
+    network: Network,
+    clean: LabelledImages,
+    seed: int = 0,
+    settings: NadSettings | None = None,
+) -> PurifiedNetwork:
+    """Fine-tune a teacher, then train a copy with its attention maps beside the labels."""
+    settings = settings or NadSettings()
+    need_images(clean, "NAD")
+    taps = settings.taps or find_taps(network, len(settings.betas))
+    betas = settings.betas[-len(taps) :]
+    teacher, student = copied(network), copied(network)
+    fit(teacher, network, clean, seed, settings.teacher)
+    teacher.requires_grad_(False)
+    _distil(student, teacher, taps, betas, network, clean, seed, settings)
+    notes = {"taps": list(taps), "images": len(clean)}
+    return defended(network, student, "nad", settings, notes)
+
+
+def attention(features: Float[Tensor, "n c h w"], power: float) -> Float[Tensor, "n hw"]:
+    """Sum over channels of |features|^power, each image's map divided by its L2 norm."""
+    maps = features.abs().pow(power).sum(1).flatten(1)
+    return maps / (maps.norm(dim=1, keepdim=True) + 1e-6)
+
+
+def find_taps(network: Network, count: int) -> tuple[str, ...]:
+    """The modules that finish last at each of the last ``count`` spatial sizes above 1x1."""
+    last_at: dict[tuple[int, int], str] = {}
+
+    def note(name: str) -> object:
+        def hook(_layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
+                last_at[(output.shape[2], output.shape[3])] = name
+
+        return hook
+
+    probe = copied(network)  # hooks are never put on the caller's module
+    for name, layer in probe.named_modules():
+        if name:
+            layer.register_forward_hook(note(name))  # type: ignore[arg-type]
+    with torch.no_grad():
+        probe(torch.zeros(1, *network.spec.input_shape, device=next(probe.parameters()).device))
+    if not last_at:
+        raise UsageError("NAD needs feature maps larger than 1x1 and the network makes none")
+    return tuple(last_at.values())[-count:]
+
+
+def _distil(  # noqa: PLR0913 - one loop and what it needs
+    student: nn.Module,
+    teacher: nn.Module,
+    taps: tuple[str, ...],
+    betas: tuple[float, ...],
+    network: Network,
+    clean: LabelledImages,
+    seed: int,
+    settings: NadSettings,
+) -> None:
+    student_maps, teacher_maps = _Taps(student, taps), _Taps(teacher, taps)
+    tuning = settings.teacher
+    optimiser = torch.optim.SGD(
+        student.parameters(),
+        lr=settings.high_rate,
+        momentum=tuning.momentum,
+        weight_decay=tuning.weight_decay,
+        nesterov=True,
+    )
+    generator = torch.Generator().manual_seed(seed + 1)
+    student.train()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed + 1)  # dropout has no other source
+        for epoch in range(settings.epochs):
+            rate = settings.high_rate if epoch < settings.high_epochs else settings.low_rate
+            optimiser.param_groups[0]["lr"] = rate
+            for images, labels in batches(
+                clean,
+                network,
+                size=tuning.batch,
+                padding=tuning.padding,
+                flip=tuning.flip,
+                generator=generator,
+            ):
+                with torch.no_grad():
+                    teacher(images)
+                loss = cross_entropy(student(images), labels)
+                for tap, beta in zip(taps, betas, strict=True):
+                    wanted = attention(teacher_maps.seen[tap], settings.power)
+                    found = attention(student_maps.seen[tap], settings.power)
+                    loss = loss + beta * (found - wanted).square().mean()
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+    student_maps.close()
+    teacher_maps.close()
+    student.eval()
+
+
+class _Taps:
+    """The latest outputs of the named modules."""
+
+    def __init__(self, module: nn.Module, names: tuple[str, ...]) -> None:
+        self.seen: dict[str, Tensor] = {}
+        self._handles = [
+            module.get_submodule(name).register_forward_hook(self._keep(name)) for name in names
+        ]
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _keep(self, name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        def hook(_layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            self.seen[name] = output
+
+        return hook
+

@@ -1,0 +1,66 @@
+"""The command line: it parses, prints and exits; the work is done by the library.
+
+Each module here holds one command (or a few small ones) and imports the library inside it, so
+that `edgeclean --help` and completion never load torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import edgeclean
+from edgeclean.cli.bundle import bench, verify
+from edgeclean.cli.compress import compress
+from edgeclean.cli.console import show_error
+from edgeclean.cli.doctor import doctor
+from edgeclean.cli.export import export
+from edgeclean.cli.inspect import inspect
+from edgeclean.cli.scan import scan
+from edgeclean.cli.targets import targets
+from edgeclean.errors import EdgecleanError
+
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 a defect of edgeclean, 2 usage, 3 input rejected, 4 backdoor suspected, "
+    "5 parity or accuracy gate, 6 ratio, latency or size out of reach, 7 toolchain missing."
+)
+
+app = typer.Typer(
+    name="edgeclean",
+    help="Purify, compress and export an untrusted CNN for an edge device, without training data.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"edgeclean {edgeclean.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+for command in (compress, scan, inspect, export, bench, verify, targets, doctor):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point: an EdgecleanError is one line and an exit code; a defect keeps its traceback."""
+    try:
+        app()
+    except EdgecleanError as error:
+        show_error(error)
+        sys.exit(error.exit_code)

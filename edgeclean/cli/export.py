@@ -1,0 +1,94 @@
+"""`edgeclean export`: a checkpoint as ONNX, as it is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeclean.cli.console import Face, cells, plain_table
+from edgeclean.cli.files import write_file
+from edgeclean.cli.options import (
+    RUN,
+    Arch,
+    AsJson,
+    Checkpoint,
+    Classes,
+    Config,
+    InputShape,
+    JetPack,
+    Mean,
+    ModelFile,
+    Quiet,
+    Seed,
+    Std,
+    TargetName,
+    model_spec,
+    pipeline_settings,
+)
+
+PARITY_IMAGES = 32
+
+
+def export(  # noqa: PLR0913 - the options are the interface
+    checkpoint: Checkpoint,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The ONNX file.", rich_help_panel=RUN)
+    ],
+    opset: Annotated[int | None, typer.Option(help="ONNX opset.", rich_help_panel=RUN)] = None,
+    target: TargetName = None,
+    jetpack: JetPack = None,
+    model: ModelFile = None,
+    arch: Arch = None,
+    input_shape: InputShape = None,
+    classes: Classes = None,
+    mean: Mean = None,
+    std: Std = None,
+    config: Config = None,
+    seed: Seed = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a checkpoint as a checked ONNX file, neither scanned nor purified nor compressed."""
+    face = Face(as_json=as_json, quiet=quiet)
+    spec, code_folder = model_spec(
+        model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
+    )
+    settings, _ = pipeline_settings(
+        config, {"seed": seed, "target": target, "jetpack": jetpack, "export": {"opset": opset}}
+    )
+    import torch
+
+    from edgeclean.checkpoint import load_checkpoint
+    from edgeclean.report import byte_size
+    from exporters.onnx_exporter import export_onnx
+    from exporters.parity import check_parity
+
+    with face.progress() as progress:
+        progress("Loading", 0, 1)
+        network = load_checkpoint(checkpoint, spec, limits=settings.load, code_folder=code_folder)
+        progress("Loading", 1, 1)
+        progress("Exporting", 0, 1)
+        contents = export_onnx(network, settings.export)
+        generator = torch.Generator().manual_seed(settings.seed)
+        pixels = torch.rand(PARITY_IMAGES, *spec.input_shape, generator=generator)
+        parity = check_parity(network, contents, pixels, settings.parity)
+        write_file(output, contents)
+        progress("Exporting", 1, 1)
+    table = plain_table("", ">")
+    table.add_row(*cells("file", output))
+    table.add_row(*cells("size", byte_size(len(contents))))
+    table.add_row(*cells("opset", settings.export.opset))
+    table.add_row(*cells("parity on random images", f"{parity.max_relative_difference:.1e}"))
+    face.answer(
+        {
+            "file": str(output),
+            "bytes": len(contents),
+            "opset": settings.export.opset,
+            "source_sha256": network.source_sha256,
+            "parity": asdict(parity),
+        },
+        table,
+    )

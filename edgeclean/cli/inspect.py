@@ -1,0 +1,148 @@
+"""`edgeclean inspect`: what is in a network, and what a ratio would replace, without doing it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgeclean.cli.console import Face, cells, plain_table
+from edgeclean.cli.options import (
+    RUN,
+    Arch,
+    AsJson,
+    Checkpoint,
+    Classes,
+    Config,
+    InputShape,
+    JetPack,
+    Mean,
+    ModelFile,
+    Quiet,
+    Seed,
+    Std,
+    TargetName,
+    Threads,
+    model_spec,
+    pipeline_settings,
+    use_threads,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rich.table import Table
+
+    from edgeclean.layer_table import LayerRow, Spectrum
+
+LEVELS = "▁▂▃▄▅▆▇█"
+SPARKS = 16
+
+
+def inspect(  # noqa: PLR0913 - the options are the interface
+    checkpoint: Checkpoint,
+    ratio: Annotated[
+        float | None,
+        typer.Option(help="How many times fewer MACs (or parameters).", rich_help_panel=RUN),
+    ] = None,
+    measure: Annotated[
+        str | None, typer.Option(help="What the ratio is of: macs or params.", rich_help_panel=RUN)
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="A layer to leave whole; may be repeated.", rich_help_panel=RUN),
+    ] = None,
+    target: TargetName = None,
+    jetpack: JetPack = None,
+    model: ModelFile = None,
+    arch: Arch = None,
+    input_shape: InputShape = None,
+    classes: Classes = None,
+    mean: Mean = None,
+    std: Std = None,
+    config: Config = None,
+    seed: Seed = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """List the layers, their singular values, and what would become of each at a ratio.
+
+    The ranks are chosen from the weights alone; `compress` also asks the synthetic images, so its
+    ranks may differ a little.
+    """
+    face = Face(as_json=as_json, quiet=quiet)
+    spec, code_folder = model_spec(
+        model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
+    )
+    settings, _ = pipeline_settings(
+        config,
+        {
+            "seed": seed,
+            "target": target,
+            "jetpack": jetpack,
+            "decompose": {"keep": keep or None},
+            "ranks": {"ratio": ratio, "measure": measure},
+        },
+    )
+    use_threads(threads)
+    from edgeclean.layer_table import layer_rows, spectra
+    from edgeclean.pipeline import plan_checkpoint
+
+    with face.progress() as progress:
+        loaded, _, planned = plan_checkpoint(
+            checkpoint, spec, settings, code_folder=code_folder, progress=progress
+        )
+        rows, curves = layer_rows(loaded, planned), spectra(loaded, None, planned)
+    face.answer(
+        {
+            "source_sha256": loaded.source_sha256,
+            "ratio": settings.ranks.ratio,
+            "layers": [asdict(row) for row in rows],
+            "spectra": [asdict(curve) for curve in curves],
+        },
+        _table(rows, curves),
+    )
+
+
+def _table(rows: Sequence[LayerRow], curves: Sequence[Spectrum]) -> Table:
+    from edgeclean.report import si_number
+
+    spectrum = {curve.name: _sparkline(curve.before) for curve in curves}
+    table = plain_table("layer", "shape", "spectrum", "becomes", ">params", ">MACs")
+    for row in rows:
+        shape = "x".join(str(side) for side in row.shape)
+        table.add_row(
+            *cells(row.name, shape, spectrum.get(row.name, ""), _fate(row)),
+            *cells(_change(row.params_before, row.params_after, si_number)),
+            *cells(_change(row.macs_before, row.macs_after, si_number)),
+        )
+    before, after = (
+        sum(getattr(row, name) for row in rows) for name in ("macs_before", "macs_after")
+    )
+    params = [sum(getattr(row, name) for row in rows) for name in ("params_before", "params_after")]
+    table.add_section()
+    table.add_row(
+        *cells("all of these", "", "", f"{before / max(1, after):.2f}x fewer MACs"),
+        *cells(_change(params[0], params[1], si_number), _change(before, after, si_number)),
+    )
+    return table
+
+
+def _fate(row: LayerRow) -> str:
+    if row.fate == "factored":
+        return f"ranks {row.rank_out or 'whole'} x {row.rank_in or 'whole'}"
+    return row.reason or "stays one convolution"
+
+
+def _change(before: int, after: int, shown: Callable[[float], str]) -> str:
+    return shown(before) if before == after else f"{shown(before)} -> {shown(after)}"
+
+
+def _sparkline(values: Sequence[float]) -> str:
+    """At most 16 bars, evenly spread over the values; each is a share of the largest."""
+    step = max(1, len(values) // SPARKS)
+    return "".join(
+        LEVELS[min(len(LEVELS) - 1, int(value * len(LEVELS)))] for value in values[::step][:SPARKS]
+    )

@@ -1,0 +1,117 @@
+"""`edgeclean scan`: look for a backdoor, and change nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgeclean.cli.console import Face, cells, plain_table
+from edgeclean.cli.files import new_folder
+from edgeclean.cli.options import (
+    RUN,
+    Arch,
+    AsJson,
+    Checkpoint,
+    Classes,
+    Config,
+    InputShape,
+    Mean,
+    ModelFile,
+    Quiet,
+    Seed,
+    Std,
+    Threads,
+    model_spec,
+    pipeline_settings,
+    use_threads,
+)
+from edgeclean.errors import BackdoorSuspectedError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from edgeclean.scan import ScanReport
+
+
+def scan(  # noqa: PLR0913 - the options are the interface
+    checkpoint: Checkpoint,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A new folder for scan.json and the reconstructed triggers as PNG.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    fail_on_backdoor: Annotated[
+        bool,
+        typer.Option(
+            "--fail-on-backdoor", help="Exit with code 4 if one is suspected.", rich_help_panel=RUN
+        ),
+    ] = False,
+    model: ModelFile = None,
+    arch: Arch = None,
+    input_shape: InputShape = None,
+    classes: Classes = None,
+    mean: Mean = None,
+    std: Std = None,
+    config: Config = None,
+    seed: Seed = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search a network for a backdoor, without data; say what was searched and what was found."""
+    face = Face(as_json=as_json, quiet=quiet)
+    spec, code_folder = model_spec(
+        model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
+    )
+    settings, _ = pipeline_settings(config, {"seed": seed})
+    use_threads(threads)
+    from edgeclean.pipeline import scan_checkpoint
+    from edgeclean.report_page import trigger_files
+
+    with new_folder(output) as write, face.progress() as progress:
+        _, _, found = scan_checkpoint(
+            checkpoint, spec, settings, code_folder=code_folder, progress=progress
+        )
+        document = found.summary()
+        text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+        write({"scan.json": text.encode(), **trigger_files(found)})
+    face.answer(document, _verdict(found), _searches(found))
+    if fail_on_backdoor and found.verdict == "suspected":
+        raise BackdoorSuspectedError(
+            f"{verdict_in_words(found)}, and --fail-on-backdoor was given; `edgeclean compress` "
+            "purifies such a network"
+        )
+
+
+def verdict_in_words(found: ScanReport) -> str:
+    """Never "clean": a scan can only say what it did not find."""
+    if found.verdict == "suspected":
+        targets = ", ".join(str(one) for one in sorted({s.target for s in found.suspects}))
+        return f"backdoor suspected, target class {targets}"
+    return f"no trigger found by {', '.join(search.name for search in found.searches)}"
+
+
+def _verdict(found: ScanReport) -> Table:
+    table = plain_table(
+        "target", "source", "search", ">score", ">success", title=verdict_in_words(found)
+    )
+    for one in found.suspects:
+        source = "any" if one.source is None else one.source
+        table.add_row(
+            *cells(one.target, source, one.search, f"{one.score:.3g}", f"{one.success:.0%}")
+        )
+    return table
+
+
+def _searches(found: ScanReport) -> Table:
+    table = plain_table("search", "sees", "blind to", title="What was searched")
+    for search in found.searches:
+        table.add_row(*cells(search.name, search.sees, search.blind_to))
+    return table

@@ -1,0 +1,107 @@
+"""What a reader of a number must know of the machine and of the software that made it.
+
+`versions` belongs into a manifest (it decides the bytes of the output); `describe_environment` only
+into a report: it holds facts that change between two runs, such as the load. Neither ever holds a
+host name, a user name or a path.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import edgeclean
+
+LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxsim", "safetensors", "tensorly", "torch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """The machine that a measurement was made on.
+
+    Attributes:
+        processor: the name that the processor gives itself.
+        logical_cores: how many this process may run on.
+        memory_gib: physical memory.
+        system: kernel name and release.
+        machine: instruction set, such as "x86_64".
+        frequency_governor: the first core's, or "unknown" where the system does not tell.
+        load_average: runnable tasks over the last minute when it was asked; other work on the
+            machine makes every latency longer.
+        versions: see `versions`.
+    """
+
+    processor: str
+    logical_cores: int
+    memory_gib: float
+    system: str
+    machine: str
+    frequency_governor: str
+    load_average: float
+    versions: dict[str, str]
+
+
+def versions() -> dict[str, str]:
+    """edgeclean, Python and the libraries that decide the bytes of the output, by name.
+
+    A library that is not installed is left out.
+    """
+    found = {"edgeclean": edgeclean.__version__, "python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            found[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe_environment() -> Environment:
+    """The machine as it is now."""
+    return Environment(
+        processor=_processor_name(),
+        logical_cores=_usable_cores(),
+        memory_gib=_memory_gib(),
+        system=f"{platform.system()} {platform.release()}",
+        machine=platform.machine(),
+        frequency_governor=_read_line(
+            Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"), "unknown"
+        ),
+        load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0,
+        versions=versions(),
+    )
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() in {"model name", "Model", "Hardware"} and value.strip():
+            return value.strip()
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory_gib() -> float:
+    try:
+        pages, page_bytes = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 0.0
+    return round(pages * page_bytes / 2**30, 1)
+
+
+def _read_line(path: Path, otherwise: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip() or otherwise
+    except OSError:
+        return otherwise

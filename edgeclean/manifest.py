@@ -1,0 +1,116 @@
+"""The text files of a bundle that bind the others: names, canonical form, schema.
+
+``SHA256SUMS`` lists every other file, in the form that ``sha256sum --check`` reads on any device.
+``manifest.json`` lists the reproducible ones and says how they were made; ``report.json`` and
+``report.html`` hold measurements, which differ from run to run, so they stand outside of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import jsonschema
+
+from edgeclean.errors import InputRejectedError
+
+FORMAT = "edgeclean-bundle"
+SCHEMA_VERSION = 1
+MODEL = "model.onnx"
+MANIFEST = "manifest.json"
+REPORT = "report.json"
+REPORT_PAGE = "report.html"
+GOLDEN = "golden.safetensors"
+CHECKSUMS = "SHA256SUMS"
+UNREPRODUCIBLE = frozenset({MANIFEST, REPORT, REPORT_PAGE, CHECKSUMS})
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,99}){0,3}")
+_LINE = re.compile(r"([0-9a-f]{64})  (\S+)")
+
+
+def sha256(content: bytes) -> str:
+    """The SHA-256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def is_file_name(name: str) -> bool:
+    """Whether ``name`` may name a file of a bundle: relative, plain, 4 levels at most."""
+    return _NAME.fullmatch(name) is not None
+
+
+def canonical_json(value: Mapping[str, Any]) -> bytes:
+    """The one form in which a bundle holds JSON: sorted keys, two spaces, a newline at the end.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    return f"{text}\n".encode()
+
+
+def read_json(content: bytes, name: str) -> dict[str, Any]:
+    """Parse a JSON object that `canonical_json` wrote.
+
+    Raises:
+        InputRejectedError: it is not JSON, not an object, or not in the canonical form (which
+            excludes a key given twice).
+    """
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputRejectedError(f"{name} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputRejectedError(f"{name} holds a {type(value).__name__}; a JSON object is needed")
+    try:
+        canonical = canonical_json(value)
+    except (ValueError, RecursionError) as error:
+        raise InputRejectedError(f"{name} is not in the form edgeclean writes: {error}") from error
+    if canonical != content:
+        raise InputRejectedError(f"{name} is not in the form edgeclean writes: it was changed")
+    return value
+
+
+def check_manifest(manifest: Mapping[str, Any]) -> None:
+    """Check a manifest against the schema that is shipped as ``schemas/manifest.schema.json``.
+
+    Raises:
+        InputRejectedError: it does not fit; the message names the field.
+    """
+    error = jsonschema.exceptions.best_match(_validator().iter_errors(manifest))
+    if error is not None:
+        place = "/".join(str(step) for step in error.absolute_path) or "the top level"
+        raise InputRejectedError(f"{MANIFEST} does not fit its schema at {place}: {error.message}")
+
+
+def checksum_lines(files: Mapping[str, bytes]) -> bytes:
+    """The content of ``SHA256SUMS`` for these files."""
+    return "".join(f"{sha256(files[name])}  {name}\n" for name in sorted(files)).encode()
+
+
+def read_checksums(content: bytes) -> dict[str, str]:
+    """The hashes by file name.
+
+    Raises:
+        InputRejectedError: it is not exactly as `checksum_lines` writes it.
+    """
+    hashes: dict[str, str] = {}
+    for line in content.decode("ascii", errors="replace").splitlines():
+        match = _LINE.fullmatch(line)
+        if match is None or not is_file_name(match[2]):
+            raise InputRejectedError(f"{CHECKSUMS} has a line that is not 'sha256  name': {line!r}")
+        hashes[match[2]] = match[1]
+    written = "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes)).encode()
+    if written != content:
+        raise InputRejectedError(f"{CHECKSUMS} is not in the form edgeclean writes: it was changed")
+    return hashes
+
+
+@cache
+def _validator() -> Any:
+    schema = resources.files("edgeclean").joinpath("schemas/manifest.schema.json")
+    return jsonschema.Draft202012Validator(json.loads(schema.read_text(encoding="utf-8")))

@@ -1,0 +1,96 @@
+"""One node of an ONNX graph, with what is known around it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from onnx import NodeProto, helper
+from torch import Tensor
+
+from edgeclean.errors import InputRejectedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeView:
+    """One node with what is known around it.
+
+    Attributes:
+        node: the node.
+        constants: every constant of the graph, by name.
+        shapes: the shape of every value for one image, by name.
+        opset: of the graph.
+    """
+
+    node: NodeProto
+    constants: Mapping[str, Tensor]
+    shapes: Mapping[str, tuple[int, ...]]
+    opset: int
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """An attribute's value."""
+        for attribute in self.node.attribute:
+            if attribute.name == name:
+                return helper.get_attribute_value(attribute)
+        return default
+
+    def given(self, index: int) -> bool:
+        """Whether the input is there (optional inputs may be left out or empty)."""
+        return index < len(self.node.input) and self.node.input[index] != ""
+
+    def is_constant(self, index: int) -> bool:
+        """Whether the input is a constant."""
+        return self.given(index) and self.node.input[index] in self.constants
+
+    def constant(self, index: int) -> Tensor:
+        """The constant at an input.
+
+        Raises:
+            InputRejectedError: it is computed, not constant.
+        """
+        if not self.is_constant(index):
+            raise self.refusal(f"input {index} must be a constant")
+        return self.constants[self.node.input[index]]
+
+    def floats(self, index: int) -> Tensor:
+        """The constant at an input, as float32 (of its own: nothing else shares it).
+
+        Raises:
+            InputRejectedError: it is computed, or some of its numbers are NaN or infinite.
+        """
+        numbers = self.constant(index).to(torch.float32, copy=True)
+        if not bool(torch.isfinite(numbers).all()):
+            raise self.refusal(
+                f"input {index} has NaN or infinite numbers; a trained network has none"
+            )
+        return numbers
+
+    def integers(self, name: str, index: int) -> list[int] | None:
+        """A list that was an attribute in older opsets and is an input in newer ones."""
+        if self.given(index):
+            return [int(number) for number in self.constant(index).flatten().tolist()]
+        listed = self.attribute(name)
+        return None if listed is None else [int(number) for number in listed]
+
+    def shape(self, index: int = 0) -> tuple[int, ...]:
+        """An input's shape, for one image."""
+        return self.shapes[self.node.input[index]]
+
+    def axis(self, axis: int) -> int:
+        """An axis of the first input, counted from the front; never the batch axis.
+
+        Raises:
+            InputRejectedError: it is the batch axis.
+        """
+        axes = len(self.shape())
+        positive = axis + axes if axis < 0 else axis
+        if not 0 < positive < axes:
+            raise self.refusal(f"axis {axis} of {axes}; one behind the batch axis is needed")
+        return positive
+
+    def refusal(self, why: str) -> InputRejectedError:
+        """The error that names this node."""
+        name = self.node.name or self.node.output[0]
+        return InputRejectedError(f"{self.node.op_type} node {name[:80]!r}: {why}")

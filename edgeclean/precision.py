@@ -1,0 +1,32 @@
+"""Mixed precision where the processor has it: bfloat16 autocast, else plain float32."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 convolutions run on dedicated instructions of this device."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    if device.type == "cpu":
+        # The check that torch's own oneDNN convolutions make before they choose a bfloat16 kernel.
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return False
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """An autocast context: bfloat16 where it is fast, disabled elsewhere."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device))
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a network's parameters live (the CPU for a network without any)."""
+    parameter = next(module.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    """The same module with its convolutions' weights in channels-last order, which is faster."""
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -1,0 +1,46 @@
+"""Text from strangers (layer names, file names, error details), made safe to show.
+
+A name may hold terminal escape sequences, line breaks, or characters that reverse the reading
+direction; none of them may reach a terminal or a page. Markup is another matter: whoever shows the
+text escapes it for where it goes.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"})
+
+
+def printable(text: str, *, keep_newlines: bool = False) -> str:
+    r"""The text with every control, format, private or unassigned character written as an escape.
+
+    >>> printable("conv\x1b[31m1")
+    'conv\\x1b[31m1'
+    """
+    return "".join(
+        character
+        if unicodedata.category(character) not in UNSAFE_CATEGORIES
+        or (keep_newlines and character == "\n")
+        else character.encode("ascii", "backslashreplace").decode("ascii")
+        if ord(character) > 0x7F
+        else f"\\x{ord(character):02x}"
+        for character in text
+    )
+
+
+def without_folder(architecture: str) -> str:
+    """``folder/net.py:make`` names a place on one machine; ``net.py:make`` is what matters."""
+    return architecture.replace("\\", "/").rsplit("/", maxsplit=1)[-1]
+
+
+def short_label(text: str, length: int = 26) -> str:
+    """At most ``length`` printable ASCII characters, with the middle left out where it is longer.
+
+    For figures, whose fonts do not have every character.
+    """
+    plain = printable(text).encode("ascii", "backslashreplace").decode("ascii")
+    if len(plain) <= length:
+        return plain
+    tail = (length - 2) // 2
+    return f"{plain[: length - 2 - tail]}..{plain[len(plain) - tail :]}"

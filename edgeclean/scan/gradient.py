@@ -1,0 +1,182 @@
+"""The gradient search: the cheapest trigger of one family for every slot at once.
+
+Source: Neural Cleanse (Wang et al., IEEE S&P 2019), section IV, on synthetic instead of clean
+images; its schedule of the cost's weight, one per slot. We add slots restricted to one source
+class, families other than masks, and the check of every result on all images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgeclean.precision import device_of, mixed_precision
+from edgeclean.scan.families import Family
+from edgeclean.scan.triggers import Trigger
+
+ANY = -1  # a slot's source when it takes images of every class
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One hypothesis: images of ``source`` (or `ANY`) can be sent to ``target``."""
+
+    target: int
+    source: int = ANY
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Images with what the network under test says of them: no labels, its own predictions."""
+
+    pixels: Float[Tensor, "n c h w"]
+    predictions: Int[Tensor, " n"]
+
+    def usable(self, slot: Slot) -> Bool[Tensor, " n"]:
+        """Which images a slot may use: not yet of the target, and of its source."""
+        usable = self.predictions != slot.target
+        return usable if slot.source == ANY else usable & (self.predictions == slot.source)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The cheapest trigger of one slot that still works.
+
+    ``cost`` is the family's; infinite, with no trigger, if none worked. ``success`` is the share
+    of all usable images that it sends to the target.
+    """
+
+    slot: Slot
+    cost: float
+    success: float
+    trigger: Trigger | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientSettings:
+    """How hard to search: Adam ``steps`` with ``batch_size`` images a slot in each."""
+
+    steps: int = 100
+    batch_size: int = 16
+    success: float = 0.95
+    slots_at_once: int = 64
+
+
+def cheapest_triggers(
+    module: nn.Module,
+    evidence: Evidence,
+    slots: list[Slot],
+    family: type[Family],
+    settings: GradientSettings,
+    generator: torch.Generator,
+) -> list[Found]:
+    """For each slot, the cheapest trigger of ``family`` with a running success above the limit.
+
+    ``module`` is a frozen function of pixels. Slots with fewer than two usable images come back
+    as not found.
+    """
+    found: list[Found] = []
+    for start in range(0, len(slots), settings.slots_at_once):
+        chunk = slots[start : start + settings.slots_at_once]
+        found += _search_chunk(module, evidence, chunk, family, settings, generator)
+    return found
+
+
+def _search_chunk(
+    module: nn.Module,
+    evidence: Evidence,
+    slots: list[Slot],
+    family: type[Family],
+    settings: GradientSettings,
+    generator: torch.Generator,
+) -> list[Found]:
+    shape = tuple(evidence.pixels.shape[1:])
+    hypothesis = family(len(slots), shape, generator)  # type: ignore[call-arg]
+    optimizer = torch.optim.Adam(hypothesis.parameters(), lr=family.learning_rate, betas=(0.5, 0.9))
+    pools = [evidence.usable(slot).nonzero().flatten() for slot in slots]
+    targets = torch.tensor([slot.target for slot in slots])
+    tracker = _Tracker(slots, family.weight)
+    for step in range(settings.steps):
+        rows = torch.stack([_draw(pool, settings.batch_size, generator) for pool in pools])
+        logits = _logits(module, hypothesis.stamp(evidence.pixels[rows]))
+        wanted = targets[:, None].expand(-1, settings.batch_size)
+        class_loss = functional.cross_entropy(
+            logits.flatten(0, 1), wanted.flatten(), reduction="none"
+        ).view_as(wanted)
+        cost = hypothesis.cost()
+        optimizer.zero_grad()
+        (class_loss.mean(1) + tracker.weight * cost).sum().backward()
+        hits = (logits.argmax(2) == wanted).float().mean(1)
+        tracker.update(step, hits, cost.detach(), settings.success, hypothesis)
+        optimizer.step()
+    return [
+        _confirmed(module, evidence, slot, tracker.best[index])
+        if len(pools[index]) > 1
+        else Found(slot, float("inf"), 0.0, None)
+        for index, slot in enumerate(slots)
+    ]
+
+
+class _Tracker:
+    """Running success, cost weight and best trigger so far of each slot."""
+
+    def __init__(self, slots: list[Slot], weight: float) -> None:
+        self.weight = torch.full((len(slots),), weight)
+        self._limits = (weight / 10, weight * 300)
+        self._success = torch.zeros(len(slots))
+        self._costs = [float("inf")] * len(slots)
+        self.best: list[tuple[float, Trigger] | None] = [None] * len(slots)
+
+    def update(
+        self, step: int, hits: Tensor, cost: Tensor, success: float, hypothesis: Family
+    ) -> None:
+        """Remember cheaper triggers that work; press on the cost where one works, ease elsewhere."""
+        self._success = hits if step == 0 else 0.7 * self._success + 0.3 * hits
+        works = self._success > success
+        self.weight = torch.where(works, self.weight * 1.12, self.weight / 1.08)
+        self.weight = self.weight.clamp(*self._limits)
+        for slot in works.nonzero().flatten().tolist():
+            if float(cost[slot]) < self._costs[slot]:
+                self._costs[slot] = float(cost[slot])
+                self.best[slot] = (float(cost[slot]), hypothesis.trigger(slot))
+
+
+def _draw(pool: Tensor, count: int, generator: torch.Generator) -> Int[Tensor, " b"]:
+    """``count`` entries of ``pool`` with repetition; index 0 where the pool is empty."""
+    if len(pool) == 0:
+        return torch.zeros(count, dtype=torch.int64)
+    return pool[torch.randint(len(pool), (count,), generator=generator)]
+
+
+def _logits(module: nn.Module, images: Float[Tensor, "k b c h w"]) -> Float[Tensor, "k b classes"]:
+    device = device_of(module)
+    flat = images.flatten(0, 1).to(device, memory_format=torch.channels_last)
+    with mixed_precision(device):
+        logits: Tensor = module(flat)
+    return logits.float().cpu().unflatten(0, images.shape[:2])
+
+
+def _confirmed(
+    module: nn.Module, evidence: Evidence, slot: Slot, best: tuple[float, Trigger] | None
+) -> Found:
+    if best is None:
+        return Found(slot, float("inf"), 0.0, None)
+    cost, trigger = best
+    return Found(slot, cost, success_rate(module, evidence, slot, trigger), trigger)
+
+
+@torch.no_grad()
+def success_rate(module: nn.Module, evidence: Evidence, slot: Slot, trigger: Trigger) -> float:
+    """Share of the slot's usable images that the trigger sends to its target; 0 without any."""
+    pixels = evidence.pixels[evidence.usable(slot)]
+    if len(pixels) == 0:
+        return 0.0
+    hits = 0
+    for batch in pixels.split(256):
+        logits = _logits(module, trigger.stamp(batch).unsqueeze(0))[0]
+        hits += int((logits.argmax(1) == slot.target).sum())
+    return hits / len(pixels)

@@ -1,0 +1,144 @@
+"""Whether an exported network computes what the PyTorch one does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgeclean.environment import versions
+from edgeclean.errors import ParityError, UsageError
+from edgeclean.onnx_session import OnnxSession
+from edgeclean.pixels import normalize
+from edgeclean.states import Network
+
+PYTORCH_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParitySettings:
+    """How close the two must be.
+
+    Attributes:
+        tolerance: the largest difference allowed, relative to max(1, largest logit of the image).
+        threads: of ONNX Runtime.
+    """
+
+    tolerance: float = 1e-4
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tolerance < 1:
+            raise UsageError(f"the parity tolerance is {self.tolerance}; it must be in (0, 1)")
+        if self.threads < 1:
+            raise UsageError(f"threads is {self.threads}; it must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityRecord:
+    """How close the two were.
+
+    Attributes:
+        images: how many were compared.
+        max_abs_difference: between two logits, over all images and classes.
+        max_relative_difference: the same over max(1, largest absolute logit of the image); this
+            is what the tolerance bounds.
+        max_abs_logit: the largest absolute logit of the PyTorch network.
+        top1_agreement: fraction of the images for which both name the same class.
+        runtime: what ran the exported network.
+    """
+
+    images: int
+    max_abs_difference: float
+    max_relative_difference: float
+    max_abs_logit: float
+    top1_agreement: float
+    tolerance: float
+    runtime: str
+
+
+def check_parity(
+    network: Network,
+    model: bytes,
+    pixels: Float[Tensor, "n c h w"],
+    settings: ParitySettings | None = None,
+) -> ParityRecord:
+    """Compare the ONNX file with the PyTorch network on images, through ONNX Runtime on the CPU.
+
+    Args:
+        network: the PyTorch network that was exported.
+        model: the ONNX file.
+        pixels: [n, c, h, w] in [0, 1]; they are normalised here.
+        settings: the tolerance.
+
+    Returns:
+        The differences; ``max_relative_difference`` is at most the tolerance.
+
+    Raises:
+        ParityError: a difference above the tolerance, a logit that is not finite, or outputs of
+            different shapes.
+        InputRejectedError: ONNX Runtime cannot load the file.
+        UsageError: no images, or the file takes images of another shape.
+    """
+    settings = settings or ParitySettings()
+    session = OnnxSession(model, threads=settings.threads)
+    if len(pixels) == 0 or tuple(pixels.shape[1:]) != session.input_shape:
+        raise UsageError(
+            f"{len(pixels)} images {tuple(pixels.shape[1:])} were given to compare; at least one "
+            f"image {session.input_shape} is needed"
+        )
+    images = normalize(pixels.detach().cpu().float(), network.spec)
+    expected = _pytorch_logits(network, images)
+    got = session.predict(images.numpy())
+    if got.shape != expected.shape:
+        raise ParityError(
+            f"the ONNX network's logits have the shape {got.shape}; PyTorch's have {expected.shape}"
+        )
+    record = _compare(expected, got, settings.tolerance)
+    if not record.max_relative_difference <= settings.tolerance:  # also true for NaN
+        raise ParityError(
+            f"the ONNX network differs from PyTorch by {record.max_relative_difference:.3g} of "
+            f"max(1, largest logit) on {record.images} images; at most {settings.tolerance:.3g} is "
+            "allowed: raise the tolerance only if this difference is harmless for you"
+        )
+    return record
+
+
+def _pytorch_logits(network: Network, images: Float[Tensor, "n c h w"]) -> NDArray[np.float32]:
+    """Logits [n, classes] in evaluation mode; the module's own mode is restored."""
+    was_training = network.module.training
+    reference = next(network.module.parameters())
+    try:
+        network.module.eval()
+        with torch.no_grad():
+            logits = [
+                network.module(part.to(reference)).float().cpu()
+                for part in (
+                    images[start : start + PYTORCH_BATCH]
+                    for start in range(0, len(images), PYTORCH_BATCH)
+                )
+            ]
+    finally:
+        network.module.train(was_training)
+    stacked: NDArray[np.float32] = torch.cat(logits).numpy()
+    return stacked
+
+
+def _compare(
+    expected: NDArray[np.float32], got: NDArray[np.float32], tolerance: float
+) -> ParityRecord:
+    difference = np.abs(got.astype(np.float64) - expected)
+    largest_logit = np.abs(expected).max(axis=1, keepdims=True)
+    return ParityRecord(
+        images=len(expected),
+        max_abs_difference=float(difference.max()),
+        max_relative_difference=float((difference / np.maximum(1.0, largest_logit)).max()),
+        max_abs_logit=float(largest_logit.max()),
+        top1_agreement=float((expected.argmax(axis=1) == got.argmax(axis=1)).mean()),
+        tolerance=tolerance,
+        runtime=f"onnxruntime {versions()['onnxruntime']}, CPU",
+    )

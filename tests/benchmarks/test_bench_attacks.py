@@ -1,0 +1,249 @@
+"""Each attack stamps, relabels and poisons as its paper says."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from bench_images import noise_images, shade_images, tiny_network
+
+from benchmarks.attacks.base import as_uint8
+from benchmarks.attacks.blended import blended, low_frequency, sig
+from benchmarks.attacks.input_aware import InputAware
+from benchmarks.attacks.patch import badnets
+from benchmarks.attacks.patterns import checker_patch, smooth_picture, stripes_picture
+from benchmarks.attacks.table import ATTACKS
+from benchmarks.attacks.trojan import excite_patch, strongest_inputs, trojan
+from benchmarks.attacks.warped import WaNet, warp_grid
+from edgeclean.pixels import pixel_network
+
+CPU = torch.device("cpu")
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_stamp_keeps_shape_and_range_and_its_input(name):
+    attack = ATTACKS[name](4, (8, 8))
+    pixels = noise_images(6).floats()
+    before = pixels.clone()
+    stamped = attack.stamp(pixels)
+    assert torch.equal(pixels, before)
+    assert stamped.shape == pixels.shape
+    assert 0 <= stamped.min() <= stamped.max() <= 1
+    assert torch.equal(stamped, attack.stamp(pixels))
+    assert torch.equal(stamped, pixels) == (name == "clean")
+
+
+def test_relabel():
+    labels = torch.tensor([0, 1, 2, 3])
+    one = badnets(classes=4, size=(8, 8), target=2)
+    every = badnets(classes=4, size=(8, 8), target=None)
+    assert one.relabel(labels).tolist() == [2, 2, 2, 2]
+    assert every.relabel(labels).tolist() == [1, 2, 3, 0]
+
+
+@pytest.mark.parametrize("target", [1, None])
+def test_dirty_label_poison_is_its_share_and_touches_nothing_else(target):
+    images = noise_images(200)
+    attack = badnets(classes=4, size=(8, 8), target=target, rate=0.1)
+    poisoned = attack.poison(images, seed=0)
+    changed = (poisoned.pixels != images.pixels).flatten(1).any(1)
+    relabelled = poisoned.labels != images.labels
+    assert int(relabelled.sum()) == 20
+    assert torch.equal(changed, relabelled)
+    wanted = attack.relabel(images.labels[relabelled])
+    assert torch.equal(poisoned.labels[relabelled], wanted)
+    assert not torch.equal(attack.poison(images, seed=1).labels, poisoned.labels)
+
+
+def test_checker_patch_lies_in_the_corner():
+    images = noise_images(1).floats()
+    attack = badnets(classes=4, size=(8, 8), patch=checker_patch(2, (1, 1, 1), (0, 0, 0)), margin=1)
+    stamped = attack.stamp(images)[0]
+    assert torch.equal(stamped[0, 5:7, 5:7], torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    stamped[:, 5:7, 5:7] = images[0, :, 5:7, 5:7]
+    assert torch.equal(stamped, images[0])
+
+
+def test_sig_changes_no_label_and_only_the_target_class():
+    images = noise_images(200)
+    poisoned = sig(classes=4, size=(8, 8), target=3, rate=0.1).poison(images, seed=0)
+    changed = (poisoned.pixels != images.pixels).flatten(1).any(1)
+    assert torch.equal(poisoned.labels, images.labels)
+    assert int(changed.sum()) == 20
+    assert set(images.labels[changed].tolist()) == {3}
+    everything = sig(classes=4, size=(8, 8), target=3, rate=0.9).poison(images, seed=0)
+    changed = (everything.pixels != images.pixels).flatten(1).any(1)
+    assert torch.equal(changed, images.labels == 3)
+
+
+def test_stripes_are_the_papers_sine():
+    wave = stripes_picture(4, 32, 40 / 255, 6)
+    assert wave[1, 2, 5] == pytest.approx(40 / 255 * math.sin(2 * math.pi * 5 * 6 / 32), abs=1e-6)
+    assert torch.equal(wave[0, 0], wave[2, 3])
+
+
+def test_blend_is_a_convex_mixture():
+    attack = blended(classes=4, size=(8, 8), alpha=0.25)
+    black, white = torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8)
+    assert torch.allclose(attack.stamp(white) - attack.stamp(black), torch.tensor(0.75))
+    assert attack.stamp(black).max() == pytest.approx(0.25, abs=0.02)
+
+
+def test_low_frequency_pattern_has_no_high_frequency_and_no_mean():
+    picture = smooth_picture(16, 16, amplitude=0.1, highest=4, seed=0)
+    positions = (torch.arange(16) + 0.5) / 16
+    basis = torch.cos(math.pi * torch.arange(16)[:, None] * positions)  # DCT-II
+    spectrum = torch.einsum("uh,vw,chw->cuv", basis, basis, picture)
+    assert picture.abs().max() == pytest.approx(0.1)
+    inside = spectrum[:, :4, :4].square().sum()
+    assert spectrum.square().sum() - inside < 1e-9 * inside
+    assert spectrum[:, 0, 0].abs().max() < 1e-5
+    attack = low_frequency(classes=4, size=(16, 16), amplitude=0.1, seed=0)
+    grey = torch.full((1, 3, 16, 16), 0.5)
+    assert torch.allclose(attack.stamp(grey)[0] - 0.5, picture, atol=1e-6)
+
+
+def test_warp_of_no_strength_is_the_identity():
+    pixels = noise_images(2).floats()
+    attack = WaNet(classes=4, size=(8, 8), strength=0.0)
+    assert torch.allclose(attack.stamp(pixels), pixels, atol=1e-5)
+
+
+def test_warp_strength_is_in_pixels():
+    # The coarse grid is divided by its mean size: on average strength / height, half a pixel x 2/h.
+    identity, warped = (warp_grid((32, 32), strength, 4, 0) for strength in (0.0, 0.5))
+    moved = (warped - identity).abs().mean() * 32 / 2
+    assert 0.1 < moved < 0.5
+
+
+class Spy:
+    """A network that keeps what it was asked."""
+
+    def __init__(self, classes: int) -> None:
+        self.asked = []
+        self.scale = torch.ones(classes, requires_grad=True)
+
+    def __call__(self, pixels):
+        self.asked.append(pixels.detach().clone())
+        return pixels.mean((1, 2, 3))[:, None] * self.scale
+
+
+def test_wanet_batch_holds_poison_noise_and_the_rest():
+    attack = WaNet(classes=4, size=(8, 8), target=0, rate=0.2, noise_ratio=2)
+    images, spy = noise_images(10), Spy(4)
+    pixels = images.floats()
+    attack.batch_loss(spy, pixels, images.labels, 0.0, generator())
+    asked = spy.asked[0]
+    assert torch.allclose(asked[:2], attack.stamp(pixels[:2]))
+    for index in range(2, 6):  # disturbed: neither plain nor the very warp
+        assert not torch.allclose(asked[index], pixels[index], atol=1e-3)
+        assert not torch.allclose(asked[index], attack.stamp(pixels)[index], atol=1e-3)
+    assert torch.equal(asked[6:], pixels[6:])
+
+
+def test_wanet_labels_are_the_targets_for_poison_alone():
+    attack = WaNet(classes=4, size=(8, 8), target=3, rate=0.2, noise_ratio=2)
+    images = noise_images(10)
+    logits = torch.randn(10, 4, generator=generator(1))
+    wanted = images.labels.clone()
+    wanted[:2] = 3
+    loss = attack.batch_loss(lambda p: logits, images.floats(), images.labels, 0.0, generator())
+    assert loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, wanted)))
+
+
+def test_wanet_needs_room_in_the_batch():
+    with pytest.raises(ValueError, match="more than the whole batch"):
+        WaNet(classes=4, size=(8, 8), rate=0.4, noise_ratio=2)
+
+
+def prepared(target=0, mask_epochs=1) -> InputAware:
+    attack = InputAware(classes=4, target=target, width=4, rate=0.2, mask_epochs=mask_epochs)
+    attack.prepare(noise_images(32), seed=0, device=CPU)
+    return attack
+
+
+def test_input_aware_stamps_each_image_its_own_way():
+    attack = prepared()
+    pixels = noise_images(4).floats()
+    with torch.no_grad():
+        patterns = attack._pattern(pixels)
+    assert not torch.allclose(patterns[0], patterns[1], atol=1e-4)
+
+
+def test_input_aware_labels_poison_and_keeps_those_of_cross_triggers():
+    attack = prepared(target=3)
+    images = noise_images(10)
+    logits = torch.randn(10, 4, generator=generator(1))
+    wanted = images.labels.clone()
+    wanted[:2] = 3
+    right = torch.nn.functional.cross_entropy(logits, wanted)
+    with torch.no_grad():
+        losses = [
+            float(attack.batch_loss(lambda p: answer, images.floats(), images.labels, 0.0, generator()))
+            for answer in (logits, 0 * logits)
+        ]
+    # The diversity term is the same in both; the rest of the difference is the cross-entropy.
+    assert losses[0] - losses[1] == pytest.approx(float(right) - math.log(4), abs=1e-4)
+
+
+def test_input_aware_gradients_do_not_pile_up():
+    attack = prepared()
+    images, network = noise_images(10), Spy(4)
+    attack.batch_loss(network, images.floats(), images.labels, 0.0, generator()).backward()
+    before = [weight.detach().clone() for weight in attack.generator_network.parameters()]
+    assert any(weight.grad.abs().sum() > 0 for weight in attack.generator_network.parameters())
+    assert all(weight.grad is None for weight in attack.mask_network.parameters())
+    attack.after_backward()
+    after = list(attack.generator_network.parameters())
+    assert all(weight.grad is None for weight in after)
+    assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def test_input_aware_mask_learns_to_be_small():
+    untrained, trained = prepared(mask_epochs=0), prepared(mask_epochs=12)
+    pixels = noise_images(16, seed=1).floats()
+    with torch.no_grad():
+        areas = [float(attack._mask(pixels).mean()) for attack in (untrained, trained)]
+    assert areas[1] < areas[0]
+
+
+def test_trojan_patch_excites_the_chosen_neurons():
+    network = pixel_network(tiny_network())
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    chosen = strongest_inputs(network[1][-1].weight, 2)
+
+    def excitement(patch):
+        image = torch.full((1, 3, 8, 8), 0.5)
+        image[:, :, -6:, -6:] = patch
+        with torch.no_grad():
+            return float(network[1][:-1](network[0](image))[:, chosen].mean())
+
+    patches = [
+        excite_patch(network, size=(8, 8), side=6, neurons=2, steps=steps, step_size=0.05, seed=0)
+        for steps in (0, 40)
+    ]
+    assert excitement(patches[1]) > excitement(patches[0]) + 1e-3
+    assert 0 <= patches[1].min() <= patches[1].max() <= 1
+    assert all(torch.equal(before[name], now) for name, now in network.state_dict().items())
+    attack = trojan(network, classes=4, size=(8, 8), steps=2)
+    assert attack.poison(shade_images(40), 0).labels.bincount()[0] > 10
+
+
+def test_strongest_inputs_are_by_absolute_outgoing_weight():
+    weight = torch.tensor([[1.0, -3.0, 0.5], [1.0, 3.0, 0.0]])
+    assert strongest_inputs(weight, 2).tolist() == [1, 0]
+
+
+def test_pixels_out_of_range_are_clipped_not_wrapped():
+    assert as_uint8(torch.tensor([[[[-0.1, 0.5, 1.2]]]])).flatten().tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("settings", [{"rate": 0.0}, {"target": 4}])
+def test_impossible_attacks_are_refused(settings):
+    with pytest.raises(ValueError, match="must lie between|it is 0..3"):
+        badnets(classes=4, size=(8, 8), **settings)
