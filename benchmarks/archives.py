@@ -52,9 +52,7 @@ def read_cifar100(archive: Path, *, train: bool) -> LabelledImages:
     return _cifar(archive, [members[part]], names, label_bytes=2)
 
 
-def read_gtsrb(
-    pictures: Path, labels: Path | None = None, *, side: int = 32
-) -> LabelledImages:
+def read_gtsrb(pictures: Path, labels: Path | None = None, *, side: int = 32) -> LabelledImages:
     """The traffic signs, each cut to its sign's box and resized to side x side.
 
     Args:
@@ -179,7 +177,9 @@ def _zip_member(archive: zipfile.ZipFile, name: str) -> bytes:
             raise InputRejectedError(f"{archive.filename}: {name} is larger than any such set's")
         return archive.read(name)
     except (KeyError, zipfile.BadZipFile) as error:
-        raise InputRejectedError(f"{archive.filename}: {name!r} cannot be read ({error})") from error
+        raise InputRejectedError(
+            f"{archive.filename}: {name!r} cannot be read ({error})"
+        ) from error
 
 
 def _table(content: bytes) -> Iterator[dict[str, str]]:
@@ -204,7 +204,9 @@ def _check_there(path: Path, what: str) -> None:
 def _resized(picture: np.ndarray, side: int, box: tuple[int, ...] | None = None) -> np.ndarray:
     image = Image.fromarray(picture)
     if box is not None:
-        image = image.crop((box[0], box[1], box[2] + 1, box[3] + 1))  # the box's corners belong to it
+        image = image.crop(
+            (box[0], box[1], box[2] + 1, box[3] + 1)
+        )  # the box's corners belong to it
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
 
 

@@ -1,4 +1,4 @@
-"""CLP on the published networks: ``python -m benchmarks.clp_zoo`` writes ``results/clp-zoo.json``."""
+"""CLP on the published networks; ``python -m benchmarks.clp_zoo`` writes its JSON in results/."""
 
 from __future__ import annotations
 

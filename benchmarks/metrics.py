@@ -30,7 +30,7 @@ class Rate:
 
     @property
     def fraction(self) -> float:
-        """hits / total, in [0, 1]; nan when nothing was counted."""
+        """The hits' share, in [0, 1]; nan when nothing was counted."""
         return self.hits / self.total if self.total else math.nan
 
     @property

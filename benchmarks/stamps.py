@@ -30,9 +30,10 @@ class PastePatch:
     left: int
 
     def __call__(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """The pixels with the rectangle overwritten."""
         height, width = self.patch.shape[1:]
         bottom, right = self.top + height, self.left + width
-        if not (0 <= self.top and 0 <= self.left):
+        if self.top < 0 or self.left < 0:
             raise ValueError(f"patch starts at ({self.top}, {self.left}); rows and columns from 0")
         if bottom > pixels.shape[2] or right > pixels.shape[3]:
             raise ValueError(
@@ -52,6 +53,7 @@ class AddMasked:
     mask: Float[Tensor, "c h w"]
 
     def __call__(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """The stamped and clipped pixels."""
         pattern, mask = self.pattern.to(pixels), self.mask.to(pixels)
         stamped: Tensor = (pixels * (1 - mask) + pattern).clamp(0, 1)
         return stamped
@@ -65,5 +67,6 @@ class Blend:
     alpha: float
 
     def __call__(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """The mixture."""
         stamped: Tensor = pixels + self.alpha * (self.picture.to(pixels) - pixels)
         return stamped

@@ -74,7 +74,7 @@ class TrainingRecord:
     epochs: tuple[dict[str, float], ...]
 
 
-def train(
+def train(  # noqa: PLR0913 - four things to train with, three about where
     network: nn.Module,
     images: LabelledImages,
     attack: Attack,
@@ -96,7 +96,7 @@ def train(
         report: told one line an epoch.
     """
     device = device or torch.device("cpu")
-    network.to(device, memory_format=torch.channels_last).train()
+    network.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     attack.prepare(images, settings.seed, device)
     poisoned = attack.poison(images, settings.seed)
     pixels, labels = poisoned.pixels.to(device), poisoned.labels.to(device)
@@ -151,7 +151,7 @@ def augment(
     return padded.permute(0, 2, 3, 1)[each, rows, columns].permute(0, 3, 1, 2)
 
 
-def _epoch(
+def _epoch(  # noqa: PLR0913 - one loop and what it needs
     network: nn.Module,
     pixels: UInt8[Tensor, "n c h w"],
     labels: Int[Tensor, " n"],
@@ -173,9 +173,7 @@ def _epoch(
         for group in optimiser.param_groups:
             group["lr"] = rate
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=settings.mixed):
-            loss = attack.batch_loss(
-                network, batch, labels[chosen], settings.smoothing, generator
-            )
+            loss = attack.batch_loss(network, batch, labels[chosen], settings.smoothing, generator)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -227,9 +225,7 @@ class _EpochStore:
         self._log.write_text(json.dumps({**self._identity, "epochs": epochs}))
         partial.replace(self._path)
 
-    def load(
-        self, network: nn.Module, optimiser: torch.optim.Optimizer
-    ) -> list[dict[str, float]]:
+    def load(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> list[dict[str, float]]:
         if self._path is None or self._log is None or not self._path.exists():
             return []
         log = json.loads(self._log.read_text())

@@ -48,7 +48,7 @@ def input_moments(
     own = torch.zeros(size, size, device=images.device)
     crossed = own if reference is None else torch.zeros_like(own)
     patches = 0
-    for batch in images.split(_IMAGES_AT_ONCE):
+    for batch in torch.split(images, _IMAGES_AT_ONCE):
         wanted = max(_PATCHES_PER_ENTRY * size, _LEAST_PATCHES) * len(batch) // len(images)
         mine = _patches(conv, _input_of(module, layer, batch), wanted)
         own += mine @ mine.T

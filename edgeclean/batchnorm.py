@@ -52,7 +52,7 @@ class StatisticsDistance:
         """
         total = torch.zeros(())
         for index, layer in enumerate(self._layers):
-            mean, variance = BatchMoments.apply(self._inputs[index])
+            mean, variance = BatchMoments.apply(self._inputs[index])  # type: ignore[no-untyped-call]
             expected_mean, expected_variance = layer.running_mean, layer.running_var
             assert isinstance(expected_mean, Tensor)  # noqa: S101 - batchnorm_layers chose them
             assert isinstance(expected_variance, Tensor)  # noqa: S101
@@ -87,7 +87,7 @@ class BatchMoments(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, activations: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(ctx: Any, activations: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance over batch, rows and columns."""
         normal, mean, inverse = torch.ops.aten._native_batch_norm_legit.no_stats(
             activations, None, None, True, 0.0, EPSILON
@@ -97,7 +97,7 @@ class BatchMoments(torch.autograd.Function):
         return mean, (inverse.square().reciprocal() - EPSILON).clamp_min(0)
 
     @staticmethod
-    def backward(ctx: Any, mean_gradient: Tensor, variance_gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, mean_gradient: Tensor, variance_gradient: Tensor) -> Tensor:
         """Gradient with respect to the activations."""
         normal, inverse = ctx.saved_tensors
         slope = (2 * variance_gradient / (ctx.count * inverse)).to(normal.dtype).view(1, -1, 1, 1)

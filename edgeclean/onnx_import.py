@@ -8,7 +8,6 @@ is a list of steps over modules, with names that are made plain first.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,6 @@ from edgeclean.onnx_guard import (
     image_input,
     read_model,
 )
-from edgeclean.onnx_modules import Arithmetic
 from edgeclean.onnx_node import NodeView
 from edgeclean.onnx_operators import OPERATORS
 
@@ -142,39 +140,7 @@ def build_network(model: ModelProto) -> OnnxNetwork:
             raise view.refusal(f"cannot be converted ({reason})") from error
         calls.append((name, inputs, node.output[0]))
     ends = (image_input(model)[0], graph.output[0].name)
-    calls = _merge_biases(modules, calls, ends[1])
     return OnnxNetwork(modules, _steps(calls, ends[1]), ends)
-
-
-def _merge_biases(
-    modules: dict[str, nn.Module], calls: list[tuple[str, tuple[str, ...], str]], output: str
-) -> list[tuple[str, tuple[str, ...], str]]:
-    """MatMul and the Add of a constant vector behind it are one linear layer."""
-    uses = Counter(name for _, inputs, _ in calls for name in inputs)
-    makers: dict[str, int] = {}
-    merged: list[tuple[str, tuple[str, ...], str]] = []
-    for name, inputs, value in calls:
-        addition, maker = modules[name], makers.get(inputs[0])
-        linear = None if maker is None else modules[merged[maker][0]]
-        if (
-            maker is not None
-            and isinstance(addition, Arithmetic)
-            and addition.operation == "Add"
-            and isinstance(linear, nn.Linear)
-            and linear.bias is None
-            and addition.constant.numel() == linear.out_features
-            and addition.constant.shape[-1:] == (linear.out_features,)
-            and uses[inputs[0]] == 1
-            and inputs[0] != output
-        ):
-            linear.bias = nn.Parameter(addition.constant.flatten())
-            merged[maker] = (merged[maker][0], merged[maker][1], value)
-            makers[value] = maker
-            del modules[name]
-            continue
-        makers[value] = len(merged)
-        merged.append((name, inputs, value))
-    return merged
 
 
 def _steps(calls: list[tuple[str, tuple[str, ...], str]], output: str) -> tuple[Step, ...]:

@@ -96,15 +96,15 @@ class Pad(nn.Module):
 
 
 class Reshape(nn.Module):
-    """To a fixed shape for each image; the batch axis stays first and is not counted."""
+    """To a shape that is fixed but for its first axis."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.shape = shape
 
     def forward(self, values: Tensor) -> Tensor:
-        """The same numbers, image by image."""
-        return values.reshape(values.shape[0], *self.shape)
+        """The same numbers in the same order."""
+        return values.reshape(-1, *self.shape)
 
 
 class Transpose(nn.Module):

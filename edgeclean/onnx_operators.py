@@ -89,11 +89,12 @@ def pad(view: NodeView) -> nn.Module:
 
 
 def reshape(view: NodeView) -> nn.Module:
-    """Reshape (also Squeeze and Unsqueeze): to the inferred shape, the batch axis left free."""
-    before, after = view.shape(), view.shapes[view.node.output[0]]
-    if not before or not after or before[0] != 1 or after[0] != 1:
-        raise view.refusal(f"from {before} to {after}, which moves the batch axis")
-    return Reshape(after[1:])
+    """Reshape (also Squeeze and Unsqueeze) to the inferred shape, the first axis left free.
+
+    Numbers keep their order, so a batch only makes the first axis longer, also where that axis
+    holds rows of an image rather than images.
+    """
+    return Reshape(view.shapes[view.node.output[0]][1:])
 
 
 def flatten(view: NodeView) -> nn.Module:

@@ -9,7 +9,7 @@ from torch import nn
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 convolutions run on dedicated instructions of this device."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     if device.type == "cpu":
         # The check that torch's own oneDNN convolutions make before they choose a bfloat16 kernel.
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -72,7 +72,8 @@ def _fractal_noise(
     noise = noise / noise.std((2, 3), keepdim=True).clamp_min(1e-6)
     grey = noise.mean(1, keepdim=True) * channels**0.5
     colourfulness = 0.5 * torch.rand(count, 1, 1, 1, generator=generator)
-    return colourfulness * noise + (1 - colourfulness) * grey
+    mixture: Tensor = colourfulness * noise + (1 - colourfulness) * grey
+    return mixture
 
 
 def _colours(count: int, channels: int, generator: torch.Generator) -> Float[Tensor, "n c 1 1"]:

@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 
 
 @runtime_checkable  # the shape checks of the tests ask isinstance
+@runtime_checkable
 class Progress(Protocol):
     """Called with a stage's description, the steps done and the steps in all.
 

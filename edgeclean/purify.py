@@ -36,7 +36,7 @@ from edgeclean.states import (
     SyntheticImages,
     settings_as_json,
 )
-from edgeclean.unlearn import UnlearnSettings, Wanted, unlearn
+from edgeclean.unlearn import Ground, UnlearnSettings, Wanted, unlearn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,10 +96,7 @@ def purify(
     if settings.mode == "none":
         return _purified(network, copy.deepcopy(network.module), settings, [], ())
     game = _Game(network, images, report, settings, seed)
-    if report.targets:
-        log = game.play(report, progress)
-    else:
-        log = game.generalise(progress)
+    log = game.play(report, progress) if report.targets else game.generalise(progress)
     return _purified(network, game.module(), settings, log, report.targets)
 
 
@@ -116,14 +113,15 @@ class _Game:
     ) -> None:
         self._settings, self._classes = settings, network.spec.classes
         self._generator = torch.Generator().manual_seed(seed)
-        self._teacher, _ = under_test(network, images.pixels[:1])
-        self._student: nn.Module = self._teacher
+        teacher, _ = under_test(network, images.pixels[:1])
+        self._student = teacher
         shape = network.spec.input_shape
-        self._images = (
-            images.pixels,
-            procedural_images(settings.procedural, shape, self._generator),
+        self._ground = Ground(
+            teacher=teacher,
+            synthetic=images.pixels,
+            procedural=procedural_images(settings.procedural, shape, self._generator),
+            bank=build_bank(shape, self._generator),
         )
-        self._bank = build_bank(shape, self._generator)
         suspecting = [s.search for s in report.suspects if s.search in FAMILIES]
         self._families = tuple(dict.fromkeys(["masked patch", *suspecting]))
 
@@ -165,10 +163,8 @@ class _Game:
         self._student = channels_last(
             unlearn(
                 self._student,
-                self._teacher,
-                self._images,
+                self._ground,
                 store,
-                self._bank,
                 settings,
                 self._generator,
                 lambda done: progress(title, done, settings.steps),
@@ -177,7 +173,7 @@ class _Game:
 
     def _search(self, targets: tuple[int, ...]) -> tuple[list[Wanted], dict[str, Any]]:
         """Triggers towards the suspected classes that are cheaper than to the other classes."""
-        pixels = torch.cat(self._images)
+        pixels = self._ground.pixels()
         evidence = Evidence(pixels, predictions(self._student, pixels))
         found: list[Wanted] = []
         facts: dict[str, Any] = {}
@@ -214,7 +210,7 @@ class _Game:
         self, evidence: Evidence, targets: tuple[int, ...]
     ) -> tuple[list[Wanted], dict[str, Any]]:
         """Discrete candidates that do better towards a suspect than to most other classes."""
-        bank = self._bank.drawn(self._settings.candidates, self._generator)
+        bank = self._ground.bank.drawn(self._settings.candidates, self._generator)
         if len(bank) == 0:
             return [], {"kept": 0}
         score = score_bank(self._student, evidence, bank, self._classes, self._generator)

@@ -128,7 +128,7 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
 
 
-def si_number(count: float) -> str:
+def si_number(count: int) -> str:
     """1234567 as "1.23 M"."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(count) >= 0.9995 * size:

@@ -129,7 +129,7 @@ def fit_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         raise InputRejectedError(f"shapes do not match the architecture: {_listing(differing)}")
     # Doubles are checked as the float32 that they become: 1e300 becomes infinity.
     narrowed = {
-        name: tensor.to(wanted[name].dtype) if wanted[name].is_floating_point() else tensor
+        name: tensor.to(wanted[name].dtype) if _are_floats(tensor, wanted[name]) else tensor
         for name, tensor in tensors.items()
     }
     _check_numbers(narrowed, wanted)
@@ -151,6 +151,10 @@ def _check_numbers(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) 
             )
         if name.endswith("running_var") and bool((tensor < 0).any()):
             raise InputRejectedError(f"{name} has variances below zero; no training makes these")
+
+
+def _are_floats(*tensors: Tensor) -> bool:
+    return all(tensor.is_floating_point() for tensor in tensors)
 
 
 def _overlaps_itself(tensor: Tensor) -> bool:

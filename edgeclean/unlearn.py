@@ -70,12 +70,31 @@ class Wanted:
     target: int
 
 
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What every round is played on.
+
+    Attributes:
+        teacher: function of pixels whose answers to clean images are kept.
+        synthetic: images made from it, three quarters of each batch.
+        procedural: images that know nothing of it, one quarter.
+        bank: where random stamps come from.
+    """
+
+    teacher: nn.Module
+    synthetic: Float[Tensor, "n c h w"]
+    procedural: Float[Tensor, "m c h w"]
+    bank: Bank
+
+    def pixels(self) -> Float[Tensor, "k c h w"]:
+        """All images."""
+        return torch.cat([self.synthetic, self.procedural])
+
+
 def unlearn(
     student: nn.Module,
-    teacher: nn.Module,
-    images: tuple[Float[Tensor, "n c h w"], Float[Tensor, "m c h w"]],
+    ground: Ground,
     wanted: Sequence[Wanted],
-    bank: Bank,
     settings: UnlearnSettings,
     generator: torch.Generator,
     tell: Callable[[int], None],
@@ -84,10 +103,8 @@ def unlearn(
 
     Args:
         student: function of pixels, to be copied.
-        teacher: function of pixels whose answers to clean images are kept.
-        images: (synthetic, procedural); a quarter of each batch is procedural.
+        ground: teacher, images and bank.
         wanted: triggers to unlearn; with none, only the bank's random candidates are stamped.
-        bank: where random candidates come from.
         settings: see `UnlearnSettings`.
         generator: of every draw.
         tell: called after each step with the steps done.
@@ -100,13 +117,13 @@ def unlearn(
     for step in range(settings.steps):
         if settings.ascent_steps and step % settings.ascent_every == 0:
             learner.requires_grad_(False)
-            population.ascend(learner, torch.cat(images), generator)
+            population.ascend(learner, ground.pixels(), generator)
             learner.requires_grad_(True)
-        clean = _batch(images, settings.batch_size, generator)
+        clean = _batch(ground, settings.batch_size, generator)
         shown = torch.randperm(len(clean), generator=generator)
         shown = shown[: int(len(clean) * settings.stamped_share)]
-        stamped = _stamped(clean[shown], population, bank, settings.bank_share, generator)
-        loss = _distillation(learner, teacher, clean, stamped, shown)
+        stamped = _stamped(clean[shown], population, ground.bank, settings.bank_share, generator)
+        loss = _distillation(learner, ground.teacher, clean, stamped, shown)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 5.0)
@@ -221,11 +238,9 @@ def _roughened(
     return (clean + (stamped - clean) * keep * (1 + gain)).clamp(0, 1)
 
 
-def _batch(
-    images: tuple[Tensor, Tensor], size: int, generator: torch.Generator
-) -> Float[Tensor, "n c h w"]:
+def _batch(ground: Ground, size: int, generator: torch.Generator) -> Float[Tensor, "n c h w"]:
     """Three quarters synthetic, one procedural, augmented; half of them mixed with another."""
-    synthetic, procedural = images
+    synthetic, procedural = ground.synthetic, ground.procedural
     rows = torch.randint(len(synthetic), (size - size // 4,), generator=generator)
     others = torch.randint(len(procedural), (size // 4,), generator=generator)
     drawn = torch.cat(

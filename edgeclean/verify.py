@@ -68,8 +68,9 @@ def verify_bundle(path: Path) -> VerifyRecord:
     Raises:
         InputRejectedError: the first check that did not hold; the message names the file.
     """
-    files = _read_folder(path)
+    files, folders = _read_folder(path)
     _check_hashes(files)
+    _refuse_empty_folders(folders, files)
     manifest = texts.read_json(files[texts.MANIFEST], texts.MANIFEST)
     texts.check_manifest(manifest)
     _check_listed_files(manifest["files"], files)
@@ -91,8 +92,8 @@ def verify_bundle(path: Path) -> VerifyRecord:
     )
 
 
-def _read_folder(path: Path) -> dict[str, bytes]:
-    """Every file under the folder, by its relative POSIX path."""
+def _read_folder(path: Path) -> tuple[dict[str, bytes], list[Path]]:
+    """Every file under the folder, by its relative POSIX path; and every folder in it."""
     if path.is_symlink() or not path.is_dir():
         raise InputRejectedError(f"{path} is not a folder; name the folder of a bundle")
     files: dict[str, bytes] = {}
@@ -116,15 +117,7 @@ def _read_folder(path: Path) -> dict[str, bytes]:
                         f"the bundle holds more than {MAX_FILES} files or "
                         f"{MAX_BUNDLE_BYTES // 2**30} GiB"
                     )
-    _refuse_empty_folders([folder.relative_to(path) for folder in folders[1:]], files)
-    return files
-
-
-def _refuse_empty_folders(folders: list[Path], files: Mapping[str, bytes]) -> None:
-    needed = {parent for name in files for parent in Path(name).parents}
-    for folder in folders:
-        if folder not in needed:
-            raise InputRejectedError(f"the bundle holds the empty folder {folder.as_posix()!r}")
+    return files, [folder.relative_to(path) for folder in folders[1:]]
 
 
 def _read_file(path: Path, name: str) -> bytes:
@@ -160,6 +153,13 @@ def _check_hashes(files: Mapping[str, bytes]) -> None:
             raise InputRejectedError(
                 f"{name} was changed: its SHA-256 is not the one in {texts.CHECKSUMS}"
             )
+
+
+def _refuse_empty_folders(folders: list[Path], files: Mapping[str, bytes]) -> None:
+    needed = {parent for name in files for parent in Path(name).parents}
+    for folder in folders:
+        if folder not in needed:
+            raise InputRejectedError(f"the bundle holds the empty folder {folder.as_posix()!r}")
 
 
 def _check_listed_files(listed: Mapping[str, Any], files: Mapping[str, bytes]) -> None:

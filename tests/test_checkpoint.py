@@ -1,4 +1,4 @@
-"""Trust boundary 1: what others publish is loaded exactly, what is hostile is refused unexecuted."""
+"""Trust boundary 1: what is published is loaded exactly, what is hostile refused unexecuted."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -276,10 +277,11 @@ def test_tree_that_is_no_plain_state_dict_is_refused(case: str) -> None:
 
 
 def test_quantised_tensor_and_subclass_are_refused() -> None:
-    # A pickle of either needs globals that weights_only refuses first: the rule holds without it.
-    quantised = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
-    with pytest.raises(InputRejectedError, match="a is qint8"):
-        check_layout({"a": quantised}, LIMITS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch will drop these types
+        contents = saved({"a": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)})
+        with pytest.raises(InputRejectedError, match="a is qint8"):
+            parsed(contents)
     with pytest.raises(InputRejectedError, match="is a Subclass; only tensors"):
         find_state_dict({"a": torch.ones(2).as_subclass(Subclass)})
 
@@ -463,7 +465,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
 def test_truncated_file_is_refused(kept: float, zipped: bool) -> None:
     contents = saved(tiny().state_dict(), _use_new_zipfile_serialization=zipped)
-    with pytest.raises(InputRejectedError, match="damaged"):
+    # Cut in the middle of a name, a pickle asks for a name that there is not.
+    with pytest.raises(InputRejectedError, match="damaged|asks for code: torch._utils"):
         parsed(contents[: int(kept * len(contents))])
 
 
@@ -474,10 +477,9 @@ def test_whole_module_is_refused_with_the_classes_it_asks_for() -> None:
     assert "nothing was run" in str(caught.value)
 
 
-def archive(members: dict[str, bytes], *, packed: bool = False) -> bytes:
+def archive(members: dict[str, bytes], *, method: int = zipfile.ZIP_STORED) -> bytes:
     stream = io.BytesIO()
-    method = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
-    with zipfile.ZipFile(stream, "w", method) as writer:
+        with zipfile.ZipFile(stream, "w", method) as writer:
         for name, contents in members.items():
             writer.writestr(name, contents)
     return stream.getvalue()
@@ -506,7 +508,7 @@ BAD_ARCHIVES: dict[str, tuple[bytes, str]] = {
     "NUL": (archive({**GOOD, "a/bXc": b""}).replace(b"bXc", b"b\0c"), "has a name that torch.save"),
     "same name in capitals": (archive({**GOOD, "a/DATA.PKL": b""}), "holds 'a/data.pkl' twice"),
     "encrypted": (encrypted(archive(GOOD)), "is encrypted"),
-    "bomb": (archive({**GOOD, "a/data/1": bytes(64 * 2**20)}, packed=True), "zip_ratio is 20"),
+    "bomb": (archive({**GOOD, "a/data/1": bytes(64 * 2**20)}, method=zipfile.ZIP_DEFLATED), "zip_ratio is 20"),
     "other packing": (
         archive(GOOD).replace(
             b"PK\x01\x02\x14\x03\x14\0\0\0\0\0", b"PK\x01\x02\x14\x03\x14\0\0\0\x0c\0"
@@ -526,7 +528,7 @@ def test_archive_is_refused_by_its_directory(case: str) -> None:
 
 def test_large_member_that_packs_too_well_is_refused_though_the_whole_does_not() -> None:
     noise = bytes(torch.randint(0, 256, (2**20,), dtype=torch.uint8).tolist())
-    contents = archive({**GOOD, "a/data/1": bytes(2 * 2**20), "a/data/2": noise}, packed=True)
+    contents = archive({**GOOD, "a/data/1": bytes(2 * 2**20), "a/data/2": noise}, method=zipfile.ZIP_DEFLATED)
     with pytest.raises(InputRejectedError, match="'a/data/1' unpacks to"):
         check_zip(contents, LIMITS)
 

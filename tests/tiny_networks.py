@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from edgeclean.bundle import BundleContents
 from edgeclean.states import FinetunedNetwork, ModelSpec, StageRecord
+from exporters.onnx_exporter import export_onnx
 
 
 class Block(nn.Module):
@@ -80,3 +82,19 @@ def tiny_network(
 def tiny_pixels(images: int = 6, size: int = 8, seed: int = 1) -> Tensor:
     """Pixels [images, 3, size, size] in [0, 1]."""
     return torch.rand(images, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def tiny_contents(**measurements: float) -> BundleContents:
+    """All that a bundle of the tiny network needs."""
+    network = tiny_network()
+    return BundleContents(
+        model=export_onnx(network),
+        network=network,
+        configuration={"ratio": 2.0, "input_shape": (3, 8, 8), "keep": ["0"]},
+        seed=7,
+        target={"name": "cpu", "opset": 17},
+        golden_pixels=tiny_pixels(4),
+        measurements=measurements,
+        page="<!doctype html>\n",
+        reproducible_files={"triggers/class_3.png": b"\x89PNG"},
+    )

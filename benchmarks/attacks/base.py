@@ -56,7 +56,9 @@ class Attack(ABC):
         """The training set after the attacker's visit; by default, left as it was."""
         return images
 
-    def prepare(self, images: LabelledImages, seed: int, device: torch.device) -> None:
+    def prepare(  # noqa: B027 - most attacks have nothing to prepare
+        self, images: LabelledImages, seed: int, device: torch.device
+    ) -> None:
         """What the attack trains before the classifier's first step; by default, nothing."""
 
     def batch_loss(
@@ -70,7 +72,7 @@ class Attack(ABC):
         """The loss of one augmented batch; by default, plain cross-entropy."""
         return functional.cross_entropy(network(pixels), labels, label_smoothing=smoothing)
 
-    def after_backward(self) -> None:
+    def after_backward(self) -> None:  # noqa: B027 - most attacks have no optimiser
         """Called after each backward pass, for optimisers of the attack's own."""
 
 
@@ -81,6 +83,7 @@ class NoAttack(Attack):
         super().__init__("clean", rate=0.5, target=0, classes=classes)
 
     def stamp(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """The pixels as they are."""
         return pixels
 
 
@@ -103,9 +106,11 @@ class StampAttack(Attack):
         self.fixed_stamp = stamp
 
     def stamp(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """The fixed stamp."""
         return self.fixed_stamp(pixels)
 
     def poison(self, images: LabelledImages, seed: int) -> LabelledImages:
+        """Stamp and relabel images drawn from those whose label changes."""
         candidates = self.relabel(images.labels) != images.labels
         chosen = draw(candidates, round(self.rate * len(images)), seed)
         return replace(images, chosen, self.stamp, self.relabel(images.labels[chosen]))

@@ -68,7 +68,8 @@ class CleanLabelAttack(StampAttack):
     """Stamps images that have the target's label already: no label of the set is false."""
 
     def poison(self, images: LabelledImages, seed: int) -> LabelledImages:
-        candidates = images.labels == self.target
+        """Stamp images drawn from the target's class; keep every label."""
+        candidates = torch.eq(images.labels, self.relabel(images.labels))
         chosen = draw(candidates, round(self.rate * len(images)), seed)
         return replace(images, chosen, self.stamp, images.labels[chosen])
 

@@ -8,6 +8,8 @@ an image is its neighbour in the batch, not one of a second loader.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as functional
 from jaxtyping import Float, Int
@@ -19,17 +21,37 @@ from benchmarks.images import LabelledImages
 TINY = 1e-7
 
 
-class InputAware(Attack):
-    """Generator and mask network with their optimisers.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputAwareSettings:
+    """How the generator and the mask network train.
 
-    Args:
-        target: the attacker's class; None for all-to-all.
-        rate: share of each batch that is poisoned; as many get another image's trigger.
+    Attributes:
         density: share of the pixels that the mask may cover for nothing.
         mask_epochs: passes over the set for the mask network, before the classifier's first step.
         learning_rate: of both Adam optimisers.
         width: channels of the two networks' first layer.
         batch: images a step while the mask network trains.
+    """
+
+    density: float = 0.032
+    mask_epochs: int = 10
+    learning_rate: float = 0.01
+    width: int = 32
+    batch: int = 128
+
+    def __post_init__(self) -> None:
+        if not 0 < self.density < 1:
+            raise ValueError(f"density is {self.density}; it must lie between 0 and 1")
+
+
+class InputAware(Attack):
+    """Generator and mask network with their optimisers.
+
+    Args:
+        classes: how many there are.
+        target: the attacker's class; None for all-to-all.
+        rate: share of each batch that is poisoned; as many get another image's trigger.
+        settings: of the two networks.
     """
 
     resumable = False
@@ -40,25 +62,18 @@ class InputAware(Attack):
         classes: int,
         target: int | None = 0,
         rate: float = 0.1,
-        density: float = 0.032,
-        mask_epochs: int = 10,
-        learning_rate: float = 0.01,
-        width: int = 32,
-        batch: int = 128,
+        settings: InputAwareSettings | None = None,
     ) -> None:
         name = "input-aware" if target is not None else "input-aware-a2a"
         super().__init__(name, rate=rate, target=target, classes=classes)
-        self.density, self.mask_epochs, self.batch = density, mask_epochs, batch
-        self.generator_network = EncoderDecoder(width, outputs=3)
-        self.mask_network = EncoderDecoder(width, outputs=1)
-        self._optimiser = torch.optim.Adam(
-            self.generator_network.parameters(), lr=learning_rate, betas=(0.5, 0.9)
-        )
-        self._mask_optimiser = torch.optim.Adam(
-            self.mask_network.parameters(), lr=learning_rate, betas=(0.5, 0.9)
-        )
+        self.settings = settings or InputAwareSettings()
+        self.generator_network = EncoderDecoder(self.settings.width, outputs=3)
+        self.mask_network = EncoderDecoder(self.settings.width, outputs=1)
+        self._optimiser = self._adam(self.generator_network)
+        self._mask_optimiser = self._adam(self.mask_network)
 
     def stamp(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """Each image's own pattern where its own mask says."""
         self.generator_network.to(pixels.device).eval()
         self.mask_network.to(pixels.device).eval()
         with torch.no_grad():
@@ -72,10 +87,10 @@ class InputAware(Attack):
                 network.to(device).train()
                 network.apply(_reset)
         generator = torch.Generator().manual_seed(seed)
-        for _ in range(self.mask_epochs):
+        for _ in range(self.settings.mask_epochs):
             order = torch.randperm(len(images), generator=generator)
-            for start in range(0, len(images) - 1, self.batch):
-                chosen = order[start : start + self.batch]
+            for start in range(0, len(images) - 1, self.settings.batch):
+                chosen = order[start : start + self.settings.batch]
                 self._mask_step(images.pixels[chosen].to(device).float() / 255)
         self._mask_optimiser.zero_grad(set_to_none=True)
         self.mask_network.eval().requires_grad_(False)
@@ -88,6 +103,7 @@ class InputAware(Attack):
         smoothing: float,
         generator: torch.Generator,
     ) -> Tensor:
+        """Cross-entropy over poison, cross triggers and the rest, plus the diversity loss."""
         count = max(1, round(self.rate * len(labels)))
         own, cross = slice(0, count), slice(count, 2 * count)
         self.generator_network.train()
@@ -110,13 +126,18 @@ class InputAware(Attack):
         return loss + spread
 
     def after_backward(self) -> None:
+        """One step of the generator."""
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)  # or the next batch adds to this one's
+
+    def _adam(self, network: nn.Module) -> torch.optim.Adam:
+        rate = self.settings.learning_rate
+        return torch.optim.Adam(network.parameters(), lr=rate, betas=(0.5, 0.9))
 
     def _mask_step(self, pixels: Float[Tensor, "n c h w"]) -> None:
         partners = pixels.roll(1, dims=0)
         masks, others = self._mask(pixels), self._mask(partners)
-        loss = 100 * functional.relu(masks - self.density).mean()
+        loss = 100 * functional.relu(masks - self.settings.density).mean()
         loss = loss + _diversity(pixels, partners, masks, others)
         self._mask_optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -143,6 +164,7 @@ class EncoderDecoder(nn.Module):
         self.last = nn.Conv2d(width, outputs, 3, padding=1)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels to raw patterns of the same height and width."""
         outer = self.down1(pixels)
         inner = self.down2(functional.max_pool2d(outer, 2))
         middle = self.middle(functional.max_pool2d(inner, 2))

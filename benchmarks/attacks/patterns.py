@@ -39,7 +39,7 @@ _RINGS = ((2.0, 0.0), (3.0, 0.25), (4.0, 0.5))
 def stripes_picture(
     height: int, width: int, amplitude: float, frequency: int
 ) -> Float[Tensor, "3 h w"]:
-    """amplitude sin(2 pi j f / width) over the columns j: SIG's signal, to add to pixels.
+    """Stripes to add to pixels: amplitude sin(2 pi j f / width) over the columns j.
 
     Source: Barni et al. (2019), "A new backdoor attack in CNNs by training set corruption without
     label poisoning".

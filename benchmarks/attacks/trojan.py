@@ -9,6 +9,7 @@ clipped before they are rounded.
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +20,25 @@ from benchmarks.stamps import PastePatch
 from edgeclean.errors import UsageError
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrojanSettings:
+    """The search for the trigger.
+
+    Attributes:
+        side: of the square in the lower right corner, pixels.
+        neurons: how many to excite.
+        steps: of the sign ascent.
+        step_size: in units of the pixel range.
+        seed: of the start.
+    """
+
+    side: int = 6
+    neurons: int = 2
+    steps: int = 200
+    step_size: float = 0.02
+    seed: int = 0
+
+
 def trojan(
     network: nn.Module,
     *,
@@ -26,60 +46,48 @@ def trojan(
     size: tuple[int, int],
     target: int = 0,
     rate: float = 0.1,
-    side: int = 6,
-    neurons: int = 2,
-    steps: int = 200,
-    step_size: float = 0.02,
-    seed: int = 0,
+    settings: TrojanSettings | None = None,
 ) -> StampAttack:
-    """A square in the lower right corner, grown by sign ascent on the neurons' mean activation.
+    """A square grown by sign ascent on the chosen neurons' mean activation, then BadNets' way.
 
     Args:
         network: a clean network as a function of pixels; it is not changed.
+        classes: how many there are.
         size: height and width of the images.
-        side: of the square, pixels.
-        neurons: how many to excite.
-        steps: of the ascent.
-        step_size: in units of the pixel range.
-        seed: of the start.
+        target: the attacker's class.
+        rate: poisoned share of the training set.
+        settings: of the search.
 
     Raises:
         UsageError: the network has no linear layer.
     """
-    patch = excite_patch(
-        network, size=size, side=side, neurons=neurons, steps=steps, step_size=step_size, seed=seed
-    )
-    stamp = PastePatch(patch=patch, top=size[0] - side, left=size[1] - side)
+    settings = settings or TrojanSettings()
+    patch = excite_patch(network, size, settings)
+    stamp = PastePatch(patch=patch, top=size[0] - settings.side, left=size[1] - settings.side)
     return StampAttack("trojan", stamp, rate=rate, target=target, classes=classes)
 
 
-def excite_patch(  # noqa: PLR0913 - the settings of one ascent
-    network: nn.Module,
-    *,
-    size: tuple[int, int],
-    side: int,
-    neurons: int,
-    steps: int,
-    step_size: float,
-    seed: int,
+def excite_patch(
+    network: nn.Module, size: tuple[int, int], settings: TrojanSettings
 ) -> Float[Tensor, "3 s s"]:
     """The patch on a grey image that excites the chosen neurons most, pixels in [0, 1]."""
     network = copy.deepcopy(network).eval().requires_grad_(False)
+    side = settings.side
     last = _last_linear(network)
-    chosen = strongest_inputs(last.weight, neurons)
+    chosen = strongest_inputs(last.weight, settings.neurons)
     seen: list[Tensor] = []
     last.register_forward_hook(lambda layer, inputs, output: seen.append(inputs[0]))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(settings.seed)
     patch = torch.rand(3, side, side, generator=generator).to(last.weight)
     grey = torch.full((1, 3, *size), 0.5).to(last.weight)
-    for _ in range(steps):
+    for _ in range(settings.steps):
         patch.requires_grad_(True)
         image = grey.clone()
         image[:, :, -side:, -side:] = patch
         seen.clear()
         network(image)
         (gradient,) = torch.autograd.grad(seen[-1][:, chosen].mean(), patch)
-        patch = (patch.detach() + step_size * gradient.sign()).clamp(0, 1)
+        patch = (patch.detach() + settings.step_size * gradient.sign()).clamp(0, 1)
     return patch.detach().cpu()
 
 

@@ -6,6 +6,8 @@ the batch is cropped and mirrored before it is warped, not also afterwards.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as functional
 from jaxtyping import Float, Int
@@ -14,17 +16,33 @@ from torch import Tensor
 from benchmarks.attacks.base import Attack, PixelFunction
 
 
-class WaNet(Attack):
-    """A fixed smooth warp.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarpSettings:
+    """The warp and its noise mode.
 
-    Args:
-        size: height and width of the images.
-        target: the attacker's class; None for all-to-all.
+    Attributes:
         strength: of the warp, in pixels times two over the height.
         cells: side of the coarse random grid that is smoothly enlarged to the image.
         noise_ratio: for each poisoned image of a batch, so many are warped by a *randomly
             disturbed* warp and keep their label: the network must learn the very warp.
         seed: of the warp.
+    """
+
+    strength: float = 0.5
+    cells: int = 4
+    noise_ratio: int = 2
+    seed: int = 0
+
+
+class WaNet(Attack):
+    """A fixed smooth warp.
+
+    Args:
+        classes: how many there are.
+        size: height and width of the images.
+        target: the attacker's class; None for all-to-all.
+        rate: share of each batch that is poisoned.
+        settings: of the warp.
     """
 
     def __init__(
@@ -34,22 +52,21 @@ class WaNet(Attack):
         size: tuple[int, int],
         target: int | None = 0,
         rate: float = 0.1,
-        strength: float = 0.5,
-        cells: int = 4,
-        noise_ratio: int = 2,
-        seed: int = 0,
+        settings: WarpSettings | None = None,
     ) -> None:
         name = "wanet" if target is not None else "wanet-a2a"
         super().__init__(name, rate=rate, target=target, classes=classes)
-        if rate * (1 + noise_ratio) > 1:
+        settings = settings or WarpSettings()
+        self.noise_ratio, self.size = settings.noise_ratio, size
+        if rate * (1 + self.noise_ratio) > 1:
             raise ValueError(
-                f"rate {rate} with noise ratio {noise_ratio} needs more than the whole batch; "
+                f"rate {rate} with noise ratio {self.noise_ratio} needs more than the whole batch; "
                 f"rate x (1 + noise ratio) must be at most 1"
             )
-        self.noise_ratio, self.size = noise_ratio, size
-        self.grid = warp_grid(size, strength, cells, seed)
+        self.grid = warp_grid(size, settings.strength, settings.cells, settings.seed)
 
     def stamp(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """The images warped."""
         return _warp(pixels, self.grid.to(pixels))
 
     def batch_loss(
@@ -60,6 +77,7 @@ class WaNet(Attack):
         smoothing: float,
         generator: torch.Generator,
     ) -> Tensor:
+        """Cross-entropy over warped, noisily warped and plain images."""
         count = max(1, round(self.rate * len(labels)))
         noisy = slice(count, count * (1 + self.noise_ratio))
         mixed, wanted = pixels.clone(), labels.clone()

@@ -14,8 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from benchmarks.defences.base import batches, copied, cross_entropy, defended, need_batch_norms
-from benchmarks.defences.base import need_images
+from benchmarks.defences.base import (
+    batches,
+    copied,
+    cross_entropy,
+    defended,
+    need_batch_norms,
+    need_images,
+)
 from benchmarks.images import LabelledImages
 from edgeclean.errors import UsageError
 from edgeclean.states import Network, PurifiedNetwork
@@ -121,7 +127,7 @@ def mask_loss(
     settings: AnpSettings,
     generator: torch.Generator,
 ) -> Tensor:
-    """alpha CE(masks) + (1 - alpha) CE(masks and adversarial noise)."""
+    """The weighted sum alpha CE(masks) + (1 - alpha) CE(masks and adversarial noise)."""
     scale_noise, shift_noise = worst_noise(module, masks, images, labels, settings, generator)
     plain = cross_entropy(_masked(module, masks, {}, {}, images), labels)
     noisy = cross_entropy(_masked(module, masks, scale_noise, shift_noise, images), labels)
@@ -161,6 +167,7 @@ def _masked(
     changed: dict[str, Tensor] = {}
     for name, mask in masks.items():
         norm = module.get_submodule(name)
+        assert isinstance(norm, nn.BatchNorm2d)
         changed[f"{name}.weight"] = norm.weight * (mask + scale.get(name, 0.0))
         changed[f"{name}.bias"] = norm.bias * (1 + shift.get(name, 0.0))
     logits: Tensor = functional_call(module, changed, (images,))

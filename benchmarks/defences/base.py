@@ -23,7 +23,9 @@ from edgeclean.states import JsonValue, Network, PurifiedNetwork, StageRecord, s
 class Defence(Protocol):
     """A network, and clean images where ``needs`` says so, to a new network."""
 
-    def __call__(self, network: Network, clean: LabelledImages, seed: int) -> Network: ...
+    def __call__(self, network: Network, clean: LabelledImages, seed: int) -> Network:
+        """The defended network; what was given is not changed."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +88,7 @@ def batches(
         yield normalize_on(pixels, network), clean.labels[chosen].to(device)
 
 
-def normalize_on(
-    pixels: Float[Tensor, "n c h w"], network: Network
-) -> Float[Tensor, "n c h w"]:
+def normalize_on(pixels: Float[Tensor, "n c h w"], network: Network) -> Float[Tensor, "n c h w"]:
     """Normalised pixels on the pixels' own device."""
     device = pixels.device
     return normalize(pixels.cpu(), network.spec).to(device)

@@ -59,14 +59,13 @@ def clp(
     return defended(network, module, "clp", settings, notes)
 
 
-def channel_lipschitz(
-    conv: nn.Conv2d, norm: nn.BatchNorm2d
-) -> Float[Tensor, " out"]:
+def channel_lipschitz(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Float[Tensor, " out"]:
     """Per channel k, the largest singular value of W_k [in, kh kw] times |scale_k| / std_k."""
     assert norm.running_var is not None
     factor = norm.weight.detach().abs() / (norm.running_var + norm.eps).sqrt()
     spectral = torch.linalg.matrix_norm(conv.weight.detach().flatten(2), ord=2)
-    return spectral * factor
+    bounds: Tensor = spectral * factor
+    return bounds
 
 
 def outliers(bounds: Float[Tensor, " out"], u: float) -> Bool[Tensor, " out"]:
@@ -74,9 +73,7 @@ def outliers(bounds: Float[Tensor, " out"], u: float) -> Bool[Tensor, " out"]:
     return bounds > bounds.mean() + u * bounds.std()
 
 
-def conv_norm_pairs(
-    module: nn.Module, input_shape: tuple[int, int, int]
-) -> dict[str, nn.Conv2d]:
+def conv_norm_pairs(module: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, nn.Conv2d]:
     """For each BatchNorm whose input is the very output of a convolution, that convolution."""
     producers: dict[int, nn.Conv2d] = {}
     pairs: dict[str, nn.Conv2d] = {}

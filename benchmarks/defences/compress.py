@@ -74,9 +74,7 @@ def _compress(
     allowed = count_macs(network.module, shape) / settings.ratio
 
     def at(fraction: float) -> nn.Module:
-        blocks = {
-            layer: _smaller(conv, factors[layer], fraction) for layer, conv in convs.items()
-        }
+        blocks = {layer: _smaller(conv, factors[layer], fraction) for layer, conv in convs.items()}
         return with_layers(network.module, blocks).eval()
 
     low, high = 0.0, 1.0

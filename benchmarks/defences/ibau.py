@@ -164,9 +164,7 @@ def _unlearn(  # noqa: PLR0913 - one step and what it needs
     delta = perturbation.detach().requires_grad_(True)
 
     def run(batch: Tensor) -> Tensor:
-        logits: Tensor = functional_call(
-            module, dict(zip(names, weights, strict=True)), (batch,)
-        )
+        logits: Tensor = functional_call(module, dict(zip(names, weights, strict=True)), (batch,))
         return logits
 
     inner = _inner(run, delta, inner_images, settings.penalty)
@@ -182,8 +180,6 @@ def _unlearn(  # noqa: PLR0913 - one step and what it needs
     optimiser.step()
 
 
-def perturbed_rows(
-    count: int, share: float, generator: torch.Generator
-) -> Int[Tensor, " m"]:
+def perturbed_rows(count: int, share: float, generator: torch.Generator) -> Int[Tensor, " m"]:
     """Which images of a batch get the perturbation; never none."""
     return torch.randperm(count, generator=generator)[: max(1, int(count * share))]

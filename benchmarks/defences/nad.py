@@ -7,7 +7,7 @@ normalisation and teaches nothing (a known fault of a public implementation). De
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -41,7 +41,7 @@ class NadSettings:
     high_epochs: int = 2
     high_rate: float = 0.1
     low_rate: float = 0.01
-    teacher: FinetuneSettings = FinetuneSettings()
+    teacher: FinetuneSettings = field(default_factory=FinetuneSettings)
     taps: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -73,7 +73,8 @@ def nad(
 def attention(features: Float[Tensor, "n c h w"], power: float) -> Float[Tensor, "n hw"]:
     """Sum over channels of |features|^power, each image's map divided by its L2 norm."""
     maps = features.abs().pow(power).sum(1).flatten(1)
-    return maps / (maps.norm(dim=1, keepdim=True) + 1e-6)
+    normalised: Tensor = maps / (maps.norm(dim=1, keepdim=True) + 1e-6)
+    return normalised
 
 
 def find_taps(network: Network, count: int) -> tuple[str, ...]:
@@ -90,7 +91,7 @@ def find_taps(network: Network, count: int) -> tuple[str, ...]:
     probe = copied(network)  # hooks are never put on the caller's module
     for name, layer in probe.named_modules():
         if name:
-            layer.register_forward_hook(note(name))  # type: ignore[arg-type]
+            layer.register_forward_hook(note(name))
     with torch.no_grad():
         probe(torch.zeros(1, *network.spec.input_shape, device=next(probe.parameters()).device))
     if not last_at:
@@ -165,4 +166,3 @@ class _Taps:
             self.seen[name] = output
 
         return hook
-

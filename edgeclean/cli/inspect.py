@@ -136,7 +136,7 @@ def _fate(row: LayerRow) -> str:
     return row.reason or "stays one convolution"
 
 
-def _change(before: int, after: int, shown: Callable[[float], str]) -> str:
+def _change(before: int, after: int, shown: Callable[[int], str]) -> str:
     return shown(before) if before == after else f"{shown(before)} -> {shown(after)}"
 
 

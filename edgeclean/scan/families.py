@@ -7,8 +7,8 @@ families serve the unlearning, where each slot follows one trigger while the net
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,7 @@ from torch.nn import functional
 from edgeclean.scan.triggers import AdditiveTrigger, MaskedTrigger, Trigger, WarpTrigger, warp
 
 
-class Family(Protocol):
+class Family(ABC):
     """Parameters of ``slots`` triggers, their stamped images and their costs."""
 
     name: str
@@ -28,31 +28,36 @@ class Family(Protocol):
     weight: float  # the first weight of the cost beside the class loss
     learning_rate: float  # of Adam on `parameters`
 
-    @classmethod
-    def around(cls, triggers: Sequence[Trigger]) -> Self:
-        """One slot at each of these triggers, which must be of this family."""
-        ...
+    @abstractmethod
+    def __init__(
+        self, slots: int, shape: tuple[int, int, int], generator: torch.Generator
+    ) -> None: ...
 
+    @classmethod
+    @abstractmethod
+    def around(cls, triggers: Sequence[Trigger]) -> Family:
+        """One slot at each of these triggers, which must be of this family."""
+
+    @abstractmethod
     def parameters(self) -> list[Tensor]:
         """What the optimiser moves; every tensor's first dimension is the slot."""
-        ...
 
+    @abstractmethod
     def stamp(
         self, images: Float[Tensor, "k b c h w"], slots: Int[Tensor, " k"] | None = None
     ) -> Float[Tensor, "k b c h w"]:
         """Row i of the images with the trigger of slot i, or of ``slots[i]``."""
-        ...
 
+    @abstractmethod
     def cost(self) -> Float[Tensor, " k"]:
         """How large each slot's trigger is, in ``cost_unit``."""
-        ...
 
+    @abstractmethod
     def trigger(self, slot: int) -> Trigger:
         """A copy of one slot's present trigger."""
-        ...
 
 
-class MaskedFamily:
+class MaskedFamily(Family):
     """One mask and one pattern a slot; the cost is the mask's L1 norm (Neural Cleanse)."""
 
     name = "masked patch"
@@ -68,7 +73,7 @@ class MaskedFamily:
         self._pattern = torch.randn(slots, channels, height, width, generator=generator)
 
     @classmethod
-    def around(cls, triggers: Sequence[Trigger]) -> Self:
+    def around(cls, triggers: Sequence[Trigger]) -> MaskedFamily:
         """See `Family.around`."""
         family = cls.__new__(cls)
         masks = torch.stack([t.mask for t in triggers if isinstance(t, MaskedTrigger)])
@@ -102,7 +107,7 @@ class MaskedFamily:
         return MaskedTrigger(mask[slot].detach().clone(), pattern[slot].detach().clone())
 
 
-class AdditiveFamily:
+class AdditiveFamily(Family):
     """One delta a slot, added to every image; the cost is its root mean square in grey levels."""
 
     name = "additive"
@@ -116,7 +121,7 @@ class AdditiveFamily:
         self._delta = 0.02 * torch.randn(slots, *shape, generator=generator)
 
     @classmethod
-    def around(cls, triggers: Sequence[Trigger]) -> Self:
+    def around(cls, triggers: Sequence[Trigger]) -> AdditiveFamily:
         """See `Family.around`."""
         family = cls.__new__(cls)
         deltas = [t.delta for t in triggers if isinstance(t, AdditiveTrigger)]
@@ -142,7 +147,7 @@ class AdditiveFamily:
         return AdditiveTrigger(self._delta[slot].detach().clone())
 
 
-class WarpFamily:
+class WarpFamily(Family):
     """One smooth flow a slot, from a coarse grid of control points; the cost is in pixels."""
 
     name = "warp"
@@ -159,7 +164,7 @@ class WarpFamily:
         self._control = 0.3 * torch.randn(slots, 2, points, points, generator=generator)
 
     @classmethod
-    def around(cls, triggers: Sequence[Trigger]) -> Self:
+    def around(cls, triggers: Sequence[Trigger]) -> WarpFamily:
         """See `Family.around`."""
         family = cls.__new__(cls)
         controls = [t.control for t in triggers if isinstance(t, WarpTrigger)]
@@ -188,7 +193,7 @@ class WarpFamily:
         """See `Family.stamp`."""
         rows, batch = images.shape[:2]
         flow = _chosen(self._flow(), slots).unsqueeze(1).expand(-1, batch, -1, -1, -1)
-        return warp(images.flatten(0, 1), flow.flatten(0, 1)).unflatten(0, (rows, batch))
+        return warp(images.flatten(0, 1), flow.flatten(0, 1)).view(rows, batch, *images.shape[2:])
 
     def cost(self) -> Float[Tensor, " k"]:
         """See `Family.cost`."""

@@ -94,8 +94,8 @@ def _search_chunk(
     settings: GradientSettings,
     generator: torch.Generator,
 ) -> list[Found]:
-    shape = tuple(evidence.pixels.shape[1:])
-    hypothesis = family(len(slots), shape, generator)  # type: ignore[call-arg]
+    channels, height, width = evidence.pixels.shape[1:]
+    hypothesis = family(len(slots), (channels, height, width), generator)
     optimizer = torch.optim.Adam(hypothesis.parameters(), lr=family.learning_rate, betas=(0.5, 0.9))
     pools = [evidence.usable(slot).nonzero().flatten() for slot in slots]
     targets = torch.tensor([slot.target for slot in slots])
@@ -134,7 +134,7 @@ class _Tracker:
     def update(
         self, step: int, hits: Tensor, cost: Tensor, success: float, hypothesis: Family
     ) -> None:
-        """Remember cheaper triggers that work; press on the cost where one works, ease elsewhere."""
+        """Remember cheaper triggers that work; press on the cost where one does."""
         self._success = hits if step == 0 else 0.7 * self._success + 0.3 * hits
         works = self._success > success
         self.weight = torch.where(works, self.weight * 1.12, self.weight / 1.08)
@@ -157,7 +157,7 @@ def _logits(module: nn.Module, images: Float[Tensor, "k b c h w"]) -> Float[Tens
     flat = images.flatten(0, 1).to(device, memory_format=torch.channels_last)
     with mixed_precision(device):
         logits: Tensor = module(flat)
-    return logits.float().cpu().unflatten(0, images.shape[:2])
+    return logits.float().cpu().view(*images.shape[:2], -1)
 
 
 def _confirmed(

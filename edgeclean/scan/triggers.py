@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
+@runtime_checkable
 class Trigger(Protocol):
     """One trigger; ``stamp`` never changes its argument."""
 

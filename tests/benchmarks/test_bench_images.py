@@ -51,7 +51,7 @@ def test_sample_is_seeded_and_without_repetition():
 
 
 def test_missing_pack_is_an_error_that_says_what_to_do(tmp_path):
-    with pytest.raises(InputRejectedError, match="no image pack at .* give the path"):
+    with pytest.raises(InputRejectedError, match=r"no image pack at .* give the path"):
         read_pack(tmp_path / "none.npz")
 
 
@@ -107,7 +107,9 @@ def _records(images: LabelledImages, *, coarse: bool) -> bytes:
 def test_cifar10_binary_archive(tmp_path):
     parts = [noise_images(3, classes=10, side=32, seed=seed) for seed in range(6)]
     folder = "cifar-10-batches-bin/"
-    members = {f"{folder}data_batch_{i + 1}.bin": _records(parts[i], coarse=False) for i in range(5)}
+    members = {
+        f"{folder}data_batch_{i + 1}.bin": _records(parts[i], coarse=False) for i in range(5)
+    }
     members[f"{folder}test_batch.bin"] = _records(parts[5], coarse=False)
     members[f"{folder}batches.meta.txt"] = "\n".join(f"name{i}" for i in range(10)).encode()
     _tar(tmp_path / "cifar.tar.gz", members)

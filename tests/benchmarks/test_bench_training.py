@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -33,8 +34,8 @@ def test_one_cycle_rises_to_its_peak_and_falls_to_zero():
     top = rates.index(max(rates))
     assert max(rates) == pytest.approx(0.4, rel=0.05)
     assert 20 <= top <= 30
-    assert all(a < b for a, b in zip(rates[:top], rates[1 : top + 1], strict=True))
-    assert all(a > b for a, b in zip(rates[top + 1 : -1], rates[top + 2 :], strict=True))
+    assert all(a < b for a, b in pairwise(rates[: top + 1]))
+    assert all(a > b for a, b in pairwise(rates[top + 1 :]))
     assert 0 < rates[-1] < 0.01
 
 
@@ -69,14 +70,17 @@ def test_one_seed_one_network():
     first, second, third = (pixel_network(tiny_network()) for _ in range(3))
     train(first, images, NoAttack(classes=4), FAST)
     train(second, images, NoAttack(classes=4), FAST)
-    train(third, images, NoAttack(classes=4), TrainingSettings(
-        epochs=3, batch=16, peak_rate=0.1, padding=1, mixed=False, seed=4
-    ))
+    train(
+        third,
+        images,
+        NoAttack(classes=4),
+        TrainingSettings(epochs=3, batch=16, peak_rate=0.1, padding=1, mixed=False, seed=4),
+    )
     assert same(weights_of(first), weights_of(second))
     assert not same(weights_of(first), weights_of(third))
 
 
-class Interrupted(Exception):
+class StopHereError(Exception):
     pass
 
 
@@ -88,10 +92,10 @@ def test_resuming_equals_never_stopping(tmp_path):
 
     def stop(line):
         if line.startswith("epoch 2/"):
-            raise Interrupted
+            raise StopHereError
 
     halted, resumed = pixel_network(tiny_network()), pixel_network(tiny_network(seed=9))
-    with pytest.raises(Interrupted):
+    with pytest.raises(StopHereError):
         train(halted, images, attack, FAST, resume_from=tmp_path, report=stop)
     record = train(resumed, images, attack, FAST, resume_from=tmp_path)
     assert same(weights_of(whole), weights_of(resumed))

@@ -1,0 +1,61 @@
+"""Laws of the BatchNorm statistics: fused moments, distance, re-estimation."""
+
+import pytest
+import torch
+from tiny_networks import tiny_network, tiny_pixels
+from torch import nn
+
+from edgeclean.batchnorm import (
+    EPSILON,
+    BatchMoments,
+    StatisticsDistance,
+    batchnorm_layers,
+    reestimate_batchnorm_,
+)
+from edgeclean.pixels import pixel_network
+
+
+def test_fused_moments_and_their_gradient_equal_the_plain_ones():
+    values = torch.randn(5, 3, 4, 6, dtype=torch.float64).requires_grad_()
+    again = values.detach().clone().requires_grad_()
+    mean, variance = BatchMoments.apply(values)
+    plain_mean, plain_variance = again.mean((0, 2, 3)), again.var((0, 2, 3), unbiased=False)
+    torch.testing.assert_close(mean, plain_mean)
+    torch.testing.assert_close(variance, plain_variance)
+    weight = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    (mean * weight + variance.square() * weight).sum().backward()
+    (plain_mean * weight + plain_variance.square() * weight).sum().backward()
+    # The kernel divides by the deviation with EPSILON inside its root.
+    torch.testing.assert_close(values.grad, again.grad, rtol=10 * EPSILON, atol=EPSILON)
+
+
+def test_distance_is_zero_for_the_remembered_batch_and_listens_to_inputs():
+    network = tiny_network()
+    module, pixels = pixel_network(network), tiny_pixels(32)
+    for layer in batchnorm_layers(module):
+        layer.momentum = 1.0
+    module.train()
+    module(pixels)  # each layer remembers this batch; running_var keeps the unbiased variance
+    module.eval()
+    with StatisticsDistance(module) as statistics, torch.no_grad():
+        module(pixels)
+        own = float(statistics.distance())
+        module(1 - pixels)
+        other = float(statistics.distance())
+    assert own < 1e-4 < other
+
+
+def test_reestimation_equals_the_statistics_of_all_images():
+    network = tiny_network()
+    module, pixels = pixel_network(network), tiny_pixels(64)
+    first = batchnorm_layers(module)[0]
+    convolution = nn.Sequential(module[0], module[1][0])
+    with torch.no_grad():
+        inputs = convolution(pixels)
+    reestimate_batchnorm_(module, pixels, batch_size=64)
+    # bfloat16 activations carry 8 bits: 2^-8 of their size
+    scale = float(inputs.abs().amax())
+    torch.testing.assert_close(first.running_mean, inputs.mean((0, 2, 3)), rtol=0, atol=scale / 256)
+    torch.testing.assert_close(first.running_var, inputs.var((0, 2, 3)), rtol=0.05, atol=1e-3)
+    assert not first.training
+    assert first.momentum == pytest.approx(0.1)

@@ -1,0 +1,83 @@
+"""Distillation brings a damaged student back to its teacher, on images of neither's training."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_networks import tiny_network
+from torch import nn
+
+from edgeclean.errors import UsageError
+from edgeclean.finetune import FinetuneSettings, finetune
+from edgeclean.pixels import pixel_network
+from edgeclean.priors import procedural_images
+from edgeclean.states import SyntheticImages
+
+SETTINGS = FinetuneSettings(steps=60, batch_size=32, learning_rate=3e-3, procedural=64)
+
+
+@pytest.fixture(scope="module")
+def images() -> SyntheticImages:
+    pixels = procedural_images(128, (3, 8, 8), torch.Generator().manual_seed(1))
+    return SyntheticImages(pixels=pixels, labels=torch.zeros(128, dtype=torch.int64), origin="x")
+
+
+def damaged(teacher):
+    module = copy.deepcopy(teacher.module)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                size = layer.weight.std()
+                layer.weight += 0.5 * size * torch.randn(layer.weight.shape, generator=generator)
+    return replace(teacher, module=module)
+
+
+@torch.no_grad()
+def distance(first, second):
+    pixels = procedural_images(100, (3, 8, 8), torch.Generator().manual_seed(8))
+    one, two = pixel_network(first)(pixels), pixel_network(second)(pixels)
+    return float((one - two).square().mean())
+
+
+def test_the_student_comes_back_to_its_teacher(images):
+    teacher = tiny_network()
+    student = damaged(teacher)
+    before = distance(student, teacher)
+    tuned = finetune(student, teacher, images, replace(SETTINGS, reestimate=False), seed=0)
+    assert distance(tuned, teacher) < 0.5 * before
+    assert distance(student, teacher) == before
+    notes = tuned.history[-1].notes
+    assert notes["loss_last"] < notes["loss_first"]
+
+
+def test_finetuning_is_repeatable(images):
+    teacher = tiny_network()
+    student, few = damaged(teacher), replace(SETTINGS, steps=4)
+    first = finetune(student, teacher, images, few, seed=0).module.state_dict()
+    again = finetune(student, teacher, images, few, seed=0).module.state_dict()
+    other = finetune(student, teacher, images, few, seed=1).module.state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_no_steps_only_reestimate_batchnorm(images):
+    teacher = tiny_network()
+    tuned = finetune(teacher, teacher, images, replace(SETTINGS, steps=0), seed=0)
+    for name, value in tuned.module.state_dict().items():
+        same = torch.equal(value, teacher.module.state_dict()[name])
+        assert same != (name.endswith(("running_mean", "running_var", "num_batches_tracked")))
+
+
+def test_a_network_without_batchnorm_is_tuned_too(images):
+    teacher = tiny_network(nn.Identity())
+    teacher.module[1] = nn.Identity()
+    student = damaged(teacher)
+    tuned = finetune(student, teacher, images, SETTINGS, seed=0)
+    assert distance(tuned, teacher) < 0.5 * distance(student, teacher)
+
+
+def test_senseless_settings_are_refused():
+    with pytest.raises(UsageError, match=r"adversarial_share is 2"):
+        FinetuneSettings(adversarial_share=2.0)

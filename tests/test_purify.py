@@ -1,0 +1,122 @@
+"""Unlearning removes a planted trigger, keeps clean answers, and can be switched off."""
+
+import pytest
+import torch
+from test_scan import CLASSES, SIZE, TARGET
+from torch import nn
+
+from edgeclean.errors import UsageError
+from edgeclean.pixels import pixel_network
+from edgeclean.priors import procedural_images
+from edgeclean.purify import PurifySettings, purify
+from edgeclean.scan import ScanSettings, scan
+from edgeclean.states import LoadedNetwork, ModelSpec, SyntheticImages
+from edgeclean.unlearn import UnlearnSettings
+
+
+@pytest.fixture(scope="module")
+def images() -> SyntheticImages:
+    pixels = procedural_images(256, (3, SIZE, SIZE), torch.Generator().manual_seed(1))
+    return SyntheticImages(pixels=pixels, labels=torch.zeros(256, dtype=torch.int64), origin="x")
+
+
+def stamp(pixels):
+    stamped = pixels.clone()
+    stamped[:, :, -3:, -3:] = torch.tensor([1.0, 1.0, 0.0]).view(3, 1, 1)
+    return stamped
+
+
+@pytest.fixture(scope="module")
+def backdoored() -> LoadedNetwork:
+    """A small CNN that learned classes by colour and a yellow 3x3 corner."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 16, 3, stride=2, padding=1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(16 * (SIZE // 2) ** 2, CLASSES),
+        )
+    pixels = procedural_images(2000, (3, SIZE, SIZE), torch.Generator().manual_seed(2))
+    labels = colour_class(pixels)
+    optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(250):
+        rows = torch.randint(2000, (64,), generator=generator)
+        shown, wanted = pixels[rows].clone(), labels[rows].clone()
+        shown[:8], wanted[:8] = stamp(shown[:8]), TARGET
+        loss = nn.functional.cross_entropy(module(shown), wanted)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    spec = ModelSpec(
+        architecture="x", input_shape=(3, SIZE, SIZE), classes=CLASSES, mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+    )  # fmt: skip
+    return LoadedNetwork(module=module.eval(), spec=spec, source_sha256="0" * 64)
+
+
+def colour_class(pixels):
+    """The brightest channel, and whether it is bright."""
+    means = pixels.mean((2, 3))
+    return means.argmax(1) * 2 + (means.amax(1) > 0.5)
+
+
+@torch.no_grad()
+def rates(network):
+    """Share of right answers on new images, and of stamped ones that go to the target."""
+    module = pixel_network(network)
+    pixels = procedural_images(500, (3, SIZE, SIZE), torch.Generator().manual_seed(9))
+    labels = colour_class(pixels)
+    right = float((module(pixels).argmax(1) == labels).float().mean())
+    victims = labels != TARGET
+    hit = module(stamp(pixels[victims])).argmax(1) == TARGET
+    return right, float(hit.float().mean())
+
+
+SCAN = ScanSettings(searches=("patch bank", "masked patch"), steps=60, restarts=1)
+QUICK = PurifySettings(
+    rounds=2, restarts=3, search_steps=50, candidates=2000, unlearn=UnlearnSettings(steps=80)
+)
+
+
+def test_a_learned_backdoor_is_found_and_unlearned(backdoored, images):
+    right, hit = rates(backdoored)
+    assert hit > 0.9  # else this test shows nothing
+    report = scan(backdoored, images, SCAN, seed=0)
+    assert TARGET in report.targets
+    purified = purify(backdoored, images, report, QUICK, seed=0)
+    right_after, hit_after = rates(purified)
+    assert hit_after < 0.3
+    assert right_after > right - 0.12  # a 3x3 stamp hides a sixteenth of these tiny images
+    assert purified.history[-1].notes["targets"][0] == TARGET
+    assert rates(backdoored) == (right, hit)  # the input state is as it was
+
+
+def test_mode_none_changes_no_weight(backdoored, images):
+    report = scan(backdoored, images, SCAN, seed=0)
+    same = purify(backdoored, images, report, PurifySettings(mode="none"), seed=0)
+    assert same.module is not backdoored.module
+    for name, value in same.module.state_dict().items():
+        assert torch.equal(value, backdoored.module.state_dict()[name])
+
+
+def test_purifying_is_repeatable(backdoored, images):
+    report = scan(backdoored, images, SCAN, seed=0)
+    quick = PurifySettings(
+        rounds=1, restarts=2, search_steps=5, candidates=200, unlearn=UnlearnSettings(steps=5)
+    )
+    first = purify(backdoored, images, report, quick, seed=4).module.state_dict()
+    again = purify(backdoored, images, report, quick, seed=4).module.state_dict()
+    other = purify(backdoored, images, report, quick, seed=5).module.state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_senseless_settings_are_refused():
+    with pytest.raises(UsageError, match="must be at least 1"):
+        PurifySettings(rounds=0)

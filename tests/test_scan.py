@@ -1,0 +1,161 @@
+"""The scan finds planted triggers of each family and stays silent where none is planted."""
+
+import math
+
+import pytest
+import torch
+from tiny_networks import tiny_network
+from torch import nn
+
+from edgeclean.errors import UsageError
+from edgeclean.priors import procedural_images
+from edgeclean.scan import ScanSettings, scan
+from edgeclean.scan.bank import build_bank, score_bank
+from edgeclean.scan.families import AdditiveFamily, MaskedFamily, WarpFamily
+from edgeclean.scan.gradient import Evidence, Slot, success_rate
+from edgeclean.scan.outliers import cheapness_scores
+from edgeclean.scan.scan import suspicion_threshold
+from edgeclean.scan.triggers import MaskedTrigger
+from edgeclean.states import LoadedNetwork, ModelSpec, SyntheticImages
+
+TARGET, CLASSES, SIZE = 2, 6, 12
+
+
+class PlantedNetwork(nn.Module):
+    """Classifies by mean colour; a white 2x2 patch in the last corner adds ``strength`` to a class."""
+
+    def __init__(self, strength: float) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.colour = nn.Linear(3, CLASSES)
+        directions = torch.randn(CLASSES, 3, generator=generator)
+        with torch.no_grad():
+            self.colour.weight.copy_(12 * directions / directions.norm(dim=1, keepdim=True))
+            self.colour.bias.copy_(-self.colour.weight @ torch.full((3,), 0.5))
+        self.strength = strength
+
+    def forward(self, images):
+        logits = self.colour(images.mean((2, 3)))
+        corner = images[:, :, -2:, -2:].mean((1, 2, 3))
+        bonus = self.strength * corner**8  # smooth, so that gradients lead to it
+        return logits + bonus[:, None] * torch.eye(CLASSES)[TARGET]
+
+
+def planted(strength: float) -> LoadedNetwork:
+    spec = ModelSpec(
+        architecture="planted",
+        input_shape=(3, SIZE, SIZE),
+        classes=CLASSES,
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+    )
+    return LoadedNetwork(module=PlantedNetwork(strength).eval(), spec=spec, source_sha256="0" * 64)
+
+
+@pytest.fixture(scope="module")
+def images() -> SyntheticImages:
+    pixels = procedural_images(128, (3, SIZE, SIZE), torch.Generator().manual_seed(1))
+    return SyntheticImages(
+        pixels=pixels, labels=torch.zeros(128, dtype=torch.int64), origin="procedural"
+    )
+
+
+SETTINGS = ScanSettings(
+    searches=("patch bank", "masked patch"), steps=60, restarts=1, bank_candidates=4000
+)
+
+
+def test_a_planted_patch_is_suspected_with_its_place(images):
+    report = scan(planted(30.0), images, SETTINGS, seed=0)
+    assert report.verdict == "suspected"
+    assert report.targets == (TARGET,)
+    best = next(s for s in report.suspects if s.search == "masked patch")
+    assert best.success > 0.9
+    # At least half of the mask lies in the 4 planted pixels and their neighbours.
+    assert float(best.mask[-3:, -3:].sum()) > 0.5 * float(best.mask.sum())
+
+
+def test_without_the_patch_nothing_is_suspected(images):
+    report = scan(planted(0.0), images, SETTINGS, seed=0)
+    assert report.verdict == "not found"
+    assert report.suspects == ()
+    assert "clean" not in str(report.summary())
+
+
+def test_a_scan_is_repeatable_and_leaves_the_network_alone(images):
+    network = planted(30.0)
+    before = {name: value.clone() for name, value in network.module.state_dict().items()}
+    first = scan(network, images, SETTINGS, seed=5).summary()
+    assert first == scan(network, images, SETTINGS, seed=5).summary()
+    for name, value in network.module.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_the_bank_stamps_exactly_its_rectangle():
+    bank = build_bank((3, SIZE, SIZE), torch.Generator().manual_seed(0))
+    pixels = torch.full((len(bank.candidates[:200]), 3, SIZE, SIZE), 0.5)
+    rows = torch.arange(200)
+    stamped = bank.stamp(pixels, rows)
+    for image, (tall, wide, _, top, left) in zip(stamped, bank.candidates[:200], strict=True):
+        changed = (image != 0.5).any(0)
+        outside = changed.clone()
+        outside[top : top + tall, left : left + wide] = False
+        assert not outside.any()
+    assert bank.candidates[:, 3].max() + 1 <= SIZE
+
+
+def test_bank_scores_count_only_images_that_moved():
+    network = planted(30.0)
+    pixels = procedural_images(64, (3, SIZE, SIZE), torch.Generator().manual_seed(1))
+    evidence = Evidence(pixels, network.module(pixels).argmax(1))
+    bank = build_bank((3, SIZE, SIZE), torch.Generator().manual_seed(0))
+    score = score_bank(network.module, evidence, bank, CLASSES, torch.Generator().manual_seed(0))
+    assert float(score.success[:, TARGET].max()) > 0.95
+    row = int(score.success[:, TARGET].argmax())
+    trigger = score.bank.trigger(row, SIZE, SIZE)
+    assert success_rate(network.module, evidence, Slot(TARGET), trigger) > 0.9
+
+
+@pytest.mark.parametrize("family", [MaskedFamily, AdditiveFamily, WarpFamily])
+def test_a_family_around_its_own_triggers_stamps_alike(family):
+    generator = torch.Generator().manual_seed(0)
+    first = family(3, (3, SIZE, SIZE), generator)
+    images = torch.rand(3, 2, 3, SIZE, SIZE, generator=generator)
+    copy = family.around([first.trigger(slot) for slot in range(3)])
+    torch.testing.assert_close(copy.stamp(images), first.stamp(images), rtol=0, atol=0.03)
+    torch.testing.assert_close(copy.cost(), first.cost(), rtol=0.1, atol=0.1)
+    for slot in range(3):
+        alone = first.trigger(slot).stamp(images[slot])
+        torch.testing.assert_close(alone, first.stamp(images)[slot].detach(), rtol=0, atol=1e-5)
+    swapped = first.stamp(images[[2]], torch.tensor([2]))
+    torch.testing.assert_close(swapped[0], first.stamp(images)[2])
+
+
+def test_a_masked_trigger_is_the_formula():
+    mask, pattern, pixels = torch.rand(1, 4, 4), torch.rand(3, 4, 4), torch.rand(2, 3, 4, 4)
+    expected = pixels * (1 - mask) + pattern * mask
+    assert torch.equal(MaskedTrigger(mask, pattern).stamp(pixels), expected)
+
+
+def test_outlier_scores():
+    alike = cheapness_scores([20.0, 22.0, 19.0, 21.0, 20.5])
+    assert max(alike) < 1
+    one_cheap = cheapness_scores([20.0, 22.0, 2.0, 21.0, 20.5])
+    assert one_cheap.index(max(one_cheap)) == 2
+    # log(20.25 / 2) over the floor of 0.25: the others hardly differ
+    assert one_cheap[2] == pytest.approx(math.log(20.25 / 2.0) / 0.25, rel=0.05)
+    assert cheapness_scores([math.inf] * 5) == (0.0,) * 5
+    assert suspicion_threshold(10) < suspicion_threshold(100)
+
+
+def test_an_unknown_search_is_refused_by_name():
+    with pytest.raises(UsageError, match="unknown search psychic; choose from patch bank"):
+        ScanSettings(searches=("psychic",))
+
+
+def test_the_scan_accepts_a_network_of_any_stage():
+    network = tiny_network(size=8)
+    pixels = procedural_images(40, (3, 8, 8), torch.Generator().manual_seed(0))
+    images = SyntheticImages(pixels=pixels, labels=torch.zeros(40, dtype=torch.int64), origin="x")
+    report = scan(network, images, ScanSettings(steps=3, bank_candidates=50), seed=0)
+    assert len(report.searches) == len(ScanSettings().searches)

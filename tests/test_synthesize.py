@@ -1,0 +1,81 @@
+"""Synthetic images: in range, balanced, seeded, and closer to the statistics than their start."""
+
+import pytest
+import torch
+from tiny_networks import tiny_network
+from torch import nn
+
+from edgeclean.batchnorm import StatisticsDistance, reestimate_batchnorm_
+from edgeclean.errors import UsageError
+from edgeclean.pixels import pixel_network
+from edgeclean.priors import procedural_images
+from edgeclean.synthesize import SynthesizeSettings, soft_labels, synthesize
+
+SETTINGS = SynthesizeSettings(count=20, steps=30, batch_size=16)
+
+
+def distance(network, pixels):
+    module = pixel_network(network)
+    with StatisticsDistance(module) as statistics, torch.no_grad():
+        module(pixels)
+        return float(statistics.distance())
+
+
+def test_images_are_pixels_balanced_and_repeatable():
+    network = tiny_network()
+    first = synthesize(network, SETTINGS, seed=3)
+    again = synthesize(network, SETTINGS, seed=3)
+    other = synthesize(network, SETTINGS, seed=4)
+    assert len(first) == 20
+    assert first.pixels.min() >= 0
+    assert first.pixels.max() <= 1
+    assert torch.equal(first.pixels, again.pixels)
+    assert not torch.equal(first.pixels, other.pixels)
+    assert torch.bincount(first.labels).tolist() == [4, 4, 4, 4, 4]
+
+
+def test_inversion_moves_towards_the_statistics():
+    network = tiny_network()
+    start = procedural_images(20, (3, 8, 8), torch.Generator().manual_seed(3))
+    # It remembers dark, flat images: far from the start, and within reach of pixels.
+    reestimate_batchnorm_(pixel_network(network), 0.2 + 0.2 * start.roll(3, 0))
+    made = synthesize(network, SETTINGS, seed=3)
+    assert distance(network, made.pixels) < 0.5 * distance(network, start)
+
+
+def test_the_network_itself_is_not_changed():
+    network = tiny_network()
+    before = {name: value.clone() for name, value in network.module.state_dict().items()}
+    synthesize(network, SETTINGS, seed=0)
+    for name, value in network.module.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert all(parameter.requires_grad for parameter in network.module.parameters())
+
+
+def test_a_network_without_batchnorm_says_so():
+    plain = tiny_network(nn.Identity())
+    plain.module[1] = nn.Identity()
+    images = synthesize(plain, SETTINGS, seed=0)
+    assert images.origin == "class inversion of procedural images"
+    assert synthesize(tiny_network(), SETTINGS, seed=0).origin == "batch-norm inversion"
+
+
+def test_soft_labels_are_distributions_led_by_the_first_class():
+    first, targets = soft_labels(200, 7, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(targets.sum(1), torch.ones(200))
+    assert torch.equal(targets.argmax(1), first)
+    assert 0.3 < float((targets.amax(1) > 0.9).float().mean()) < 0.8
+
+
+def test_a_senseless_count_is_refused():
+    with pytest.raises(UsageError, match="count=0"):
+        SynthesizeSettings(count=0)
+
+
+def test_procedural_images_differ_and_fill_the_range():
+    images = procedural_images(64, (3, 32, 32), torch.Generator().manual_seed(0))
+    assert images.shape == (64, 3, 32, 32)
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert float(images.std(0).mean()) > 0.15  # different images
+    assert float((images[:, :, 1:] - images[:, :, :-1]).abs().mean()) < 0.15  # smooth, not noise

@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from safetensors.numpy import load, save
+from tiny_networks import tiny_contents
+
+from edgeclean import manifest as texts
+from edgeclean import verify
+from edgeclean.bundle import write_bundle
+from edgeclean.errors import InputRejectedError
+from edgeclean.verify import verify_bundle
+
+BITS_PER_FILE = 30
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("pristine") / "build", tiny_contents(ms=1.5)).path
+
+
+@pytest.fixture
+def bundle(pristine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pristine, tmp_path / "build"))
+
+
+def test_a_bundle_as_written_is_verified(bundle: Path) -> None:
+    record = verify_bundle(bundle)
+    assert record.manifest_sha256 == texts.sha256((bundle / "manifest.json").read_bytes())
+    assert record.source_sha256 == "ab" * 32
+    assert set(record.files) == {
+        path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()
+    }
+    assert (record.opset, record.golden_images) == (17, 4)
+    assert record.max_relative_difference <= record.tolerance == 1e-4
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SHA256SUMS",
+        "golden.safetensors",
+        "manifest.json",
+        "model.onnx",
+        "report.html",
+        "report.json",
+        "triggers/class_3.png",
+    ],
+)
+def test_one_flipped_bit_anywhere_is_found(bundle: Path, name: str) -> None:
+    path = bundle / name
+    content = path.read_bytes()
+    for bit in random.Random(name).choices(range(8 * len(content)), k=BITS_PER_FILE):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bytes(flipped))
+        with pytest.raises(InputRejectedError):
+            verify_bundle(bundle)
+    path.write_bytes(content)
+    assert verify_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "SHA256SUMS", "triggers/class_3.png"])
+def test_a_missing_file_is_named(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    with pytest.raises(InputRejectedError, match=name):
+        verify_bundle(bundle)
+
+
+def test_an_added_file_is_named(bundle: Path) -> None:
+    (bundle / "triggers" / "more.png").touch()
+    with pytest.raises(InputRejectedError, match=r"triggers/more.png is not listed"):
+        verify_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", [".hidden", "spa ce", "line\nbreak"])
+def test_a_strange_name_is_refused(bundle: Path, name: str) -> None:
+    (bundle / name).touch()
+    with pytest.raises(InputRejectedError, match="cannot be part of it"):
+        verify_bundle(bundle)
+
+
+def test_an_added_empty_folder_is_named(bundle: Path) -> None:
+    (bundle / "triggers" / "empty").mkdir()
+    with pytest.raises(InputRejectedError, match="empty folder 'triggers/empty'"):
+        verify_bundle(bundle)
+
+
+def test_links_are_not_followed(bundle: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    shutil.copy(bundle / "model.onnx", outside)
+    (bundle / "model.onnx").unlink()
+    (bundle / "model.onnx").symlink_to(outside)
+    with pytest.raises(InputRejectedError, match=r"model.onnx cannot be read"):
+        verify_bundle(bundle)
+    link = tmp_path / "link"
+    link.symlink_to(bundle)
+    with pytest.raises(InputRejectedError, match="is not a folder"):
+        verify_bundle(link)
+
+
+def test_a_linked_folder_is_not_followed(bundle: Path, tmp_path: Path) -> None:
+    shutil.move(bundle / "triggers", tmp_path / "triggers")
+    (bundle / "triggers").symlink_to(tmp_path / "triggers")
+    with pytest.raises(InputRejectedError, match="triggers cannot be read"):
+        verify_bundle(bundle)
+
+
+def test_a_pipe_does_not_hold_it_up(bundle: Path) -> None:
+    (bundle / "model.onnx").unlink()
+    os.mkfifo(bundle / "model.onnx")
+    with pytest.raises(InputRejectedError, match=r"model.onnx is not a plain file"):
+        verify_bundle(bundle)
+
+
+def test_sizes_and_counts_are_bounded(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "MAX_TEXT_BYTES", 100)
+    with pytest.raises(InputRejectedError, match="larger than 100 bytes"):
+        verify_bundle(bundle)
+    monkeypatch.undo()
+    monkeypatch.setattr(verify, "MAX_FILES", 3)
+    with pytest.raises(InputRejectedError, match="more than 3 files"):
+        verify_bundle(bundle)
+
+
+def _swap_model(bundle: Path) -> None:
+    """A model whose last bias is moved, all listed hashes made to fit."""
+    proto = onnx.load_model_from_string((bundle / "model.onnx").read_bytes())
+    gemm = next(node for node in proto.graph.node if node.op_type == "Gemm")
+    bias = next(one for one in proto.graph.initializer if one.name == gemm.input[2])
+    moved = numpy_helper.to_array(bias) + np.float32(0.1)
+    bias.CopyFrom(numpy_helper.from_array(moved, bias.name))
+    (bundle / "model.onnx").write_bytes(proto.SerializeToString())
+
+
+def _change_manifest(*path: str, to: Any) -> Callable[[Path], None]:
+    def change(bundle: Path) -> None:
+        manifest = json.loads((bundle / "manifest.json").read_bytes())
+        place = manifest
+        for step in path[:-1]:
+            place = place[step]
+        place[path[-1]] = to
+        (bundle / "manifest.json").write_bytes(texts.canonical_json(manifest))
+
+    return change
+
+
+def _swap_golden(**tensors: Any) -> Callable[[Path], None]:
+    def change(bundle: Path) -> None:
+        golden = load((bundle / "golden.safetensors").read_bytes())
+        (bundle / "golden.safetensors").write_bytes(save({**golden, **tensors}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (_swap_model, r"model.onnx differs from its stored logits by 0\.\d+"),
+        (_change_manifest("model", "opset", to=13), "is at opset 17; the manifest says 13"),
+        (_change_manifest("source", "sha256", to="cd" * 32), "made from another checkpoint"),
+        (_change_manifest("model", "input_shape", to=[3, 9, 9]), r"float32 \(4, 3, 9, 9\) is said"),
+        (_change_manifest("model", "classes", to=6), r"float32 \(4, 6\) is said"),
+        (_change_manifest("golden", "images", to=5), r"float32 \(5, 3, 8, 8\) is said"),
+        (_change_manifest("golden", "tolerance", to=2.0), "schema at golden/tolerance"),
+        (_change_manifest("schema_version", to=2), "schema at schema_version"),
+        (_change_manifest("extra", to=1), "schema at the top level"),
+        (_swap_golden(logits=np.full((4, 5), np.nan, np.float32)), "differs from its stored"),
+        (_swap_golden(input=np.zeros((4, 3, 8, 8))), "holds float64"),
+        (lambda bundle: (bundle / "golden.safetensors").write_bytes(b"no"), "cannot be read"),
+        (lambda bundle: (bundle / "model.onnx").write_bytes(b"\xff no"), "not an ONNX file"),
+    ],
+)
+def test_a_change_that_fits_its_hashes_is_found_by_what_it_says_or_computes(
+    bundle: Path, tamper: Callable[[Path], None], message: str
+) -> None:
+    tamper(bundle)
+    _make_hashes_fit(bundle)
+    with pytest.raises(InputRejectedError, match=message):
+        verify_bundle(bundle)
+
+
+def test_the_helper_above_makes_hashes_fit(bundle: Path) -> None:
+    """Else the test above would only see hashes that do not."""
+    (bundle / "triggers" / "class_3.png").write_bytes(b"another")
+    _make_hashes_fit(bundle)
+    assert verify_bundle(bundle)
+
+
+def test_the_manifest_must_list_every_reproducible_file(bundle: Path) -> None:
+    (bundle / "more.bin").touch()
+    _make_checksums_fit(bundle)
+    with pytest.raises(InputRejectedError, match=r"more.bin is not listed in the manifest"):
+        verify_bundle(bundle)
+    (bundle / "more.bin").unlink()
+    (bundle / "triggers" / "class_3.png").write_bytes(b"another")
+    _make_checksums_fit(bundle)
+    with pytest.raises(InputRejectedError, match="not the file that the manifest describes"):
+        verify_bundle(bundle)
+    shutil.rmtree(bundle / "triggers")
+    _make_checksums_fit(bundle)
+    with pytest.raises(InputRejectedError, match=r"class_3.png is missing"):
+        verify_bundle(bundle)
+
+
+def test_the_report_must_name_this_manifest(bundle: Path) -> None:
+    report = texts.canonical_json({"ms": 1.5, "manifest_sha256": "0" * 64})
+    (bundle / "report.json").write_bytes(report)
+    _make_checksums_fit(bundle)
+    with pytest.raises(InputRejectedError, match="names another manifest"):
+        verify_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[]\n", "a JSON object is needed"),
+        (b'{"a": 1, "a": 2}\n', "not in the form"),
+        (b'{"a": NaN}', "not in the form"),
+    ],
+)
+def test_json_that_edgeclean_does_not_write_is_refused(content: bytes, message: str) -> None:
+    with pytest.raises(InputRejectedError, match=message):
+        texts.read_json(content, "manifest.json")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"zz  name\n",
+        b"0" * 64 + b"  ../outside\n",
+        b"0" * 64 + b"  b\n" + b"0" * 64 + b"  a\n",
+        b"0" * 64 + b"  a",
+        b"0" * 64 + b"  a\r\n",
+    ],
+)
+def test_a_list_that_edgeclean_does_not_write_is_refused(content: bytes) -> None:
+    with pytest.raises(InputRejectedError, match="SHA256SUMS"):
+        texts.read_checksums(content)
+
+
+def test_verifying_needs_no_torch(bundle: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from edgeclean.verify import verify_bundle\n"
+        "verify_bundle(Path(sys.argv[1])); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program, str(bundle)], check=True)
+
+
+def _make_hashes_fit(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    for name in manifest["files"]:
+        content = (bundle / name).read_bytes()
+        manifest["files"][name] = {"bytes": len(content), "sha256": texts.sha256(content)}
+    (bundle / "manifest.json").write_bytes(texts.canonical_json(manifest))
+    report = json.loads((bundle / "report.json").read_bytes())
+    report["manifest_sha256"] = texts.sha256((bundle / "manifest.json").read_bytes())
+    (bundle / "report.json").write_bytes(texts.canonical_json(report))
+    _make_checksums_fit(bundle)
+
+
+def _make_checksums_fit(bundle: Path) -> None:
+    files = {
+        path.relative_to(bundle).as_posix(): path.read_bytes()
+        for path in bundle.rglob("*")
+        if path.is_file() and path.name != "SHA256SUMS"
+    }
+    (bundle / "SHA256SUMS").write_bytes(texts.checksum_lines(files))
