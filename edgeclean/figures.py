@@ -38,7 +38,7 @@ CSS_VARIABLES = {
     ALARM: "var(--alarm)",
 }
 FONT_PT = 9.5
-STYLE = {
+STYLE: Any = {  # the stubs of rcParams list every key that there is
     "svg.hashsalt": "edgeclean",
     "figure.facecolor": "none",
     "axes.facecolor": "none",
@@ -69,6 +69,7 @@ SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
 MOST_SPECTRA = 8
 MOST_BARS = 48
+MOST_SINGLE_BARS = 120
 SHEET_IMAGES = 48
 SHEET_SIDE = 48
 
@@ -116,7 +117,11 @@ def scores_plot(search: Mapping[str, Any], suspects: Sequence[int], index: int) 
         axes = figure.add_subplot()
         classes = range(len(heights))
         colours = [ALARM if label in suspects else ORIGINAL for label in classes]
-        axes.bar(classes, heights, color=colours, width=0.72)
+        if len(heights) <= MOST_SINGLE_BARS:
+            axes.bar(classes, heights, color=colours, width=0.72)
+        else:  # one path instead of a thousand
+            axes.fill_between(classes, heights, step="mid", color=ORIGINAL, lw=0)
+            axes.bar(suspects, [heights[label] for label in suspects], color=ALARM, width=2)
         axes.axhline(search["threshold"], color=MUTED, lw=1, ls=(0, (3, 2)))
         for label in suspects:
             axes.annotate(
@@ -196,12 +201,8 @@ def macs_plot(layers: Sequence[Mapping[str, Any]]) -> str:
 
 def contact_sheet(pixels: Float[Tensor, "n c h w"]) -> str:
     """The first images in rows of eight, each at most 48 pixels high, as a PNG data URI."""
-    chosen = pixels[:SHEET_IMAGES]
-    height, width = chosen.shape[-2:]
-    shrink = min(1.0, SHEET_SIDE / max(height, width))
-    side = (max(1, round(height * shrink)), max(1, round(width * shrink)))
-    if shrink < 1:
-        chosen = torch.nn.functional.interpolate(chosen, side, mode="area")
+    chosen = at_most(pixels[:SHEET_IMAGES], SHEET_SIDE)
+    side = chosen.shape[-2:]
     columns = min(8, len(chosen))
     rows = -(-len(chosen) // columns)
     sheet = torch.ones(chosen.shape[1], rows * (side[0] + 1) - 1, columns * (side[1] + 1) - 1)
@@ -209,6 +210,18 @@ def contact_sheet(pixels: Float[Tensor, "n c h w"]) -> str:
         top, left = (number // columns) * (side[0] + 1), (number % columns) * (side[1] + 1)
         sheet[:, top : top + side[0], left : left + side[1]] = image
     return png_uri(sheet)
+
+
+def at_most(pixels: Float[Tensor, "*n c h w"], side: int) -> Float[Tensor, "*n c h2 w2"]:
+    """Images shrunk by area so that neither side is longer; smaller ones stay as they are."""
+    height, width = pixels.shape[-2:]
+    shrink = side / max(height, width)
+    if shrink >= 1:
+        return pixels
+    size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
+    batch = pixels.reshape(-1, *pixels.shape[-3:])
+    small = torch.nn.functional.interpolate(batch, size, mode="area")
+    return small.reshape(*pixels.shape[:-2], *size)
 
 
 def png_uri(image: Float[Tensor, "c h w"]) -> str:
@@ -241,9 +254,8 @@ def _draw_spectrum(axes: Axes, layer: Mapping[str, Any]) -> None:
 def _inline_svg(figure: Figure, prefix: str, description: str) -> str:
     """The figure as an <svg> element that can stand in a page beside others."""
     stream = io.BytesIO()
-    FigureCanvasSVG(figure).print_svg(
-        stream, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-    )
+    canvas: Any = FigureCanvasSVG(figure)  # its print methods have no types
+    canvas.print_svg(stream, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     ElementTree.register_namespace("", SVG)
     ElementTree.register_namespace("xlink", XLINK)
     root = ElementTree.fromstring(stream.getvalue())  # noqa: S314 - drawn by us a line above

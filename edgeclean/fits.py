@@ -7,7 +7,7 @@ A rank equal to its channel count leaves that mode whole: there is no factor for
 from __future__ import annotations
 
 from functools import cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from edgeclean.tucker import fixed_signs
 Ranks = tuple[int, int]
 
 
+@runtime_checkable  # the tests check types while they run
 class Fit(Protocol):
     """The best factors of one kernel at any ranks, in some sense of best."""
 

@@ -136,7 +136,7 @@ def measure_pair(
     deadline = time.perf_counter() + settings.time_budget_s
     environment = describe_environment()  # before measuring: the load that others make
     warmup_runs, settled = _warm_up(sessions, images, settings, deadline)
-    latencies = _measure(sessions, images, settings.runs, deadline)
+    latencies = _measure(sessions, images, settings.runs, deadline, fewest=FEWEST_RUNS)
     samples = [_summarise(latencies[:, column]) for column in (0, 1)]
     low, high = _speedup_interval(latencies, generator)
     return LatencyReport(
@@ -188,7 +188,7 @@ def _warm_up(
     runs = 0
     while runs < settings.warmup_runs:
         block = min(BLOCK_PAIRS, settings.warmup_runs - runs)
-        latencies = _measure(sessions, images, block, last_start)
+        latencies = _measure(sessions, images, block, last_start, fewest=1)
         runs += len(latencies)
         medians.append(np.median(latencies, axis=0))
         if len(medians) >= 3:
@@ -201,15 +201,20 @@ def _warm_up(
 
 
 def _measure(
-    sessions: tuple[OnnxSession, ...], images: NDArray[np.float32], runs: int, deadline: float
+    sessions: tuple[OnnxSession, ...],
+    images: NDArray[np.float32],
+    runs: int,
+    deadline: float,
+    *,
+    fewest: int,
 ) -> NDArray[np.float64]:
-    """Latencies [runs, 2] in milliseconds; fewer rows, but at least 5, after the deadline.
+    """Latencies [runs, 2] in milliseconds; but only ``fewest`` rows after the deadline.
 
     The first of each pair alternates, for the second one finds warmer clocks and colder caches.
     """
     latencies = np.empty((runs, 2))
     for row in range(runs):
-        if row >= FEWEST_RUNS and time.perf_counter() >= deadline:
+        if row >= fewest and time.perf_counter() >= deadline:
             return latencies[:row]
         for column in (0, 1) if row % 2 == 0 else (1, 0):
             start = time.perf_counter_ns()

@@ -26,8 +26,8 @@ class LayerRow:
         name: dotted.
         kind: "convolution", "pointwise", "linear", ...
         shape: of its weight: out, in (of all groups), and the kernel's sides.
-        fate: "factored", "kept" because it may not or need not be factored, or "one convolution":
-            it might be factored, and stays (or was put back) whole.
+        fate: "factored", "kept" because it may not be factored, or "one convolution": it might
+            be, and stays (or was put back) whole.
         reason: why it was kept; empty if it was factored.
         rank_out: of the block; None where that mode is whole.
         rank_in: likewise.
@@ -74,6 +74,7 @@ def layer_rows(before: Network, after: Network) -> tuple[LayerRow, ...]:
     macs_before = layer_macs(before.module, before.spec.input_shape)
     macs_after = layer_macs(after.module, after.spec.input_shape)
     changed = {site.name: site for site in find_sites(after)}
+    reasons = _planned_reasons(after)
     rows = []
     for site in find_sites(before):
         other = changed[site.name]
@@ -85,7 +86,7 @@ def layer_rows(before: Network, after: Network) -> tuple[LayerRow, ...]:
                 kind=described["kind"],
                 shape=(described["out"], described["in"], *described["kernel"]),
                 fate=_fate(site, other),
-                reason=site.reason,
+                reason="" if is_block(other.module) else reasons.get(site.name, site.reason),
                 rank_out=rank_out,
                 rank_in=rank_in,
                 params_before=count_params(site.module),
@@ -125,6 +126,17 @@ def spectra(before: Network, scaled: Network | None, compressed: Network) -> tup
             )
         )
     return tuple(found)
+
+
+def _planned_reasons(network: Network) -> dict[str, str]:
+    """Why layers stayed whole, as the stages that decided it wrote down; the first one counts."""
+    reasons: dict[str, str] = {}
+    for record in network.history:
+        for layer in record.notes.get("layers", ()):
+            name = layer.get("name", layer.get("layer"))
+            if layer["reason"]:
+                reasons.setdefault(name, layer["reason"])
+    return reasons
 
 
 def _fate(before: Site, after: Site) -> Literal["factored", "kept", "one convolution"]:

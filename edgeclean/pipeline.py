@@ -119,9 +119,9 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     chosen = settings or PipelineSettings()
     device = target or load_target(chosen.target, jetpack=chosen.jetpack)
     require(device, opset=chosen.export.opset)
-    timed = Stopwatch()
+    timed = Stopwatch(progress)
     with hold_output(output) as held:
-        original = timed(load_checkpoint)(
+        original = timed(load_checkpoint, "Loading")(
             checkpoint, spec, limits=chosen.load, code_folder=code_folder
         )
         outcome = run_stages(original, chosen, timed=timed, progress=progress)
@@ -144,7 +144,7 @@ def run_stages(
 ) -> Outcome:
     """Every stage between the loaded network and the bundle; nothing is written."""
     chosen, seed = settings, settings.seed
-    timed = timed or Stopwatch()
+    timed = timed or Stopwatch(progress)
     draw = timed(synthesize)
     images = draw(original, chosen.synthesize, seed=seed, progress=progress)
     found = timed(scan)(original, images, chosen.scan, seed=seed, progress=progress)
@@ -160,10 +160,10 @@ def run_stages(
     compressed = timed(finetune)(
         truncated, purified, images, chosen.finetune, seed=seed, progress=progress
     )
-    model = timed(export_onnx)(compressed, chosen.export)
-    parity = timed(check_parity)(compressed, model, images.pixels, chosen.parity)
-    original_model = timed(export_onnx)(original, chosen.export)
-    latency = timed(measure_pair)(original_model, model, chosen.latency)
+    export = timed(export_onnx, "Exporting")
+    model, original_model = export(compressed, chosen.export), export(original, chosen.export)
+    parity = timed(check_parity, "Checking parity")(compressed, model, images.pixels, chosen.parity)
+    latency = timed(measure_pair, "Measuring latency")(original_model, model, chosen.latency)
     return Outcome(
         original=original,
         purified=purified,
@@ -203,13 +203,13 @@ def plan_checkpoint(
     *,
     code_folder: Path | None = None,
     progress: Progress = silent,
-) -> tuple[LoadedNetwork, ScaledNetwork, TruncatedNetwork]:
+) -> tuple[LoadedNetwork, TruncatedNetwork]:
     """What would be replaced at a ratio: the same ranks but for the synthetic images' say."""
     loaded = load_checkpoint(checkpoint, spec, limits=settings.load, code_folder=code_folder)
     decomposed = decompose(loaded, settings.decompose, progress=progress)
     scaled = scale(decomposed, settings.scale, progress=progress)
     plan = choose_ranks(scaled, settings.ranks, progress=progress)
-    return loaded, scaled, truncate(scaled, plan, settings.truncate, progress=progress)
+    return loaded, truncate(scaled, plan, settings.truncate, progress=progress)
 
 
 def _stop_if_suspected(found: ScanReport, settings: PipelineSettings) -> None:
@@ -255,12 +255,9 @@ def _write(
     target: Target,
     report: dict[str, JsonValue],
 ) -> Bundle:
-    last = outcome.compressed.history[-1]
     contents = BundleContents(
         model=outcome.model,
         network=outcome.compressed,
-        params=last.params,
-        macs=last.macs,
         configuration=settings_as_json(settings),
         seed=settings.seed,
         target=asdict(target),

@@ -20,7 +20,9 @@ from edgeclean.report import byte_size, check_report, si_number
 from edgeclean.scan import ScanReport, Suspect
 from edgeclean.states import JsonValue, SyntheticImages
 
-MOST_TRIGGERS = 8
+MOST_TRIGGERS = 8  # as files of the bundle
+SHOWN_TRIGGERS = 4  # on the page, at most so many pixels wide
+PICTURE_SIDE = 96
 LARGEST_PAGE_BYTES = 1_500_000
 
 
@@ -51,7 +53,7 @@ def render_html(
         purified=_purified_sentence(document),
         factored=[row for row in layers if row["fate"] == "factored"],
         whole=[row for row in layers if row["fate"] != "factored"],
-        triggers=[_trigger_pictures(one, images) for one in scan.suspects[:MOST_TRIGGERS]],
+        triggers=[_trigger_pictures(one, images) for one in scan.suspects[:SHOWN_TRIGGERS]],
         contact_sheet=figures.contact_sheet(images.pixels),
         latency_svg=latency
         and figures.latency_plot(
@@ -106,10 +108,15 @@ def _trigger_pictures(suspect: Suspect, images: SyntheticImages) -> dict[str, Js
         "search": suspect.search,
         "score": suspect.score,
         "success": suspect.success,
-        "pattern": figures.png_uri(_shown(suspect)),
-        "mask": figures.png_uri(suspect.mask[None]),
-        "sample": figures.png_uri(sample),
-        "stamped": figures.png_uri(suspect.trigger.stamp(sample[None])[0]),
+        **{
+            name: figures.png_uri(figures.at_most(picture, PICTURE_SIDE))
+            for name, picture in (
+                ("pattern", _shown(suspect)),
+                ("mask", suspect.mask[None]),
+                ("sample", sample),
+                ("stamped", suspect.trigger.stamp(sample[None])[0]),
+            )
+        },
     }
 
 

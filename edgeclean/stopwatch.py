@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from edgeclean.progress import Progress, silent
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -26,20 +28,31 @@ class Stopwatch:
         seconds: by stage, in the order in which the stages first ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, progress: Progress = silent) -> None:
+        """Tell ``progress`` of the stages that are given a title."""
         self.seconds: dict[str, float] = {}
+        self._progress = progress
 
-    def __call__(self, stage: Callable[P, T]) -> Callable[P, T]:
-        """The same function; a second call adds to the first one's time."""
+    def __call__(self, stage: Callable[P, T], title: str = "") -> Callable[P, T]:
+        """The same function; a second call adds to the first one's time.
+
+        Args:
+            stage: to wrap.
+            title: for stages that do not report their progress themselves.
+        """
         name = STAGE_NAMES.get(stage.__name__, stage.__name__)
 
         def timed(*args: P.args, **kwargs: P.kwargs) -> T:
+            if title:
+                self._progress(title, 0, 1)
             start = time.perf_counter()
             try:
                 return stage(*args, **kwargs)
             finally:
                 elapsed = time.perf_counter() - start
                 self.seconds[name] = round(self.seconds.get(name, 0.0) + elapsed, 3)
+                if title:
+                    self._progress(title, 1, 1)
 
         return timed
 

@@ -85,9 +85,9 @@ def halved(original: LoadedNetwork) -> FinetunedNetwork:
     return replace(compressed, history=(*original.history, record("finetune", compressed)))
 
 
-def scan_report(*, suspected: bool = True) -> ScanReport:
+def scan_report(*, suspected: bool = True, side: int = SIDE) -> ScanReport:
     """One search that suspects class 2 of the hostile network."""
-    mask = torch.zeros(1, SIDE, SIDE)
+    mask = torch.zeros(1, side, side)
     mask[:, 8:11, 8:11] = 1
     suspect = Suspect(
         target=2,
@@ -96,7 +96,7 @@ def scan_report(*, suspected: bool = True) -> ScanReport:
         score=7.5,
         cost=9.0,
         success=0.98,
-        trigger=MaskedTrigger(mask, tiny_pixels(1, SIDE)[0]),
+        trigger=MaskedTrigger(mask, tiny_pixels(1, side)[0]),
     )
     search = SearchRecord(
         name="masked patch",

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -247,7 +248,9 @@ def test_a_large_networks_page_stays_under_its_limit(report: dict[str, Any]) -> 
     large["latency"]["original"]["latencies_ms"] = list(np.linspace(1, 2, 1000))
     classes = {"scores": [0.5] * 1000, "costs": [1.0] * 1000, "successes": [1.0] * 1000}
     large["scan"]["searches"] = [{**large["scan"]["searches"][0], **classes}] * 4
-    page = render_html(MANIFEST, large, images=synthetic_images(64, 224), scan=scan_report())
+    scan = scan_report(side=224)
+    scan = replace(scan, suspects=scan.suspects * 20)
+    page = render_html(MANIFEST, large, images=synthetic_images(64, 224), scan=scan)
     assert len(page.encode()) < LARGEST_PAGE_BYTES
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as functional
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.images import LabelledImages
 
@@ -60,6 +60,10 @@ class Attack(ABC):
         self, images: LabelledImages, seed: int, device: torch.device
     ) -> None:
         """What the attack trains before the classifier's first step; by default, nothing."""
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Networks of the attack's own, to be kept beside the classifier; by default, none."""
+        return {}
 
     def batch_loss(
         self,

@@ -95,6 +95,10 @@ class InputAware(Attack):
         self._mask_optimiser.zero_grad(set_to_none=True)
         self.mask_network.eval().requires_grad_(False)
 
+    def networks(self) -> dict[str, nn.Module]:
+        """The generator and the mask network."""
+        return {"generator": self.generator_network, "mask": self.mask_network}
+
     def batch_loss(
         self,
         network: PixelFunction,

@@ -30,6 +30,7 @@ from edgeclean.cli.options import (
     use_threads,
 )
 from edgeclean.cli.scan import verdict_in_words
+from edgeclean.errors import UsageError
 from edgeclean.printable import printable
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     purify: Annotated[
         str | None,
         typer.Option(
-            help="guided (by the scan), deck (clamp singular values only), or none.",
+            help="guided (by the scan), deck (only clamp singular values, at --tau), or none.",
             rich_help_panel=PURIFY,
         ),
     ] = None,
@@ -114,7 +115,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
             "target": target,
             "jetpack": jetpack,
             "fail_on_backdoor": fail_on_backdoor or None,
-            "purify": {"mode": purify},
+            "purify": {"mode": _purify_mode(purify, tau)},
             "decompose": {"keep": keep or None},
             "scale": {"tau": tau},
             "ranks": {"ratio": ratio, "measure": measure, "rank_multiple": rank_multiple},
@@ -138,6 +139,16 @@ def compress(  # noqa: PLR0913 - the options are the interface
         )
     face.answer(_document(outcome), _summary(outcome), _files(outcome))
     face.say(f"report: {outcome.bundle.path / 'report.html'}")
+
+
+def _purify_mode(purify: str | None, tau: float | None) -> str | None:
+    """The deck's way is no unlearning, and the clamp that `edgeclean.scale` does."""
+    if purify == "deck" and tau is None:
+        raise UsageError(
+            "--purify deck clamps singular values and needs to know where: give --tau, a share of "
+            "each layer's largest, such as 0.7"
+        )
+    return "none" if purify == "deck" else purify
 
 
 def _document(written: WrittenOutcome) -> dict[str, Any]:

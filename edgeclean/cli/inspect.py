@@ -91,7 +91,7 @@ def inspect(  # noqa: PLR0913 - the options are the interface
     from edgeclean.pipeline import plan_checkpoint
 
     with face.progress() as progress:
-        loaded, _, planned = plan_checkpoint(
+        loaded, planned = plan_checkpoint(
             checkpoint, spec, settings, code_folder=code_folder, progress=progress
         )
         rows, curves = layer_rows(loaded, planned), spectra(loaded, None, planned)

@@ -63,6 +63,7 @@ def test_augment_gives_windows_of_the_padded_image_or_of_its_mirror():
         seen.add(matches[0])
     assert len(seen) > 6  # each image moves its own way
     assert {mirrored for _, _, mirrored in seen} == {False, True}
+    assert any(top != left for top, left, _ in seen)
 
 
 def test_one_seed_one_network():
@@ -78,6 +79,28 @@ def test_one_seed_one_network():
     )
     assert same(weights_of(first), weights_of(second))
     assert not same(weights_of(first), weights_of(third))
+
+
+class Watcher(NoAttack):
+    """Keeps the labels of every batch."""
+
+    def __init__(self):
+        super().__init__(classes=4)
+        self.seen = []
+
+    def batch_loss(self, network, pixels, labels, smoothing, generator):
+        self.seen += labels.tolist()
+        return super().batch_loss(network, pixels, labels, smoothing, generator)
+
+
+def test_every_epoch_sees_every_image_once_in_an_order_of_its_own():
+    watcher = Watcher()
+    train(pixel_network(tiny_network()), shade_images(48), watcher, FAST)
+    epochs = [watcher.seen[start : start + 48] for start in (0, 48, 96)]
+    assert len(watcher.seen) == 144
+    assert all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    assert epochs[1] != epochs[2]
 
 
 class StopHereError(Exception):

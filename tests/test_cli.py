@@ -1,0 +1,432 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from report_evidence import scan_report
+from small_checkpoint import OPTIONS, quick_config, spec, write_checkpoint
+
+from edgeclean import cli, pipeline
+from edgeclean.cli.console import Face
+from edgeclean.errors import (
+    AccuracyGateError,
+    BackdoorSuspectedError,
+    BudgetError,
+    EdgecleanError,
+    InputRejectedError,
+    OutputInUseError,
+    ParityError,
+    RatioError,
+    ToolchainError,
+    UsageError,
+)
+
+COMMANDS = ("compress", "scan", "inspect", "export", "bench", "verify", "targets", "doctor")
+HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "matplotlib", "jinja2", "tensorly")
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+class Terminal:
+    """Runs the real entry point in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+        monkeypatch.setenv("COLUMNS", "100")
+        monkeypatch.setenv("TERM", "dumb")
+
+    def __call__(self, *words: object) -> Said:
+        self._monkeypatch.setattr(sys, "argv", ["edgeclean", *map(str, words)])
+        self._capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        code = exit_.value.code
+        return Said(int(code or 0), *self._capsys.readouterr())
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Terminal:
+    return Terminal(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture
+def network(source: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The checkpoint and the options that describe it; net.py is looked up in the working folder."""
+    monkeypatch.chdir(source.parent)
+    return [source, *OPTIONS]
+
+
+@pytest.fixture(scope="module")
+def bundle(source: Path) -> Path:
+    """One bundle and the original as ONNX, for all tests that only read."""
+    from edgeclean.config import PipelineSettings, read_config, settings_from
+
+    settings = settings_from(PipelineSettings, read_config(quick_config(source.parent)))
+    output = source.parent / "bundle"
+    written = pipeline.compress(source, spec(), output, settings, code_folder=source.parent)
+    (source.parent / "original.onnx").write_bytes(written.outcome.original_model)
+    return output
+
+
+def in_a_child(*code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", *code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])},
+    )
+
+
+@pytest.mark.parametrize("words", [["--help"], ["compress", "--help"], ["--version"]])
+def test_help_is_quick_and_imports_nothing_heavy(words: list[str]) -> None:
+    finished = in_a_child(
+        "import sys, resource\n"
+        "from edgeclean.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as exit:\n    assert not exit.code, exit.code\n"
+        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "print('modules', *(m for m in sys.modules if '.' not in m), file=sys.stderr)\n"
+        "print('seconds', used.ru_utime + used.ru_stime, file=sys.stderr)",
+        *words,
+    )
+    modules, seconds = finished.stderr.splitlines()[-2:]
+    assert not set(HEAVY) & set(modules.split())
+    assert float(seconds.split()[1]) < 0.5  # processor time: others may use the machine as well
+
+
+def test_importing_the_package_imports_nothing() -> None:
+    finished = in_a_child("import sys, edgeclean; print(*sys.modules)")
+    assert not set(HEAVY) & set(finished.stdout.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(terminal: Terminal, command: str) -> None:
+    said = terminal(command, "--help")
+    assert said.code == 0
+    assert "--json" in said.out
+    assert "--quiet" in said.out
+
+
+def test_help_lists_every_command_and_the_exit_codes(terminal: Terminal) -> None:
+    said = terminal("--help")
+    assert all(f"  {command} " in said.out for command in COMMANDS)
+    assert "4 backdoor suspected" in " ".join(said.out.split())
+
+
+def test_the_shell_completes_commands_and_options() -> None:
+    for line, expected in (("edgeclean co", "compress"), ("edgeclean compress --ta", "--target")):
+        finished = subprocess.run(
+            [sys.executable, "-c", "from edgeclean.cli import main; main()"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={
+                **os.environ,
+                "_EDGECLEAN_COMPLETE": "complete_bash",
+                "COMP_WORDS": line,
+                "COMP_CWORD": str(len(line.split()) - 1),
+            },
+        )
+        assert expected in finished.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError, 2),
+        (OutputInUseError, 2),
+        (InputRejectedError, 3),
+        (BackdoorSuspectedError, 4),
+        (ParityError, 5),
+        (AccuracyGateError, 5),
+        (BudgetError, 6),
+        (RatioError, 6),
+        (ToolchainError, 7),
+    ],
+)
+def test_every_error_has_its_exit_code_and_one_line(
+    terminal: Terminal,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[EdgecleanError],
+    code: int,
+) -> None:
+    def fail() -> None:
+        raise error("one\ntwo \x1b[31m[red]three")
+
+    monkeypatch.setattr(cli, "app", fail)
+    said = terminal()
+    assert said == (code, "", "error: one two \\x1b[31m[red]three\n")
+
+
+def test_a_defect_keeps_its_traceback() -> None:
+    finished = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from edgeclean import cli\n"
+            "def fail(): raise RuntimeError('ours')\n"
+            "cli.app.command('fail')(fail)\n"
+            "cli.main()",
+            "fail",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 1
+    assert "Traceback" in finished.stderr
+    assert "RuntimeError: ours" in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["compress"], 2, "Missing argument 'CHECKPOINT'"),
+        (["compress", "x.pth", "--ration", "2"], 2, "No such option"),
+        (["nonsense"], 2, "No such command"),
+        (["compress", "x.pth", "-o", "b"], 2, "give --arch, --input-shape, --classes"),
+        (["compress", "x.pth", *OPTIONS, "-o", "b"], 3, "x.pth: cannot be read"),
+        (["compress", "x.pth", *OPTIONS, "-o", "b", "--ratio", "0.5"], 2, "must be 1 or more"),
+        (["compress", "x.pth", *OPTIONS, "-o", "b", "--target", "orin"], 2, "did you mean"),
+        (["compress", "x.pth", *OPTIONS, "-o", "b", "--purify", "deck"], 2, "give --tau"),
+        (["compress", "x.pth", *OPTIONS, "-o", "b", "--purify", "hard"], 2, "guided, none"),
+        (["compress", "x.pth", *OPTIONS, "-o", "b", "--config", "no.toml"], 2, "no.toml: cannot"),
+        (
+            ["compress", "x.pth", *OPTIONS, "-o", "b", "--target", "tx2", "--opset", "17"],
+            2,
+            "opset",
+        ),
+        (["scan", "x.pth", *OPTIONS], 3, "x.pth: cannot be read"),
+        (["inspect", "x.pth", *OPTIONS], 3, "x.pth: cannot be read"),
+        (["export", "x.pth", *OPTIONS, "-o", "b.onnx"], 3, "x.pth: cannot be read"),
+        (["verify", "."], 3, "SHA256SUMS"),
+        (["verify", "no"], 3, "not a folder"),
+        (["targets", "toaster"], 2, "not known"),
+    ],
+)
+def test_a_mistake_gets_its_code_and_leaves_nothing(
+    terminal: Terminal,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = terminal(*words)
+    assert said.code == code
+    assert message in " ".join(said.err.split())
+    assert "Traceback" not in said.err
+    assert said.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compress_ends_in_a_table_and_the_reports_path(
+    terminal: Terminal, network: list[object], tmp_path: Path
+) -> None:
+    config = quick_config(tmp_path)
+    output = tmp_path / "build"
+    words = ["--config", config, "--ratio", 2, "--seed", 3, "--threads", 1, "-o", output]
+    said = terminal("compress", *network, *words)
+    assert said.code == 0
+    for row in ("parameters", "MACs", "ONNX file", "latency p50", "parity", "model.onnx"):
+        assert row in said.out
+    assert "report.html" in said.err.splitlines()[-1]
+    assert "Synthesising images ..." in said.err  # no terminal: a line for each stage
+    manifest = json.loads((output / "manifest.json").read_text("utf-8"))
+    assert manifest["seed"] == manifest["configuration"]["seed"] == 3
+    assert manifest["configuration"]["latency"]["threads"] == 1
+    assert manifest["configuration"]["ranks"]["ratio"] == 2.0
+    assert (output / "report.html").is_file()
+
+
+def test_json_is_one_document_and_the_rest_is_on_stderr(
+    terminal: Terminal, network: list[object], tmp_path: Path
+) -> None:
+    config = quick_config(tmp_path)
+    output = tmp_path / "b"
+    said = terminal("compress", *network, "--config", config, "-o", output, "--json")
+    document = json.loads(said.out)
+    assert document["bundle"] == str(output)
+    assert document["size"]["macs"]["original"] >= 2 * document["size"]["macs"]["compressed"]
+    assert set(document["files"]) == {path.name for path in output.iterdir()}
+    assert "Exporting ..." in said.err
+    quiet = terminal("compress", *network, "--config", config, "-o", output, "--quiet")
+    assert quiet == (0, "", "")
+
+
+def test_scan_shows_what_it_searched_and_writes_evidence(
+    terminal: Terminal,
+    network: list[object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def suspicious_scan(*_: object, **__: object) -> object:
+        return scan_report()
+
+    monkeypatch.setattr(pipeline, "scan", suspicious_scan)
+    output = tmp_path / "evidence"
+    words = ["scan", *network, "--config", quick_config(tmp_path)]
+    said = terminal(*words, "-o", output)
+    assert said.code == 0
+    assert "backdoor suspected, target class 2" in said.out
+    assert "masked patch" in said.out
+    assert "warps & <b>blends</b>" in said.out
+    assert {path.name for path in output.iterdir()} == {"scan.json", "trigger-0-class-2.png"}
+    again = terminal(*words, "-o", output)
+    assert again.code == 2
+    assert "not empty" in again.err
+    failing = terminal(*words, "--fail-on-backdoor", "--json")
+    assert failing.code == 4
+    assert json.loads(failing.out)["suspects"][0]["target"] == 2
+
+
+def test_a_scan_that_finds_nothing_says_by_what(
+    terminal: Terminal, network: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def blind_scan(*_: object, **__: object) -> object:
+        return scan_report(suspected=False)
+
+    monkeypatch.setattr(pipeline, "scan", blind_scan)
+    config = quick_config(tmp_path)
+    said = terminal("scan", *network, "--config", config, "--fail-on-backdoor")
+    assert said.code == 0
+    assert "no trigger found by masked patch" in said.out
+    assert "clean" not in said.out
+
+
+def test_inspect_lists_layers_and_changes_nothing(
+    terminal: Terminal, network: list[object], source: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in source.parent.iterdir()}
+    said = terminal("inspect", *network, "--ratio", 2, "--keep", "0")
+    assert said.code == 0
+    assert "named by --keep" in said.out
+    assert "ranks" in said.out
+    assert "█" in said.out
+    document = json.loads(terminal("inspect", *network, "--ratio", 2, "--json").out)
+    assert [row["name"] for row in document["layers"]] == ["0", "3", "6", "11"]
+    before_macs = sum(row["macs_before"] for row in document["layers"])
+    assert before_macs >= 2 * sum(row["macs_after"] for row in document["layers"])
+    assert document["spectra"][0]["before"][0] == 1.0
+    assert {path: path.stat().st_mtime_ns for path in source.parent.iterdir()} == before
+
+
+def test_export_writes_one_file_at_the_opset(
+    terminal: Terminal, network: list[object], tmp_path: Path
+) -> None:
+    from edgeclean.onnx_check import open_onnx, opset_of
+
+    output = tmp_path / "deep" / "net.onnx"
+    said = terminal("export", *network, "-o", output, "--target", "tx2", "--json")
+    assert said.code == 0
+    assert opset_of(open_onnx(output.read_bytes())) == json.loads(said.out)["opset"] == 13
+    assert [path.name for path in output.parent.iterdir()] == ["net.onnx"]
+    assert output.stat().st_mode & 0o777 == 0o666 & ~current_umask()
+    before = output.read_bytes()
+    refused = terminal("export", *network, "-o", output, "--opset", 5)
+    assert refused.code == 2
+    assert output.read_bytes() == before
+    blocked = terminal("export", *network, "-o", output / "in-a-file.onnx")
+    assert blocked.code == 2
+    assert "cannot write" in blocked.err
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_verify_holds_and_notices_one_bit(terminal: Terminal, bundle: Path, tmp_path: Path) -> None:
+    said = terminal("verify", bundle, "--json")
+    assert said.code == 0
+    assert "model.onnx" in json.loads(said.out)["files"]
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    contents = bytearray((copy / "report.html").read_bytes())
+    contents[len(contents) // 2] ^= 1
+    (copy / "report.html").write_bytes(contents)
+    broken = terminal("verify", copy)
+    assert broken.code == 3
+    assert "report.html" in broken.err
+
+
+def test_bench_measures_both_and_keeps_a_budget(terminal: Terminal, bundle: Path) -> None:
+    original = bundle.parent / "original.onnx"
+    words = ["bench", bundle, "--against", original, "--runs", 8]
+    said = terminal(*words, "--json")
+    assert said.code == 0
+    document = json.loads(said.out)
+    assert document["original"]["runs"] == document["compressed"]["runs"] == 8
+    table = terminal(*words, "--min-speedup", 1000)
+    assert table.code == 6
+    assert "speed-up" in table.out
+    assert "at least 1000 was asked" in table.err
+    wrong = terminal("bench", bundle, "--against", bundle / "manifest.json")
+    assert wrong.code == 3
+
+
+def test_targets_lists_all_and_explains_one(terminal: Terminal) -> None:
+    said = terminal("targets")
+    assert "jetson" in said.out
+    assert "orin-nano" in said.out
+    one = terminal("targets", "jetson-nano")
+    assert "rank_multiples" in one.out
+    facts = json.loads(terminal("targets", "jetson-nano", "--json").out)
+    assert facts["opset"] == 13
+
+
+def test_doctor_says_what_is_missing_and_what_for(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = json.loads(terminal("doctor", "--json").out)
+    parts = {part["name"]: part for part in document["parts"]}
+    assert parts["torch"]["found"]
+    assert parts["tensorrt"]["enables"]
+    monkeypatch.setattr("edgeclean.cli.doctor._version", lambda name: None)
+    said = terminal("doctor")
+    assert said.code == 7
+    assert "MISSING, needed" in said.out
+    assert "torch" in said.err
+
+
+def test_bars_are_drawn_on_a_terminal_and_hostile_words_are_not_obeyed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    with Face().progress() as progress:
+        progress("layer [bold]x[/bold]\x1b]0;title\x07", 0, 3)
+        progress("layer [bold]x[/bold]\x1b]0;title\x07", 3, 3)
+    shown = capsys.readouterr().err
+    assert "3/3" in shown
+    assert "[bold]x[/bold]" in shown
+    assert "\x1b]0;" not in shown
+
+
+def test_quiet_draws_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    face = Face(quiet=True)
+    with face.progress() as progress:
+        progress("x", 0, 1)
+    face.say("y")
+    face.answer({"z": 1})
+    assert capsys.readouterr() == ("", "")

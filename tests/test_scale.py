@@ -1,0 +1,130 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_decompose import Stem, network_of, seeded
+
+from edgeclean.blocks import block_factors, factorize
+from edgeclean.decompose import DecomposeSettings, decompose
+from edgeclean.errors import UsageError
+from edgeclean.scale import ScaleSettings, normalised_spectra, scale, scale_core
+from edgeclean.sites import merged_module
+from edgeclean.states import DecomposedNetwork
+from edgeclean.tucker import tucker2
+
+
+def spectra_of(kernel):
+    return (
+        torch.linalg.svdvals(kernel.flatten(1)),
+        torch.linalg.svdvals(kernel.transpose(0, 1).flatten(1)),
+    )
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 8), st.integers(1, 8), st.integers(1, 3), st.integers(1, 3)),
+    seed=st.integers(0, 1000),
+    tau=st.floats(0.05, 3),
+    s_sigma=st.sampled_from(["max", "std"]),
+    t2=st.sampled_from(["original", "recomputed"]),
+)
+def test_no_singular_value_rises(shape, seed, tau, s_sigma, t2):
+    kernel = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    factors = factorize(kernel)
+    core = scale_core(factors.core, ScaleSettings(tau=tau, s_sigma=s_sigma, t2=t2))
+    for before, after in zip(spectra_of(factors.core), spectra_of(core), strict=True):
+        assert bool((after <= before * (1 + 1e-9) + 1e-9).all())
+
+
+@pytest.mark.parametrize("t2", ["original", "recomputed"])
+@pytest.mark.parametrize("tau", [1.0, 2.5])
+def test_tau_of_one_and_more_changes_nothing(tau, t2):
+    core = tucker2(seeded(lambda: torch.randn(8, 6, 3, 3))).core
+    assert torch.equal(scale_core(core, ScaleSettings(tau=tau, t2=t2)), core)
+
+
+@pytest.mark.parametrize("s_sigma", ["max", "std"])
+def test_the_clamp_is_the_decks_formula(s_sigma):
+    core = tucker2(seeded(lambda: torch.randn(8, 6, 3, 3, dtype=torch.float64))).core
+    tau = 0.7 if s_sigma == "max" else 1.5
+    norms_out = core.flatten(1).norm(dim=1)
+    norms_in = core.transpose(0, 1).flatten(1).norm(dim=1)
+
+    def normaliser(values):
+        return values.max() if s_sigma == "max" else values.std(correction=0)
+
+    step = core * (tau * normaliser(norms_out) / norms_out).clamp(max=1)[:, None, None, None]
+    for t2, divisor in (
+        ("original", norms_in),
+        ("recomputed", step.transpose(0, 1).flatten(1).norm(dim=1)),
+    ):
+        expected = step * (tau * normaliser(norms_in) / divisor).clamp(max=1)[None, :, None, None]
+        scaled = scale_core(core, ScaleSettings(tau=tau, s_sigma=s_sigma, t2=t2))
+        torch.testing.assert_close(scaled, expected, rtol=1e-12, atol=0)
+        assert not torch.equal(scaled, core)
+
+
+def test_a_core_of_zeros_stays_zero():
+    core = torch.zeros(4, 3, 3, 3)
+    assert torch.equal(scale_core(core, ScaleSettings(tau=0.5)), core)
+
+
+def test_a_pointwise_layer_is_clamped_at_tau_times_its_largest():
+    network = decompose(network_of(seeded(Stem)), DecomposeSettings())
+    scaled = scale(network, ScaleSettings(tau=0.5))
+    before, after = (
+        torch.linalg.svdvals(merged_module(one.module).point.weight.detach()[..., 0, 0])
+        for one in (network, scaled)
+    )
+    torch.testing.assert_close(after, before.clamp(max=0.5 * float(before[0])), rtol=1e-5, atol=0)
+
+
+def test_scale_returns_a_new_network_and_says_what_it_clamped():
+    network = decompose(network_of(seeded(Stem)), DecomposeSettings())
+    weight = network.module.stem.core.weight.clone()
+    scaled = scale(network, ScaleSettings(tau=0.6))
+    assert torch.equal(network.module.stem.core.weight, weight)
+    norms = block_factors(network.module.stem).core.flatten(1).norm(dim=1)
+    record = scaled.history[-1]
+    assert record.stage == "scale"
+    assert record.settings == {"tau": 0.6, "s_sigma": "max", "t2": "recomputed"}
+    assert record.notes["clamped_out_in"]["stem"][0] == int((norms > 0.6 * norms.max()).sum())
+    assert record.notes["scaled"] is True
+    assert scaled.module.stem.expand.weight.equal(network.module.stem.expand.weight)
+    spectrum = normalised_spectra(scaled)["stem"][0]
+    reference = normalised_spectra(network)["stem"][0]
+    assert float(spectrum.std()) < float(reference.std())
+
+
+def test_without_tau_nothing_is_scaled_and_the_history_says_so():
+    network = decompose(network_of(seeded(Stem)), DecomposeSettings())
+    scaled = scale(network, ScaleSettings())
+    assert scaled.history[-1].notes == {"scaled": False, "clamped_out_in": {}}
+    for mine, theirs in zip(scaled.module.parameters(), network.module.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_normalised_spectra_of_a_plain_network():
+    source = network_of(seeded(Stem))
+    spectra = normalised_spectra(source)
+    assert set(spectra) == {"stem", "point"}
+    values = torch.linalg.svdvals(source.module.stem.weight.flatten(1))
+    torch.testing.assert_close(spectra["stem"][0], values / values[0], rtol=0, atol=1e-5)
+    assert float(spectra["stem"][1][0]) == 1.0
+    by_std = normalised_spectra(source, "std")["stem"][0]
+    torch.testing.assert_close(by_std, values / values.std(correction=0), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("tau", [0.0, -1.0, float("nan"), float("inf")])
+def test_impossible_tau_is_refused(tau):
+    with pytest.raises(UsageError, match="--tau"):
+        ScaleSettings(tau=tau)
+
+
+def test_a_plain_network_cannot_be_scaled():
+    plain = network_of(seeded(Stem))
+    disguised = DecomposedNetwork(
+        module=plain.module, spec=plain.spec, source_sha256=plain.source_sha256
+    )
+    with pytest.raises(UsageError, match="nothing to scale"):
+        scale(disguised, ScaleSettings(tau=0.5))
