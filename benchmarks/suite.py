@@ -129,7 +129,13 @@ def run_suite(
                     _write(path, json.dumps(cell, indent=1))
                 cells.append(json.loads(path.read_text()))
                 report(f"{name} x {defence}, seed {seed}: {_line(cells[-1])}")
-    return _with_der(cells)
+    return with_der(cells)
+
+
+def with_der(cells: list[Cell]) -> list[Cell]:
+    """Each cell with its DER against the undefended network of the same attack and seed."""
+    before = {(c["attack"], c["seed"]): c for c in cells if c["defence"] == "none"}
+    return [{**c, "der": _der(before.get((c["attack"], c["seed"])), c)} for c in cells]
 
 
 def markdown(cells: list[Cell]) -> str:
@@ -196,12 +202,6 @@ def _defend(  # noqa: PLR0913 - one cell
         for key, rate in (("asr", attack_success_rate), ("ra", robust_accuracy)):
             cell[key] = rate(function, test_set, attack.stamp, attack.relabel).as_json()
     return cell
-
-
-def _with_der(cells: list[Cell]) -> list[Cell]:
-    """Each cell with its DER against the undefended network of the same attack and seed."""
-    before = {(c["attack"], c["seed"]): c for c in cells if c["defence"] == "none"}
-    return [{**c, "der": _der(before.get((c["attack"], c["seed"])), c)} for c in cells]
 
 
 def _der(before: Cell | None, after: Cell) -> float | None:

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgeclean.fits import lower_triangle
+
 _IMAGES_AT_ONCE = 16
 _PATCHES_PER_ENTRY = 6  # a moment of n x n entries is settled by a few times n patches
 _LEAST_PATCHES = 8192
@@ -45,7 +47,7 @@ def input_moments(
     if not isinstance(conv, nn.Conv2d):
         raise TypeError(f"layer {layer} is a {type(conv).__name__}, not a convolution")
     size = conv.weight[0].numel()
-    own = torch.zeros(size, size, device=images.device)
+    own = torch.zeros(size, size, device=images.device, dtype=torch.float64)
     crossed = own if reference is None else torch.zeros_like(own)
     patches = 0
     for batch in torch.split(images, _IMAGES_AT_ONCE):
@@ -56,7 +58,7 @@ def input_moments(
             theirs = _patches(conv, _input_of(reference, layer, batch), wanted)
             crossed += theirs @ mine.T
         patches += mine.shape[1]
-    return Moments(own=own.double() / patches, crossed=crossed.double() / patches)
+    return Moments(own=own / patches, crossed=crossed / patches)
 
 
 def corrected_kernel(
@@ -73,7 +75,7 @@ def corrected_kernel(
     own, crossed = moments.own.clone(), moments.crossed.clone()
     own.diagonal().add_(damping)
     crossed.diagonal().add_(damping)
-    solved = torch.cholesky_solve((matrix @ crossed).T, torch.linalg.cholesky(own)).T
+    solved = torch.cholesky_solve((matrix @ crossed).T, lower_triangle(own)).T
     return solved.reshape(kernel.shape).to(kernel.dtype)
 
 

@@ -54,6 +54,7 @@ class FinetuneSettings:
         adversarial_share: of each batch that is also shown attacked.
         epsilon: of the attack, in pixels of range [0, 1].
         procedural: procedural images beside the synthetic ones.
+        procedural_share: of each batch that is procedural.
         reestimate: whether BatchNorm statistics are set anew before the first step.
     """
 
@@ -61,11 +62,12 @@ class FinetuneSettings:
     batch_size: int = 128
     learning_rate: float = 1e-3
     temperature: float = 2.0
-    feature_weight: float = 1.0
-    adversarial_share: float = 0.25
+    feature_weight: float = 0.0
+    adversarial_share: float = 0.0
     epsilon: float = 8 / 255
     procedural: int = 512
-    reestimate: bool = True
+    procedural_share: float = 0.25
+    reestimate: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.batch_size < 2 or self.procedural < 1:
@@ -167,13 +169,14 @@ class _Lesson:
         return _mean_of_ends(losses)
 
     def _batch(self, generator: torch.Generator) -> Float[Tensor, "n c h w"]:
-        """Three quarters synthetic, one procedural, augmented and mixed."""
+        """Synthetic and procedural images, augmented and mixed."""
         size = self._settings.batch_size
-        rows = torch.randint(len(self._synthetic), (size - size // 4,), generator=generator)
-        others = torch.randint(len(self._procedural), (size // 4,), generator=generator)
-        drawn = [augmented(self._synthetic[rows], generator)]
-        drawn.append(augmented(self._procedural[others], generator))
-        shuffled = torch.cat(drawn)[torch.randperm(size, generator=generator)]
+        prior = round(size * self._settings.procedural_share)
+        rows = torch.randint(len(self._synthetic), (size - prior,), generator=generator)
+        others = torch.randint(len(self._procedural), (prior,), generator=generator)
+        drawn = torch.cat([self._synthetic[rows], self._procedural[others]])
+        shuffled = drawn[torch.randperm(size, generator=generator)]
+        shuffled = augmented(shuffled, generator)
         return mixed(shuffled, generator).to(self._device, memory_format=torch.channels_last)
 
     def _loss(

@@ -32,6 +32,23 @@ class Fit(Protocol):
         ...
 
 
+def lower_triangle(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """The Cholesky factor of a second moment that rounding may have left just short of definite.
+
+    Raises:
+        ValueError: the matrix is far from positive definite, or not finite.
+    """
+    level = 1e-7 * float(matrix.diagonal().mean())
+    for shift in (0.0, level, 10 * level, 100 * level, 1000 * level):
+        shifted = matrix.clone()
+        shifted.diagonal().add_(shift)
+        factor, failed = torch.linalg.cholesky_ex(shifted)
+        if not failed:
+            triangle: Tensor = factor
+            return triangle
+    raise ValueError("a second moment of the activations is not positive definite or not finite")
+
+
 class WeightFit:
     """The leading ranks of the decomposition, as on the slides; the loss is the kernel's energy."""
 
@@ -100,7 +117,7 @@ class ActivationFit:
         damped.diagonal().add_(ridge * level if level > 0 else 1.0)
         self._basis = self._input_basis(damped)
         rotated = self._rotate(self._rotate(damped).T)
-        self._triangle = torch.linalg.cholesky(rotated)
+        self._triangle = lower_triangle(rotated)
         crossed = self._rotate(self._matrix @ damped)
         self._responses = torch.linalg.solve_triangular(
             self._triangle.T, crossed, upper=True, left=False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,29 +18,44 @@ class Item:
     effect: float
 
 
-def choose(groups: Sequence[Sequence[Item]], budget: int) -> tuple[int, ...] | None:
+def choose(groups: Sequence[Sequence[Item]], budget: int, floor: int = 0) -> tuple[int, ...] | None:
     """The index of one item of every group, of least total effect with cost at most ``budget``.
 
     A dynamic programme over costs rounded up to 1/20,000 of the budget (so the budget holds
-    exactly), then the room that rounding left is spent where it lowers the effect most, and at
-    last, where effects tie, on the dearest item that fits.
+    exactly); the room that is left is spent on dearer items as long as no effect grows.
+
+    Args:
+        groups: of every layer, its forms.
+        budget: that the total cost may not exceed.
+        floor: that the total cost should not fall below; dropped if no choice is within both.
 
     Returns:
         None if even the cheapest items exceed the budget.
     """
-    cheapest = tuple(min(range(len(g)), key=lambda i, g=g: g[i].cost) for g in groups)  # type: ignore[misc]
-    if sum(group[i].cost for group, i in zip(groups, cheapest, strict=True)) > budget:
+    cheapest = [min(range(len(group)), key=_cost_in(group)) for group in groups]
+    if _total(groups, cheapest) > budget:
         return None
-    chosen = list(_dynamic_programme(groups, budget) or cheapest)
+    chosen = _dynamic_programme(groups, budget, floor) or cheapest
     _spend(groups, chosen, budget)
     return tuple(chosen)
 
 
-def _dynamic_programme(groups: Sequence[Sequence[Item]], budget: int) -> list[int] | None:
+def _cost_in(group: Sequence[Item]) -> Callable[[int], int]:
+    return lambda index: group[index].cost
+
+
+def _total(groups: Sequence[Sequence[Item]], chosen: Sequence[int]) -> int:
+    return sum(group[index].cost for group, index in zip(groups, chosen, strict=True))
+
+
+def _dynamic_programme(
+    groups: Sequence[Sequence[Item]], budget: int, floor: int
+) -> list[int] | None:
     bins = min(_BINS, budget)
     if bins < 1:
         return None
-    best = np.zeros(bins + 1)
+    least = np.full(bins + 1, np.inf)  # the least effect of the groups so far at exactly this cost
+    least[0] = 0.0
     picks: list[np.ndarray] = []
     widths = [[-(-item.cost * bins // budget) for item in group] for group in groups]
     for group, group_widths in zip(groups, widths, strict=True):
@@ -49,14 +64,19 @@ def _dynamic_programme(groups: Sequence[Sequence[Item]], budget: int) -> list[in
             if width > bins:
                 continue
             reached = np.full(bins + 1, np.inf)
-            reached[width:] = best[: bins + 1 - width] + item.effect
+            reached[width:] = least[: bins + 1 - width] + item.effect
             better = reached < after
             after[better], pick[better] = reached[better], index
-        best = after
+        least = after
         picks.append(pick)
-    if not np.isfinite(best[bins]):
+    # Rounding up may have added a bin for every group, so the floor is raised by as many.
+    rounding = len(groups) if bins < budget else 0
+    lowest = min(bins, max(0, -(-floor * bins // budget) + rounding))
+    start = lowest if np.isfinite(least[lowest:]).any() else 0
+    left = start + int(np.argmin(least[start:]))
+    if not np.isfinite(least[left]):
         return None
-    chosen, left = [], bins
+    chosen = []
     for pick, group_widths in zip(reversed(picks), reversed(widths), strict=True):
         index = int(pick[left])
         chosen.append(index)
@@ -66,7 +86,7 @@ def _dynamic_programme(groups: Sequence[Sequence[Item]], budget: int) -> list[in
 
 def _spend(groups: Sequence[Sequence[Item]], chosen: list[int], budget: int) -> None:
     """Swap single items for dearer ones of no greater effect while they fit; changes ``chosen``."""
-    room = budget - sum(group[i].cost for group, i in zip(groups, chosen, strict=True))
+    room = budget - _total(groups, chosen)
     while True:
         swaps = [
             (group[now].effect - item.effect, item.cost - group[now].cost, number, index)

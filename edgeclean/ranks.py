@@ -21,6 +21,8 @@ from edgeclean.sensitivity import OutputEffect
 from edgeclean.sites import Site, require_layers
 from edgeclean.states import Network, SyntheticImages, settings_as_json
 
+_OVERSHOOT = 0.02  # the ratio that is met may exceed the asked one by this share
+_LEAST_RIDGE = 1e-3  # moments are summed in float32, which settles nothing finer
 _WORDS = {
     "measure": ("macs", "params"),
     "sensitivity": ("energy", "output"),
@@ -43,7 +45,7 @@ class RankSettings:
             network's outputs change on synthetic images.
         factors: cut the leading ranks of the weights' decomposition (the slides), or fit the
             factors to what flows through the layer on synthetic images.
-        ridge: how far such a fit leans back to the weights; above 0.
+        ridge: how far such a fit leans back to the weights; at least 0.001.
         least_gain: a layer is factored only if that saves at least this share of its cost.
         images: synthetic images to measure on.
     """
@@ -73,10 +75,10 @@ class RankSettings:
                 f"rank_multiple is {self.rank_multiple} and images {self.images}; both must be "
                 "at least 1"
             )
-        if not (self.ridge > 0 and 0 <= self.least_gain < 1):
+        if not (_LEAST_RIDGE <= self.ridge < math.inf and 0 <= self.least_gain < 1):
             raise UsageError(
-                f"ridge is {self.ridge} and least_gain {self.least_gain}; ridge must be above 0, "
-                "least_gain in [0, 1)"
+                f"ridge is {self.ridge} and least_gain {self.least_gain}; ridge must be at least "
+                f"{_LEAST_RIDGE}, least_gain in [0, 1)"
             )
         if both := sorted(set(self.keep) & set(self.overrides)):
             raise UsageError(f"{both[0]!r} is kept and has ranks of its own; choose one of them")
@@ -103,7 +105,7 @@ def choose_ranks(
         progress: told after every layer.
 
     Returns:
-        A plan of cost at most original / ratio, and as near to it as the layers' ranks allow.
+        A plan that meets the ratio, and exceeds it by at most 2 % where the layers' ranks allow.
 
     Raises:
         RatioError: not even the smallest ranks meet the ratio; names the nearest that can be met.
@@ -216,7 +218,8 @@ def _pick(
         [Item(f.cost(measure), e) for f, e in zip(layer.forms, layer.effects, strict=True)]
         for layer in options.values()
     ]
-    chosen = choose(groups, math.floor(before / settings.ratio) - fixed)
+    asked = before / settings.ratio
+    chosen = choose(groups, math.floor(asked) - fixed, math.ceil(asked / (1 + _OVERSHOOT)) - fixed)
     if chosen is None:
         least = fixed + sum(min(item.cost for item in group) for group in groups)
         nearest = math.floor(100 * before / least) / 100

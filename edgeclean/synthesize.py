@@ -52,8 +52,8 @@ class SynthesizeSettings:
     steps: int = 80
     batch_size: int = 256
     learning_rate: float = 0.1
-    class_weight: float = 0.1
-    smoothness_weight: float = 0.5
+    class_weight: float = 0.02
+    smoothness_weight: float = 0.1
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.steps < 1 or self.batch_size < 2:

@@ -37,6 +37,21 @@ from edgeclean.stopwatch import Stopwatch, peak_memory_mib
 from edgeclean.targets import load_target
 from edgeclean.verify import verify_bundle
 
+STAGES = (
+    "load",
+    "synthesize",
+    "scan",
+    "purify",
+    "decompose",
+    "scale",
+    "ranks",
+    "truncate",
+    "finetune",
+    "export",
+    "parity",
+    "latency",
+)
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -91,22 +106,9 @@ def test_every_stage_is_timed_told_and_in_order(
     written: WrittenOutcome, told: list[tuple[str, int, int]]
 ) -> None:
     stages = [stage["stage"] for stage in written.report["stages"]]
-    assert stages == [
-        "load",
-        "synthesize",
-        "scan",
-        "purify",
-        "decompose",
-        "scale",
-        "ranks",
-        "truncate",
-        "finetune",
-        "export",
-        "parity",
-        "latency",
-    ]
+    assert stages == list(STAGES)
     assert all(stage["seconds"] >= 0 for stage in written.report["stages"])
-    last = {description: (done, total) for description, done, total in told}
+    last = {description.partition(":")[0]: (done, total) for description, done, total in told}
     assert {"Loading", "Synthesising images", "Exporting", "Measuring latency"} <= set(last)
     assert all(done == total for done, total in last.values())
 
@@ -114,7 +116,7 @@ def test_every_stage_is_timed_told_and_in_order(
 def test_two_runs_from_two_folders_give_the_same_bytes(
     written: WrittenOutcome, tmp_path: Path
 ) -> None:
-    elsewhere = write_checkpoint(tmp_path / "another" / "place")
+    elsewhere = write_checkpoint(tmp_path / "quite-another" / "place")
     again = compress(
         elsewhere, spec(), tmp_path / "b", quick_settings(), code_folder=elsewhere.parent
     )
@@ -123,7 +125,7 @@ def test_two_runs_from_two_folders_give_the_same_bytes(
         assert one.read_bytes() == other.read_bytes(), name
     everything = b"".join(path.read_bytes() for path in again.bundle.path.iterdir())
     assert str(tmp_path).encode() not in everything
-    assert b"another" not in everything
+    assert b"quite-another" not in everything
 
 
 def test_another_seed_gives_another_network(written: WrittenOutcome, checkpoint: Path) -> None:
@@ -146,9 +148,8 @@ def test_without_purification_images_are_made_once_and_of_the_original(checkpoin
 
 def test_what_the_command_says_gives_the_same_settings(written: WrittenOutcome) -> None:
     again = written.report["reproduce"]
-    assert (
-        settings_from(PipelineSettings, tomllib.loads(again["settings_toml"])) == quick_settings()
-    )
+    settings = settings_from(PipelineSettings, tomllib.loads(again["settings_toml"]))
+    assert settings == quick_settings()
     assert again["command"] == (
         "edgeclean compress model.safetensors --arch net.py:make --input-shape 3x12x12 --classes 4 "
         "--mean=0.5,0.5,0.5 --std=0.25,0.25,0.25 --config edgeclean.toml -o build"
@@ -178,7 +179,7 @@ def test_a_late_failure_leaves_the_old_bundle_whole_and_nothing_beside_it(
     [
         ({"ranks": {"ratio": 1000.0}}, RatioError, "cannot be met"),
         ({"decompose": {"keep": ["nothing"]}}, UsageError, "no layer of this network"),
-        ({"target": "jetson-nano", "export": {"opset": 17}}, UsageError, "opset 11 to 13"),
+        ({"target": "jetson-nano", "export": {"opset": 17}}, UsageError, "opset 7 to 13"),
         ({"target": "toaster"}, UsageError, "not known"),
     ],
 )

@@ -1,6 +1,7 @@
 import itertools
 import math
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from edgeclean.candidates import allowed_ranks, list_candidates, whole
 from edgeclean.cost import count_macs, count_params
 from edgeclean.decompose import DecomposeSettings, decompose
 from edgeclean.errors import InputRejectedError, RatioError, UsageError
-from edgeclean.fits import ActivationFit, WeightFit
+from edgeclean.fits import ActivationFit, WeightFit, lower_triangle
 from edgeclean.knapsack import Item, choose
 from edgeclean.rank_file import read_rank_file
 from edgeclean.ranks import RankSettings, choose_ranks
@@ -55,16 +56,18 @@ def some_images(count=12, seed=3):
 # the knapsack
 
 
-def brute_force(groups, budget):
-    best = min(
-        (sum(item.effect for item in choice), choice)[0]
+def brute_force(groups, budget, floor):
+    """The least effect within the budget, above the floor if that can be."""
+    choices = [
+        (sum(item.cost for item in choice), sum(item.effect for item in choice))
         for choice in itertools.product(*groups)
-        if sum(item.cost for item in choice) <= budget
-    )
-    return best
+    ]
+    within = [(cost, effect) for cost, effect in choices if cost <= budget]
+    above = [(cost, effect) for cost, effect in within if cost >= floor]
+    return min((effect for _, effect in above or within), default=None)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     groups=st.lists(
         st.lists(
@@ -74,15 +77,17 @@ def brute_force(groups, budget):
         max_size=4,
     ),
     budget=st.integers(1, 200),
+    share=st.sampled_from([0.0, 0.5, 0.98]),
 )
-def test_the_choice_is_the_best_within_the_budget(groups, budget):
-    chosen = choose(groups, budget)
-    if sum(min(item.cost for item in group) for group in groups) > budget:
+def test_the_choice_is_the_best_within_the_budget(groups, budget, share):
+    floor = math.ceil(share * budget)
+    chosen, best = choose(groups, budget, floor), brute_force(groups, budget, floor)
+    if best is None:
         assert chosen is None
         return
     items = [group[index] for group, index in zip(groups, chosen, strict=True)]
     assert sum(item.cost for item in items) <= budget
-    assert sum(item.effect for item in items) == pytest.approx(brute_force(groups, budget))
+    assert sum(item.effect for item in items) == pytest.approx(best)
 
 
 def test_room_that_is_left_is_spent():
@@ -95,9 +100,9 @@ def test_room_that_is_left_is_spent():
 def test_rounding_to_bins_never_breaks_a_large_budget():
     groups = [[Item(1_000_003 * k, 1.0 / k) for k in range(1, 9)] for _ in range(20)]
     budget = 90_000_000
-    chosen = choose(groups, budget)
+    chosen = choose(groups, budget, 88_200_000)
     spent = sum(group[index].cost for group, index in zip(groups, chosen, strict=True))
-    assert 0.98 * budget <= spent <= budget
+    assert 88_200_000 <= spent <= budget
 
 
 # fits and candidates
@@ -177,6 +182,16 @@ def test_inputs_that_are_always_zero_still_give_factors():
     assert bool(torch.isfinite(fit.factors((2, 2)).kernel()).all())
 
 
+def test_a_moment_that_rounding_made_indefinite_is_still_factored():
+    vector = torch.randn(6, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    moment = vector @ vector.T
+    moment.diagonal().sub_(1e-9)
+    triangle = lower_triangle(moment)
+    torch.testing.assert_close(triangle @ triangle.T, moment, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="not positive definite"):
+        lower_triangle(-moment)
+
+
 @pytest.mark.parametrize(
     "geometry",
     [{"padding": 1, "stride": 2}, {"padding": "same", "dilation": 2}, {"padding": "valid"}],
@@ -202,11 +217,11 @@ def test_a_corrected_kernel_undoes_a_change_before_it():
         changed[0].weight.mul_(torch.linspace(0.3, 2, 6)[:, None, None, None])
     images = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     moments = input_moments(changed, "1", images, reference)
-    kernel = corrected_kernel(reference[1].weight, moments, 1e-8)
+    kernel = corrected_kernel(reference[1].weight, moments, 1e-4)
     before = (changed(images) - reference(images)).detach().norm()
     with torch.no_grad():
         changed[1].weight.copy_(kernel)
-    assert float((changed(images) - reference(images)).detach().norm()) < 0.01 * float(before)
+    assert float((changed(images) - reference(images)).detach().norm()) < 0.05 * float(before)
 
 
 @pytest.mark.parametrize("name", ["stem", "down", "point", "late"])
@@ -316,7 +331,7 @@ def test_published_networks_reach_their_ratio(name, ratio, measure, multiple):
 
 def test_an_impossible_ratio_names_the_nearest_which_is_possible():
     with pytest.raises(RatioError, match=r"--ratio 500 of macs cannot be met") as caught:
-        choose_ranks(plain(), RankSettings(ratio=500))
+        choose_ranks(plain(), RankSettings(ratio=500.0))
     nearest = float(str(caught.value).split("--ratio ")[2].split(" ")[0])
     assert choose_ranks(plain(), RankSettings(ratio=nearest)).ratio >= nearest
     with pytest.raises(RatioError):
@@ -433,15 +448,21 @@ def test_overrides_that_do_not_fit_are_refused(overrides, message):
     [
         ({"ratio": 0.5}, "--ratio 0.5"),
         ({"ratio": math.nan}, "--ratio nan"),
-        ({"measure": "flops"}, "measure 'flops' is unknown; it is one of macs, params"),
         ({"rank_multiple": 0}, "rank_multiple is 0"),
         ({"ridge": 0.0}, "ridge is 0.0"),
+        ({"least_gain": 1.0}, "least_gain 1.0"),
         ({"keep": ("a",), "overrides": {"a": (1, 1)}}, "'a' is kept and has ranks"),
     ],
 )
 def test_wrong_settings_are_refused(wrong, message):
     with pytest.raises(UsageError, match=message):
         RankSettings(**wrong)
+
+
+def test_unknown_words_are_refused_where_types_are_not_checked(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(UsageError, match="measure 'flops' is unknown; it is one of macs, params"):
+        RankSettings(measure="flops")
 
 
 def test_nan_weights_are_named():

@@ -95,17 +95,18 @@ def cells(*values: object) -> list[Text]:
 
 
 class _Bars:
-    """One bar for each description."""
+    """One bar for each stage: what stands before a colon; what is behind it may change."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, description: str, done: int, total: int) -> None:
-        description = printable(description)
-        if done == 0 or description not in self._tasks:
-            self._tasks[description] = self._bars.add_task(description, total=total)
-        self._bars.update(self._tasks[description], completed=done, total=total)
+        stage, shown = description.partition(":")[0], printable(description)
+        task = self._tasks.get(stage)
+        if task is None or self._bars.tasks[task].finished:  # the same stage for a second time
+            task = self._tasks[stage] = self._bars.add_task(shown, total=total)
+        self._bars.update(task, completed=done, total=total, description=shown)
 
 
 class _Lines:
@@ -116,7 +117,7 @@ class _Lines:
         self._last = ""
 
     def __call__(self, description: str, done: int, total: int) -> None:
-        if description != self._last:
+        if description != self._last and done < total:
             self._face.say(f"{description} ...")
         self._last = description
 

@@ -54,7 +54,7 @@ class ScanSettings:
         bank_candidates: how many of the bank's candidates are tried, drawn at random.
     """
 
-    searches: tuple[str, ...] = (BANK, "masked patch", "additive", "warp")
+    searches: tuple[str, ...] = (BANK, "masked patch", "additive")
     images: int = 512
     steps: int = 100
     restarts: int = 2

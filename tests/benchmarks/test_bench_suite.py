@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 from bench_images import shade_images
 
 from benchmarks.defences.table import DEFENCES
-from benchmarks.metrics import defence_effectiveness
-from benchmarks.suite import SUITES, Suite, markdown, run_suite
+from benchmarks.suite import SUITES, Suite, markdown, run_suite, with_der
 from benchmarks.training import TrainingSettings
 from edgeclean.states import ModelSpec
 
@@ -56,14 +54,25 @@ def test_a_missing_cell_alone_is_run_again_with_the_same_outcome(tmp_path, monke
     assert again == first
 
 
-def test_der_is_against_the_undefended_cell(tmp_path):
-    cells = run_suite(TINY, TRAIN, TEST, tmp_path)
-    assert [cell["der"] for cell in cells[:2]] == [None, None]
-    before, after = cells[2:]
-    shares = [cell[key]["percent"] / 100 for cell in (before, after) for key in ("acc", "asr")]
-    assert after["der"] == pytest.approx(defence_effectiveness(*shares), abs=1e-4)
-    assert before["der"] == 0.5
-    assert len(markdown(cells).splitlines()) == 2 + len(cells)
+def test_der_is_against_the_undefended_cell():
+    def cell(attack, defence, acc, asr):
+        rates = {"acc": {"percent": acc}, "asr": {"percent": asr}}
+        return {"attack": attack, "defence": defence, "data": "none", "seed": 0, **rates}
+
+    cells = with_der(
+        [
+            cell("badnets", "none", 90.0, 100.0),
+            cell("badnets", "clp", 80.0, 10.0),
+            cell("wanet", "none", 90.0, 80.0),
+            cell("wanet", "clp", 90.0, 0.0),
+            {"attack": "clean", "defence": "clp", "seed": 0, "acc": {"percent": 90.0}},
+        ]
+    )
+    # (fall of ASR - fall of ACC + 1) / 2
+    assert [row["der"] for row in cells] == [0.5, 0.9, 0.5, 0.9, None]
+    lines = markdown(cells[:4]).splitlines()
+    assert len(lines) == 2 + 4
+    assert lines[3] == "| badnets | clp | none | 0 | 80.0 | 10.0 | - | 90.0 |"
 
 
 def test_every_suite_names_known_attacks_and_defences():

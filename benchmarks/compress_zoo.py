@@ -1,0 +1,174 @@
+"""The main job on every published network: ``python -m benchmarks.compress_zoo``.
+
+Each network goes through ``edgeclean.pipeline.compress`` with its defaults, in a process of its
+own, so that wall time and peak memory are its own. What the run knows nothing of, the test images
+and the trigger, measures the network as it came, purified at full size, and compressed. A cell is
+written as it is done; an interrupted run goes on with the next, and ``results/compress-zoo.json``
+and ``.md`` are made of the cells alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.environment import environment
+from benchmarks.images import PACK_FOLDER, LabelledImages, read_pack
+from benchmarks.metrics import accuracy, attack_success_rate, robust_accuracy
+from benchmarks.published import (
+    PROBE_NETWORK,
+    RESULTS,
+    PublishedNetwork,
+    published_networks,
+)
+from edgeclean.config import settings_for
+from edgeclean.cost import count_macs, count_params
+from edgeclean.pipeline import WrittenOutcome, compress
+from edgeclean.pixels import pixel_network
+from edgeclean.states import JsonValue, Network
+from edgeclean.targets import load_target
+
+Cell = dict[str, JsonValue]
+CELLS = Path(__file__).parents[1] / ".bench" / "compress-zoo"
+TEST_IMAGES = 2000
+
+
+def main() -> None:
+    """All cells that are not there yet, then the table; or one cell, as a child of that."""
+    options = _parser().parse_args()
+    if options.cell:
+        _write_cell(options.cell, options.seed[0], options.ratio[0], options.target)
+        return
+    for seed in options.seed:
+        for ratio in options.ratio:
+            for name in options.network or published_networks():
+                path = _cell_path(name, seed, ratio)
+                if not path.exists():
+                    _run_child(name, seed, ratio, options.target)
+                    print(path.name, "done", flush=True)
+    _write_table(options.target)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--network", action="append", help="only this one; may be repeated")
+    parser.add_argument("--seed", type=int, nargs="+", default=[0])
+    parser.add_argument("--ratio", type=float, nargs="+", default=[2.0])
+    parser.add_argument("--target", default="cpu")
+    parser.add_argument("--cell", help=argparse.SUPPRESS)
+    return parser
+
+
+def _run_child(name: str, seed: int, ratio: float, target: str) -> None:
+    words = ["--cell", name, "--seed", str(seed), "--ratio", str(ratio), "--target", target]
+    subprocess.run(  # noqa: S603 - our own words
+        [sys.executable, "-m", "benchmarks.compress_zoo", *words], check=True
+    )
+
+
+def _write_cell(name: str, seed: int, ratio: float, target_name: str) -> None:
+    torch.set_num_threads(2)
+    published = published_networks()[name]
+    target = load_target(target_name)
+    settings = settings_for(target, {"seed": seed, "ranks": {"ratio": ratio}})
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        written = compress(
+            published.path,
+            published.spec,
+            Path(folder) / "bundle",
+            settings,
+            target=target,
+            code_folder=published.code_folder,
+        )
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    cell = _cell(name, published, written)
+    cell |= {"seed": seed, "ratio_asked": ratio, "wall_s": round(seconds, 1)}
+    cell |= {"peak_memory_mib": round(peak), "environment": environment()}
+    path = _cell_path(name, seed, ratio)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(cell, indent=1, sort_keys=True) + "\n")
+
+
+def _cell(name: str, published: PublishedNetwork, written: WrittenOutcome) -> Cell:
+    outcome = written.outcome
+    images = read_pack(PACK_FOLDER / "cifar10-test.npz", TEST_IMAGES)
+    states = {
+        "before": outcome.original,
+        "purified": outcome.purified,
+        "compressed": outcome.compressed,
+    }
+    shape = published.spec.input_shape
+    return {
+        "network": name,
+        "true_target": published.target,
+        "verdict": outcome.scan.verdict,
+        "suspected": list(outcome.scan.targets),
+        "scan": outcome.scan.summary(),
+        "purify": dict(outcome.purified.history[-1].notes),
+        **{state: _rates(network, published, images) for state, network in states.items()},
+        "macs_share": count_macs(outcome.compressed.module, shape)
+        / count_macs(outcome.original.module, shape),
+        "params_share": count_params(outcome.compressed.module)
+        / count_params(outcome.original.module),
+        "parity_max_abs": outcome.parity.max_abs_difference,
+        "timings": written.report.get("timings"),
+    }
+
+
+def _rates(network: Network, published: PublishedNetwork, images: LabelledImages) -> Cell:
+    """ACC, ASR and RA in percent; the clean control meets the probe's trigger."""
+    function = pixel_network(network).eval()
+    probe = published if published.stamp else published_networks()[PROBE_NETWORK]
+    assert probe.stamp is not None
+    assert probe.target is not None
+    return {
+        "acc": round(accuracy(function, images).percent, 2),
+        "asr": round(attack_success_rate(function, images, probe.stamp, probe.target).percent, 2),
+        "ra": round(robust_accuracy(function, images, probe.stamp, probe.target).percent, 2),
+    }
+
+
+def _cell_path(name: str, seed: int, ratio: float) -> Path:
+    return CELLS / f"{name}-seed{seed}-ratio{ratio:g}.json"
+
+
+def _write_table(target: str) -> None:
+    cells = [json.loads(path.read_text()) for path in sorted(CELLS.glob("*.json"))]
+    command = "python -m benchmarks.compress_zoo --seed S... --ratio R..."
+    whole = {"command": command, "target": target, "test_images": TEST_IMAGES, "cells": cells}
+    (RESULTS / "compress-zoo.json").write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n")
+    lines = [
+        "| network | seed | scan: target (true) | ratio | MACs left | ACC/ASR before "
+        "| ACC/ASR/RA purified | ACC/ASR/RA compressed | wall s | peak MiB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        *(_row(cell) for cell in cells),
+    ]
+    (RESULTS / "compress-zoo.md").write_text("\n".join(lines) + "\n")
+
+
+def _row(cell: Cell) -> str:
+    def rates(state: str, *keys: str) -> str:
+        return " / ".join(f"{cell[state][key]:.2f}" for key in keys)
+
+    suspected = ", ".join(map(str, cell["suspected"])) or "not found"
+    return (
+        f"| {cell['network']} | {cell['seed']} | {suspected} ({cell['true_target']}) "
+        f"| {cell['ratio_asked']:g} | {cell['macs_share']:.3f} "
+        f"| {rates('before', 'acc', 'asr')} | {rates('purified', 'acc', 'asr', 'ra')} "
+        f"| {rates('compressed', 'acc', 'asr', 'ra')} "
+        f"| {cell['wall_s']:.0f} | {cell['peak_memory_mib']} |"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer
+
+from edgeclean import cli, errors, pipeline
+from edgeclean.architectures import list_architectures
+from edgeclean.cli import EXIT_CODES
+from edgeclean.config import PipelineSettings, settings_for, settings_from
+from edgeclean.errors import EdgecleanError
+from edgeclean.model_file import read_model_file
+from edgeclean.targets import load_target
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+PACKAGE_FILES = sorted(
+    path for package in ("edgeclean", "exporters") for path in (ROOT / package).rglob("*.py")
+)
+FORBIDDEN = {"utils", "helpers", "manager", "args", "data", "result", "process"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> dict[str, typer.models.CommandInfo]:
+    return {
+        str(info.callback.__name__): info for info in cli.app.registered_commands if info.callback
+    }
+
+
+def all_errors(root: type[EdgecleanError] = EdgecleanError) -> list[type[EdgecleanError]]:
+    return [root, *(below for one in root.__subclasses__() for below in all_errors(one))]
+
+
+def test_the_readme_tells_every_command_and_no_other() -> None:
+    told = set(re.findall(r"^\| `edgeclean (\w+)", README, re.MULTILINE))
+    assert told == set(commands())
+
+
+def test_every_option_in_the_readme_exists() -> None:
+    main = typer.main.get_command(cli.app)
+    known = {"--help", "--install-completion", "--check"}  # the last one is sha256sum's
+    for name in commands():
+        for parameter in main.commands[name].params:  # type: ignore[attr-defined]
+            known |= set(parameter.opts)
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known
+
+
+def test_every_exit_code_is_told_alike_everywhere() -> None:
+    codes = {error.exit_code for error in all_errors() if error is not EdgecleanError} | {0, 1}
+    assert codes == set(range(8))
+    assert {int(code) for code in re.findall(r"^\| (\d) \|", README, re.MULTILINE)} == codes
+    assert {int(code) for code in re.findall(r"\b(\d) ", EXIT_CODES)} == codes
+    tree = errors.__doc__ or ""
+    for error in all_errors():
+        if error is not EdgecleanError:
+            assert re.search(rf"{error.__name__} +{error.exit_code} ", tree), error
+
+
+def test_the_readmes_files_are_what_the_readers_take(tmp_path: Path) -> None:
+    model, configuration = blocks("toml")
+    path = tmp_path / "model.toml"
+    path.write_text(model, encoding="utf-8")
+    assert read_model_file(path).architecture in list_architectures()
+    settings = settings_from(PipelineSettings, tomllib.loads(configuration))
+    assert settings.ranks.overrides == {"layer1.0.conv1": (8, 8)}
+
+
+def test_the_readmes_python_is_the_api() -> None:
+    (code,) = blocks("python")
+    tree = ast.parse(code)
+    scope: dict[str, object] = {}
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    exec(compile(ast.Module(imports, []), "README.md", "exec"), scope)  # noqa: S102 - our own text
+    call = next(
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "compress"
+    )
+    keywords = {str(word.arg): object() for word in call.keywords}
+    inspect.signature(pipeline.compress).bind(*(object() for _ in call.args), **keywords)
+    settings = settings_for(load_target("orin-nano"), {"ranks": {"ratio": 2.0}, "seed": 7})
+    assert (settings.ranks.ratio, settings.seed) == (2.0, 7)
+
+
+def test_the_readme_names_every_family_of_architectures() -> None:
+    named = README.lower()
+    for name in list_architectures():
+        family = re.sub(r"[-\d].*", "", name.removeprefix("cifar-").replace("preact-", "preact"))
+        assert family in named, name
+
+
+@pytest.mark.parametrize("path", PACKAGE_FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_file_keeps_to_the_house(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert len(text.splitlines()) <= 300
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree) or not text.strip()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            assert _body_lines(node) <= 40, node.name
+            assert node.name not in FORBIDDEN
+            names = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            assert not FORBIDDEN & {name.arg for name in names}, node.name
+    assert not re.search(r"/(?:home|root|work|Users)/", text)
+
+
+def test_no_file_says_that_a_network_is_clean() -> None:
+    texts = [*PACKAGE_FILES, ROOT / "README.md", *(ROOT / "edgeclean/templates").iterdir()]
+    for path in texts:
+        found = re.findall(r"(?<!never )\bis clean\b", path.read_text("utf-8"), re.IGNORECASE)
+        assert found == [], path
+
+
+def _body_lines(node: ast.FunctionDef) -> int:
+    """Lines of the body without its docstring: the signature may say what it needs to."""
+    body = node.body[1:] if ast.get_docstring(node) else node.body
+    return 0 if not body else int(body[-1].end_lineno or 0) - body[0].lineno + 1
