@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
-DEMO := benchmarks/zoo/resnet8-badnets
+DEMO := benchmarks/zoo/demo
 
 .PHONY: help install demo test test-slow check format build clean
 

@@ -49,7 +49,7 @@ def main() -> None:
                 "command": "python -m benchmarks.tucker",
                 "environment": environment(),
                 "ranks": "half of the full ranks, in both modes",
-                "seconds": f"of the processor; median of {RUNS}, or the first over {LONG_SECONDS:g}",
+                "seconds": f"CPU; median of {RUNS}, or one of over {LONG_SECONDS:g}",
                 "reference": "tensorly.decomposition.partial_tucker at its defaults, torch backend",
                 "families": families,
             },

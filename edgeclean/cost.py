@@ -14,7 +14,7 @@ def count_params(module: nn.Module) -> int:
 
 
 def layer_macs(module: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, int]:
-    """Multiply-accumulates of every convolution and linear layer, by its dotted name, for one image.
+    """Multiply-accumulates for one image of every convolution and linear layer, by dotted name.
 
     A layer that runs twice counts twice. Biases, normalisation and activations are left out, as
     usual in the field.
@@ -23,11 +23,9 @@ def layer_macs(module: nn.Module, input_shape: tuple[int, int, int]) -> dict[str
 
     def count(name: str) -> Any:
         def hook(layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if isinstance(layer, nn.Conv2d):
-                per_output = layer.weight[0].numel()
-            else:
-                per_output = layer.weight.shape[1]  # type: ignore[union-attr]
-            macs[name] = macs.get(name, 0) + output[0].numel() * int(per_output)
+            assert isinstance(layer, nn.Conv2d | nn.Linear)  # noqa: S101 - the hooked kinds
+            per_output = layer.weight[0].numel()
+            macs[name] = macs.get(name, 0) + output[0].numel() * per_output
 
         return hook
 

@@ -12,12 +12,16 @@ from edgeclean.states import ModelSpec, Network
 class Normalize(nn.Module):
     """Channel-wise (pixels - mean) / std."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """The network's own input."""
         normalised: Tensor = (pixels - self.mean) / self.std
         return normalised
 
@@ -27,9 +31,7 @@ def pixel_network(network: Network) -> nn.Sequential:
     return nn.Sequential(Normalize(network.spec.mean, network.spec.std), network.module)
 
 
-def normalize(
-    pixels: Float[Tensor, "n c h w"], spec: ModelSpec
-) -> Float[Tensor, "n c h w"]:
+def normalize(pixels: Float[Tensor, "n c h w"], spec: ModelSpec) -> Float[Tensor, "n c h w"]:
     """Pixels as the network's own input."""
     normalised: Tensor = Normalize(spec.mean, spec.std)(pixels)
     return normalised

@@ -13,7 +13,9 @@ class Progress(Protocol):
     A stage calls it once with ``done=0`` and last with ``done == total``.
     """
 
-    def __call__(self, description: str, done: int, total: int) -> None: ...
+    def __call__(self, description: str, done: int, total: int) -> None:
+        """Note that ``done`` of ``total`` steps are done."""
+        ...
 
 
 def silent(description: str, done: int, total: int) -> None:

@@ -22,7 +22,7 @@ TARGET, CLASSES, SIZE = 2, 6, 12
 
 
 class PlantedNetwork(nn.Module):
-    """Classifies by mean colour; a white 2x2 patch in the last corner adds ``strength`` to a class."""
+    """Classifies by mean colour; a white 2x2 patch in the last corner adds to one class."""
 
     def __init__(self, strength: float) -> None:
         super().__init__()

@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 import tensorly
 import torch
@@ -137,6 +139,21 @@ def test_tensorly_keeps_its_backend():
     before = tensorly.get_backend()
     tucker2(random_kernel((4, 4, 3, 3))).reconstruct()
     assert tensorly.get_backend() == before
+
+
+def test_another_thread_keeps_its_backend_meanwhile(monkeypatch):
+    seen = []
+
+    def ask_from_another_thread(*arguments):
+        other = threading.Thread(target=lambda: seen.append(tensorly.get_backend()))
+        other.start()
+        other.join()
+        return unfold(*arguments)
+
+    unfold, before = tensorly.unfold, tensorly.get_backend()
+    monkeypatch.setattr(tensorly, "unfold", ask_from_another_thread)
+    tucker2(random_kernel((4, 4, 3, 3)))
+    assert seen == [before, before]
 
 
 def test_ranks_that_do_not_fit_are_refused():
