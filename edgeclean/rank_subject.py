@@ -20,6 +20,10 @@ from edgeclean.sites import Site, find_sites, merged_module
 from edgeclean.states import DecomposedNetwork, Network, SyntheticImages
 
 
+_MOST_MACS = 60_000_000_000  # in one pass over the images, of which there are some per layer
+_LEAST_IMAGES = 8
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
     """What ranks are chosen for.
@@ -96,6 +100,8 @@ def rank_subject(
 ) -> Subject:
     """The network with its layers, and images spread evenly over those that there are.
 
+    A network of many MACs is measured on fewer images, so that the time stays within minutes.
+
     Raises:
         UsageError: a name in ``keep`` is no layer of the network.
     """
@@ -103,9 +109,11 @@ def rank_subject(
     if isinstance(network, DecomposedNetwork):
         sites = tuple(_only_decomposed(site) for site in sites)
     module = merged_module(network.module).eval()
+    macs = count_macs(module, network.spec.input_shape)
     batch = None
     if images is not None:
-        pixels = images.pixels[:: max(1, len(images) // most_images)][:most_images]
+        most = min(most_images, max(_LEAST_IMAGES, _MOST_MACS // max(1, macs)))
+        pixels = images.pixels[:: max(1, len(images) // most)][:most]
         weight = next(module.parameters())
         batch = normalize(pixels, network.spec).to(device=weight.device, dtype=weight.dtype)
     return Subject(
@@ -115,7 +123,7 @@ def rank_subject(
         batch=batch,
         ridge=ridge,
         params=count_params(module),
-        macs=count_macs(module, network.spec.input_shape),
+        macs=macs,
     )
 
 

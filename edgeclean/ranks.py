@@ -47,7 +47,7 @@ class RankSettings:
             factors to what flows through the layer on synthetic images.
         ridge: how far such a fit leans back to the weights; at least 0.001.
         least_gain: a layer is factored only if that saves at least this share of its cost.
-        images: synthetic images to measure on.
+        images: synthetic images to measure on, at most; large networks are given fewer.
     """
 
     ratio: float = 2.0

@@ -10,6 +10,7 @@ from test_decompose import Stem, network_of, seeded
 from torch import nn
 from zoo import needs_zoo, zoo_network
 
+from edgeclean import rank_subject
 from edgeclean.activations import corrected_kernel, input_moments
 from edgeclean.blocks import factorize
 from edgeclean.candidates import allowed_ranks, list_candidates, whole
@@ -408,9 +409,11 @@ def test_without_images_the_weights_decide():
     assert by_energy.ranks() == plan.ranks()
 
 
-def test_images_are_spread_over_those_there_are():
+def test_images_are_no_more_than_asked_and_affordable(monkeypatch):
     plan = choose_ranks(plain(), RankSettings(ratio=2.0, images=5), images=some_images(12))
     assert plan.images == 5
+    monkeypatch.setattr(rank_subject, "_MOST_MACS", 9 * plan.macs_before)
+    assert choose_ranks(plain(), RankSettings(ratio=2.0), images=some_images(12)).images == 9
 
 
 def test_only_what_is_decomposed_is_planned():
