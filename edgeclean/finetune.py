@@ -58,7 +58,7 @@ class FinetuneSettings:
         reestimate: whether BatchNorm statistics are set anew before the first step.
     """
 
-    steps: int = 300
+    steps: int = 400
     batch_size: int = 128
     learning_rate: float = 1e-3
     temperature: float = 2.0

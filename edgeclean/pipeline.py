@@ -39,7 +39,7 @@ from edgeclean.states import (
     settings_as_json,
 )
 from edgeclean.stopwatch import Stopwatch, peak_memory_mib
-from edgeclean.synthesize import synthesize
+from edgeclean.synthesize import joined, synthesize
 from edgeclean.targets import Target, load_target, require
 from edgeclean.truncate import truncate
 from exporters.onnx_exporter import export_onnx
@@ -151,8 +151,10 @@ def run_stages(
     _stop_if_suspected(found, chosen)
     purified = timed(purify)(original, images, found, chosen.purify, seed=seed, progress=progress)
     if not same_weights(original.module, purified.module):
-        # Images of a backdoored network carry its trigger; those of the purified one teach.
-        images = draw(purified, chosen.synthesize, seed=seed, progress=progress)
+        # Images of a backdoored network may carry its trigger; the purified teacher's answers to
+        # them do not, and its own images add what the first ones miss.
+        fresh = draw(purified, chosen.synthesize.recovery(), seed=seed + 1, progress=progress)
+        images = joined(images, fresh)
     decomposed = timed(decompose)(purified, chosen.decompose, progress=progress)
     scaled = timed(scale)(decomposed, chosen.scale, progress=progress)
     plan = timed(choose_ranks)(scaled, chosen.ranks, images=images, progress=progress)

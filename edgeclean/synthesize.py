@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -41,6 +41,7 @@ class SynthesizeSettings:
 
     Attributes:
         count: images in all.
+        recovery_count: images made anew from the purified network, for what follows it.
         steps: Adam steps for each batch.
         batch_size: images optimised together; their statistics are matched as one batch.
         learning_rate: of Adam, on the logits of the pixels; falls along a cosine.
@@ -48,7 +49,8 @@ class SynthesizeSettings:
         smoothness_weight: of total variation.
     """
 
-    count: int = 768
+    count: int = 640
+    recovery_count: int = 256
     steps: int = 80
     batch_size: int = 256
     learning_rate: float = 0.1
@@ -62,6 +64,12 @@ class SynthesizeSettings:
                 f"batch_size={self.batch_size}; count and steps must be at least 1, "
                 "batch_size at least 2"
             )
+        if self.recovery_count < 1:
+            raise UsageError(f"recovery_count is {self.recovery_count}; it must be at least 1")
+
+    def recovery(self) -> SynthesizeSettings:
+        """The settings for the images made from the purified network."""
+        return replace(self, count=self.recovery_count)
 
 
 def synthesize(
@@ -104,6 +112,16 @@ def synthesize(
         labels.append(classes)
     origin = "batch-norm inversion" if has_statistics else "class inversion of procedural images"
     return SyntheticImages(pixels=torch.cat(pixels), labels=torch.cat(labels), origin=origin)
+
+
+def joined(first: SyntheticImages, second: SyntheticImages) -> SyntheticImages:
+    """Both sets of images as one."""
+    origin = first.origin if first.origin == second.origin else f"{first.origin}, {second.origin}"
+    return SyntheticImages(
+        pixels=torch.cat([first.pixels, second.pixels]),
+        labels=torch.cat([first.labels, second.labels]),
+        origin=origin,
+    )
 
 
 def soft_labels(

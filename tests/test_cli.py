@@ -165,7 +165,7 @@ def test_every_error_has_its_exit_code_and_one_line(
     error: type[EdgecleanError],
     code: int,
 ) -> None:
-    def fail() -> None:
+    def fail(**_: object) -> None:
         raise error("one\ntwo \x1b[31m[red]three")
 
     monkeypatch.setattr(cli, "app", fail)

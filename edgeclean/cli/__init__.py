@@ -37,10 +37,11 @@ app = typer.Typer(
 )
 
 
-def _show_version(asked: bool) -> None:
+def _show_version(asked: bool) -> bool:
     if asked:
         typer.echo(f"edgeclean {edgeclean.__version__}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()
@@ -60,7 +61,7 @@ for command in (compress, scan, inspect, export, bench, verify, targets, doctor)
 def main() -> None:
     """Entry point: an EdgecleanError is one line and an exit code; a defect keeps its traceback."""
     try:
-        app()
+        app(prog_name="edgeclean")
     except EdgecleanError as error:
         show_error(error)
         sys.exit(error.exit_code)

@@ -58,7 +58,7 @@ class ScanSettings:
     images: int = 512
     steps: int = 100
     restarts: int = 2
-    bank_candidates: int = 8000
+    bank_candidates: int = 5000
 
     def __post_init__(self) -> None:
         known = (BANK, *FAMILIES)
