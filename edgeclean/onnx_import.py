@@ -100,7 +100,7 @@ def import_onnx(contents: bytes, limits: LoadLimits, *, folder: Path) -> Importe
         raise InputRejectedError("the simplified graph refers to other files")
     module = build_network(model).float().eval()
     _, shape = image_input(model)
-    _check_batches(module, shape)
+    check_batches(module, shape)
     return ImportedOnnx(module=module, input_shape=shape, external_sha256=digests)
 
 
@@ -141,6 +141,27 @@ def build_network(model: ModelProto) -> OnnxNetwork:
         calls.append((name, inputs, node.output[0]))
     ends = (image_input(model)[0], graph.output[0].name)
     return OnnxNetwork(modules, _steps(calls, ends[1]), ends)
+
+
+def check_batches(module: nn.Module, shape: tuple[int, int, int]) -> None:
+    """Two images at once must give what they give alone: a graph may have mixed the batch axis.
+
+    Raises:
+        InputRejectedError: they do not, or two images do not run at all.
+    """
+    images = torch.linspace(0, 1, 2 * shape[0] * shape[1] * shape[2]).view(2, *shape)
+    try:
+        with torch.no_grad():
+            alone = torch.cat([module(images[:1]), module(images[1:])])
+            together = module(images)
+    except Exception as error:  # noqa: BLE001 - whatever a wrong graph makes torch raise
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise InputRejectedError(f"the network does not run on two images ({reason})") from None
+    if together.shape != alone.shape or not torch.allclose(together, alone, rtol=1e-3, atol=1e-3):
+        raise InputRejectedError(
+            "the network mixes the images of a batch, or its output is not finite; export it with "
+            "a free batch axis"
+        )
 
 
 def _steps(calls: list[tuple[str, tuple[str, ...], str]], output: str) -> tuple[Step, ...]:
@@ -191,20 +212,3 @@ def _constant(node: NodeProto) -> Tensor:
     if attribute.name == "value":
         return _tensor(attribute.t)
     return torch.tensor(onnx.helper.get_attribute_value(attribute))
-
-
-def _check_batches(module: nn.Module, shape: tuple[int, int, int]) -> None:
-    """Two images at once must give what they give alone: a graph may have mixed the batch axis."""
-    images = torch.linspace(0, 1, 2 * shape[0] * shape[1] * shape[2]).view(2, *shape)
-    try:
-        with torch.no_grad():
-            alone = torch.cat([module(images[:1]), module(images[1:])])
-            together = module(images)
-    except Exception as error:  # noqa: BLE001 - whatever a wrong graph makes torch raise
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise InputRejectedError(f"the network does not run on two images ({reason})") from None
-    if together.shape != alone.shape or not torch.allclose(together, alone, rtol=1e-3, atol=1e-3):
-        raise InputRejectedError(
-            "the network mixes the images of a batch, or its output is not finite; export it with "
-            "a free batch axis"
-        )

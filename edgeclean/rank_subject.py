@@ -19,7 +19,7 @@ from edgeclean.progress import Progress, silent
 from edgeclean.sites import Site, find_sites, merged_module
 from edgeclean.states import DecomposedNetwork, Network, SyntheticImages
 
-_MOST_MACS = 60_000_000_000  # in one pass over the images, of which there are some per layer
+_MOST_MACS = 36_000_000_000  # in one pass over the images, of which there are some per layer
 _LEAST_IMAGES = 8
 
 

@@ -24,7 +24,7 @@ from edgeclean.errors import InputRejectedError
 from edgeclean.input_guard import LoadLimits
 from edgeclean.onnx_files import embed_files
 from edgeclean.onnx_guard import COMPLETE, NEEDS_FILES, parse_onnx, read_model
-from edgeclean.onnx_import import OnnxNetwork, build_network, import_onnx
+from edgeclean.onnx_import import OnnxNetwork, build_network, check_batches, import_onnx
 from edgeclean.onnx_modules import Arithmetic
 from edgeclean.states import LoadedNetwork, ModelSpec
 
@@ -175,6 +175,13 @@ WEIGHTS = {
     "ends": np.array([2**62, -1]),
     "axes": np.array([2, 3]),
     "steps": np.array([2, 1]),
+    "rows": np.array([3, SIDE, SIDE]),
+    "w1": np.ones((2, 3, 3), np.float32),
+    "two": np.ones((2, 3, 1, 1), np.float32),
+    "ends_r": np.array([2]),
+    "starts_r": np.array([0]),
+    "minus": np.array([-1]),
+    "pads_n": np.array([1, 0, 0, 0, 0, 0, 0, 0]),
     "flat": np.array([1, -1]),
     "groups": np.array([0, 3, SIDE * SIDE]),
 }
@@ -396,10 +403,51 @@ HOSTILE: dict[str, tuple[Callable[[ModelProto], None], str]] = {
     "two outputs": (_with_two_outputs, "1 inputs and 2 outputs"),
     "free sides": (_with_free_sides, "the last three fixed"),
     "cycle": (_with_cycle, "not a valid ONNX model"),
-    "training mode": (_with_training_norm, "BatchNormalization node 'step1'"),
+    "training mode": (_with_training_norm, "step1"),
     "old opset": (_with_old_opset, "opset 7"),
     "sparse": (_with_sparse, "sparse weights"),
 }
+
+
+MIXED = [("Reshape", ["", "rows"], {}), ("Mul", ["", "image"], {})]
+UNSUPPORTED: dict[str, tuple[list[Node], int, str]] = {
+    "two values in a product": ([("MatMul", ["", ""], {})], 13, "input 1 must be a constant"),
+    "line convolution": (
+        [("Reshape", ["", "groups"], {}), ("Conv", ["", "w1"], {})],
+        13,
+        "only convolutions of planes",
+    ),
+    "constant as a batch": ([("Add", ["", "two"], {})], 13, "changes the batch axis"),
+    "uncounted uneven mean": (
+        [("AveragePool", [""], {**POOL, "pads": [0, 0, 1, 1]})],
+        13,
+        "uneven padding that does not count",
+    ),
+    "uneven ceiling": (
+        [("MaxPool", [""], {**POOL, "pads": [0, 0, 1, 1], "ceil_mode": 1})],
+        13,
+        "together with ceil_mode",
+    ),
+    "mean of all": ([("ReduceMean", [""], {})], 13, "no axes are given"),
+    "mean over the batch": ([("ReduceMean", [""], {"axes": [0]})], 13, "axis 0 of 4"),
+    "backwards": ([("Slice", ["", "ends_r", "starts_r", "one_i", "minus"], {})], 13, "below one"),
+    "mirror": ([("Pad", ["", "pads"], {"mode": "reflect"})], 13, "only constant padding"),
+    "padded batch": ([("Pad", ["", "pads_n"], {})], 13, "only constant padding"),
+    "planes as rows": ([("Flatten", [""], {"axis": 2})], 13, "axis 2; 1 is supported"),
+    "moved batch": ([("Transpose", [""], {"perm": [1, 0, 2, 3]})], 13, "moves the batch axis"),
+    "old softmax": ([("Softmax", [""], {"axis": 1})], 11, "only the last axis"),
+    "slopes per column": ([("PRelu", ["", "row"], {})], 13, "slopes of shape (9,)"),
+    "mixed images": (MIXED, 13, "does not run on two images"),
+}
+
+
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_what_cannot_be_converted_is_named(case: str) -> None:
+    nodes, opset, message = UNSUPPORTED[case]
+    with pytest.raises(InputRejectedError) as caught:
+        check_batches(converted(graph(nodes, opset=opset).SerializeToString()), (3, SIDE, SIDE))
+    assert message in str(caught.value)
+    assert nodes is MIXED or f"{nodes[-1][0]} node" in str(caught.value)
 
 
 @pytest.mark.parametrize("case", HOSTILE)

@@ -155,6 +155,18 @@ def test_the_loss_of_an_activation_fit_is_the_outputs_error(shape):
             assert fit.loss(ranks) <= outputs_lost(by_weights, ranks) + 1e-7
 
 
+def test_the_input_basis_is_the_optimum_for_uncorrelated_pixels():
+    """With C = Cx (x) I the loss is that of the singular values of W_(2) Cx^1/2 left out."""
+    conv = seeded(lambda: nn.Conv2d(6, 8, (1, 3))).double()
+    channels = correlated_patches(6)
+    fit = ActivationFit(conv.weight, torch.kron(channels, torch.eye(3).double()), 1e-9)
+    unfolded = conv.weight.detach().transpose(0, 1).flatten(1)
+    energies = torch.linalg.eigvals(channels @ unfolded @ unfolded.T).real.sort().values
+    for rank in range(1, 6):
+        left_out = float(energies[: 6 - rank].sum() / energies.sum())
+        assert fit.loss((8, rank)) == pytest.approx(left_out, rel=1e-4, abs=1e-8)
+
+
 def test_an_activation_fit_at_full_rank_is_the_kernel():
     conv = seeded(lambda: nn.Conv2d(6, 8, 3)).double()
     fit = ActivationFit(conv.weight, correlated_patches(54), 0.01)

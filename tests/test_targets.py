@@ -193,7 +193,7 @@ def test_rank_multiples_are_those_of_precision_and_accelerator() -> None:
     orin = load_target("agx-orin")
     assert [orin.rank_multiple(precision) for precision in ("fp32", "fp16", "int8")] == [4, 8, 32]
     assert orin.rank_multiple("fp16", dla=True) == 16
-    assert load_target("cpu").rank_multiple() == 16
+    assert load_target("cpu").rank_multiple() == 8
     with pytest.raises(UsageError):
         load_target("cpu").rank_multiple("fp8")
     with pytest.raises(UsageError):
