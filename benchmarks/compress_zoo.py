@@ -115,7 +115,7 @@ def _cell(name: str, published: PublishedNetwork, written: WrittenOutcome) -> Ce
         "suspected": list(outcome.scan.targets),
         "scan": outcome.scan.summary(),
         "purify": dict(outcome.purified.history[-1].notes),
-        **{state: _rates(network, published, images) for state, network in states.items()},
+        **{state: rates_of(network, published, images) for state, network in states.items()},
         "macs_share": count_macs(outcome.compressed.module, shape)
         / count_macs(outcome.original.module, shape),
         "params_share": count_params(outcome.compressed.module)
@@ -125,7 +125,7 @@ def _cell(name: str, published: PublishedNetwork, written: WrittenOutcome) -> Ce
     }
 
 
-def _rates(network: Network, published: PublishedNetwork, images: LabelledImages) -> Cell:
+def rates_of(network: Network, published: PublishedNetwork, images: LabelledImages) -> Cell:
     """ACC, ASR and RA in percent; the clean control meets the probe's trigger."""
     function = pixel_network(network).eval()
     probe = published if published.stamp else published_networks()[PROBE_NETWORK]

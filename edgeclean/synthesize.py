@@ -1,7 +1,7 @@
 """Synthesise images from a network alone: its BatchNorm statistics and a class loss.
 
 Source: Clean & Compact, slide 10 (ZeroQ's statistics matching plus a class loss taken through the
-constrained network). Where we deviate, each measured in ``benchmarks/results``:
+constrained network). Where we deviate:
 
 * statistics of the whole batch, at the inputs of every BatchNorm, each divided by its running
   variance (the deck's sum gives wide, late layers all the weight);

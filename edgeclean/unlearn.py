@@ -1,9 +1,8 @@
 """Unlearn triggers while they adapt: a small minimax game on synthetic images.
 
-A network that only unlearns the triggers it is shown keeps the true one: on the published
-networks, unlearning fixed reconstructions left 79..98 % attack success where letting every
-reconstruction follow the network, a few gradient steps at a time, left 1..5 %
-(``benchmarks/results``). Both halves:
+A network that only unlearns the triggers it is shown tends to keep the true one
+(``benchmarks/ablations.py`` measures it); so every trigger follows the network, a few gradient
+steps at a time. Both halves:
 
 * ascent: every trigger moves to send images to its target again, and may not grow past its cap;
 * descent: the student gives a stamped image the *teacher's* answer for the image without it.

@@ -196,7 +196,7 @@ def test_a_defect_keeps_its_traceback() -> None:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["compress"], 2, "Missing argument 'CHECKPOINT'"),
+        (["compress"], 2, "Missing argument"),
         (["compress", "x.pth", "--ration", "2"], 2, "No such option"),
         (["nonsense"], 2, "No such command"),
         (["compress", "x.pth", "-o", "b"], 2, "give --arch, --input-shape, --classes"),
@@ -313,13 +313,14 @@ def test_a_scan_that_finds_nothing_says_by_what(
 def test_inspect_lists_layers_and_changes_nothing(
     terminal: Terminal, network: list[object], source: Path
 ) -> None:
+    words = ["--config", quick_config(source.parent), "--ratio", 2]
     before = {path: path.stat().st_mtime_ns for path in source.parent.iterdir()}
-    said = terminal("inspect", *network, "--ratio", 2, "--keep", "0")
+    said = terminal("inspect", *network, *words, "--keep", "0")
     assert said.code == 0
     assert "named by --keep" in said.out
     assert "ranks" in said.out
     assert "█" in said.out
-    document = json.loads(terminal("inspect", *network, "--ratio", 2, "--json").out)
+    document = json.loads(terminal("inspect", *network, *words, "--json").out)
     assert [row["name"] for row in document["layers"]] == ["0", "3", "6", "11"]
     before_macs = sum(row["macs_before"] for row in document["layers"])
     assert before_macs >= 2 * sum(row["macs_after"] for row in document["layers"])
@@ -401,7 +402,8 @@ def test_doctor_says_what_is_missing_and_what_for(
     parts = {part["name"]: part for part in document["parts"]}
     assert parts["torch"]["found"]
     assert parts["tensorrt"]["enables"]
-    monkeypatch.setattr("edgeclean.cli.doctor._version", lambda name: None)
+    # The package's attribute of this name is the command.
+    monkeypatch.setattr(sys.modules["edgeclean.cli.doctor"], "_version", lambda name: None)
     said = terminal("doctor")
     assert said.code == 7
     assert "MISSING, needed" in said.out
@@ -432,7 +434,8 @@ def test_a_stage_is_one_bar_whatever_it_does_at_the_moment(
     with Face().progress() as progress:
         for description, done in (("Scan: a", 0), ("Scan: b", 1), ("Scan", 2), ("Scan: c", 0)):
             progress(description, done, 2)
-    final = capsys.readouterr().err.splitlines()[-2:]
+    lines = capsys.readouterr().err.splitlines()
+    final = [line for line in lines if "Scan" in line][-2:]
     assert ["Scan" in final[0], "2/2" in final[0]] == [True, True]
     assert ["Scan: c" in final[1], "0/2" in final[1]] == [True, True]
 
