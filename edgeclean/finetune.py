@@ -1,7 +1,7 @@
 """Recover accuracy after truncation: distil the purified teacher on synthetic images.
 
-The student learns the teacher's outputs on augmented and mixed synthetic images. As switches, off
-by default because they cost accuracy or time and gained nothing (``benchmarks/ablations.py``): fresh
+The student learns the teacher's outputs on augmented and mixed synthetic images. Switches, off by
+default because they cost accuracy or time and gained nothing (``benchmarks/ablations.py``): fresh
 BatchNorm statistics first, procedural images beside the synthetic ones, the teacher's features
 behind every BatchNorm (FitNets, Romero et al. 2015), and the deck's adversarial versions, on which
 the student's answer to an attacked image is the teacher's answer to the image before the attack.
