@@ -57,6 +57,20 @@ def main() -> None:
         )
         + "\n"
     )
+    OUTPUT.with_suffix(".md").write_text(table(families))
+
+
+def table(families: dict[str, Any]) -> str:
+    """The totals as Markdown."""
+    lines = ["| kernels | sweeps | times faster | largest error ratio |", "|---|---|---|---|"]
+    for name, family_rows in families.items():
+        for sweeps in ("sweeps_0", "sweeps_1"):
+            total = family_rows["total"][sweeps]
+            lines.append(
+                f"| {name} | {sweeps[-1]} | {total['times_faster']:.1f} "
+                f"| {total['largest_error_ratio']:.4f} |"
+            )
+    return "\n".join(lines) + "\n"
 
 
 def resnet50_shapes() -> Counter[Shape]:

@@ -58,7 +58,10 @@ def input_moments(
             theirs = _patches(conv, _input_of(reference, layer, batch), wanted)
             crossed += theirs @ mine.T
         patches += mine.shape[1]
-    return Moments(own=own / patches, crossed=crossed / patches)
+    own /= patches
+    if reference is not None:
+        crossed /= patches
+    return Moments(own=own, crossed=crossed)
 
 
 def corrected_kernel(
@@ -72,10 +75,10 @@ def corrected_kernel(
     matrix = kernel.detach().double().flatten(1)
     level = float(moments.own.diagonal().mean())
     damping = ridge * level if level > 0 else 1.0
-    own, crossed = moments.own.clone(), moments.crossed.clone()
+    wanted = matrix @ moments.crossed + damping * matrix
+    own = moments.own.clone()
     own.diagonal().add_(damping)
-    crossed.diagonal().add_(damping)
-    solved = torch.cholesky_solve((matrix @ crossed).T, lower_triangle(own)).T
+    solved = torch.cholesky_solve(wanted.T, lower_triangle(own)).T
     return solved.reshape(kernel.shape).to(kernel.dtype)
 
 

@@ -14,10 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -28,6 +25,7 @@ from edgeclean.augment import augmented, mixed
 from edgeclean.batchnorm import reestimate_batchnorm_
 from edgeclean.cost import count_macs, count_params
 from edgeclean.errors import UsageError
+from edgeclean.features import Features, feature_distance, shared_taps
 from edgeclean.pixels import pixel_network
 from edgeclean.precision import channels_last, device_of, mixed_precision
 from edgeclean.priors import procedural_images
@@ -155,8 +153,8 @@ class _Lesson:
         )
         losses: list[float] = []
         progress("Recovering accuracy", 0, settings.steps)
-        taps = _shared_taps(self._learner, self._master)
-        with _Features(self._learner, taps) as own, _Features(self._master, taps) as given:
+        taps = shared_taps(self._learner, self._master)
+        with Features(self._learner, taps) as own, Features(self._master, taps) as given:
             for step in range(settings.steps):
                 loss = self._loss(self._batch(generator), own, given, generator)
                 optimizer.zero_grad()
@@ -182,8 +180,8 @@ class _Lesson:
     def _loss(
         self,
         pixels: Float[Tensor, "n c h w"],
-        own: _Features,
-        given: _Features,
+        own: Features,
+        given: Features,
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
         attacked_count = int(len(pixels) * self._settings.adversarial_share)
@@ -197,7 +195,7 @@ class _Lesson:
         wanted = torch.cat([answers, answers[:attacked_count]])
         loss = _softened_divergence(outputs, wanted, self._settings.temperature)
         if self._settings.feature_weight > 0:
-            distance = _feature_distance(own.take(), features, len(pixels))
+            distance = feature_distance(own.take(), features, len(pixels))
             loss = loss + self._settings.feature_weight * distance
         return loss
 
@@ -225,52 +223,9 @@ class _Lesson:
         return bounded.clamp(0, 1)
 
 
-class _Features:
-    """Keeps the outputs of some layers of the latest forward pass."""
-
-    def __init__(self, module: nn.Module, names: list[str]) -> None:
-        self._kept: dict[str, Tensor] = {}
-        self._handles = [
-            module.get_submodule(name).register_forward_hook(self._keep(name)) for name in names
-        ]
-
-    def _keep(self, name: str) -> Any:
-        def hook(_layer: nn.Module, _inputs: Any, output: Tensor) -> None:
-            self._kept[name] = output
-
-        return hook
-
-    def take(self) -> dict[str, Tensor]:
-        """What was kept since the last take."""
-        kept, self._kept = self._kept, {}
-        return kept
-
-    def __enter__(self) -> _Features:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-
 def _functions(network: Network) -> nn.Module:
     """A channels-last copy as a function of pixels, in evaluation mode."""
     return channels_last(copy.deepcopy(pixel_network(network)).eval())
-
-
-def _shared_taps(learner: nn.Module, master: nn.Module) -> list[str]:
-    """BatchNorms by name, else convolutions: those that both networks have."""
-    mine = {name for name, _ in learner.named_modules()}
-    for kind in (nn.BatchNorm2d, nn.Conv2d):
-        names = [n for n, layer in master.named_modules() if isinstance(layer, kind) and n in mine]
-        if names:
-            return names
-    return []
 
 
 def _softened_divergence(
@@ -280,18 +235,6 @@ def _softened_divergence(
     log_odds = functional.log_softmax(outputs / temperature, 1)
     odds = (wanted / temperature).softmax(1)
     return functional.kl_div(log_odds, odds, reduction="batchmean") * temperature**2
-
-
-def _feature_distance(
-    own: Mapping[str, Tensor], given: Mapping[str, Tensor], clean: int
-) -> Float[Tensor, ""]:
-    """Mean squared distance in units of each channel's variance, on the unattacked images."""
-    distances = []
-    for name, feature in given.items():
-        target = feature.float()
-        variance = target.var((0, 2, 3), keepdim=True) + 1e-4
-        distances.append(((own[name][:clean].float() - target).square() / variance).mean())
-    return torch.stack(distances).mean() if distances else torch.zeros(())
 
 
 def _mean_of_ends(losses: list[float]) -> tuple[float | None, float | None]:

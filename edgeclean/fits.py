@@ -40,8 +40,10 @@ def lower_triangle(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     """
     level = 1e-7 * float(matrix.diagonal().mean())
     for shift in (0.0, level, 10 * level, 100 * level, 1000 * level):
-        shifted = matrix.clone()
-        shifted.diagonal().add_(shift)
+        shifted = matrix
+        if shift:  # a moment may take hundreds of megabytes: copy it only if need be
+            shifted = matrix.clone()
+            shifted.diagonal().add_(shift)
         factor, failed = torch.linalg.cholesky_ex(shifted)
         if not failed:
             triangle: Tensor = factor
@@ -116,9 +118,10 @@ class ActivationFit:
         level = float(damped.diagonal().mean())
         damped.diagonal().add_(ridge * level if level > 0 else 1.0)
         self._basis = self._input_basis(damped)
-        rotated = self._rotate(self._rotate(damped).T)
-        self._triangle = lower_triangle(rotated)
         crossed = self._rotate(self._matrix @ damped)
+        damped = self._rotate(damped).T
+        damped = self._rotate(damped)  # in two steps, so that the first copy is freed
+        self._triangle = lower_triangle(damped)
         self._responses = torch.linalg.solve_triangular(
             self._triangle.T, crossed, upper=True, left=False
         )

@@ -78,18 +78,20 @@ def tucker2(
 
     A Gram matrix has only channels x channels entries, so its eigenvectors cost far less than the
     singular vectors of a wide unfolding. Squaring halves the digits of the *small* singular values
-    (they are good to 1e-8 of the largest, in float64); the factors are orthonormal to rounding all
+    (in float64 they are good to 1e-8 of the largest); the factors are orthonormal to rounding all
     the same, so the reconstruction at full rank is exact.
 
     Args:
-        kernel: [out, in, kh, kw], real; computed in float64, returned in its own type.
+        kernel: [out, in, kh, kw], real. Full ranks are computed in float64, lower ones in at least
+            float32: there the truncation itself is orders of magnitude larger.
         ranks: (r_out, r_in); None keeps the full ranks min(out, in*kh*kw), min(in, out*kh*kw).
         sweeps: rounds of higher-order orthogonal iteration after the SVD; each costs as much as
-            the SVD and lowers (never raises) the error at the given ranks. At full rank there is
-            nothing to gain.
+            the SVD and lowers (never raises) the error at the given ranks. At full rank, and for a
+            1x1 kernel, there is nothing to gain.
 
     Returns:
-        Factors whose columns have their largest entry positive, so that the signs are fixed.
+        Factors in the kernel's own type, whose columns have their largest entry positive, so that
+        the signs are fixed.
 
     Raises:
         ValueError: a rank is not between 1 and the full one, or the kernel is not finite.
@@ -106,23 +108,20 @@ def tucker2(
             f"ranks ({rank_out}, {rank_in}) do not fit a kernel of shape {tuple(kernel.shape)}; "
             f"they must lie between (1, 1) and {full}"
         )
-    exact = kernel.detach().double()
+    precision = torch.float64 if (rank_out, rank_in) == full else torch.float32
+    exact = kernel.detach().to(torch.promote_types(kernel.dtype, precision))
     with _torch_algebra():
-        basis_out, values_out = _left_singular(tensorly.unfold(exact, 0))
-        basis_in, values_in = _left_singular(tensorly.unfold(exact, 1))
-        factor_out, factor_in = basis_out[:, :rank_out], basis_in[:, :rank_in]
-        for _ in range(sweeps):
-            projected = mode_dot(exact, factor_in, 1, transpose=True)
-            factor_out = _left_singular(tensorly.unfold(projected, 0))[0][:, :rank_out]
-            projected = mode_dot(exact, factor_out, 0, transpose=True)
-            factor_in = _left_singular(tensorly.unfold(projected, 1))[0][:, :rank_in]
-        core = multi_mode_dot(exact, [factor_out, factor_in], [0, 1], transpose=True)
+        if kernel.shape[2:] == (1, 1):
+            parts = _pointwise(exact, rank_out, rank_in)
+        else:
+            parts = _orthogonal_iteration(exact, rank_out, rank_in, sweeps)
+    core, factor_out, factor_in, values_out, values_in = (part.to(kernel.dtype) for part in parts)
     return Tucker2(
-        core=core.to(kernel.dtype),
-        factor_out=factor_out.to(kernel.dtype),
-        factor_in=factor_in.to(kernel.dtype),
-        singular_values_out=values_out.to(kernel.dtype),
-        singular_values_in=values_in.to(kernel.dtype),
+        core=core,
+        factor_out=factor_out,
+        factor_in=factor_in,
+        singular_values_out=values_out,
+        singular_values_in=values_in,
     )
 
 
@@ -133,10 +132,48 @@ def full_ranks(kernel: Float[Tensor, "out in kh kw"]) -> tuple[int, int]:
     return min(out, channels_in * taps), min(channels_in, out * taps)
 
 
+def _orthogonal_iteration(
+    kernel: Tensor, rank_out: int, rank_in: int, sweeps: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Core, factors and singular values of both modes: the truncated SVD, then the sweeps."""
+    basis_out, values_out = _left_singular(tensorly.unfold(kernel, 0))
+    basis_in, values_in = _left_singular(tensorly.unfold(kernel, 1))
+    factor_out, factor_in = basis_out[:, :rank_out], basis_in[:, :rank_in]
+    for _ in range(sweeps):
+        projected = mode_dot(kernel, factor_in, 1, transpose=True)
+        factor_out = _left_singular(tensorly.unfold(projected, 0))[0][:, :rank_out]
+        projected = mode_dot(kernel, factor_out, 0, transpose=True)
+        factor_in = _left_singular(tensorly.unfold(projected, 1))[0][:, :rank_in]
+    core = multi_mode_dot(kernel, [factor_out, factor_in], [0, 1], transpose=True)
+    return core, factor_out, factor_in, values_out, values_in
+
+
+def _pointwise(
+    kernel: Tensor, rank_out: int, rank_in: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The same of a 1x1 kernel, a matrix: one basis gives the other, and its SVD is the optimum."""
+    matrix = kernel[..., 0, 0]
+    if matrix.shape[0] > matrix.shape[1]:
+        core, factor_in, factor_out, values, _ = _pointwise(
+            kernel.transpose(0, 1), rank_in, rank_out
+        )
+        return core.transpose(0, 1), factor_out, factor_in, values, values
+    basis, values = _left_singular(matrix)
+    images = matrix.T @ basis[:, : max(rank_out, rank_in)]  # orthogonal, as long as the values
+    factor, triangle = torch.linalg.qr(images)
+    signs = torch.where(_largest(factor) < 0, -1.0, 1.0).to(factor.dtype)
+    core = (triangle * signs.T).T[:rank_out, :rank_in, None, None]
+    return core, basis[:, :rank_out], (factor * signs)[:, :rank_in], values, values
+
+
 def fixed_signs(vectors: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
     """The same columns, each turned so that its largest entry is positive."""
-    largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
-    return vectors * torch.where(largest < 0, -1.0, 1.0)
+    return vectors * torch.where(_largest(vectors) < 0, -1.0, 1.0).to(vectors.dtype)
+
+
+def _largest(vectors: Tensor) -> Tensor:
+    """[1, k]: of every column the entry of largest magnitude."""
+    return vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
 
 
 def _left_singular(

@@ -510,6 +510,10 @@ BAD_ARCHIVES: dict[str, tuple[bytes, str]] = {
     "same name in capitals": (archive({**GOOD, "a/DATA.PKL": b""}), "holds 'a/data.pkl' twice"),
     "encrypted": (encrypted(archive(GOOD)), "is encrypted"),
     "bomb": (archive({**GOOD, "a/data/1": bytes(64 * 2**20)}, method=PACKED), "zip_ratio is 20"),
+    "many small bombs": (
+        archive({**GOOD, **{f"a/data/{i}": bytes(2**20) for i in range(40)}}, method=PACKED),
+        "times its size; the limit zip_ratio is 20",
+    ),
     "other packing": (archive(GOOD, method=zipfile.ZIP_BZIP2), "packed by method 12"),
 }
 

@@ -215,7 +215,7 @@ def test_a_moment_that_rounding_made_indefinite_is_still_factored():
 def test_moments_give_the_outputs_energy(geometry):
     conv = seeded(lambda: nn.Conv2d(3, 4, 3, bias=False, **geometry))
     module = nn.Sequential(nn.ReLU(), conv)
-    images = torch.randn(4, 3, 9, 10, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(21, 3, 9, 10, generator=torch.Generator().manual_seed(0))
     moment = input_moments(module, "1", images).own
     matrix = conv.weight.detach().double().flatten(1)
     with torch.no_grad():

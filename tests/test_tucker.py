@@ -128,7 +128,15 @@ def test_negated_kernel_has_the_same_factors():
     torch.testing.assert_close(there.core, -back.core, rtol=0, atol=1e-12)
 
 
-def test_half_precision_keeps_its_type():
+@pytest.mark.parametrize("shape", SHAPES)
+def test_full_rank_is_computed_in_double_precision(shape):
+    kernel = random_kernel(shape, dtype=torch.float32)
+    single, double = tucker2(kernel), tucker2(kernel.double())
+    assert torch.equal(single.core, double.core.float())
+    assert torch.equal(single.factor_in, double.factor_in.float())
+
+
+def test_single_precision_keeps_its_type():
     kernel = random_kernel((8, 6, 3, 3), dtype=torch.float32)
     tucker = tucker2(kernel)
     assert tucker.core.dtype == tucker.factor_in.dtype == torch.float32

@@ -1,0 +1,66 @@
+"""Features of student and teacher side by side: the same layers, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Features:
+    """Keeps the outputs of some layers of the latest forward pass."""
+
+    def __init__(self, module: nn.Module, names: list[str]) -> None:
+        self._kept: dict[str, Tensor] = {}
+        self._handles = [
+            module.get_submodule(name).register_forward_hook(self._keep(name)) for name in names
+        ]
+
+    def _keep(self, name: str) -> Any:
+        def hook(_layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+            self._kept[name] = output
+
+        return hook
+
+    def take(self) -> dict[str, Tensor]:
+        """What was kept since the last take."""
+        kept, self._kept = self._kept, {}
+        return kept
+
+    def __enter__(self) -> Features:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def shared_taps(learner: nn.Module, master: nn.Module) -> list[str]:
+    """BatchNorms by name, else convolutions: those that both networks have."""
+    mine = {name for name, _ in learner.named_modules()}
+    for kind in (nn.BatchNorm2d, nn.Conv2d):
+        names = [n for n, layer in master.named_modules() if isinstance(layer, kind) and n in mine]
+        if names:
+            return names
+    return []
+
+
+def feature_distance(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], clean: int
+) -> Float[Tensor, ""]:
+    """Mean squared distance in units of each channel's variance, on the unattacked images."""
+    distances = []
+    for name, feature in given.items():
+        target = feature.float()
+        variance = target.var((0, 2, 3), keepdim=True) + 1e-4
+        distances.append(((own[name][:clean].float() - target).square() / variance).mean())
+    return torch.stack(distances).mean() if distances else torch.zeros(())
