@@ -45,7 +45,7 @@ def original_network() -> LoadedNetwork:
         module.add_module(HOSTILE, nn.Conv2d(16, 16, 3, padding=1))
         module.add_module("pool", nn.AdaptiveAvgPool2d(1))
         module.add_module("flat", nn.Flatten())
-        module.add_module("head", nn.Linear(16, CLASSES))
+        module.add_module("stem_head", nn.Linear(16, CLASSES))
     spec = ModelSpec(
         architecture="/home/somebody/secret/net.py:make",
         input_shape=(3, SIDE, SIDE),
@@ -147,7 +147,7 @@ def evidence(*, suspected: bool = True, purified: bool = True) -> Evidence:
     teacher = original_network()
     if purified:
         with torch.no_grad():
-            teacher.module.get_submodule("head").bias.add_(1)
+            teacher.module.get_submodule("stem_head").bias.add_(1)
     environment = describe_environment()
     return Evidence(
         original=original,

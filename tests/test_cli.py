@@ -240,6 +240,7 @@ def test_compress_ends_in_a_table_and_the_reports_path(
     terminal: Terminal, network: list[object], tmp_path: Path
 ) -> None:
     config = quick_config(tmp_path)
+    config.write_text("seed = 9\n" + config.read_text("utf-8"), encoding="utf-8")  # option wins
     output = tmp_path / "build"
     words = ["--config", config, "--ratio", 2, "--seed", 3, "--threads", 1, "-o", output]
     said = terminal("compress", *network, *words)

@@ -567,7 +567,10 @@ def test_external_weights_behind_links_are_refused(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     (tmp_path / "weights.bin").rename(secret)
     os.link(secret, tmp_path / "hard.bin")
-    (tmp_path / "soft.bin").symlink_to(secret)
+    lone = tmp_path / "lone"  # with one link only: it is the symbolic one that is refused
+    lone.write_bytes(secret.read_bytes())
+    embed_files(relocated(contents, "location", "lone"), tmp_path, LIMITS)
+    (tmp_path / "soft.bin").symlink_to(lone)
     os.mkfifo(tmp_path / "pipe.bin")
     (tmp_path / "folder.bin").mkdir()
     for name in ("hard.bin", "soft.bin", "pipe.bin", "folder.bin", "missing.bin"):

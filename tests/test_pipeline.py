@@ -34,6 +34,7 @@ from edgeclean.onnx_check import open_onnx, opset_of
 from edgeclean.pipeline import WrittenOutcome, compress, plan_checkpoint, scan_checkpoint
 from edgeclean.report import check_report, same_weights
 from edgeclean.stopwatch import Stopwatch, peak_memory_mib
+from edgeclean.synthesize import synthesize
 from edgeclean.targets import load_target
 from edgeclean.verify import verify_bundle
 
@@ -144,6 +145,16 @@ def test_without_purification_images_are_made_once_and_of_the_original(checkpoin
     )
     assert same_weights(outcome.original.module, outcome.purified.module)
     assert told.count("Synthesising images") == 1
+
+
+def test_the_compressed_network_is_taught_on_images_of_the_purified_one(
+    written: WrittenOutcome,
+) -> None:
+    outcome, settings = written.outcome, quick_settings()
+    fresh = synthesize(outcome.purified, settings.synthesize.recovery(), seed=settings.seed + 1)
+    first = synthesize(outcome.original, settings.synthesize, seed=settings.seed)
+    expected = torch.cat([first.pixels, fresh.pixels])
+    assert torch.equal(outcome.images.pixels, expected)
 
 
 def test_what_the_command_says_gives_the_same_settings(written: WrittenOutcome) -> None:
@@ -366,7 +377,10 @@ def test_a_stopwatch_adds_up_and_tells() -> None:
     assert watch(load_checkpoint, "Loading")(1000) == 499_500
     first = watch.seconds["load"]
     watch(load_checkpoint)(3_000_000)
-    assert watch.seconds["load"] > first
+    second = watch.seconds["load"]
+    assert second > first
+    watch(load_checkpoint)(0)
+    assert watch.seconds["load"] >= second
     with pytest.raises(ValueError):  # noqa: PT011 - any
         watch(load_checkpoint, "Loading")(-1)
     assert told == [("Loading", 0, 1), ("Loading", 1, 1)] * 2

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import copy
 import hashlib
+import html as markup
 import io
 import os
 import re
@@ -124,13 +125,13 @@ def test_a_report_names_no_place_on_the_machine(report: dict[str, Any], html: st
 def test_layer_rows_tell_every_layers_fate() -> None:
     given = evidence()
     rows = {row.name: row for row in given.layers}
-    assert [rows[name].fate for name in ("stem", HOSTILE, "head")] == [
+    assert [rows[name].fate for name in ("stem", HOSTILE, "stem_head")] == [
         "one convolution",
         "factored",
         "kept",
     ]
     assert (rows[HOSTILE].rank_out, rows[HOSTILE].rank_in) == (8, 6)
-    assert rows["head"].reason != ""
+    assert rows["stem_head"].reason != ""
     assert rows["stem"].rank_out is None
     # 12 x 12 pixels through 16x6, 6x8x3x3 and 8x16 weights.
     assert rows[HOSTILE].macs_after == 144 * (16 * 6 + 6 * 8 * 9 + 8 * 16)
@@ -237,6 +238,17 @@ def test_colours_are_the_pages_own(html: str) -> None:
 def test_the_same_numbers_give_the_same_page(report: dict[str, Any], html: str) -> None:
     again = render_html(MANIFEST, report, images=synthetic_images(), scan=scan_report())
     assert again == html
+
+
+def test_a_page_of_a_report_that_breaks_its_schema_is_refused(report: dict[str, Any]) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        render_html(MANIFEST, {**report, "extra": 1}, images=synthetic_images(), scan=scan_report())
+
+
+@pytest.mark.parametrize("name", ["$x_{$", "a$b$c", "\\frac{", "\x00", "層"])
+def test_a_plot_shows_a_layers_name_as_it_is(name: str) -> None:
+    drawn = figures.macs_plot([{"name": name, "macs_before": 10, "macs_after": 5}])
+    assert markup.unescape(drawn).count(f">{short_label(name)}<") == 1
 
 
 def test_a_large_networks_page_stays_under_its_limit(report: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -121,8 +122,18 @@ def test_a_linked_folder_is_not_followed(bundle: Path, tmp_path: Path) -> None:
 def test_a_pipe_does_not_hold_it_up(bundle: Path) -> None:
     (bundle / "model.onnx").unlink()
     os.mkfifo(bundle / "model.onnx")
-    with pytest.raises(InputRejectedError, match=r"model.onnx is not a plain file"):
-        verify_bundle(bundle)
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError("opening a pipe waits for a writer that never comes")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(30)
+    try:
+        with pytest.raises(InputRejectedError, match=r"model.onnx is not a plain file"):
+            verify_bundle(bundle)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_sizes_and_counts_are_bounded(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
