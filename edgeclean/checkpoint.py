@@ -70,24 +70,8 @@ def load_checkpoint(
     """
     contents = read_input(path, limits.file_bytes)
     kind = kind_of(path, contents)
-    if (kind == "onnx") != (spec.architecture == ONNX):
-        raise InputRejectedError(
-            f"{path}: the architecture is {spec.architecture!r}; it must be 'onnx' for an ONNX "
-            "file, and for no other"
-        )
     try:
-        notes: dict[str, JsonValue] = {"format": kind}
-        if kind == "onnx":
-            # ONNX's own packages are slow to import, and the parsing process of a state dict,
-            # which imports this module, needs none of them.
-            from edgeclean.onnx_import import import_onnx
-
-            imported = import_onnx(contents, limits, folder=path.parent)
-            module: nn.Module = imported.module
-            notes["external_sha256"] = dict(imported.external_sha256)
-        else:
-            tensors = read_tensors(contents, kind, limits)
-            module = _fitted(tensors, spec, code_folder)
+        module, notes = _network(path.parent, contents, kind, spec, limits, code_folder)
         _check_signature(module, spec)
     except InputRejectedError as error:
         # Names in the message are the stranger's: none of them may steer a terminal.
@@ -152,6 +136,32 @@ def read_tensors(contents: bytes, kind: Kind, limits: LoadLimits) -> dict[str, T
     tensors = find_state_dict(tree)
     check_layout(tensors, limits)
     return strip_prefix(tensors)
+
+
+def _network(
+    folder: Path,
+    contents: bytes,
+    kind: Kind,
+    spec: ModelSpec,
+    limits: LoadLimits,
+    code_folder: Path | None,
+) -> tuple[nn.Module, dict[str, JsonValue]]:
+    """The module, and what the stage record notes of the file."""
+    if (kind == "onnx") != (spec.architecture == ONNX):
+        raise InputRejectedError(
+            f"the architecture is {spec.architecture!r}; it must be 'onnx' for an ONNX file, and "
+            "for no other"
+        )
+    if kind != "onnx":
+        tensors = read_tensors(contents, kind, limits)
+        return _fitted(tensors, spec, code_folder), {"format": kind}
+    # ONNX's own packages are slow to import, and the parsing process of a state dict, which
+    # imports this module, needs none of them.
+    from edgeclean.onnx_import import import_onnx
+
+    imported = import_onnx(contents, limits, folder=folder)
+    digests = dict(imported.external_sha256)
+    return imported.module, {"format": kind, "external_sha256": digests}
 
 
 def _fitted(tensors: dict[str, Tensor], spec: ModelSpec, code_folder: Path | None) -> nn.Module:

@@ -181,7 +181,7 @@ def macs_plot(layers: Sequence[Mapping[str, Any]]) -> str:
     """MACs of every layer, original behind compressed: "name", "macs_before", "macs_after"."""
     shown = layers[:MOST_BARS]
     with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH_IN, max(1.4, 0.6 + 0.17 * len(shown))), layout="constrained")
+        figure = Figure(figsize=(WIDTH_IN, max(1.4, 1.1 + 0.17 * len(shown))), layout="constrained")
         axes = figure.add_subplot()
         rows = np.arange(len(shown))
         before = [layer["macs_before"] / 1e6 for layer in shown]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeclean.errors import InputRejectedError, UsageError
+from edgeclean.printable import printable
 
 MIB = 1024**2
 ZIP_MAGIC = b"PK\x03\x04"
@@ -65,19 +66,20 @@ def read_input(path: Path, limit_bytes: int) -> bytes:
     Raises:
         InputRejectedError: there is no such file, it is no regular one, is empty or too large.
     """
+    shown = printable(str(path))
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise InputRejectedError(f"{path}: not a regular file; give the checkpoint's file")
+            raise InputRejectedError(f"{shown}: not a regular file; give the checkpoint's file")
         with path.open("rb") as stream:
             contents = stream.read(limit_bytes + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise InputRejectedError(f"{path}: cannot be read ({reason})") from None
+        raise InputRejectedError(f"{shown}: cannot be read ({reason})") from None
     if not contents:
-        raise InputRejectedError(f"{path}: the file is empty; download or copy it again")
+        raise InputRejectedError(f"{shown}: the file is empty; download or copy it again")
     if len(contents) > limit_bytes:
         raise InputRejectedError(
-            f"{path}: larger than {limit_bytes} bytes; raise the limit file_bytes if it is right"
+            f"{shown}: larger than {limit_bytes} bytes; raise the limit file_bytes if it is right"
         )
     return contents
 
@@ -88,7 +90,7 @@ def kind_of(path: Path, contents: bytes) -> Kind:
     Raises:
         InputRejectedError: the suffix is not one we read, or the bytes are not what it promises.
     """
-    suffix = path.suffix.lower()
+    shown, suffix = printable(str(path)), path.suffix.lower()
     if suffix == ".safetensors":
         return "safetensors"
     if suffix == ".onnx":
@@ -96,14 +98,14 @@ def kind_of(path: Path, contents: bytes) -> Kind:
     if suffix not in TORCH_SUFFIXES:
         allowed = ", ".join((*TORCH_SUFFIXES, ".safetensors", ".onnx"))
         raise InputRejectedError(
-            f"{path}: files named *{suffix} are not read; allowed are {allowed}"
+            f"{shown}: files named *{printable(suffix)} are not read; allowed are {allowed}"
         )
     if contents.startswith(ZIP_MAGIC):
         return "torch-zip"
     if contents.startswith(PICKLE_MAGIC):
         return "torch-legacy"
     raise InputRejectedError(
-        f"{path}: starts with neither a zip archive nor a pickle, so torch.save did not write it"
+        f"{shown}: starts with neither a zip archive nor a pickle, so torch.save did not write it"
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -172,10 +174,14 @@ def test_option_a_shortcut_takes_every_second_pixel_and_pads_channels_evenly() -
     assert not wide[:, 24:].any()
 
 
-def test_vgg_pooling_on_small_images_is_the_adaptive_one() -> None:
-    pooling = small("vgg11-bn").get_submodule("avgpool")
+def test_vgg_pooling_on_small_images_is_the_adaptive_one_and_can_be_exported() -> None:
+    spec = dataclasses.replace(CIFAR, classes=2)
+    pooling = on_meta("vgg11-bn", spec).get_submodule("avgpool")
     plane = torch.rand(2, 512, 1, 1, generator=torch.Generator().manual_seed(0))
     assert torch.equal(pooling(plane), nn.AdaptiveAvgPool2d(7)(plane))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the exporter for opset 13 is old
+        torch.onnx.export(pooling, (plane,), io.BytesIO(), dynamo=False, opset_version=13)
 
 
 def test_copies_are_independent() -> None:

@@ -355,6 +355,7 @@ def spoil(number: float) -> Callable[[dict[str, Tensor]], object]:
         (put("9.bias", torch.ones(1)), "missing none; unexpected 1 (9.bias)"),
         (dict.clear, "(0.weight, 0.bias, 1.weight, 1.bias, 1.running_mean and 3 more)"),
         (put("0.bias", torch.ones(5)), "1 (0.bias is 5 for 4)"),
+        (put("0.weight", torch.ones(3, 4, 3, 3)), "0.weight is 3x4x3x3 for 4x3x3x3"),
         (put("0.weight", torch.ones(4, 3, 1, 3)), "0.weight is 4x3x1x3 for 4x3x3x3"),
         (spoil(float("nan")), "0.weight: 1 of 108 numbers are NaN or infinite, the first at [1, 2"),
         (spoil(float("-inf")), "NaN or infinite"),
@@ -583,8 +584,9 @@ def test_limits_of_a_safetensors_header() -> None:
         read_tensors(contents, "safetensors", LoadLimits(header_bytes=len(ENTRY) + 5))
 
 
-def test_stranger_cannot_steer_the_terminal(folder: Path) -> None:
-    weights = {**tiny().state_dict(), "\u202egpj.exe": torch.ones(1)}
+@pytest.mark.parametrize("name", ["a\x1b[31m.safetensors", "a\u202e.pth", "a\x1b.exe"])
+def test_stranger_cannot_steer_the_terminal(name: str, folder: Path) -> None:
+    weights = {**tiny().state_dict(), "x": torch.ones(1)}
     with pytest.raises(InputRejectedError) as caught:
-        through_file("a.safetensors", safetensors.torch.save(weights), folder)
+        through_file(name, safetensors.torch.save(weights), folder)
     assert str(caught.value).isprintable()

@@ -187,6 +187,12 @@ def test_an_impossible_batch_is_refused() -> None:
         (lambda proto: proto.graph.sparse_initializer.add(), "sparse weights"),
         (lambda proto: setattr(proto.graph.node[0], "op_type", "NoSuch"), "is not valid"),
         (
+            lambda proto: setattr(
+                proto.graph.output[0].type.tensor_type.shape.dim[1], "dim_value", 99
+            ),
+            "is not valid",
+        ),
+        (
             lambda proto: proto.graph.node.extend([proto.graph.node[0]] * 20_001),
             "at most 20000",
         ),

@@ -243,6 +243,13 @@ def test_a_file_of_the_user_extends_a_shipped_target(tmp_path: Path) -> None:
         load_target("cpu", target_file=path)
 
 
+def test_what_extends_an_alias_is_not_an_alias(tmp_path: Path) -> None:
+    path = tmp_path / "board.toml"
+    path.write_text('name = "x"\ntitle = "x"\nextends = "jetson"')
+    target = load_target(target_file=path)
+    assert (target.module, target.alias_of) == ("orin-nano", None)
+
+
 def test_a_shipped_profile_can_be_copied_as_a_file_of_the_user(tmp_path: Path) -> None:
     folder = resources.files("edgeclean").joinpath("profiles")
     for name in ("cpu", "orin-nx", "rtx-40"):

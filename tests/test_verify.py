@@ -249,6 +249,11 @@ def test_json_that_edgeclean_does_not_write_is_refused(content: bytes, message: 
         texts.read_json(content, "manifest.json")
 
 
+def test_json_has_one_form() -> None:
+    written = texts.canonical_json({"b": 1e-05, "a": ("\u00e9", None)})
+    assert written == '{\n  "a": [\n    "\u00e9",\n    null\n  ],\n  "b": 1e-05\n}\n'.encode()
+
+
 @pytest.mark.parametrize(
     "content",
     [
