@@ -91,13 +91,8 @@ def test_a_release_of_jetpack_decides_tensorrt_and_opset(
 @pytest.mark.parametrize(
     ("name", "release"),
     [
-        ("jetson-nano", "5.1"),
-        ("xavier-nx", "6.1"),
-        ("thor", "6.2"),
-        ("orin-nx", "7.2.2"),
-        ("orin-nx", "6"),
-        ("orin-nx", "6.x"),
-        ("orin-nx", "6.3"),
+        *(("jetson-nano", "5.1"), ("xavier-nx", "6.1"), ("thor", "6.2"), ("orin-nx", "7.2.2")),
+        *(("orin-nx", "6"), ("orin-nx", "6.x"), ("orin-nx", "6.3")),
     ],
 )
 def test_a_release_that_a_module_does_not_have_is_refused(name: str, release: str) -> None:
@@ -208,10 +203,9 @@ def test_an_unknown_name_gets_the_nearest() -> None:
         load_target("zzz")
     with pytest.raises(UsageError, match="no target was named"):
         load_target()
-    with pytest.raises(UsageError, match="not known"):
-        load_target("../profiles/cpu")
-    with pytest.raises(UsageError, match="not known"):
-        load_target("gpu")  # a table of facts, not a device
+    for name in ("../profiles/cpu", "gpu"):  # the second is a table of facts, not a device
+        with pytest.raises(UsageError, match="not known"):
+            load_target(name)
 
 
 def test_a_device_without_jetpack_refuses_one() -> None:
