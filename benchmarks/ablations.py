@@ -18,16 +18,16 @@ from benchmarks.compress_zoo import TEST_IMAGES, rates_of
 from benchmarks.environment import environment
 from benchmarks.images import PACK_FOLDER, read_pack
 from benchmarks.published import RESULTS, published_networks
-from edgeclean.decompose import DecomposeSettings, decompose
-from edgeclean.finetune import FinetuneSettings, finetune
-from edgeclean.purify import PurifySettings, purify
-from edgeclean.ranks import RankSettings, choose_ranks
-from edgeclean.scale import ScaleSettings, scale
+from edgeclean.factors.decompose import DecomposeSettings, decompose
+from edgeclean.factors.scale import ScaleSettings, scale
+from edgeclean.purification.purify import PurifySettings, purify
+from edgeclean.purification.unlearn import UnlearnSettings
+from edgeclean.ranks.choose import RankSettings, choose_ranks
+from edgeclean.ranks.truncate import TruncateSettings, truncate
+from edgeclean.recovery.finetune import FinetuneSettings, finetune
 from edgeclean.scan import ScanSettings, scan
 from edgeclean.states import JsonValue, Network, SyntheticImages, TruncatedNetwork
-from edgeclean.synthesize import SynthesizeSettings, joined, synthesize
-from edgeclean.truncate import TruncateSettings, truncate
-from edgeclean.unlearn import UnlearnSettings
+from edgeclean.synthesis.synthesize import SynthesizeSettings, joined, synthesize
 
 UNLEARNING = {
     "defaults": PurifySettings(),

@@ -34,7 +34,7 @@ from edgeclean.cost import count_macs, count_params
 from edgeclean.pipeline import WrittenOutcome, compress
 from edgeclean.pixels import pixel_network
 from edgeclean.states import JsonValue, Network
-from edgeclean.targets import load_target
+from edgeclean.targets.targets import load_target
 
 Cell = dict[str, JsonValue]
 CELLS = Path(__file__).parents[1] / ".bench" / "compress-zoo"

@@ -23,8 +23,8 @@ from benchmarks.environment import environment
 from benchmarks.images import PACK_FOLDER, LabelledImages, read_pack
 from benchmarks.metrics import PixelFunction, accuracy, attack_success_rate, robust_accuracy
 from benchmarks.stamps import AddMasked, PastePatch, Stamp
-from edgeclean.checkpoint import load_checkpoint
-from edgeclean.model_file import read_model_file
+from edgeclean.loading.checkpoint import load_checkpoint
+from edgeclean.loading.model_file import read_model_file
 from edgeclean.pixels import pixel_network
 from edgeclean.states import LoadedNetwork, ModelSpec
 

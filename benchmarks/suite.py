@@ -35,7 +35,7 @@ from benchmarks.metrics import (
     robust_accuracy,
 )
 from benchmarks.training import TrainingSettings, train
-from edgeclean.architectures import build_architecture
+from edgeclean.loading.architectures import build_architecture
 from edgeclean.pixels import Normalize, pixel_network
 from edgeclean.states import JsonValue, LoadedNetwork, ModelSpec, Network
 

@@ -24,9 +24,9 @@ from benchmarks.images import PACK_FOLDER, read_pack
 from benchmarks.metrics import accuracy, attack_success_rate, robust_accuracy
 from benchmarks.stamps import PastePatch
 from benchmarks.training import TrainingRecord, TrainingSettings, train
-from edgeclean.architectures import build_architecture
-from edgeclean.checkpoint import load_checkpoint
-from edgeclean.model_file import read_model_file
+from edgeclean.loading.architectures import build_architecture
+from edgeclean.loading.checkpoint import load_checkpoint
+from edgeclean.loading.model_file import read_model_file
 from edgeclean.pixels import Normalize, pixel_network
 from edgeclean.states import LoadedNetwork, ModelSpec
 

@@ -1,4 +1,4 @@
-"""Tucker-2 of every convolution of ResNet-50 at half ranks: `edgeclean.tucker` against TensorLy.
+"""Tucker-2 of ResNet-50's convolutions at half ranks: `factors.tucker` against TensorLy.
 
     python -m benchmarks.tucker
 
@@ -26,9 +26,9 @@ from tensorly.decomposition import partial_tucker
 from torch import Tensor, nn
 
 from benchmarks.environment import environment
-from edgeclean.architectures import build_architecture
+from edgeclean.factors.tucker import full_ranks, tucker2
+from edgeclean.loading.architectures import build_architecture
 from edgeclean.states import ModelSpec
-from edgeclean.tucker import full_ranks, tucker2
 
 OUTPUT = Path(__file__).parent / "results" / "tucker.json"
 RUNS = 3

@@ -24,19 +24,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from edgeclean.decompose import DecomposeSettings
 from edgeclean.errors import UsageError
-from edgeclean.finetune import FinetuneSettings
-from edgeclean.input_guard import LoadLimits
-from edgeclean.latency import LatencySettings
-from edgeclean.purify import PurifySettings
-from edgeclean.ranks import RankSettings
-from edgeclean.scale import ScaleSettings
+from edgeclean.factors.decompose import DecomposeSettings
+from edgeclean.factors.scale import ScaleSettings
+from edgeclean.loading.input_guard import LoadLimits
+from edgeclean.purification.purify import PurifySettings
+from edgeclean.ranks.choose import RankSettings
+from edgeclean.ranks.truncate import TruncateSettings
+from edgeclean.recovery.finetune import FinetuneSettings
+from edgeclean.runtime.latency import LatencySettings
 from edgeclean.scan import ScanSettings
 from edgeclean.states import JsonValue
-from edgeclean.synthesize import SynthesizeSettings
-from edgeclean.targets import Target, require
-from edgeclean.truncate import TruncateSettings
+from edgeclean.synthesis.synthesize import SynthesizeSettings
+from edgeclean.targets.targets import Target, require
 from exporters.onnx_exporter import ExportSettings
 from exporters.parity import ParitySettings
 

@@ -9,23 +9,25 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from edgeclean.atomic import HeldFolder
-from edgeclean.bundle import Bundle, BundleContents, hold_output, write_bundle
-from edgeclean.checkpoint import load_checkpoint
+from edgeclean.bundles.atomic import HeldFolder
+from edgeclean.bundles.bundle import Bundle, BundleContents, hold_output, write_bundle
 from edgeclean.config import PipelineSettings
-from edgeclean.decompose import decompose
 from edgeclean.environment import describe_environment
 from edgeclean.errors import BackdoorSuspectedError
-from edgeclean.finetune import finetune
-from edgeclean.latency import LatencyReport, measure_pair
-from edgeclean.layer_table import layer_rows, spectra
+from edgeclean.factors.decompose import decompose
+from edgeclean.factors.scale import scale
+from edgeclean.loading.checkpoint import load_checkpoint
 from edgeclean.progress import Progress, silent
-from edgeclean.purify import purify
-from edgeclean.ranks import choose_ranks
-from edgeclean.report import Evidence, build_report, same_weights
-from edgeclean.report_page import render_html, trigger_files
-from edgeclean.reproduce import changed_settings, command_line
-from edgeclean.scale import scale
+from edgeclean.purification.purify import purify
+from edgeclean.ranks.choose import choose_ranks
+from edgeclean.ranks.truncate import truncate
+from edgeclean.recovery.finetune import finetune
+from edgeclean.reports.layer_table import layer_rows, spectra
+from edgeclean.reports.page import render_html, trigger_files
+from edgeclean.reports.report import Evidence, build_report, same_weights
+from edgeclean.reports.reproduce import changed_settings, command_line
+from edgeclean.reports.stopwatch import Stopwatch, peak_memory_mib
+from edgeclean.runtime.latency import LatencyReport, measure_pair
 from edgeclean.scan import ScanReport, scan
 from edgeclean.states import (
     FinetunedNetwork,
@@ -38,10 +40,8 @@ from edgeclean.states import (
     TruncatedNetwork,
     settings_as_json,
 )
-from edgeclean.stopwatch import Stopwatch, peak_memory_mib
-from edgeclean.synthesize import joined, synthesize
-from edgeclean.targets import Target, load_target, require
-from edgeclean.truncate import truncate
+from edgeclean.synthesis.synthesize import joined, synthesize
+from edgeclean.targets.targets import Target, load_target, require
 from exporters.onnx_exporter import export_onnx
 from exporters.parity import ParityRecord, check_parity
 

@@ -22,7 +22,7 @@ from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
 import edgeclean
 from edgeclean.errors import InputRejectedError, UsageError
-from edgeclean.onnx_check import open_onnx, opset_of
+from edgeclean.runtime.onnx_check import open_onnx, opset_of
 from edgeclean.states import ModelSpec, Network
 
 INPUT_NAME = "input"

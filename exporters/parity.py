@@ -12,8 +12,8 @@ from torch import Tensor
 
 from edgeclean.environment import versions
 from edgeclean.errors import ParityError, UsageError
-from edgeclean.onnx_session import OnnxSession
 from edgeclean.pixels import normalize
+from edgeclean.runtime.session import OnnxSession
 from edgeclean.states import Network
 
 PYTORCH_BATCH = 64

@@ -8,16 +8,16 @@ import torch
 from tiny_networks import tiny_pixels
 from torch import nn
 
-from edgeclean.blocks import block_factors, block_of, is_block, merge_block
 from edgeclean.cost import count_macs, count_params
-from edgeclean.decompose import DecomposeSettings, decompose
 from edgeclean.environment import describe_environment
-from edgeclean.latency import LatencyReport, LatencySample
-from edgeclean.layer_table import layer_rows, spectra
-from edgeclean.report import Evidence
+from edgeclean.factors.blocks import block_factors, block_of, is_block, merge_block
+from edgeclean.factors.decompose import DecomposeSettings, decompose
+from edgeclean.factors.sites import find_sites, with_layers
+from edgeclean.reports.layer_table import layer_rows, spectra
+from edgeclean.reports.report import Evidence
+from edgeclean.runtime.latency import LatencyReport, LatencySample
 from edgeclean.scan import ScanReport, SearchRecord, Suspect
 from edgeclean.scan.triggers import MaskedTrigger
-from edgeclean.sites import find_sites, with_layers
 from edgeclean.states import (
     FinetunedNetwork,
     LoadedNetwork,

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from edgeclean.architectures import build_architecture, list_architectures
 from edgeclean.cost import count_macs, count_params
 from edgeclean.errors import UsageError
+from edgeclean.loading.architectures import build_architecture, list_architectures
 from edgeclean.states import ModelSpec
 
 CIFAR = ModelSpec(
@@ -24,7 +24,7 @@ CIFAR = ModelSpec(
 IMAGENET = dataclasses.replace(CIFAR, input_shape=(3, 224, 224), classes=1000)
 
 # From the papers, torchvision's documentation and the READMEs of the codes that are named in the
-# docstrings of edgeclean.architectures.
+# docstrings of edgeclean.loading.architectures.
 PARAMS = {
     ("resnet20", CIFAR): 269_722,
     ("resnet32", CIFAR): 464_154,

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeclean import atomic
-from edgeclean.atomic import hold_folder, replace_folder
+from edgeclean.bundles import atomic
+from edgeclean.bundles.atomic import hold_folder, replace_folder
 from edgeclean.errors import OutputInUseError, UsageError
 
 OLD = {"kept.txt": b"old", "folder/inner.txt": b"old"}
@@ -23,7 +23,7 @@ NEW = {"kept.txt": b"new", "folder/other.txt": b"new", "folder/deep/er.txt": b"n
 DYING_WRITER = """
 import os, sys
 from pathlib import Path
-from edgeclean import atomic
+from edgeclean.bundles import atomic
 output, die_at, can_exchange = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "True"
 if not can_exchange:
     atomic._exchange = lambda one, other: False
@@ -112,7 +112,8 @@ def test_a_second_run_is_refused_while_the_first_lives_and_not_after(tmp_path: P
         [
             sys.executable,
             "-c",
-            "import sys; from pathlib import Path; from edgeclean.atomic import hold_folder\n"
+            "import sys; from pathlib import Path\n"
+            "from edgeclean.bundles.atomic import hold_folder\n"
             "with hold_folder(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()",
             str(output),
         ],
@@ -170,7 +171,7 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path: Path) -> None:
     output = tmp_path / "build"
     write(output, OLD)
     program = (
-        "import resource, sys; from pathlib import Path; from edgeclean import atomic\n"
+        "import resource, sys; from pathlib import Path; from edgeclean.bundles import atomic\n"
         "from edgeclean.errors import UsageError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try:\n"

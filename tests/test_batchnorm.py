@@ -5,14 +5,14 @@ import torch
 from tiny_networks import tiny_network, tiny_pixels
 from torch import nn
 
-from edgeclean.batchnorm import (
+from edgeclean.pixels import pixel_network
+from edgeclean.synthesis.batchnorm import (
     EPSILON,
     BatchMoments,
     StatisticsDistance,
     batchnorm_layers,
     reestimate_batchnorm_,
 )
-from edgeclean.pixels import pixel_network
 
 
 def test_fused_moments_and_their_gradient_equal_the_plain_ones():

@@ -14,11 +14,11 @@ from jsonschema import Draft202012Validator
 from safetensors.numpy import load
 from tiny_networks import tiny_contents, tiny_pixels
 
-from edgeclean import manifest as texts
-from edgeclean.bundle import Bundle, BundleContents, hold_output, write_bundle
+from edgeclean.bundles import manifest as texts
+from edgeclean.bundles.bundle import Bundle, BundleContents, hold_output, write_bundle
 from edgeclean.cost import count_macs, count_params
 from edgeclean.errors import InputRejectedError, OutputInUseError, UsageError
-from edgeclean.onnx_session import OnnxSession
+from edgeclean.runtime.session import OnnxSession
 from exporters.onnx_exporter import ExportSettings, export_onnx
 
 REPRODUCIBLE = ("manifest.json", "model.onnx", "golden.safetensors", "triggers/class_3.png")
@@ -28,7 +28,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from tiny_networks import tiny_contents as contents
-from edgeclean.bundle import write_bundle
+from edgeclean.bundles.bundle import write_bundle
 write_bundle(Path("build"), contents(latency_ms=float(sys.argv[2])))
 """
 

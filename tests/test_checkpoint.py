@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from zoo import ZOO_NAMES, accuracy, cifar10_test_images, needs_images, needs_zoo, zoo_network
 
-from edgeclean import parse_child
-from edgeclean.checkpoint import load_checkpoint, parse_torch, read_tensors
 from edgeclean.errors import InputRejectedError, UsageError
-from edgeclean.input_guard import LoadLimits, check_zip, kind_of, read_input
-from edgeclean.isolation import ACCEPTED, REFUSED, parse_isolated
-from edgeclean.state_dict import check_layout, find_state_dict, fit_weights, strip_prefix
+from edgeclean.loading import parse_child
+from edgeclean.loading.checkpoint import load_checkpoint, parse_torch, read_tensors
+from edgeclean.loading.input_guard import LoadLimits, check_zip, kind_of, read_input
+from edgeclean.loading.isolation import ACCEPTED, REFUSED, parse_isolated
+from edgeclean.loading.state_dict import check_layout, find_state_dict, fit_weights, strip_prefix
 from edgeclean.states import ModelSpec
 
 LIMITS = LoadLimits()

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from zoo import ZOO_NAMES, accuracy, cifar10_test_images, needs_images, needs_zoo, zoo_network
 
-from edgeclean.blocks import block_factors, factored_block, is_block, merge_block
-from edgeclean.decompose import DecomposeSettings, decompose
 from edgeclean.errors import InputRejectedError, UsageError
-from edgeclean.sites import find_sites, merged_module
+from edgeclean.factors.blocks import block_factors, factored_block, is_block, merge_block
+from edgeclean.factors.decompose import DecomposeSettings, decompose
+from edgeclean.factors.sites import find_sites, merged_module
 from edgeclean.states import LoadedNetwork, ModelSpec
 
 GEOMETRIES = [

@@ -9,10 +9,10 @@ from tiny_networks import tiny_network
 from torch import nn
 
 from edgeclean.errors import UsageError
-from edgeclean.finetune import FinetuneSettings, finetune
 from edgeclean.pixels import pixel_network
-from edgeclean.priors import procedural_images
+from edgeclean.recovery.finetune import FinetuneSettings, finetune
 from edgeclean.states import SyntheticImages
+from edgeclean.synthesis.priors import procedural_images
 
 SETTINGS = FinetuneSettings(steps=60, batch_size=32, learning_rate=3e-3, procedural=64)
 

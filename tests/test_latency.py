@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from tiny_networks import Block, tiny_network
 
-from edgeclean import latency
 from edgeclean.errors import InputRejectedError, UsageError
-from edgeclean.latency import LatencySettings, measure_pair
-from edgeclean.onnx_session import OnnxSession
+from edgeclean.runtime import latency
+from edgeclean.runtime.latency import LatencySettings, measure_pair
+from edgeclean.runtime.session import OnnxSession
 from exporters.onnx_exporter import ExportSettings, export_onnx
 
 QUICK = LatencySettings(runs=20, warmup_runs=15)

@@ -9,7 +9,7 @@ import pytest
 from zoo import MODEL_FILES, ZOO_NAMES
 
 from edgeclean.errors import InputRejectedError, UsageError
-from edgeclean.model_file import MAX_FILE_BYTES, read_model_file, spec_from_options
+from edgeclean.loading.model_file import MAX_FILE_BYTES, read_model_file, spec_from_options
 from edgeclean.states import ModelSpec
 
 GOOD = """

@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn import functional
 
 from edgeclean.errors import InputRejectedError, UsageError
-from edgeclean.onnx_check import open_onnx
-from edgeclean.onnx_session import OnnxSession
 from edgeclean.pixels import normalize
+from edgeclean.runtime.onnx_check import open_onnx
+from edgeclean.runtime.session import OnnxSession
 from exporters import onnx_exporter
 from exporters.onnx_exporter import ExportSettings, export_onnx
 

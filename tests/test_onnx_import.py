@@ -18,14 +18,14 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import nn
 
-from edgeclean.architectures import build_architecture
-from edgeclean.checkpoint import load_checkpoint
 from edgeclean.errors import InputRejectedError
-from edgeclean.input_guard import LoadLimits
-from edgeclean.onnx_files import embed_files
-from edgeclean.onnx_guard import COMPLETE, NEEDS_FILES, parse_onnx, read_model
-from edgeclean.onnx_import import OnnxNetwork, build_network, check_batches, import_onnx
-from edgeclean.onnx_modules import Arithmetic
+from edgeclean.loading.architectures import build_architecture
+from edgeclean.loading.checkpoint import load_checkpoint
+from edgeclean.loading.input_guard import LoadLimits
+from edgeclean.loading.onnx.files import embed_files
+from edgeclean.loading.onnx.guard import COMPLETE, NEEDS_FILES, parse_onnx, read_model
+from edgeclean.loading.onnx.importer import OnnxNetwork, build_network, check_batches, import_onnx
+from edgeclean.loading.onnx.modules import Arithmetic
 from edgeclean.states import LoadedNetwork, ModelSpec
 
 SPEC = ModelSpec(

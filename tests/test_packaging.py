@@ -45,7 +45,7 @@ def test_the_wheel_holds_every_file_of_both_packages_and_nothing_else(wheel: lis
     }
     assert shipped == expected
     assert "edgeclean/schemas/report.schema.json" in shipped
-    assert "edgeclean/templates/report.html.j2" in shipped
+    assert "edgeclean/reports/templates/report.html.j2" in shipped
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in wheel)
 
 

@@ -12,8 +12,8 @@ from tiny_networks import tiny_network, tiny_pixels
 from torch import nn
 
 from edgeclean.errors import InputRejectedError, ParityError, UsageError
-from edgeclean.onnx_session import OnnxSession
 from edgeclean.pixels import normalize
+from edgeclean.runtime.session import OnnxSession
 from exporters.onnx_exporter import ExportSettings, export_onnx
 from exporters.parity import ParitySettings, check_parity
 

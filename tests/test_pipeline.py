@@ -11,7 +11,7 @@ from report_evidence import scan_report
 from small_checkpoint import QUICK, quick_settings, spec, write_checkpoint
 
 from edgeclean import pipeline
-from edgeclean.checkpoint import load_checkpoint
+from edgeclean.bundles.verify import verify_bundle
 from edgeclean.config import (
     PipelineSettings,
     non_default,
@@ -30,13 +30,13 @@ from edgeclean.errors import (
     RatioError,
     UsageError,
 )
-from edgeclean.onnx_check import open_onnx, opset_of
+from edgeclean.loading.checkpoint import load_checkpoint
 from edgeclean.pipeline import WrittenOutcome, compress, plan_checkpoint, scan_checkpoint
-from edgeclean.report import check_report, same_weights
-from edgeclean.stopwatch import Stopwatch, peak_memory_mib
-from edgeclean.synthesize import synthesize
-from edgeclean.targets import load_target
-from edgeclean.verify import verify_bundle
+from edgeclean.reports.report import check_report, same_weights
+from edgeclean.reports.stopwatch import Stopwatch, peak_memory_mib
+from edgeclean.runtime.onnx_check import open_onnx, opset_of
+from edgeclean.synthesis.synthesize import synthesize
+from edgeclean.targets.targets import load_target
 
 STAGES = (
     "load",
@@ -212,7 +212,7 @@ def test_a_missing_checkpoint_and_an_output_in_use_are_refused(
 ) -> None:
     with pytest.raises(InputRejectedError, match="cannot be read"):
         compress(tmp_path / "no.pth", spec(), tmp_path / "b", quick_settings())
-    from edgeclean.atomic import hold_folder
+    from edgeclean.bundles.atomic import hold_folder
 
     with hold_folder(tmp_path / "b"), pytest.raises(OutputInUseError):
         compress(

@@ -10,12 +10,12 @@ import pytest
 import typer
 
 from edgeclean import cli, errors, pipeline
-from edgeclean.architectures import list_architectures
 from edgeclean.cli import EXIT_CODES
 from edgeclean.config import PipelineSettings, settings_for, settings_from
 from edgeclean.errors import EdgecleanError
-from edgeclean.model_file import read_model_file
-from edgeclean.targets import load_target
+from edgeclean.loading.architectures import list_architectures
+from edgeclean.loading.model_file import read_model_file
+from edgeclean.targets.targets import load_target
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")

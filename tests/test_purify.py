@@ -7,11 +7,11 @@ from torch import nn
 
 from edgeclean.errors import UsageError
 from edgeclean.pixels import pixel_network
-from edgeclean.priors import procedural_images
-from edgeclean.purify import PurifySettings, purify
+from edgeclean.purification.purify import PurifySettings, purify
+from edgeclean.purification.unlearn import UnlearnSettings
 from edgeclean.scan import ScanSettings, scan
 from edgeclean.states import LoadedNetwork, ModelSpec, SyntheticImages
-from edgeclean.unlearn import UnlearnSettings
+from edgeclean.synthesis.priors import procedural_images
 
 
 @pytest.fixture(scope="module")

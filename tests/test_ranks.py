@@ -11,21 +11,21 @@ from test_decompose import Stem, network_of, seeded
 from torch import nn
 from zoo import needs_zoo, zoo_network
 
-from edgeclean import rank_subject
-from edgeclean.activations import corrected_kernel, input_moments
-from edgeclean.blocks import factorize
-from edgeclean.candidates import allowed_ranks, list_candidates, whole
 from edgeclean.cost import count_macs, count_params
-from edgeclean.decompose import DecomposeSettings, decompose
 from edgeclean.errors import InputRejectedError, RatioError, UsageError
-from edgeclean.fits import ActivationFit, WeightFit, lower_triangle
-from edgeclean.knapsack import Item, choose
-from edgeclean.rank_file import read_rank_file
-from edgeclean.ranks import RankSettings, choose_ranks
-from edgeclean.sensitivity import OutputEffect
-from edgeclean.sites import find_sites
+from edgeclean.factors.activations import corrected_kernel, input_moments
+from edgeclean.factors.blocks import factorize
+from edgeclean.factors.decompose import DecomposeSettings, decompose
+from edgeclean.factors.fits import ActivationFit, WeightFit, lower_triangle
+from edgeclean.factors.sites import find_sites
+from edgeclean.ranks import subject as rank_subject
+from edgeclean.ranks.candidates import allowed_ranks, list_candidates, whole
+from edgeclean.ranks.choose import RankSettings, choose_ranks
+from edgeclean.ranks.knapsack import Item, choose
+from edgeclean.ranks.rank_file import read_rank_file
+from edgeclean.ranks.sensitivity import OutputEffect
+from edgeclean.ranks.truncate import TruncateSettings, truncate
 from edgeclean.states import SyntheticImages
-from edgeclean.truncate import TruncateSettings, truncate
 
 
 class Plain(nn.Module):

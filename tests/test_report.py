@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 from report_evidence import HOSTILE, evidence, scan_report, synthetic_images
 
-from edgeclean import figures
-from edgeclean.layer_table import layer_rows, spectra
 from edgeclean.printable import printable, short_label
-from edgeclean.report import build_report, byte_size, check_report, si_number
-from edgeclean.report_page import LARGEST_PAGE_BYTES, render_html, trigger_files
+from edgeclean.reports import figures
+from edgeclean.reports.layer_table import layer_rows, spectra
+from edgeclean.reports.page import LARGEST_PAGE_BYTES, render_html, trigger_files
+from edgeclean.reports.report import build_report, byte_size, check_report, si_number
 
 MANIFEST = {"files": {"model.onnx": {"bytes": 500_000, "sha256": "cd" * 32}}}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -4,13 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_decompose import Stem, network_of, seeded
 
-from edgeclean.blocks import block_factors, factorize
-from edgeclean.decompose import DecomposeSettings, decompose
 from edgeclean.errors import UsageError
-from edgeclean.scale import ScaleSettings, normalised_spectra, scale, scale_core
-from edgeclean.sites import merged_module
+from edgeclean.factors.blocks import block_factors, factorize
+from edgeclean.factors.decompose import DecomposeSettings, decompose
+from edgeclean.factors.scale import ScaleSettings, normalised_spectra, scale, scale_core
+from edgeclean.factors.sites import merged_module
+from edgeclean.factors.tucker import tucker2
 from edgeclean.states import DecomposedNetwork
-from edgeclean.tucker import tucker2
 
 
 def spectra_of(kernel):

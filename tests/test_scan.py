@@ -8,7 +8,6 @@ from tiny_networks import tiny_network
 from torch import nn
 
 from edgeclean.errors import UsageError
-from edgeclean.priors import procedural_images
 from edgeclean.scan import ScanSettings, scan
 from edgeclean.scan.bank import build_bank, score_bank
 from edgeclean.scan.families import AdditiveFamily, MaskedFamily, WarpFamily
@@ -17,6 +16,7 @@ from edgeclean.scan.outliers import cheapness_scores
 from edgeclean.scan.scan import suspicion_threshold
 from edgeclean.scan.triggers import MaskedTrigger
 from edgeclean.states import LoadedNetwork, ModelSpec, SyntheticImages
+from edgeclean.synthesis.priors import procedural_images
 
 TARGET, CLASSES, SIZE = 2, 6, 12
 

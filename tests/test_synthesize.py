@@ -5,11 +5,11 @@ import torch
 from tiny_networks import tiny_network
 from torch import nn
 
-from edgeclean.batchnorm import StatisticsDistance, reestimate_batchnorm_
 from edgeclean.errors import UsageError
 from edgeclean.pixels import pixel_network
-from edgeclean.priors import procedural_images
-from edgeclean.synthesize import SynthesizeSettings, soft_labels, synthesize
+from edgeclean.synthesis.batchnorm import StatisticsDistance, reestimate_batchnorm_
+from edgeclean.synthesis.priors import procedural_images
+from edgeclean.synthesis.synthesize import SynthesizeSettings, soft_labels, synthesize
 
 SETTINGS = SynthesizeSettings(count=20, steps=30, batch_size=16)
 

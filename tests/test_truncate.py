@@ -6,14 +6,14 @@ from test_decompose import Stem, network_of, seeded
 from test_ranks import Plain, plain, some_images
 from torch import nn
 
-from edgeclean.blocks import is_block
 from edgeclean.cost import count_macs, count_params
-from edgeclean.decompose import DecomposeSettings, decompose
 from edgeclean.errors import RatioError, UsageError
-from edgeclean.ranks import RankSettings, choose_ranks
-from edgeclean.scale import ScaleSettings, scale
-from edgeclean.sites import merged_module
-from edgeclean.truncate import TruncateSettings, truncate
+from edgeclean.factors.blocks import is_block
+from edgeclean.factors.decompose import DecomposeSettings, decompose
+from edgeclean.factors.scale import ScaleSettings, scale
+from edgeclean.factors.sites import merged_module
+from edgeclean.ranks.choose import RankSettings, choose_ranks
+from edgeclean.ranks.truncate import TruncateSettings, truncate
 
 
 def decomposed(module=Plain):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorly.decomposition import partial_tucker
 
-from edgeclean.tucker import full_ranks, tucker2
+from edgeclean.factors.tucker import full_ranks, tucker2
 
 SHAPES = [(8, 6, 3, 3), (6, 8, 3, 3), (16, 3, 1, 5), (64, 3, 3, 3), (3, 40, 2, 2), (12, 7, 1, 1)]
 

@@ -18,11 +18,11 @@ from onnx import numpy_helper
 from safetensors.numpy import load, save
 from tiny_networks import tiny_contents
 
-from edgeclean import manifest as texts
-from edgeclean import verify
-from edgeclean.bundle import write_bundle
+from edgeclean.bundles import manifest as texts
+from edgeclean.bundles import verify
+from edgeclean.bundles.bundle import write_bundle
+from edgeclean.bundles.verify import verify_bundle
 from edgeclean.errors import InputRejectedError
-from edgeclean.verify import verify_bundle
 
 BITS_PER_FILE = 30
 
@@ -271,7 +271,7 @@ def test_a_list_that_edgeclean_does_not_write_is_refused(content: bytes) -> None
 
 def test_verifying_needs_no_torch(bundle: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from edgeclean.verify import verify_bundle\n"
+        "import sys; from pathlib import Path; from edgeclean.bundles.verify import verify_bundle\n"
         "verify_bundle(Path(sys.argv[1])); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program, str(bundle)], check=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from edgeclean.bundle import BundleContents
+from edgeclean.bundles.bundle import BundleContents
 from edgeclean.states import FinetunedNetwork, ModelSpec, StageRecord
 from exporters.onnx_exporter import export_onnx
 

@@ -22,8 +22,8 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from edgeclean.checkpoint import load_checkpoint
-from edgeclean.model_file import read_model_file
+from edgeclean.loading.checkpoint import load_checkpoint
+from edgeclean.loading.model_file import read_model_file
 from edgeclean.pixels import pixel_network
 from edgeclean.states import LoadedNetwork, Network
 

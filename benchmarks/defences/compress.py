@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from benchmarks.images import LabelledImages
-from edgeclean.blocks import Factors, block_of, factorize
 from edgeclean.cost import count_macs, count_params
 from edgeclean.errors import RatioError, UsageError
-from edgeclean.sites import find_sites, with_layers
+from edgeclean.factors.blocks import Factors, block_of, factorize
+from edgeclean.factors.sites import find_sites, with_layers
 from edgeclean.states import Network, StageRecord, TruncatedNetwork, settings_as_json
 
 Factorize = Callable[[Tensor], Factors]

@@ -18,7 +18,7 @@ Bundle = Annotated[Path, typer.Argument(help="The folder of a bundle.")]
 def verify(bundle: Bundle, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Check that a bundle is whole, unchanged, and still computes what it did."""
     face = Face(as_json=as_json, quiet=quiet)
-    from edgeclean.verify import verify_bundle
+    from edgeclean.bundles.verify import verify_bundle
 
     with face.progress() as progress:
         progress("Verifying", 0, 1)
@@ -51,10 +51,10 @@ def bench(  # noqa: PLR0913 - the options are the interface
 ) -> None:
     """Measure a bundle's network and the original in turns, on this machine's CPU."""
     face = Face(as_json=as_json, quiet=quiet)
-    from edgeclean.input_guard import LoadLimits, read_input
-    from edgeclean.latency import LatencySettings, measure_pair
-    from edgeclean.onnx_check import open_onnx
-    from edgeclean.verify import verify_bundle
+    from edgeclean.bundles.verify import verify_bundle
+    from edgeclean.loading.input_guard import LoadLimits, read_input
+    from edgeclean.runtime.latency import LatencySettings, measure_pair
+    from edgeclean.runtime.onnx_check import open_onnx
 
     settings = LatencySettings(threads=threads, runs=runs, seed=seed)
     with face.progress() as progress:

@@ -142,7 +142,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
 
 
 def _purify_mode(purify: str | None, tau: float | None) -> str | None:
-    """The deck's way is no unlearning, and the clamp that `edgeclean.scale` does."""
+    """The deck's way is no unlearning, and the clamp that `edgeclean.factors.scale` does."""
     if purify == "deck" and tau is None:
         raise UsageError(
             "--purify deck clamps singular values and needs to know where: give --tau, a share of "
@@ -177,7 +177,7 @@ def _document(written: WrittenOutcome) -> dict[str, Any]:
 
 
 def _summary(written: WrittenOutcome) -> Table:
-    from edgeclean.report import byte_size, si_number
+    from edgeclean.reports.report import byte_size, si_number
 
     size, latency = written.report["size"], written.outcome.latency
     table = plain_table("", ">original", ">compressed", ">ratio")
@@ -204,7 +204,7 @@ def _checks(written: WrittenOutcome) -> Table:
 
 
 def _files(written: WrittenOutcome) -> Table:
-    from edgeclean.report import byte_size
+    from edgeclean.reports.report import byte_size
 
     table = plain_table("file", ">size", title=printable(str(written.bundle.path)))
     for name, length in written.bundle.file_bytes.items():

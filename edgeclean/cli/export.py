@@ -61,8 +61,8 @@ def export(  # noqa: PLR0913 - the options are the interface
     )
     import torch
 
-    from edgeclean.checkpoint import load_checkpoint
-    from edgeclean.report import byte_size
+    from edgeclean.loading.checkpoint import load_checkpoint
+    from edgeclean.reports.report import byte_size
     from exporters.onnx_exporter import export_onnx
     from exporters.parity import check_parity
 

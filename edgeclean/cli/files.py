@@ -24,7 +24,7 @@ def new_folder(path: Path | None) -> Iterator[Write]:
     if path is None:
         yield lambda files: None
         return
-    from edgeclean.atomic import hold_folder, replace_folder
+    from edgeclean.bundles.atomic import hold_folder, replace_folder
 
     with hold_folder(path) as held:
         if held.path.exists() and any(held.path.iterdir()):

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from edgeclean.layer_table import LayerRow, Spectrum
+    from edgeclean.reports.layer_table import LayerRow, Spectrum
 
 LEVELS = "▁▂▃▄▅▆▇█"
 SPARKS = 16
@@ -87,8 +87,8 @@ def inspect(  # noqa: PLR0913 - the options are the interface
         },
     )
     use_threads(threads)
-    from edgeclean.layer_table import layer_rows, spectra
     from edgeclean.pipeline import plan_checkpoint
+    from edgeclean.reports.layer_table import layer_rows, spectra
 
     with face.progress() as progress:
         loaded, planned = plan_checkpoint(
@@ -107,7 +107,7 @@ def inspect(  # noqa: PLR0913 - the options are the interface
 
 
 def _table(rows: Sequence[LayerRow], curves: Sequence[Spectrum]) -> Table:
-    from edgeclean.report import si_number
+    from edgeclean.reports.report import si_number
 
     spectrum = {curve.name: _sparkline(curve.before) for curve in curves}
     table = plain_table("layer", "shape", "spectrum", "becomes", ">params", ">MACs")

@@ -15,7 +15,7 @@ from edgeclean.errors import UsageError
 if TYPE_CHECKING:
     from edgeclean.config import PipelineSettings
     from edgeclean.states import ModelSpec
-    from edgeclean.targets import Target
+    from edgeclean.targets.targets import Target
 
 NETWORK = "The network"
 RUN = "The run"
@@ -91,7 +91,7 @@ def model_spec(
     std: str | None,
 ) -> tuple[ModelSpec, Path | None]:
     """The spec, and the folder that ``file.py:callable`` is relative to."""
-    from edgeclean.model_file import spec_from_options
+    from edgeclean.loading.model_file import spec_from_options
 
     spec = spec_from_options(
         model_file=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
@@ -105,7 +105,7 @@ def pipeline_settings(
 ) -> tuple[PipelineSettings, Target]:
     """The configuration file with the options that were given on top, and the target they name."""
     from edgeclean.config import overlay, read_config, settings_for
-    from edgeclean.targets import load_target
+    from edgeclean.targets.targets import load_target
 
     entries = overlay({} if config is None else read_config(config), without_none(options))
     where = "options" if config is None else str(config)

@@ -73,7 +73,7 @@ def scan(  # noqa: PLR0913 - the options are the interface
     settings, _ = pipeline_settings(config, {"seed": seed})
     use_threads(threads)
     from edgeclean.pipeline import scan_checkpoint
-    from edgeclean.report_page import trigger_files
+    from edgeclean.reports.page import trigger_files
 
     with new_folder(output) as write, face.progress() as progress:
         _, _, found = scan_checkpoint(

@@ -1,0 +1,226 @@
+"""The output: one folder that says what it holds, how it was made and how to check it.
+
+Everything but the measurements is byte-identical for one configuration on one machine: no time, no
+path, no latency goes into the manifest or the files that it lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+from safetensors.numpy import save
+from torch import Tensor
+
+from edgeclean.bundles import manifest as texts
+from edgeclean.bundles.atomic import HeldFolder, hold_folder, replace_folder
+from edgeclean.cost import count_macs, count_params
+from edgeclean.environment import versions
+from edgeclean.errors import UsageError
+from edgeclean.pixels import normalize
+from edgeclean.runtime.onnx_check import open_onnx, opset_of
+from edgeclean.runtime.session import OnnxSession
+from edgeclean.states import JsonValue, Network
+
+MAX_GOLDEN_IMAGES = 16
+
+# Given the finished manifest and report (with the manifest's hash), return the page.
+PageWriter = Callable[[Mapping[str, JsonValue], Mapping[str, JsonValue]], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleContents:
+    """What goes into a bundle.
+
+    Attributes:
+        model: the ONNX file.
+        network: the network it was exported from, with the history of its stages.
+        configuration: all settings of the run, as JSON; no paths.
+        seed: of the run.
+        target: the profile it was made for, as JSON.
+        golden_pixels: [n, c, h, w] in [0, 1], 1 to 16 synthetic images to check with later.
+        golden_tolerance: how closely another machine must meet the stored logits; see
+            `exporters.parity`.
+        measurements: what differs from run to run: latency, parity, times.
+        page: the HTML report, or what writes it from the finished manifest and report.
+        reproducible_files: further files by name, listed in the manifest, such as trigger images.
+    """
+
+    model: bytes
+    network: Network
+    configuration: Mapping[str, JsonValue]
+    seed: int
+    target: Mapping[str, JsonValue]
+    golden_pixels: Float[Tensor, "n c h w"]
+    golden_tolerance: float = 1e-4
+    measurements: Mapping[str, JsonValue] = field(default_factory=dict)
+    page: str | PageWriter | None = None
+    reproducible_files: Mapping[str, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.golden_pixels) <= MAX_GOLDEN_IMAGES:
+            raise UsageError(
+                f"{len(self.golden_pixels)} golden images were given; 1 to {MAX_GOLDEN_IMAGES} "
+                "are kept in a bundle"
+            )
+        taken = {texts.MODEL, texts.GOLDEN, *texts.UNREPRODUCIBLE}
+        for name in self.reproducible_files:
+            if not texts.is_file_name(name) or name in taken:
+                raise UsageError(
+                    f"{name!r} cannot name a further file of a bundle; use letters, digits, '.', "
+                    f"'_' and '-', and none of {sorted(taken)}"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A written bundle.
+
+    Attributes:
+        path: the folder.
+        manifest: the content of ``manifest.json``.
+        manifest_sha256: the hash that the report names.
+        file_bytes: the size of every file, by name.
+    """
+
+    path: Path
+    manifest: Mapping[str, JsonValue]
+    manifest_sha256: str
+    file_bytes: Mapping[str, int]
+
+
+@contextmanager
+def hold_output(output: Path) -> Iterator[HeldFolder]:
+    """Hold an output folder for a whole run, refusing early what could not be replaced at its end.
+
+    Raises:
+        OutputInUseError: another run holds it.
+        UsageError: it exists and is neither empty nor a bundle, or it holds files of somebody else.
+    """
+    with hold_folder(output) as held:
+        _refuse_foreign_files(held.path, output)
+        yield held
+
+
+def write_bundle(output: Path | HeldFolder, contents: BundleContents) -> Bundle:
+    """Write a bundle, or replace one, at one moment.
+
+    Args:
+        output: a folder that does not exist, is empty, or is a bundle; or one held already.
+        contents: what goes in.
+
+    Returns:
+        What was written.
+
+    Raises:
+        OutputInUseError: another run holds the folder.
+        UsageError: the folder is not a bundle, or cannot be written.
+        InputRejectedError: ``contents.model`` is not a valid ONNX file.
+    """
+    reproducible = {
+        texts.MODEL: contents.model,
+        texts.GOLDEN: _golden(contents),
+        **contents.reproducible_files,
+    }
+    manifest = _manifest(contents, reproducible)
+    texts.check_manifest(manifest)
+    files = {**reproducible, texts.MANIFEST: texts.canonical_json(manifest)}
+    manifest_sha256 = texts.sha256(files[texts.MANIFEST])
+    report = {**contents.measurements, "manifest_sha256": manifest_sha256}
+    files[texts.REPORT] = texts.canonical_json(report)
+    if contents.page is not None:
+        page = contents.page if isinstance(contents.page, str) else contents.page(manifest, report)
+        files[texts.REPORT_PAGE] = page.encode()
+    files[texts.CHECKSUMS] = texts.checksum_lines(files)
+    holding = nullcontext(output) if isinstance(output, HeldFolder) else hold_output(output)
+    with holding as held:
+        _refuse_foreign_files(held.path, held.path)  # again: minutes may have passed
+        replace_folder(held, files)
+        path = held.path
+    return Bundle(
+        path=path,
+        manifest=manifest,
+        manifest_sha256=manifest_sha256,
+        file_bytes={name: len(content) for name, content in sorted(files.items())},
+    )
+
+
+def _golden(contents: BundleContents) -> bytes:
+    """Normalised inputs and the logits that ONNX Runtime gives for them on one thread."""
+    images = normalize(contents.golden_pixels.detach().cpu().float(), contents.network.spec)
+    pixels: NDArray[np.float32] = np.ascontiguousarray(images.numpy())
+    logits = OnnxSession(contents.model).predict(pixels)
+    # No metadata: safetensors writes more than one entry in a random order.
+    return bytes(save({"input": pixels, "logits": np.ascontiguousarray(logits)}))
+
+
+def _manifest(contents: BundleContents, reproducible: Mapping[str, bytes]) -> dict[str, Any]:
+    spec, module = contents.network.spec, contents.network.module
+    proto = open_onnx(contents.model)
+    batch = proto.graph.input[0].type.tensor_type.shape.dim[0]
+    manifest = {
+        "format": texts.FORMAT,
+        "schema_version": texts.SCHEMA_VERSION,
+        "source": {
+            "architecture": _without_folder(spec.architecture),
+            "sha256": contents.network.source_sha256,
+        },
+        "model": {
+            "batch": batch.dim_value if batch.HasField("dim_value") else None,
+            "classes": spec.classes,
+            "input_name": proto.graph.input[0].name,
+            "input_shape": list(spec.input_shape),
+            "macs": count_macs(module, spec.input_shape),
+            "mean": list(spec.mean),
+            "opset": opset_of(proto),
+            "output_name": proto.graph.output[0].name,
+            "params": count_params(module),
+            "std": list(spec.std),
+        },
+        "golden": {
+            "images": len(contents.golden_pixels),
+            "tolerance": contents.golden_tolerance,
+        },
+        "configuration": dict(contents.configuration),
+        "seed": contents.seed,
+        "target": dict(contents.target),
+        "versions": versions(),
+        "history": [asdict(record) for record in contents.network.history],
+        "files": {
+            name: {"bytes": len(content), "sha256": texts.sha256(content)}
+            for name, content in reproducible.items()
+        },
+    }
+    return texts.read_json(texts.canonical_json(manifest), texts.MANIFEST)  # tuples become lists
+
+
+def _without_folder(architecture: str) -> str:
+    """``folder/net.py:make`` names a place on one machine; ``net.py:make`` is what matters."""
+    return architecture.replace("\\", "/").rsplit("/", maxsplit=1)[-1]
+
+
+def _refuse_foreign_files(folder: Path, named: Path) -> None:
+    """Refuse to replace a folder with anything in it that a bundle's own list does not name."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    checksums = folder / texts.CHECKSUMS
+    if not (folder / texts.MANIFEST).is_file() or not checksums.is_file():
+        raise UsageError(
+            f"{named} exists and is not an edgeclean bundle; choose a folder that does not exist"
+        )
+    listed = {
+        line.split("  ", 1)[-1] for line in checksums.read_text("utf-8", "replace").split("\n")
+    }
+    known = {texts.CHECKSUMS} | {name.split("/")[0] for name in listed if name}
+    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in known)
+    if foreign:
+        raise UsageError(
+            f"{named} holds {foreign[0]!r}, which is not part of the bundle and would be lost; "
+            "move it away, or choose another output folder"
+        )

@@ -1,0 +1,1 @@
+"""Tucker-2 factors of convolutions: made, scaled, fitted."""

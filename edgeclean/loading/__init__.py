@@ -1,0 +1,1 @@
+"""What strangers wrote, read without running any of it."""

@@ -1,0 +1,1 @@
+"""ONNX files: guarded, then rebuilt from stock torch layers."""

@@ -1,0 +1,1 @@
+"""Remove what the scan suspects."""

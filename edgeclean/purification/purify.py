@@ -1,0 +1,262 @@
+"""Purify a network, guided by its scan: search, unlearn, search again, until nothing is cheap.
+
+Each round gathers triggers towards every suspected class: the scan's own, fresh gradient searches
+from new starts in the suspecting families, and the best candidates of the discrete bank. They are
+unlearned while they adapt (`unlearn`), with the network *as it came* as the teacher of clean
+images. The rounds end when a fresh search finds the suspected class no cheaper than the others.
+
+Without a suspect, the network is only made consistent under random stamps of the bank, at a
+fraction of the strength, so that a network without a backdoor keeps its accuracy.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from edgeclean.cost import count_macs, count_params
+from edgeclean.errors import UsageError
+from edgeclean.precision import channels_last, device_of
+from edgeclean.progress import Progress, silent
+from edgeclean.purification.unlearn import Ground, UnlearnSettings, Wanted, unlearn
+from edgeclean.scan.bank import Bank, build_bank, score_bank
+from edgeclean.scan.gradient import Evidence, GradientSettings, Slot, cheapest_triggers
+from edgeclean.scan.report import ScanReport
+from edgeclean.scan.scan import FAMILIES, predictions, under_test
+from edgeclean.states import (
+    Network,
+    PurifiedNetwork,
+    StageRecord,
+    SyntheticImages,
+    settings_as_json,
+)
+from edgeclean.synthesis.priors import procedural_images
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PurifySettings:
+    """How the rounds go.
+
+    Attributes:
+        mode: ``guided`` unlearns what the scan suspects, or runs the general defence if it
+            suspects nothing; ``none`` passes the network on unchanged.
+        rounds: at most so many of search and unlearning.
+        restarts: gradient searches towards each suspected class in a round.
+        search_steps: Adam steps of each of them.
+        candidates: of the bank tried in a round.
+        bank_triggers: the most of them kept for unlearning, for each suspected class.
+        procedural: procedural images beside the synthetic ones.
+        general_strength: the general defence's learning rate, as a share of the guided one's;
+            0 leaves a network without suspects untouched.
+        unlearn: the game of each round.
+    """
+
+    mode: Literal["guided", "none"] = "guided"
+    rounds: int = 3
+    restarts: int = 6
+    search_steps: int = 80
+    candidates: int = 5000
+    bank_triggers: int = 16
+    procedural: int = 512
+    general_strength: float = 0.1
+    unlearn: UnlearnSettings = field(default_factory=UnlearnSettings)
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("guided", "none"):
+            raise UsageError(f"purify mode is {self.mode!r}; choose guided or none")
+        if min(self.rounds, self.restarts, self.search_steps, self.procedural) < 1:
+            raise UsageError("purify's rounds, restarts, steps and images must be at least 1")
+
+
+def purify(
+    network: Network,
+    images: SyntheticImages,
+    report: ScanReport,
+    settings: PurifySettings,
+    *,
+    seed: int,
+    progress: Progress = silent,
+) -> PurifiedNetwork:
+    """The network with the suspected triggers unlearned; see the module's docstring.
+
+    Args:
+        network: as it came.
+        images: synthesised from it.
+        report: of its scan, whose suspects guide the rounds.
+        settings: see `PurifySettings`.
+        seed: of searches and unlearning.
+        progress: told during each round.
+    """
+    if settings.mode == "none":
+        return _purified(network, copy.deepcopy(network.module), settings, [], ())
+    game = _Game(network, images, report, settings, seed)
+    log = game.play(report, progress) if report.targets else game.generalise(progress)
+    return _purified(network, game.module(), settings, log, report.targets)
+
+
+class _Game:
+    """The rounds on one network: what is kept from one to the next."""
+
+    def __init__(
+        self,
+        network: Network,
+        images: SyntheticImages,
+        report: ScanReport,
+        settings: PurifySettings,
+        seed: int,
+    ) -> None:
+        self._settings, self._classes = settings, network.spec.classes
+        self._generator = torch.Generator().manual_seed(seed)
+        teacher, _ = under_test(network, images.pixels[:1])
+        self._student = teacher
+        shape = network.spec.input_shape
+        self._ground = Ground(
+            teacher=teacher,
+            synthetic=images.pixels,
+            procedural=procedural_images(settings.procedural, shape, self._generator),
+            bank=build_bank(shape, self._generator),
+        )
+        suspecting = [s.search for s in report.suspects if s.search in FAMILIES]
+        self._families = tuple(dict.fromkeys(["masked patch", *suspecting]))
+
+    def play(self, report: ScanReport, progress: Progress) -> list[dict[str, Any]]:
+        """Rounds towards the suspected classes; what each found, for the history."""
+        store = [Wanted(suspect.trigger, suspect.target) for suspect in report.suspects]
+        log: list[dict[str, Any]] = []
+        for index in range(self._settings.rounds):
+            found, facts = self._search(report.targets)
+            if index > 0 and not found:
+                log.append({"round": index + 1, "found": 0, **facts})
+                break
+            store += found
+            log.append({"round": index + 1, "found": len(found), **facts})
+            self._unlearn(store, self._settings.unlearn, f"Unlearning, round {index + 1}", progress)
+        return log
+
+    def generalise(self, progress: Progress) -> list[dict[str, Any]]:
+        """Consistency under random stamps, gently."""
+        strength = self._settings.general_strength
+        if strength > 0:
+            rate = strength * self._settings.unlearn.learning_rate
+            gentle = replace(self._settings.unlearn, learning_rate=rate)
+            self._unlearn([], gentle, "General defence", progress)
+        return [{"general_strength": strength}]
+
+    def module(self) -> nn.Module:
+        """The student without its normalisation, in the ordinary memory format."""
+        assert isinstance(self._student, nn.Sequential)  # noqa: S101
+        student = copy.deepcopy(self._student[1]).requires_grad_(True).eval()
+        for parameter in student.parameters():
+            parameter.data = parameter.data.contiguous()
+        return student
+
+    def _unlearn(
+        self, store: list[Wanted], settings: UnlearnSettings, title: str, progress: Progress
+    ) -> None:
+        progress(title, 0, settings.steps)
+        self._student = channels_last(
+            unlearn(
+                self._student,
+                self._ground,
+                store,
+                settings,
+                self._generator,
+                lambda done: progress(title, done, settings.steps),
+            )
+        )
+
+    def _search(self, targets: tuple[int, ...]) -> tuple[list[Wanted], dict[str, Any]]:
+        """Triggers towards the suspected classes that are cheaper than to the other classes."""
+        pixels = self._ground.pixels()
+        evidence = Evidence(pixels, predictions(self._student, pixels))
+        found: list[Wanted] = []
+        facts: dict[str, Any] = {}
+        for name in self._families:
+            cheap, fact = self._search_family(evidence, targets, name)
+            found, facts[name] = found + cheap, fact
+        cheap, facts["patch bank"] = self._search_bank(evidence, targets)
+        return found + cheap, facts
+
+    def _search_family(
+        self, evidence: Evidence, targets: tuple[int, ...], name: str
+    ) -> tuple[list[Wanted], dict[str, Any]]:
+        """Gradient searches; cheap is under 60 % of the other classes' median."""
+        others = [target for target in range(self._classes) if target not in targets]
+        slots = [Slot(t) for t in targets for _ in range(self._settings.restarts)]
+        results = cheapest_triggers(
+            self._student,
+            evidence,
+            slots + [Slot(target) for target in others],
+            FAMILIES[name],
+            GradientSettings(steps=self._settings.search_steps),
+            self._generator,
+        )
+        yardstick = median([found.cost for found in results[len(slots) :]] or [math.inf])
+        cheap = [
+            Wanted(found.trigger, found.slot.target)
+            for found in results[: len(slots)]
+            if found.trigger is not None and found.cost < 0.6 * yardstick
+        ]
+        least = min(found.cost for found in results[: len(slots)])
+        return cheap, {"least": _rounded(least), "others": _rounded(yardstick), "kept": len(cheap)}
+
+    def _search_bank(
+        self, evidence: Evidence, targets: tuple[int, ...]
+    ) -> tuple[list[Wanted], dict[str, Any]]:
+        """Discrete candidates that do better towards a suspect than to most other classes."""
+        bank = self._ground.bank.drawn(self._settings.candidates, self._generator)
+        if len(bank) == 0:
+            return [], {"kept": 0}
+        score = score_bank(self._student, evidence, bank, self._classes, self._generator)
+        best = score.success.amax(0)
+        others = [target for target in range(self._classes) if target not in targets]
+        yardstick = float(best[others].median()) if others else 0.0
+        kept = [
+            Wanted(_bank_trigger(score.bank, row, evidence.pixels), target)
+            for target in targets
+            for row in _best_rows(score.success[:, target], self._settings.bank_triggers)
+            if float(score.success[row, target]) > max(0.25, 0.8 * yardstick)
+        ]
+        most = max((float(best[target]) for target in targets), default=0.0)
+        return kept, {"most": _rounded(most), "others": _rounded(yardstick), "kept": len(kept)}
+
+
+def _best_rows(success: Tensor, count: int) -> list[int]:
+    rows: list[int] = success.topk(min(count, len(success))).indices.tolist()
+    return rows
+
+
+def _bank_trigger(bank: Bank, row: int, pixels: Tensor) -> Any:
+    return bank.trigger(row, pixels.shape[-2], pixels.shape[-1])
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None
+
+
+def _purified(
+    network: Network,
+    module: nn.Module,
+    settings: PurifySettings,
+    log: list[dict[str, Any]],
+    targets: tuple[int, ...],
+) -> PurifiedNetwork:
+    record = StageRecord(
+        stage="purify",
+        settings=settings_as_json(settings),
+        params=count_params(module),
+        macs=count_macs(module, network.spec.input_shape),
+        notes={"targets": list(targets), "rounds": log},
+    )
+    return PurifiedNetwork(
+        module=module.to(device_of(network.module)),
+        spec=network.spec,
+        source_sha256=network.source_sha256,
+        history=(*network.history, record),
+    )

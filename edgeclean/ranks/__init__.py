@@ -1,0 +1,1 @@
+"""Ranks chosen under a budget, and the network cut to them."""

@@ -1,0 +1,245 @@
+"""Recover accuracy after truncation: distil the purified teacher on synthetic images.
+
+The student learns the teacher's outputs on augmented and mixed synthetic images. Switches, off by
+default because they cost accuracy or time and gained nothing (``benchmarks/ablations.py``): fresh
+BatchNorm statistics first, procedural images beside the synthetic ones, the teacher's features
+behind every BatchNorm (FitNets, Romero et al. 2015), and the deck's adversarial versions, on which
+the student's answer to an attacked image is the teacher's answer to the image before the attack.
+
+Source: Clean & Compact, slide 10. Deviation: distillation instead of labels, because images made
+by a network say more through its outputs than through the class they were made for.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgeclean.cost import count_macs, count_params
+from edgeclean.errors import UsageError
+from edgeclean.pixels import pixel_network
+from edgeclean.precision import channels_last, device_of, mixed_precision
+from edgeclean.progress import Progress, silent
+from edgeclean.recovery.features import Features, feature_distance, shared_taps
+from edgeclean.states import (
+    FinetunedNetwork,
+    Network,
+    StageRecord,
+    SyntheticImages,
+    settings_as_json,
+)
+from edgeclean.synthesis.augment import augmented, mixed
+from edgeclean.synthesis.batchnorm import reestimate_batchnorm_
+from edgeclean.synthesis.priors import procedural_images
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneSettings:
+    """Length and balance of the recovery.
+
+    Attributes:
+        steps: optimiser steps; 0 re-estimates BatchNorm and does nothing else.
+        batch_size: images a step.
+        learning_rate: of Adam, warmed up, then falling along a cosine to nothing.
+        temperature: of the distilled outputs.
+        feature_weight: of the features' loss beside the outputs'.
+        adversarial_share: of each batch that is also shown attacked.
+        epsilon: of the attack, in pixels of range [0, 1].
+        procedural: procedural images beside the synthetic ones.
+        procedural_share: of each batch that is procedural.
+        reestimate: whether BatchNorm statistics are set anew before the first step.
+    """
+
+    steps: int = 400
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    temperature: float = 2.0
+    feature_weight: float = 0.0
+    adversarial_share: float = 0.0
+    epsilon: float = 8 / 255
+    procedural: int = 512
+    procedural_share: float = 0.0
+    reestimate: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.batch_size < 2 or self.procedural < 1:
+            raise UsageError(
+                f"finetuning got steps={self.steps}, batch_size={self.batch_size}, "
+                f"procedural={self.procedural}; the least are 0, 2 and 1"
+            )
+        if not 0 <= self.adversarial_share <= 1:
+            raise UsageError(f"adversarial_share is {self.adversarial_share}; it is a share, 0..1")
+
+
+def finetune(
+    network: Network,
+    teacher: Network,
+    images: SyntheticImages,
+    settings: FinetuneSettings,
+    *,
+    seed: int,
+    progress: Progress = silent,
+) -> FinetunedNetwork:
+    """``network`` taught by ``teacher`` on images that neither was trained on.
+
+    Args:
+        network: truncated; its BatchNorms (or, without any, its convolutions) carry the names
+            that they have in the teacher.
+        teacher: the purified network.
+        images: synthesised from the teacher.
+        settings: see `FinetuneSettings`.
+        seed: of every draw.
+        progress: told after each step.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    procedural = procedural_images(settings.procedural, network.spec.input_shape, generator)
+    learner, master = _functions(network), _functions(teacher).requires_grad_(False)
+    if settings.reestimate:
+        reestimate_batchnorm_(learner, images.pixels)
+    lesson = _Lesson(learner, master, images.pixels, procedural, settings)
+    first, last = lesson.teach(generator, progress)
+    module = copy.deepcopy(learner.get_submodule("1")).eval()
+    for parameter in module.parameters():
+        parameter.data = parameter.data.contiguous()
+    record = StageRecord(
+        stage="finetune",
+        settings=settings_as_json(settings),
+        params=count_params(module),
+        macs=count_macs(module, network.spec.input_shape),
+        notes={"images": len(images), "loss_first": first, "loss_last": last},
+    )
+    return FinetunedNetwork(
+        module=module,
+        spec=network.spec,
+        source_sha256=network.source_sha256,
+        history=(*network.history, record),
+    )
+
+
+class _Lesson:
+    """One student, one teacher, one set of images."""
+
+    def __init__(
+        self,
+        learner: nn.Module,
+        master: nn.Module,
+        synthetic: Float[Tensor, "n c h w"],
+        procedural: Float[Tensor, "m c h w"],
+        settings: FinetuneSettings,
+    ) -> None:
+        self._learner, self._master, self._settings = learner, master, settings
+        self._synthetic, self._procedural = synthetic, procedural
+        self._device = device_of(learner)
+
+    def teach(
+        self, generator: torch.Generator, progress: Progress
+    ) -> tuple[float | None, float | None]:
+        """All steps; the mean loss of the first and of the last tenth."""
+        settings = self._settings
+        parameters = list(self._learner.parameters())
+        optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: (
+                min(1.0, (step + 1) / 10)
+                * (0.5 + 0.5 * math.cos(math.pi * step / max(1, settings.steps)))
+            ),
+        )
+        losses: list[float] = []
+        progress("Recovering accuracy", 0, settings.steps)
+        taps = shared_taps(self._learner, self._master)
+        with Features(self._learner, taps) as own, Features(self._master, taps) as given:
+            for step in range(settings.steps):
+                loss = self._loss(self._batch(generator), own, given, generator)
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(parameters, 5.0)
+                optimizer.step()
+                schedule.step()
+                losses.append(float(loss.detach()))
+                progress("Recovering accuracy", step + 1, settings.steps)
+        return _mean_of_ends(losses)
+
+    def _batch(self, generator: torch.Generator) -> Float[Tensor, "n c h w"]:
+        """Synthetic and procedural images, augmented and mixed."""
+        size = self._settings.batch_size
+        prior = round(size * self._settings.procedural_share)
+        rows = torch.randint(len(self._synthetic), (size - prior,), generator=generator)
+        others = torch.randint(len(self._procedural), (prior,), generator=generator)
+        drawn = torch.cat([self._synthetic[rows], self._procedural[others]])
+        shuffled = drawn[torch.randperm(size, generator=generator)]
+        shuffled = augmented(shuffled, generator)
+        return mixed(shuffled, generator).to(self._device, memory_format=torch.channels_last)
+
+    def _loss(
+        self,
+        pixels: Float[Tensor, "n c h w"],
+        own: Features,
+        given: Features,
+        generator: torch.Generator,
+    ) -> Float[Tensor, ""]:
+        attacked_count = int(len(pixels) * self._settings.adversarial_share)
+        with mixed_precision(self._device), torch.no_grad():
+            answers = self._master(pixels).float()
+        features = given.take()
+        attacked = self._attacked(pixels[:attacked_count], answers[:attacked_count], generator)
+        own.take()  # the attack's
+        with mixed_precision(self._device):
+            outputs = self._learner(torch.cat([pixels, attacked])).float()
+        wanted = torch.cat([answers, answers[:attacked_count]])
+        loss = _softened_divergence(outputs, wanted, self._settings.temperature)
+        if self._settings.feature_weight > 0:
+            distance = feature_distance(own.take(), features, len(pixels))
+            loss = loss + self._settings.feature_weight * distance
+        return loss
+
+    def _attacked(
+        self,
+        pixels: Float[Tensor, "n c h w"],
+        answers: Float[Tensor, "n k"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, "n c h w"]:
+        """One untargeted sign step away from the teacher's answer, from a random start.
+
+        Source: fast adversarial training (Wong et al., ICLR 2020).
+        """
+        if len(pixels) == 0:
+            return pixels
+        epsilon = self._settings.epsilon
+        start = epsilon * (2 * torch.rand(pixels.shape, generator=generator) - 1)
+        moved = (pixels + start.to(self._device)).clamp(0, 1).requires_grad_()
+        with mixed_precision(self._device):
+            log_odds = functional.log_softmax(self._learner(moved).float(), 1)
+        loss = functional.kl_div(log_odds, answers.softmax(1), reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, moved)
+        stepped = moved.detach() + 1.25 * epsilon * gradient.sign()
+        bounded = torch.maximum(torch.minimum(stepped, pixels + epsilon), pixels - epsilon)
+        return bounded.clamp(0, 1)
+
+
+def _functions(network: Network) -> nn.Module:
+    """A channels-last copy as a function of pixels, in evaluation mode."""
+    return channels_last(copy.deepcopy(pixel_network(network)).eval())
+
+
+def _softened_divergence(
+    outputs: Float[Tensor, "n k"], wanted: Float[Tensor, "n k"], temperature: float
+) -> Float[Tensor, ""]:
+    """Hinton's distillation loss, T^2 KL(teacher || student), a mean over images."""
+    log_odds = functional.log_softmax(outputs / temperature, 1)
+    odds = (wanted / temperature).softmax(1)
+    return functional.kl_div(log_odds, odds, reduction="batchmean") * temperature**2
+
+
+def _mean_of_ends(losses: list[float]) -> tuple[float | None, float | None]:
+    if not losses:
+        return None, None
+    tenth = max(1, len(losses) // 10)
+    first, last = losses[:tenth], losses[-tenth:]
+    return round(sum(first) / len(first), 4), round(sum(last) / len(last), 4)

@@ -1,0 +1,1 @@
+"""ONNX files checked, run and timed."""

@@ -1,0 +1,1 @@
+"""Devices: what they run, with the source of each fact."""
