@@ -113,7 +113,7 @@ def test_a_file_keeps_to_the_house(path: Path) -> None:
 
 
 def test_no_file_says_that_a_network_is_clean() -> None:
-    texts = [*PACKAGE_FILES, ROOT / "README.md", *(ROOT / "edgeclean/templates").iterdir()]
+    texts = [*PACKAGE_FILES, ROOT / "README.md", *(ROOT / "edgeclean/reports/templates").iterdir()]
     for path in texts:
         found = re.findall(r"(?<!never )\bis clean\b", path.read_text("utf-8"), re.IGNORECASE)
         assert found == [], path
