@@ -34,6 +34,7 @@ UNLEARNING = {
     "triggers do not adapt": PurifySettings(unlearn=UnlearnSettings(ascent_steps=0)),
     "no bank": PurifySettings(candidates=1, bank_triggers=1, unlearn=UnlearnSettings(bank_share=0)),
     "one round": PurifySettings(rounds=1),
+    "probabilities compared": PurifySettings(unlearn=UnlearnSettings(compare="probabilities")),
 }
 RECOVERY = {
     "nothing": FinetuneSettings(steps=0),
@@ -41,7 +42,8 @@ RECOVERY = {
     "BatchNorm re-estimated first": FinetuneSettings(reestimate=True),
     "a quarter procedural": FinetuneSettings(procedural_share=0.25),
     "a quarter adversarial (the deck's)": FinetuneSettings(adversarial_share=0.25),
-    "features matched": FinetuneSettings(feature_weight=1.0),
+    "no features": FinetuneSettings(feature_weight=0.0),
+    "probabilities compared": FinetuneSettings(compare="probabilities", feature_weight=0.0),
     "twice the steps": FinetuneSettings(steps=2 * FinetuneSettings().steps),
 }
 

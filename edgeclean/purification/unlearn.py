@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgeclean.distil import Compare, Likeness, logit_variance
 from edgeclean.precision import device_of, mixed_precision
 from edgeclean.scan.bank import Bank
 from edgeclean.scan.families import AdditiveFamily, Family, MaskedFamily, WarpFamily
@@ -49,6 +50,7 @@ class UnlearnSettings:
         ascent_every: descent steps between two turns of the triggers.
         ascent_steps: Adam steps of the triggers in a turn; 0 leaves them as they were found.
         growth: how far a trigger's cost may grow past what it was found with.
+        compare: what the student's outputs are compared by; see `distil.Likeness`.
     """
 
     steps: int = 120
@@ -59,6 +61,7 @@ class UnlearnSettings:
     ascent_every: int = 4
     ascent_steps: int = 3
     growth: float = 1.2
+    compare: Compare = "logits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,7 @@ def unlearn(
     optimizer = torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(settings.steps))
     population = _Population(wanted, settings)
+    likeness = Likeness(settings.compare, logit_variance(_answers(ground)))
     for step in range(settings.steps):
         if settings.ascent_steps and step % settings.ascent_every == 0:
             learner.requires_grad_(False)
@@ -122,7 +126,7 @@ def unlearn(
         shown = torch.randperm(len(clean), generator=generator)
         shown = shown[: int(len(clean) * settings.stamped_share)]
         stamped = _stamped(clean[shown], population, ground.bank, settings.bank_share, generator)
-        loss = _distillation(learner, ground.teacher, clean, stamped, shown)
+        loss = _distillation(learner, ground.teacher, clean, stamped, shown, likeness)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 5.0)
@@ -248,25 +252,33 @@ def _batch(ground: Ground, size: int, generator: torch.Generator) -> Float[Tenso
     return mixed(drawn, generator)
 
 
+@torch.no_grad()
+def _answers(ground: Ground) -> Float[Tensor, "n k"]:
+    """The teacher's logits of some synthetic images."""
+    device = device_of(ground.teacher)
+    pixels = ground.synthetic[:256].to(device, memory_format=torch.channels_last)
+    with mixed_precision(device):
+        answers: Tensor = ground.teacher(pixels)
+    return answers.float()
+
+
 def _distillation(
     learner: nn.Module,
     teacher: nn.Module,
     clean: Float[Tensor, "n c h w"],
     stamped: Float[Tensor, "m c h w"],
     shown: Int[Tensor, " m"],
+    likeness: Likeness,
 ) -> Float[Tensor, ""]:
-    """KL divergence from the teacher's answers to the clean images, clean and stamped alike."""
+    """Distance from the teacher's answers to the clean images, clean and stamped alike."""
     device = device_of(learner)
     both = torch.cat([clean, stamped]).to(device, memory_format=torch.channels_last)
     with mixed_precision(device):
         with torch.no_grad():
-            answers = teacher(both[: len(clean)]).float().softmax(1)
-        log_odds = functional.log_softmax(learner(both).float(), 1)
-    on_clean = functional.kl_div(log_odds[: len(clean)], answers, reduction="batchmean")
-    on_stamped = functional.kl_div(
-        log_odds[len(clean) :], answers[shown.to(device)], reduction="batchmean"
-    )
-    return on_clean + on_stamped
+            answers = teacher(both[: len(clean)]).float()
+        outputs = learner(both).float()
+    on_clean = likeness(outputs[: len(clean)], answers)
+    return on_clean + likeness(outputs[len(clean) :], answers[shown.to(device)])
 
 
 def _warm_cosine(steps: int) -> Callable[[int], float]:

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+_MOST_TAPS = 8
+
 
 class Features:
     """Keeps the outputs of some layers of the latest forward pass."""
@@ -45,12 +47,16 @@ class Features:
 
 
 def shared_taps(learner: nn.Module, master: nn.Module) -> list[str]:
-    """BatchNorms by name, else convolutions: those that both networks have."""
+    """At most `_MOST_TAPS` BatchNorms that both networks have, else convolutions, the last first.
+
+    The last tap is the one nearest the outputs; the others are spread evenly over the depth.
+    """
     mine = {name for name, _ in learner.named_modules()}
     for kind in (nn.BatchNorm2d, nn.Conv2d):
         names = [n for n, layer in master.named_modules() if isinstance(layer, kind) and n in mine]
         if names:
-            return names
+            stride = -(-len(names) // _MOST_TAPS)
+            return names[::-1][::stride]
     return []
 
 

@@ -1,10 +1,10 @@
 """Recover accuracy after truncation: distil the purified teacher on synthetic images.
 
-The student learns the teacher's outputs on augmented and mixed synthetic images. Switches, off by
-default because they cost accuracy or time and gained nothing (``benchmarks/ablations.py``): fresh
-BatchNorm statistics first, procedural images beside the synthetic ones, the teacher's features
-behind every BatchNorm (FitNets, Romero et al. 2015), and the deck's adversarial versions, on which
-the student's answer to an attacked image is the teacher's answer to the image before the attack.
+The student learns the teacher's logits, and its features behind some BatchNorms (FitNets, Romero
+et al. 2015), on augmented and mixed synthetic images. Switches, off by default because they cost
+accuracy (``benchmarks/ablations.py``): fresh BatchNorm statistics first, procedural images beside
+the synthetic ones, and the deck's adversarial versions, on which the student's answer to an
+attacked image is the teacher's answer to the image before the attack.
 
 Source: Clean & Compact, slide 10. Deviation: distillation instead of labels, because images made
 by a network say more through its outputs than through the class they were made for.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from jaxtyping import Float
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeclean.cost import count_macs, count_params
+from edgeclean.distil import Compare, Likeness, logit_variance
 from edgeclean.errors import UsageError
 from edgeclean.pixels import pixel_network
 from edgeclean.precision import channels_last, device_of, mixed_precision
@@ -47,7 +49,7 @@ class FinetuneSettings:
         steps: optimiser steps; 0 re-estimates BatchNorm and does nothing else.
         batch_size: images a step.
         learning_rate: of Adam, warmed up, then falling along a cosine to nothing.
-        temperature: of the distilled outputs.
+        compare: what the student's outputs are compared by; see `distil.Likeness`.
         feature_weight: of the features' loss beside the outputs'.
         adversarial_share: of each batch that is also shown attacked.
         epsilon: of the attack, in pixels of range [0, 1].
@@ -56,11 +58,11 @@ class FinetuneSettings:
         reestimate: whether BatchNorm statistics are set anew before the first step.
     """
 
-    steps: int = 400
+    steps: int = 600
     batch_size: int = 128
-    learning_rate: float = 1e-3
-    temperature: float = 2.0
-    feature_weight: float = 0.0
+    learning_rate: float = 2e-3
+    compare: Compare = "logits"
+    feature_weight: float = 1.0
     adversarial_share: float = 0.0
     epsilon: float = 8 / 255
     procedural: int = 512
@@ -75,6 +77,8 @@ class FinetuneSettings:
             )
         if not 0 <= self.adversarial_share <= 1:
             raise UsageError(f"adversarial_share is {self.adversarial_share}; it is a share, 0..1")
+        if self.compare not in get_args(Compare):
+            raise UsageError(f"compare is {self.compare!r}; choose logits or probabilities")
 
 
 def finetune(
@@ -136,6 +140,7 @@ class _Lesson:
         self._learner, self._master, self._settings = learner, master, settings
         self._synthetic, self._procedural = synthetic, procedural
         self._device = device_of(learner)
+        self._likeness = Likeness(settings.compare, logit_variance(self._answers(synthetic[:256])))
 
     def teach(
         self, generator: torch.Generator, progress: Progress
@@ -153,7 +158,7 @@ class _Lesson:
         )
         losses: list[float] = []
         progress("Recovering accuracy", 0, settings.steps)
-        taps = shared_taps(self._learner, self._master)
+        taps = shared_taps(self._learner, self._master) if settings.feature_weight > 0 else []
         with Features(self._learner, taps) as own, Features(self._master, taps) as given:
             for step in range(settings.steps):
                 loss = self._loss(self._batch(generator), own, given, generator)
@@ -185,19 +190,25 @@ class _Lesson:
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
         attacked_count = int(len(pixels) * self._settings.adversarial_share)
-        with mixed_precision(self._device), torch.no_grad():
-            answers = self._master(pixels).float()
+        answers = self._answers(pixels)
         features = given.take()
         attacked = self._attacked(pixels[:attacked_count], answers[:attacked_count], generator)
         own.take()  # the attack's
         with mixed_precision(self._device):
             outputs = self._learner(torch.cat([pixels, attacked])).float()
         wanted = torch.cat([answers, answers[:attacked_count]])
-        loss = _softened_divergence(outputs, wanted, self._settings.temperature)
+        loss = self._likeness(outputs, wanted)
         if self._settings.feature_weight > 0:
             distance = feature_distance(own.take(), features, len(pixels))
             loss = loss + self._settings.feature_weight * distance
         return loss
+
+    @torch.no_grad()
+    def _answers(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        pixels = pixels.to(self._device, memory_format=torch.channels_last)
+        with mixed_precision(self._device):
+            answers: Tensor = self._master(pixels)
+        return answers.float()
 
     def _attacked(
         self,
@@ -226,15 +237,6 @@ class _Lesson:
 def _functions(network: Network) -> nn.Module:
     """A channels-last copy as a function of pixels, in evaluation mode."""
     return channels_last(copy.deepcopy(pixel_network(network)).eval())
-
-
-def _softened_divergence(
-    outputs: Float[Tensor, "n k"], wanted: Float[Tensor, "n k"], temperature: float
-) -> Float[Tensor, ""]:
-    """Hinton's distillation loss, T^2 KL(teacher || student), a mean over images."""
-    log_odds = functional.log_softmax(outputs / temperature, 1)
-    odds = (wanted / temperature).softmax(1)
-    return functional.kl_div(log_odds, odds, reduction="batchmean") * temperature**2
 
 
 def _mean_of_ends(losses: list[float]) -> tuple[float | None, float | None]:

@@ -1,0 +1,49 @@
+"""How far a student's outputs are from its teacher's.
+
+Unlearning triggers and recovering accuracy are both distillation. They compare logits (Ba and
+Caruana, 2014) rather than softened probabilities (Hinton et al., 2015): on images made without
+data a teacher's answers are often near one class, where probabilities say almost nothing of the
+other logits. ``benchmarks/ablations.py`` measures the difference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+Compare = Literal["logits", "probabilities"]
+_TEMPERATURE = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """A distance of outputs.
+
+    Attributes:
+        compare: ``logits``: mean squared difference over ``scale``; ``probabilities``: T^2 times
+            the divergence of the student's softened distribution from the teacher's, T = 2.
+        scale: the variance of the teacher's logits (`logit_variance`), which makes the first
+            distance one of networks of any confidence.
+    """
+
+    compare: Compare
+    scale: float
+
+    def __call__(
+        self, outputs: Float[Tensor, "n k"], answers: Float[Tensor, "n k"]
+    ) -> Float[Tensor, ""]:
+        """Of the student's ``outputs`` from the teacher's ``answers``, a mean over images."""
+        if self.compare == "logits":
+            return (outputs - answers).square().mean() / self.scale
+        log_odds = functional.log_softmax(outputs / _TEMPERATURE, 1)
+        odds = (answers / _TEMPERATURE).softmax(1)
+        return functional.kl_div(log_odds, odds, reduction="batchmean") * _TEMPERATURE**2
+
+
+def logit_variance(answers: Float[Tensor, "n k"]) -> float:
+    """How much a class's logit varies from image to image, a mean over classes; above 0."""
+    return max(float(answers.float().var(0, unbiased=False).mean()), 1e-6)
