@@ -35,15 +35,20 @@ class ScaleSettings:
             their standard deviation (of the population).
         t2: what the mode-2 clamp divides by: the norms of the mode-2 slices after the mode-1
             clamp ("recomputed", never a stronger clamp), or those before it ("original").
+        agreement: where tau is chosen (`threshold.choose_tau`), the share of synthetic images that
+            must keep their class; in (0, 1].
     """
 
     tau: float | None = None
     s_sigma: Literal["max", "std"] = "max"
     t2: Literal["original", "recomputed"] = "recomputed"
+    agreement: float = 0.95
 
     def __post_init__(self) -> None:
         if self.tau is not None and not (self.tau > 0 and math.isfinite(self.tau)):
             raise UsageError(f"--tau {self.tau} is not above 0 and finite; leave it out for none")
+        if not 0 < self.agreement <= 1:
+            raise UsageError(f"agreement is {self.agreement}; it is a share above 0, at most 1")
         if self.s_sigma not in ("max", "std"):
             raise UsageError(f"--s-sigma {self.s_sigma!r} is unknown; it is 'max' or 'std'")
         if self.t2 not in ("original", "recomputed"):

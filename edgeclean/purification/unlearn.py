@@ -17,13 +17,14 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgeclean.distil import Compare, Likeness, logit_variance
+from edgeclean.distil import Likeness, logit_variance
 from edgeclean.precision import device_of, mixed_precision
 from edgeclean.scan.bank import Bank
 from edgeclean.scan.families import AdditiveFamily, Family, MaskedFamily, WarpFamily
@@ -61,7 +62,7 @@ class UnlearnSettings:
     ascent_every: int = 4
     ascent_steps: int = 3
     growth: float = 1.2
-    compare: Compare = "logits"
+    compare: Literal["logits", "probabilities"] = "logits"
 
 
 @dataclass(frozen=True, slots=True)

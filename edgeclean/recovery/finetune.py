@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from typing import get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeclean.cost import count_macs, count_params
-from edgeclean.distil import Compare, Likeness, logit_variance
+from edgeclean.distil import Compare, Likeness, label_answers, logit_variance
 from edgeclean.errors import UsageError
 from edgeclean.pixels import pixel_network
 from edgeclean.precision import channels_last, device_of, mixed_precision
@@ -49,7 +49,9 @@ class FinetuneSettings:
         steps: optimiser steps; 0 re-estimates BatchNorm and does nothing else.
         batch_size: images a step.
         learning_rate: of Adam, warmed up, then falling along a cosine to nothing.
-        compare: what the student's outputs are compared by; see `distil.Likeness`.
+        compare: what the student's outputs are compared by: the teacher's logits or softened
+            probabilities (`distil.Likeness`), or ``labels``, the classes that the images were made
+            for (the deck's; images are then not mixed).
         feature_weight: of the features' loss beside the outputs'.
         adversarial_share: of each batch that is also shown attacked.
         epsilon: of the attack, in pixels of range [0, 1].
@@ -78,7 +80,12 @@ class FinetuneSettings:
         if not 0 <= self.adversarial_share <= 1:
             raise UsageError(f"adversarial_share is {self.adversarial_share}; it is a share, 0..1")
         if self.compare not in get_args(Compare):
-            raise UsageError(f"compare is {self.compare!r}; choose logits or probabilities")
+            raise UsageError(f"compare is {self.compare!r}; it is one of {get_args(Compare)}")
+        if self.compare == "labels" and self.procedural_share + self.feature_weight > 0:
+            raise UsageError(
+                "labels are compared without a teacher or images that have none; set "
+                "feature_weight and procedural_share to 0"
+            )
 
 
 def finetune(
@@ -106,7 +113,7 @@ def finetune(
     learner, master = _functions(network), _functions(teacher).requires_grad_(False)
     if settings.reestimate:
         reestimate_batchnorm_(learner, images.pixels)
-    lesson = _Lesson(learner, master, images.pixels, procedural, settings)
+    lesson = _Lesson(learner, master, images, procedural, settings)
     first, last = lesson.teach(generator, progress)
     module = copy.deepcopy(learner.get_submodule("1")).eval()
     for parameter in module.parameters():
@@ -133,14 +140,16 @@ class _Lesson:
         self,
         learner: nn.Module,
         master: nn.Module,
-        synthetic: Float[Tensor, "n c h w"],
+        synthetic: SyntheticImages,
         procedural: Float[Tensor, "m c h w"],
         settings: FinetuneSettings,
     ) -> None:
         self._learner, self._master, self._settings = learner, master, settings
         self._synthetic, self._procedural = synthetic, procedural
         self._device = device_of(learner)
-        self._likeness = Likeness(settings.compare, logit_variance(self._answers(synthetic[:256])))
+        answers = self._answers(synthetic.pixels[:256])
+        self._classes = answers.shape[1]
+        self._likeness = Likeness(settings.compare, logit_variance(answers))
 
     def teach(
         self, generator: torch.Generator, progress: Progress
@@ -161,7 +170,7 @@ class _Lesson:
         taps = shared_taps(self._learner, self._master) if settings.feature_weight > 0 else []
         with Features(self._learner, taps) as own, Features(self._master, taps) as given:
             for step in range(settings.steps):
-                loss = self._loss(self._batch(generator), own, given, generator)
+                loss = self._loss(*self._batch(generator), own, given, generator)
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(parameters, 5.0)
@@ -171,43 +180,52 @@ class _Lesson:
                 progress("Recovering accuracy", step + 1, settings.steps)
         return _mean_of_ends(losses)
 
-    def _batch(self, generator: torch.Generator) -> Float[Tensor, "n c h w"]:
-        """Synthetic and procedural images, augmented and mixed."""
+    def _batch(
+        self, generator: torch.Generator
+    ) -> tuple[Float[Tensor, "n c h w"], Int[Tensor, " n"]]:
+        """Synthetic and procedural images, augmented and mixed, and the synthetic ones' labels."""
         size = self._settings.batch_size
         prior = round(size * self._settings.procedural_share)
         rows = torch.randint(len(self._synthetic), (size - prior,), generator=generator)
         others = torch.randint(len(self._procedural), (prior,), generator=generator)
-        drawn = torch.cat([self._synthetic[rows], self._procedural[others]])
-        shuffled = drawn[torch.randperm(size, generator=generator)]
-        shuffled = augmented(shuffled, generator)
-        return mixed(shuffled, generator).to(self._device, memory_format=torch.channels_last)
+        drawn = torch.cat([self._synthetic.pixels[rows], self._procedural[others]])
+        order = torch.randperm(size, generator=generator)
+        pixels = augmented(drawn[order], generator)
+        if self._settings.compare == "labels":  # a mixture has none, and nothing is procedural
+            return self._placed(pixels), self._synthetic.labels[rows][order]
+        return self._placed(mixed(pixels, generator)), self._synthetic.labels[rows]
 
     def _loss(
         self,
         pixels: Float[Tensor, "n c h w"],
+        labels: Int[Tensor, " m"],
         own: Features,
         given: Features,
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
         attacked_count = int(len(pixels) * self._settings.adversarial_share)
-        answers = self._answers(pixels)
+        if self._settings.compare == "labels":
+            answers = label_answers(labels, self._classes).to(self._device)
+        else:
+            answers = self._answers(pixels)
         features = given.take()
         attacked = self._attacked(pixels[:attacked_count], answers[:attacked_count], generator)
         own.take()  # the attack's
         with mixed_precision(self._device):
             outputs = self._learner(torch.cat([pixels, attacked])).float()
-        wanted = torch.cat([answers, answers[:attacked_count]])
-        loss = self._likeness(outputs, wanted)
-        if self._settings.feature_weight > 0:
+        loss = self._likeness(outputs, torch.cat([answers, answers[:attacked_count]]))
+        if features:
             distance = feature_distance(own.take(), features, len(pixels))
             loss = loss + self._settings.feature_weight * distance
         return loss
 
+    def _placed(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        return pixels.to(self._device, memory_format=torch.channels_last)
+
     @torch.no_grad()
     def _answers(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
-        pixels = pixels.to(self._device, memory_format=torch.channels_last)
         with mixed_precision(self._device):
-            answers: Tensor = self._master(pixels)
+            answers: Tensor = self._master(self._placed(pixels))
         return answers.float()
 
     def _attacked(
