@@ -13,9 +13,13 @@ from edgeclean.bundles.atomic import HeldFolder
 from edgeclean.bundles.bundle import Bundle, BundleContents, hold_output, write_bundle
 from edgeclean.config import PipelineSettings
 from edgeclean.environment import describe_environment
-from edgeclean.errors import BackdoorSuspectedError
+from edgeclean.errors import UsageError
 from edgeclean.factors.decompose import decompose
 from edgeclean.factors.scale import scale
+from edgeclean.gates.evaluation import Evaluation, evaluate
+from edgeclean.gates.labelled_images import LabelledImages
+from edgeclean.gates.policy import Policy
+from edgeclean.gates.verdicts import GateVerdict, judge_result, judge_scan, refuse_failed
 from edgeclean.loading.checkpoint import load_checkpoint
 from edgeclean.progress import Progress, silent
 from edgeclean.purification.purify import purify
@@ -46,6 +50,7 @@ from exporters.onnx_exporter import export_onnx
 from exporters.parity import ParityRecord, check_parity
 
 GOLDEN_IMAGES = 16
+NO_GATES = Policy()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +68,8 @@ class Outcome:
         original_model: the original network's, to compare with.
         parity: of the ONNX file with the compressed network.
         latency: of both ONNX files, measured in turns.
+        evaluation: of both on the user's images; None if none were given.
+        gates: the verdict on each gate that was asked; all passed.
     """
 
     original: LoadedNetwork
@@ -75,6 +82,8 @@ class Outcome:
     original_model: bytes
     parity: ParityRecord
     latency: LatencyReport
+    evaluation: Evaluation | None = None
+    gates: tuple[GateVerdict, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +108,8 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     settings: PipelineSettings | None = None,
     *,
     target: Target | None = None,
+    policy: Policy = NO_GATES,
+    labelled: LabelledImages | None = None,
     code_folder: Path | None = None,
     progress: Progress = silent,
 ) -> WrittenOutcome:
@@ -110,6 +121,8 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         output: the bundle's folder.
         settings: of every stage; `config.settings_for` makes them for a target.
         target: what the bundle is for; None for the one that the settings name.
+        policy: the gates; they refuse a bundle and never change one.
+        labelled: the user's own images, to measure accuracy on and for nothing else.
         code_folder: what ``file.py:callable`` in the spec is relative to.
         progress: told of every stage that takes longer than a moment.
 
@@ -119,12 +132,18 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     chosen = settings or PipelineSettings()
     device = target or load_target(chosen.target, jetpack=chosen.jetpack)
     require(device, opset=chosen.export.opset)
+    if policy.max_accuracy_drop is not None and labelled is None:
+        raise UsageError(
+            "max-accuracy-drop needs labelled images to measure accuracy on; give --evaluate"
+        )
     timed = Stopwatch(progress)
     with hold_output(output) as held:
         original = timed(load_checkpoint, "Loading")(
             checkpoint, spec, limits=chosen.load, code_folder=code_folder
         )
-        outcome = run_stages(original, chosen, timed=timed, progress=progress)
+        outcome = run_stages(
+            original, chosen, policy=policy, labelled=labelled, timed=timed, progress=progress
+        )
         again = command_line(checkpoint, spec, chosen)
         report = build_report(_evidence(outcome, chosen, device, timed, again))
         bundle = _write(held, outcome, chosen, device, report)
@@ -139,6 +158,8 @@ def run_stages(
     original: LoadedNetwork,
     settings: PipelineSettings,
     *,
+    policy: Policy = NO_GATES,
+    labelled: LabelledImages | None = None,
     timed: Stopwatch | None = None,
     progress: Progress = silent,
 ) -> Outcome:
@@ -148,7 +169,8 @@ def run_stages(
     draw = timed(synthesize)
     images = draw(original, chosen.synthesize, seed=seed, progress=progress)
     found = timed(scan)(original, images, chosen.scan, seed=seed, progress=progress)
-    _stop_if_suspected(found, chosen)
+    gates = judge_scan(policy, found)
+    refuse_failed(gates)  # now: what follows takes minutes
     purified = timed(purify)(original, images, found, chosen.purify, seed=seed, progress=progress)
     if not same_weights(original.module, purified.module):
         # Images of a backdoored network may carry its trigger; the purified teacher's answers to
@@ -166,6 +188,13 @@ def run_stages(
     model, original_model = export(compressed, chosen.export), export(original, chosen.export)
     parity = timed(check_parity, "Checking parity")(compressed, model, images.pixels, chosen.parity)
     latency = timed(measure_pair, "Measuring latency")(original_model, model, chosen.latency)
+    evaluation = (
+        None
+        if labelled is None
+        else timed(evaluate)(original_model, model, labelled, original.spec)
+    )
+    gates += judge_result(policy, evaluation=evaluation, onnx_bytes=len(model), latency=latency)
+    refuse_failed(gates)
     return Outcome(
         original=original,
         purified=purified,
@@ -177,6 +206,8 @@ def run_stages(
         original_model=original_model,
         parity=parity,
         latency=latency,
+        evaluation=evaluation,
+        gates=gates,
     )
 
 
@@ -214,16 +245,6 @@ def plan_checkpoint(
     return loaded, truncate(scaled, plan, settings.truncate, progress=progress)
 
 
-def _stop_if_suspected(found: ScanReport, settings: PipelineSettings) -> None:
-    if settings.fail_on_backdoor and found.verdict == "suspected":
-        targets = sorted({suspect.target for suspect in found.suspects})
-        raise BackdoorSuspectedError(
-            f"a backdoor to class {', '.join(map(str, targets))} is suspected, and the policy "
-            "forbids one; nothing was written. `edgeclean scan` shows the evidence; without "
-            "--fail-on-backdoor the network is purified"
-        )
-
-
 def _evidence(
     outcome: Outcome, settings: PipelineSettings, target: Target, timed: Stopwatch, command: str
 ) -> Evidence:
@@ -240,6 +261,8 @@ def _evidence(
         onnx_bytes=len(outcome.model),
         parity=outcome.parity,
         latency=outcome.latency,
+        evaluation=outcome.evaluation,
+        gates=outcome.gates,
         target={"name": target.name, "description": target.description},
         stage_seconds=timed.seconds,
         peak_memory_mib=peak_memory_mib(),
