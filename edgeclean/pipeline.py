@@ -6,7 +6,7 @@ load -> synthesize -> scan -> purify -> decompose -> scale -> choose ranks -> tr
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from edgeclean.bundles.atomic import HeldFolder
@@ -141,9 +141,8 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         original = timed(load_checkpoint, "Loading")(
             checkpoint, spec, limits=chosen.load, code_folder=code_folder
         )
-        outcome = run_stages(
-            original, chosen, policy=policy, labelled=labelled, timed=timed, progress=progress
-        )
+        outcome = run_stages(original, chosen, policy=policy, timed=timed, progress=progress)
+        outcome = _judged(outcome, policy, labelled, timed)
         again = command_line(checkpoint, spec, chosen)
         report = build_report(_evidence(outcome, chosen, device, timed, again))
         bundle = _write(held, outcome, chosen, device, report)
@@ -159,7 +158,6 @@ def run_stages(
     settings: PipelineSettings,
     *,
     policy: Policy = NO_GATES,
-    labelled: LabelledImages | None = None,
     timed: Stopwatch | None = None,
     progress: Progress = silent,
 ) -> Outcome:
@@ -169,8 +167,7 @@ def run_stages(
     draw = timed(synthesize)
     images = draw(original, chosen.synthesize, seed=seed, progress=progress)
     found = timed(scan)(original, images, chosen.scan, seed=seed, progress=progress)
-    gates = judge_scan(policy, found)
-    refuse_failed(gates)  # now: what follows takes minutes
+    refuse_failed(judge_scan(policy, found))  # now: what follows takes minutes
     purified = timed(purify)(original, images, found, chosen.purify, seed=seed, progress=progress)
     if not same_weights(original.module, purified.module):
         # Images of a backdoored network may carry its trigger; the purified teacher's answers to
@@ -188,13 +185,6 @@ def run_stages(
     model, original_model = export(compressed, chosen.export), export(original, chosen.export)
     parity = timed(check_parity, "Checking parity")(compressed, model, images.pixels, chosen.parity)
     latency = timed(measure_pair, "Measuring latency")(original_model, model, chosen.latency)
-    evaluation = (
-        None
-        if labelled is None
-        else timed(evaluate)(original_model, model, labelled, original.spec)
-    )
-    gates += judge_result(policy, evaluation=evaluation, onnx_bytes=len(model), latency=latency)
-    refuse_failed(gates)
     return Outcome(
         original=original,
         purified=purified,
@@ -206,8 +196,6 @@ def run_stages(
         original_model=original_model,
         parity=parity,
         latency=latency,
-        evaluation=evaluation,
-        gates=gates,
     )
 
 
@@ -243,6 +231,20 @@ def plan_checkpoint(
     scaled = scale(decomposed, settings.scale, progress=progress)
     plan = choose_ranks(scaled, settings.ranks, progress=progress)
     return loaded, truncate(scaled, plan, settings.truncate, progress=progress)
+
+
+def _judged(
+    outcome: Outcome, policy: Policy, labelled: LabelledImages | None, timed: Stopwatch
+) -> Outcome:
+    """The outcome with its verdicts, all of which passed."""
+    evaluation = None
+    if labelled is not None:
+        files = outcome.original_model, outcome.model
+        evaluation = timed(evaluate)(*files, labelled, outcome.original.spec)
+    gates = judge_scan(policy, outcome.scan)
+    gates += judge_result(policy, evaluation, len(outcome.model), outcome.latency)
+    refuse_failed(gates)
+    return replace(outcome, evaluation=evaluation, gates=gates)
 
 
 def _evidence(

@@ -123,21 +123,11 @@ def compress(  # noqa: PLR0913 - the options are the interface
     spec, code_folder = model_spec(
         model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
     )
-    settings, device = pipeline_settings(
-        config,
-        {
-            "seed": seed,
-            "target": target,
-            "jetpack": jetpack,
-            "purify": {"mode": _purify_mode(purify, tau)},
-            "decompose": {"keep": keep or None},
-            "scale": {"tau": tau},
-            "ranks": {"ratio": ratio, "measure": measure, "rank_multiple": rank_multiple},
-            "export": {"opset": opset},
-            "latency": {"threads": threads},
-        },
-        target_file,
-    )
+    options: dict[str, Any] = {"seed": seed, "target": target, "jetpack": jetpack}
+    options |= {"purify": {"mode": _purify_mode(purify, tau)}, "decompose": {"keep": keep or None}}
+    options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
+    options["ranks"] = {"ratio": ratio, "measure": measure, "rank_multiple": rank_multiple}
+    settings, device = pipeline_settings(config, options, target_file)
     gates = policy_of(
         policy,
         fail_on_backdoor=fail_on_backdoor,

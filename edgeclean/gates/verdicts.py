@@ -59,7 +59,7 @@ def judge_scan(policy: Policy, found: ScanReport) -> tuple[GateVerdict, ...]:
 
 
 def judge_result(
-    policy: Policy, *, evaluation: Evaluation | None, onnx_bytes: int, latency: LatencyReport
+    policy: Policy, evaluation: Evaluation | None, onnx_bytes: int, latency: LatencyReport
 ) -> tuple[GateVerdict, ...]:
     """The gates on what came out: accuracy, size, speed, in this order.
 
