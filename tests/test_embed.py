@@ -105,13 +105,16 @@ def test_the_text_depends_on_the_bundle_alone(
     assert not any(b"another/" in content for content in second.files.values())
 
 
-def test_a_changed_bundle_is_not_embedded(bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["model.onnx", "golden.safetensors", "report.html"])
+def test_a_bundle_with_a_changed_file_is_not_embedded(
+    bundle: Path, tmp_path: Path, name: str
+) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(bundle, copy)
-    contents = bytearray((copy / "model.onnx").read_bytes())
+    contents = bytearray((copy / name).read_bytes())
     contents[-1] ^= 1
-    (copy / "model.onnx").write_bytes(contents)
-    with pytest.raises(InputRejectedError, match=r"model\.onnx was changed"):
+    (copy / name).write_bytes(contents)
+    with pytest.raises(InputRejectedError, match=f"{name} was changed"):
         embed_bundle(copy, EmbedSettings())
 
 

@@ -2,19 +2,21 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import warnings
 import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from report_evidence import evidence, scan_report
+from report_evidence import evidence, scan_report, synthetic_images
 from tiny_networks import tiny_network
 
 from edgeclean.errors import (
@@ -30,6 +32,8 @@ from edgeclean.gates.evaluation import Evaluation, evaluate
 from edgeclean.gates.labelled_images import LabelledImages, read_labelled_images
 from edgeclean.gates.policy import Policy, read_policy, read_size
 from edgeclean.gates.verdicts import judge_result, judge_scan, refuse_failed
+from edgeclean.reports.page import render_html
+from edgeclean.reports.report import build_report, check_report
 from edgeclean.runtime.session import OnnxSession
 from edgeclean.states import ModelSpec
 from exporters.onnx_exporter import export_onnx
@@ -67,6 +71,7 @@ def latency(speedup: float) -> Any:
         ("0.1 GB", 10**8),
         ("7 B", 7),
         ("1 GiB", 2**30),
+        ("3 KiB", 3072),
     ],
 )
 def test_sizes_are_read_exactly(text: int | str, size: int) -> None:
@@ -344,10 +349,53 @@ def test_a_pack_is_looked_at_before_it_is_unpacked(
     refused(pack(images=images, labels=labels), "larger than 100")
 
 
-def test_a_header_that_claims_the_world_takes_no_memory(tmp_path: Path) -> None:
-    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000,), }"
+@pytest.mark.parametrize("claimed", [10**12, 10**9, 1])
+def test_a_header_that_claims_more_than_is_there_takes_no_memory(
+    tmp_path: Path, claimed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader.npy, "read_array", lambda *_, **__: pytest.fail("was read"))
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({claimed},), }}".encode()
     header = header.ljust(117) + b"\n"
     array = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
     with zipfile.ZipFile(tmp_path / "p.npz", "w") as archive:
         archive.writestr("labels.npy", array)
-    refused(tmp_path / "p.npz", "claims 1000000000000 bytes and holds 0")
+    refused(tmp_path / "p.npz", f"claims {claimed} bytes and holds 0")
+
+
+def test_the_readmes_policy_is_one(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    (text,) = (block for block in re.findall(r"```text\n(.*?)```", readme, re.DOTALL))
+    path = tmp_path / "policy.toml"
+    path.write_text(text, encoding="utf-8")
+    policy = read_policy(path, {})
+    assert policy.fail_on_backdoor
+    assert None not in (policy.max_accuracy_drop, policy.max_size, policy.min_speedup)
+
+
+def test_verdicts_and_accuracy_stand_in_the_report_and_on_the_page() -> None:
+    policy = Policy(fail_on_backdoor=True, max_accuracy_drop=2.0, max_size="1 MB", min_speedup=1.5)
+    gates = judge_scan(policy, scan_report(suspected=False))
+    gates += judge_result(policy, own(), 500_000, latency(1.96))
+    facts = evidence(suspected=False)
+    document = build_report(replace(facts, evaluation=own(), gates=gates))
+    document = {**document, "manifest_sha256": "ef" * 32}
+    check_report(document)
+    assert [gate["gate"] for gate in document["gates"]] == [
+        *("fail-on-backdoor", "max-accuracy-drop", "max-size", "min-speedup"),
+    ]
+    manifest = {"files": {"model.onnx": {"bytes": 500_000, "sha256": "cd" * 32}}}
+    page = render_html(
+        manifest, document, images=synthetic_images(), scan=scan_report(suspected=False)
+    )
+    for gate in gates:
+        assert gate.gate in page
+    for words in ("original 90.00 %", "compressed 89.00 %", "drop of 1.00", ">1.00 MB<", "1.96"):
+        assert words in page, words
+    plain = {**document, "evaluation": None, "gates": []}
+    bare = render_html(
+        manifest, plain, images=synthetic_images(), scan=scan_report(suspected=False)
+    )
+    assert 'id="gates"' not in bare
+    failed = {**document["gates"][0], "passed": False}  # a bundle with such a verdict cannot be
+    with pytest.raises(jsonschema.ValidationError):
+        check_report({**document, "gates": [failed]})

@@ -31,8 +31,11 @@ SETTINGS = overlay(
 PROGRAM = """
 import sys
 sys.path.insert(0, {tests!r})
+import report_evidence
 from edgeclean import cli, pipeline
-pipeline.scan = lambda *_, **__: scan_report(side=12)
+def scan(*_, **__):
+    return report_evidence.scan_report(side=12)
+pipeline.scan = scan
 cli.main()
 """
 HOST, USER = "a-very-odd-hostname", "somebody-with-a-name"
@@ -46,7 +49,7 @@ def bundle_of(folder: Path, *words: str, umask: int, **environment: str) -> dict
     home.mkdir()
     program = PROGRAM.format(tests=str(ROOT / "tests"))
     rest = ["--config=quick.toml", "--threads=1", "-o", "out", *words]
-    subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-c", program, "compress", checkpoint.name, *OPTIONS, *rest],
         cwd=folder,
         env={
@@ -57,9 +60,11 @@ def bundle_of(folder: Path, *words: str, umask: int, **environment: str) -> dict
             **environment,
         },
         umask=umask,
-        check=True,
+        check=False,
         capture_output=True,
+        text=True,
     )
+    assert finished.returncode == 0, finished.stderr
     assert list(home.iterdir()) == []  # no writes outside of the output folder
     out = folder / "out"
     return {path.name: path.read_bytes() for path in out.iterdir()}

@@ -145,6 +145,33 @@ def test_a_script_that_was_killed_is_made_good(device: Device) -> None:
     assert not list(place.glob(".partial*"))
 
 
+def test_an_engine_never_stands_beside_the_key_of_another(device: Device, tmp_path: Path) -> None:
+    """With a disk that fills up between the engine and its key."""
+    device.boot()
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    words = '#!/bin/sh\ncase "$*" in *engine.key) exit 1 ;; esac\nexec /bin/mv "$@"\n'
+    (tools / "mv").write_text(words, encoding="utf-8")
+    (tools / "mv").chmod(0o755)
+    failed = device.boot(VERSION="100700", PATH=f"{tools}{os.pathsep}{os.environ['PATH']}")
+    assert failed.returncode == 1
+    assert "cannot be written" in failed.stderr
+    assert device.boot().returncode == 0  # back to the first TensorRT
+    assert device.engine().startswith(b"engine 100300")
+
+
+def test_an_engine_that_cannot_be_put_in_place_gets_no_key(device: Device, tmp_path: Path) -> None:
+    device.boot()
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    words = '#!/bin/sh\ncase "$*" in *engine.plan) exit 1 ;; esac\nexec /bin/mv "$@"\n'
+    (tools / "mv").write_text(words, encoding="utf-8")
+    (tools / "mv").chmod(0o755)
+    failed = device.boot(VERSION="100700", PATH=f"{tools}{os.pathsep}{os.environ['PATH']}")
+    assert failed.returncode == 1
+    assert not (device.engines / "digits" / "engine.key").exists()
+
+
 def class_function(name: str) -> str:
     """The body of a shell function of the class, with bitbake's variables as shell's."""
     text = (LAYER / "classes/edgeclean-model.bbclass").read_text("utf-8")
