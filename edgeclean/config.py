@@ -50,14 +50,12 @@ class PipelineSettings:
 
     Attributes:
         seed: of every random choice; each stage draws from its own generator.
-        fail_on_backdoor: stop after the scan if it suspects a backdoor.
         target: name of the target profile.
         jetpack: release or generation, for targets that have one; None for the profile's default.
         load: what the input may cost.
     """
 
     seed: int = 0
-    fail_on_backdoor: bool = False
     target: str = "cpu"
     jetpack: str | None = None
     load: LoadLimits = field(default_factory=LoadLimits)

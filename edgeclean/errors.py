@@ -16,11 +16,21 @@ Anything else that escapes is a defect of ours: exit code 1, with its traceback.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class EdgecleanError(Exception):
-    """Root of all errors that are shown as one line, without a traceback."""
+    """Root of all errors that are shown as one line, without a traceback.
+
+    Attributes:
+        facts: what a machine is told beside the line, such as the verdicts of the gates.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", /, **facts: Any) -> None:
+        super().__init__(message)
+        self.facts = facts
 
 
 class UsageError(EdgecleanError):

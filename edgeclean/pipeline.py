@@ -6,16 +6,20 @@ load -> synthesize -> scan -> purify -> decompose -> scale -> choose ranks -> tr
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from edgeclean.bundles.atomic import HeldFolder
 from edgeclean.bundles.bundle import Bundle, BundleContents, hold_output, write_bundle
 from edgeclean.config import PipelineSettings
 from edgeclean.environment import describe_environment
-from edgeclean.errors import BackdoorSuspectedError
+from edgeclean.errors import UsageError
 from edgeclean.factors.decompose import decompose
 from edgeclean.factors.scale import scale
+from edgeclean.gates.evaluation import Evaluation, evaluate
+from edgeclean.gates.labelled_images import LabelledImages
+from edgeclean.gates.policy import Policy
+from edgeclean.gates.verdicts import GateVerdict, judge_result, judge_scan, refuse_failed
 from edgeclean.loading.checkpoint import load_checkpoint
 from edgeclean.progress import Progress, silent
 from edgeclean.purification.purify import purify
@@ -46,6 +50,7 @@ from exporters.onnx_exporter import export_onnx
 from exporters.parity import ParityRecord, check_parity
 
 GOLDEN_IMAGES = 16
+NO_GATES = Policy()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +68,8 @@ class Outcome:
         original_model: the original network's, to compare with.
         parity: of the ONNX file with the compressed network.
         latency: of both ONNX files, measured in turns.
+        evaluation: of both on the user's images; None if none were given.
+        gates: the verdict on each gate that was asked; all passed.
     """
 
     original: LoadedNetwork
@@ -75,6 +82,8 @@ class Outcome:
     original_model: bytes
     parity: ParityRecord
     latency: LatencyReport
+    evaluation: Evaluation | None = None
+    gates: tuple[GateVerdict, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +108,8 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     settings: PipelineSettings | None = None,
     *,
     target: Target | None = None,
+    policy: Policy = NO_GATES,
+    labelled: LabelledImages | None = None,
     code_folder: Path | None = None,
     progress: Progress = silent,
 ) -> WrittenOutcome:
@@ -110,6 +121,8 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         output: the bundle's folder.
         settings: of every stage; `config.settings_for` makes them for a target.
         target: what the bundle is for; None for the one that the settings name.
+        policy: the gates; they refuse a bundle and never change one.
+        labelled: the user's own images, to measure accuracy on and for nothing else.
         code_folder: what ``file.py:callable`` in the spec is relative to.
         progress: told of every stage that takes longer than a moment.
 
@@ -119,12 +132,17 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     chosen = settings or PipelineSettings()
     device = target or load_target(chosen.target, jetpack=chosen.jetpack)
     require(device, opset=chosen.export.opset)
+    if policy.max_accuracy_drop is not None and labelled is None:
+        raise UsageError(
+            "max-accuracy-drop needs labelled images to measure accuracy on; give --evaluate"
+        )
     timed = Stopwatch(progress)
     with hold_output(output) as held:
         original = timed(load_checkpoint, "Loading")(
             checkpoint, spec, limits=chosen.load, code_folder=code_folder
         )
-        outcome = run_stages(original, chosen, timed=timed, progress=progress)
+        outcome = run_stages(original, chosen, policy=policy, timed=timed, progress=progress)
+        outcome = _judged(outcome, policy, labelled, timed)
         again = command_line(checkpoint, spec, chosen)
         report = build_report(_evidence(outcome, chosen, device, timed, again))
         bundle = _write(held, outcome, chosen, device, report)
@@ -139,6 +157,7 @@ def run_stages(
     original: LoadedNetwork,
     settings: PipelineSettings,
     *,
+    policy: Policy = NO_GATES,
     timed: Stopwatch | None = None,
     progress: Progress = silent,
 ) -> Outcome:
@@ -148,7 +167,7 @@ def run_stages(
     draw = timed(synthesize)
     images = draw(original, chosen.synthesize, seed=seed, progress=progress)
     found = timed(scan)(original, images, chosen.scan, seed=seed, progress=progress)
-    _stop_if_suspected(found, chosen)
+    refuse_failed(judge_scan(policy, found))  # now: what follows takes minutes
     purified = timed(purify)(original, images, found, chosen.purify, seed=seed, progress=progress)
     if not same_weights(original.module, purified.module):
         # Images of a backdoored network may carry its trigger; the purified teacher's answers to
@@ -214,14 +233,18 @@ def plan_checkpoint(
     return loaded, truncate(scaled, plan, settings.truncate, progress=progress)
 
 
-def _stop_if_suspected(found: ScanReport, settings: PipelineSettings) -> None:
-    if settings.fail_on_backdoor and found.verdict == "suspected":
-        targets = sorted({suspect.target for suspect in found.suspects})
-        raise BackdoorSuspectedError(
-            f"a backdoor to class {', '.join(map(str, targets))} is suspected, and the policy "
-            "forbids one; nothing was written. `edgeclean scan` shows the evidence; without "
-            "--fail-on-backdoor the network is purified"
-        )
+def _judged(
+    outcome: Outcome, policy: Policy, labelled: LabelledImages | None, timed: Stopwatch
+) -> Outcome:
+    """The outcome with its verdicts, all of which passed."""
+    evaluation = None
+    if labelled is not None:
+        files = outcome.original_model, outcome.model
+        evaluation = timed(evaluate)(*files, labelled, outcome.original.spec)
+    gates = judge_scan(policy, outcome.scan)
+    gates += judge_result(policy, evaluation, len(outcome.model), outcome.latency)
+    refuse_failed(gates)
+    return replace(outcome, evaluation=evaluation, gates=gates)
 
 
 def _evidence(
@@ -240,6 +263,8 @@ def _evidence(
         onnx_bytes=len(outcome.model),
         parity=outcome.parity,
         latency=outcome.latency,
+        evaluation=outcome.evaluation,
+        gates=outcome.gates,
         target={"name": target.name, "description": target.description},
         stage_seconds=timed.seconds,
         peak_memory_mib=peak_memory_mib(),

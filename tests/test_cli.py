@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 from report_evidence import scan_report
 from small_checkpoint import OPTIONS, quick_config, spec, write_checkpoint
@@ -26,7 +27,10 @@ from edgeclean.errors import (
     UsageError,
 )
 
-COMMANDS = ("compress", "scan", "inspect", "export", "bench", "verify", "targets", "doctor")
+COMMANDS = (
+    *("compress", "scan", "inspect", "export", "bench", "verify"),
+    *("embed", "parts", "targets", "doctor"),
+)
 HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "matplotlib", "jinja2", "tensorly")
 
 
@@ -214,6 +218,16 @@ def test_a_defect_keeps_its_traceback() -> None:
         (["scan", "x.pth", *OPTIONS], 3, "x.pth: cannot be read"),
         (["inspect", "x.pth", *OPTIONS], 3, "x.pth: cannot be read"),
         (["export", "x.pth", *OPTIONS, "-o", "b.onnx"], 3, "x.pth: cannot be read"),
+        (["compress", "x.pth", *OPTIONS, "-o", "b", "--max-size", "much"], 2, "such as 2 MiB"),
+        (["compress", "x.pth", *OPTIONS, "-o", "b", "--policy", "no.toml"], 2, "no.toml: cannot"),
+        (["compress", "x.pth", *OPTIONS, "-o", "b", "--evaluate", "no"], 3, "not a folder"),
+        (
+            ["compress", "x.pth", *OPTIONS, "-o", "b", "--max-accuracy-drop", "1"],
+            2,
+            "give --evaluate",
+        ),
+        (["compress", "x.pth", *OPTIONS, "-o", "b", "--depfile", "b/x.d"], 2, "put it beside"),
+        (["compress", "x;y.pth", *OPTIONS, "-o", "b", "--depfile", "x.d"], 2, "rename it"),
         (["verify", "."], 3, "SHA256SUMS"),
         (["verify", "no"], 3, "not a folder"),
         (["targets", "toaster"], 2, "not known"),
@@ -234,6 +248,106 @@ def test_a_mistake_gets_its_code_and_leaves_nothing(
     assert "Traceback" not in said.err
     assert said.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "code", "message"),
+    [
+        (["compress", "x.pth", *OPTIONS, "-o", "b"], "InputRejectedError", 3, "x.pth: cannot"),
+        (["compress", "x.pth", "-o", "b"], "UsageError", 2, "give --arch"),
+        (["compress", "x.pth", "--ration", "2"], "UsageError", 2, "stderr says how"),
+        (["targets", "toaster"], "UsageError", 2, "not known"),
+        (["parts", "bazel"], "UsageError", 2, "stderr says how"),
+        (["embed", "no", "-o", "b"], "InputRejectedError", 3, "not a folder"),
+        (["embed", "no", "-o", "b", "--form", "s"], "UsageError", 2, "one of c, incbin"),
+        (["verify", "no"], "InputRejectedError", 3, "not a folder"),
+    ],
+)
+def test_under_json_an_error_is_a_document_too(
+    terminal: Terminal,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    kind: str,
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = terminal(*words, "--json")
+    error = json.loads(said.out)["error"]
+    assert said.code == error["exit_code"] == code
+    assert error["kind"] == kind
+    assert message in error["message"]
+    assert said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_under_json_a_defect_is_told_and_keeps_its_traceback(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: object) -> None:
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(sys, "argv", ["edgeclean", "scan", "--json"])
+    with pytest.raises(RuntimeError):
+        cli.main()
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error == {"kind": "defect", "message": "RuntimeError: ours", "exit_code": 1}
+
+
+def test_after_an_answer_comes_no_second_document(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> None:
+        Face(as_json=True).answer({"done": True})
+        raise BudgetError("late")
+
+    monkeypatch.setattr(cli, "app", fail)
+    for _ in range(2):  # and one run's answer is not the next one's
+        said = terminal("bench", "--json")
+        assert (said.code, json.loads(said.out)) == (6, {"done": True})
+
+
+def test_parts_prints_folders_that_are_there(terminal: Terminal) -> None:
+    folders = json.loads(terminal("parts", "--json").out)
+    for name, file in (
+        ("cmake", "Edgeclean.cmake"),
+        ("make", "edgeclean.mk"),
+        ("yocto", "meta-edgeclean"),
+    ):
+        assert (Path(folders[name]) / file).exists()
+        said = terminal("parts", name, "--quiet")
+        assert said == (0, f"{folders[name]}\n", "")  # one line that a build tool can take
+    assert "yocto" in terminal("parts").out
+
+
+def test_parts_are_found_without_anything_heavy() -> None:
+    finished = in_a_child(
+        "import sys\n"
+        "from edgeclean.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit:\n    pass\n"
+        "print(*(m for m in sys.modules if '.' not in m), file=sys.stderr)",
+        "parts",
+        "make",
+    )
+    assert not set(HEAVY) & set(finished.stderr.split())
+
+
+def test_embed_writes_into_a_folder_that_holds_other_things(
+    terminal: Terminal, bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "main.c").write_text("int main;", encoding="utf-8")
+    said = terminal("embed", bundle, "-o", tmp_path, "--symbol", "net", "--json")
+    document = json.loads(said.out)
+    assert said.code == 0
+    assert document["bytes"] == (bundle / "model.onnx").stat().st_size
+    assert {path.name for path in tmp_path.iterdir()} == {"main.c", "net.c", "net.h"}
+    older, newer = ((tmp_path / name).stat().st_mtime_ns for name in ("net.h", "net.c"))
+    assert older <= newer  # what edgeclean.mk relies on
+    said = terminal("embed", bundle, "-o", tmp_path / "i", "--form", "incbin")
+    assert "edgeclean_model.S" in said.out
 
 
 def test_compress_ends_in_a_table_and_the_reports_path(
@@ -269,6 +383,41 @@ def test_json_is_one_document_and_the_rest_is_on_stderr(
     assert "Exporting ..." in said.err
     quiet = terminal("compress", *network, "--config", config, "-o", output, "--quiet")
     assert quiet == (0, "", "")
+
+
+def test_gates_and_a_depfile_from_the_command_line(
+    terminal: Terminal, network: list[object], source: Path, tmp_path: Path
+) -> None:
+    config, output, place = quick_config(tmp_path), tmp_path / "b", tmp_path / "b.d"
+    policy, images = tmp_path / "policy.toml", tmp_path / "images.npz"
+    policy.write_text('max-size = "1 MB"\nmax-accuracy-drop = 100\n', encoding="utf-8")
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 3, 12, 12), dtype=np.uint8)
+    np.savez(images, images=pixels, labels=np.arange(30) % 4)
+    words = ["compress", *network, "--config", config, "-o", output, "--policy", policy]
+    words += ["--evaluate", images, "--depfile", place]
+    said = terminal(*words, "--json")
+    assert said.code == 0, said.err
+    document = json.loads(said.out)
+    assert [gate["gate"] for gate in document["gates"]] == ["max-accuracy-drop", "max-size"]
+    assert document["evaluation"]["images"] == 30
+    report = json.loads((output / "report.json").read_text("utf-8"))
+    assert report["gates"] == document["gates"]
+    page = (output / "report.html").read_text("utf-8")
+    assert "max-accuracy-drop" in page
+    assert "On 30 labelled images" in page
+    rule = place.read_text("utf-8").split("\n\n")[0].replace("\\\n", "").splitlines()[0].split()
+    expected = [source, "net.py", config, policy, images]
+    assert rule == [f"{output / 'model.onnx'}:", *map(str, expected)]
+
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    place.unlink()
+    failed = terminal(*words, "--json", "--max-size", "1 kB")
+    error = json.loads(failed.out)["error"]
+    assert (failed.code, error["kind"]) == (6, "BudgetError")
+    assert [gate["passed"] for gate in error["gates"]] == [True, False]
+    assert "at most 1000 was asked" in failed.err
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert not place.exists()
 
 
 def test_scan_shows_what_it_searched_and_writes_evidence(

@@ -46,6 +46,13 @@ def test_the_wheel_holds_every_file_of_both_packages_and_nothing_else(wheel: lis
     assert shipped == expected
     assert "edgeclean/schemas/report.schema.json" in shipped
     assert "edgeclean/reports/templates/report.html.j2" in shipped
+    layer = "exporters/yocto/meta-edgeclean"
+    assert {
+        "exporters/cmake/Edgeclean.cmake",
+        "exporters/make/edgeclean.mk",
+        f"{layer}/conf/layer.conf",
+        f"{layer}/classes/edgeclean-model.bbclass",
+    } <= shipped
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in wheel)
 
 

@@ -30,6 +30,7 @@ from edgeclean.errors import (
     RatioError,
     UsageError,
 )
+from edgeclean.gates.policy import Policy
 from edgeclean.loading.checkpoint import load_checkpoint
 from edgeclean.pipeline import WrittenOutcome, compress, plan_checkpoint, scan_checkpoint
 from edgeclean.reports.report import check_report, same_weights
@@ -232,7 +233,8 @@ def test_a_suspicion_stops_the_run_only_if_asked(
             checkpoint,
             spec(),
             tmp_path / "b",
-            quick_settings(fail_on_backdoor=True),
+            quick_settings(),
+            policy=Policy(fail_on_backdoor=True),
             code_folder=checkpoint.parent,
         )
     assert list(tmp_path.iterdir()) == []
@@ -298,7 +300,7 @@ def test_the_exported_file_has_the_targets_opset(checkpoint: Path, tmp_path: Pat
         ({"decompose": {"keep": "conv1"}}, "it must be a list"),
         ({"scale": {"tau": "low"}}, "it must be a number"),
         ({"ranks": 2}, "it must be a table"),
-        ({"fail_on_backdoor": 1}, "must be true or false"),
+        ({"finetune": {"reestimate": 1}}, "must be true or false"),
         ({"seed": -1}, "0..2\\^63-1"),
     ],
 )
@@ -335,7 +337,6 @@ def test_what_is_not_the_default_survives_toml() -> None:
             "ranks": {"ratio": 1e300, "overrides": {'layer."1"\n': [3, 4]}},
             "decompose": {"keep": ["ü", "\u202e"]},
             "purify": {"unlearn": {"steps": 7}},
-            "fail_on_backdoor": True,
         },
     )
     assert (

@@ -7,6 +7,7 @@ that `edgeclean --help` and completion never load torch.
 from __future__ import annotations
 
 import sys
+from contextvars import copy_context
 from typing import Annotated
 
 import typer
@@ -14,13 +15,15 @@ import typer
 import edgeclean
 from edgeclean.cli.bundle import bench, verify
 from edgeclean.cli.compress import compress
-from edgeclean.cli.console import show_error
+from edgeclean.cli.console import answer_failure, show_error
 from edgeclean.cli.doctor import doctor
+from edgeclean.cli.embed import embed
 from edgeclean.cli.export import export
 from edgeclean.cli.inspect import inspect
+from edgeclean.cli.parts import parts
 from edgeclean.cli.scan import scan
 from edgeclean.cli.targets import targets
-from edgeclean.errors import EdgecleanError
+from edgeclean.errors import EdgecleanError, UsageError
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 a defect of edgeclean, 2 usage, 3 input rejected, 4 backdoor suspected, "
@@ -54,14 +57,35 @@ def _root(
     pass
 
 
-for command in (compress, scan, inspect, export, bench, verify, targets, doctor):
+for command in (
+    *(compress, scan, inspect, export, bench, verify),
+    *(embed, parts, targets, doctor),
+):
     app.command()(command)
 
 
 def main() -> None:
-    """Entry point: an EdgecleanError is one line and an exit code; a defect keeps its traceback."""
+    """Entry point: an EdgecleanError is one line and an exit code; a defect keeps its traceback.
+
+    Under ``--json`` stdout holds one document whatever happens: the answer, or what failed.
+    """
+    copy_context().run(_run, "--json" in sys.argv)
+
+
+def _run(as_json: bool) -> None:
     try:
         app(prog_name="edgeclean")
     except EdgecleanError as error:
         show_error(error)
+        if as_json:
+            answer_failure(type(error).__name__, str(error), error.exit_code, **error.facts)
         sys.exit(error.exit_code)
+    except SystemExit as stop:
+        if as_json and stop.code == UsageError.exit_code:
+            message = "the command line is wrong; stderr says how"
+            answer_failure(UsageError.__name__, message, UsageError.exit_code)
+        raise
+    except Exception as defect:
+        if as_json:
+            answer_failure("defect", f"{type(defect).__name__}: {defect}", EdgecleanError.exit_code)
+        raise

@@ -8,6 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeclean.cli.console import Face, cells, plain_table
+from edgeclean.cli.dependencies import (
+    Depfile,
+    InputFiles,
+    code_file,
+    external_files,
+)
+from edgeclean.cli.gates import (
+    Evaluate,
+    FailOnBackdoor,
+    MaxAccuracyDrop,
+    MaxSize,
+    MinSpeedup,
+    PolicyFile,
+    labelled_images,
+    policy_of,
+)
 from edgeclean.cli.options import (
     RUN,
     Arch,
@@ -80,14 +96,12 @@ def compress(  # noqa: PLR0913 - the options are the interface
             help="Clamp singular values at this share of the largest.", rich_help_panel=PURIFY
         ),
     ] = None,
-    fail_on_backdoor: Annotated[
-        bool,
-        typer.Option(
-            "--fail-on-backdoor",
-            help="Stop with exit code 4 if one is suspected.",
-            rich_help_panel=PURIFY,
-        ),
-    ] = False,
+    fail_on_backdoor: FailOnBackdoor = None,
+    evaluate: Evaluate = None,
+    max_accuracy_drop: MaxAccuracyDrop = None,
+    max_size: MaxSize = None,
+    min_speedup: MinSpeedup = None,
+    policy: PolicyFile = None,
     opset: Annotated[
         int | None, typer.Option(help="ONNX opset; the target has its own.", rich_help_panel=RUN)
     ] = None,
@@ -100,6 +114,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     config: Config = None,
     seed: Seed = None,
     threads: Threads = None,
+    depfile: Depfile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -108,25 +123,26 @@ def compress(  # noqa: PLR0913 - the options are the interface
     spec, code_folder = model_spec(
         model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
     )
-    settings, device = pipeline_settings(
-        config,
-        {
-            "seed": seed,
-            "target": target,
-            "jetpack": jetpack,
-            "fail_on_backdoor": fail_on_backdoor or None,
-            "purify": {"mode": _purify_mode(purify, tau)},
-            "decompose": {"keep": keep or None},
-            "scale": {"tau": tau},
-            "ranks": {"ratio": ratio, "measure": measure, "rank_multiple": rank_multiple},
-            "export": {"opset": opset},
-            "latency": {"threads": threads},
-        },
-        target_file,
+    options: dict[str, Any] = {"seed": seed, "target": target, "jetpack": jetpack}
+    options |= {"purify": {"mode": _purify_mode(purify, tau)}, "decompose": {"keep": keep or None}}
+    options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
+    options["ranks"] = {"ratio": ratio, "measure": measure, "rank_multiple": rank_multiple}
+    settings, device = pipeline_settings(config, options, target_file)
+    gates = policy_of(
+        policy,
+        fail_on_backdoor=fail_on_backdoor,
+        max_accuracy_drop=max_accuracy_drop,
+        max_size=max_size,
+        min_speedup=min_speedup,
     )
+    inputs = InputFiles(depfile, output)
+    inputs.add(checkpoint, model, code_file(spec.architecture, code_folder))
+    inputs.add(config, target_file, policy)
     use_threads(threads)
     from edgeclean import pipeline
 
+    labelled = labelled_images(evaluate, spec)
+    inputs.add(*(labelled.files if labelled else ()))
     with face.progress() as progress:
         outcome = pipeline.compress(
             checkpoint,
@@ -134,9 +150,13 @@ def compress(  # noqa: PLR0913 - the options are the interface
             output,
             settings,
             target=device,
+            policy=gates,
+            labelled=labelled,
             code_folder=code_folder,
             progress=progress,
         )
+    inputs.add(*external_files(checkpoint, outcome.outcome.original))
+    inputs.write()
     face.answer(_document(outcome), _summary(outcome), _checks(outcome), _files(outcome))
     face.say(f"report: {outcome.bundle.path / 'report.html'}")
 
@@ -170,6 +190,8 @@ def _document(written: WrittenOutcome) -> dict[str, Any]:
             "runtime": latency.runtime,
             "threads": latency.threads,
         },
+        "evaluation": report["evaluation"],
+        "gates": report["gates"],
         "seconds": {stage["stage"]: stage["seconds"] for stage in report["stages"]},
         "peak_memory_mib": report["peak_memory_mib"],
         "files": dict(written.bundle.file_bytes),
@@ -200,6 +222,13 @@ def _checks(written: WrittenOutcome) -> Table:
     table.add_row(*cells("scan of the original", verdict_in_words(written.outcome.scan)))
     table.add_row(*cells("purification", "changed weights" if changed else "changed nothing"))
     table.add_row(*cells("parity of ONNX with PyTorch", difference))
+    if written.outcome.evaluation is not None:
+        own = written.outcome.evaluation
+        accuracy = f"{own.original_accuracy:.2%} -> {own.compressed_accuracy:.2%}"
+        table.add_row(*cells(f"accuracy on {own.images} images", accuracy))
+    for gate in written.outcome.gates:
+        words = f"passed: {gate.measured:.6g} {gate.unit}, asked {gate.asked:.6g}"
+        table.add_row(*cells(gate.gate, words))
     return table
 
 

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,8 @@ from rich.text import Text
 from edgeclean.errors import EdgecleanError
 from edgeclean.printable import printable
 from edgeclean.progress import Progress as ProgressCallback
+
+ANSWERED: ContextVar[bool] = ContextVar("ANSWERED", default=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class Face:
     def answer(self, document: dict[str, Any], *tables: Table) -> None:
         """What the command was asked for: as JSON, or else as tables."""
         if self.as_json:
-            sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+            _write_json(document)
         elif not self.quiet:
             console = Console(highlight=False)
             for table in tables:
@@ -76,6 +79,13 @@ def show_error(error: EdgecleanError) -> None:
     """One red line on stderr."""
     line = " ".join(printable(str(error), keep_newlines=True).splitlines())
     _stderr().print(Text(f"error: {line}", style="red"), soft_wrap=True)
+
+
+def answer_failure(kind: str, message: str, exit_code: int, **facts: Any) -> None:
+    """Under ``--json``, what failed as the one document, unless the answer was given already."""
+    if not ANSWERED.get():
+        error = {"kind": kind, "message": message, "exit_code": exit_code}
+        _write_json({"error": {**error, **facts}})
 
 
 def plain_table(*headings: str, title: str | None = None) -> Table:
@@ -120,6 +130,11 @@ class _Lines:
         if description != self._last and done < total:
             self._face.say(f"{description} ...")
         self._last = description
+
+
+def _write_json(document: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+    ANSWERED.set(True)
 
 
 def _nothing(description: str, done: int, total: int) -> None:

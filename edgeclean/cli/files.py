@@ -38,25 +38,45 @@ def write_file(path: Path, contents: bytes) -> None:
     Raises:
         UsageError: the place cannot be written; what was there is unchanged.
     """
-    beside = None
+    write_files(path.parent, {path.name: contents}, last=None)
+
+
+def write_files(folder: Path, files: Mapping[str, bytes], *, last: str | None) -> None:
+    """Write files that belong together: all beside their names first, and then renamed.
+
+    Args:
+        folder: is made where there is none; what else it holds is left alone.
+        files: contents by name.
+        last: the file that the others are nothing without: it is removed before the first rename
+            and put in place after the others, so that new files never stand beside an old one.
+
+    Raises:
+        UsageError: the place cannot be written; the line says whether something changed.
+    """
+    beside: dict[str, Path] = {}
+    left = "what was there is unchanged"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as stream:
-            beside = Path(stream.name)
-            stream.write(contents)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.chmod(0o666 & ~_umask())  # a temporary file is for its owner only
-        beside.replace(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, contents in files.items():
+            with tempfile.NamedTemporaryFile(
+                dir=folder, prefix=f".{name}.", delete=False
+            ) as stream:
+                beside[name] = Path(stream.name)
+                stream.write(contents)
+                stream.flush()
+                os.fsync(stream.fileno())
+            beside[name].chmod(0o666 & ~_umask())  # a temporary file is for its owner only
+        if last is not None:
+            (folder / last).unlink(missing_ok=True)
+            left = f"{last} was removed, for the others may not belong to it; do it again"
+        for name in sorted(files, key=lambda name: name == last):
+            beside[name].replace(folder / name)
     except OSError as error:
-        raise UsageError(
-            f"cannot write {path}: {error.strerror}; what was there is unchanged"
-        ) from None
+        first = folder / next(iter(files))
+        raise UsageError(f"cannot write {first}: {error.strerror}; {left}") from None
     finally:
-        if beside is not None:
-            beside.unlink(missing_ok=True)
+        for path in beside.values():
+            path.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 
 from edgeclean.environment import Environment
+from edgeclean.gates.evaluation import Evaluation
+from edgeclean.gates.verdicts import GateVerdict
 from edgeclean.printable import without_folder
 from edgeclean.reports.layer_table import LayerRow, Spectrum
 from edgeclean.runtime.latency import LatencyReport
@@ -51,6 +53,8 @@ class Evidence:
         command: how to run it again, without paths.
         settings_toml: the settings that are not the defaults, as a configuration file.
         warnings: what the reader should know, a sentence each.
+        evaluation: accuracy on the user's images; None if none were given.
+        gates: the verdict on each gate that was asked.
     """
 
     original: Network
@@ -72,6 +76,8 @@ class Evidence:
     command: str
     settings_toml: str
     warnings: tuple[str, ...] = ()
+    evaluation: Evaluation | None = None
+    gates: tuple[GateVerdict, ...] = ()
 
 
 def build_report(evidence: Evidence) -> dict[str, JsonValue]:
@@ -100,6 +106,8 @@ def build_report(evidence: Evidence) -> dict[str, JsonValue]:
         "purify": _purification(original, evidence.purified),
         "parity": asdict(evidence.parity),
         "latency": None if evidence.latency is None else asdict(evidence.latency),
+        "evaluation": None if evidence.evaluation is None else asdict(evidence.evaluation),
+        "gates": [asdict(verdict) for verdict in evidence.gates],
         "layers": [asdict(row) for row in evidence.layers],
         "spectra": [asdict(spectrum) for spectrum in evidence.spectra],
         "images": {"origin": evidence.images.origin, "count": len(evidence.images)},

@@ -1,0 +1,148 @@
+# edgeclean in a CMake build: an untrusted checkpoint becomes a library that firmware links.
+#
+#   execute_process(COMMAND edgeclean parts cmake OUTPUT_VARIABLE EDGECLEAN_DIR
+#                   OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+#   include("${EDGECLEAN_DIR}/Edgeclean.cmake")
+#
+#   edgeclean_add_model(digits
+#     CHECKPOINT digits.pth
+#     MODEL_FILE digits.toml          # what the checkpoint does not say
+#     CONFIG edgeclean.toml           # any setting of any stage
+#     POLICY policy.toml              # gates: a build that fails one stops
+#     TARGET orin-nano
+#     EVALUATE test-images)           # for the accuracy gate
+#   target_link_libraries(firmware PRIVATE digits)      # #include "digits.h"
+#
+# The network is made again when the checkpoint, or any file that was read with it, changes; the
+# dependency file that edgeclean writes says which. A gate that fails stops the build and leaves the
+# bundle of the last good one.
+#
+# Needs CMake 3.20 with Ninja or Makefiles, and C (or, with FORM incbin, ASM) enabled.
+
+if(CMAKE_VERSION VERSION_LESS 3.20)
+  message(FATAL_ERROR "edgeclean needs CMake 3.20 or later; this is ${CMAKE_VERSION}")
+endif()
+cmake_policy(VERSION 3.20) # of this file alone: include() keeps it from the caller
+
+set(EDGECLEAN_COMMAND "edgeclean" CACHE STRING
+    "How to run edgeclean; a list, such as /opt/venv/bin/python;-m;edgeclean")
+
+# edgeclean_add_model(<name> CHECKPOINT <file> [...])
+#
+# Makes the library <name> with the network's bytes and its header. One-value arguments:
+#   MODEL_FILE, CONFIG, POLICY, TARGET_FILE   files, relative to the current source folder
+#   EVALUATE                                  labelled images: a folder or an .npz pack, likewise
+#   TARGET, JETPACK, RATIO, SEED, THREADS     as the options of `edgeclean compress`
+#   MAX_ACCURACY_DROP, MIN_SPEEDUP, MAX_SIZE  gates; they win over the policy file
+#   SYMBOL, ALIGN                             of the array; <name> and 64 if not given
+#   FORM                                      c (if not given), incbin, or none for no library
+#   OUTPUT_DIRECTORY                          <current binary folder>/edgeclean/<name>
+# Switch: FAIL_ON_BACKDOOR. Many values: OPTIONS, further options of `edgeclean compress`;
+# DEPENDS, further files or targets that the network depends on.
+#
+# The target <name>_bundle makes the bundle alone. The property EDGECLEAN_BUNDLE of both targets is
+# the bundle's folder, to install from.
+function(edgeclean_add_model name)
+  set(files MODEL_FILE CONFIG POLICY TARGET_FILE EVALUATE)
+  set(values TARGET JETPACK RATIO SEED THREADS MAX_ACCURACY_DROP MIN_SPEEDUP MAX_SIZE)
+  cmake_parse_arguments(PARSE_ARGV 1 ARG "FAIL_ON_BACKDOOR"
+    "CHECKPOINT;SYMBOL;ALIGN;FORM;OUTPUT_DIRECTORY;${files};${values}" "OPTIONS;DEPENDS")
+  if(ARG_UNPARSED_ARGUMENTS)
+    message(FATAL_ERROR "edgeclean_add_model(${name}): unknown ${ARG_UNPARSED_ARGUMENTS}")
+  endif()
+  if(ARG_KEYWORDS_MISSING_VALUES)
+    message(FATAL_ERROR
+      "edgeclean_add_model(${name}): no value for ${ARG_KEYWORDS_MISSING_VALUES}")
+  endif()
+  if(NOT DEFINED ARG_CHECKPOINT)
+    message(FATAL_ERROR "edgeclean_add_model(${name}): give CHECKPOINT")
+  endif()
+  foreach(default "SYMBOL=${name}" "ALIGN=64" "FORM=c"
+          "OUTPUT_DIRECTORY=${CMAKE_CURRENT_BINARY_DIR}/edgeclean/${name}")
+    string(REGEX MATCH "^[A-Z_]+" key "${default}")
+    if(NOT DEFINED ARG_${key})
+      string(REGEX REPLACE "^[A-Z_]+=" "" ARG_${key} "${default}")
+    endif()
+  endforeach()
+  if(NOT ARG_FORM MATCHES "^(c|incbin|none)$")
+    message(FATAL_ERROR "edgeclean_add_model(${name}): FORM is ${ARG_FORM}; c, incbin or none")
+  endif()
+
+  set(options "")
+  set(inputs "")
+  foreach(key ${files})
+    if(DEFINED ARG_${key})
+      _edgeclean_option("${key}" option)
+      _edgeclean_absolute("${ARG_${key}}" path)
+      list(APPEND options "${option}" "${path}")
+      if(NOT IS_DIRECTORY "${path}")
+        list(APPEND inputs "${path}")
+      endif()
+    endif()
+  endforeach()
+  foreach(key ${values})
+    if(DEFINED ARG_${key})
+      _edgeclean_option("${key}" option)
+      list(APPEND options "${option}" "${ARG_${key}}")
+    endif()
+  endforeach()
+  if(ARG_FAIL_ON_BACKDOOR)
+    list(APPEND options --fail-on-backdoor)
+  endif()
+
+  _edgeclean_absolute("${ARG_CHECKPOINT}" checkpoint)
+  set(folder "${ARG_OUTPUT_DIRECTORY}")
+  set(bundle "${folder}/bundle")
+  file(MAKE_DIRECTORY "${folder}")
+  add_custom_command(
+    OUTPUT "${bundle}/model.onnx"
+    BYPRODUCTS "${bundle}/manifest.json" "${bundle}/report.json" "${bundle}/report.html"
+    COMMAND ${EDGECLEAN_COMMAND} compress "${checkpoint}" ${options} ${ARG_OPTIONS}
+            --quiet -o "${bundle}" --depfile "${folder}/bundle.d"
+    DEPENDS "${checkpoint}" ${inputs} ${ARG_DEPENDS}
+    DEPFILE "${folder}/bundle.d"
+    COMMENT "edgeclean: compressing ${name}"
+    VERBATIM)
+  add_custom_target(${name}_bundle DEPENDS "${bundle}/model.onnx")
+  set_target_properties(${name}_bundle PROPERTIES EDGECLEAN_BUNDLE "${bundle}")
+  if(NOT ARG_FORM STREQUAL "none")
+    _edgeclean_library(${name} "${folder}" "${ARG_SYMBOL}" "${ARG_ALIGN}" "${ARG_FORM}")
+  endif()
+endfunction()
+
+function(_edgeclean_library name folder symbol align form)
+  set(bundle "${folder}/bundle")
+  set(source "${folder}/source/${symbol}")
+  if(form STREQUAL "c")
+    set(made "${source}.c" "${source}.h")
+  else()
+    set(made "${source}.S" "${source}.h" "${source}.onnx")
+  endif()
+  add_custom_command(
+    OUTPUT ${made}
+    COMMAND ${EDGECLEAN_COMMAND} embed "${bundle}" -o "${folder}/source" --symbol "${symbol}"
+            --align "${align}" --form "${form}" --quiet
+    DEPENDS "${bundle}/model.onnx"
+    COMMENT "edgeclean: embedding ${name}"
+    VERBATIM)
+  add_library(${name} STATIC ${made})
+  add_dependencies(${name} ${name}_bundle)
+  target_include_directories(${name} PUBLIC "${folder}/source")
+  set_target_properties(${name} PROPERTIES EDGECLEAN_BUNDLE "${bundle}" LINKER_LANGUAGE C)
+  if(form STREQUAL "incbin")
+    # The compiler does not see through .incbin.
+    set_source_files_properties("${source}.S" PROPERTIES OBJECT_DEPENDS "${source}.onnx")
+  endif()
+endfunction()
+
+# MAX_SIZE as --max-size.
+function(_edgeclean_option key result)
+  string(TOLOWER "${key}" option)
+  string(REPLACE "_" "-" option "${option}")
+  set(${result} "--${option}" PARENT_SCOPE)
+endfunction()
+
+function(_edgeclean_absolute path result)
+  cmake_path(ABSOLUTE_PATH path BASE_DIRECTORY "${CMAKE_CURRENT_SOURCE_DIR}" NORMALIZE)
+  set(${result} "${path}" PARENT_SCOPE)
+endfunction()

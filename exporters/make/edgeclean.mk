@@ -1,0 +1,51 @@
+# edgeclean in a Makefile: an untrusted checkpoint becomes source code that firmware links.
+#
+#   include $(shell edgeclean parts make)/edgeclean.mk
+#
+#   digits_CHECKPOINT := digits.pth
+#   digits_OPTIONS    := --model digits.toml --target orin-nano --policy policy.toml
+#   $(eval $(call edgeclean_model,digits))
+#
+#   firmware: main.o $(digits_OBJECT)
+#   main.o: $(digits_HEADER)
+#   main.o: CFLAGS += -I$(digits_INCLUDE)
+#
+# For a model NAME (which is also the array's name in C):
+#   NAME_CHECKPOINT   the file from the stranger
+#   NAME_OPTIONS      of `edgeclean compress`, gates included
+#   NAME_FORM         c (if not given) or incbin
+#   NAME_ALIGN        of the array, 64 if not given
+# and, once the function was called, NAME_BUNDLE, NAME_SOURCE, NAME_HEADER, NAME_OBJECT and
+# NAME_INCLUDE say where things are. EDGECLEAN is how to run edgeclean, EDGECLEAN_OUT where to write.
+#
+# The network is made again when the checkpoint or any file that was read with it changes: the
+# dependency file says which. A gate that fails stops the build and leaves the last good bundle; it
+# is older than what changed, so the next build tries again. Needs GNU Make 4.
+# Other options do not make it again: put them into the files that --config and --policy name.
+
+EDGECLEAN ?= edgeclean
+EDGECLEAN_OUT ?= build/edgeclean
+
+define edgeclean_model
+$(1)_FORM ?= c
+$(1)_ALIGN ?= 64
+$(1)_BUNDLE := $$(EDGECLEAN_OUT)/$(1)/bundle
+$(1)_INCLUDE := $$(EDGECLEAN_OUT)/$(1)/source
+$(1)_HEADER := $$($(1)_INCLUDE)/$(1).h
+$(1)_SOURCE := $$($(1)_INCLUDE)/$(1).$$(if $$(filter incbin,$$($(1)_FORM)),S,c)
+$(1)_OBJECT := $$(EDGECLEAN_OUT)/$(1)/$(1).o
+
+$$($(1)_BUNDLE)/model.onnx: $$($(1)_CHECKPOINT)
+	$$(EDGECLEAN) compress $$($(1)_CHECKPOINT) $$($(1)_OPTIONS) --quiet -o $$($(1)_BUNDLE) \
+		--depfile $$(EDGECLEAN_OUT)/$(1)/bundle.d
+-include $$(EDGECLEAN_OUT)/$(1)/bundle.d
+
+# The header is put in place last, and is the oldest: where it is there, the others are.
+$$($(1)_HEADER): $$($(1)_BUNDLE)/model.onnx
+	$$(EDGECLEAN) embed $$($(1)_BUNDLE) -o $$($(1)_INCLUDE) --symbol $(1) --align $$($(1)_ALIGN) \
+		--form $$($(1)_FORM) --quiet
+$$($(1)_SOURCE): $$($(1)_HEADER) ;
+
+$$($(1)_OBJECT): $$($(1)_SOURCE) $$($(1)_HEADER)
+	$$(CC) $$(CFLAGS) -I$$($(1)_INCLUDE) -c $$($(1)_SOURCE) -o $$@
+endef
