@@ -39,6 +39,7 @@ def with_der(cells: list[Cell]) -> list[Cell]:
 
 def write_record(name: str, folder: Path, results: Path = tables.RESULTS) -> None:
     """``NAME.json`` from the cells of all parts of a suite, its pictures, and its tables."""
+    measured_in = environment()  # before the files below change the tree
     cells: list[Cell] = []
     pictures: dict[str, str] = {}
     for suite in SUITES[name]:
@@ -52,7 +53,7 @@ def write_record(name: str, folder: Path, results: Path = tables.RESULTS) -> Non
     record = {
         "suite": name,
         "command": f"python -m benchmarks.suite {name}",
-        "environment": environment(),
+        "environment": measured_in,
         "parts": [
             {**identity(suite), "seeds": list(suite.seeds), "asked": _asked(suite)}
             for suite in SUITES[name]

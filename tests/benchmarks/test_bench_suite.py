@@ -6,21 +6,17 @@ import json
 from dataclasses import replace
 
 import pytest
+from bench_few import FEW
 from bench_images import shade_images
 
 from benchmarks.attacks.table import ATTACKS
 from benchmarks.cells import finished_cells, with_der, write_record
-from benchmarks.defences.deck import DeckSettings
 from benchmarks.defences.table import RATIOS, SYSTEMS, every_defence
 from benchmarks.suite import SuiteRun
-from benchmarks.suites import SUITES, Suite, quick_attacks, quick_settings
+from benchmarks.suites import SUITES, Suite, quick_attacks
 from benchmarks.tables import markdown
 from benchmarks.training import TrainingSettings
-from edgeclean.config import PipelineSettings, settings_from
-from edgeclean.factors.scale import ScaleSettings
-from edgeclean.recovery.finetune import FinetuneSettings
 from edgeclean.states import ModelSpec
-from edgeclean.synthesis.synthesize import SynthesizeSettings
 
 SPEC = ModelSpec(
     architecture="benchmarks.small_resnet:resnet8",
@@ -40,39 +36,6 @@ TINY = Suite(
     clean_images=16,
     attacks={name: ATTACKS[name] for name in ("clean", "badnets")},
     defences=("none", "clp"),
-)
-# A step or two of everything.
-FEW_IMAGES = {"count": 16, "recovery_count": 8, "steps": 2, "batch_size": 16}
-FEW = replace(
-    quick_settings(),
-    deck=DeckSettings(
-        scale=ScaleSettings(tau=0.5),
-        synthesize=SynthesizeSettings(**FEW_IMAGES),
-        finetune=FinetuneSettings(steps=2, batch_size=8, procedural=8, adversarial_share=0.5),
-    ),
-    edgeclean=settings_from(
-        PipelineSettings,
-        {
-            "synthesize": FEW_IMAGES,
-            "scan": {
-                "searches": ["patch bank", "masked patch"],
-                "images": 16,
-                "steps": 2,
-                "restarts": 1,
-                "bank_candidates": 8,
-            },
-            "purify": {
-                "rounds": 1,
-                "restarts": 1,
-                "search_steps": 2,
-                "candidates": 8,
-                "procedural": 8,
-                "unlearn": {"steps": 2, "batch_size": 8},
-            },
-            "ranks": {"images": 4},
-            "finetune": {"steps": 2, "batch_size": 8, "procedural": 8},
-        },
-    ),
 )
 FAMILIES = ("clean", "badnets", "blended", "sig", "wanet", "input-aware-a2a", "trojan")
 
