@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 DEMO := benchmarks/zoo/demo
+SUITES := smoke cpu table2 table4
 
 .PHONY: help install demo test test-slow check format build clean
 
@@ -13,13 +14,13 @@ help:
 	@echo "make test       every test but the slow ones"
 	@echo "make test-slow  the slow ones"
 	@echo "make check      format, lint, types, layers"
-	@echo "make bench-X    a benchmark: python -m benchmarks.X"
+	@echo "make bench-X    a benchmark: smoke, cpu, table2, table4, or any python -m benchmarks.X"
 	@echo "make build      wheel and source archive"
 
 # An installed torch (say, a CUDA build) is kept; see README, "Installing".
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
 	touch $@
 
 install: $(STAMP)
@@ -44,7 +45,11 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# bench-tucker, bench-purify, bench-zoo, bench-latency, ...
+# bench-smoke takes minutes, bench-cpu hours; table2 and table4 want a GPU and their data sets.
+$(SUITES:%=bench-%): bench-%: $(STAMP)
+	$(BIN)/python -m benchmarks.suite $*
+
+# bench-tucker, bench-published, bench-clp-zoo, bench-compress-zoo, ...
 bench-%: $(STAMP)
 	$(BIN)/python -m benchmarks.$(subst -,_,$*)
 

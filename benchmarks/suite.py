@@ -1,8 +1,8 @@
 """Every attack against every defence: ``python -m benchmarks.suite smoke``.
 
-One cell is one trained attack or one defence on it; each is written as it is done (under
-`.bench/suite`), so that an interrupted suite goes on with the next cell. The table in ``results/``
-is made of the cells alone.
+A cell is one defence on one attacked network. Networks and cells are written as they are done
+(under ``.bench/suite``), so an interrupted suite goes on with the next cell, and a training with
+its next epoch. ``results/NAME.json`` holds the cells that are there; `tables.py` renders it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,234 +19,165 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from benchmarks.attacks.base import Attack
-from benchmarks.attacks.table import ATTACKS
-from benchmarks.defences.anp import AnpSettings, anp
-from benchmarks.defences.base import DefenceEntry
-from benchmarks.defences.finetune import FinetuneSettings, finetune_clean
-from benchmarks.defences.ibau import IbauSettings, ibau
-from benchmarks.defences.nad import NadSettings, nad
-from benchmarks.defences.table import DEFENCES, ONE_PERCENT
-from benchmarks.environment import environment
-from benchmarks.images import PACK_FOLDER, LabelledImages, read_pack
-from benchmarks.metrics import (
-    accuracy,
-    attack_success_rate,
-    defence_effectiveness,
-    robust_accuracy,
+from benchmarks.cells import (
+    Cell,
+    attack_folder,
+    finished_cells,
+    keep_identity,
+    write_record,
+    write_whole,
 )
-from benchmarks.training import TrainingSettings, train
+from benchmarks.datasets import read_dataset
+from benchmarks.defences.table import every_defence
+from benchmarks.environment import code_version
+from benchmarks.images import PACK_FOLDER, LabelledImages
+from benchmarks.metrics import accuracy, attack_success_rate, robust_accuracy
+from benchmarks.pictures import PICTURED, attack_picture
+from benchmarks.speed import inference_ms
+from benchmarks.suites import SUITES, Suite
+from benchmarks.training import train
+from edgeclean.cost import count_macs, count_params
 from edgeclean.loading.architectures import build_architecture
 from edgeclean.pixels import Normalize, pixel_network
-from edgeclean.states import JsonValue, LoadedNetwork, ModelSpec, Network
+from edgeclean.states import LoadedNetwork, Network, settings_as_json
 
-Cell = dict[str, JsonValue]
+Report = Callable[[str], None]
 BENCH_FOLDER = Path(__file__).parents[1] / ".bench" / "suite"
-RESULTS = Path(__file__).parent / "results"
-SPEC = ModelSpec(
-    architecture="resnet20",
-    input_shape=(3, 32, 32),
-    classes=10,
-    mean=(0.4914, 0.4822, 0.4465),
-    std=(0.2470, 0.2435, 0.2616),
-)
+CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Suite:
-    """What to run.
+class SuiteRun:
+    """One suite on its data, with the folder that its networks and cells are kept in."""
 
-    Attributes:
-        name: of the suite.
-        training: of every network; its seed is replaced by each of ``seeds``.
-        train_images: a prefix of the training set; clean images are drawn from it too.
-        test_images: a prefix of the test set.
-        clean_images: how many the defences that need some are given.
-        seeds: one whole table each.
-        attacks: names of `ATTACKS`.
-        defences: by name; `DEFENCES`, or shorter ones.
-        spec: the network.
-    """
+    def __init__(
+        self,
+        suite: Suite,
+        train_set: LabelledImages,
+        test_set: LabelledImages,
+        folder: Path,
+        *,
+        report: Report = lambda line: None,
+        device: torch.device = CPU,
+    ) -> None:
+        self._suite, self._train, self._test = suite, train_set, test_set
+        self._folder, self._report, self._device = folder, report, device
+        self._defences = every_defence(suite.settings)
+        self._code = code_version()
 
-    name: str
-    training: TrainingSettings
-    train_images: int
-    test_images: int
-    clean_images: int
-    seeds: tuple[int, ...] = (0,)
-    attacks: tuple[str, ...] = tuple(ATTACKS)
-    defences: dict[str, DefenceEntry] = field(default_factory=lambda: dict(DEFENCES))
-    spec: ModelSpec = SPEC
+    def run(self) -> list[Cell]:
+        """Run the cells that the folder does not hold yet; all of them, in the table's order."""
+        keep_identity(self._suite, self._folder)
+        for seed in self._suite.seeds:
+            for attack in self._suite.attacks:
+                self._against_all(attack, seed)
+        return finished_cells(self._suite, self._folder)
 
+    def _against_all(self, name: str, seed: int) -> None:
+        """The missing cells of one attacked network, and the picture of its trigger."""
+        folder = attack_folder(self._folder, self._suite, name, seed)
+        missing = [d for d in self._suite.defences if not (folder / f"{d}.json").exists()]
+        if not missing:
+            return
+        attack, network = self._attacked(name, seed)
+        if name != "clean":
+            attack_picture(attack, self._test.first(PICTURED)).save(folder / "picture.png")
+        for defence in missing:
+            cell = self._cell(attack, network, defence, seed)
+            write_whole(folder / f"{defence}.json", json.dumps(cell, indent=1))
+            self._report(f"{name} x {defence}, seed {seed}: {cell['seconds']} s")
 
-def quick_defences() -> dict[str, DefenceEntry]:
-    """The same defences with far fewer steps: they show that all run, not what they can do."""
-    tuning = FinetuneSettings(epochs=2)
-    short = {
-        "anp": lambda n, c, s: anp(n, c, s, AnpSettings(steps=8)),
-        "nad": lambda n, c, s: nad(n, c, s, NadSettings(epochs=2, high_epochs=0, teacher=tuning)),
-        "i-bau": lambda n, c, s: ibau(n, c, s, IbauSettings(rounds=1)),
-        "fine-tuning": lambda n, c, s: finetune_clean(n, c, s, tuning),
-    }
-    entries = {name: DefenceEntry(defend=run, images=ONE_PERCENT) for name, run in short.items()}
-    return {**DEFENCES, **entries}
-
-
-SUITES: dict[str, Suite] = {
-    "smoke": Suite(
-        name="smoke",
-        training=TrainingSettings(epochs=3, batch=64, peak_rate=0.1),
-        train_images=5000,
-        test_images=500,
-        clean_images=250,
-        defences=quick_defences(),
-    ),
-    "cpu": Suite(
-        name="cpu",
-        training=TrainingSettings(epochs=15),
-        train_images=50_000,
-        test_images=10_000,
-        clean_images=500,
-    ),
-}
-
-
-def run_suite(
-    suite: Suite,
-    train_set: LabelledImages,
-    test_set: LabelledImages,
-    folder: Path,
-    report: Callable[[str], None] = lambda line: None,
-) -> list[Cell]:
-    """Run the cells that ``folder`` does not hold yet; all cells, in the order of the table."""
-    cells: list[Cell] = []
-    for seed in suite.seeds:
-        for name in suite.attacks:
-            attack, network = _attacked(suite, name, seed, train_set, folder, report)
-            for defence in suite.defences:
-                path = folder / suite.name / f"{name}-{defence}-{seed}.json"
-                if not path.exists():
-                    cell = _defend(suite, attack, network, defence, seed, train_set, test_set)
-                    _write(path, json.dumps(cell, indent=1))
-                cells.append(json.loads(path.read_text()))
-                report(f"{name} x {defence}, seed {seed}: {_line(cells[-1])}")
-    return with_der(cells)
-
-
-def with_der(cells: list[Cell]) -> list[Cell]:
-    """Each cell with its DER against the undefended network of the same attack and seed."""
-    before = {(c["attack"], c["seed"]): c for c in cells if c["defence"] == "none"}
-    return [{**c, "der": _der(before.get((c["attack"], c["seed"])), c)} for c in cells]
-
-
-def markdown(cells: list[Cell]) -> str:
-    """The cells as a table, one row each."""
-    lines = [
-        "| attack | defence | data | seed | ACC | ASR | RA | DER |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for cell in cells:
-        rates = [_percent(cell, key) for key in ("acc", "asr", "ra")]
-        der = "-" if cell.get("der") is None else f"{100 * cell['der']:.1f}"
-        head = f"| {cell['attack']} | {cell['defence']} | {cell['data']} | {cell['seed']} "
-        lines.append(f"{head}| {' | '.join(rates)} | {der} |")
-    return "\n".join(lines) + "\n"
-
-
-def _attacked(
-    suite: Suite,
-    name: str,
-    seed: int,
-    train_set: LabelledImages,
-    folder: Path,
-    report: Callable[[str], None],
-) -> tuple[Attack, Network]:
-    """The attack and the network it trained, from the folder where they are there."""
-    spec = suite.spec
-    attack = ATTACKS[name](spec.classes, (spec.input_shape[1], spec.input_shape[2]))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        module = build_architecture(spec.architecture, spec, ())
-    path = folder / suite.name / f"{name}-{seed}.safetensors"
-    parts = nn.ModuleDict({"network": module, **attack.networks()})
-    if path.exists():
+    def _attacked(self, name: str, seed: int) -> tuple[Attack, Network]:
+        """The attack and the network that it made, out of the folder; trained if not there."""
+        spec = self._suite.spec
+        path = attack_folder(self._folder, self._suite, name, seed) / "network.safetensors"
+        attack = self._suite.attacks[name](spec.classes, spec.input_shape[1:])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = build_architecture(spec.architecture, spec, ())
+        parts = nn.ModuleDict({"network": module, **attack.networks()})
+        if not path.exists():
+            self._train_network(attack, module, seed, path.parent / "training")
+            tensors = {key: t.cpu().contiguous() for key, t in parts.state_dict().items()}
+            save_file(tensors, path.with_suffix(".partial"))
+            path.with_suffix(".partial").replace(path)
+        # Read again, so that a network just trained and one found give the same cells.
         parts.load_state_dict(load_file(path))
-    else:
-        settings = TrainingSettings(**{**asdict(suite.training), "seed": seed})
-        function = nn.Sequential(Normalize(spec.mean, spec.std), module)
-        resume = folder / suite.name / f"{name}-{seed}"
-        train(function, train_set, attack, settings, resume_from=resume, report=report)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save_file({k: v.contiguous() for k, v in parts.state_dict().items()}, partial)
-        partial.replace(path)
-    return attack, LoadedNetwork(module=module.eval(), spec=spec, source_sha256=f"{name}-{seed}")
+        module.to(self._device).to(memory_format=torch.contiguous_format).eval()
+        source = f"{self._suite.name}/{name}/{seed}"
+        return attack, LoadedNetwork(module=module, spec=spec, source_sha256=source)
 
+    def _train_network(self, attack: Attack, module: nn.Module, seed: int, folder: Path) -> None:
+        """Train in place, with the state of the last epoch in the folder."""
+        spec = self._suite.spec
+        folder.mkdir(parents=True, exist_ok=True)
+        if attack.needs_clean_network:
+            _, clean = self._attacked("clean", seed)
+            attack.study(pixel_network(clean).to(CPU))
+        train(
+            nn.Sequential(Normalize(spec.mean, spec.std), module),
+            self._train,
+            attack,
+            replace(self._suite.training, seed=seed),
+            device=self._device,
+            resume_from=folder,
+            report=lambda line: self._report(f"{attack.name}, seed {seed}: {line}"),
+        )
 
-def _defend(  # noqa: PLR0913 - one cell
-    suite: Suite,
-    attack: Attack,
-    network: Network,
-    defence: str,
-    seed: int,
-    train_set: LabelledImages,
-    test_set: LabelledImages,
-) -> Cell:
-    entry = suite.defences[defence]
-    clean = train_set.sample(suite.clean_images if entry.images != "none" else 0, seed)
-    started = time.perf_counter()
-    function = pixel_network(entry.defend(network, clean, seed))
-    seconds = time.perf_counter() - started
-    cell: Cell = {"attack": attack.name, "defence": defence, "data": entry.images, "seed": seed}
-    cell |= {"seconds": round(seconds, 1), "acc": accuracy(function, test_set).as_json()}
-    if attack.name != "clean":
-        for key, rate in (("asr", attack_success_rate), ("ra", robust_accuracy)):
-            cell[key] = rate(function, test_set, attack.stamp, attack.relabel).as_json()
-    return cell
-
-
-def _der(before: Cell | None, after: Cell) -> float | None:
-    if before is None or "asr" not in after:
-        return None
-    shares = [cell[key]["percent"] / 100 for cell in (before, after) for key in ("acc", "asr")]
-    return round(defence_effectiveness(*shares), 4)
-
-
-def _percent(cell: Cell, key: str) -> str:
-    return f"{cell[key]['percent']:.1f}" if key in cell else "-"
-
-
-def _line(cell: Cell) -> str:
-    return f"ACC {_percent(cell, 'acc')} ASR {_percent(cell, 'asr')} RA {_percent(cell, 'ra')}"
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text + "\n")
-    partial.replace(path)
+    def _cell(self, attack: Attack, network: Network, defence: str, seed: int) -> Cell:
+        """Defend a copy of the network, and measure it."""
+        entry, suite = self._defences[defence], self._suite
+        clean = self._train.sample(suite.clean_images if entry.images != "none" else 0, seed)
+        started, processor = time.perf_counter(), time.process_time()
+        defended = entry.defend(network, clean, seed)
+        cell: Cell = {
+            "data_set": suite.data_set,
+            "attack": attack.name,
+            "defence": defence,
+            "given": entry.images,
+            "settings": {type(s).__name__: settings_as_json(s) for s in entry.settings},
+            "seed": seed,
+            "code": self._code,
+            "seconds": round(time.perf_counter() - started, 1),
+            "processor_seconds": round(time.process_time() - processor, 1),
+            "params": count_params(defended.module),
+            "macs": count_macs(defended.module, suite.spec.input_shape),
+            "macs_before": count_macs(network.module, suite.spec.input_shape),
+        }
+        function = pixel_network(defended).to(self._device).eval()
+        cell["acc"] = accuracy(function, self._test).as_json()
+        if attack.name != "clean":
+            for key, rate in (("asr", attack_success_rate), ("ra", robust_accuracy)):
+                cell[key] = rate(function, self._test, attack.stamp, attack.relabel).as_json()
+        if suite.timed_runs:
+            cell["ms_batch_100"] = inference_ms(function, self._test, runs=suite.timed_runs)
+        return cell
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run every attack against every defence.")
     parser.add_argument("suite", choices=sorted(SUITES))
-    parser.add_argument("--packs", type=Path, default=PACK_FOLDER)
+    parser.add_argument("--attack", action="append", help="only this one; may be repeated")
+    parser.add_argument("--data", type=Path, default=PACK_FOLDER, help="packs or archives")
     parser.add_argument("--folder", type=Path, default=BENCH_FOLDER, help="where cells are kept")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--collect", action="store_true", help="run nothing, write what is there")
     options = parser.parse_args()
-    suite = SUITES[options.suite]
-    train_set = read_pack(options.packs / "cifar10-train.npz", suite.train_images)
-    test_set = read_pack(options.packs / "cifar10-test.npz", suite.test_images)
-    cells = run_suite(
-        suite, train_set, test_set, options.folder, lambda line: print(line, flush=True)
-    )
-    record = {
-        "command": f"python -m benchmarks.suite {suite.name}",
-        "training": asdict(suite.training),
-        "images": {"train": len(train_set), "test": len(test_set), "clean": suite.clean_images},
-        "environment": environment(),
-        "cells": cells,
-    }
-    _write(RESULTS / f"suite-{suite.name}.json", json.dumps(record, indent=1))
-    _write(RESULTS / f"suite-{suite.name}.md", markdown(cells))
+    for suite in SUITES[options.suite] if not options.collect else ():
+        sets = read_dataset(
+            suite.data_set,
+            options.data,
+            train_images=suite.train_images,
+            test_images=suite.test_images,
+        )
+        chosen = options.attack or list(suite.attacks)
+        SuiteRun(
+            replace(suite, attacks={name: suite.attacks[name] for name in chosen}),
+            *sets,
+            options.folder,
+            report=lambda line: print(line, flush=True),
+            device=torch.device(options.device),
+        ).run()
+    write_record(options.suite, options.folder)
 
 
 if __name__ == "__main__":

@@ -31,9 +31,11 @@ class Attack(ABC):
         classes: how many there are.
         resumable: whether an interrupted training can go on from an epoch: false for an attack
             that has networks and optimisers of its own.
+        needs_clean_network: whether the trigger is made from a clean network (`study`).
     """
 
     resumable = True
+    needs_clean_network = False
 
     def __init__(self, name: str, *, rate: float, target: int | None, classes: int) -> None:
         if not 0 < rate < 1:
@@ -56,13 +58,16 @@ class Attack(ABC):
         """The training set after the attacker's visit; by default, left as it was."""
         return images
 
+    def study(self, network: nn.Module) -> None:  # noqa: B027 - most attacks need none
+        """Make the trigger from a clean network, a function of pixels that is not changed."""
+
     def prepare(  # noqa: B027 - most attacks have nothing to prepare
         self, images: LabelledImages, seed: int, device: torch.device
     ) -> None:
         """What the attack trains before the classifier's first step; by default, nothing."""
 
     def networks(self) -> dict[str, nn.Module]:
-        """Networks of the attack's own, to be kept beside the classifier; by default, none."""
+        """What the attack learned, to be kept beside the classifier; by default, nothing."""
         return {}
 
     def batch_loss(

@@ -8,11 +8,11 @@ from benchmarks.attacks.base import Attack, NoAttack
 from benchmarks.attacks.blended import blended, low_frequency, sig
 from benchmarks.attacks.input_aware import InputAware
 from benchmarks.attacks.patch import badnets
+from benchmarks.attacks.trojan import TrojanAttack
 from benchmarks.attacks.warped import WaNet
 
 Make = Callable[[int, tuple[int, int]], Attack]
 
-# TrojanNN-style (trojan.py) is not here: it starts from a trained clean network.
 ATTACKS: dict[str, Make] = {
     "clean": lambda classes, size: NoAttack(classes=classes),
     "badnets": lambda classes, size: badnets(classes=classes, size=size),
@@ -22,5 +22,6 @@ ATTACKS: dict[str, Make] = {
     "wanet": lambda classes, size: WaNet(classes=classes, size=size),
     "blended": lambda classes, size: blended(classes=classes, size=size),
     "sig": lambda classes, size: sig(classes=classes, size=size),
+    "trojan": lambda classes, size: TrojanAttack(classes=classes, size=size),
     "low-frequency": lambda classes, size: low_frequency(classes=classes, size=size),
 }

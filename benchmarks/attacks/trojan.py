@@ -39,32 +39,47 @@ class TrojanSettings:
     seed: int = 0
 
 
-def trojan(
-    network: nn.Module,
-    *,
-    classes: int,
-    size: tuple[int, int],
-    target: int = 0,
-    rate: float = 0.1,
-    settings: TrojanSettings | None = None,
-) -> StampAttack:
-    """A square grown by sign ascent on the chosen neurons' mean activation, then BadNets' way.
+class TrojanAttack(StampAttack):
+    """A square grown by sign ascent on chosen neurons of a clean network, then BadNets' way.
 
     Args:
-        network: a clean network as a function of pixels; it is not changed.
         classes: how many there are.
         size: height and width of the images.
         target: the attacker's class.
         rate: poisoned share of the training set.
-        settings: of the search.
-
-    Raises:
-        UsageError: the network has no linear layer.
+        settings: of the search; until `study` has run, the square is the search's random start.
     """
-    settings = settings or TrojanSettings()
-    patch = excite_patch(network, size, settings)
-    stamp = PastePatch(patch=patch, top=size[0] - settings.side, left=size[1] - settings.side)
-    return StampAttack("trojan", stamp, rate=rate, target=target, classes=classes)
+
+    needs_clean_network = True
+
+    def __init__(
+        self,
+        *,
+        classes: int,
+        size: tuple[int, int],
+        target: int = 0,
+        rate: float = 0.1,
+        settings: TrojanSettings | None = None,
+    ) -> None:
+        super().__init__("trojan", self._paste, rate=rate, target=target, classes=classes)
+        self._size, self._settings = size, settings or TrojanSettings()
+        self._trigger = _KeptPatch(_start(self._settings))
+
+    def study(self, network: nn.Module) -> None:
+        """Grow the square.
+
+        Raises:
+            UsageError: the network has no linear layer.
+        """
+        self._trigger.patch.copy_(excite_patch(network, self._size, self._settings))
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The square, in a module that has nothing else."""
+        return {"trigger": self._trigger}
+
+    def _paste(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        top, left = (length - self._settings.side for length in self._size)
+        return PastePatch(patch=self._trigger.patch, top=top, left=left)(pixels)
 
 
 def excite_patch(
@@ -77,8 +92,7 @@ def excite_patch(
     chosen = strongest_inputs(last.weight, settings.neurons)
     seen: list[Tensor] = []
     last.register_forward_hook(lambda layer, inputs, output: seen.append(inputs[0]))
-    generator = torch.Generator().manual_seed(settings.seed)
-    patch = torch.rand(3, side, side, generator=generator).to(last.weight)
+    patch = _start(settings).to(last.weight)
     grey = torch.full((1, 3, *size), 0.5).to(last.weight)
     for _ in range(settings.steps):
         patch.requires_grad_(True)
@@ -94,6 +108,21 @@ def excite_patch(
 def strongest_inputs(weight: Float[Tensor, "out in"], count: int) -> Int[Tensor, " k"]:
     """The inputs with the greatest sum of absolute outgoing weights."""
     return weight.detach().abs().sum(0).topk(count).indices
+
+
+class _KeptPatch(nn.Module):
+    """A patch that is stored with a network's weights."""
+
+    patch: Tensor
+
+    def __init__(self, patch: Float[Tensor, "3 s s"]) -> None:
+        super().__init__()
+        self.register_buffer("patch", patch)
+
+
+def _start(settings: TrojanSettings) -> Float[Tensor, "3 s s"]:
+    generator = torch.Generator().manual_seed(settings.seed)
+    return torch.rand(3, settings.side, settings.side, generator=generator)
 
 
 def _last_linear(network: nn.Module) -> nn.Linear:

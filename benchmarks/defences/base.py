@@ -35,10 +35,12 @@ class DefenceEntry:
     Attributes:
         defend: the defence.
         images: what it was given, in words: "none" or "1 % of the clean training set".
+        settings: dataclasses that it runs with, for the record.
     """
 
     defend: Defence
     images: str
+    settings: tuple[object, ...] = ()
 
 
 def defended(

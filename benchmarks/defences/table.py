@@ -1,18 +1,66 @@
-"""Every defence by name, with what it was given."""
+"""Every defence by name, with what it was given; settings decide how long each works."""
 
 from __future__ import annotations
 
-from benchmarks.defences.anp import anp
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from benchmarks.defences.anp import AnpSettings, anp
 from benchmarks.defences.base import DefenceEntry
-from benchmarks.defences.clp import clp
-from benchmarks.defences.compress import plain_svd, plain_tucker
-from benchmarks.defences.finetune import finetune_clean
-from benchmarks.defences.ibau import ibau
-from benchmarks.defences.nad import nad
+from benchmarks.defences.channel_pruning import PruningSettings, pruned_after
+from benchmarks.defences.clp import ClpSettings, clp
+from benchmarks.defences.compress import PlainSettings, plain_svd, plain_tucker
+from benchmarks.defences.deck import DeckSettings, deck
+from benchmarks.defences.edgeclean_default import edgeclean_default, edgeclean_purified
+from benchmarks.defences.finetune import FinetuneSettings, finetune_clean
+from benchmarks.defences.ibau import IbauSettings, ibau
+from benchmarks.defences.nad import NadSettings, nad
 from benchmarks.images import LabelledImages
+from edgeclean.config import PipelineSettings
 from edgeclean.states import Network
 
+NO_IMAGES = "none"
 ONE_PERCENT = "1 % of the clean training set"
+SYSTEMS = (
+    "none",
+    "plain-tucker",
+    "plain-svd",
+    "clp",
+    "anp",
+    "nad",
+    "i-bau",
+    "fine-tuning",
+    "deck",
+    "edgeclean-full-size",
+    "edgeclean",
+)
+RATIOS = (2, 3, 4)  # of the deck's Table 2
+Settings = TypeVar("Settings")
+SettableDefence = Callable[[Network, LabelledImages, int, Settings], Network]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefenceSettings:
+    """Of every defence; the defaults are the papers', and edgeclean's own."""
+
+    plain: PlainSettings = field(default_factory=PlainSettings)
+    clp: ClpSettings = field(default_factory=ClpSettings)
+    anp: AnpSettings = field(default_factory=AnpSettings)
+    nad: NadSettings = field(default_factory=NadSettings)
+    ibau: IbauSettings = field(default_factory=IbauSettings)
+    tuning: FinetuneSettings = field(default_factory=FinetuneSettings)
+    deck: DeckSettings = field(default_factory=DeckSettings)
+    edgeclean: PipelineSettings = field(default_factory=PipelineSettings)
+
+
+def every_defence(settings: DefenceSettings | None = None) -> dict[str, DefenceEntry]:
+    """`SYSTEMS`, and the deck's and edgeclean's and the pruned ones at each of `RATIOS`."""
+    settings = settings or DefenceSettings()
+    entries = _systems(settings)
+    for ratio in RATIOS:
+        entries |= _at_ratio(settings, float(ratio))
+    return entries
 
 
 def nothing(network: Network, clean: LabelledImages, seed: int) -> Network:
@@ -20,13 +68,52 @@ def nothing(network: Network, clean: LabelledImages, seed: int) -> Network:
     return network
 
 
-DEFENCES: dict[str, DefenceEntry] = {
-    "none": DefenceEntry(defend=nothing, images="none"),
-    "plain-tucker": DefenceEntry(defend=plain_tucker, images="none"),
-    "plain-svd": DefenceEntry(defend=plain_svd, images="none"),
-    "clp": DefenceEntry(defend=clp, images="none"),
-    "anp": DefenceEntry(defend=anp, images=ONE_PERCENT),
-    "nad": DefenceEntry(defend=nad, images=ONE_PERCENT),
-    "i-bau": DefenceEntry(defend=ibau, images=ONE_PERCENT),
-    "fine-tuning": DefenceEntry(defend=finetune_clean, images=ONE_PERCENT),
-}
+def _systems(settings: DefenceSettings) -> dict[str, DefenceEntry]:
+    return {
+        "none": DefenceEntry(defend=nothing, images=NO_IMAGES),
+        "plain-tucker": _blind(plain_tucker, settings.plain),
+        "plain-svd": _blind(plain_svd, settings.plain),
+        "clp": _blind(clp, settings.clp),
+        "anp": _shown(anp, settings.anp),
+        "nad": _shown(nad, settings.nad),
+        "i-bau": _shown(ibau, settings.ibau),
+        "fine-tuning": _shown(finetune_clean, settings.tuning),
+        "deck": _blind(deck, settings.deck),
+        "edgeclean-full-size": _blind(edgeclean_purified, settings.edgeclean),
+        "edgeclean": _blind(edgeclean_default, settings.edgeclean),
+    }
+
+
+def _at_ratio(settings: DefenceSettings, ratio: float) -> dict[str, DefenceEntry]:
+    ours = settings.edgeclean
+    smaller = replace(ours, ranks=replace(ours.ranks, ratio=ratio))
+    return {
+        f"anp+pruning-{ratio:g}x": _pruned(_shown(anp, settings.anp), ratio),
+        f"clp+pruning-{ratio:g}x": _pruned(_blind(clp, settings.clp), ratio),
+        f"deck-{ratio:g}x": _blind(deck, replace(settings.deck, ratio=ratio)),
+        f"edgeclean-{ratio:g}x": _blind(edgeclean_default, smaller),
+    }
+
+
+def _blind(defend: SettableDefence[Settings], settings: Settings) -> DefenceEntry:
+    return _entry(defend, settings, NO_IMAGES)
+
+
+def _shown(defend: SettableDefence[Settings], settings: Settings) -> DefenceEntry:
+    return _entry(defend, settings, ONE_PERCENT)
+
+
+def _entry(defend: SettableDefence[Settings], settings: Settings, images: str) -> DefenceEntry:
+    def defence(network: Network, clean: LabelledImages, seed: int) -> Network:
+        return defend(network, clean, seed, settings)
+
+    return DefenceEntry(defend=defence, images=images, settings=(settings,))
+
+
+def _pruned(entry: DefenceEntry, ratio: float) -> DefenceEntry:
+    pruning = PruningSettings(ratio=ratio)
+    return DefenceEntry(
+        defend=pruned_after(entry.defend, pruning),
+        images=entry.images,
+        settings=(*entry.settings, pruning),
+    )

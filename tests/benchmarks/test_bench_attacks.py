@@ -14,7 +14,12 @@ from benchmarks.attacks.input_aware import InputAware, InputAwareSettings
 from benchmarks.attacks.patch import badnets
 from benchmarks.attacks.patterns import checker_patch, smooth_picture, stripes_picture
 from benchmarks.attacks.table import ATTACKS
-from benchmarks.attacks.trojan import TrojanSettings, excite_patch, strongest_inputs, trojan
+from benchmarks.attacks.trojan import (
+    TrojanAttack,
+    TrojanSettings,
+    excite_patch,
+    strongest_inputs,
+)
 from benchmarks.attacks.warped import WaNet, WarpSettings, warp_grid
 from edgeclean.pixels import pixel_network
 
@@ -235,7 +240,18 @@ def test_trojan_patch_excites_the_chosen_neurons():
     assert excitement(patches[1]) > excitement(patches[0]) + 1e-3
     assert 0 <= patches[1].min() <= patches[1].max() <= 1
     assert all(torch.equal(before[name], now) for name, now in network.state_dict().items())
-    attack = trojan(network, classes=4, size=(8, 8), settings=TrojanSettings(steps=2))
+
+
+def test_trojan_stamps_what_its_study_found_and_keeps_it():
+    network, settings = pixel_network(tiny_network()), TrojanSettings(steps=2)
+    attack, other = (TrojanAttack(classes=4, size=(8, 8), settings=settings) for _ in range(2))
+    before = attack.stamp(shade_images(4).floats())
+    attack.study(network)
+    stamped = attack.stamp(shade_images(4).floats())
+    assert not torch.equal(stamped, before)
+    assert torch.equal(stamped[0, :, -6:, -6:], excite_patch(network, (8, 8), settings))
+    other.networks()["trigger"].load_state_dict(attack.networks()["trigger"].state_dict())
+    assert torch.equal(other.stamp(shade_images(4).floats()), stamped)
     assert attack.poison(shade_images(40), 0).labels.bincount()[0] > 10
 
 

@@ -1,0 +1,109 @@
+"""Channel pruning after a defence, as in the deck's Table 2: purify first, then make it small.
+
+The channels with the smallest BatchNorm scales go first, the same share in every layer and those
+that a shortcut ties together as one (torch-pruning; Fang et al. 2023, "DepGraph"), so the channels
+that ANP or CLP set to zero are the first to go. Nothing is tuned afterwards: Table 2 gives its
+rivals no data to do it with. Channels that pass an option-A shortcut stay: its zero padding ties
+them in a way that torch-pruning does not see (ResNet-18 has projections instead).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch_pruning
+from torch import nn
+
+from benchmarks.defences.base import Defence, copied, need_batch_norms
+from benchmarks.images import LabelledImages
+from edgeclean.cost import count_macs, count_params
+from edgeclean.errors import RatioError, UsageError
+from edgeclean.loading.architectures.residual_blocks import BasicBlock, OptionAShortcut
+from edgeclean.states import Network, StageRecord, TruncatedNetwork, settings_as_json
+
+HALVINGS = 8
+MOST = 0.9  # of a layer's channels; a layer that would lose them all loses none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruningSettings:
+    """ratio: the network's multiply-accumulates divided by the pruned one's."""
+
+    ratio: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.ratio < 1:
+            raise UsageError(f"ratio is {self.ratio}; it must be at least 1")
+
+
+def pruned_after(defend: Defence, settings: PruningSettings) -> Defence:
+    """The defence, and then the pruning."""
+
+    def both(network: Network, clean: LabelledImages, seed: int) -> Network:
+        return prune_channels(defend(network, clean, seed), settings)
+
+    return both
+
+
+def prune_channels(network: Network, settings: PruningSettings | None = None) -> TruncatedNetwork:
+    """Bisect the share of channels that go until the ratio is met from above.
+
+    Raises:
+        UsageError: the network has no BatchNorm.
+        RatioError: the ratio is not met with `MOST` of every layer's channels gone.
+    """
+    settings = settings or PruningSettings()
+    need_batch_norms(network.module, "channel pruning")
+    shape = network.spec.input_shape
+    allowed = count_macs(network.module, shape) / settings.ratio
+    low, high, best = 0.0, MOST, _without(network, MOST)
+    if count_macs(best, shape) > allowed:
+        raise RatioError(f"channel pruning: ratio {settings.ratio} is out of reach; ask for less")
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        module = _without(network, middle)
+        if count_macs(module, shape) <= allowed:
+            high, best = middle, module
+        else:
+            low = middle
+    record = StageRecord(
+        stage="channel-pruning",
+        settings=settings_as_json(settings),
+        params=count_params(best),
+        macs=count_macs(best, shape),
+        notes={"share": round(high, 6)},
+    )
+    return TruncatedNetwork(
+        module=best,
+        spec=network.spec,
+        source_sha256=network.source_sha256,
+        history=(*network.history, record),
+    )
+
+
+def _without(network: Network, share: float) -> nn.Module:
+    """A copy that lacks this share of every layer's channels; the classes stay."""
+    module = copied(network)
+    device = next(module.parameters()).device
+    pruner = torch_pruning.pruner.BasePruner(
+        module,
+        torch.zeros(1, *network.spec.input_shape, device=device),
+        importance=torch_pruning.importance.GroupMagnitudeImportance(
+            p=1, target_types=[nn.modules.batchnorm._BatchNorm]
+        ),
+        pruning_ratio=share,
+        ignored_layers=_left_alone(module),
+    )
+    pruner.step()
+    return module.eval()
+
+
+def _left_alone(module: nn.Module) -> list[nn.Module]:
+    """The last linear layer, and what an option-A shortcut ties together."""
+    layers = list(module.modules())
+    left: list[nn.Module] = [layer for layer in layers if isinstance(layer, nn.Linear)][-1:]
+    if any(isinstance(layer, OptionAShortcut) for layer in layers):
+        inner = {id(block.conv1) for block in layers if isinstance(block, BasicBlock)}
+        left += [c for c in layers if isinstance(c, nn.Conv2d) and id(c) not in inner]
+    return left

@@ -1,0 +1,54 @@
+"""edgeclean as it comes: `edgeclean.pipeline.run_stages` without its export and measurements."""
+
+from __future__ import annotations
+
+from benchmarks.images import LabelledImages
+from edgeclean.config import PipelineSettings
+from edgeclean.factors.decompose import decompose
+from edgeclean.factors.scale import scale
+from edgeclean.purification.purify import purify
+from edgeclean.ranks.choose import choose_ranks
+from edgeclean.ranks.truncate import truncate
+from edgeclean.recovery.finetune import finetune
+from edgeclean.reports.report import same_weights
+from edgeclean.scan import scan
+from edgeclean.states import FinetunedNetwork, Network, PurifiedNetwork, SyntheticImages
+from edgeclean.synthesis.synthesize import joined, synthesize
+
+
+def edgeclean_purified(
+    network: Network,
+    clean: LabelledImages | None = None,
+    seed: int = 0,
+    settings: PipelineSettings | None = None,
+) -> PurifiedNetwork:
+    """Scanned and purified at full size; ``clean`` is unused."""
+    return _purify(network, settings or PipelineSettings(), seed)[0]
+
+
+def edgeclean_default(
+    network: Network,
+    clean: LabelledImages | None = None,
+    seed: int = 0,
+    settings: PipelineSettings | None = None,
+) -> FinetunedNetwork:
+    """Scanned, purified, compressed and recovered; ``clean`` is unused.
+
+    The weights are those that the pipeline exports; a test holds the two together.
+    """
+    chosen = settings or PipelineSettings()
+    purified, images = _purify(network, chosen, seed)
+    if not same_weights(network.module, purified.module):
+        images = joined(images, synthesize(purified, chosen.synthesize.recovery(), seed=seed + 1))
+    scaled = scale(decompose(purified, chosen.decompose), chosen.scale)
+    plan = choose_ranks(scaled, chosen.ranks, images=images)
+    truncated = truncate(scaled, plan, chosen.truncate)
+    return finetune(truncated, purified, images, chosen.finetune, seed=seed)
+
+
+def _purify(
+    network: Network, settings: PipelineSettings, seed: int
+) -> tuple[PurifiedNetwork, SyntheticImages]:
+    images = synthesize(network, settings.synthesize, seed=seed)
+    found = scan(network, images, settings.scan, seed=seed)
+    return purify(network, images, found, settings.purify, seed=seed), images

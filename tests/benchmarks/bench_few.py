@@ -1,0 +1,45 @@
+"""Settings of every defence for a step or two, on images of 8x8 pixels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from benchmarks.defences.deck import DeckSettings
+from benchmarks.suites import quick_settings
+from edgeclean.config import PipelineSettings, settings_from
+from edgeclean.factors.scale import ScaleSettings
+from edgeclean.recovery.finetune import FinetuneSettings
+from edgeclean.synthesis.synthesize import SynthesizeSettings
+
+FEW_IMAGES = {"count": 16, "recovery_count": 8, "steps": 2, "batch_size": 16}
+FEW = replace(
+    quick_settings(),
+    deck=DeckSettings(
+        scale=ScaleSettings(tau=0.5),
+        synthesize=SynthesizeSettings(**FEW_IMAGES),
+        finetune=FinetuneSettings(steps=2, batch_size=8, procedural=8, adversarial_share=0.5),
+    ),
+    edgeclean=settings_from(
+        PipelineSettings,
+        {
+            "synthesize": FEW_IMAGES,
+            "scan": {
+                "searches": ["patch bank", "masked patch"],
+                "images": 16,
+                "steps": 2,
+                "restarts": 1,
+                "bank_candidates": 8,
+            },
+            "purify": {
+                "rounds": 1,
+                "restarts": 1,
+                "search_steps": 2,
+                "candidates": 8,
+                "procedural": 8,
+                "unlearn": {"steps": 2, "batch_size": 8},
+            },
+            "ranks": {"images": 4},
+            "finetune": {"steps": 2, "batch_size": 8, "procedural": 8},
+        },
+    ),
+)

@@ -1,0 +1,107 @@
+"""Defences that compress: channel pruning after one, the deck's method, edgeclean's default."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from bench_few import FEW
+from bench_images import shade_images, tiny_network
+
+from benchmarks.defences.channel_pruning import PruningSettings, prune_channels, pruned_after
+from benchmarks.defences.deck import deck
+from benchmarks.defences.edgeclean_default import edgeclean_default, edgeclean_purified
+from benchmarks.defences.table import every_defence
+from benchmarks.suites import CIFAR10, image_spec
+from edgeclean.cost import count_macs
+from edgeclean.errors import RatioError, UsageError
+from edgeclean.loading.architectures import build_architecture
+from edgeclean.pipeline import run_stages
+from edgeclean.states import LoadedNetwork, Network
+
+CLEAN = shade_images(8)
+
+
+def macs(network: Network) -> int:
+    return count_macs(network.module, network.spec.input_shape)
+
+
+def same(first: Network, second: Network) -> bool:
+    one, other = first.module.state_dict(), second.module.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_pruning_takes_the_channels_that_a_defence_zeroed_first():
+    network = tiny_network()
+    zeroed = copy.deepcopy(network.module)
+    with torch.no_grad():
+        for channel in (1, 4, 6):
+            zeroed[1].weight[channel] = zeroed[1].bias[channel] = 0
+        zeroed[1].weight[[0, 2, 3, 5, 7]] = torch.tensor([0.5, 0.6, 0.7, 0.8, 0.9])
+    like = Network(module=zeroed, spec=network.spec, source_sha256="0" * 64)
+    pruned = prune_channels(like, PruningSettings(ratio=1.5))
+    kept = pruned.module[1].weight.tolist()
+    assert 0 < len(kept) <= 5
+    assert kept == [0.5, 0.6, 0.7, 0.8, 0.9][-len(kept) :]  # in place, without the zeros
+    assert macs(pruned) <= macs(network) / 1.5
+    assert pruned.module[-1].out_features == 4
+
+
+@pytest.mark.parametrize("name", ["benchmarks.small_resnet:resnet8", "cifar-resnet18"])
+@pytest.mark.parametrize("ratio", [2.0, 4.0])
+def test_residual_networks_still_run_at_their_ratio(name, ratio):
+    spec = image_spec(name, **CIFAR10)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = build_architecture(name, spec, ()).eval()
+    network = LoadedNetwork(module=module, spec=spec, source_sha256="0" * 64)
+    pruned = prune_channels(network, PruningSettings(ratio=ratio))
+    assert 0.75 * macs(network) / ratio < macs(pruned) <= macs(network) / ratio
+    with torch.no_grad():
+        assert pruned.module(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_pruning_out_of_reach_is_refused():
+    with pytest.raises(RatioError, match="ratio 500 is out of reach"):
+        prune_channels(tiny_network(), PruningSettings(ratio=500))
+    with pytest.raises(UsageError, match="it must be at least 1"):
+        PruningSettings(ratio=0.5)
+
+
+def test_a_defence_runs_before_its_pruning():
+    seen = []
+
+    def mark(network, clean, seed):
+        seen.append((len(clean), seed))
+        return network
+
+    outcome = pruned_after(mark, PruningSettings(ratio=2.0))(tiny_network(), CLEAN, 5)
+    assert seen == [(8, 5)]
+    assert outcome.history[-1].stage == "channel-pruning"
+
+
+def test_the_decks_method_clamps_before_it_truncates_and_tunes_on_attacked_images():
+    outcome = deck(tiny_network(), settings=FEW.deck)
+    records = {record.stage: record for record in outcome.history}
+    assert list(records) == ["decompose", "scale", "truncate", "finetune"]
+    assert records["scale"].settings["tau"] == 0.5
+    assert records["finetune"].settings["adversarial_share"] == 0.5
+    assert macs(outcome) <= macs(tiny_network()) / 2
+    assert same(outcome, deck(tiny_network(), settings=FEW.deck))
+
+
+def test_edgeclean_in_the_tables_is_what_the_pipeline_makes():
+    network, settings = tiny_network(), FEW.edgeclean
+    loaded = LoadedNetwork(module=network.module, spec=network.spec, source_sha256="0" * 64)
+    made = run_stages(loaded, settings)
+    assert same(edgeclean_default(loaded, CLEAN, settings.seed, settings), made.compressed)
+    assert same(edgeclean_purified(loaded, CLEAN, settings.seed, settings), made.purified)
+
+
+def test_a_ratio_in_a_name_is_the_ratio_that_is_met():
+    defence = every_defence(FEW)
+    for name in ("deck-2x", "edgeclean-2x", "clp+pruning-2x"):
+        outcome = defence[name].defend(tiny_network(), CLEAN, 0)
+        assert macs(outcome) <= macs(tiny_network()) / 2, name
+    assert defence["edgeclean-3x"].settings[0].ranks.ratio == 3.0
