@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from edgeclean.bundles.atomic import HeldFolder
 from edgeclean.bundles.bundle import Bundle, BundleContents, hold_output, write_bundle
+from edgeclean.bundles.signing import Signer
 from edgeclean.config import PipelineSettings
 from edgeclean.environment import describe_environment
 from edgeclean.errors import BackdoorSuspectedError
@@ -100,6 +100,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     *,
     target: Target | None = None,
     code_folder: Path | None = None,
+    signer: Signer | None = None,
     progress: Progress = silent,
 ) -> WrittenOutcome:
     """Run every stage and write the bundle, which appears whole or not at all.
@@ -111,6 +112,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         settings: of every stage; `config.settings_for` makes them for a target.
         target: what the bundle is for; None for the one that the settings name.
         code_folder: what ``file.py:callable`` in the spec is relative to.
+        signer: signs the bundle; None for none.
         progress: told of every stage that takes longer than a moment.
 
     Raises:
@@ -127,7 +129,8 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         outcome = run_stages(original, chosen, timed=timed, progress=progress)
         again = command_line(checkpoint, spec, chosen)
         report = build_report(_evidence(outcome, chosen, device, timed, again))
-        bundle = _write(held, outcome, chosen, device, report)
+        contents = _contents(outcome, chosen, device, report)
+        bundle = write_bundle(held, contents, signer=signer)
     return WrittenOutcome(
         outcome=outcome,
         bundle=bundle,
@@ -250,14 +253,10 @@ def _evidence(
     )
 
 
-def _write(
-    held: HeldFolder,
-    outcome: Outcome,
-    settings: PipelineSettings,
-    target: Target,
-    report: dict[str, JsonValue],
-) -> Bundle:
-    contents = BundleContents(
+def _contents(
+    outcome: Outcome, settings: PipelineSettings, target: Target, report: dict[str, JsonValue]
+) -> BundleContents:
+    return BundleContents(
         model=outcome.model,
         network=outcome.compressed,
         configuration=settings_as_json(settings),
@@ -271,4 +270,3 @@ def _write(
         ),
         reproducible_files=trigger_files(outcome.scan),
     )
-    return write_bundle(held, contents)

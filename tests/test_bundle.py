@@ -58,7 +58,11 @@ def test_a_bundle_holds_what_it_says(tmp_path: Path, some_contents: BundleConten
 def test_the_manifest_says_how_it_was_made(tmp_path: Path, some_contents: BundleContents) -> None:
     manifest = write_bundle(tmp_path / "build", some_contents).manifest
     module = some_contents.network.module
-    assert manifest["source"] == {"architecture": "tiny.py:make", "sha256": "ab" * 32}
+    assert manifest["source"] == {
+        "architecture": "tiny.py:make",
+        "external_sha256": {},
+        "sha256": "ab" * 32,
+    }
     assert manifest["model"] == {
         "batch": 1,
         "classes": 5,

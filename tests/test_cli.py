@@ -26,7 +26,7 @@ from edgeclean.errors import (
     UsageError,
 )
 
-COMMANDS = ("compress", "scan", "inspect", "export", "bench", "verify", "targets", "doctor")
+COMMANDS = ("compress", "scan", "inspect", "export", "bench", "verify", "sign", "targets", "doctor")
 HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "matplotlib", "jinja2", "tensorly")
 
 

@@ -1,8 +1,9 @@
 """The text files of a bundle that bind the others: names, canonical form, schema.
 
-``SHA256SUMS`` lists every other file, in the form that ``sha256sum --check`` reads on any device.
+``SHA256SUMS`` lists every other file but the signature, in the form that ``sha256sum --check`` reads on any device.
 ``manifest.json`` lists the reproducible ones and says how they were made; ``report.json`` and
 ``report.html`` hold measurements, which differ from run to run, so they stand outside of it.
+``model.sig``, where there is one, signs all the others (see ``signing``).
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ REPORT = "report.json"
 REPORT_PAGE = "report.html"
 GOLDEN = "golden.safetensors"
 CHECKSUMS = "SHA256SUMS"
-UNREPRODUCIBLE = frozenset({MANIFEST, REPORT, REPORT_PAGE, CHECKSUMS})
+SIGNATURE = "model.sig"
+# What the signature covers and nothing else lists, so that it can be put on a finished bundle.
+UNREPRODUCIBLE = frozenset({MANIFEST, REPORT, REPORT_PAGE, CHECKSUMS, SIGNATURE})
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,99}){0,3}")
 _LINE = re.compile(r"([0-9a-f]{64})  (\S+)")

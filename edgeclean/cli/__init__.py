@@ -19,6 +19,7 @@ from edgeclean.cli.doctor import doctor
 from edgeclean.cli.export import export
 from edgeclean.cli.inspect import inspect
 from edgeclean.cli.scan import scan
+from edgeclean.cli.sign import sign
 from edgeclean.cli.targets import targets
 from edgeclean.errors import EdgecleanError
 
@@ -54,7 +55,7 @@ def _root(
     pass
 
 
-for command in (compress, scan, inspect, export, bench, verify, targets, doctor):
+for command in (compress, scan, inspect, export, bench, verify, sign, targets, doctor):
     app.command()(command)
 
 

@@ -36,6 +36,7 @@ from edgeclean.printable import printable
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from edgeclean.bundles.signing import Signer
     from edgeclean.pipeline import WrittenOutcome
 
 PURIFY = "Purification"
@@ -88,6 +89,14 @@ def compress(  # noqa: PLR0913 - the options are the interface
             rich_help_panel=PURIFY,
         ),
     ] = False,
+    sign_key: Annotated[
+        Path | None,
+        typer.Option(help="Sign the bundle with this private key (PEM).", rich_help_panel=RUN),
+    ] = None,
+    sign_certificate: Annotated[
+        Path | None,
+        typer.Option(help="The certificate of that key (PEM).", rich_help_panel=RUN),
+    ] = None,
     opset: Annotated[
         int | None, typer.Option(help="ONNX opset; the target has its own.", rich_help_panel=RUN)
     ] = None,
@@ -124,6 +133,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
         },
         target_file,
     )
+    signer = _signer(sign_key, sign_certificate)
     use_threads(threads)
     from edgeclean import pipeline
 
@@ -136,9 +146,23 @@ def compress(  # noqa: PLR0913 - the options are the interface
             target=device,
             code_folder=code_folder,
             progress=progress,
+            signer=signer,
         )
     face.answer(_document(outcome), _summary(outcome), _checks(outcome), _files(outcome))
     face.say(f"report: {outcome.bundle.path / 'report.html'}")
+
+
+def _signer(key: Path | None, certificate: Path | None) -> Signer | None:
+    """What to sign with, tried before the run."""
+    if key is None:
+        if certificate is not None:
+            raise UsageError("--sign-certificate goes with a private key: give --sign-key as well")
+        return None
+    from edgeclean.bundles.signing import Signer, check_signer
+
+    signer = Signer(private_key=key, certificate=certificate)
+    check_signer(signer)
+    return signer
 
 
 def _purify_mode(purify: str | None, tau: float | None) -> str | None:

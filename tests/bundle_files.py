@@ -1,0 +1,55 @@
+"""A small bundle to tamper with, and what a tamperer does: make all listed hashes fit again."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from tiny_networks import tiny_contents
+
+from edgeclean.bundles import manifest as texts
+from edgeclean.bundles.bundle import write_bundle
+
+
+def put_bundle(folder: Path) -> Path:
+    """A bundle of the tiny network at ``folder``, which must not exist."""
+    for name, content in _pristine().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def make_hashes_fit(bundle: Path) -> None:
+    """In the manifest, in the report and in the list of checksums."""
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    for name in manifest["files"]:
+        content = (bundle / name).read_bytes()
+        manifest["files"][name] = {"bytes": len(content), "sha256": texts.sha256(content)}
+    (bundle / "manifest.json").write_bytes(texts.canonical_json(manifest))
+    report = json.loads((bundle / "report.json").read_bytes())
+    report["manifest_sha256"] = texts.sha256((bundle / "manifest.json").read_bytes())
+    (bundle / "report.json").write_bytes(texts.canonical_json(report))
+    make_checksums_fit(bundle)
+
+
+def make_checksums_fit(bundle: Path) -> None:
+    """In the list of checksums only."""
+    files = {
+        path.relative_to(bundle).as_posix(): path.read_bytes()
+        for path in bundle.rglob("*")
+        if path.is_file() and path.name != "SHA256SUMS"
+    }
+    (bundle / "SHA256SUMS").write_bytes(texts.checksum_lines(files))
+
+
+@cache
+def _pristine() -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = write_bundle(Path(folder) / "build", tiny_contents(ms=1.5)).path
+        return {
+            path.relative_to(bundle).as_posix(): path.read_bytes()
+            for path in sorted(bundle.rglob("*"))
+            if path.is_file()
+        }
