@@ -1,6 +1,7 @@
 """The text files of a bundle that bind the others: names, canonical form, schema.
 
-``SHA256SUMS`` lists every other file but the signature, in the form that ``sha256sum --check`` reads on any device.
+``SHA256SUMS`` lists every other file but the signature, in the form that ``sha256sum --check``
+reads on any device.
 ``manifest.json`` lists the reproducible ones and says how they were made; ``report.json`` and
 ``report.html`` hold measurements, which differ from run to run, so they stand outside of it.
 ``model.sig``, where there is one, signs all the others (see ``signing``).
