@@ -27,6 +27,7 @@ from edgeclean.reports.page import render_html, trigger_files
 from edgeclean.reports.report import Evidence, build_report, same_weights
 from edgeclean.reports.reproduce import changed_settings, command_line
 from edgeclean.reports.stopwatch import Stopwatch, peak_memory_mib
+from edgeclean.resume.stages import Cache, Kept, keep_nothing
 from edgeclean.runtime.latency import LatencyReport, measure_pair
 from edgeclean.scan import ScanReport, scan
 from edgeclean.states import (
@@ -101,6 +102,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     target: Target | None = None,
     code_folder: Path | None = None,
     signer: Signer | None = None,
+    cache: Cache | None = None,
     progress: Progress = silent,
 ) -> WrittenOutcome:
     """Run every stage and write the bundle, which appears whole or not at all.
@@ -113,6 +115,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         target: what the bundle is for; None for the one that the settings name.
         code_folder: what ``file.py:callable`` in the spec is relative to.
         signer: signs the bundle; None for none.
+        cache: where finished stages are kept, for a run that is killed; None to keep none.
         progress: told of every stage that takes longer than a moment.
 
     Raises:
@@ -126,7 +129,8 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         original = timed(load_checkpoint, "Loading")(
             checkpoint, spec, limits=chosen.load, code_folder=code_folder
         )
-        outcome = run_stages(original, chosen, timed=timed, progress=progress)
+        kept = keep_nothing if cache is None else cache.of(original, chosen.seed)
+        outcome = run_stages(original, chosen, kept=kept, timed=timed, progress=progress)
         again = command_line(checkpoint, spec, chosen)
         report = build_report(_evidence(outcome, chosen, device, timed, again))
         contents = _contents(outcome, chosen, device, report)
@@ -142,29 +146,34 @@ def run_stages(
     original: LoadedNetwork,
     settings: PipelineSettings,
     *,
+    kept: Kept = keep_nothing,
     timed: Stopwatch | None = None,
     progress: Progress = silent,
 ) -> Outcome:
-    """Every stage between the loaded network and the bundle; nothing is written."""
+    """Every stage between the loaded network and the bundle; nothing but the cache is written."""
     chosen, seed = settings, settings.seed
     timed = timed or Stopwatch(progress)
-    draw = timed(synthesize)
+    draw = timed(kept(synthesize, chosen.synthesize))
     images = draw(original, chosen.synthesize, seed=seed, progress=progress)
-    found = timed(scan)(original, images, chosen.scan, seed=seed, progress=progress)
+    search = timed(kept(scan, chosen.scan))
+    found = search(original, images, chosen.scan, seed=seed, progress=progress)
     _stop_if_suspected(found, chosen)
-    purified = timed(purify)(original, images, found, chosen.purify, seed=seed, progress=progress)
+    heal = timed(kept(purify, chosen.purify, like=original))
+    purified = heal(original, images, found, chosen.purify, seed=seed, progress=progress)
     if not same_weights(original.module, purified.module):
         # Images of a backdoored network may carry its trigger; the purified teacher's answers to
         # them do not, and its own images add what the first ones miss.
+        draw = timed(kept(synthesize, chosen.synthesize.recovery()))
         fresh = draw(purified, chosen.synthesize.recovery(), seed=seed + 1, progress=progress)
         images = joined(images, fresh)
     decomposed = timed(decompose)(purified, chosen.decompose, progress=progress)
     scaled = timed(scale)(decomposed, chosen.scale, progress=progress)
-    plan = timed(choose_ranks)(scaled, chosen.ranks, images=images, progress=progress)
+    # The two cheap stages before are run again; their settings decide the plan all the same.
+    choose = timed(kept(choose_ranks, chosen.decompose, chosen.scale, chosen.ranks))
+    plan = choose(scaled, chosen.ranks, images=images, progress=progress)
     truncated = timed(truncate)(scaled, plan, chosen.truncate, progress=progress)
-    compressed = timed(finetune)(
-        truncated, purified, images, chosen.finetune, seed=seed, progress=progress
-    )
+    teach = timed(kept(finetune, chosen.truncate, chosen.finetune, like=truncated))
+    compressed = teach(truncated, purified, images, chosen.finetune, seed=seed, progress=progress)
     export = timed(export_onnx, "Exporting")
     model, original_model = export(compressed, chosen.export), export(original, chosen.export)
     parity = timed(check_parity, "Checking parity")(compressed, model, images.pixels, chosen.parity)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
     from edgeclean.bundles.signing import Signer
     from edgeclean.pipeline import WrittenOutcome
+    from edgeclean.resume.stages import Cache
 
 PURIFY = "Purification"
 SIZE = "Size"
@@ -97,6 +100,17 @@ def compress(  # noqa: PLR0913 - the options are the interface
         Path | None,
         typer.Option(help="The certificate of that key (PEM).", rich_help_panel=RUN),
     ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where finished stages are kept, so that a run that was killed goes on from "
+            "there; edgeclean's folder in your cache folder if not given.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Keep no stage.", rich_help_panel=RUN)
+    ] = False,
     opset: Annotated[
         int | None, typer.Option(help="ONNX opset; the target has its own.", rich_help_panel=RUN)
     ] = None,
@@ -147,9 +161,27 @@ def compress(  # noqa: PLR0913 - the options are the interface
             code_folder=code_folder,
             progress=progress,
             signer=signer,
+            cache=_cache(cache, no_cache, face.say),
         )
     face.answer(_document(outcome), _summary(outcome), _checks(outcome), _files(outcome))
     face.say(f"report: {outcome.bundle.path / 'report.html'}")
+
+
+def _cache(folder: Path | None, unwanted: bool, tell: Callable[[str], None]) -> Cache | None:
+    """The XDG cache folder, if none is named; where there is no home folder, none."""
+    if unwanted:
+        if folder is not None:
+            raise UsageError("--cache names a folder, and --no-cache wants none; give one of them")
+        return None
+    from edgeclean.resume.stages import Cache
+
+    if folder is None:
+        home = os.environ.get("HOME", "")
+        above = os.environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home else "")
+        if not above.startswith("/"):
+            return None
+        folder = Path(above) / "edgeclean"
+    return Cache(folder=folder.absolute(), tell=tell)
 
 
 def _signer(key: Path | None, certificate: Path | None) -> Signer | None:
