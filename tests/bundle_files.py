@@ -22,7 +22,16 @@ def put_bundle(folder: Path) -> Path:
 
 
 def make_hashes_fit(bundle: Path) -> None:
-    """In the manifest, in the report and in the list of checksums."""
+    """In the bill of materials, the manifest, the report and the list of checksums."""
+    bill = (bundle / "bom.cdx.json").read_text("utf-8")
+    said = json.loads(bill)["metadata"]["component"]["hashes"][0]["content"]
+    digest = texts.sha256((bundle / "model.onnx").read_bytes())
+    (bundle / "bom.cdx.json").write_text(bill.replace(said, digest), encoding="utf-8")
+    make_manifest_fit(bundle)
+
+
+def make_manifest_fit(bundle: Path) -> None:
+    """All of these but the bill of materials."""
     manifest = json.loads((bundle / "manifest.json").read_bytes())
     for name in manifest["files"]:
         content = (bundle / name).read_bytes()

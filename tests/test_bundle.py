@@ -21,7 +21,13 @@ from edgeclean.errors import InputRejectedError, OutputInUseError, UsageError
 from edgeclean.runtime.session import OnnxSession
 from exporters.onnx_exporter import ExportSettings, export_onnx
 
-REPRODUCIBLE = ("manifest.json", "model.onnx", "golden.safetensors", "triggers/class_3.png")
+REPRODUCIBLE = (
+    "manifest.json",
+    "bom.cdx.json",
+    "model.onnx",
+    "golden.safetensors",
+    "triggers/class_3.png",
+)
 
 WRITE_ONE = """
 import sys

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from edgeclean.bundles import manifest as texts
 from edgeclean.bundles.atomic import HeldFolder, hold_folder, replace_folder
+from edgeclean.bundles.materials import bill_of_materials
 from edgeclean.bundles.signing import Signer, sign_folder
 from edgeclean.cost import count_macs, count_params
 from edgeclean.environment import versions
@@ -70,7 +71,7 @@ class BundleContents:
                 f"{len(self.golden_pixels)} golden images were given; 1 to {MAX_GOLDEN_IMAGES} "
                 "are kept in a bundle"
             )
-        taken = {texts.MODEL, texts.GOLDEN, *texts.UNREPRODUCIBLE}
+        taken = {texts.MODEL, texts.GOLDEN, texts.MATERIALS, *texts.UNREPRODUCIBLE}
         for name in self.reproducible_files:
             if not texts.is_file_name(name) or name in taken:
                 raise UsageError(
@@ -127,12 +128,14 @@ def write_bundle(
         UsageError: the folder is not a bundle, or cannot be written; or the key cannot sign.
         InputRejectedError: ``contents.model`` is not a valid ONNX file.
     """
+    facts = _facts(contents)
     reproducible = {
         texts.MODEL: contents.model,
         texts.GOLDEN: _golden(contents),
+        texts.MATERIALS: bill_of_materials(facts, texts.sha256(contents.model)),
         **contents.reproducible_files,
     }
-    manifest = _manifest(contents, reproducible)
+    manifest = {**facts, "files": texts.file_entries(reproducible)}
     texts.check_manifest(manifest)
     files = {**reproducible, texts.MANIFEST: texts.canonical_json(manifest)}
     manifest_sha256 = texts.sha256(files[texts.MANIFEST])
@@ -180,7 +183,8 @@ def _golden(contents: BundleContents) -> bytes:
     return bytes(save({"input": pixels, "logits": np.ascontiguousarray(logits)}))
 
 
-def _manifest(contents: BundleContents, reproducible: Mapping[str, bytes]) -> dict[str, Any]:
+def _facts(contents: BundleContents) -> dict[str, Any]:
+    """The manifest without its list of files."""
     spec, module = contents.network.spec, contents.network.module
     proto = open_onnx(contents.model)
     batch = proto.graph.input[0].type.tensor_type.shape.dim[0]
@@ -213,10 +217,6 @@ def _manifest(contents: BundleContents, reproducible: Mapping[str, bytes]) -> di
         "target": dict(contents.target),
         "versions": versions(),
         "history": [asdict(record) for record in contents.network.history],
-        "files": {
-            name: {"bytes": len(content), "sha256": texts.sha256(content)}
-            for name, content in reproducible.items()
-        },
     }
     return texts.read_json(texts.canonical_json(manifest), texts.MANIFEST)  # tuples become lists
 

@@ -29,7 +29,9 @@ REPORT = "report.json"
 REPORT_PAGE = "report.html"
 GOLDEN = "golden.safetensors"
 CHECKSUMS = "SHA256SUMS"
+MATERIALS = "bom.cdx.json"
 SIGNATURE = "model.sig"
+ALWAYS = frozenset({MANIFEST, REPORT, MODEL, GOLDEN, MATERIALS})
 # What the signature covers and nothing else lists, so that it can be put on a finished bundle.
 UNREPRODUCIBLE = frozenset({MANIFEST, REPORT, REPORT_PAGE, CHECKSUMS, SIGNATURE})
 
@@ -40,6 +42,13 @@ _LINE = re.compile(r"([0-9a-f]{64})  (\S+)")
 def sha256(content: bytes) -> str:
     """The SHA-256 of some bytes, in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
+
+
+def file_entries(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+    """What the manifest says of each file."""
+    return {
+        name: {"bytes": len(content), "sha256": sha256(content)} for name, content in files.items()
+    }
 
 
 def is_file_name(name: str) -> bool:

@@ -22,6 +22,7 @@ from safetensors.numpy import load
 
 from edgeclean.bundles import manifest as texts
 from edgeclean.bundles.golden_run import GoldenRun, run_isolated
+from edgeclean.bundles.materials import model_hash
 from edgeclean.bundles.signing import Trusted, check_signature
 from edgeclean.environment import versions
 from edgeclean.errors import InputRejectedError
@@ -87,6 +88,9 @@ def verify_bundle(path: Path, trusted: Trusted | None = None) -> VerifyRecord:
     report = texts.read_json(files[texts.REPORT], texts.REPORT)
     if report.get("manifest_sha256") != manifest_sha256:
         raise InputRejectedError(f"{texts.REPORT} names another manifest than the one beside it")
+    bill = texts.read_json(files[texts.MATERIALS], texts.MATERIALS)
+    if model_hash(bill) != texts.sha256(files[texts.MODEL]):
+        raise InputRejectedError(f"{texts.MATERIALS} is of another network than {texts.MODEL}")
     difference = _check_golden(files, manifest)
     return VerifyRecord(
         manifest_sha256=manifest_sha256,
@@ -161,7 +165,7 @@ def _check_hashes(files: Mapping[str, bytes]) -> None:
     if texts.CHECKSUMS not in files:
         raise InputRejectedError(f"{texts.CHECKSUMS} is missing; this is not an edgeclean bundle")
     hashes = texts.read_checksums(files[texts.CHECKSUMS])
-    needed = {texts.MANIFEST, texts.REPORT, texts.MODEL, texts.GOLDEN} | set(hashes)
+    needed = {*texts.ALWAYS, *hashes}
     missing = sorted(needed - set(files))
     if missing:
         raise InputRejectedError(f"{missing[0]} is missing from the bundle")
@@ -188,9 +192,9 @@ def _check_listed_files(listed: Mapping[str, Any], files: Mapping[str, bytes]) -
     if different:
         where = "missing" if different[0] in listed else "not listed in the manifest"
         raise InputRejectedError(f"{different[0]} is {where}")
+    found = texts.file_entries({name: files[name] for name in listed})
     for name, entry in sorted(listed.items()):
-        found = {"bytes": len(files[name]), "sha256": texts.sha256(files[name])}
-        if entry != found:
+        if entry != found[name]:
             raise InputRejectedError(f"{name} is not the file that the manifest describes")
 
 
