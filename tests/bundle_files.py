@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,8 @@ from edgeclean.bundles.bundle import write_bundle
 
 
 def put_bundle(folder: Path) -> Path:
-    """A bundle of the tiny network at ``folder``, which must not exist."""
+    """A bundle of the tiny network at ``folder``, in place of what is there."""
+    shutil.rmtree(folder, ignore_errors=True)
     for name, content in _pristine().items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
