@@ -2,17 +2,19 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+FUZZ_SECONDS ?= 600
 STAMP := $(VENV)/installed
 DEMO := benchmarks/zoo/demo
 SUITES := smoke cpu table2 table4
 
-.PHONY: help install demo test test-slow check format build clean
+.PHONY: help install demo test test-slow fuzz check format build clean
 
 help:
 	@echo "make install    a virtual environment with edgeclean and its tools"
 	@echo "make demo       compress and purify a small backdoored network"
 	@echo "make test       every test but the slow ones"
 	@echo "make test-slow  the slow ones"
+	@echo "make fuzz       ten minutes of fuzzing of each reader (FUZZ_SECONDS)"
 	@echo "make check      format, lint, types, layers"
 	@echo "make bench-X    a benchmark: smoke, cpu, table2, table4, or any python -m benchmarks.X"
 	@echo "make build      wheel and source archive"
@@ -34,6 +36,15 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# Needs the extra "fuzz"; FUZZ_SECONDS for each reader, and what is found lies in build/fuzz.
+fuzz: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	mkdir -p build/fuzz
+	for reader in pickle zip safetensors onnx toml; do \
+		$(BIN)/python tests/fuzz/fuzz.py $$reader -max_total_time=$(FUZZ_SECONDS) \
+			-artifact_prefix=build/fuzz/$$reader- || exit 1; \
+	done
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

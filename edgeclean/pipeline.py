@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from edgeclean.bundles.atomic import HeldFolder
 from edgeclean.bundles.bundle import Bundle, BundleContents, hold_output, write_bundle
+from edgeclean.bundles.signing import Signer
 from edgeclean.config import PipelineSettings
 from edgeclean.environment import describe_environment
 from edgeclean.errors import UsageError
@@ -31,6 +31,7 @@ from edgeclean.reports.page import render_html, trigger_files
 from edgeclean.reports.report import Evidence, build_report, same_weights
 from edgeclean.reports.reproduce import changed_settings, command_line
 from edgeclean.reports.stopwatch import Stopwatch, peak_memory_mib
+from edgeclean.resume.stages import Cache, Kept, keep_nothing
 from edgeclean.runtime.latency import LatencyReport, measure_pair
 from edgeclean.scan import ScanReport, scan
 from edgeclean.states import (
@@ -111,6 +112,8 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     policy: Policy = NO_GATES,
     labelled: LabelledImages | None = None,
     code_folder: Path | None = None,
+    signer: Signer | None = None,
+    cache: Cache | None = None,
     progress: Progress = silent,
 ) -> WrittenOutcome:
     """Run every stage and write the bundle, which appears whole or not at all.
@@ -124,6 +127,8 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         policy: the gates; they refuse a bundle and never change one.
         labelled: the user's own images, to measure accuracy on and for nothing else.
         code_folder: what ``file.py:callable`` in the spec is relative to.
+        signer: signs the bundle; None for none.
+        cache: where finished stages are kept, for a run that is killed; None to keep none.
         progress: told of every stage that takes longer than a moment.
 
     Raises:
@@ -141,11 +146,15 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         original = timed(load_checkpoint, "Loading")(
             checkpoint, spec, limits=chosen.load, code_folder=code_folder
         )
-        outcome = run_stages(original, chosen, policy=policy, timed=timed, progress=progress)
+        kept = keep_nothing if cache is None else cache.of(original, chosen.seed)
+        outcome = run_stages(
+            original, chosen, policy=policy, kept=kept, timed=timed, progress=progress
+        )
         outcome = _judged(outcome, policy, labelled, timed)
         again = command_line(checkpoint, spec, chosen)
         report = build_report(_evidence(outcome, chosen, device, timed, again))
-        bundle = _write(held, outcome, chosen, device, report)
+        contents = _contents(outcome, chosen, device, report)
+        bundle = write_bundle(held, contents, signer=signer)
     return WrittenOutcome(
         outcome=outcome,
         bundle=bundle,
@@ -158,29 +167,34 @@ def run_stages(
     settings: PipelineSettings,
     *,
     policy: Policy = NO_GATES,
+    kept: Kept = keep_nothing,
     timed: Stopwatch | None = None,
     progress: Progress = silent,
 ) -> Outcome:
-    """Every stage between the loaded network and the bundle; nothing is written."""
+    """Every stage between the loaded network and the bundle; nothing but the cache is written."""
     chosen, seed = settings, settings.seed
     timed = timed or Stopwatch(progress)
-    draw = timed(synthesize)
+    draw = timed(kept(synthesize, chosen.synthesize))
     images = draw(original, chosen.synthesize, seed=seed, progress=progress)
-    found = timed(scan)(original, images, chosen.scan, seed=seed, progress=progress)
+    search = timed(kept(scan, chosen.scan))
+    found = search(original, images, chosen.scan, seed=seed, progress=progress)
     refuse_failed(judge_scan(policy, found))  # now: what follows takes minutes
-    purified = timed(purify)(original, images, found, chosen.purify, seed=seed, progress=progress)
+    heal = timed(kept(purify, chosen.purify, like=original))
+    purified = heal(original, images, found, chosen.purify, seed=seed, progress=progress)
     if not same_weights(original.module, purified.module):
         # Images of a backdoored network may carry its trigger; the purified teacher's answers to
         # them do not, and its own images add what the first ones miss.
+        draw = timed(kept(synthesize, chosen.synthesize.recovery()))
         fresh = draw(purified, chosen.synthesize.recovery(), seed=seed + 1, progress=progress)
         images = joined(images, fresh)
     decomposed = timed(decompose)(purified, chosen.decompose, progress=progress)
     scaled = timed(scale)(decomposed, chosen.scale, progress=progress)
-    plan = timed(choose_ranks)(scaled, chosen.ranks, images=images, progress=progress)
+    # The two cheap stages before are run again; their settings decide the plan all the same.
+    choose = timed(kept(choose_ranks, chosen.decompose, chosen.scale, chosen.ranks))
+    plan = choose(scaled, chosen.ranks, images=images, progress=progress)
     truncated = timed(truncate)(scaled, plan, chosen.truncate, progress=progress)
-    compressed = timed(finetune)(
-        truncated, purified, images, chosen.finetune, seed=seed, progress=progress
-    )
+    teach = timed(kept(finetune, chosen.truncate, chosen.finetune, like=truncated))
+    compressed = teach(truncated, purified, images, chosen.finetune, seed=seed, progress=progress)
     export = timed(export_onnx, "Exporting")
     model, original_model = export(compressed, chosen.export), export(original, chosen.export)
     parity = timed(check_parity, "Checking parity")(compressed, model, images.pixels, chosen.parity)
@@ -275,14 +289,10 @@ def _evidence(
     )
 
 
-def _write(
-    held: HeldFolder,
-    outcome: Outcome,
-    settings: PipelineSettings,
-    target: Target,
-    report: dict[str, JsonValue],
-) -> Bundle:
-    contents = BundleContents(
+def _contents(
+    outcome: Outcome, settings: PipelineSettings, target: Target, report: dict[str, JsonValue]
+) -> BundleContents:
+    return BundleContents(
         model=outcome.model,
         network=outcome.compressed,
         configuration=settings_as_json(settings),
@@ -296,4 +306,3 @@ def _write(
         ),
         reproducible_files=trigger_files(outcome.scan),
     )
-    return write_bundle(held, contents)

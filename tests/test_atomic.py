@@ -196,7 +196,7 @@ def test_a_failing_second_rename_puts_the_old_folder_back(
     rename = Path.rename
 
     def refuse_the_new_one(self: Path, target: Path) -> Path:
-        if self.name.endswith(".partial"):
+        if self.parent.name.endswith(".partial"):
             raise OSError(5, "Input/output error")
         return rename(self, target)
 

@@ -21,7 +21,13 @@ from edgeclean.errors import InputRejectedError, OutputInUseError, UsageError
 from edgeclean.runtime.session import OnnxSession
 from exporters.onnx_exporter import ExportSettings, export_onnx
 
-REPRODUCIBLE = ("manifest.json", "model.onnx", "golden.safetensors", "triggers/class_3.png")
+REPRODUCIBLE = (
+    "manifest.json",
+    "bom.cdx.json",
+    "model.onnx",
+    "golden.safetensors",
+    "triggers/class_3.png",
+)
 
 WRITE_ONE = """
 import sys
@@ -58,7 +64,11 @@ def test_a_bundle_holds_what_it_says(tmp_path: Path, some_contents: BundleConten
 def test_the_manifest_says_how_it_was_made(tmp_path: Path, some_contents: BundleContents) -> None:
     manifest = write_bundle(tmp_path / "build", some_contents).manifest
     module = some_contents.network.module
-    assert manifest["source"] == {"architecture": "tiny.py:make", "sha256": "ab" * 32}
+    assert manifest["source"] == {
+        "architecture": "tiny.py:make",
+        "external_sha256": {},
+        "sha256": "ab" * 32,
+    }
     assert manifest["model"] == {
         "batch": 1,
         "classes": 5,

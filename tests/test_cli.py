@@ -29,7 +29,7 @@ from edgeclean.errors import (
 
 COMMANDS = (
     *("compress", "scan", "inspect", "export", "bench", "verify"),
-    *("embed", "parts", "targets", "doctor"),
+    *("sign", "embed", "parts", "targets", "doctor"),
 )
 HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "matplotlib", "jinja2", "tensorly")
 

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from bundle_files import make_checksums_fit, make_hashes_fit, make_manifest_fit, put_bundle
 from onnx import numpy_helper
 from safetensors.numpy import load, save
-from tiny_networks import tiny_contents
 
 from edgeclean.bundles import manifest as texts
 from edgeclean.bundles import verify
-from edgeclean.bundles.bundle import write_bundle
 from edgeclean.bundles.verify import verify_bundle
 from edgeclean.errors import InputRejectedError
 
@@ -29,7 +28,7 @@ BITS_PER_FILE = 30
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("pristine") / "build", tiny_contents(ms=1.5)).path
+    return put_bundle(tmp_path_factory.mktemp("pristine") / "build")
 
 
 @pytest.fixture
@@ -52,6 +51,7 @@ def test_a_bundle_as_written_is_verified(bundle: Path) -> None:
     "name",
     [
         "SHA256SUMS",
+        "bom.cdx.json",
         "golden.safetensors",
         "manifest.json",
         "model.onnx",
@@ -198,7 +198,7 @@ def test_a_change_that_fits_its_hashes_is_found_by_what_it_says_or_computes(
     bundle: Path, tamper: Callable[[Path], None], message: str
 ) -> None:
     tamper(bundle)
-    _make_hashes_fit(bundle)
+    make_hashes_fit(bundle)
     with pytest.raises(InputRejectedError, match=message):
         verify_bundle(bundle)
 
@@ -206,30 +206,39 @@ def test_a_change_that_fits_its_hashes_is_found_by_what_it_says_or_computes(
 def test_the_helper_above_makes_hashes_fit(bundle: Path) -> None:
     """Else the test above would only see hashes that do not."""
     (bundle / "triggers" / "class_3.png").write_bytes(b"another")
-    _make_hashes_fit(bundle)
+    make_hashes_fit(bundle)
     assert verify_bundle(bundle)
 
 
 def test_the_manifest_must_list_every_reproducible_file(bundle: Path) -> None:
     (bundle / "more.bin").touch()
-    _make_checksums_fit(bundle)
+    make_checksums_fit(bundle)
     with pytest.raises(InputRejectedError, match=r"more.bin is not listed in the manifest"):
         verify_bundle(bundle)
     (bundle / "more.bin").unlink()
     (bundle / "triggers" / "class_3.png").write_bytes(b"another")
-    _make_checksums_fit(bundle)
+    make_checksums_fit(bundle)
     with pytest.raises(InputRejectedError, match="not the file that the manifest describes"):
         verify_bundle(bundle)
     shutil.rmtree(bundle / "triggers")
-    _make_checksums_fit(bundle)
+    make_checksums_fit(bundle)
     with pytest.raises(InputRejectedError, match=r"class_3.png is missing"):
+        verify_bundle(bundle)
+
+
+def test_the_bill_of_materials_must_be_of_this_network(bundle: Path) -> None:
+    bill = (bundle / "bom.cdx.json").read_text("utf-8")
+    digest = texts.sha256((bundle / "model.onnx").read_bytes())
+    (bundle / "bom.cdx.json").write_text(bill.replace(digest, "ef" * 32), encoding="utf-8")
+    make_manifest_fit(bundle)
+    with pytest.raises(InputRejectedError, match="is of another network"):
         verify_bundle(bundle)
 
 
 def test_the_report_must_name_this_manifest(bundle: Path) -> None:
     report = texts.canonical_json({"ms": 1.5, "manifest_sha256": "0" * 64})
     (bundle / "report.json").write_bytes(report)
-    _make_checksums_fit(bundle)
+    make_checksums_fit(bundle)
     with pytest.raises(InputRejectedError, match="names another manifest"):
         verify_bundle(bundle)
 
@@ -275,24 +284,3 @@ def test_verifying_needs_no_torch(bundle: Path) -> None:
         "verify_bundle(Path(sys.argv[1])); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program, str(bundle)], check=True)
-
-
-def _make_hashes_fit(bundle: Path) -> None:
-    manifest = json.loads((bundle / "manifest.json").read_bytes())
-    for name in manifest["files"]:
-        content = (bundle / name).read_bytes()
-        manifest["files"][name] = {"bytes": len(content), "sha256": texts.sha256(content)}
-    (bundle / "manifest.json").write_bytes(texts.canonical_json(manifest))
-    report = json.loads((bundle / "report.json").read_bytes())
-    report["manifest_sha256"] = texts.sha256((bundle / "manifest.json").read_bytes())
-    (bundle / "report.json").write_bytes(texts.canonical_json(report))
-    _make_checksums_fit(bundle)
-
-
-def _make_checksums_fit(bundle: Path) -> None:
-    files = {
-        path.relative_to(bundle).as_posix(): path.read_bytes()
-        for path in bundle.rglob("*")
-        if path.is_file() and path.name != "SHA256SUMS"
-    }
-    (bundle / "SHA256SUMS").write_bytes(texts.checksum_lines(files))

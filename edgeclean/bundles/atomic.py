@@ -15,7 +15,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,6 +24,8 @@ from edgeclean.errors import OutputInUseError, UsageError
 
 AT_FDCWD = -100  # linux/fcntl.h
 RENAME_EXCHANGE = 2  # linux/fs.h
+
+Seal = Callable[[Path], Mapping[str, bytes]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +44,17 @@ class HeldFolder:
         return self.path.with_name(f".{self.path.name}.lock")
 
     @property
-    def partial(self) -> Path:
-        """Where the new folder is written; after an exchange, the old one until it is removed."""
+    def staging(self) -> Path:
+        """What holds everything that a run writes until it is in place."""
         return self.path.with_name(f".{self.path.name}.partial")
+
+    @property
+    def partial(self) -> Path:
+        """Where the new folder is written; after an exchange, the old one until it is removed.
+
+        It has its final name already: a signature says the name of the folder that it is of.
+        """
+        return self.staging / self.path.name
 
     @property
     def previous(self) -> Path:
@@ -83,22 +93,29 @@ def hold_folder(path: Path) -> Iterator[HeldFolder]:
         os.close(descriptor)
 
 
-def replace_folder(held: HeldFolder, files: Mapping[str, bytes]) -> None:
+def replace_folder(
+    held: HeldFolder, files: Mapping[str, bytes], *, seal: Seal | None = None
+) -> None:
     """Put a folder of exactly these files in place of the held one, at one moment.
 
     Args:
         held: from `hold_folder`.
         files: contents by relative POSIX path.
+        seal: given the folder with all files, before it is in place, gives further files.
 
     Raises:
         UsageError: the disk is full or the place cannot be written; the old folder is whole.
     """
     with _told_as_usage_error(held.path):
         try:
+            held.staging.mkdir()
+            held.partial.mkdir()
             _write(held.partial, files)
+            if seal is not None:
+                _write(held.partial, seal(held.partial))
             _swap(held)
         finally:
-            _remove(held.partial)
+            _remove(held.staging)
 
 
 def _lock(lock: Path, path: Path) -> int:
@@ -128,11 +145,10 @@ def _clear_up(held: HeldFolder) -> None:
     if held.previous.exists() and not held.path.exists():
         held.previous.rename(held.path)
     _remove(held.previous)
-    _remove(held.partial)
+    _remove(held.staging)
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    folder.mkdir()
     folders = {folder}
     for name, content in files.items():
         path = folder.joinpath(*PurePosixPath(name).parts)

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from edgeclean.bundles import manifest as texts
 from edgeclean.bundles.atomic import HeldFolder, hold_folder, replace_folder
+from edgeclean.bundles.materials import bill_of_materials
+from edgeclean.bundles.signing import Signer, sign_folder
 from edgeclean.cost import count_macs, count_params
 from edgeclean.environment import versions
 from edgeclean.errors import UsageError
@@ -69,7 +71,7 @@ class BundleContents:
                 f"{len(self.golden_pixels)} golden images were given; 1 to {MAX_GOLDEN_IMAGES} "
                 "are kept in a bundle"
             )
-        taken = {texts.MODEL, texts.GOLDEN, *texts.UNREPRODUCIBLE}
+        taken = {texts.MODEL, texts.GOLDEN, texts.MATERIALS, *texts.UNREPRODUCIBLE}
         for name in self.reproducible_files:
             if not texts.is_file_name(name) or name in taken:
                 raise UsageError(
@@ -108,27 +110,32 @@ def hold_output(output: Path) -> Iterator[HeldFolder]:
         yield held
 
 
-def write_bundle(output: Path | HeldFolder, contents: BundleContents) -> Bundle:
+def write_bundle(
+    output: Path | HeldFolder, contents: BundleContents, *, signer: Signer | None = None
+) -> Bundle:
     """Write a bundle, or replace one, at one moment.
 
     Args:
         output: a folder that does not exist, is empty, or is a bundle; or one held already.
         contents: what goes in.
+        signer: signs it before it is in place.
 
     Returns:
         What was written.
 
     Raises:
         OutputInUseError: another run holds the folder.
-        UsageError: the folder is not a bundle, or cannot be written.
+        UsageError: the folder is not a bundle, or cannot be written; or the key cannot sign.
         InputRejectedError: ``contents.model`` is not a valid ONNX file.
     """
+    facts = _facts(contents)
     reproducible = {
         texts.MODEL: contents.model,
         texts.GOLDEN: _golden(contents),
+        texts.MATERIALS: bill_of_materials(facts, texts.sha256(contents.model)),
         **contents.reproducible_files,
     }
-    manifest = _manifest(contents, reproducible)
+    manifest = {**facts, "files": texts.file_entries(reproducible)}
     texts.check_manifest(manifest)
     files = {**reproducible, texts.MANIFEST: texts.canonical_json(manifest)}
     manifest_sha256 = texts.sha256(files[texts.MANIFEST])
@@ -141,14 +148,30 @@ def write_bundle(output: Path | HeldFolder, contents: BundleContents) -> Bundle:
     holding = nullcontext(output) if isinstance(output, HeldFolder) else hold_output(output)
     with holding as held:
         _refuse_foreign_files(held.path, held.path)  # again: minutes may have passed
-        replace_folder(held, files)
+        put_in_place(held, files, signer)
         path = held.path
     return Bundle(
         path=path,
         manifest=manifest,
         manifest_sha256=manifest_sha256,
-        file_bytes={name: len(content) for name, content in sorted(files.items())},
+        file_bytes={
+            one.relative_to(path).as_posix(): one.stat().st_size
+            for one in sorted(path.rglob("*"))
+            if one.is_file()
+        },
     )
+
+
+def put_in_place(held: HeldFolder, files: Mapping[str, bytes], signer: Signer | None) -> None:
+    """Replace the held folder by these files and, where there is a signer, their signature.
+
+    Raises:
+        UsageError: the place cannot be written, or the key cannot sign; the old folder is whole.
+    """
+    seal = (
+        None if signer is None else (lambda folder: {texts.SIGNATURE: sign_folder(folder, signer)})
+    )
+    replace_folder(held, files, seal=seal)
 
 
 def _golden(contents: BundleContents) -> bytes:
@@ -160,7 +183,8 @@ def _golden(contents: BundleContents) -> bytes:
     return bytes(save({"input": pixels, "logits": np.ascontiguousarray(logits)}))
 
 
-def _manifest(contents: BundleContents, reproducible: Mapping[str, bytes]) -> dict[str, Any]:
+def _facts(contents: BundleContents) -> dict[str, Any]:
+    """The manifest without its list of files."""
     spec, module = contents.network.spec, contents.network.module
     proto = open_onnx(contents.model)
     batch = proto.graph.input[0].type.tensor_type.shape.dim[0]
@@ -169,6 +193,7 @@ def _manifest(contents: BundleContents, reproducible: Mapping[str, bytes]) -> di
         "schema_version": texts.SCHEMA_VERSION,
         "source": {
             "architecture": _without_folder(spec.architecture),
+            "external_sha256": _external_files(contents.network),
             "sha256": contents.network.source_sha256,
         },
         "model": {
@@ -192,12 +217,14 @@ def _manifest(contents: BundleContents, reproducible: Mapping[str, bytes]) -> di
         "target": dict(contents.target),
         "versions": versions(),
         "history": [asdict(record) for record in contents.network.history],
-        "files": {
-            name: {"bytes": len(content), "sha256": texts.sha256(content)}
-            for name, content in reproducible.items()
-        },
     }
     return texts.read_json(texts.canonical_json(manifest), texts.MANIFEST)  # tuples become lists
+
+
+def _external_files(network: Network) -> dict[str, str]:
+    """The hash of each file beside an ONNX input that held some of its weights."""
+    loads = (record.notes for record in network.history if record.stage == "load")
+    return dict(next(loads, {}).get("external_sha256", {}))
 
 
 def _without_folder(architecture: str) -> str:
@@ -217,7 +244,7 @@ def _refuse_foreign_files(folder: Path, named: Path) -> None:
     listed = {
         line.split("  ", 1)[-1] for line in checksums.read_text("utf-8", "replace").split("\n")
     }
-    known = {texts.CHECKSUMS} | {name.split("/")[0] for name in listed if name}
+    known = {texts.CHECKSUMS, texts.SIGNATURE} | {name.split("/")[0] for name in listed if name}
     foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in known)
     if foreign:
         raise UsageError(

@@ -1,8 +1,10 @@
 """The text files of a bundle that bind the others: names, canonical form, schema.
 
-``SHA256SUMS`` lists every other file, in the form that ``sha256sum --check`` reads on any device.
+``SHA256SUMS`` lists every other file but the signature, in the form that ``sha256sum --check``
+reads on any device.
 ``manifest.json`` lists the reproducible ones and says how they were made; ``report.json`` and
 ``report.html`` hold measurements, which differ from run to run, so they stand outside of it.
+``model.sig``, where there is one, signs all the others (see ``signing``).
 """
 
 from __future__ import annotations
@@ -27,7 +29,11 @@ REPORT = "report.json"
 REPORT_PAGE = "report.html"
 GOLDEN = "golden.safetensors"
 CHECKSUMS = "SHA256SUMS"
-UNREPRODUCIBLE = frozenset({MANIFEST, REPORT, REPORT_PAGE, CHECKSUMS})
+MATERIALS = "bom.cdx.json"
+SIGNATURE = "model.sig"
+ALWAYS = frozenset({MANIFEST, REPORT, MODEL, GOLDEN, MATERIALS})
+# What the signature covers and nothing else lists, so that it can be put on a finished bundle.
+UNREPRODUCIBLE = frozenset({MANIFEST, REPORT, REPORT_PAGE, CHECKSUMS, SIGNATURE})
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,99}){0,3}")
 _LINE = re.compile(r"([0-9a-f]{64})  (\S+)")
@@ -36,6 +42,13 @@ _LINE = re.compile(r"([0-9a-f]{64})  (\S+)")
 def sha256(content: bytes) -> str:
     """The SHA-256 of some bytes, in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
+
+
+def file_entries(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+    """What the manifest says of each file."""
+    return {
+        name: {"bytes": len(content), "sha256": sha256(content)} for name, content in files.items()
+    }
 
 
 def is_file_name(name: str) -> bool:

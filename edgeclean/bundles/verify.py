@@ -1,8 +1,9 @@
 """Whether a bundle is whole, unchanged and still computes what it did when it was written.
 
 The bundle is untrusted here: nothing is followed, sizes are bounded, and the network only runs
-after its bytes are found to be the listed ones and plain ONNX. The hashes tell of any change, not
-of who made it: someone who replaces a file can replace the hashes too; only a signature binds them.
+after its bytes are found to be the listed ones, in a process of its own (see ``golden_run``). The
+hashes tell of any change, not of who made it: someone who replaces a file can replace the hashes
+too; only a signature binds them.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from edgeclean.bundles import manifest as texts
+from edgeclean.bundles.golden_run import GoldenRun, run_isolated
+from edgeclean.bundles.materials import model_hash
+from edgeclean.bundles.signing import Trusted, check_signature
 from edgeclean.environment import versions
 from edgeclean.errors import InputRejectedError
-from edgeclean.runtime.onnx_check import open_onnx, opset_of
-from edgeclean.runtime.session import OnnxSession
 
 MAX_FILES = 1000
 MAX_FILE_BYTES = 2**31  # a protobuf file cannot be larger
@@ -44,6 +46,8 @@ class VerifyRecord:
         max_relative_difference: from the stored logits, over max(1, largest logit of the image).
         tolerance: the most that was allowed.
         runtime: what ran the network.
+        signature: "holds"; "not checked" where there is one and nobody to trust was named;
+            "none".
     """
 
     manifest_sha256: str
@@ -54,22 +58,28 @@ class VerifyRecord:
     max_relative_difference: float
     tolerance: float
     runtime: str
+    signature: str
 
 
-def verify_bundle(path: Path) -> VerifyRecord:
+def verify_bundle(path: Path, trusted: Trusted | None = None) -> VerifyRecord:
     """Check a bundle: files, hashes, schema, ONNX, and the logits on its golden images.
 
     Args:
         path: the bundle's folder.
+        trusted: whose signature it must have; None to check none.
 
     Returns:
         What was checked; every check held.
 
     Raises:
         InputRejectedError: the first check that did not hold; the message names the file.
+        UsageError: the key or certificate to trust cannot be used.
+        ToolchainError: the library that checks signatures is not installed.
     """
-    files, folders = _read_folder(path)
+    files, folders = read_folder(path)
     _check_hashes(files)
+    if trusted is not None:
+        check_signature(path, files, trusted)
     _refuse_empty_folders(folders, files)
     manifest = texts.read_json(files[texts.MANIFEST], texts.MANIFEST)
     texts.check_manifest(manifest)
@@ -78,7 +88,9 @@ def verify_bundle(path: Path) -> VerifyRecord:
     report = texts.read_json(files[texts.REPORT], texts.REPORT)
     if report.get("manifest_sha256") != manifest_sha256:
         raise InputRejectedError(f"{texts.REPORT} names another manifest than the one beside it")
-    _check_model(files[texts.MODEL], manifest)
+    bill = texts.read_json(files[texts.MATERIALS], texts.MATERIALS)
+    if model_hash(bill) != texts.sha256(files[texts.MODEL]):
+        raise InputRejectedError(f"{texts.MATERIALS} is of another network than {texts.MODEL}")
     difference = _check_golden(files, manifest)
     return VerifyRecord(
         manifest_sha256=manifest_sha256,
@@ -89,11 +101,20 @@ def verify_bundle(path: Path) -> VerifyRecord:
         max_relative_difference=difference,
         tolerance=manifest["golden"]["tolerance"],
         runtime=f"onnxruntime {versions()['onnxruntime']}, CPU",
+        signature="holds"
+        if trusted is not None
+        else "not checked"
+        if texts.SIGNATURE in files
+        else "none",
     )
 
 
-def _read_folder(path: Path) -> tuple[dict[str, bytes], list[Path]]:
-    """Every file under the folder, by its relative POSIX path; and every folder in it."""
+def read_folder(path: Path) -> tuple[dict[str, bytes], list[Path]]:
+    """Every file under the folder, by its relative POSIX path; and every folder in it.
+
+    Raises:
+        InputRejectedError: it is no folder, or holds what cannot be part of a bundle.
+    """
     if path.is_symlink() or not path.is_dir():
         raise InputRejectedError(f"{path} is not a folder; name the folder of a bundle")
     files: dict[str, bytes] = {}
@@ -128,10 +149,13 @@ def _read_file(path: Path, name: str) -> bytes:
     except OSError as error:
         raise InputRejectedError(f"{name} cannot be read: {error.strerror}") from error
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise InputRejectedError(f"{name} is not a plain file")
-        content = file.read(limit + 1)
-    if len(content) > limit:
+        # A file that is one hole takes memory only when it is read.
+        fits = status.st_size <= limit
+        content = file.read(limit + 1) if fits else b""
+    if not fits or len(content) > limit:
         raise InputRejectedError(f"{name} is larger than {limit} bytes")
     return content
 
@@ -141,11 +165,11 @@ def _check_hashes(files: Mapping[str, bytes]) -> None:
     if texts.CHECKSUMS not in files:
         raise InputRejectedError(f"{texts.CHECKSUMS} is missing; this is not an edgeclean bundle")
     hashes = texts.read_checksums(files[texts.CHECKSUMS])
-    needed = {texts.MANIFEST, texts.REPORT, texts.MODEL, texts.GOLDEN} | set(hashes)
+    needed = {*texts.ALWAYS, *hashes}
     missing = sorted(needed - set(files))
     if missing:
         raise InputRejectedError(f"{missing[0]} is missing from the bundle")
-    unexpected = sorted(set(files) - set(hashes) - {texts.CHECKSUMS})
+    unexpected = sorted(set(files) - set(hashes) - {texts.CHECKSUMS, texts.SIGNATURE})
     if unexpected:
         raise InputRejectedError(f"{unexpected[0]} is not listed in {texts.CHECKSUMS}")
     for name, expected in sorted(hashes.items()):
@@ -168,54 +192,48 @@ def _check_listed_files(listed: Mapping[str, Any], files: Mapping[str, bytes]) -
     if different:
         where = "missing" if different[0] in listed else "not listed in the manifest"
         raise InputRejectedError(f"{different[0]} is {where}")
+    found = texts.file_entries({name: files[name] for name in listed})
     for name, entry in sorted(listed.items()):
-        found = {"bytes": len(files[name]), "sha256": texts.sha256(files[name])}
-        if entry != found:
+        if entry != found[name]:
             raise InputRejectedError(f"{name} is not the file that the manifest describes")
-
-
-def _check_model(model: bytes, manifest: Mapping[str, Any]) -> None:
-    proto = open_onnx(model)
-    said = manifest["model"]
-    if opset_of(proto) != said["opset"]:
-        raise InputRejectedError(
-            f"{texts.MODEL} is at opset {opset_of(proto)}; the manifest says {said['opset']}"
-        )
-    facts = {fact.key: fact.value for fact in proto.metadata_props}
-    if facts.get("edgeclean.source_sha256") != manifest["source"]["sha256"]:
-        raise InputRejectedError(
-            f"{texts.MODEL} was made from another checkpoint than the manifest says"
-        )
 
 
 def _check_golden(files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> float:
     """Run the golden images; return the largest relative difference from the stored logits."""
     try:
         golden = load(files[texts.GOLDEN])
-    except (SafetensorError, ValueError) as error:
+    # The parser is Rust: besides its own error it raises what its Python glue does.
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise InputRejectedError(f"{texts.GOLDEN} cannot be read: {error}") from error
     said = manifest["model"]
     images = _float32(golden, "input", (manifest["golden"]["images"], *said["input_shape"]))
     expected = _float32(golden, "logits", (len(images), said["classes"]))
-    session = OnnxSession(files[texts.MODEL])
-    if session.input_shape != tuple(said["input_shape"]):
+    ran = run_isolated(files[texts.MODEL], images)
+    _check_model(ran, manifest)
+    if ran.logits.shape != expected.shape:
         raise InputRejectedError(
-            f"{texts.MODEL} takes images {session.input_shape}; the manifest says "
-            f"{tuple(said['input_shape'])}"
-        )
-    logits = session.predict(images)
-    if logits.shape != expected.shape:
-        raise InputRejectedError(
-            f"{texts.MODEL} gives logits {logits.shape}; {texts.GOLDEN} holds {expected.shape}"
+            f"{texts.MODEL} gives logits {ran.logits.shape}; {texts.GOLDEN} holds {expected.shape}"
         )
     largest_logit = np.abs(expected).max(axis=1, keepdims=True)
-    difference = float((np.abs(logits - expected) / np.maximum(1, largest_logit)).max())
+    difference = float((np.abs(ran.logits - expected) / np.maximum(1, largest_logit)).max())
     if not difference <= manifest["golden"]["tolerance"]:  # also true for NaN
         raise InputRejectedError(
             f"{texts.MODEL} differs from its stored logits by {difference:.3g} of max(1, largest "
             f"logit); at most {manifest['golden']['tolerance']:.3g} is allowed"
         )
     return difference
+
+
+def _check_model(ran: GoldenRun, manifest: Mapping[str, Any]) -> None:
+    said = manifest["model"]
+    if ran.opset != said["opset"]:
+        raise InputRejectedError(
+            f"{texts.MODEL} is at opset {ran.opset}; the manifest says {said['opset']}"
+        )
+    if ran.source_sha256 != manifest["source"]["sha256"]:
+        raise InputRejectedError(
+            f"{texts.MODEL} was made from another checkpoint than the manifest says"
+        )
 
 
 def _float32(

@@ -22,6 +22,7 @@ from edgeclean.cli.export import export
 from edgeclean.cli.inspect import inspect
 from edgeclean.cli.parts import parts
 from edgeclean.cli.scan import scan
+from edgeclean.cli.sign import sign
 from edgeclean.cli.targets import targets
 from edgeclean.errors import EdgecleanError, UsageError
 
@@ -59,7 +60,7 @@ def _root(
 
 for command in (
     *(compress, scan, inspect, export, bench, verify),
-    *(embed, parts, targets, doctor),
+    *(sign, embed, parts, targets, doctor),
 ):
     app.command()(command)
 

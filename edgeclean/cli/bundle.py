@@ -15,16 +15,32 @@ from edgeclean.errors import BudgetError
 Bundle = Annotated[Path, typer.Argument(help="The folder of a bundle.")]
 
 
-def verify(bundle: Bundle, as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """Check that a bundle is whole, unchanged, and still computes what it did."""
+def verify(
+    bundle: Bundle,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="The public key, as PEM, that must have signed the bundle."),
+    ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(help="Or the certificate, as PEM, of the authority behind the signer's."),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check that a bundle is whole, unchanged, signed by whom you say, and computes what it did."""
     face = Face(as_json=as_json, quiet=quiet)
+    from edgeclean.bundles.signing import Trusted
     from edgeclean.bundles.verify import verify_bundle
 
+    named = key is not None or certificate is not None
+    trusted = Trusted(public_key=key, certificate=certificate) if named else None
     with face.progress() as progress:
         progress("Verifying", 0, 1)
-        record = verify_bundle(bundle)
+        record = verify_bundle(bundle, trusted)
         progress("Verifying", 1, 1)
     table = plain_table("", "")
+    table.add_row(*cells("signature", record.signature))
     table.add_row(*cells("files whose hash holds", len(record.files)))
     table.add_row(*cells("manifest", record.manifest_sha256))
     table.add_row(*cells("made from", record.source_sha256))
@@ -53,16 +69,18 @@ def bench(  # noqa: PLR0913 - the options are the interface
     face = Face(as_json=as_json, quiet=quiet)
     from edgeclean.bundles.verify import verify_bundle
     from edgeclean.loading.input_guard import LoadLimits, read_input
+    from edgeclean.loading.isolation import parse_isolated
     from edgeclean.runtime.latency import LatencySettings, measure_pair
-    from edgeclean.runtime.onnx_check import open_onnx
 
     settings = LatencySettings(threads=threads, runs=runs, seed=seed)
     with face.progress() as progress:
         progress("Verifying", 0, 1)
         verify_bundle(bundle)
-        limit = LoadLimits().file_bytes
-        model, original = read_input(bundle / "model.onnx", limit), read_input(against, limit)
-        open_onnx(original)
+        limits = LoadLimits()
+        model, original = (
+            read_input(path, limits.file_bytes) for path in (bundle / "model.onnx", against)
+        )
+        parse_isolated("onnx", original, limits)  # it may be a stranger's as well
         progress("Verifying", 1, 1)
         progress("Measuring", 0, 1)
         report = measure_pair(original, model, settings)

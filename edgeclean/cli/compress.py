@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,7 +54,9 @@ from edgeclean.printable import printable
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from edgeclean.bundles.signing import Signer
     from edgeclean.pipeline import WrittenOutcome
+    from edgeclean.resume.stages import Cache
 
 PURIFY = "Purification"
 SIZE = "Size"
@@ -102,6 +106,25 @@ def compress(  # noqa: PLR0913 - the options are the interface
     max_size: MaxSize = None,
     min_speedup: MinSpeedup = None,
     policy: PolicyFile = None,
+    sign_key: Annotated[
+        Path | None,
+        typer.Option(help="Sign the bundle with this private key (PEM).", rich_help_panel=RUN),
+    ] = None,
+    sign_certificate: Annotated[
+        Path | None,
+        typer.Option(help="The certificate of that key (PEM).", rich_help_panel=RUN),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where finished stages are kept, so that a run that was killed goes on from "
+            "there; edgeclean's folder in your cache folder if not given.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Keep no stage.", rich_help_panel=RUN)
+    ] = False,
     opset: Annotated[
         int | None, typer.Option(help="ONNX opset; the target has its own.", rich_help_panel=RUN)
     ] = None,
@@ -138,6 +161,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     inputs = InputFiles(depfile, output)
     inputs.add(checkpoint, model, code_file(spec.architecture, code_folder))
     inputs.add(config, target_file, policy)
+    signer = _signer(sign_key, sign_certificate)
     use_threads(threads)
     from edgeclean import pipeline
 
@@ -154,11 +178,43 @@ def compress(  # noqa: PLR0913 - the options are the interface
             labelled=labelled,
             code_folder=code_folder,
             progress=progress,
+            signer=signer,
+            cache=_cache(cache, no_cache, face.say),
         )
     inputs.add(*external_files(checkpoint, outcome.outcome.original))
     inputs.write()
     face.answer(_document(outcome), _summary(outcome), _checks(outcome), _files(outcome))
     face.say(f"report: {outcome.bundle.path / 'report.html'}")
+
+
+def _cache(folder: Path | None, unwanted: bool, tell: Callable[[str], None]) -> Cache | None:
+    """The XDG cache folder, if none is named; where there is no home folder, none."""
+    if unwanted:
+        if folder is not None:
+            raise UsageError("--cache names a folder, and --no-cache wants none; give one of them")
+        return None
+    from edgeclean.resume.stages import Cache
+
+    if folder is None:
+        home = os.environ.get("HOME", "")
+        above = os.environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home else "")
+        if not above.startswith("/"):
+            return None
+        folder = Path(above) / "edgeclean"
+    return Cache(folder=folder.absolute(), tell=tell)
+
+
+def _signer(key: Path | None, certificate: Path | None) -> Signer | None:
+    """What to sign with, tried before the run."""
+    if key is None:
+        if certificate is not None:
+            raise UsageError("--sign-certificate goes with a private key: give --sign-key as well")
+        return None
+    from edgeclean.bundles.signing import Signer, check_signer
+
+    signer = Signer(private_key=key, certificate=certificate)
+    check_signer(signer)
+    return signer
 
 
 def _purify_mode(purify: str | None, tau: float | None) -> str | None:

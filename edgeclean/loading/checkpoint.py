@@ -22,7 +22,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from edgeclean.cost import count_macs, count_params
 from edgeclean.errors import InputRejectedError
-from edgeclean.loading.architectures import build_architecture
+from edgeclean.loading.architectures import build_architecture, list_architectures
 from edgeclean.loading.input_guard import (
     ZIP_MAGIC,
     Kind,
@@ -33,7 +33,14 @@ from edgeclean.loading.input_guard import (
     read_input,
 )
 from edgeclean.loading.isolation import parse_isolated
-from edgeclean.loading.state_dict import check_layout, find_state_dict, fit_weights, strip_prefix
+from edgeclean.loading.running_cost import check_running_cost
+from edgeclean.loading.state_dict import (
+    check_layout,
+    check_names_and_shapes,
+    find_state_dict,
+    fit_weights,
+    strip_prefix,
+)
 from edgeclean.printable import printable
 from edgeclean.states import JsonValue, LoadedNetwork, ModelSpec, StageRecord, settings_as_json
 
@@ -72,6 +79,7 @@ def load_checkpoint(
     kind = kind_of(path, contents)
     try:
         module, notes = _network(path.parent, contents, kind, spec, limits, code_folder)
+        check_running_cost(module, spec.input_shape, limits)
         _check_signature(module, spec)
     except InputRejectedError as error:
         # Names in the message are the stranger's: none of them may steer a terminal.
@@ -165,6 +173,11 @@ def _network(
 
 
 def _fitted(tensors: dict[str, Tensor], spec: ModelSpec, code_folder: Path | None) -> nn.Module:
+    if spec.architecture in list_architectures():
+        # First without memory: a million classes that the file does not have would take gigabytes.
+        with torch.device("meta"):
+            empty = build_architecture(spec.architecture, spec, tensors)
+        check_names_and_shapes(empty, tensors)
     # Every weight is replaced, so how they are drawn does not matter, but the caller's random
     # numbers must not move.
     with torch.random.fork_rng(devices=[]):

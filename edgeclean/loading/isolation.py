@@ -29,7 +29,7 @@ _CHILD = (
 
 
 def parse_isolated(parser: str, contents: bytes, limits: LoadLimits) -> bytes:
-    """What the parser named ``parser`` ("torch" or "onnx") makes of ``contents``.
+    """What a parser, named as in ``parse_child.PARSERS``, makes of ``contents``.
 
     Raises:
         InputRejectedError: the parser refused, or the process died or overran a limit.

@@ -107,8 +107,25 @@ def fit_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Check every name, shape and number, then copy all of them into ``module``, as float32.
 
     Raises:
+        InputRejectedError: see `check_names_and_shapes`; or numbers are not finite.
+    """
+    check_names_and_shapes(module, tensors)
+    wanted = module.state_dict()
+    # Doubles are checked as the float32 that they become: 1e300 becomes infinity.
+    narrowed = {
+        name: tensor.to(wanted[name].dtype) if _are_floats(tensor, wanted[name]) else tensor
+        for name, tensor in tensors.items()
+    }
+    _check_numbers(narrowed, wanted)
+    module.load_state_dict({**wanted, **narrowed}, strict=True)
+
+
+def check_names_and_shapes(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Whether the tensors are the module's, whose own numbers are not looked at.
+
+    Raises:
         InputRejectedError: names are missing or unexpected (``num_batches_tracked`` may be
-            missing), shapes differ, or numbers are not finite; says which and how many.
+            missing), or shapes differ; says which and how many.
     """
     wanted = module.state_dict()
     missing = [
@@ -127,13 +144,6 @@ def fit_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     ]
     if differing:
         raise InputRejectedError(f"shapes do not match the architecture: {_listing(differing)}")
-    # Doubles are checked as the float32 that they become: 1e300 becomes infinity.
-    narrowed = {
-        name: tensor.to(wanted[name].dtype) if _are_floats(tensor, wanted[name]) else tensor
-        for name, tensor in tensors.items()
-    }
-    _check_numbers(narrowed, wanted)
-    module.load_state_dict({**wanted, **narrowed}, strict=True)
 
 
 def _check_numbers(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,1 @@
+"""What a run that was killed left finished, taken up by the next one."""

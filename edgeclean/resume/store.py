@@ -1,0 +1,135 @@
+"""A folder of results by key: whole or absent, sealed, bounded, and never a reason to fail.
+
+Every entry is sealed with a secret of the folder (HMAC-SHA256): an entry that was damaged, moved to
+another key, or written by somebody who cannot read the secret is ignored, with a warning. The
+folder is its owner's alone; who can read and write it can do no more than who can change the
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+import stat
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+SECRET = "secret"  # noqa: S105 - the name of the file
+SECRET_BYTES = 32
+SEAL_BYTES = 32
+SUFFIX = ".kept"
+STALE_SECONDS = 3600  # after which what a killed writer left is removed
+
+Tell = Callable[[str], None]
+
+
+class Store:
+    """Results by key, in a folder that is made when the first one comes.
+
+    Attributes:
+        folder: where.
+    """
+
+    def __init__(self, folder: Path, tell: Tell, *, limit_bytes: int = 2 * 2**30) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            folder: made with rights for its owner only; parents are made as well.
+            tell: told, in one line, of everything that is ignored and why.
+            limit_bytes: above it, the results that were not used for longest are removed.
+        """
+        self.folder = folder
+        self._tell = tell
+        self._limit_bytes = limit_bytes
+
+    def get(self, key: str) -> bytes | None:
+        """What was put under this key; None where there is nothing, or nothing to trust."""
+        path = self._path(key)
+        try:
+            # Not followed, and not waited for: a link or a pipe is nobody's result.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(path, flags)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._tell(f"cache: {path.name} cannot be read ({error.strerror}); made again")
+            return None
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            small = stat.S_ISREG(status.st_mode) and status.st_size <= self._limit_bytes
+            contents = file.read() if small else b""
+        secret = self._secret()
+        sealed, result = contents[:SEAL_BYTES], contents[SEAL_BYTES:]
+        if secret is None or not hmac.compare_digest(_seal(secret, key, result), sealed):
+            self._tell(f"cache: {path.name} was changed or is not ours; it is ignored")
+            return None
+        with suppress(OSError):
+            os.utime(path)
+        return result
+
+    def put(self, key: str, result: bytes) -> None:
+        """Keep a result; where that is impossible, warn and go on without."""
+        beside = None
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            secret = self._secret(make=True)
+            if secret is None:
+                return
+            with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as stream:
+                beside = Path(stream.name)
+                stream.write(_seal(secret, key, result) + result)
+                stream.flush()
+                os.fsync(stream.fileno())
+            beside.replace(self._path(key))
+            self._prune()
+        except OSError as error:
+            self._tell(f"cache: {self.folder} cannot be written ({error.strerror}); going on")
+        finally:
+            if beside is not None:
+                with suppress(OSError):
+                    beside.unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}{SUFFIX}"
+
+    def _secret(self, *, make: bool = False) -> bytes | None:
+        """The folder's secret; None, with a warning, where others could have written it."""
+        path = self.folder / SECRET
+        if make and not path.exists():
+            with tempfile.NamedTemporaryFile(dir=self.folder) as stream:  # for its owner only
+                stream.write(secrets.token_bytes(SECRET_BYTES))
+                stream.flush()
+                with suppress(FileExistsError):  # another run was quicker
+                    os.link(stream.name, path)
+        try:
+            for one in (self.folder, path):
+                status = one.stat(follow_symlinks=one is self.folder)
+                if status.st_uid != os.getuid() or status.st_mode & 0o022:
+                    self._tell(f"cache: others may write {one}; nothing is kept there or read")
+                    return None
+            secret = path.read_bytes()
+        except OSError as error:
+            self._tell(f"cache: {path} cannot be read ({error.strerror})")
+            return None
+        return secret if len(secret) == SECRET_BYTES else None
+
+    def _prune(self) -> None:
+        """Remove the oldest results above the limit, and what killed writers left."""
+        found = [(path.stat(), path) for path in self.folder.iterdir() if path.is_file()]
+        now = max(status.st_mtime for status, _ in found)
+        room = self._limit_bytes
+        for status, path in sorted(found, key=lambda one: -one[0].st_mtime):
+            if path.name == SECRET:
+                continue
+            room -= status.st_size
+            left = path.suffix != SUFFIX and status.st_mtime < now - STALE_SECONDS
+            if left or room < 0:
+                path.unlink(missing_ok=True)
+
+
+def _seal(secret: bytes, key: str, result: bytes) -> bytes:
+    """Over the key as well: a result under another name is not that name's result."""
+    return hmac.digest(secret, key.encode() + b"\0" + result, "sha256")

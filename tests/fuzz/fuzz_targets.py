@@ -1,0 +1,87 @@
+"""One function for each reader of strangers' bytes: it refuses or accepts, and nothing else.
+
+The readers run in this process, without the one that would die for them: what a parser raises that
+is no refusal is a defect here, even where the parsing process would have contained it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from edgeclean.config import PipelineSettings, read_config, settings_from
+from edgeclean.errors import InputRejectedError, UsageError
+from edgeclean.loading.checkpoint import parse_torch, read_tensors
+from edgeclean.loading.input_guard import MIB, LoadLimits
+from edgeclean.loading.model_file import read_model_file
+from edgeclean.loading.onnx.guard import parse_onnx
+from edgeclean.ranks.rank_file import read_rank_file
+from edgeclean.targets.profile_files import read_profile
+
+SEEDS = Path(__file__).parent / "seeds"
+# Small enough that a bomb within the limits is no find.
+LIMITS = LoadLimits(
+    file_bytes=16 * MIB, entries=1000, onnx_nodes=200, activations=10**6, macs=10**8
+)
+
+
+def pickle(contents: bytes) -> None:
+    """A file of torch.save without an archive."""
+    parse_torch(b"\x80" + contents[1:], LIMITS)
+
+
+def zip(contents: bytes) -> None:
+    """A file of torch.save with one."""
+    parse_torch(b"PK\x03\x04" + contents[4:], LIMITS)
+
+
+def safetensors(contents: bytes) -> None:
+    """A safetensors file."""
+    read_tensors(contents, "safetensors", LIMITS)
+
+
+def onnx(contents: bytes) -> None:
+    """An ONNX file."""
+    parse_onnx(contents, LIMITS)
+
+
+def toml(contents: bytes) -> None:
+    """Every TOML file that we read, whatever it was meant to be."""
+    path = _file(contents)
+    _refused(lambda: read_model_file(path))
+    _refused(lambda: settings_from(PipelineSettings, read_config(path)))
+    _refused(lambda: read_profile(path))
+    read_rank_file(path)
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    one.__name__: one for one in (pickle, zip, safetensors, onnx, toml)
+}
+
+
+def run(name: str, contents: bytes) -> None:
+    """One input through one reader.
+
+    Raises:
+        Exception: anything but a refusal, which is a defect.
+    """
+    _refused(lambda: TARGETS[name](contents))
+
+
+def _refused(read: Callable[[], object]) -> None:
+    try:
+        read()
+    except (InputRejectedError, UsageError) as error:
+        if not str(error):
+            raise AssertionError("a refusal without a reason") from error
+    except MemoryError:
+        pass  # the parsing process says so to the user
+
+
+def _file(contents: bytes) -> Path:
+    """Readers of TOML take a path; the same file each time, in memory."""
+    path = Path(tempfile.gettempdir()) / f"edgeclean-fuzz-{os.getpid()}.toml"
+    path.write_bytes(contents)
+    return path

@@ -1,0 +1,65 @@
+"""Writes the seeds: the smaller hostile files, one of each case, and good ones.
+
+``PYTHONPATH=tests:tests/hostile python tests/fuzz/make_seeds.py`` - only needed where a case is
+new; what a fuzzer found and what was fixed is added by hand, under a name that says what it was.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+import safetensors.torch
+from hostile_archives import ARCHIVES, archive, good
+from hostile_case import Case
+from hostile_onnx import ONNX, network
+from hostile_pickles import PICKLES, saved, tiny_weights
+from hostile_safetensors import SAFETENSORS
+from hostile_settings import SETTINGS
+
+SEEDS = Path(__file__).parent / "seeds"
+LARGEST = 4096
+
+
+def main() -> None:
+    """Write them all."""
+    for reader, cases in (
+        ("pickle", [case for case in PICKLES if not _first_file(case).startswith(b"PK")]),
+        ("zip", [*ARCHIVES, *PICKLES]),
+        ("safetensors", SAFETENSORS),
+        ("onnx", ONNX),
+        ("toml", SETTINGS),
+    ):
+        for case in cases:
+            put(reader, case.id, _first_file(case))
+    weights = tiny_weights()
+    put("zip", "good", saved(weights))
+    put("zip", "good archive", archive(good()))
+    put("pickle", "good", saved(weights, _use_new_zipfile_serialization=False))
+    put("safetensors", "good", safetensors.torch.save(weights))
+    put("onnx", "good", network().SerializeToString())
+
+
+def put(reader: str, name: str, contents: bytes) -> None:
+    """One seed, if it is small and there is something in it."""
+    if reader == "zip" and not contents.startswith(b"PK"):
+        return
+    if 0 < len(contents) <= LARGEST:
+        plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        (SEEDS / reader).mkdir(parents=True, exist_ok=True)
+        (SEEDS / reader / plain).write_bytes(contents)
+
+
+def _first_file(case: Case) -> bytes:
+    """What the stranger sent, or for settings the TOML file; nothing where it is a hole."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = case.build(Path(folder))
+        named = [word for word in words if word.endswith(".toml") and word != "model.toml"]
+        path = Path(folder) / (named[-1] if named else words[1])
+        small = path.is_file() and path.stat().st_size <= LARGEST
+        return path.read_bytes() if small else b""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""A signature holds for every bit of a bundle, and for nobody else's."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bundle_files import make_hashes_fit, put_bundle
+from tiny_networks import tiny_contents
+
+from edgeclean import cli
+from edgeclean.bundles import signing
+from edgeclean.bundles.atomic import hold_folder
+from edgeclean.bundles.bundle import put_in_place, write_bundle
+from edgeclean.bundles.signing import Signer, Trusted, check_signer
+from edgeclean.bundles.verify import read_folder, verify_bundle
+from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
+
+pytest.importorskip("model_signing")
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+FLIPS = 200
+
+
+def private_pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def write_keys(folder: Path, name: str) -> tuple[Path, Path]:
+    """A private and a public key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub.pem"
+    private.write_bytes(private_pem(key))
+    public.write_bytes(
+        key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    )
+    return private, public
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_keys(tmp_path_factory.mktemp("keys"), "ours")
+
+
+@pytest.fixture
+def trusted(keys: tuple[Path, Path]) -> Trusted:
+    return Trusted(public_key=keys[1])
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, keys: tuple[Path, Path]) -> Path:
+    folder = put_bundle(tmp_path / "build")
+    sign(folder, keys[0])
+    return folder
+
+
+def sign(folder: Path, private_key: Path) -> None:
+    with hold_folder(folder) as held:
+        files, _ = read_folder(folder)
+        files.pop("model.sig", None)
+        put_in_place(held, files, Signer(private_key=private_key))
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    """The real entry point, in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["edgeclean", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def flip(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(bytes(content))
+
+
+def test_each_of_200_flipped_bits_is_found(bundle: Path, trusted: Trusted) -> None:
+    draw = random.Random(0)
+    paths = sorted(path for path in bundle.rglob("*") if path.is_file())
+    found, tried = 0, set()
+    for _ in range(FLIPS):
+        path = draw.choice(paths)
+        bit = draw.randrange(8 * path.stat().st_size)
+        flip(path, bit)
+        with pytest.raises(InputRejectedError):
+            verify_bundle(bundle, trusted)
+        found += 1
+        tried.add(path.name)
+        flip(path, bit)
+    assert found == FLIPS
+    assert tried == {path.name for path in paths}
+    assert verify_bundle(bundle, trusted).signature == "holds"
+
+
+def test_each_bit_of_the_signature_counts(bundle: Path, trusted: Trusted) -> None:
+    """Each byte once: base64, brackets, names of keys, and the hint that says whose it is."""
+    files, _ = read_folder(bundle)
+    length = len(files["model.sig"])
+    for place in range(0, length, 7):
+        changed = bytearray(files["model.sig"])
+        changed[place] ^= 1 << place % 8
+        with pytest.raises(InputRejectedError):
+            signing.check_signature(
+                _written(bundle, bytes(changed)), {**files, "model.sig": bytes(changed)}, trusted
+            )
+    signing.check_signature(_written(bundle, files["model.sig"]), files, trusted)
+
+
+def _written(bundle: Path, signature: bytes) -> Path:
+    (bundle / "model.sig").write_bytes(signature)
+    return bundle
+
+
+def test_a_changed_bundle_whose_hashes_fit_is_found_by_the_signature_alone(
+    bundle: Path, trusted: Trusted
+) -> None:
+    (bundle / "triggers" / "class_3.png").write_bytes(b"another")
+    make_hashes_fit_but_the_signature(bundle)
+    assert verify_bundle(bundle).signature == "not checked"
+    with pytest.raises(InputRejectedError, match=r"model\.sig does not hold"):
+        verify_bundle(bundle, trusted)
+
+
+def make_hashes_fit_but_the_signature(bundle: Path) -> None:
+    signature = (bundle / "model.sig").read_bytes()
+    (bundle / "model.sig").unlink()
+    make_hashes_fit(bundle)
+    (bundle / "model.sig").write_bytes(signature)
+
+
+def test_the_bytes_that_were_read_are_the_signed_ones(bundle: Path, trusted: Trusted) -> None:
+    """Somebody may put the signed file back between our reading and the library's."""
+    files, _ = read_folder(bundle)
+    with pytest.raises(InputRejectedError, match=r"report.html is not the file that model\.sig"):
+        signing.check_signature(bundle, {**files, "report.html": b"other"}, trusted)
+
+
+def test_somebody_elses_signature_does_not_hold(
+    bundle: Path, trusted: Trusted, tmp_path: Path
+) -> None:
+    theirs, public = write_keys(tmp_path, "theirs")
+    sign(bundle, theirs)
+    assert verify_bundle(bundle, Trusted(public_key=public)).signature == "holds"
+    with pytest.raises(InputRejectedError, match="does not hold"):
+        verify_bundle(bundle, trusted)
+
+
+def test_an_unsigned_bundle_is_refused_where_a_signature_is_asked(
+    bundle: Path, trusted: Trusted
+) -> None:
+    (bundle / "model.sig").unlink()
+    assert verify_bundle(bundle).signature == "none"
+    with pytest.raises(InputRejectedError, match="not signed"):
+        verify_bundle(bundle, trusted)
+
+
+@pytest.mark.parametrize(
+    "signature", [b"", b"{}", b"[]", b"[" * 10**5, b'{"dsseEnvelope": {"signatures": []}}']
+)
+def test_what_is_no_signature_is_refused(bundle: Path, trusted: Trusted, signature: bytes) -> None:
+    (bundle / "model.sig").write_bytes(signature)
+    with pytest.raises(InputRejectedError, match=r"model\.sig is not a model signature"):
+        verify_bundle(bundle, trusted)
+
+
+def test_a_bundle_is_signed_before_it_is_in_place(tmp_path: Path, keys: tuple[Path, Path]) -> None:
+    signer = Signer(private_key=keys[0])
+    written = write_bundle(tmp_path / "build", tiny_contents(), signer=signer)
+    assert "model.sig" in written.file_bytes
+    assert verify_bundle(written.path, Trusted(public_key=keys[1])).signature == "holds"
+    assert list(tmp_path.iterdir()) == [written.path]
+    envelope = json.loads((written.path / "model.sig").read_bytes())["dsseEnvelope"]
+    statement = json.loads(base64.b64decode(envelope["payload"]))
+    assert statement["subject"][0]["name"] == "build"
+    assert str(tmp_path) not in json.dumps(statement)
+
+
+def test_a_key_that_fails_at_the_end_leaves_the_old_bundle(
+    bundle: Path, keys: tuple[Path, Path], tmp_path: Path
+) -> None:
+    before, _ = read_folder(bundle)
+    with pytest.raises(UsageError, match="cannot sign with"):
+        write_bundle(bundle, tiny_contents(), signer=Signer(private_key=keys[1]))
+    assert read_folder(bundle)[0] == before
+    assert list(tmp_path.iterdir()) == [bundle]
+
+
+def test_keys_that_cannot_be_used_are_refused_early(tmp_path: Path, bundle: Path) -> None:
+    strange = tmp_path / "rsa.pem"
+    strange.write_bytes(private_pem(rsa.generate_private_key(65537, 2048)))
+    for path in (strange, tmp_path / "none.pem", bundle / "report.json"):
+        with pytest.raises(UsageError, match=r"cannot sign with"):
+            check_signer(Signer(private_key=path))
+        with pytest.raises(UsageError, match=r"cannot check signatures by"):
+            verify_bundle(bundle, Trusted(public_key=path))
+    with pytest.raises(UsageError, match="one of the two"):
+        Trusted()
+
+
+def test_without_the_extra_the_error_says_what_to_install(
+    bundle: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "model_signing":
+            monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "model_signing", None)
+    with pytest.raises(ToolchainError, match=r"pip install 'edgeclean\[sign\]'"):
+        check_signer(Signer(private_key=keys[0]))
+    with pytest.raises(ToolchainError, match=r"pip install 'edgeclean\[sign\]'"):
+        verify_bundle(bundle, Trusted(public_key=keys[1]))
+
+
+def test_the_commands(
+    tmp_path: Path,
+    keys: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = put_bundle(tmp_path / "build")
+    assert command(monkeypatch, "verify", folder, "--key", keys[1]) == 3
+    assert command(monkeypatch, "sign", folder, "--key", keys[0], "--quiet") == 0
+    capsys.readouterr()
+    assert command(monkeypatch, "verify", folder, "--key", keys[1], "--json") == 0
+    assert json.loads(capsys.readouterr().out)["signature"] == "holds"
+    for name, bit in (("model.sig", 4001), ("model.onnx", 9), ("report.html", 3)):
+        flip(folder / name, bit)
+        assert command(monkeypatch, "verify", folder, "--key", keys[1]) == 3
+        flip(folder / name, bit)
+    flip(folder / "model.onnx", 9)
+    assert command(monkeypatch, "sign", folder, "--key", keys[0]) == 3, "a broken one was signed"
+    words = ["compress", "x.pth", "--model", "none.toml", "-o", tmp_path / "out"]
+    (tmp_path / "none.toml").touch()
+    assert command(monkeypatch, *words, "--sign-certificate", "x.pem") in (2, 3)
+
+
+def test_the_librarys_own_command_reads_it(bundle: Path, keys: tuple[Path, Path]) -> None:
+    words = ["verify", "key", str(bundle), "--signature", str(bundle / "model.sig")]
+    ended = subprocess.run(
+        [sys.executable, "-m", "model_signing", *words, "--public-key", str(keys[1])],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr + ended.stdout
+
+
+def write_certificates(folder: Path) -> tuple[Path, Path, Path]:
+    """A key, its certificate, and that of the authority which signed it."""
+    root_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    root_name, name = (
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, words)])
+        for words in ("an authority", "a maker")
+    )
+    now = datetime.datetime.now(datetime.UTC)
+    usage = {
+        flag: False
+        for flag in (
+            "content_commitment",
+            "key_encipherment",
+            "data_encipherment",
+            "key_agreement",
+            "encipher_only",
+            "decipher_only",
+        )
+    }
+
+    def certificate(subject: x509.Name, of: ec.EllipticCurvePrivateKey, *, ca: bool) -> bytes:
+        built = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(root_name)
+            .public_key(of.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+            .add_extension(
+                x509.KeyUsage(digital_signature=not ca, key_cert_sign=ca, crl_sign=ca, **usage),
+                critical=True,
+            )
+        )
+        if not ca:
+            purposes = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING])
+            built = built.add_extension(purposes, critical=False)
+        return built.sign(root_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    paths = folder / "key.pem", folder / "cert.pem", folder / "root.pem"
+    paths[0].write_bytes(private_pem(key))
+    paths[1].write_bytes(certificate(name, key, ca=False))
+    paths[2].write_bytes(certificate(root_name, root_key, ca=True))
+    return paths
+
+
+def test_a_certificate_signs_for_who_trusts_its_authority(tmp_path: Path) -> None:
+    key, certificate, root = write_certificates(tmp_path)
+    folder = put_bundle(tmp_path / "build")
+    files, _ = read_folder(folder)
+    with hold_folder(folder) as held:
+        put_in_place(held, files, Signer(private_key=key, certificate=certificate))
+    assert verify_bundle(folder, Trusted(certificate=root)).signature == "holds"
+    (tmp_path / "other").mkdir()
+    other = write_certificates(tmp_path / "other")[2]
+    with pytest.raises(InputRejectedError, match="does not hold"):
+        verify_bundle(folder, Trusted(certificate=other))
