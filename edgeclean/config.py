@@ -76,6 +76,13 @@ class PipelineSettings:
             raise UsageError(f"seed {self.seed} was given; it must lie in 0..2^63-1")
 
 
+# What the deck's way does otherwise: leading ranks of the clamped weights, labels, attacked images.
+_THE_DECKS: dict[str, Any] = {
+    "ranks": {"sensitivity": "energy", "factors": "weights"},
+    "finetune": {"compare": "labels", "feature_weight": 0.0, "adversarial_share": 0.5},
+}
+
+
 def settings_for(
     target: Target, entries: Mapping[str, Any], *, where: str = "configuration"
 ) -> PipelineSettings:
@@ -84,11 +91,14 @@ def settings_for(
     Raises:
         UsageError: see `settings_from`; or the target cannot take what was asked.
     """
-    decided = {
+    decided: dict[str, Any] = {
         "target": target.name,
         "ranks": {"rank_multiple": target.rank_multiple()},
         "export": {"opset": target.opset},
     }
+    purify = entries.get("purify")
+    if isinstance(purify, Mapping) and purify.get("mode") == "deck":
+        decided = overlay(decided, _THE_DECKS)
     settings = settings_from(PipelineSettings, overlay(decided, entries), where=where)
     require(target, opset=settings.export.opset)
     return settings

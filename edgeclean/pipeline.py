@@ -16,75 +16,34 @@ from edgeclean.environment import describe_environment
 from edgeclean.errors import UsageError
 from edgeclean.factors.decompose import decompose
 from edgeclean.factors.scale import scale
-from edgeclean.gates.evaluation import Evaluation, evaluate
+from edgeclean.gates.evaluation import evaluate
 from edgeclean.gates.labelled_images import LabelledImages
 from edgeclean.gates.policy import Policy
-from edgeclean.gates.verdicts import GateVerdict, judge_result, judge_scan, refuse_failed
+from edgeclean.gates.verdicts import judge_result, judge_scan, refuse_failed
 from edgeclean.loading.checkpoint import load_checkpoint
 from edgeclean.progress import Progress, silent
-from edgeclean.purification.purify import purify
 from edgeclean.ranks.choose import choose_ranks
 from edgeclean.ranks.truncate import truncate
-from edgeclean.recovery.finetune import finetune
 from edgeclean.reports.layer_table import layer_rows, spectra
 from edgeclean.reports.page import render_html, trigger_files
-from edgeclean.reports.report import Evidence, build_report, same_weights
+from edgeclean.reports.report import Evidence, build_report
 from edgeclean.reports.reproduce import changed_settings, command_line
 from edgeclean.reports.stopwatch import Stopwatch, peak_memory_mib
-from edgeclean.resume.stages import Cache, Kept, keep_nothing
-from edgeclean.runtime.latency import LatencyReport, measure_pair
+from edgeclean.resume.stages import Cache, keep_nothing
 from edgeclean.scan import ScanReport, scan
+from edgeclean.stages import NO_GATES, Outcome, run_stages
 from edgeclean.states import (
-    FinetunedNetwork,
     JsonValue,
     LoadedNetwork,
     ModelSpec,
-    PurifiedNetwork,
-    ScaledNetwork,
     SyntheticImages,
     TruncatedNetwork,
     settings_as_json,
 )
-from edgeclean.synthesis.synthesize import joined, synthesize
+from edgeclean.synthesis.synthesize import synthesize
 from edgeclean.targets.targets import Target, load_target, require
-from exporters.onnx_exporter import export_onnx
-from exporters.parity import ParityRecord, check_parity
 
 GOLDEN_IMAGES = 16
-NO_GATES = Policy()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What a run made.
-
-    Attributes:
-        original: the network as it came.
-        purified: the teacher of what followed.
-        scaled: decomposed and clamped, not yet truncated.
-        compressed: what was exported.
-        images: that the compressed network was tuned on.
-        scan: of the original.
-        model: the ONNX file.
-        original_model: the original network's, to compare with.
-        parity: of the ONNX file with the compressed network.
-        latency: of both ONNX files, measured in turns.
-        evaluation: of both on the user's images; None if none were given.
-        gates: the verdict on each gate that was asked; all passed.
-    """
-
-    original: LoadedNetwork
-    purified: PurifiedNetwork
-    scaled: ScaledNetwork
-    compressed: FinetunedNetwork
-    images: SyntheticImages
-    scan: ScanReport
-    model: bytes
-    original_model: bytes
-    parity: ParityRecord
-    latency: LatencyReport
-    evaluation: Evaluation | None = None
-    gates: tuple[GateVerdict, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,57 +121,6 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     )
 
 
-def run_stages(
-    original: LoadedNetwork,
-    settings: PipelineSettings,
-    *,
-    policy: Policy = NO_GATES,
-    kept: Kept = keep_nothing,
-    timed: Stopwatch | None = None,
-    progress: Progress = silent,
-) -> Outcome:
-    """Every stage between the loaded network and the bundle; nothing but the cache is written."""
-    chosen, seed = settings, settings.seed
-    timed = timed or Stopwatch(progress)
-    draw = timed(kept(synthesize, chosen.synthesize))
-    images = draw(original, chosen.synthesize, seed=seed, progress=progress)
-    search = timed(kept(scan, chosen.scan))
-    found = search(original, images, chosen.scan, seed=seed, progress=progress)
-    refuse_failed(judge_scan(policy, found))  # now: what follows takes minutes
-    heal = timed(kept(purify, chosen.purify, like=original))
-    purified = heal(original, images, found, chosen.purify, seed=seed, progress=progress)
-    if not same_weights(original.module, purified.module):
-        # Images of a backdoored network may carry its trigger; the purified teacher's answers to
-        # them do not, and its own images add what the first ones miss.
-        draw = timed(kept(synthesize, chosen.synthesize.recovery()))
-        fresh = draw(purified, chosen.synthesize.recovery(), seed=seed + 1, progress=progress)
-        images = joined(images, fresh)
-    decomposed = timed(decompose)(purified, chosen.decompose, progress=progress)
-    scaled = timed(scale)(decomposed, chosen.scale, progress=progress)
-    # The two cheap stages before are run again; their settings decide the plan all the same.
-    choose = timed(kept(choose_ranks, chosen.decompose, chosen.scale, chosen.ranks))
-    plan = choose(scaled, chosen.ranks, images=images, progress=progress)
-    truncated = timed(truncate)(scaled, plan, chosen.truncate, progress=progress)
-    teach = timed(kept(finetune, chosen.truncate, chosen.finetune, like=truncated))
-    compressed = teach(truncated, purified, images, chosen.finetune, seed=seed, progress=progress)
-    export = timed(export_onnx, "Exporting")
-    model, original_model = export(compressed, chosen.export), export(original, chosen.export)
-    parity = timed(check_parity, "Checking parity")(compressed, model, images.pixels, chosen.parity)
-    latency = timed(measure_pair, "Measuring latency")(original_model, model, chosen.latency)
-    return Outcome(
-        original=original,
-        purified=purified,
-        scaled=scaled,
-        compressed=compressed,
-        images=images,
-        scan=found,
-        model=model,
-        original_model=original_model,
-        parity=parity,
-        latency=latency,
-    )
-
-
 def scan_checkpoint(
     checkpoint: Path,
     spec: ModelSpec,
@@ -264,7 +172,7 @@ def _judged(
 def _evidence(
     outcome: Outcome, settings: PipelineSettings, target: Target, timed: Stopwatch, command: str
 ) -> Evidence:
-    clamped = None if settings.scale.tau is None else outcome.scaled
+    clamped = outcome.scaled if outcome.scaled.history[-1].notes["scaled"] else None
     return Evidence(
         original=outcome.original,
         purified=outcome.purified,

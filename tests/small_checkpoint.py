@@ -33,7 +33,13 @@ OPTIONS = [
     "--std=0.25,0.25,0.25",
 ]
 QUICK: dict[str, Any] = {
-    "synthesize": {"count": 24, "recovery_count": 12, "steps": 3, "batch_size": 12},
+    "synthesize": {
+        "count": 24,
+        "recovery_count": 12,
+        "recovery_steps": 3,
+        "steps": 3,
+        "batch_size": 12,
+    },
     "scan": {"images": 16, "steps": 3, "restarts": 1, "bank_candidates": 40},
     "purify": {
         "rounds": 1,

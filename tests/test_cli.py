@@ -207,7 +207,16 @@ def test_a_defect_keeps_its_traceback() -> None:
         (["compress", "x.pth", *OPTIONS, "-o", "b"], 3, "x.pth: cannot be read"),
         (["compress", "x.pth", *OPTIONS, "-o", "b", "--ratio", "0.5"], 2, "must be 1 or more"),
         (["compress", "x.pth", *OPTIONS, "-o", "b", "--target", "orin"], 2, "did you mean"),
-        (["compress", "x.pth", *OPTIONS, "-o", "b", "--purify", "deck"], 2, "give --tau"),
+        (
+            ["compress", "x.pth", *OPTIONS, "-o", "b", "--purify", "deck"],
+            3,
+            "x.pth: cannot be read",
+        ),
+        (
+            ["compress", "x.pth", *OPTIONS, "-o", "b", "--ranks-file", "no.toml"],
+            2,
+            "no.toml: cannot",
+        ),
         (["compress", "x.pth", *OPTIONS, "-o", "b", "--purify", "hard"], 2, "guided, none"),
         (["compress", "x.pth", *OPTIONS, "-o", "b", "--config", "no.toml"], 2, "no.toml: cannot"),
         (

@@ -10,7 +10,7 @@ import torch
 from report_evidence import scan_report
 from small_checkpoint import QUICK, quick_settings, spec, write_checkpoint
 
-from edgeclean import pipeline
+from edgeclean import stages
 from edgeclean.bundles.verify import verify_bundle
 from edgeclean.config import (
     PipelineSettings,
@@ -132,14 +132,14 @@ def test_two_runs_from_two_folders_give_the_same_bytes(
 
 def test_another_seed_gives_another_network(written: WrittenOutcome, checkpoint: Path) -> None:
     loaded = load_checkpoint(checkpoint, spec(), code_folder=checkpoint.parent)
-    outcome = pipeline.run_stages(loaded, quick_settings(seed=1))
+    outcome = stages.run_stages(loaded, quick_settings(seed=1))
     assert outcome.model != written.outcome.model
 
 
 def test_without_purification_images_are_made_once_and_of_the_original(checkpoint: Path) -> None:
     loaded = load_checkpoint(checkpoint, spec(), code_folder=checkpoint.parent)
     told: list[str] = []
-    outcome = pipeline.run_stages(
+    outcome = stages.run_stages(
         loaded,
         quick_settings(purify={"mode": "none"}),
         progress=lambda description, done, _: told.append(description) if done == 0 else None,
@@ -227,7 +227,7 @@ def test_a_suspicion_stops_the_run_only_if_asked(
     def suspicious_scan(*_: Any, **__: Any) -> Any:
         return scan_report()
 
-    monkeypatch.setattr(pipeline, "scan", suspicious_scan)
+    monkeypatch.setattr(stages, "scan", suspicious_scan)
     with pytest.raises(BackdoorSuspectedError, match="class 2"):
         compress(
             checkpoint,
@@ -394,5 +394,5 @@ def test_the_global_generators_are_left_alone(checkpoint: Path) -> None:
     loaded = load_checkpoint(checkpoint, spec(), code_folder=checkpoint.parent)
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    pipeline.run_stages(loaded, quick_settings())
+    stages.run_stages(loaded, quick_settings())
     assert torch.equal(torch.get_rng_state(), state)

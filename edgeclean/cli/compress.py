@@ -5,10 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from edgeclean.cli.compress_options import (
+    CacheFolder,
+    Keep,
+    Measure,
+    NoCache,
+    Opset,
+    Output,
+    Purify,
+    RankMultiple,
+    RanksFile,
+    Ratio,
+    SignCertificate,
+    SignKey,
+    Tau,
+)
 from edgeclean.cli.console import Face, cells, plain_table
 from edgeclean.cli.dependencies import (
     Depfile,
@@ -27,7 +40,6 @@ from edgeclean.cli.gates import (
     policy_of,
 )
 from edgeclean.cli.options import (
-    RUN,
     Arch,
     AsJson,
     Checkpoint,
@@ -58,76 +70,31 @@ if TYPE_CHECKING:
     from edgeclean.pipeline import WrittenOutcome
     from edgeclean.resume.stages import Cache
 
-PURIFY = "Purification"
-SIZE = "Size"
-
 
 def compress(  # noqa: PLR0913 - the options are the interface
     checkpoint: Checkpoint,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The bundle's folder.", rich_help_panel=RUN)
-    ],
+    output: Output,
     target: TargetName = None,
     target_file: TargetFile = None,
     jetpack: JetPack = None,
-    ratio: Annotated[
-        float | None,
-        typer.Option(help="How many times fewer MACs (or parameters).", rich_help_panel=SIZE),
-    ] = None,
-    measure: Annotated[
-        str | None, typer.Option(help="What the ratio is of: macs or params.", rich_help_panel=SIZE)
-    ] = None,
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(help="A layer to leave whole; may be repeated.", rich_help_panel=SIZE),
-    ] = None,
-    rank_multiple: Annotated[
-        int | None,
-        typer.Option(
-            help="Ranks are multiples of this; the target has its own.", rich_help_panel=SIZE
-        ),
-    ] = None,
-    purify: Annotated[
-        str | None,
-        typer.Option(
-            help="guided (by the scan), deck (only clamp singular values, at --tau), or none.",
-            rich_help_panel=PURIFY,
-        ),
-    ] = None,
-    tau: Annotated[
-        float | None,
-        typer.Option(
-            help="Clamp singular values at this share of the largest.", rich_help_panel=PURIFY
-        ),
-    ] = None,
+    ratio: Ratio = None,
+    measure: Measure = None,
+    keep: Keep = None,
+    rank_multiple: RankMultiple = None,
+    ranks_file: RanksFile = None,
+    purify: Purify = None,
+    tau: Tau = None,
     fail_on_backdoor: FailOnBackdoor = None,
     evaluate: Evaluate = None,
     max_accuracy_drop: MaxAccuracyDrop = None,
     max_size: MaxSize = None,
     min_speedup: MinSpeedup = None,
     policy: PolicyFile = None,
-    sign_key: Annotated[
-        Path | None,
-        typer.Option(help="Sign the bundle with this private key (PEM).", rich_help_panel=RUN),
-    ] = None,
-    sign_certificate: Annotated[
-        Path | None,
-        typer.Option(help="The certificate of that key (PEM).", rich_help_panel=RUN),
-    ] = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where finished stages are kept, so that a run that was killed goes on from "
-            "there; edgeclean's folder in your cache folder if not given.",
-            rich_help_panel=RUN,
-        ),
-    ] = None,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Keep no stage.", rich_help_panel=RUN)
-    ] = False,
-    opset: Annotated[
-        int | None, typer.Option(help="ONNX opset; the target has its own.", rich_help_panel=RUN)
-    ] = None,
+    sign_key: SignKey = None,
+    sign_certificate: SignCertificate = None,
+    cache: CacheFolder = None,
+    no_cache: NoCache = False,
+    opset: Opset = None,
     model: ModelFile = None,
     arch: Arch = None,
     input_shape: InputShape = None,
@@ -147,9 +114,10 @@ def compress(  # noqa: PLR0913 - the options are the interface
         model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
     )
     options: dict[str, Any] = {"seed": seed, "target": target, "jetpack": jetpack}
-    options |= {"purify": {"mode": _purify_mode(purify, tau)}, "decompose": {"keep": keep or None}}
+    options |= {"purify": {"mode": purify}, "decompose": {"keep": keep or None}}
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
     options["ranks"] = {"ratio": ratio, "measure": measure, "rank_multiple": rank_multiple}
+    options["ranks"] |= _overrides(ranks_file)
     settings, device = pipeline_settings(config, options, target_file)
     gates = policy_of(
         policy,
@@ -160,7 +128,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     )
     inputs = InputFiles(depfile, output)
     inputs.add(checkpoint, model, code_file(spec.architecture, code_folder))
-    inputs.add(config, target_file, policy)
+    inputs.add(config, target_file, policy, ranks_file)
     signer = _signer(sign_key, sign_certificate)
     use_threads(threads)
     from edgeclean import pipeline
@@ -217,14 +185,17 @@ def _signer(key: Path | None, certificate: Path | None) -> Signer | None:
     return signer
 
 
-def _purify_mode(purify: str | None, tau: float | None) -> str | None:
-    """The deck's way is no unlearning, and the clamp that `edgeclean.factors.scale` does."""
-    if purify == "deck" and tau is None:
-        raise UsageError(
-            "--purify deck clamps singular values and needs to know where: give --tau, a share of "
-            "each layer's largest, such as 0.7"
-        )
-    return "none" if purify == "deck" else purify
+def _overrides(ranks_file: Path | None) -> dict[str, Any]:
+    """The settings that a file of ranks stands for."""
+    if ranks_file is None:
+        return {}
+    from edgeclean.ranks.rank_file import read_rank_file
+
+    said = read_rank_file(ranks_file)
+    return {
+        "overrides": {layer: list(ranks) for layer, ranks in said.ranks.items()} or None,
+        "keep": list(said.keep) or None,
+    }
 
 
 def _document(written: WrittenOutcome) -> dict[str, Any]:

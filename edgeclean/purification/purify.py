@@ -1,9 +1,10 @@
 """Purify a network, guided by its scan: search, unlearn, search again, until nothing is cheap.
 
-Each round gathers triggers towards every suspected class: the scan's own, fresh gradient searches
-from new starts in the suspecting families, and the best candidates of the discrete bank. They are
-unlearned while they adapt (`unlearn`), with the network *as it came* as the teacher of clean
-images. The rounds end when a fresh search finds the suspected class no cheaper than the others.
+Each round gathers triggers towards the suspected classes, the plain ones first: the scan's own,
+fresh gradient searches from new starts in the suspecting families, and the best candidates of the
+discrete bank. They are unlearned while they adapt (`unlearn`), with the network *as it came* as the
+teacher of clean images. The rounds end when a fresh search finds the suspected classes no cheaper
+than the others.
 
 Without a suspect, the network is only made consistent under random stamps of the bank, at a
 fraction of the strength, so that a network without a backdoor keeps its accuracy.
@@ -45,7 +46,8 @@ class PurifySettings:
 
     Attributes:
         mode: ``guided`` unlearns what the scan suspects, or runs the general defence if it
-            suspects nothing; ``none`` passes the network on unchanged.
+            suspects nothing; ``none`` and ``deck`` pass the network on unchanged, the latter to be
+            clamped, truncated and tuned as the slides do it (`stages`).
         rounds: at most so many of search and unlearning.
         restarts: gradient searches towards each suspected class in a round.
         search_steps: Adam steps of each of them.
@@ -57,7 +59,7 @@ class PurifySettings:
         unlearn: the game of each round.
     """
 
-    mode: Literal["guided", "none"] = "guided"
+    mode: Literal["guided", "deck", "none"] = "guided"
     rounds: int = 3
     restarts: int = 6
     search_steps: int = 80
@@ -68,8 +70,8 @@ class PurifySettings:
     unlearn: UnlearnSettings = field(default_factory=UnlearnSettings)
 
     def __post_init__(self) -> None:
-        if self.mode not in ("guided", "none"):
-            raise UsageError(f"purify mode is {self.mode!r}; choose guided or none")
+        if self.mode not in ("guided", "deck", "none"):
+            raise UsageError(f"purify mode is {self.mode!r}; choose guided, deck or none")
         if min(self.rounds, self.restarts, self.search_steps, self.procedural) < 1:
             raise UsageError("purify's rounds, restarts, steps and images must be at least 1")
 
@@ -93,7 +95,7 @@ def purify(
         seed: of searches and unlearning.
         progress: told during each round.
     """
-    if settings.mode == "none":
+    if settings.mode != "guided":
         return _purified(network, copy.deepcopy(network.module), settings, [], ())
     game = _Game(network, images, report, settings, seed)
     log = game.play(report, progress) if report.targets else game.generalise(progress)
@@ -127,10 +129,11 @@ class _Game:
 
     def play(self, report: ScanReport, progress: Progress) -> list[dict[str, Any]]:
         """Rounds towards the suspected classes; what each found, for the history."""
-        store = [Wanted(suspect.trigger, suspect.target) for suspect in report.suspects]
+        first = _plain_suspects(report)
+        store = [Wanted(s.trigger, s.target) for s in report.suspects if s.target in first]
         log: list[dict[str, Any]] = []
         for index in range(self._settings.rounds):
-            found, facts = self._search(report.targets)
+            found, facts = self._search(report.targets if index > 0 else first)
             if index > 0 and not found:
                 log.append({"round": index + 1, "found": 0, **facts})
                 break
@@ -225,6 +228,20 @@ class _Game:
         ]
         most = max((float(best[target]) for target in targets), default=0.0)
         return kept, {"most": _rounded(most), "others": _rounded(yardstick), "kept": len(kept)}
+
+
+def _plain_suspects(report: ScanReport) -> tuple[int, ...]:
+    """The classes at least half as suspicious as the most suspicious one.
+
+    One strong backdoor makes its neighbours look cheap too. A weaker suspect is only unlearned if
+    it is still cheaper than other classes once the strong ones are gone: from the second round on.
+    """
+    best = {
+        target: max(suspect.score for suspect in report.suspects if suspect.target == target)
+        for target in report.targets
+    }
+    most = max(best.values())
+    return tuple(target for target, score in best.items() if score >= most / 2)
 
 
 def _best_rows(success: Tensor, count: int) -> list[int]:

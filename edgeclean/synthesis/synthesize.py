@@ -42,6 +42,8 @@ class SynthesizeSettings:
     Attributes:
         count: images in all.
         recovery_count: images made anew from the purified network, for what follows it.
+        recovery_steps: Adam steps for each batch of those: more images, each less exact, teach
+            more for the same time.
         steps: Adam steps for each batch.
         batch_size: images optimised together; their statistics are matched as one batch.
         learning_rate: of Adam, on the logits of the pixels; falls along a cosine.
@@ -50,7 +52,8 @@ class SynthesizeSettings:
     """
 
     count: int = 640
-    recovery_count: int = 256
+    recovery_count: int = 1024
+    recovery_steps: int = 40
     steps: int = 80
     batch_size: int = 256
     learning_rate: float = 0.1
@@ -64,12 +67,15 @@ class SynthesizeSettings:
                 f"batch_size={self.batch_size}; count and steps must be at least 1, "
                 "batch_size at least 2"
             )
-        if self.recovery_count < 1:
-            raise UsageError(f"recovery_count is {self.recovery_count}; it must be at least 1")
+        if self.recovery_count < 1 or self.recovery_steps < 1:
+            raise UsageError(
+                f"recovery_count is {self.recovery_count} and recovery_steps "
+                f"{self.recovery_steps}; both must be at least 1"
+            )
 
     def recovery(self) -> SynthesizeSettings:
         """The settings for the images made from the purified network."""
-        return replace(self, count=self.recovery_count)
+        return replace(self, count=self.recovery_count, steps=self.recovery_steps)
 
 
 def synthesize(

@@ -11,7 +11,7 @@ from edgeclean.factors.scale import ScaleSettings
 from edgeclean.recovery.finetune import FinetuneSettings
 from edgeclean.synthesis.synthesize import SynthesizeSettings
 
-FEW_IMAGES = {"count": 16, "recovery_count": 8, "steps": 2, "batch_size": 16}
+FEW_IMAGES = {"count": 16, "recovery_count": 8, "recovery_steps": 2, "steps": 2, "batch_size": 16}
 FEW = replace(
     quick_settings(),
     deck=DeckSettings(

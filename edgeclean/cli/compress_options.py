@@ -1,0 +1,74 @@
+"""The options that `edgeclean compress` alone has: size, purification, signature, stages kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeclean.cli.options import RUN
+
+SIZE = "The size"
+PURIFY = "Purification"
+
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="The bundle's folder.", rich_help_panel=RUN)
+]
+Ratio = Annotated[
+    float | None,
+    typer.Option(help="How many times fewer MACs (or parameters).", rich_help_panel=SIZE),
+]
+Measure = Annotated[
+    str | None, typer.Option(help="What the ratio is of: macs or params.", rich_help_panel=SIZE)
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(help="A layer to leave whole; may be repeated.", rich_help_panel=SIZE),
+]
+RankMultiple = Annotated[
+    int | None,
+    typer.Option(help="Ranks are multiples of this; the target has its own.", rich_help_panel=SIZE),
+]
+RanksFile = Annotated[
+    Path | None,
+    typer.Option(
+        help='Ranks of single layers, as TOML: "layer1.0.conv1" = [8, 6], or "keep".',
+        rich_help_panel=SIZE,
+    ),
+]
+Purify = Annotated[
+    str | None,
+    typer.Option(
+        help="guided (by the scan), deck (clamp at tau, truncate, tune on labels), or none.",
+        rich_help_panel=PURIFY,
+    ),
+]
+Tau = Annotated[
+    float | None,
+    typer.Option(
+        help="Clamp singular values at this share of the largest; with --purify deck it is chosen "
+        "on the synthetic images if not given.",
+        rich_help_panel=PURIFY,
+    ),
+]
+SignKey = Annotated[
+    Path | None,
+    typer.Option(help="Sign the bundle with this private key (PEM).", rich_help_panel=RUN),
+]
+SignCertificate = Annotated[
+    Path | None, typer.Option(help="The certificate of that key (PEM).", rich_help_panel=RUN)
+]
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        help="Where finished stages are kept, so that a run that was killed goes on from there; "
+        "edgeclean's folder in your cache folder if not given.",
+        rich_help_panel=RUN,
+    ),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no stage.", rich_help_panel=RUN)]
+Opset = Annotated[
+    int | None, typer.Option(help="ONNX opset; the target has its own.", rich_help_panel=RUN)
+]
