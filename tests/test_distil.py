@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from edgeclean.distil import Likeness, logit_variance
+from edgeclean.distil import Likeness, label_answers, logit_variance
 
 
 @pytest.fixture
@@ -43,3 +43,10 @@ def test_probabilities_are_compared_by_the_softened_divergence(answers) -> None:
 
 def test_constant_answers_have_a_variance_above_nothing() -> None:
     assert logit_variance(torch.ones(4, 3)) > 0
+
+
+def test_labels_are_compared_by_cross_entropy(answers) -> None:
+    labels = answers.argmin(1)
+    given = Likeness("labels", 1.0)(answers, label_answers(labels, 10))
+    wanted = functional.cross_entropy(answers, labels, label_smoothing=0.05)
+    assert float(given) == pytest.approx(float(wanted), rel=1e-5)

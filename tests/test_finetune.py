@@ -10,6 +10,7 @@ from torch import nn
 
 from edgeclean.errors import UsageError
 from edgeclean.pixels import pixel_network
+from edgeclean.recovery.features import Features, shared_taps
 from edgeclean.recovery.finetune import FinetuneSettings, finetune
 from edgeclean.states import SyntheticImages
 from edgeclean.synthesis.priors import procedural_images
@@ -81,3 +82,50 @@ def test_a_network_without_batchnorm_is_tuned_too(images):
 def test_senseless_settings_are_refused():
     with pytest.raises(UsageError, match=r"adversarial_share is 2"):
         FinetuneSettings(adversarial_share=2.0)
+    with pytest.raises(UsageError, match=r"compare is 'words'"):
+        FinetuneSettings(compare="words")
+    with pytest.raises(UsageError, match="set feature_weight and procedural_share to 0"):
+        FinetuneSettings(compare="labels")
+
+
+def test_labels_teach_what_the_teacher_does_not(images):
+    """The deck's tuning: with labels that no network gave, the student learns them all the same."""
+    teacher = tiny_network()
+    labels = (images.pixels[:, 0].mean((1, 2)) > images.pixels[:, 2].mean((1, 2))).long()
+    labelled = replace(images, labels=labels)
+    settings = replace(SETTINGS, compare="labels", feature_weight=0.0, steps=120)
+    tuned = finetune(teacher, teacher, labelled, settings, seed=0)
+
+    def right(network):
+        with torch.no_grad():
+            return float((pixel_network(network)(images.pixels).argmax(1) == labels).float().mean())
+
+    assert right(tuned) > 0.8
+    assert right(teacher) < 0.6
+
+
+def test_features_bring_the_inside_of_the_student_back(images):
+    """Of two students of one lesson, the one that is shown features is nearer inside."""
+    teacher = tiny_network()
+    student = damaged(teacher)
+    name = "4.first_norm"
+
+    def inside(network):
+        with Features(network.module, [name]) as kept, torch.no_grad():
+            network.module(images.pixels)
+            return kept.take()[name]
+
+    def distance_inside(network):
+        return float((inside(network) - inside(teacher)).square().mean())
+
+    plain = finetune(student, teacher, images, replace(SETTINGS, feature_weight=0.0), seed=0)
+    guided = finetune(student, teacher, images, replace(SETTINGS, feature_weight=3.0), seed=0)
+    assert distance_inside(guided) < 0.7 * distance_inside(plain)
+
+
+def test_few_layers_are_tapped_the_last_among_them():
+    deep = nn.Sequential(*(nn.BatchNorm2d(2) for _ in range(30)))
+    taps = shared_taps(deep, deep)
+    assert len(taps) <= 8
+    assert taps[0] == "29"
+    assert len(set(taps)) == len(taps)

@@ -158,6 +158,23 @@ def test_the_compressed_network_is_taught_on_images_of_the_purified_one(
     assert torch.equal(outcome.images.pixels, expected)
 
 
+def test_the_decks_way_clamps_truncates_and_tunes_on_its_own_images(checkpoint: Path) -> None:
+    loaded = load_checkpoint(checkpoint, spec(), code_folder=checkpoint.parent)
+    settings = settings_for(load_target("cpu"), overlay(QUICK, {"purify": {"mode": "deck"}}))
+    assert settings.finetune.compare == "labels"
+    assert settings.ranks.factors == "weights"
+    outcome = stages.run_stages(loaded, settings)
+    assert same_weights(outcome.original.module, outcome.purified.module)
+    clamp = outcome.scaled.history[-1]
+    assert 0 < clamp.settings["tau"] <= 1  # chosen, as none was given
+    first = synthesize(loaded, settings.synthesize, seed=settings.seed)
+    assert not torch.equal(outcome.images.pixels, first.pixels)
+    assert len(outcome.images) == settings.synthesize.count
+    asked = overlay(QUICK, {"purify": {"mode": "deck"}, "scale": {"tau": 0.4}})
+    told = stages.run_stages(loaded, settings_for(load_target("cpu"), asked))
+    assert told.scaled.history[-1].settings["tau"] == 0.4
+
+
 def test_what_the_command_says_gives_the_same_settings(written: WrittenOutcome) -> None:
     again = written.report["reproduce"]
     settings = settings_from(PipelineSettings, tomllib.loads(again["settings_toml"]))

@@ -7,9 +7,10 @@ from torch import nn
 
 from edgeclean.errors import UsageError
 from edgeclean.pixels import pixel_network
-from edgeclean.purification.purify import PurifySettings, purify
+from edgeclean.purification.purify import PurifySettings, _plain_suspects, purify
 from edgeclean.purification.unlearn import UnlearnSettings
 from edgeclean.scan import ScanSettings, scan
+from edgeclean.scan.report import ScanReport, Suspect
 from edgeclean.states import LoadedNetwork, ModelSpec, SyntheticImages
 from edgeclean.synthesis.priors import procedural_images
 
@@ -120,3 +121,19 @@ def test_purifying_is_repeatable(backdoored, images):
 def test_senseless_settings_are_refused():
     with pytest.raises(UsageError, match="must be at least 1"):
         PurifySettings(rounds=0)
+
+
+def test_a_suspect_in_the_shade_of_a_strong_one_waits():
+    def report(*scores):
+        suspects = tuple(
+            Suspect(
+                target=target, source=None, search="masked patch", score=score, cost=1.0,
+                success=1.0, trigger=None,
+            )
+            for target, score in scores
+        )  # fmt: skip
+        return ScanReport(verdict="suspected", suspects=suspects, searches=(), images=1)
+
+    assert _plain_suspects(report((0, 7.7), (1, 3.1), (2, 3.0))) == (0,)
+    assert _plain_suspects(report((0, 3.1), (1, 3.0), (0, 9.0))) == (0,)
+    assert _plain_suspects(report((4, 5.0), (1, 2.8))) == (4, 1)

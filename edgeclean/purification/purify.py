@@ -1,6 +1,6 @@
 """Purify a network, guided by its scan: search, unlearn, search again, until nothing is cheap.
 
-Each round gathers triggers towards the suspected classes, the plain ones first: the scan's own,
+Each round gathers triggers towards the plainly suspected classes: the scan's own,
 fresh gradient searches from new starts in the suspecting families, and the best candidates of the
 discrete bank. They are unlearned while they adapt (`unlearn`), with the network *as it came* as the
 teacher of clean images. The rounds end when a fresh search finds the suspected classes no cheaper
@@ -129,11 +129,11 @@ class _Game:
 
     def play(self, report: ScanReport, progress: Progress) -> list[dict[str, Any]]:
         """Rounds towards the suspected classes; what each found, for the history."""
-        first = _plain_suspects(report)
-        store = [Wanted(s.trigger, s.target) for s in report.suspects if s.target in first]
+        plain = _plain_suspects(report)
+        store = [Wanted(s.trigger, s.target) for s in report.suspects if s.target in plain]
         log: list[dict[str, Any]] = []
         for index in range(self._settings.rounds):
-            found, facts = self._search(report.targets if index > 0 else first)
+            found, facts = self._search(plain)
             if index > 0 and not found:
                 log.append({"round": index + 1, "found": 0, **facts})
                 break
@@ -233,8 +233,9 @@ class _Game:
 def _plain_suspects(report: ScanReport) -> tuple[int, ...]:
     """The classes at least half as suspicious as the most suspicious one.
 
-    One strong backdoor makes its neighbours look cheap too. A weaker suspect is only unlearned if
-    it is still cheaper than other classes once the strong ones are gone: from the second round on.
+    Beside one strong backdoor, classes that are only easy to reach stand out of the rest too, and
+    unlearning what is natural costs accuracy. They stay in the report; a scan of the purified
+    network shows what is left of them.
     """
     best = {
         target: max(suspect.score for suspect in report.suspects if suspect.target == target)

@@ -1,0 +1,159 @@
+"""Defences on the networks that others backdoored: ``python -m benchmarks.purify``.
+
+One cell is one network, one seed and one method, at every ratio, in a process of its own. Synthetic
+images, scan and purification are kept between the ratios and methods of one network and seed
+(`edgeclean.resume`), so a cell's seconds are those of what it had to run itself. Test images and
+trigger only measure. A cell is written as it is done; an interrupted run goes on with the next, and
+``results/purify.json`` and ``.md`` are made of the cells alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.compress_zoo import TEST_IMAGES, Cell, rates_of
+from benchmarks.defences.base import batch_norms
+from benchmarks.defences.clp import clp
+from benchmarks.environment import environment
+from benchmarks.images import PACK_FOLDER, LabelledImages, read_pack
+from benchmarks.published import PublishedNetwork, published_networks
+from benchmarks.purify_table import write_results
+from edgeclean.config import PipelineSettings, overlay, settings_for
+from edgeclean.factors.decompose import decompose
+from edgeclean.factors.scale import scale
+from edgeclean.ranks.choose import choose_ranks
+from edgeclean.ranks.truncate import truncate
+from edgeclean.recovery.finetune import finetune
+from edgeclean.resume.stages import Cache
+from edgeclean.stages import run_stages
+from edgeclean.states import LoadedNetwork, Network
+from edgeclean.synthesis.synthesize import synthesize
+from edgeclean.targets.targets import load_target
+
+BENCH = Path(__file__).parents[1] / ".bench"
+CELLS = BENCH / "purify"
+CLP = "CLP"
+METHODS: dict[str, dict[str, Any]] = {
+    "plain Tucker-2": {
+        "purify": {"mode": "none"},
+        "ranks": {"factors": "weights"},
+        "finetune": {"steps": 0},
+    },
+    CLP: {},
+    "the deck's method": {"purify": {"mode": "deck"}},
+    "scan-guided (the default)": {},
+    "all together": {"scale": {"tau": 0.8}},
+}
+
+
+def main() -> None:
+    """All cells that are not there yet, then the table; or one cell, as a child of that."""
+    options = _parser().parse_args()
+    if options.cell:
+        _write_cell(options.cell, options.method[0], options.seed[0], options.ratio)
+        return
+    for seed in options.seed:
+        for method in options.method or METHODS:
+            for name in options.network or published_networks():
+                if not cell_path(name, method, seed).exists():
+                    _run_child(name, method, seed, options.ratio)
+                    print(name, method, seed, "done", flush=True)
+    write_results([json.loads(path.read_text()) for path in sorted(CELLS.glob("*.json"))])
+
+
+def cell_path(name: str, method: str, seed: int) -> Path:
+    """Where a cell is kept."""
+    word = "".join(letter if letter.isalnum() else "-" for letter in method)
+    return CELLS / f"{name}-{word}-seed{seed}.json"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--network", action="append", help="only this one; may be repeated")
+    parser.add_argument("--method", action="append", choices=METHODS, help="may be repeated")
+    parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--ratio", type=float, nargs="+", default=[2.0, 4.0])
+    parser.add_argument("--cell", help=argparse.SUPPRESS)
+    return parser
+
+
+def _run_child(name: str, method: str, seed: int, ratios: list[float]) -> None:
+    words = ["--cell", name, "--method", method, "--seed", str(seed)]
+    words += ["--ratio", *map(str, ratios)]
+    subprocess.run([sys.executable, "-m", "benchmarks.purify", *words], check=True)  # noqa: S603
+
+
+def _write_cell(name: str, method: str, seed: int, ratios: list[float]) -> None:
+    torch.set_num_threads(2)
+    published = published_networks()[name]
+    original = published.load()
+    images = read_pack(PACK_FOLDER / "cifar10-test.npz", TEST_IMAGES)
+    cell: Cell = {
+        "network": name,
+        "method": method,
+        "seed": seed,
+        "true_target": published.target,
+        "before": rates_of(original, published, images),
+    }
+    if method == CLP and not batch_norms(original.module):
+        cell["left_out"] = "no BatchNorm: CLP prunes BatchNorm channels"
+        ratios = []
+    for ratio in ratios:
+        start = time.perf_counter()
+        asked = overlay(METHODS[method], {"seed": seed, "ranks": {"ratio": ratio}})
+        settings = settings_for(load_target("cpu"), asked)
+        run = _by_clp if method == CLP else _by_edgeclean
+        full, compressed, facts = run(original, settings)
+        seconds = round(time.perf_counter() - start, 1)
+        cell |= facts | {"full": rates_of(full, published, images)}
+        cell[f"{ratio:g}x"] = {**_rates(compressed, published, images), "seconds": seconds}
+    cell["peak_memory_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    cell["environment"] = environment()
+    path = cell_path(name, method, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(cell, indent=1, sort_keys=True) + "\n")
+
+
+def _by_edgeclean(
+    original: LoadedNetwork, settings: PipelineSettings
+) -> tuple[Network, Network, Cell]:
+    """At full size and compressed, and what the scan said."""
+    cache = Cache(folder=BENCH / "kept", tell=lambda _: None)
+    outcome = run_stages(original, settings, kept=cache.of(original, settings.seed))
+    scores = [suspect.score for suspect in outcome.scan.suspects]
+    facts: Cell = {
+        "verdict": outcome.scan.verdict,
+        "suspected": list(outcome.scan.targets),
+        "score": round(max(scores), 2) if scores else None,
+        "tau": outcome.scaled.history[-1].settings["tau"],
+    }
+    return outcome.purified, outcome.compressed, facts
+
+
+def _by_clp(original: LoadedNetwork, settings: PipelineSettings) -> tuple[Network, Network, Cell]:
+    """CLP, then edgeclean's own compression of what it leaves."""
+    pruned = clp(original)
+    draw = replace(settings.synthesize, count=settings.synthesize.recovery_count)
+    images = synthesize(pruned, draw, seed=settings.seed)
+    scaled = scale(decompose(pruned, settings.decompose), settings.scale)
+    plan = choose_ranks(scaled, settings.ranks, images=images)
+    cut = truncate(scaled, plan, settings.truncate)
+    return pruned, finetune(cut, pruned, images, settings.finetune, seed=settings.seed), {}
+
+
+def _rates(network: Network, published: PublishedNetwork, images: LabelledImages) -> Cell:
+    return dict(rates_of(network, published, images))
+
+
+if __name__ == "__main__":
+    main()

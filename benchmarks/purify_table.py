@@ -1,0 +1,85 @@
+"""The tables of ``benchmarks.purify``, made of its cells alone."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import mean
+
+from benchmarks.compress_zoo import TEST_IMAGES, Cell
+from benchmarks.published import RESULTS
+
+SIZES = ("full", "2x", "4x")
+
+
+def write_results(cells: Sequence[Cell]) -> None:
+    """``results/purify.json`` and the two tables of ``results/purify.md``."""
+    whole = {
+        "command": "python -m benchmarks.purify",
+        "images": f"the first {TEST_IMAGES} of the CIFAR-10 test set",
+        "cells": list(cells),
+    }
+    (RESULTS / "purify.json").write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n")
+    text = "\n".join([*_by_network(cells), "", *_by_method(cells)])
+    (RESULTS / "purify.md").write_text(text + "\n")
+
+
+def _by_network(cells: Sequence[Cell]) -> list[str]:
+    lines = [
+        "| network | method | seeds | scan: class, score (true) | before | full | 2x | 4x |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    groups = defaultdict(list)
+    for cell in cells:
+        groups[cell["network"], cell["method"]].append(cell)
+    for (network, method), group in groups.items():
+        states = " | ".join(_mean_rates(group, state) for state in ("before", *SIZES))
+        lines.append(f"| {network} | {method} | {len(group)} | {_scan(group)} | {states} |")
+    return lines
+
+
+def _by_method(cells: Sequence[Cell]) -> list[str]:
+    """Over the backdoored networks: what the issue's goals are of."""
+    lines = [
+        "| method | runs | size | ASR mean / worst | ACC lost mean / worst |",
+        "|---|---|---|---|---|",
+    ]
+    methods = dict.fromkeys(cell["method"] for cell in cells)
+    for method in methods:
+        for size in SIZES:
+            done = [
+                cell
+                for cell in cells
+                if cell["method"] == method and size in cell and cell["true_target"] is not None
+            ]
+            if not done:
+                continue
+            asr = [cell[size]["asr"] for cell in done]
+            lost = [cell["before"]["acc"] - cell[size]["acc"] for cell in done]
+            lines.append(
+                f"| {method} | {len(done)} | {size} | {mean(asr):.1f} / {max(asr):.1f} "
+                f"| {mean(lost):.1f} / {max(lost):.1f} |"
+            )
+    return lines
+
+
+def _mean_rates(group: Sequence[Cell], state: str) -> str:
+    """ACC / ASR / RA, a mean over seeds, in percent."""
+    done = [cell[state] for cell in group if state in cell]
+    if not done:
+        return ""
+    return " / ".join(f"{mean(rates[key] for rates in done):.1f}" for key in ("acc", "asr", "ra"))
+
+
+def _scan(group: Sequence[Cell]) -> str:
+    said = []
+    for cell in group:
+        if "verdict" not in cell:
+            continue
+        classes = ", ".join(map(str, cell["suspected"])) or "not found"
+        score = "" if cell["score"] is None else f", {cell['score']:.1f}"
+        said.append(f"{classes}{score}")
+    if not said:
+        return ""
+    return f"{'; '.join(dict.fromkeys(said))} ({group[0]['true_target']})"

@@ -1,0 +1,59 @@
+"""The clamp's threshold is the strongest of the grid that leaves the classes as they were."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_decompose import Stem, network_of, seeded
+
+from edgeclean.errors import UsageError
+from edgeclean.factors.decompose import DecomposeSettings, decompose
+from edgeclean.factors.scale import ScaleSettings, scale
+from edgeclean.factors.threshold import STEPS, choose_tau
+from edgeclean.pixels import pixel_network
+
+
+@pytest.fixture
+def decomposed():
+    return decompose(network_of(seeded(Stem)), DecomposeSettings())
+
+
+@pytest.fixture
+def pixels(decomposed) -> torch.Tensor:
+    shape = (64, *decomposed.spec.input_shape)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(3))
+
+
+@torch.no_grad()
+def agreement(network, tau, settings, pixels) -> float:
+    scaled = scale(network, replace(settings, tau=tau))
+    one, other = (pixel_network(n).eval()(pixels).argmax(1) for n in (network, scaled))
+    return float((one == other).double().mean())
+
+
+@pytest.mark.parametrize("wanted", [0.6, 0.9, 1.0])
+@pytest.mark.parametrize("s_sigma", ["max", "std"])
+def test_the_chosen_tau_agrees_and_the_next_does_not(decomposed, pixels, wanted, s_sigma) -> None:
+    settings = ScaleSettings(s_sigma=s_sigma, agreement=wanted)
+    chosen = choose_tau(decomposed, pixels, settings)
+    assert chosen == replace(settings, tau=chosen.tau)
+    assert chosen.tau is not None
+    if chosen.tau < 1:
+        assert agreement(decomposed, chosen.tau, settings, pixels) >= wanted
+    below = round(chosen.tau - 1 / STEPS, 4)
+    if below > 0:
+        assert agreement(decomposed, below, settings, pixels) < wanted
+
+
+def test_a_laxer_agreement_never_clamps_less(decomposed, pixels) -> None:
+    taus = [
+        choose_tau(decomposed, pixels, ScaleSettings(agreement=wanted)).tau
+        for wanted in (1.0, 0.8, 0.5, 0.2)
+    ]
+    assert taus == sorted(taus, reverse=True)
+    assert taus[-1] < taus[0]  # else this shows nothing
+
+
+def test_a_share_that_is_none_is_refused() -> None:
+    with pytest.raises(UsageError, match="agreement is 0"):
+        ScaleSettings(agreement=0)
