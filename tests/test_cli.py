@@ -118,6 +118,32 @@ def test_importing_the_package_imports_nothing() -> None:
     assert not set(HEAVY) & set(finished.stdout.split())
 
 
+def test_onnx_runtime_reports_nothing_and_leaves_no_identifier(tmp_path: Path) -> None:
+    """Loading it is enough to be counted, unless it was told not to before."""
+    from tiny_networks import tiny_network
+
+    from exporters.onnx_exporter import export_onnx
+
+    (tmp_path / "net.onnx").write_bytes(export_onnx(tiny_network()))
+    code = (
+        "import sys, pathlib\n"
+        "from edgeclean.runtime.session import OnnxSession\n"
+        "import numpy\n"
+        "session = OnnxSession(pathlib.Path(sys.argv[1]).read_bytes())\n"
+        "session.predict(numpy.zeros((1, 3, 8, 8), dtype=numpy.float32))\n"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "PYTHONPATH": str(Path(cli.__file__).parents[2]),
+    }
+    words = [sys.executable, "-c", code, str(tmp_path / "net.onnx")]
+    subprocess.run(words, env=environment, check=True, capture_output=True)
+    assert list(home.iterdir()) == []
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(terminal: Terminal, command: str) -> None:
     said = terminal(command, "--help")

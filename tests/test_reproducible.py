@@ -31,11 +31,13 @@ SETTINGS = overlay(
 PROGRAM = """
 import sys
 sys.path.insert(0, {tests!r})
+import edgeclean.scan
 import report_evidence
-from edgeclean import cli, pipeline
+from edgeclean import cli
 def scan(*_, **__):
     return report_evidence.scan_report(side=12)
-pipeline.scan = scan
+edgeclean.scan.scan = scan
+assert "edgeclean.pipeline" not in sys.modules and "matplotlib" not in sys.modules
 cli.main()
 """
 HOST, USER = "a-very-odd-hostname", "somebody-with-a-name"

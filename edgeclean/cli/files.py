@@ -79,6 +79,23 @@ def write_files(folder: Path, files: Mapping[str, bytes], *, last: str | None) -
             path.unlink(missing_ok=True)
 
 
+@contextmanager
+def no_writes_at_home() -> Iterator[None]:
+    """Give Matplotlib, which keeps a list of fonts in the home folder, a folder that goes again.
+
+    Who wants to keep that list says where, with Matplotlib's own ``MPLCONFIGDIR``.
+    """
+    if "MPLCONFIGDIR" in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="edgeclean-", ignore_cleanup_errors=True) as folder:
+        os.environ["MPLCONFIGDIR"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["MPLCONFIGDIR"]
+
+
 def _umask() -> int:
     """Reading it means setting it."""
     mask = os.umask(0o077)
