@@ -9,6 +9,7 @@ says that most fall into the attacker's class.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def measure(network: Network, target: int, settings: SynthesizeSettings) -> dict
 
     An image's class is the one that the network itself gives it before the attack.
     """
-    function = pixel_network(network).eval().requires_grad_(False)
+    function = copy.deepcopy(pixel_network(network)).eval().requires_grad_(False)
     pixels = synthesize(network, settings, seed=SEED).pixels
     classes = predicted(function, pixels)
     victims, own = pixels[classes != target], classes[classes != target]

@@ -133,7 +133,7 @@ SUITES: dict[str, tuple[Suite, ...]] = {
             training=TrainingSettings(epochs=5, batch=64, peak_rate=0.1),
             train_images=5000,
             test_images=500,
-            clean_images=250,
+            clean_images=50,
             attacks=quick_attacks(),
             settings=quick_settings(),
         ),

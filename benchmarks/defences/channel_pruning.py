@@ -23,7 +23,6 @@ from edgeclean.loading.architectures.residual_blocks import BasicBlock, OptionAS
 from edgeclean.states import Network, StageRecord, TruncatedNetwork, settings_as_json
 
 HALVINGS = 8
-MOST = 0.9  # of a layer's channels; a layer that would lose them all loses none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,15 +50,14 @@ def prune_channels(network: Network, settings: PruningSettings | None = None) ->
 
     Raises:
         UsageError: the network has no BatchNorm.
-        RatioError: the ratio is not met with `MOST` of every layer's channels gone.
+        RatioError: the ratio is not met with nearly every channel gone.
     """
     settings = settings or PruningSettings()
     need_batch_norms(network.module, "channel pruning")
     shape = network.spec.input_shape
     allowed = count_macs(network.module, shape) / settings.ratio
-    low, high, best = 0.0, MOST, _without(network, MOST)
-    if count_macs(best, shape) > allowed:
-        raise RatioError(f"channel pruning: ratio {settings.ratio} is out of reach; ask for less")
+    low, high = 0.0, 1.0
+    best: nn.Module | None = None
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         module = _without(network, middle)
@@ -67,6 +65,8 @@ def prune_channels(network: Network, settings: PruningSettings | None = None) ->
             high, best = middle, module
         else:
             low = middle
+    if best is None:
+        raise RatioError(f"channel pruning: ratio {settings.ratio:g} is out of reach; ask for less")
     record = StageRecord(
         stage="channel-pruning",
         settings=settings_as_json(settings),

@@ -39,6 +39,7 @@ FEW = replace(
                 "unlearn": {"steps": 2, "batch_size": 8},
             },
             "ranks": {"images": 4},
+            "latency": {"runs": 5, "warmup_runs": 1},
             "finetune": {"steps": 2, "batch_size": 8, "procedural": 8},
         },
     ),
