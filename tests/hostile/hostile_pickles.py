@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -95,6 +96,14 @@ def by_hand(tree: object, storage: bytes = bytes(16)) -> bytes:
     stream = io.BytesIO()
     HandWriter(stream, protocol=2).dump(tree)
     return zipped(stream.getvalue(), {"0": storage})
+
+
+def lying_record() -> bytes:
+    """The sizes in a record's own header are not those of the archive's directory."""
+    contents = by_hand({"w": Rebuilt(Storage(4), 0, (4,), (1,))})
+    place = contents.index(b"a/data/0") - 30
+    sizes = struct.pack("<II", 2**31 - 1, 2**31 - 1)
+    return contents[: place + 18] + sizes + contents[place + 26 :]
 
 
 def legacy_with_second_pickle() -> bytes:
@@ -355,9 +364,15 @@ TENSORS: list[tuple[str, str, Callable[[], bytes], str]] = [
     ),
     (
         "storage longer than its record",
-        "a thousand numbers from a record of four: what lies behind it in memory is read as weights",
+        "a thousand numbers from a record of four: the memory behind it is read as weights",
         lambda: by_hand({"w": Rebuilt(Storage(1000), 0, (1000,), (1,))}),
         "damaged",
+    ),
+    (
+        "record that lies",
+        "the directory says sixteen bytes, the record itself 2 GiB (pytorch issue 185440)",
+        lying_record,
+        "damaged|names do not match",
     ),
     (
         "storage that is not there",
