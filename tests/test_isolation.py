@@ -120,7 +120,7 @@ def test_answers_of_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, 0, READY + ACCEPTED + b"parsed")
     assert parse_isolated("torch", b"", LIMITS) == b"parsed"
     answering(monkeypatch, 0, READY + REFUSED + b"why")
-    with pytest.raises(InputRejectedError, match="^why$"):
+    with pytest.raises(InputRejectedError, match=r"^why$"):
         parse_isolated("torch", b"", LIMITS)
     answering(monkeypatch, 0, READY + b"?")
     with pytest.raises(InputRejectedError, match="with code 0"):
