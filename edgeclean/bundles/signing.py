@@ -22,6 +22,8 @@ from edgeclean.bundles import manifest as texts
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+HINT_LENGTH = 64  # SHA-256 of the public key, in hexadecimal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +102,7 @@ def check_signature(folder: Path, files: Mapping[str, bytes], trusted: Trusted) 
     config = _configured_verifier(trusted).set_hashing_config(_hashing())
     if texts.SIGNATURE not in files:
         raise InputRejectedError(f"the bundle is not signed: it has no {texts.SIGNATURE}")
-    payload = _payload(files[texts.SIGNATURE])
+    payload = _payload(files[texts.SIGNATURE], trusted)
     try:
         config.verify(folder, folder / texts.SIGNATURE)
     except Exception as error:  # noqa: BLE001 - the library raises many kinds on hostile bytes
@@ -117,32 +119,40 @@ def check_signature(folder: Path, files: Mapping[str, bytes], trusted: Trusted) 
         raise InputRejectedError(f"{different[0]} is not the file that {texts.SIGNATURE} signs")
 
 
-def _payload(signature: bytes) -> list[dict[str, Any]]:
+def _payload(signature: bytes, trusted: Trusted) -> list[dict[str, str]]:
     """The files that a signature says it signs; refused where a bit of it could have any value."""
     try:
         entries = json.loads(signature)
-        compact = json.dumps(entries, separators=(",", ":")).encode()
-        envelope = entries["dsseEnvelope"]
+        envelope, material = entries["dsseEnvelope"], entries["verificationMaterial"]
         (seal,) = envelope["signatures"]
-        shape = (set(entries), set(envelope), set(seal), entries["mediaType"], seal["keyid"])
         coded = [envelope["payload"], seal["sig"]]
+        if trusted.public_key is not None:
+            whose = {"publicKey": {"hint": material["publicKey"]["hint"]}}
+            # Without the hint, the library says on stdout that it does not check whose key it is.
+            named = len(material["publicKey"]["hint"]) == HINT_LENGTH
+        else:
+            chain = [one["rawBytes"] for one in material["x509CertificateChain"]["certificates"]]
+            whose = {"x509CertificateChain": {"certificates": [{"rawBytes": one} for one in chain]}}
+            coded, named = [*coded, *chain], bool(chain)
+        expected = {
+            "mediaType": MEDIA_TYPE,
+            "verificationMaterial": {**whose, "tlogEntries": []},
+            "dsseEnvelope": {
+                "payload": envelope["payload"],
+                "payloadType": PAYLOAD_TYPE,
+                "signatures": [{"sig": seal["sig"], "keyid": ""}],
+            },
+        }
         whole = all(base64.b64encode(base64.b64decode(one)).decode() == one for one in coded)
         resources = json.loads(base64.b64decode(envelope["payload"]))["predicate"]["resources"]
-        named = [
-            {key: str(entry[key]) for key in ("name", "algorithm", "digest")} for entry in resources
-        ]
+        keys = ("name", "algorithm", "digest")
+        files = [{key: str(one[key]) for key in keys} for one in resources]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputRejectedError(f"{texts.SIGNATURE} is not a model signature") from None
-    expected = (
-        {"mediaType", "verificationMaterial", "dsseEnvelope"},
-        {"payload", "payloadType", "signatures"},
-        {"sig", "keyid"},
-        MEDIA_TYPE,
-        "",
-    )
-    if compact != signature or not whole or shape != expected:
+    compact = json.dumps(expected, separators=(",", ":")).encode()
+    if not (named and whole and compact == signature):
         raise InputRejectedError(f"{texts.SIGNATURE} is not in the form in which it was written")
-    return named
+    return files
 
 
 def _configured_signer(signer: Signer) -> Any:

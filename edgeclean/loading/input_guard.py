@@ -50,7 +50,7 @@ class LoadLimits:
     activations: int = 2**27
     macs: int = 10**11
     memory_bytes: int = 1024 * MIB
-    cpu_seconds: int = 15
+    cpu_seconds: int = 10
 
     def __post_init__(self) -> None:
         """Refuse limits that nothing could pass."""

@@ -55,10 +55,11 @@ def limit_process(limits: LoadLimits, input_bytes: int) -> None:
         (resource.RLIMIT_CORE, 0),
     ):
         _, hard = resource.getrlimit(limit)
-        if hard != resource.RLIM_INFINITY:
-            bound = min(bound, hard)
         # The hard limit for seconds lies higher: at the soft one the process is told why it dies.
-        resource.setrlimit(limit, (bound, bound + 5 if limit == resource.RLIMIT_CPU else bound))
+        most = bound + 5 if limit == resource.RLIMIT_CPU else bound
+        if hard != resource.RLIM_INFINITY:  # nobody but root may raise it
+            bound, most = min(bound, hard), min(most, hard)
+        resource.setrlimit(limit, (bound, most))
 
 
 def answer(parser: Parser, contents: bytes, limits: LoadLimits) -> tuple[bytes, bytes]:
