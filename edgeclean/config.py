@@ -39,6 +39,7 @@ from edgeclean.synthesis.synthesize import SynthesizeSettings
 from edgeclean.targets.targets import Target, require
 from exporters.onnx_exporter import ExportSettings
 from exporters.parity import ParitySettings
+from exporters.precision import PrecisionSettings, check_precision
 
 MAX_FILE_BYTES = 1 << 20
 Settings = TypeVar("Settings")
@@ -71,6 +72,7 @@ class PipelineSettings:
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
     parity: ParitySettings = field(default_factory=ParitySettings)
+    precision: PrecisionSettings = field(default_factory=PrecisionSettings)
     latency: LatencySettings = field(default_factory=LatencySettings)
 
     def __post_init__(self) -> None:
@@ -86,13 +88,18 @@ def settings_for(
     Raises:
         UsageError: see `settings_from`; or the target cannot take what was asked.
     """
+    asked = entries.get("precision")
+    precision = asked.get("format") if isinstance(asked, Mapping) else None
     decided = {
         "target": target.name,
-        "ranks": {"rank_multiple": target.rank_multiple()},
+        "ranks": {
+            "rank_multiple": target.rank_multiple(precision if isinstance(precision, str) else None)
+        },
         "export": {"opset": target.opset},
     }
     settings = settings_from(PipelineSettings, overlay(decided, entries), where=where)
     require(target, opset=settings.export.opset)
+    check_precision(settings.precision, settings.export, target)
     return settings
 
 

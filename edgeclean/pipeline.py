@@ -44,6 +44,7 @@ from edgeclean.synthesis.synthesize import joined, synthesize
 from edgeclean.targets.targets import Target, load_target, require
 from exporters.onnx_exporter import export_onnx
 from exporters.parity import ParityRecord, check_parity
+from exporters.precision import GOLDEN_TOLERANCE, LoweredModel, check_precision, lower_precision
 
 GOLDEN_IMAGES = 16
 
@@ -59,9 +60,10 @@ class Outcome:
         compressed: what was exported.
         images: that the compressed network was tuned on.
         scan: of the original.
-        model: the ONNX file.
+        model: the ONNX file, in its final precision.
         original_model: the original network's, to compare with.
-        parity: of the ONNX file with the compressed network.
+        parity: of the ONNX file in float32 with the compressed network.
+        lowered: how close the file in its final precision stays to the one in float32.
         latency: of both ONNX files, measured in turns.
     """
 
@@ -74,6 +76,7 @@ class Outcome:
     model: bytes
     original_model: bytes
     parity: ParityRecord
+    lowered: LoweredModel
     latency: LatencyReport
 
 
@@ -119,6 +122,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     chosen = settings or PipelineSettings()
     device = target or load_target(chosen.target, jetpack=chosen.jetpack)
     require(device, opset=chosen.export.opset)
+    check_precision(chosen.precision, chosen.export, device)
     timed = Stopwatch(progress)
     with hold_output(output) as held:
         original = timed(load_checkpoint, "Loading")(
@@ -165,7 +169,12 @@ def run_stages(
     export = timed(export_onnx, "Exporting")
     model, original_model = export(compressed, chosen.export), export(original, chosen.export)
     parity = timed(check_parity, "Checking parity")(compressed, model, images.pixels, chosen.parity)
-    latency = timed(measure_pair, "Measuring latency")(original_model, model, chosen.latency)
+    lowered = timed(lower_precision, "Lowering the precision")(
+        model, compressed.spec, images.pixels, chosen.precision, progress=progress
+    )
+    latency = timed(measure_pair, "Measuring latency")(
+        original_model, lowered.model, chosen.latency
+    )
     return Outcome(
         original=original,
         purified=purified,
@@ -173,9 +182,10 @@ def run_stages(
         compressed=compressed,
         images=images,
         scan=found,
-        model=model,
+        model=lowered.model,
         original_model=original_model,
         parity=parity,
+        lowered=lowered,
         latency=latency,
     )
 
@@ -239,6 +249,7 @@ def _evidence(
         original_onnx_bytes=len(outcome.original_model),
         onnx_bytes=len(outcome.model),
         parity=outcome.parity,
+        precision=outcome.lowered.summary(),
         latency=outcome.latency,
         target={"name": target.name, "description": target.description},
         stage_seconds=timed.seconds,
@@ -264,7 +275,9 @@ def _write(
         seed=settings.seed,
         target=asdict(target),
         golden_pixels=outcome.images.pixels[:GOLDEN_IMAGES],
-        golden_tolerance=settings.parity.tolerance,
+        golden_tolerance=max(
+            settings.parity.tolerance, GOLDEN_TOLERANCE.get(settings.precision.format, 0.0)
+        ),
         measurements=report,
         page=lambda manifest, whole: render_html(
             manifest, whole, images=outcome.images, scan=outcome.scan

@@ -19,6 +19,7 @@ from edgeclean.cli.options import (
     JetPack,
     Mean,
     ModelFile,
+    PrecisionName,
     Quiet,
     Seed,
     Std,
@@ -91,6 +92,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     opset: Annotated[
         int | None, typer.Option(help="ONNX opset; the target has its own.", rich_help_panel=RUN)
     ] = None,
+    precision: PrecisionName = None,
     model: ModelFile = None,
     arch: Arch = None,
     input_shape: InputShape = None,
@@ -120,6 +122,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
             "scale": {"tau": tau},
             "ranks": {"ratio": ratio, "measure": measure, "rank_multiple": rank_multiple},
             "export": {"opset": opset},
+            "precision": {"format": precision},
             "latency": {"threads": threads},
         },
         target_file,
@@ -163,6 +166,7 @@ def _document(written: WrittenOutcome) -> dict[str, Any]:
         "purified": report["purify"]["changed"],
         "size": report["size"],
         "parity": report["parity"],
+        "precision": report["precision"],
         "latency": {
             "original_p50_ms": latency.original.p50_ms,
             "compressed_p50_ms": latency.compressed.p50_ms,
@@ -200,6 +204,12 @@ def _checks(written: WrittenOutcome) -> Table:
     table.add_row(*cells("scan of the original", verdict_in_words(written.outcome.scan)))
     table.add_row(*cells("purification", "changed weights" if changed else "changed nothing"))
     table.add_row(*cells("parity of ONNX with PyTorch", difference))
+    lowered = written.outcome.lowered
+    agreement = lowered.agreement
+    close = f"{agreement.top1_agreement:.1%} agree with fp32, {agreement.signal_to_noise_db:.0f} dB"
+    kept = f", {len(lowered.kept)} nodes kept in fp32" if lowered.kept else ""
+    if lowered.format != "fp32":
+        table.add_row(*cells(f"precision {lowered.format}", close + kept))
     return table
 
 

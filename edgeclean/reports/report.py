@@ -41,7 +41,8 @@ class Evidence:
         spectra: of `layer_table.spectra`.
         original_onnx_bytes: size of the original, exported in the same way.
         onnx_bytes: size of the compressed one.
-        parity: of the compressed network with its ONNX file.
+        parity: of the compressed network with its ONNX file in float32.
+        precision: of `exporters.precision.LoweredModel.summary`; None where it was not lowered.
         latency: both ONNX files in turns; None where it was not measured.
         target: name and description of the target.
         stage_seconds: wall time by stage, in order.
@@ -72,6 +73,7 @@ class Evidence:
     command: str
     settings_toml: str
     warnings: tuple[str, ...] = ()
+    precision: Mapping[str, JsonValue] | None = None
 
 
 def build_report(evidence: Evidence) -> dict[str, JsonValue]:
@@ -99,6 +101,7 @@ def build_report(evidence: Evidence) -> dict[str, JsonValue]:
         "scan": evidence.scan.summary(),
         "purify": _purification(original, evidence.purified),
         "parity": asdict(evidence.parity),
+        "precision": None if evidence.precision is None else dict(evidence.precision),
         "latency": None if evidence.latency is None else asdict(evidence.latency),
         "layers": [asdict(row) for row in evidence.layers],
         "spectra": [asdict(spectrum) for spectrum in evidence.spectra],

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from edgeclean.environment import Environment, describe_environment
 from edgeclean.errors import UsageError
-from edgeclean.runtime.session import PROVIDER, OnnxSession
+from edgeclean.runtime.providers import NAMES, TRANSFERS, Provider
+from edgeclean.runtime.session import OnnxSession
 
 BLOCK_PAIRS = 5  # a warm-up block; its median is what must settle
 SETTLED_WITHIN = 0.03
@@ -36,6 +37,7 @@ class LatencySettings:
         time_budget_s: warm-up and measurement end after about this many seconds, with however many
             runs were made (but at least 5 of each).
         seed: of the random input and of the resampling.
+        provider: of ONNX Runtime: cpu, cuda or tensorrt; refused where it is not installed.
     """
 
     threads: int = 1
@@ -44,6 +46,7 @@ class LatencySettings:
     batch: int = 1
     time_budget_s: float = 60.0
     seed: int = 0
+    provider: Provider = "cpu"
 
     def __post_init__(self) -> None:
         for name in ("threads", "runs", "warmup_runs", "batch"):
@@ -112,7 +115,7 @@ class LatencyReport:
 def measure_pair(
     original: bytes, compressed: bytes, settings: LatencySettings | None = None
 ) -> LatencyReport:
-    """Measure two ONNX files of one input shape in turns on this CPU.
+    """Measure two ONNX files of one input shape in turns on this machine.
 
     Args:
         original: the ONNX file to compare with.
@@ -125,10 +128,12 @@ def measure_pair(
     Raises:
         UsageError: the two differ in input shape, or a fixed batch is not the asked one.
         InputRejectedError: ONNX Runtime cannot load one of them.
+        ToolchainError: the provider is not installed, or cannot start.
     """
     settings = settings or LatencySettings()
     sessions = tuple(
-        OnnxSession(model, threads=settings.threads) for model in (original, compressed)
+        OnnxSession(model, threads=settings.threads, provider=settings.provider)
+        for model in (original, compressed)
     )
     _check_shapes(sessions, settings.batch)
     generator = np.random.default_rng(settings.seed)
@@ -146,7 +151,7 @@ def measure_pair(
         speedup_low=low,
         speedup_high=high,
         runtime=f"onnxruntime {environment.versions['onnxruntime']}",
-        provider=PROVIDER,
+        provider=NAMES[settings.provider],
         threads=settings.threads,
         batch=settings.batch,
         input_shape=sessions[0].input_shape,
@@ -155,6 +160,7 @@ def measure_pair(
         steady=max(sample.coefficient_of_variation for sample in samples) <= UNSTABLE_COV,
         out_of_time=len(latencies) < settings.runs,
         environment=environment,
+        transfers=TRANSFERS[settings.provider],
     )
 
 
