@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edgeclean.bundles.atomic import HeldFolder
 from edgeclean.bundles.bundle import Bundle, BundleContents, hold_output, write_bundle
+from edgeclean.bundles.device_kit import kit_files
 from edgeclean.config import PipelineSettings
 from edgeclean.environment import describe_environment
 from edgeclean.errors import BackdoorSuspectedError
@@ -268,6 +269,14 @@ def _write(
     target: Target,
     report: dict[str, JsonValue],
 ) -> Bundle:
+    kit = {}
+    if target.runtime == "tensorrt":  # engines are built on the device: what does that goes along
+        kit = kit_files(
+            outcome.original_model,
+            asdict(target),
+            precision=settings.precision.format,
+            batch=settings.export.batch,
+        )
     contents = BundleContents(
         model=outcome.model,
         network=outcome.compressed,
@@ -282,6 +291,6 @@ def _write(
         page=lambda manifest, whole: render_html(
             manifest, whole, images=outcome.images, scan=outcome.scan
         ),
-        reproducible_files=trigger_files(outcome.scan),
+        reproducible_files={**trigger_files(outcome.scan), **kit},
     )
     return write_bundle(held, contents)

@@ -19,7 +19,7 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.runtime.activations import all_activations
-from edgeclean.runtime.onnx_check import open_onnx, opset_of
+from edgeclean.runtime.onnx_check import drop_unread, open_onnx, opset_of
 
 BF16_OPSET = 22
 LARGEST_FP16 = 65504.0
@@ -102,8 +102,38 @@ def _converted(proto: onnx.ModelProto, kept: frozenset[str]) -> onnx.ModelProto:
             op_block_list=list(BLOCKED_OPERATORS),
             node_block_list=sorted(kept),
         )
+    _join_casts(converted)
     checked: onnx.ModelProto = converted
     return checked
+
+
+def _join_casts(proto: onnx.ModelProto) -> None:
+    """Between two float32 nodes the converter goes through FP16, where a large value ends; undo it.
+
+    A cast up that reads a cast down becomes the float32 value itself, in place.
+    """
+    graph = proto.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    outputs = {one.name for one in graph.output}
+    instead = {}
+    for node in graph.node:
+        below = makers.get(node.input[0]) if _casts_to(node, TensorProto.FLOAT) else None
+        if below is None or not _casts_to(below, TensorProto.FLOAT16):
+            continue
+        if node.output[0] in outputs:
+            node.op_type = "Identity"
+            del node.attribute[:]
+            node.input[0] = below.input[0]
+        else:
+            instead[node.output[0]] = below.input[0]
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = instead.get(name, name)
+    drop_unread(proto)
+
+
+def _casts_to(node: onnx.NodeProto, kind: int) -> bool:
+    return bool(node.op_type == "Cast" and node.attribute[0].i == kind)
 
 
 def _converter() -> Callable[..., onnx.ModelProto]:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -28,7 +28,7 @@ from onnxruntime.quantization import (
 )
 
 from edgeclean.errors import InputRejectedError, UsageError
-from edgeclean.runtime.onnx_check import open_onnx, opset_of
+from edgeclean.runtime.onnx_check import drop_unread, open_onnx, opset_of
 
 INT8_OPSET = 13
 Calibration = Literal["minmax", "percentile", "entropy"]
@@ -171,23 +171,7 @@ def _take_out(proto: onnx.ModelProto, freed: Callable[[onnx.NodeProto], bool]) -
         for place, name in enumerate(node.input):
             if name in makers and _is_dequantise(makers[name]):
                 node.input[place] = makers[makers[name].input[0]].input[0]
-    _drop_unread(proto)
-
-
-def _drop_unread(proto: onnx.ModelProto) -> None:
-    """Take out pairs, and then constants, that nothing reads any more, in place."""
-    graph = proto.graph
-    while True:
-        read = {name for node in graph.node for name in node.input}
-        read |= {one.name for one in graph.output}
-        idle = [node for node in graph.node if not read & set(node.output)]
-        if not idle:
-            break
-        for node in idle:
-            graph.node.remove(node)
-    constants: list[Any] = [one for one in graph.initializer if one.name not in read]
-    for tensor in constants:
-        graph.initializer.remove(tensor)
+    drop_unread(proto)
 
 
 def _is_dequantise(node: onnx.NodeProto) -> bool:

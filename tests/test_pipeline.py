@@ -50,6 +50,7 @@ STAGES = (
     "finetune",
     "export",
     "parity",
+    "precision",
     "latency",
 )
 

@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 
 import edgeclean
-from edgeclean.cli.bundle import bench, verify
+from edgeclean.cli.bench import bench
+from edgeclean.cli.bundle import verify
 from edgeclean.cli.compress import compress
 from edgeclean.cli.console import show_error
 from edgeclean.cli.doctor import doctor

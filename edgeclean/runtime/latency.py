@@ -142,8 +142,8 @@ def measure_pair(
     environment = describe_environment()  # before measuring: the load that others make
     warmup_runs, settled = _warm_up(sessions, images, settings, deadline)
     latencies = _measure(sessions, images, settings.runs, deadline, fewest=FEWEST_RUNS)
-    samples = [_summarise(latencies[:, column]) for column in (0, 1)]
-    low, high = _speedup_interval(latencies, generator)
+    samples = [summarise(latencies[:, column]) for column in (0, 1)]
+    low, high = speedup_interval(latencies, generator)
     return LatencyReport(
         original=samples[0],
         compressed=samples[1],
@@ -229,7 +229,8 @@ def _measure(
     return latencies
 
 
-def _summarise(latencies_ms: NDArray[np.float64]) -> LatencySample:
+def summarise(latencies_ms: NDArray[np.float64]) -> LatencySample:
+    """Percentiles and spread of one network's runs [n], in milliseconds."""
     p50, p90, p99 = np.percentile(latencies_ms, [50, 90, 99])
     mean = float(latencies_ms.mean())
     return LatencySample(
@@ -244,7 +245,7 @@ def _summarise(latencies_ms: NDArray[np.float64]) -> LatencySample:
     )
 
 
-def _speedup_interval(
+def speedup_interval(
     latencies_ms: NDArray[np.float64], generator: np.random.Generator
 ) -> tuple[float, float]:
     """95 % percentile bootstrap of the ratio of medians; a pair of runs is drawn together.
