@@ -1,7 +1,7 @@
 """A stand-in for trtexec of one version: it refuses flags that its version does not have.
 
-It builds no engine: the "engine" is a mark, the version and the network's hash, and a network's time
-follows its size. `place_trtexec` puts it into a folder under the name ``trtexec``.
+It builds no engine: the "engine" is a mark, the version and the network's hash, and its time
+follows the network's size. `place_trtexec` puts it into a folder under the name ``trtexec``.
 """
 
 from __future__ import annotations

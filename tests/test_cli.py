@@ -26,7 +26,10 @@ from edgeclean.errors import (
     UsageError,
 )
 
-COMMANDS = ("compress", "scan", "inspect", "export", "bench", "verify", "targets", "doctor")
+COMMANDS = (
+    *("compress", "scan", "inspect", "export", "build-engine", "bench", "verify", "targets"),
+    "doctor",
+)
 HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "matplotlib", "jinja2", "tensorly")
 
 

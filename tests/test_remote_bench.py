@@ -133,7 +133,7 @@ def test_a_dropped_connection_is_said_and_the_next_run_goes_on(
 
     breaker = threading.Thread(target=cut)
     breaker.start()
-    with pytest.raises(ConnectionLostError, match="connection.*broke.*run the same command again"):
+    with pytest.raises(ConnectionLostError, match=r"connection.*broke.*run the same command again"):
         bench(bundle, server, settings)
     breaker.join()
     before = len(calls(server))
@@ -147,7 +147,7 @@ def test_a_dropped_connection_is_said_and_the_next_run_goes_on(
 
 @needs_sshd
 def test_no_trtexec_is_one_clear_error_and_the_copy_stays(bundle: Path, server: Loopback) -> None:
-    with pytest.raises(ToolchainError, match="trtexec was not found.*libnvinfer-bin"):
+    with pytest.raises(ToolchainError, match=r"trtexec was not found.*libnvinfer-bin"):
         bench(bundle, server)
     place_trtexec(server.tools, "10.3.0")
     _, told = bench(bundle, server)
@@ -165,7 +165,7 @@ def test_a_full_disk_is_one_clear_error_and_the_next_run_goes_on(
     if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("a small filesystem cannot be mounted here")
     try:
-        with pytest.raises(ToolchainError, match="(No space left|disk is full).*make room"):
+        with pytest.raises(ToolchainError, match=r"(No space left|disk is full).*make room"):
             bench(bundle, server)
         words = ["mount", "-o", "remount,size=200m", str(server.home)]
         subprocess.run(words, check=True)
@@ -183,7 +183,7 @@ def test_a_bundle_that_was_changed_on_the_device_is_refused_there(
     bench(bundle, server)
     (model,) = server.home.glob(".edgeclean/*/bundle/model.onnx")
     model.write_bytes(model.read_bytes() + b"\0")
-    with pytest.raises(InputRejectedError, match="model.onnx is missing or was changed"):
+    with pytest.raises(InputRejectedError, match=r"model.onnx is missing or was changed"):
         bench(bundle, server)
 
 

@@ -13,6 +13,7 @@ import typer
 
 import edgeclean
 from edgeclean.cli.bench import bench
+from edgeclean.cli.build_engine import build_engine
 from edgeclean.cli.bundle import verify
 from edgeclean.cli.compress import compress
 from edgeclean.cli.console import show_error
@@ -55,7 +56,17 @@ def _root(
     pass
 
 
-for command in (compress, scan, inspect, export, bench, verify, targets, doctor):
+for command in (
+    compress,
+    scan,
+    inspect,
+    export,
+    build_engine,
+    bench,
+    verify,
+    targets,
+    doctor,
+):
     app.command()(command)
 
 

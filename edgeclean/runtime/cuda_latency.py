@@ -1,7 +1,7 @@
 """Original and compressed in turns on a CUDA device, in PyTorch, replayed from CUDA graphs.
 
-Events on the device mark the start and the end of each replay, so neither Python nor the transfer of
-images is inside: what is measured is the computation alone, and the report says so.
+Events on the device mark the start and the end of each replay, so neither Python nor the transfer
+of images is inside: what is measured is the computation alone, and the report says so.
 """
 
 from __future__ import annotations
