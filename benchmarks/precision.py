@@ -1,6 +1,6 @@
 """FP16 and INT8 of every published network: ``python -m benchmarks.precision``.
 
-Each network is exported as it was loaded (and, where ``.bench/compressed/NAME.onnx`` lies there, the
+Each network is exported as it was loaded (and, where ``.bench/compressed/NAME.onnx`` lies, the
 compressed one is read), lowered by `exporters.precision` with synthetic images alone, and then run
 under ONNX Runtime on test images that nothing above has seen. A cell is written as it is done; an
 interrupted run goes on with the next one.
