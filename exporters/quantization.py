@@ -32,7 +32,7 @@ from edgeclean.runtime.onnx_check import drop_unread, open_onnx, opset_of
 
 INT8_OPSET = 13
 Calibration = Literal["minmax", "percentile", "entropy"]
-CHUNK = 16  # images whose activations a histogram holds at once
+CHUNK = 16  # runs whose activations a histogram holds at once
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "percentile": CalibrationMethod.Percentile,
@@ -57,12 +57,13 @@ def to_int8(
     proto = _prepared(model)
     if len(images) == 0:
         raise UsageError("no images were given to calibrate INT8 on; at least one is needed")
+    reader = _Reader(proto.graph.input[0], images)
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         path = Path(folder) / "int8.onnx"
         quantize_static(
             proto,
             path,
-            _Reader(proto.graph.input[0], images),
+            reader,
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv"],
             per_channel=True,
@@ -76,7 +77,7 @@ def to_int8(
                 "AddQDQPairToWeight": True,
                 "DedicatedQDQPair": True,
                 "OpTypesToExcludeOutputQuantization": ["Conv"],
-                "CalibStridedMinMax": CHUNK if len(images) % CHUNK == 0 else 1,
+                "CalibStridedMinMax": CHUNK if len(reader) % CHUNK == 0 else 1,
                 "CalibPercentile": 99.99,
             },
         )
