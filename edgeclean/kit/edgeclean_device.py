@@ -42,8 +42,9 @@ from edgeclean.kit.storage import (
 from edgeclean.kit.trtexec_lines import (
     build_line,
     flags_in,
+    layer_precisions,
     measure_line,
-    precisions_of,
+    read_times,
     version_in,
 )
 
@@ -71,7 +72,7 @@ class Kit:
         if version is None:
             raise Stop(7, "%s does not tell its version; give another --trtexec" % self.trtexec)
         self.version = version
-        self.known = flags_in(text)  # type: Set[str]
+        self.known = flags_in(text)
         self.capability = compute_capability(self.config["compute_capability"])
 
     def want(self, precision: str) -> Dict[str, Any]:
@@ -123,8 +124,8 @@ def run(kit: Kit) -> Dict[str, Any]:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     rounds = kit.work / "rounds" / digest
     rounds.mkdir(parents=True, exist_ok=True)
-    resumed = any(rounds.iterdir())
-    times = {"original": [], "compressed": []}  # type: Dict[str, List[List[float]]]
+    resumed = any(path.suffix != ".partial" for path in rounds.iterdir())
+    times: Dict[str, List[List[float]]] = {"original": [], "compressed": []}
     for number in range(kit.options.rounds):
         order = ("original", "compressed") if number % 2 == 0 else ("compressed", "original")
         for name in order:
@@ -189,11 +190,9 @@ def build(kit: Kit, name: str) -> Dict[str, Any]:
     cache = kit.work / "engines"
     cache.mkdir(exist_ok=True)
     record = cache / (key + ".json")
-    if record.is_file() and (cache / (key + ".plan")).is_file():
-        entry = json.loads(record.read_text(encoding="utf-8"))  # type: Dict[str, Any]
-        if file_hash(cache / (key + ".plan")) == entry["engine_sha256"]:
-            entry["cached"] = True
-            return entry
+    known = cached(record, cache / (key + ".plan"))
+    if known is not None:
+        return known
     need_space(cache, 4 * source.stat().st_size + SPARE_BYTES)
     files = {
         "onnx": str(source),
@@ -207,6 +206,17 @@ def build(kit: Kit, name: str) -> Dict[str, Any]:
     os.replace(files["engine"], str(cache / (key + ".plan")))
     write_json(record, made)
     return made
+
+
+def cached(record: Path, plan: Path) -> Optional[Dict[str, Any]]:
+    """What is known of an engine that was built before; None where it is not whole."""
+    try:
+        entry: Dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        whole = file_hash(plan) == entry["engine_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    entry["cached"] = True
+    return entry if whole else None
 
 
 def make_engine(kit: Kit, files: Dict[str, str], precision: str, name: str) -> Dict[str, Any]:
@@ -234,29 +244,22 @@ def make_engine(kit: Kit, files: Dict[str, str], precision: str, name: str) -> D
 
 def measure(kit: Kit, engine: Dict[str, Any], path: Path) -> List[float]:
     """Latencies in milliseconds of one round, from the work folder if it was made before."""
-    if not path.is_file():
-        need_space(kit.work, SPARE_BYTES // 8)
-        partial = path.with_name(path.name + ".partial")
-        files = {
-            "engine": str(kit.work / "engines" / (engine["key"] + ".plan")),
-            "times": str(partial),
-        }
-        line = measure_line(kit.version, kit.known, files, kit.want(engine["precision"]))
-        call(kit, line, "measure")
-        read_times(partial)
-        os.replace(str(partial), str(path))
-    return read_times(path)
-
-
-def read_times(path: Path) -> List[float]:
-    """The latencies that trtexec exported, in milliseconds."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        times = [float(row["latencyMs"]) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise Stop(9 if nearly_full(path.parent) else 8, "trtexec's times cannot be read") from None
+    times = read_times(path)
+    if times:
+        return times
+    need_space(kit.work, SPARE_BYTES // 8)
+    partial = path.with_name(path.name + ".partial")
+    files = {
+        "engine": str(kit.work / "engines" / (engine["key"] + ".plan")),
+        "times": str(partial),
+    }
+    line = measure_line(kit.version, kit.known, files, kit.want(engine["precision"]))
+    call(kit, line, "measure")
+    times = read_times(partial)
     if not times:
-        raise Stop(8, "trtexec exported no times")
+        full = nearly_full(kit.work)
+        raise Stop(9 if full else 8, full_disk(kit.work) if full else "trtexec exported no times")
+    os.replace(str(partial), str(path))
     return times
 
 
@@ -274,14 +277,6 @@ def call(kit: Kit, line: List[str], what: str) -> None:
     raise Stop(
         8, "trtexec (TensorRT %s) could not %s: %s" % (kit.version_text(), what, errors[-1][:300])
     )
-
-
-def layer_precisions(path: Path) -> Optional[Dict[str, int]]:
-    """What the built engine's layers compute in; None where this trtexec does not tell."""
-    try:
-        return precisions_of(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,7 +5,9 @@ and turned CUDA graphs and spinning on, and transfers off, by default. What is w
 everywhere: precision from the graph, transfers inside the latency, a CUDA graph, spinning.
 """
 
+import json
 import re
+from pathlib import Path
 from typing import Any, Dict, List, Optional, Set, Tuple
 
 Version = Tuple[int, int, int]
@@ -97,12 +99,29 @@ def measure_line(
 
 def precisions_of(layers: Any) -> Dict[str, int]:
     """How many layers write each type, from the JSON of the engine inspector."""
-    count = {}  # type: Dict[str, int]
+    count: Dict[str, int] = {}
     for layer in layers.get("Layers", []) if isinstance(layers, dict) else []:
         for output in (layer.get("Outputs") or [])[:1] if isinstance(layer, dict) else []:
             name = type_named(str(output.get("Format/Datatype", "")))
             count[name] = count.get(name, 0) + 1
     return count
+
+
+def read_times(path: Path) -> List[float]:
+    """The latencies that trtexec exported, in milliseconds; none where the file is not whole."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return [float(row["latencyMs"]) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def layer_precisions(path: Path) -> Optional[Dict[str, int]]:
+    """What the built engine's layers compute in; None where this trtexec does not tell."""
+    try:
+        return precisions_of(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
 
 
 def type_named(text: str) -> str:
