@@ -39,6 +39,7 @@ from edgeclean.synthesis.synthesize import SynthesizeSettings
 from edgeclean.targets.targets import Target, require
 from exporters.onnx_exporter import ExportSettings
 from exporters.parity import ParitySettings
+from exporters.precision import PrecisionSettings, check_precision
 
 MAX_FILE_BYTES = 1 << 20
 Settings = TypeVar("Settings")
@@ -69,6 +70,7 @@ class PipelineSettings:
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
     parity: ParitySettings = field(default_factory=ParitySettings)
+    precision: PrecisionSettings = field(default_factory=PrecisionSettings)
     latency: LatencySettings = field(default_factory=LatencySettings)
 
     def __post_init__(self) -> None:
@@ -91,9 +93,13 @@ def settings_for(
     Raises:
         UsageError: see `settings_from`; or the target cannot take what was asked.
     """
+    asked = entries.get("precision")
+    precision = asked.get("format") if isinstance(asked, Mapping) else None
     decided: dict[str, Any] = {
         "target": target.name,
-        "ranks": {"rank_multiple": target.rank_multiple()},
+        "ranks": {
+            "rank_multiple": target.rank_multiple(precision if isinstance(precision, str) else None)
+        },
         "export": {"opset": target.opset},
     }
     purify = entries.get("purify")
@@ -101,6 +107,7 @@ def settings_for(
         decided = overlay(decided, _THE_DECKS)
     settings = settings_from(PipelineSettings, overlay(decided, entries), where=where)
     require(target, opset=settings.export.opset)
+    check_precision(settings.precision, settings.export, target)
     return settings
 
 

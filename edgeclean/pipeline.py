@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from edgeclean.bundles.bundle import Bundle, BundleContents, hold_output, write_bundle
+from edgeclean.bundles.device_kit import kit_files
 from edgeclean.bundles.signing import Signer
 from edgeclean.config import PipelineSettings
 from edgeclean.environment import describe_environment
@@ -42,6 +43,7 @@ from edgeclean.states import (
 )
 from edgeclean.synthesis.synthesize import synthesize
 from edgeclean.targets.targets import Target, load_target, require
+from exporters.precision import GOLDEN_TOLERANCE, check_precision
 
 GOLDEN_IMAGES = 16
 
@@ -96,6 +98,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     chosen = settings or PipelineSettings()
     device = target or load_target(chosen.target, jetpack=chosen.jetpack)
     require(device, opset=chosen.export.opset)
+    check_precision(chosen.precision, chosen.export, device)
     if policy.max_accuracy_drop is not None and labelled is None:
         raise UsageError(
             "max-accuracy-drop needs labelled images to measure accuracy on; give --evaluate"
@@ -184,6 +187,7 @@ def _evidence(
         original_onnx_bytes=len(outcome.original_model),
         onnx_bytes=len(outcome.model),
         parity=outcome.parity,
+        precision=outcome.lowered.summary(),
         latency=outcome.latency,
         evaluation=outcome.evaluation,
         gates=outcome.gates,
@@ -200,6 +204,14 @@ def _evidence(
 def _contents(
     outcome: Outcome, settings: PipelineSettings, target: Target, report: dict[str, JsonValue]
 ) -> BundleContents:
+    kit: dict[str, bytes] = {}
+    if target.runtime == "tensorrt":  # engines are built on the device: what does that goes along
+        kit = kit_files(
+            outcome.original_model,
+            asdict(target),
+            precision=settings.precision.format,
+            batch=settings.export.batch,
+        )
     return BundleContents(
         model=outcome.model,
         network=outcome.compressed,
@@ -207,10 +219,12 @@ def _contents(
         seed=settings.seed,
         target=asdict(target),
         golden_pixels=outcome.images.pixels[:GOLDEN_IMAGES],
-        golden_tolerance=settings.parity.tolerance,
+        golden_tolerance=max(
+            settings.parity.tolerance, GOLDEN_TOLERANCE.get(settings.precision.format, 0.0)
+        ),
         measurements=report,
         page=lambda manifest, whole: render_html(
             manifest, whole, images=outcome.images, scan=outcome.scan
         ),
-        reproducible_files=trigger_files(outcome.scan),
+        reproducible_files={**trigger_files(outcome.scan), **kit},
     )

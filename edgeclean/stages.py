@@ -39,6 +39,7 @@ from edgeclean.states import (
 from edgeclean.synthesis.synthesize import joined, synthesize
 from exporters.onnx_exporter import export_onnx
 from exporters.parity import ParityRecord, check_parity
+from exporters.precision import LoweredModel
 
 NO_GATES = Policy()
 P = ParamSpec("P")
@@ -56,9 +57,10 @@ class Outcome:
         compressed: what was exported.
         images: that the compressed network was tuned on.
         scan: of the original.
-        model: the ONNX file.
+        model: the ONNX file, in its final precision.
         original_model: the original network's, to compare with.
-        parity: of the ONNX file with the compressed network.
+        parity: of the ONNX file in float32 with the compressed network.
+        lowered: how close the file in its final precision stays to the one in float32.
         latency: of both ONNX files, measured in turns.
         evaluation: of both on the user's images; None if none were given.
         gates: the verdict on each gate that was asked; all passed.
@@ -73,6 +75,7 @@ class Outcome:
     model: bytes
     original_model: bytes
     parity: ParityRecord
+    lowered: LoweredModel
     latency: LatencyReport
     evaluation: Evaluation | None = None
     gates: tuple[GateVerdict, ...] = ()
@@ -105,10 +108,12 @@ def run_stages(
     )
     export = clock(export_onnx, "Exporting")
     model, original_model = export(compressed, settings.export), export(original, settings.export)
-    check, measure = (
-        clock(check_parity, "Checking parity"),
-        clock(measure_pair, "Measuring latency"),
+    parity = clock(check_parity, "Checking parity")(
+        compressed, model, images.pixels, settings.parity
     )
+    lower = clock(lower_precision, "Lowering the precision")
+    lowered = lower(model, compressed.spec, images.pixels, settings.precision, progress=progress)
+    measure = clock(measure_pair, "Measuring latency")
     return Outcome(
         original=original,
         purified=purified,
@@ -116,10 +121,11 @@ def run_stages(
         compressed=compressed,
         images=images,
         scan=found,
-        model=model,
+        model=lowered.model,
         original_model=original_model,
-        parity=check(compressed, model, images.pixels, settings.parity),
-        latency=measure(original_model, model, settings.latency),
+        parity=parity,
+        lowered=lowered,
+        latency=measure(original_model, lowered.model, settings.latency),
     )
 
 

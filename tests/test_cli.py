@@ -28,7 +28,7 @@ from edgeclean.errors import (
 )
 
 COMMANDS = (
-    *("compress", "scan", "inspect", "export", "bench", "verify"),
+    *("compress", "scan", "inspect", "export", "build-engine", "bench", "verify"),
     *("sign", "embed", "parts", "targets", "doctor"),
 )
 HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "matplotlib", "jinja2", "tensorly")

@@ -51,6 +51,7 @@ STAGES = (
     "finetune",
     "export",
     "parity",
+    "precision",
     "latency",
 )
 

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from edgeclean.bundles import manifest as texts
+from edgeclean.bundles.device_kit import ORIGINAL
 from edgeclean.bundles.golden_run import GoldenRun, run_isolated
 from edgeclean.bundles.materials import model_hash
 from edgeclean.bundles.signing import Trusted, check_signature
@@ -142,7 +143,7 @@ def read_folder(path: Path) -> tuple[dict[str, bytes], list[Path]]:
 
 
 def _read_file(path: Path, name: str) -> bytes:
-    limit = MAX_FILE_BYTES if name == texts.MODEL else MAX_TEXT_BYTES
+    limit = MAX_FILE_BYTES if name in (texts.MODEL, ORIGINAL) else MAX_TEXT_BYTES
     try:
         # O_NONBLOCK: a pipe that somebody put here must not stop us before it is looked at.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

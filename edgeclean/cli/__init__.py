@@ -13,7 +13,9 @@ from typing import Annotated
 import typer
 
 import edgeclean
-from edgeclean.cli.bundle import bench, verify
+from edgeclean.cli.bench import bench
+from edgeclean.cli.build_engine import build_engine
+from edgeclean.cli.bundle import verify
 from edgeclean.cli.compress import compress
 from edgeclean.cli.console import answer_failure, show_error
 from edgeclean.cli.doctor import doctor
@@ -60,7 +62,7 @@ def _root(
 
 
 for command in (
-    *(compress, scan, inspect, export, bench, verify),
+    *(compress, scan, inspect, export, build_engine, bench, verify),
     *(sign, embed, parts, targets, doctor),
 ):
     app.command()(command)

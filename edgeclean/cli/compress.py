@@ -49,6 +49,7 @@ from edgeclean.cli.options import (
     JetPack,
     Mean,
     ModelFile,
+    PrecisionName,
     Quiet,
     Seed,
     Std,
@@ -95,6 +96,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     cache: CacheFolder = None,
     no_cache: NoCache = False,
     opset: Opset = None,
+    precision: PrecisionName = None,
     model: ModelFile = None,
     arch: Arch = None,
     input_shape: InputShape = None,
@@ -117,6 +119,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     options |= {"purify": {"mode": purify}, "decompose": {"keep": keep or None}}
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
     options["ranks"] = {"ratio": ratio, "measure": measure, "rank_multiple": rank_multiple}
+    options["precision"] = {"format": precision}
     options["ranks"] |= _overrides(ranks_file)
     settings, device = pipeline_settings(config, options, target_file)
     gates = policy_of(
@@ -210,6 +213,7 @@ def _document(written: WrittenOutcome) -> dict[str, Any]:
         "purified": report["purify"]["changed"],
         "size": report["size"],
         "parity": report["parity"],
+        "precision": report["precision"],
         "latency": {
             "original_p50_ms": latency.original.p50_ms,
             "compressed_p50_ms": latency.compressed.p50_ms,
@@ -256,6 +260,12 @@ def _checks(written: WrittenOutcome) -> Table:
     for gate in written.outcome.gates:
         words = f"passed: {gate.measured:.6g} {gate.unit}, asked {gate.asked:.6g}"
         table.add_row(*cells(gate.gate, words))
+    lowered = written.outcome.lowered
+    agreement = lowered.agreement
+    close = f"{agreement.top1_agreement:.1%} agree with fp32, {agreement.signal_to_noise_db:.0f} dB"
+    kept = f", {len(lowered.kept)} nodes kept in fp32" if lowered.kept else ""
+    if lowered.format != "fp32":
+        table.add_row(*cells(f"precision {lowered.format}", close + kept))
     return table
 
 

@@ -21,6 +21,7 @@ from edgeclean.cli.options import (
     JetPack,
     Mean,
     ModelFile,
+    PrecisionName,
     Quiet,
     Seed,
     Std,
@@ -40,6 +41,7 @@ def export(  # noqa: PLR0913 - the options are the interface
     opset: Annotated[int | None, typer.Option(help="ONNX opset.", rich_help_panel=RUN)] = None,
     target: TargetName = None,
     jetpack: JetPack = None,
+    precision: PrecisionName = None,
     model: ModelFile = None,
     arch: Arch = None,
     input_shape: InputShape = None,
@@ -57,14 +59,24 @@ def export(  # noqa: PLR0913 - the options are the interface
         model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
     )
     settings, _ = pipeline_settings(
-        config, {"seed": seed, "target": target, "jetpack": jetpack, "export": {"opset": opset}}
+        config,
+        {
+            "seed": seed,
+            "target": target,
+            "jetpack": jetpack,
+            "export": {"opset": opset},
+            "precision": {"format": precision},
+        },
     )
     import torch
 
     from edgeclean.loading.checkpoint import load_checkpoint
     from edgeclean.reports.report import byte_size
+    from edgeclean.runtime.onnx_check import open_onnx, opset_of
+    from edgeclean.synthesis.synthesize import synthesize
     from exporters.onnx_exporter import export_onnx
     from exporters.parity import check_parity
+    from exporters.precision import lower_precision
 
     with face.progress() as progress:
         progress("Loading", 0, 1)
@@ -75,20 +87,28 @@ def export(  # noqa: PLR0913 - the options are the interface
         generator = torch.Generator().manual_seed(settings.seed)
         pixels = torch.rand(PARITY_IMAGES, *spec.input_shape, generator=generator)
         parity = check_parity(network, contents, pixels, settings.parity)
-        write_file(output, contents)
         progress("Exporting", 1, 1)
+        if settings.precision.format != "fp32":
+            drawn = synthesize(network, settings.synthesize, seed=settings.seed, progress=progress)
+            pixels = drawn.pixels
+        lowered = lower_precision(contents, spec, pixels, settings.precision, progress=progress)
+        contents = lowered.model
+        write_file(output, contents)
     table = plain_table("", ">")
     table.add_row(*cells("file", output))
     table.add_row(*cells("size", byte_size(len(contents))))
-    table.add_row(*cells("opset", settings.export.opset))
+    table.add_row(*cells("opset", opset_of(open_onnx(contents))))
     table.add_row(*cells("parity on random images", f"{parity.max_relative_difference:.1e}"))
+    agreement = f"{lowered.agreement.top1_agreement:.1%} agree with fp32"
+    table.add_row(*cells(f"precision {lowered.format}", agreement))
     face.answer(
         {
             "file": str(output),
             "bytes": len(contents),
-            "opset": settings.export.opset,
+            "opset": opset_of(open_onnx(contents)),
             "source_sha256": network.source_sha256,
             "parity": asdict(parity),
+            "precision": lowered.summary(),
         },
         table,
     )

@@ -63,6 +63,14 @@ JetPack = Annotated[
     str | None,
     typer.Option("--jetpack", help="Of the Jetson, such as 5.1.2.", rich_help_panel=RUN),
 ]
+PrecisionName = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        help="fp32, fp16, bf16 or int8, in the ONNX graph; the target must compute in it.",
+        rich_help_panel=RUN,
+    ),
+]
 Config = Annotated[
     Path | None,
     typer.Option(help="A TOML file with any setting of any stage.", rich_help_panel=RUN),

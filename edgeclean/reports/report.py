@@ -43,7 +43,8 @@ class Evidence:
         spectra: of `layer_table.spectra`.
         original_onnx_bytes: size of the original, exported in the same way.
         onnx_bytes: size of the compressed one.
-        parity: of the compressed network with its ONNX file.
+        parity: of the compressed network with its ONNX file in float32.
+        precision: of `exporters.precision.LoweredModel.summary`; None where it was not lowered.
         latency: both ONNX files in turns; None where it was not measured.
         target: name and description of the target.
         stage_seconds: wall time by stage, in order.
@@ -78,6 +79,7 @@ class Evidence:
     warnings: tuple[str, ...] = ()
     evaluation: Evaluation | None = None
     gates: tuple[GateVerdict, ...] = ()
+    precision: Mapping[str, JsonValue] | None = None
 
 
 def build_report(evidence: Evidence) -> dict[str, JsonValue]:
@@ -105,6 +107,7 @@ def build_report(evidence: Evidence) -> dict[str, JsonValue]:
         "scan": evidence.scan.summary(),
         "purify": _purification(original, evidence.purified),
         "parity": asdict(evidence.parity),
+        "precision": None if evidence.precision is None else dict(evidence.precision),
         "latency": None if evidence.latency is None else asdict(evidence.latency),
         "evaluation": None if evidence.evaluation is None else asdict(evidence.evaluation),
         "gates": [asdict(verdict) for verdict in evidence.gates],

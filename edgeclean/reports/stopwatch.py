@@ -17,6 +17,7 @@ STAGE_NAMES = {
     "choose_ranks": "ranks",
     "export_onnx": "export",
     "check_parity": "parity",
+    "lower_precision": "precision",
     "measure_pair": "latency",
 }
 

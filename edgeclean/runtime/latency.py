@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from edgeclean.environment import Environment, describe_environment
 from edgeclean.errors import UsageError
-from edgeclean.runtime.session import PROVIDER, OnnxSession
+from edgeclean.runtime.providers import NAMES, TRANSFERS, Provider
+from edgeclean.runtime.session import OnnxSession
 
 BLOCK_PAIRS = 5  # a warm-up block; its median is what must settle
 SETTLED_WITHIN = 0.03
@@ -36,6 +37,7 @@ class LatencySettings:
         time_budget_s: warm-up and measurement end after about this many seconds, with however many
             runs were made (but at least 5 of each).
         seed: of the random input and of the resampling.
+        provider: of ONNX Runtime: cpu, cuda or tensorrt; refused where it is not installed.
     """
 
     threads: int = 1
@@ -44,6 +46,7 @@ class LatencySettings:
     batch: int = 1
     time_budget_s: float = 60.0
     seed: int = 0
+    provider: Provider = "cpu"
 
     def __post_init__(self) -> None:
         for name in ("threads", "runs", "warmup_runs", "batch"):
@@ -112,7 +115,7 @@ class LatencyReport:
 def measure_pair(
     original: bytes, compressed: bytes, settings: LatencySettings | None = None
 ) -> LatencyReport:
-    """Measure two ONNX files of one input shape in turns on this CPU.
+    """Measure two ONNX files of one input shape in turns on this machine.
 
     Args:
         original: the ONNX file to compare with.
@@ -125,10 +128,12 @@ def measure_pair(
     Raises:
         UsageError: the two differ in input shape, or a fixed batch is not the asked one.
         InputRejectedError: ONNX Runtime cannot load one of them.
+        ToolchainError: the provider is not installed, or cannot start.
     """
     settings = settings or LatencySettings()
     sessions = tuple(
-        OnnxSession(model, threads=settings.threads) for model in (original, compressed)
+        OnnxSession(model, threads=settings.threads, provider=settings.provider)
+        for model in (original, compressed)
     )
     _check_shapes(sessions, settings.batch)
     generator = np.random.default_rng(settings.seed)
@@ -137,8 +142,8 @@ def measure_pair(
     environment = describe_environment()  # before measuring: the load that others make
     warmup_runs, settled = _warm_up(sessions, images, settings, deadline)
     latencies = _measure(sessions, images, settings.runs, deadline, fewest=FEWEST_RUNS)
-    samples = [_summarise(latencies[:, column]) for column in (0, 1)]
-    low, high = _speedup_interval(latencies, generator)
+    samples = [summarise(latencies[:, column]) for column in (0, 1)]
+    low, high = speedup_interval(latencies, generator)
     return LatencyReport(
         original=samples[0],
         compressed=samples[1],
@@ -146,7 +151,7 @@ def measure_pair(
         speedup_low=low,
         speedup_high=high,
         runtime=f"onnxruntime {environment.versions['onnxruntime']}",
-        provider=PROVIDER,
+        provider=NAMES[settings.provider],
         threads=settings.threads,
         batch=settings.batch,
         input_shape=sessions[0].input_shape,
@@ -155,6 +160,7 @@ def measure_pair(
         steady=max(sample.coefficient_of_variation for sample in samples) <= UNSTABLE_COV,
         out_of_time=len(latencies) < settings.runs,
         environment=environment,
+        transfers=TRANSFERS[settings.provider],
     )
 
 
@@ -223,7 +229,8 @@ def _measure(
     return latencies
 
 
-def _summarise(latencies_ms: NDArray[np.float64]) -> LatencySample:
+def summarise(latencies_ms: NDArray[np.float64]) -> LatencySample:
+    """Percentiles and spread of one network's runs [n], in milliseconds."""
     p50, p90, p99 = np.percentile(latencies_ms, [50, 90, 99])
     mean = float(latencies_ms.mean())
     return LatencySample(
@@ -238,7 +245,7 @@ def _summarise(latencies_ms: NDArray[np.float64]) -> LatencySample:
     )
 
 
-def _speedup_interval(
+def speedup_interval(
     latencies_ms: NDArray[np.float64], generator: np.random.Generator
 ) -> tuple[float, float]:
     """95 % percentile bootstrap of the ratio of medians; a pair of runs is drawn together.

@@ -44,6 +44,22 @@ def opset_of(proto: onnx.ModelProto) -> int:
     return max((o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS), default=0)
 
 
+def drop_unread(proto: onnx.ModelProto) -> None:
+    """Take out nodes, and then constants, that nothing reads any more, in place."""
+    graph = proto.graph
+    while True:
+        read = {name for node in graph.node for name in node.input}
+        read |= {one.name for one in graph.output}
+        idle = [node for node in graph.node if not read & set(node.output)]
+        if not idle:
+            break
+        for node in idle:
+            graph.node.remove(node)
+    constants = [one for one in graph.initializer if one.name not in read]
+    for tensor in constants:
+        graph.initializer.remove(tensor)
+
+
 def _refuse_what_is_not_plain(proto: onnx.ModelProto) -> None:
     if proto.functions:
         raise InputRejectedError(

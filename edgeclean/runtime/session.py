@@ -1,4 +1,4 @@
-"""An ONNX Runtime session on the CPU, made from bytes and never from a path.
+"""An ONNX Runtime session, made from bytes and never from a path.
 
 Given a path, ONNX Runtime would follow the hard links of a stranger's external data
 (edge-deployment.md, section 0.9); given bytes, there is no folder to follow anything in.
@@ -12,9 +12,32 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgeclean.errors import InputRejectedError
+from edgeclean.errors import InputRejectedError, ToolchainError
+from edgeclean.runtime.bfloat16 import runnable
+from edgeclean.runtime.providers import Provider, open_session
 
-PROVIDER = "CPUExecutionProvider"
+
+def open_bytes(model: bytes, *, threads: int, provider: Provider = "cpu") -> Any:
+    """A bare session of ONNX Runtime's own class.
+
+    Raises:
+        InputRejectedError: ONNX Runtime cannot load it.
+        ToolchainError: the provider is not installed, or cannot start.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # a failure comes as an exception, which says the same
+    # Two sessions take turns in a measurement: threads of the one that waits must not spin on
+    # the cores that the other one is measured on.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        return open_session(model, options, provider)
+    except ToolchainError:
+        raise
+    except Exception as error:  # its exceptions share no narrower base class
+        line = str(error).strip().splitlines()[0]
+        raise InputRejectedError(f"ONNX Runtime cannot load the network: {line}") from error
 
 
 class OnnxSession:
@@ -25,24 +48,14 @@ class OnnxSession:
         batch: images per run, or None when the file leaves it open.
     """
 
-    def __init__(self, model: bytes, *, threads: int = 1) -> None:
+    def __init__(self, model: bytes, *, threads: int = 1, provider: Provider = "cpu") -> None:
         """Load ``model``, which has one input [n, c, h, w] and one output, for ``threads`` threads.
 
         Raises:
             InputRejectedError: ONNX Runtime cannot load it, or it is not an image network.
+            ToolchainError: the provider is not installed, or cannot start.
         """
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # a failure comes as an exception, which says the same
-        # Two sessions take turns in a measurement: threads of the one that waits must not spin on
-        # the cores that the other one is measured on.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        try:
-            self._session: Any = onnxruntime.InferenceSession(model, options, providers=[PROVIDER])
-        except Exception as error:  # its exceptions share no narrower base class
-            line = str(error).strip().splitlines()[0]
-            raise InputRejectedError(f"ONNX Runtime cannot load the network: {line}") from error
+        self._session: Any = open_bytes(runnable(model), threads=threads, provider=provider)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4:
             raise InputRejectedError(

@@ -1,0 +1,184 @@
+"""`edgeclean bench`: a bundle against its original, on this machine or on a device."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeclean.cli.bundle import Bundle
+from edgeclean.cli.console import Face, cells, plain_table
+from edgeclean.cli.options import AsJson, Quiet
+from edgeclean.errors import BudgetError, UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from edgeclean.runtime.latency import LatencyReport
+
+HERE = "On this machine"
+THERE = "On a device"
+UNSTEADY = 0.025  # the same mark as in `edgeclean.runtime.latency`
+
+
+def bench(  # noqa: PLR0913 - the options are the interface
+    bundle: Bundle,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="The original as ONNX (`edgeclean export CHECKPOINT -o original.onnx`); a bundle "
+            "with a kit brings its own.",
+            rich_help_panel=HERE,
+        ),
+    ] = None,
+    provider: Annotated[
+        str,
+        typer.Option(
+            help="Of ONNX Runtime: cpu, cuda, tensorrt; or torch-cuda, PyTorch with CUDA graphs.",
+            rich_help_panel=HERE,
+        ),
+    ] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="Of ONNX Runtime.", rich_help_panel=HERE)] = 1,
+    runs: Annotated[
+        int, typer.Option(min=1, help="Measured runs of each network.", rich_help_panel=HERE)
+    ] = 200,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the random input.", rich_help_panel=HERE)
+    ] = 0,
+    device: Annotated[
+        str | None,
+        typer.Option(help="ssh://user@host[:port]: measure there.", rich_help_panel=THERE),
+    ] = None,
+    ssh_config: Annotated[
+        Path | None,
+        typer.Option(help="An ssh configuration file of its own.", rich_help_panel=THERE),
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Of original and compressed.", rich_help_panel=THERE)
+    ] = 5,
+    seconds: Annotated[
+        int, typer.Option(min=1, help="Each network in each round.", rich_help_panel=THERE)
+    ] = 2,
+    workspace_mib: Annotated[
+        int, typer.Option(min=1, help="For TensorRT's builder.", rich_help_panel=THERE)
+    ] = 1024,
+    dla_core: Annotated[
+        int | None, typer.Option(min=0, help="Build for this DLA core.", rich_help_panel=THERE)
+    ] = None,
+    trtexec: Annotated[
+        str | None, typer.Option(help="Its path on the device.", rich_help_panel=THERE)
+    ] = None,
+    min_speedup: Annotated[
+        float | None, typer.Option(help="Exit with code 6 if the median gains less.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a bundle's network and the original in turns, here or on a device over ssh."""
+    face = Face(as_json=as_json, quiet=quiet)
+    if device is not None:
+        if against is not None or provider != "cpu":
+            raise UsageError(
+                "--device measures with TensorRT against the kit's own original; leave --against "
+                "and --provider out"
+            )
+        document = _there(
+            face,
+            bundle,
+            (device, ssh_config),
+            {
+                "rounds": rounds,
+                "seconds": seconds,
+                "workspace_mib": workspace_mib,
+                "dla_core": dla_core,
+                "trtexec": trtexec,
+            },
+        )
+        speedup, where = document["latency"]["speedup"], "this device"
+    else:
+        settings = {"threads": threads, "runs": runs, "seed": seed, "provider": provider}
+        report = _here(face, bundle, against, settings)
+        speedup, where = report.speedup, f"{threads} threads of this machine with {provider}"
+    if min_speedup is not None and speedup < min_speedup:
+        raise BudgetError(
+            f"the speed-up is {speedup:.2f}, and at least {min_speedup:g} was asked; on "
+            f"{where} this bundle does not give it"
+        )
+
+
+def _here(
+    face: Face, bundle: Path, against: Path | None, settings: dict[str, Any]
+) -> LatencyReport:
+    from edgeclean.bundles.device_kit import ORIGINAL
+    from edgeclean.bundles.verify import verify_bundle
+    from edgeclean.config import settings_from
+    from edgeclean.loading.input_guard import LoadLimits, read_input
+    from edgeclean.runtime.cuda_latency import measure_pair_on_cuda
+    from edgeclean.runtime.latency import LatencySettings, measure_pair
+    from edgeclean.runtime.onnx_check import open_onnx
+
+    on_torch = settings["provider"] == "torch-cuda"
+    checked = {**settings, "provider": "cpu"} if on_torch else settings
+    how = settings_from(LatencySettings, checked, where="options")
+    with face.progress() as progress:
+        progress("Verifying", 0, 1)
+        record = verify_bundle(bundle)
+        if against is None and ORIGINAL not in record.files:
+            raise UsageError(
+                "this bundle has no original to compare with; give --against, which "
+                "`edgeclean export CHECKPOINT -o original.onnx` writes"
+            )
+        limit = LoadLimits().file_bytes
+        model = read_input(bundle / "model.onnx", limit)
+        original = read_input(against or bundle / ORIGINAL, limit)
+        open_onnx(original)
+        progress("Verifying", 1, 1)
+        progress("Measuring", 0, 1)
+        measure = measure_pair_on_cuda if on_torch else measure_pair
+        report = measure(original, model, how)
+        progress("Measuring", 1, 1)
+    samples = {"original": asdict(report.original), "compressed": asdict(report.compressed)}
+    table = _table(samples, report.kind)
+    interval = f"{report.speedup_low:.2f} to {report.speedup_high:.2f}"
+    table.add_row(*cells("speed-up", f"{report.speedup:.2f}x", interval))
+    face.answer(asdict(report), table)
+    if not report.steady:
+        face.say("the machine was not steady: read the spread before the ratio")
+    return report
+
+
+def _there(
+    face: Face, bundle: Path, place: tuple[str, Path | None], settings: dict[str, Any]
+) -> dict[str, Any]:
+    from edgeclean.device.remote_bench import RemoteSettings, bench_on_device
+    from edgeclean.device.ssh import parse_device
+
+    reached = parse_device(place[0], configuration=place[1])
+    document = bench_on_device(bundle, reached, RemoteSettings(**settings), told=face.say)
+    latency = document["latency"]
+    table = _table(latency, latency["kind"])
+    table.add_row(*cells("speed-up", f"{latency['speedup']:.2f}x"))
+    about = plain_table("", "")
+    about.add_row(*cells("device", document["device"]["model"]))
+    about.add_row(*cells("TensorRT", document["tensorrt"]))
+    about.add_row(*cells("power mode", document["power_mode"]))
+    for name, engine in document["engines"].items():
+        found = engine["layer_precisions"]
+        layers = found and ", ".join(f"{count} {kind}" for kind, count in found.items())
+        about.add_row(*cells(f"layers of the {name} engine", layers))
+    face.answer(document, table, about)
+    spread = max(latency[one]["coefficient_of_variation"] for one in ("original", "compressed"))
+    if spread > UNSTEADY:
+        face.say("the device was not steady: read the spread, and pin its clocks (jetson_clocks)")
+    return document
+
+
+def _table(samples: dict[str, Any], kind: str) -> Table:
+    table = plain_table("ms", ">p50", ">p90", ">p99", ">least", ">spread", "row")
+    for name in ("original", "compressed"):
+        sample = samples[name]
+        times = (f"{sample[key]:.3g}" for key in ("p50_ms", "p90_ms", "p99_ms", "min_ms"))
+        table.add_row(*cells(name, *times, f"{sample['coefficient_of_variation']:.1%}", kind))
+    return table

@@ -1,0 +1,60 @@
+"""`edgeclean build-engine`: a bundle's network as a TensorRT engine, on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeclean.cli.bundle import Bundle
+from edgeclean.cli.console import Face, cells, plain_table
+from edgeclean.cli.options import AsJson, Quiet
+
+
+def build_engine(  # noqa: PLR0913 - the options are the interface
+    bundle: Bundle,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="A folder that keeps engines for the next time."),
+    ],
+    workspace_mib: Annotated[
+        int, typer.Option(min=1, help="The most scratch memory that a layer may take.")
+    ] = 1024,
+    dla_core: Annotated[
+        int | None, typer.Option(min=0, help="Build for this DLA core, with the GPU behind it.")
+    ] = None,
+    no_gpu_fallback: Annotated[
+        bool, typer.Option("--no-gpu-fallback", help="Refuse layers that the DLA cannot run.")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Build a TensorRT engine for this machine's GPU, and say what its layers compute in."""
+    face = Face(as_json=as_json, quiet=quiet)
+    from edgeclean.bundles import manifest as texts
+    from edgeclean.bundles.verify import verify_bundle
+    from exporters.tensorrt_exporter import EngineSettings, cached_engine
+
+    with face.progress() as progress:
+        progress("Verifying", 0, 1)
+        verify_bundle(bundle)
+        manifest = texts.read_json((bundle / texts.MANIFEST).read_bytes(), texts.MANIFEST)
+        model = (bundle / texts.MODEL).read_bytes()
+        progress("Verifying", 1, 1)
+        progress("Building the engine", 0, 1)
+        settings = EngineSettings(
+            precision=manifest["configuration"].get("precision", {}).get("format", "fp32"),
+            workspace_mib=workspace_mib,
+            dla_core=dla_core,
+            gpu_fallback=not no_gpu_fallback,
+        )
+        plan, about = cached_engine(output, model, texts.sha256(model), settings)
+        progress("Building the engine", 1, 1)
+    table = plain_table("", "")
+    table.add_row(*cells("engine", plan))
+    table.add_row(*cells("TensorRT", about["tensorrt"]))
+    table.add_row(*cells("compute capability", about["compute_capability"]))
+    layers = ", ".join(f"{count} {kind}" for kind, count in about["layer_precisions"].items())
+    table.add_row(*cells("layers, read back", layers))
+    face.answer({"engine": str(plan), **about}, table)

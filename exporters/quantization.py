@@ -1,0 +1,179 @@
+"""INT8 in the graph: quantise-dequantise pairs at the convolutions, calibrated on given images.
+
+Written so that TensorRT 8, 10 and 11 all build the same network from the file: symmetric, zero
+points 0, int8 on both sides, weights per output channel, a pair of its own for every reader,
+float32 weights before their pair, and nothing on biases (NVIDIA's guide to explicit quantisation;
+the options are those of ONNX Runtime's TensorRT examples). What is not a convolution computes in
+float32. Per-channel pairs exist in ONNX from opset 13 on.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+
+from edgeclean.errors import InputRejectedError, UsageError
+from edgeclean.runtime.onnx_check import drop_unread, open_onnx, opset_of
+
+INT8_OPSET = 13
+Calibration = Literal["minmax", "percentile", "entropy"]
+CHUNK = 16  # runs whose activations a histogram holds at once
+METHODS = {
+    "minmax": CalibrationMethod.MinMax,
+    "percentile": CalibrationMethod.Percentile,
+    "entropy": CalibrationMethod.Entropy,
+}
+
+
+def to_int8(
+    model: bytes, images: NDArray[np.float32], calibration: Calibration = "percentile"
+) -> bytes:
+    """The network with every convolution between quantise-dequantise pairs.
+
+    Args:
+        model: a float32 ONNX file at opset 13 or above, of one image a run or an open batch.
+        images: [n, c, h, w] normalised, from which the ranges of the activations are taken.
+        calibration: how: the extremes, their 99.99th percentile, or the least divergence.
+
+    Raises:
+        UsageError: the opset is below 13, or there are no images.
+        InputRejectedError: the network has no convolution, or what comes out is not valid ONNX.
+    """
+    proto = _prepared(model)
+    if len(images) == 0:
+        raise UsageError("no images were given to calibrate INT8 on; at least one is needed")
+    reader = _Reader(proto.graph.input[0], images)
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        path = Path(folder) / "int8.onnx"
+        quantize_static(
+            proto,
+            path,
+            reader,
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv"],
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=METHODS[calibration],
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "QuantizeBias": False,
+                "AddQDQPairToWeight": True,
+                "DedicatedQDQPair": True,
+                "OpTypesToExcludeOutputQuantization": ["Conv"],
+                "CalibStridedMinMax": CHUNK if len(reader) % CHUNK == 0 else 1,
+                "CalibPercentile": 99.99,
+            },
+        )
+        quantised = onnx.load_model_from_string(path.read_bytes())
+    _take_out(quantised, lambda node: node.op_type != "Conv")  # shortcuts, say, stay in float32
+    return _finished(quantised, model)
+
+
+def quantised_layers(model: bytes) -> tuple[str, ...]:
+    """The convolutions that stand between pairs."""
+    proto = onnx.load_model_from_string(model)
+    pairs = {name for node in proto.graph.node for name in node.output if _is_dequantise(node)}
+    return tuple(
+        node.name for node in proto.graph.node if node.op_type == "Conv" and pairs & set(node.input)
+    )
+
+
+def without(model: bytes, kept: frozenset[str]) -> bytes:
+    """The same file with the named convolutions back in float32: their pairs are taken out."""
+    if not kept:
+        return model
+    proto = onnx.load_model_from_string(model)
+    _take_out(proto, lambda node: node.op_type == "Conv" and node.name in kept)
+    return _finished(proto, model)
+
+
+def _prepared(model: bytes) -> onnx.ModelProto:
+    proto = open_onnx(model)
+    if opset_of(proto) < INT8_OPSET:
+        raise UsageError(
+            f"INT8 with a scale for each channel needs opset {INT8_OPSET}, and the network is at "
+            f"{opset_of(proto)}; export it at {INT8_OPSET} or above, or use fp16"
+        )
+    if not any(node.op_type == "Conv" for node in proto.graph.node):
+        raise InputRejectedError("the network has no convolution; there is nothing for INT8 to do")
+    # Its mark of a model that is ready, without which it logs an advice that does not apply here.
+    proto.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
+    return proto
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc] # the library is not annotated
+    """Feeds the images one file-sized batch at a time."""
+
+    def __init__(self, entry: onnx.ValueInfoProto, images: NDArray[np.float32]) -> None:
+        self._name = entry.name
+        batch = entry.type.tensor_type.shape.dim[0]
+        if batch.HasField("dim_value") and batch.dim_value != 1:
+            images = images[: len(images) // batch.dim_value * batch.dim_value]
+            self._batches = images.reshape(-1, batch.dim_value, *images.shape[1:])
+        else:
+            self._batches = images[:, None]
+        self._next, self._end = 0, len(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """What is read next."""
+        self._next, self._end = start_index, end_index
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        """One batch, or None at the end."""
+        if self._next >= self._end:
+            return None
+        self._next += 1
+        return {self._name: self._batches[self._next - 1]}
+
+
+def _finished(proto: onnx.ModelProto, source: bytes) -> bytes:
+    """Put our own description back, drop domains that are not used, and check the whole."""
+    was = onnx.load_model_from_string(source)
+    for field in ("metadata_props", "opset_import"):
+        del getattr(proto, field)[:]
+    proto.metadata_props.extend(was.metadata_props)
+    proto.opset_import.extend(was.opset_import)
+    proto.producer_name, proto.producer_version = was.producer_name, was.producer_version
+    proto.ir_version = was.ir_version
+    proto.graph.name = was.graph.name
+    del proto.graph.value_info[:]
+    contents: bytes = proto.SerializeToString(deterministic=True)
+    open_onnx(contents)
+    return contents
+
+
+def _take_out(proto: onnx.ModelProto, freed: Callable[[onnx.NodeProto], bool]) -> None:
+    """Let some nodes read what stands before the pairs, in place; drop pairs without readers."""
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    pairs = {"QuantizeLinear", "DequantizeLinear"}
+    for node in proto.graph.node:
+        if node.op_type in pairs or not freed(node):
+            continue
+        for place, name in enumerate(node.input):
+            if name in makers and _is_dequantise(makers[name]):
+                node.input[place] = makers[makers[name].input[0]].input[0]
+    drop_unread(proto)
+
+
+def _is_dequantise(node: onnx.NodeProto) -> bool:
+    return bool(node.op_type == "DequantizeLinear")

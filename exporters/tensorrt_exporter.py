@@ -1,0 +1,226 @@
+"""An ONNX file as a TensorRT engine for the GPU of this machine.
+
+Thin on purpose: it has not run where it was written (README). The precision is the graph's
+(`exporters.precision`), and what came out is read back from the engine itself, because tools have
+answered success and built float32 before. An engine is code for one device and one TensorRT: it is
+never shipped in a bundle, and only what was built here is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
+from edgeclean.kit.storage import engine_key
+from edgeclean.kit.trtexec_lines import precisions_of
+from exporters.tensorrt_versions import differences
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """How an engine is built.
+
+    Attributes:
+        precision: of the graph; it names the engine, and tells TensorRT 10 what a DLA may use.
+        workspace_mib: the most scratch memory that a layer may take.
+        dla_core: build for this accelerator core; None for the GPU.
+        gpu_fallback: layers that the accelerator cannot run go to the GPU; refused otherwise.
+    """
+
+    precision: str = "fp32"
+    workspace_mib: int = 1024
+    dla_core: int | None = None
+    gpu_fallback: bool = True
+
+    def __post_init__(self) -> None:
+        if self.workspace_mib < 1:
+            raise UsageError(f"workspace_mib is {self.workspace_mib}; it must be at least 1")
+        if self.dla_core is not None and self.dla_core < 0:
+            raise UsageError(f"dla_core is {self.dla_core}; it must be 0 or above")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """A built engine.
+
+    Attributes:
+        key: of (ONNX sha256, TensorRT, compute capability, precision); what it is good for.
+        contents: the serialised engine.
+        tensorrt: the version that built it, and that alone can load it.
+        compute_capability: of the GPU that it was built on.
+        layer_precisions: layers by the type that they write, read back from the engine.
+        timing_cache: what was measured while building; makes the next build quick.
+    """
+
+    key: str
+    contents: bytes
+    tensorrt: str
+    compute_capability: str
+    layer_precisions: dict[str, int]
+    timing_cache: bytes
+
+
+def local_tensorrt() -> tuple[Any, str]:
+    """The installed ``tensorrt`` module, and the compute capability of this machine's GPU.
+
+    Raises:
+        ToolchainError: TensorRT or a GPU is missing; the message says what brings it.
+    """
+    try:
+        trt = importlib.import_module("tensorrt")
+    except (ImportError, OSError) as error:
+        raise ToolchainError(
+            f"TensorRT cannot be imported here ({error}); pip install 'edgeclean[tensorrt]', or "
+            "build on the device with the bundle's kit"
+        ) from None
+    differences(trt)
+    if not torch.cuda.is_available():
+        raise ToolchainError(
+            "PyTorch sees no CUDA GPU here, and an engine is built on the GPU that will run it; "
+            "build on the device with the bundle's kit"
+        )
+    major, minor = torch.cuda.get_device_capability()
+    return trt, f"{major}.{minor}"
+
+
+def build_engine(
+    trt: Any,
+    model: bytes,
+    onnx_sha256: str,
+    compute_capability: str,
+    settings: EngineSettings,
+    *,
+    timing_cache: bytes = b"",
+) -> Engine:
+    """Build an engine from an ONNX file, on this machine's GPU.
+
+    Args:
+        trt: the ``tensorrt`` module.
+        model: the ONNX file.
+        onnx_sha256: its hash.
+        compute_capability: of the GPU.
+        settings: how.
+        timing_cache: of an earlier build on this machine; ignored where it does not fit.
+
+    Raises:
+        InputRejectedError: TensorRT's reader does not take the file; its own words are in it.
+        ToolchainError: the accelerator is not there, or nothing can be built.
+    """
+    rules = differences(trt)
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    on_dla = settings.dla_core is not None
+    network = builder.create_network(rules.network_flags(on_dla=on_dla))
+    _parse(trt, network, model)
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib * MIB)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector says little
+    cache = config.create_timing_cache(timing_cache)
+    config.set_timing_cache(cache, False)
+    rules.allow_precision(config, settings.precision, on_dla=on_dla)
+    if on_dla:
+        _use_dla(trt, builder, config, settings)
+    serialized = builder.build_serialized_network(network, config)
+    if serialized is None:
+        raise ToolchainError(
+            f"TensorRT {trt.__version__} could not build an engine; more --workspace-mib or a "
+            "smaller network may help, and its own log says why"
+        )
+    contents = bytes(serialized)
+    return Engine(
+        key=engine_key(onnx_sha256, trt.__version__, compute_capability, settings.precision),
+        contents=contents,
+        tensorrt=trt.__version__,
+        compute_capability=compute_capability,
+        layer_precisions=_read_back(trt, contents, settings),
+        timing_cache=bytes(config.get_timing_cache().serialize()),
+    )
+
+
+def cached_engine(
+    folder: Path, model: bytes, onnx_sha256: str, settings: EngineSettings
+) -> tuple[Path, dict[str, Any]]:
+    """The engine of a network for this machine, from ``folder`` or built into it.
+
+    Returns:
+        Its path and what is known of it.
+
+    Raises:
+        ToolchainError: TensorRT or a GPU is missing, or nothing can be built.
+        InputRejectedError: TensorRT's reader does not take the file.
+        UsageError: the folder cannot be written.
+    """
+    trt, capability = local_tensorrt()
+    key = engine_key(onnx_sha256, trt.__version__, capability, settings.precision)
+    if settings.dla_core is not None:
+        key += f"-dla{settings.dla_core}"
+    plan, record, timing = (folder / f"{key}.plan", folder / f"{key}.json", folder / "timing.cache")
+    if plan.is_file() and record.is_file():
+        known: dict[str, Any] = json.loads(record.read_text("utf-8"))
+        return plan, {**known, "cached": True}
+    before = timing.read_bytes() if timing.is_file() else b""
+    engine = build_engine(trt, model, onnx_sha256, capability, settings, timing_cache=before)
+    about = {
+        "key": key,
+        "tensorrt": engine.tensorrt,
+        "compute_capability": capability,
+        "precision": settings.precision,
+        "bytes": len(engine.contents),
+        "layer_precisions": engine.layer_precisions,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(about, indent=2, sort_keys=True) + "\n"
+        for path, content in (
+            (timing, engine.timing_cache),
+            (plan, engine.contents),
+            (record, text.encode()),  # last: its presence says that the engine is whole
+        ):
+            partial = path.with_name(f".{path.name}.partial")
+            partial.write_bytes(content)
+            partial.replace(path)
+    except OSError as error:
+        raise UsageError(f"cannot write the engine to {folder}: {error.strerror}") from None
+    return plan, {**about, "cached": False}
+
+
+def _parse(trt: Any, network: Any, model: bytes) -> None:
+    parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
+    if not parser.parse(model):
+        reasons = [parser.get_error(number).desc() for number in range(parser.num_errors)]
+        raise InputRejectedError(
+            f"TensorRT {trt.__version__} does not take the network: {'; '.join(reasons)[:400]}"
+        )
+
+
+def _use_dla(trt: Any, builder: Any, config: Any, settings: EngineSettings) -> None:
+    core = settings.dla_core
+    if core is None or core >= builder.num_DLA_cores:
+        raise ToolchainError(
+            f"DLA core {core} was asked, and TensorRT {trt.__version__} can build for "
+            f"{builder.num_DLA_cores} here; leave --dla-core out"
+        )
+    config.default_device_type = trt.DeviceType.DLA
+    config.DLA_core = core
+    if settings.gpu_fallback:
+        config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+
+
+def _read_back(trt: Any, contents: bytes, settings: EngineSettings) -> dict[str, int]:
+    """What the layers of the built engine write: never what was asked for."""
+    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    if settings.dla_core is not None:
+        runtime.DLA_core = settings.dla_core
+    engine = runtime.deserialize_cuda_engine(contents)
+    if engine is None:
+        raise ToolchainError("TensorRT cannot load the engine that it has just built")
+    inspector = engine.create_engine_inspector()
+    text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    return precisions_of(json.loads(text))

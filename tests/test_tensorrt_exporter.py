@@ -1,0 +1,147 @@
+"""The exporter needs TensorRT and a GPU to run; that every name it uses exists can be checked.
+
+``tensorrt_api.json`` holds the names of NVIDIA's published Python bindings, by version.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_networks import tiny_network
+
+from edgeclean.errors import ToolchainError, UsageError
+from exporters import tensorrt_exporter, tensorrt_versions
+from exporters.onnx_exporter import export_onnx
+from exporters.tensorrt_exporter import EngineSettings, cached_engine, local_tensorrt
+
+API = json.loads((Path(__file__).parent / "tensorrt_api.json").read_text("utf-8"))["wheels"]
+CLASSES = {  # what a variable of this name is, in the exporter
+    "builder": "Builder",
+    "network": "INetworkDefinition",
+    "config": "IBuilderConfig",
+    "parser": "OnnxParser",
+    "runtime": "Runtime",
+    "engine": "ICudaEngine",
+    "inspector": "EngineInspector",
+}
+TEN = [name for name in API if "-10." in name]
+ELEVEN = [name for name in API if "-11." in name]
+
+
+def used(source: str, *, variables: bool) -> set[tuple[str, str]]:
+    """(class or "module", name) of everything that is taken from TensorRT."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Attribute):
+            continue
+        if isinstance(node.value, ast.Name) and node.value.id == "trt":
+            if node.attr != "__version__":
+                found.add(("module", node.attr))
+        elif isinstance(node.value, ast.Name) and variables and node.value.id in CLASSES:
+            found.add((CLASSES[node.value.id], node.attr))
+        elif (
+            isinstance(node.value, ast.Attribute)
+            and isinstance(node.value.value, ast.Name)
+            and node.value.value.id == "trt"
+        ):
+            found.add((node.value.attr, node.attr))
+    return found
+
+
+EXPORTER = inspect.getsource(tensorrt_exporter).replace("engine.contents", "made.contents")
+# `Engine` is our own record, under the same variable name in one function.
+EXPORTER = EXPORTER.replace("engine.tensorrt", "made.t").replace("engine.layer_", "made.l")
+EXPORTER = EXPORTER.replace("engine.timing_cache", "made.c")
+
+
+@pytest.mark.parametrize("wheel", API)
+def test_every_name_of_the_exporter_is_in_the_published_bindings(wheel: str) -> None:
+    names = used(EXPORTER, variables=True)
+    assert len(names) > 20
+    assert ("Builder", "build_serialized_network") in names
+    names |= {("ITimingCache", "serialize"), ("ParserError", "desc")}  # of what a call returned
+    missing = {(kind, name) for kind, name in names if name not in API[wheel][kind]}
+    assert missing == set()
+
+
+@pytest.mark.parametrize(
+    ("rules", "wheels"),
+    [(tensorrt_versions.TensorRT10, TEN), (tensorrt_versions.TensorRT11, ELEVEN)],
+)
+def test_each_versions_own_names_are_in_its_bindings(rules: type, wheels: list[str]) -> None:
+    assert wheels
+    for wheel in wheels:
+        for kind, name in used(inspect.getsource(rules), variables=True):
+            assert name in API[wheel][kind], (wheel, kind, name)
+
+
+def test_the_differences_are_real() -> None:
+    """What stands in the file of differences is there because 11 took it away."""
+    for wheel in ELEVEN:
+        assert "FP16" not in API[wheel]["BuilderFlag"]
+        assert "INT8" not in API[wheel]["BuilderFlag"]
+        assert "EXPLICIT_BATCH" not in API[wheel]["NetworkDefinitionCreationFlag"]
+    for wheel in TEN:
+        assert {"FP16", "INT8"} <= set(API[wheel]["BuilderFlag"])
+    others = {name for _, name in used(EXPORTER, variables=True)}
+    assert not others & {"FP16", "INT8", "BF16", "STRONGLY_TYPED"}
+
+
+def fake(version: str) -> Any:
+    module = types.ModuleType("tensorrt")
+    module.__version__ = version  # type: ignore[attr-defined]
+    return module
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.2.0", "12.0.0"])
+def test_another_tensorrt_is_refused(version: str) -> None:
+    with pytest.raises(ToolchainError, match=f"TensorRT {version} is installed"):
+        tensorrt_versions.differences(fake(version))
+
+
+def test_the_right_rules_are_chosen() -> None:
+    for version, rules in (
+        ("10.3.0", tensorrt_versions.TensorRT10),
+        ("10.16.2", tensorrt_versions.TensorRT10),
+        ("11.4.0.106", tensorrt_versions.TensorRT11),
+    ):
+        assert type(tensorrt_versions.differences(fake(version))) is rules
+
+
+def test_without_tensorrt_the_way_out_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(ToolchainError, match=r"TensorRT cannot be imported.*the bundle's kit"):
+        cached_engine(tmp_path, b"", "0" * 64, EngineSettings())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_gpu_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", fake("10.3.0"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ToolchainError, match=r"no CUDA GPU here.*the bundle's kit"):
+        local_tensorrt()
+
+
+def test_impossible_settings_are_refused() -> None:
+    for wrong in ({"workspace_mib": 0}, {"dla_core": -1}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            EngineSettings(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+def test_an_engine_is_built_and_its_precision_read_back(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt", reason="TensorRT is not installed")
+    model = export_onnx(tiny_network())
+    plan, about = cached_engine(tmp_path, model, "0" * 64, EngineSettings())
+    assert plan.stat().st_size == about["bytes"]
+    assert about["layer_precisions"].get("fp32", 0) > 0
+    assert cached_engine(tmp_path, model, "0" * 64, EngineSettings())[1]["cached"]
