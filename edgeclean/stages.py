@@ -39,7 +39,7 @@ from edgeclean.states import (
 from edgeclean.synthesis.synthesize import joined, synthesize
 from exporters.onnx_exporter import export_onnx
 from exporters.parity import ParityRecord, check_parity
-from exporters.precision import LoweredModel
+from exporters.precision import LoweredModel, lower_precision
 
 NO_GATES = Policy()
 P = ParamSpec("P")
