@@ -82,8 +82,6 @@ def test_a_network_without_batchnorm_is_tuned_too(images):
 def test_senseless_settings_are_refused():
     with pytest.raises(UsageError, match=r"adversarial_share is 2"):
         FinetuneSettings(adversarial_share=2.0)
-    with pytest.raises(UsageError, match=r"compare is 'words'"):
-        FinetuneSettings(compare="words")
     with pytest.raises(UsageError, match="set feature_weight and procedural_share to 0"):
         FinetuneSettings(compare="labels")
 
@@ -93,22 +91,23 @@ def test_labels_teach_what_the_teacher_does_not(images):
     teacher = tiny_network()
     labels = (images.pixels[:, 0].mean((1, 2)) > images.pixels[:, 2].mean((1, 2))).long()
     labelled = replace(images, labels=labels)
-    settings = replace(SETTINGS, compare="labels", feature_weight=0.0, steps=120)
+    settings = replace(
+        SETTINGS, compare="labels", feature_weight=0.0, steps=150, learning_rate=1e-2
+    )
     tuned = finetune(teacher, teacher, labelled, settings, seed=0)
 
     def right(network):
         with torch.no_grad():
             return float((pixel_network(network)(images.pixels).argmax(1) == labels).float().mean())
 
-    assert right(tuned) > 0.8
-    assert right(teacher) < 0.6
+    assert right(tuned) > right(teacher) + 0.3
 
 
 def test_features_bring_the_inside_of_the_student_back(images):
     """Of two students of one lesson, the one that is shown features is nearer inside."""
     teacher = tiny_network()
     student = damaged(teacher)
-    name = "4.first_norm"
+    name = "3.first_norm"
 
     def inside(network):
         with Features(network.module, [name]) as kept, torch.no_grad():

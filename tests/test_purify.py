@@ -11,6 +11,7 @@ from edgeclean.purification.purify import PurifySettings, _plain_suspects, purif
 from edgeclean.purification.unlearn import UnlearnSettings
 from edgeclean.scan import ScanSettings, scan
 from edgeclean.scan.report import ScanReport, Suspect
+from edgeclean.scan.triggers import MaskedTrigger
 from edgeclean.states import LoadedNetwork, ModelSpec, SyntheticImages
 from edgeclean.synthesis.priors import procedural_images
 
@@ -123,12 +124,14 @@ def test_senseless_settings_are_refused():
         PurifySettings(rounds=0)
 
 
-def test_a_suspect_in_the_shade_of_a_strong_one_waits():
+def test_a_suspect_in_the_shade_of_a_strong_one_is_left_alone():
+    trigger = MaskedTrigger(pattern=torch.zeros(3, 4, 4), mask=torch.ones(1, 4, 4))
+
     def report(*scores):
         suspects = tuple(
             Suspect(
                 target=target, source=None, search="masked patch", score=score, cost=1.0,
-                success=1.0, trigger=None,
+                success=1.0, trigger=trigger,
             )
             for target, score in scores
         )  # fmt: skip

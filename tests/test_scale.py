@@ -87,7 +87,7 @@ def test_scale_returns_a_new_network_and_says_what_it_clamped():
     norms = block_factors(network.module.stem).core.flatten(1).norm(dim=1)
     record = scaled.history[-1]
     assert record.stage == "scale"
-    assert record.settings == {"tau": 0.6, "s_sigma": "max", "t2": "recomputed"}
+    assert record.settings == {"tau": 0.6, "s_sigma": "max", "t2": "recomputed", "agreement": 0.95}
     assert record.notes["clamped_out_in"]["stem"][0] == int((norms > 0.6 * norms.max()).sum())
     assert record.notes["scaled"] is True
     assert scaled.module.stem.expand.weight.equal(network.module.stem.expand.weight)
