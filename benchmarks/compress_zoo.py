@@ -121,7 +121,7 @@ def _cell(name: str, published: PublishedNetwork, written: WrittenOutcome) -> Ce
         "params_share": count_params(outcome.compressed.module)
         / count_params(outcome.original.module),
         "parity_max_abs": outcome.parity.max_abs_difference,
-        "timings": written.report.get("timings"),
+        "stages": written.report["stages"],
     }
 
 

@@ -1,5 +1,7 @@
 """Synthetic images: in range, balanced, seeded, and closer to the statistics than their start."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_networks import tiny_network
@@ -34,13 +36,35 @@ def test_images_are_pixels_balanced_and_repeatable():
     assert torch.bincount(first.labels).tolist() == [4, 4, 4, 4, 4]
 
 
-def test_inversion_moves_towards_the_statistics():
+def test_the_statistics_alone_pull_images_towards_them():
     network = tiny_network()
     start = procedural_images(20, (3, 8, 8), torch.Generator().manual_seed(3))
     # It remembers dark, flat images: far from the start, and within reach of pixels.
     reestimate_batchnorm_(pixel_network(network), 0.2 + 0.2 * start.roll(3, 0))
-    made = synthesize(network, SETTINGS, seed=3)
-    assert distance(network, made.pixels) < 0.5 * distance(network, start)
+    only_statistics = replace(SETTINGS, class_weight=0.0, smoothness_weight=0.0)
+    made = synthesize(network, only_statistics, seed=3)
+    assert distance(network, made.pixels) < 0.3 * distance(network, start)
+
+
+def test_each_image_starts_as_a_procedural_one():
+    one_step = replace(SETTINGS, count=16, steps=1, learning_rate=1e-4)
+    made = synthesize(tiny_network(), one_step, seed=3)
+    start = procedural_images(16, (3, 8, 8), torch.Generator().manual_seed(3))
+    torch.testing.assert_close(made.pixels, start, atol=0.03, rtol=0)
+
+
+def test_the_class_loss_is_taken_through_the_classifier_that_is_given():
+    network, judge = tiny_network(seed=0), tiny_network(seed=1)
+    settings = replace(SETTINGS, class_weight=10.0, steps=60)
+
+    def odds(images):
+        with torch.no_grad():
+            logits = pixel_network(judge)(images.pixels)
+        return float(nn.functional.cross_entropy(logits, images.labels))
+
+    alone = synthesize(network, settings, seed=3)
+    judged = synthesize(network, settings, seed=3, classifier=judge)
+    assert odds(judged) < 0.9 * odds(alone)
 
 
 def test_the_network_itself_is_not_changed():
