@@ -3,12 +3,14 @@
 import pytest
 import torch
 from test_scan import CLASSES, SIZE, TARGET
+from tiny_networks import tiny_network
 from torch import nn
 
+from edgeclean.distil import Likeness
 from edgeclean.errors import UsageError
 from edgeclean.pixels import pixel_network
 from edgeclean.purification.purify import PurifySettings, _plain_suspects, purify
-from edgeclean.purification.unlearn import UnlearnSettings
+from edgeclean.purification.unlearn import UnlearnSettings, _distillation
 from edgeclean.scan import ScanSettings, scan
 from edgeclean.scan.report import ScanReport, Suspect
 from edgeclean.scan.triggers import MaskedTrigger
@@ -140,3 +142,18 @@ def test_a_suspect_in_the_shade_of_a_strong_one_is_left_alone():
     assert _plain_suspects(report((0, 7.7), (1, 3.1), (2, 3.0))) == (0,)
     assert _plain_suspects(report((0, 3.1), (1, 3.0), (0, 9.0))) == (0,)
     assert _plain_suspects(report((4, 5.0), (1, 2.8))) == (4, 1)
+
+
+def test_a_stamped_image_is_held_against_the_answer_to_itself():
+    """With stamps that change nothing, a student that is its teacher is at no distance."""
+    teacher = pixel_network(tiny_network()).eval()
+    clean = procedural_images(12, (3, 8, 8), torch.Generator().manual_seed(1))
+    shown = torch.tensor([7, 2, 11])
+    likeness = Likeness("logits", 1.0)
+
+    @torch.no_grad()
+    def loss(stamped):
+        return float(_distillation(teacher, teacher, clean, stamped, shown, likeness))
+
+    assert loss(clean[shown]) == pytest.approx(0, abs=1e-4)
+    assert loss(clean[shown.flip(0)]) > 1e-3

@@ -71,6 +71,9 @@ def test_a_planted_patch_is_suspected_with_its_place(images):
     assert report.targets == (TARGET,)
     best = next(s for s in report.suspects if s.search == "masked patch")
     assert best.success > 0.9
+    bank = next(search for search in report.searches if search.name == "patch bank")
+    for cost, success in zip(bank.costs, bank.successes, strict=True):
+        assert success >= 0.9 or cost == math.inf  # less is no trigger
     # At least half of the mask lies in the 4 planted pixels and their neighbours.
     assert float(best.mask[-3:, -3:].sum()) > 0.5 * float(best.mask.sum())
 
