@@ -36,12 +36,16 @@ def banner(version: str) -> str:
 
 def main(version: str, seconds: float) -> int:
     words = dict(word.partition("=")[::2] for word in sys.argv[1:])
+    say = sys.stdout.write
+    say(f"&&&& RUNNING TensorRT.trtexec {banner(version)} # trtexec\n")
     log = Path(sys.argv[0]).parent / "calls.log"
     log.write_text(log.read_text() + json.dumps(sys.argv[1:]) + "\n")
     if "--help" in words:
+        say("".join(f"  {flag}  what it does\n" for flag in FLAGS[version]))
         return 0
     unknown = [word for word in words if word not in FLAGS[version]]
     if unknown:
+        say(f"[E] Unknown option: {unknown[0]}\n")
         return 1
     if "--onnx" in words:
         network = Path(words["--onnx"]).read_bytes()
@@ -54,6 +58,7 @@ def main(version: str, seconds: float) -> int:
         return 0
     mark = Path(words["--loadEngine"]).read_bytes().split(b"\n")[0].decode()
     if not mark.startswith(f"engine of {version} "):
+        say("[E] the engine was built by another version\n")
         return 1
     time.sleep(seconds)
     size = int(mark.split()[3])

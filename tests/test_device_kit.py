@@ -13,6 +13,7 @@ import pytest
 from standin_trtexec import FLAGS, banner, place_trtexec
 from tiny_networks import tiny_contents, tiny_network
 
+import edgeclean
 from edgeclean.bundles.bundle import write_bundle
 from edgeclean.bundles.device_kit import kit_files, program
 from edgeclean.kit import device_state
@@ -194,7 +195,7 @@ def test_the_kit_runs_from_the_bundle_alone(tmp_path: Path, release: str) -> Non
     finished = run_kit(bundle, *words)
     assert finished.returncode == 0, finished.stderr
     record = json.loads((tmp_path / "w" / "result.json").read_text())
-    schema = Path(program.__code__.co_filename).parents[1] / "schemas/device.schema.json"
+    schema = Path(edgeclean.__file__).parent / "schemas/device.schema.json"
     jsonschema.Draft202012Validator(json.loads(schema.read_text())).validate(record)
     assert record["tensorrt"].startswith(release)
     assert record["engines"]["compressed"]["precision"] == "fp16"
