@@ -9,8 +9,9 @@ from torch import nn
 from edgeclean.distil import Likeness
 from edgeclean.errors import UsageError
 from edgeclean.pixels import pixel_network
+from edgeclean.purification import purify as purify_module
 from edgeclean.purification.purify import PurifySettings, _plain_suspects, purify
-from edgeclean.purification.unlearn import UnlearnSettings, _distillation
+from edgeclean.purification.unlearn import UnlearnSettings, _distillation, unlearn
 from edgeclean.scan import ScanSettings, scan
 from edgeclean.scan.report import ScanReport, Suspect
 from edgeclean.scan.triggers import MaskedTrigger
@@ -157,3 +158,20 @@ def test_a_stamped_image_is_held_against_the_answer_to_itself():
 
     assert loss(clean[shown]) == pytest.approx(0, abs=1e-4)
     assert loss(clean[shown.flip(0)]) > 1e-3
+
+
+def test_every_round_unlearns_the_triggers_of_the_rounds_before(backdoored, images, monkeypatch):
+    given: list[list[int]] = []
+
+    def watched(student, ground, wanted, *rest):
+        given.append([id(item) for item in wanted])
+        return unlearn(student, ground, wanted, *rest)
+
+    monkeypatch.setattr(purify_module, "unlearn", watched)
+    report = scan(backdoored, images, SCAN, seed=0)
+    gentle = UnlearnSettings(steps=2, learning_rate=1e-6)  # so that there is always a next round
+    settings = PurifySettings(rounds=2, restarts=3, search_steps=40, candidates=500, unlearn=gentle)
+    purify(backdoored, images, report, settings, seed=0)
+    assert len(given) == 2
+    assert given[1][: len(given[0])] == given[0]
+    assert len(given[1]) > len(given[0])
