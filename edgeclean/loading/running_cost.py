@@ -66,13 +66,15 @@ class _Bill:
             )
 
     def before(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        (images,) = inputs
         assert isinstance(layer, nn.Conv2d | nn.Linear)  # noqa: S101 - the hooked kinds
-        assert isinstance(images, Tensor)  # noqa: S101 - or the layer itself would say so
+        images = inputs[0] if inputs else None
+        if not isinstance(images, Tensor) or not images.dim():
+            return  # given by name, or no image: the layer itself says whether it takes that
         if isinstance(layer, nn.Linear):
-            activations = images.numel() // images.shape[-1] * layer.out_features
+            activations = images.numel() // max(1, images.shape[-1]) * layer.out_features
         else:
-            activations = len(images) * layer.out_channels * _plane(layer, images.shape[-2:])
+            batch = len(images) if images.dim() == 4 else 1
+            activations = batch * layer.out_channels * _plane(layer, images.shape[-2:])
         self.add(activations, activations * layer.weight[0].numel())
 
     def after(self, _layer: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
