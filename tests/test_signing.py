@@ -252,7 +252,7 @@ def test_the_commands(
 def test_the_librarys_own_command_reads_it(bundle: Path, keys: tuple[Path, Path]) -> None:
     words = ["verify", "key", str(bundle), "--signature", str(bundle / "model.sig")]
     ended = subprocess.run(
-        [sys.executable, "-m", "model_signing", *words, "--public-key", str(keys[1])],
+        [sys.executable, "-m", "model_signing", *words, "--public_key", str(keys[1])],
         capture_output=True,
         text=True,
         check=False,

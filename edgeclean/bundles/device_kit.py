@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from importlib import resources
+from typing import Any
 
 from edgeclean.bundles import manifest as texts
-from edgeclean.states import JsonValue
 
 FOLDER = "kit"
 ORIGINAL = "kit/original.onnx"
@@ -19,7 +19,7 @@ _LEFT_OUT = re.compile(r"^# <joined>\n.*?^# </joined>\n", re.DOTALL | re.MULTILI
 
 
 def kit_files(
-    original: bytes, target: Mapping[str, JsonValue], *, precision: str, batch: int | None
+    original: bytes, target: Mapping[str, Any], *, precision: str, batch: int | None
 ) -> dict[str, bytes]:
     """Every file of the kit, by its name in the bundle.
 

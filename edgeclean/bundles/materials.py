@@ -16,12 +16,11 @@ from typing import Any
 
 from edgeclean.bundles import manifest as texts
 from edgeclean.environment import LIBRARIES
-from edgeclean.states import JsonValue
 
 MODEL_REF, SOURCE_REF = "compressed-network", "source-network"
 
 
-def bill_of_materials(manifest: Mapping[str, JsonValue], model_sha256: str) -> bytes:
+def bill_of_materials(manifest: Mapping[str, Any], model_sha256: str) -> bytes:
     """The content of ``bom.cdx.json``.
 
     Args:
@@ -53,7 +52,7 @@ def bill_of_materials(manifest: Mapping[str, JsonValue], model_sha256: str) -> b
     return texts.canonical_json(bill)
 
 
-def model_hash(bill: Mapping[str, JsonValue]) -> str:
+def model_hash(bill: Mapping[str, Any]) -> str:
     """The hash that a bill of materials gives for the network, or "" where it gives none."""
     try:
         hashes = bill["metadata"]["component"]["hashes"]
@@ -62,7 +61,7 @@ def model_hash(bill: Mapping[str, JsonValue]) -> str:
         return ""
 
 
-def _network(manifest: Mapping[str, Any], model_sha256: str) -> dict[str, JsonValue]:
+def _network(manifest: Mapping[str, Any], model_sha256: str) -> dict[str, Any]:
     said, source = manifest["model"], manifest["source"]
     name = source["architecture"]
     image = "x".join(map(str, said["input_shape"]))
@@ -92,9 +91,9 @@ def _network(manifest: Mapping[str, Any], model_sha256: str) -> dict[str, JsonVa
     }
 
 
-def _source(source: Mapping[str, Any]) -> dict[str, JsonValue]:
+def _source(source: Mapping[str, Any]) -> dict[str, Any]:
     """The network as it came: only its bytes are known for certain."""
-    component: dict[str, JsonValue] = {
+    component: dict[str, Any] = {
         "type": "machine-learning-model",
         "bom-ref": SOURCE_REF,
         "name": source["architecture"],
@@ -107,17 +106,17 @@ def _source(source: Mapping[str, Any]) -> dict[str, JsonValue]:
     return {**component, "components": files} if files else component
 
 
-def _tool(version: str) -> dict[str, JsonValue]:
+def _tool(version: str) -> dict[str, Any]:
     return {"type": "application", "name": "edgeclean", "version": version}
 
 
-def _library(name: str, version: str) -> dict[str, JsonValue]:
+def _library(name: str, version: str) -> dict[str, Any]:
     # A local version (2.13.0+cpu) is percent-encoded in a package URL.
     url = f"pkg:pypi/{name}@{version.replace('+', '%2B')}"
     return {"type": "library", "bom-ref": url, "name": name, "version": version, "purl": url}
 
 
-def _sha256(digest: str) -> dict[str, JsonValue]:
+def _sha256(digest: str) -> dict[str, Any]:
     return {"alg": "SHA-256", "content": digest}
 
 

@@ -163,7 +163,7 @@ def _configured_signer(signer: Signer) -> Any:
         return config.use_certificate_signer(
             private_key=signer.private_key,
             signing_certificate=signer.certificate,
-            certificate_chain=[],
+            certificate_chain=[signer.certificate],  # an empty one it cannot read
         )
 
 

@@ -33,7 +33,7 @@ from edgeclean.loading.input_guard import (
     read_input,
 )
 from edgeclean.loading.isolation import parse_isolated
-from edgeclean.loading.running_cost import check_running_cost
+from edgeclean.loading.running_cost import bounded_cost
 from edgeclean.loading.state_dict import (
     check_layout,
     check_names_and_shapes,
@@ -79,8 +79,7 @@ def load_checkpoint(
     kind = kind_of(path, contents)
     try:
         module, notes = _network(path.parent, contents, kind, spec, limits, code_folder)
-        check_running_cost(module, spec.input_shape, limits)
-        _check_signature(module, spec)
+        _check_signature(module, spec, limits)
     except InputRejectedError as error:
         # Names in the message are the stranger's: none of them may steer a terminal.
         raise InputRejectedError(printable(f"{path}: {error}")) from error.__cause__
@@ -168,6 +167,11 @@ def _network(
     from edgeclean.loading.onnx.importer import import_onnx
 
     imported = import_onnx(contents, limits, folder=folder)
+    if imported.input_shape != spec.input_shape:
+        own, said = ("x".join(map(str, one)) for one in (imported.input_shape, spec.input_shape))
+        raise InputRejectedError(
+            f"the graph takes images of {own}, and {said} was said; give {own}"
+        )
     digests = dict(imported.external_sha256)
     return imported.module, {"format": kind, "external_sha256": digests}
 
@@ -187,14 +191,16 @@ def _fitted(tensors: dict[str, Tensor], spec: ModelSpec, code_folder: Path | Non
     return module
 
 
-def _check_signature(module: nn.Module, spec: ModelSpec) -> None:
+def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> None:
     """Run one black image through: the network must take the spec's shape and give its classes."""
     shape = "x".join(str(side) for side in spec.input_shape)
     if not any(True for _ in module.parameters()):
         raise InputRejectedError("the network has no parameters; there is nothing to compress")
     try:
-        with torch.no_grad():
+        with torch.no_grad(), bounded_cost(module, spec.input_shape, limits):
             logits = module(torch.zeros(1, *spec.input_shape))
+    except InputRejectedError:
+        raise
     except Exception as error:  # noqa: BLE001 - a module that does not fit raises what it likes
         reason = (str(error).splitlines() or [""])[0][:200]
         raise InputRejectedError(

@@ -92,6 +92,8 @@ def spec_from_options(
             f"the checkpoint does not say it and neither did you: give {', '.join(missing)}, "
             "or --model-file with a model.toml that holds them"
         )
+    if model_file is not None and not any(options[key] for key in ("input-shape", "mean", "std")):
+        return _spec(merged, where=str(model_file), error=InputRejectedError)
     return _spec(merged, where="options", error=UsageError)
 
 

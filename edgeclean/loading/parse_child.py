@@ -33,14 +33,12 @@ def run(settings_text: str) -> None:
     parser = _parser(settings["parser"])  # imports what it needs, before memory is limited
     limit_process(limits, settings["input_bytes"])
     # Native code prints to descriptor 1 as it likes: the answer gets a descriptor of its own.
-    answer_to = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    answer_to.write(READY)
-    answer_to.flush()
-    verdict, text = answer(parser, sys.stdin.buffer.read(), limits)
-    answer_to.write(verdict)
-    answer_to.write(text)
-    answer_to.flush()
+    with os.fdopen(os.dup(1), "wb") as answer_to:
+        os.dup2(2, 1)
+        answer_to.write(READY)
+        answer_to.flush()
+        verdict, text = answer(parser, sys.stdin.buffer.read(), limits)
+        answer_to.write(verdict + text)
 
 
 def limit_process(limits: LoadLimits, input_bytes: int) -> None:

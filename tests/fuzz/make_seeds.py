@@ -6,15 +6,18 @@ new; what a fuzzer found and what was fixed is added by hand, under a name that 
 
 from __future__ import annotations
 
+import io
 import re
 import tempfile
+import warnings
+import zipfile
 from pathlib import Path
 
 import safetensors.torch
 from hostile_archives import ARCHIVES, archive, good
 from hostile_case import Case
 from hostile_onnx import ONNX, network
-from hostile_pickles import PICKLES, saved, tiny_weights
+from hostile_pickles import PICKLES, legacy_file, saved, tiny_weights
 from hostile_safetensors import SAFETENSORS
 from hostile_settings import SETTINGS
 
@@ -25,7 +28,6 @@ LARGEST = 4096
 def main() -> None:
     """Write them all."""
     for reader, cases in (
-        ("pickle", [case for case in PICKLES if not _first_file(case).startswith(b"PK")]),
         ("zip", [*ARCHIVES, *PICKLES]),
         ("safetensors", SAFETENSORS),
         ("onnx", ONNX),
@@ -33,6 +35,8 @@ def main() -> None:
     ):
         for case in cases:
             put(reader, case.id, _first_file(case))
+    for case in PICKLES:
+        put("pickle", case.id, _as_legacy(_first_file(case)))
     weights = tiny_weights()
     put("zip", "good", saved(weights))
     put("zip", "good archive", archive(good()))
@@ -51,6 +55,18 @@ def put(reader: str, name: str, contents: bytes) -> None:
         (SEEDS / reader / plain).write_bytes(contents)
 
 
+def _as_legacy(contents: bytes) -> bytes:
+    """The pickle of an archive, where torch.save put one before there were archives."""
+    if not contents.startswith(b"PK"):
+        return contents
+    try:
+        with zipfile.ZipFile(io.BytesIO(contents)) as archive:
+            payload = archive.read("a/data.pkl")
+    except (KeyError, zipfile.BadZipFile):
+        return b""
+    return legacy_file()[0] + payload
+
+
 def _first_file(case: Case) -> bytes:
     """What the stranger sent, or for settings the TOML file; nothing where it is a hole."""
     with tempfile.TemporaryDirectory() as folder:
@@ -62,4 +78,5 @@ def _first_file(case: Case) -> bytes:
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")
     main()

@@ -184,7 +184,12 @@ FILES: list[tuple[str, str, Callable[[], bytes], str]] = [
         many_bombs,
         "times its size; the limit zip_ratio is 20",
     ),
-    ("bomb that lies", "the directory says four bytes", lying_size, r"damaged|names do not match"),
+    (
+        "bomb that lies",
+        "the directory says four bytes",
+        lying_size,
+        r"damaged|not a filled state dict",
+    ),
     (
         "overlapping members",
         "forty directory entries, one run of data",
@@ -192,7 +197,12 @@ FILES: list[tuple[str, str, Callable[[], bytes], str]] = [
         r"overlap|damaged",
     ),
     ("size of 2^63", "a zip64 field for a member of two bytes", huge_zip64, r"unpacks to|damaged"),
-    ("directory that is not there", "an end record alone", end_record_only, "damaged"),
+    (
+        "directory that is not there",
+        "an end record alone",
+        end_record_only,
+        "damaged|not one of torch.save",
+    ),
     (
         "20,001 members",
         "one over the limit",

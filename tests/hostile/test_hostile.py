@@ -19,7 +19,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 from hostile_archives import ARCHIVES
@@ -82,6 +82,13 @@ def server() -> Iterator[Server]:
     server.close()
 
 
+def built(case: Case, folder: Path) -> list[str]:
+    """The words of the command; torch warns of types that it will drop while they are made."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return case.build(folder)
+
+
 def listing(folder: Path) -> dict[str, str]:
     """Every entry below a folder, and what it is or holds."""
     found = {}
@@ -104,7 +111,7 @@ def test_hostile_file_is_refused_and_nothing_happens(
     folder, place = tmp_path / "case", tmp_path / "place"
     folder.mkdir()
     place.mkdir()
-    words = case.build(folder)
+    words = built(case, folder)
     before = listing(folder)
     said = server(words, folder, place)
     assert said.code == case.code, said.err
@@ -128,7 +135,7 @@ BAITS = [case for case in CASES if case.bait]
 @pytest.mark.parametrize("case", BAITS, ids=lambda case: case.id)
 def test_the_bait_is_live(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control of the test above: a careless reader would have run it."""
-    words = case.build(tmp_path)
+    words = built(case, tmp_path)
     content = (tmp_path / words[1]).read_bytes()
     if content.startswith(b"PK"):
         with zipfile.ZipFile(tmp_path / words[1]) as archive:
@@ -144,7 +151,7 @@ FIRST_OF_KIND = list({case.kind: case for case in CASES}.values())
 @pytest.mark.parametrize("case", FIRST_OF_KIND, ids=lambda case: case.id)
 def test_a_freshly_started_command_does_the_same(case: Case, tmp_path: Path) -> None:
     """One of each kind without the server: nothing depends on it."""
-    words = case.build(tmp_path)
+    words = built(case, tmp_path)
     before = listing(tmp_path)
     ended = subprocess.run(
         [sys.executable, "-c", "from edgeclean.cli import main; main()", *words],
@@ -169,8 +176,6 @@ def test_the_cases_are_many_and_distinct(tmp_path: Path) -> None:
     for index, case in enumerate(CASES):
         folder = tmp_path / str(index)
         folder.mkdir()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            described: Any = (case.build(folder), listing(folder))
+        described = (built(case, folder), listing(folder))
         digest = hashlib.sha256(repr(described).encode()).hexdigest()
         assert seen.setdefault(digest, case.id) == case.id, "the same files as another case"
