@@ -15,7 +15,6 @@ import resource
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +41,9 @@ from edgeclean.targets.targets import load_target
 
 BENCH = Path(__file__).parents[1] / ".bench"
 CELLS = BENCH / "purify"
-CLP = "CLP"
+PLAIN, CLP = "plain Tucker-2", "CLP"
 METHODS: dict[str, dict[str, Any]] = {
-    "plain Tucker-2": {
-        "purify": {"mode": "none"},
-        "ranks": {"factors": "weights"},
-        "finetune": {"steps": 0},
-    },
+    PLAIN: {"ranks": {"factors": "weights"}, "finetune": {"steps": 0}},
     CLP: {},
     "the deck's method": {"purify": {"mode": "deck"}},
     "scan-guided (the default)": {},
@@ -112,7 +107,7 @@ def _write_cell(name: str, method: str, seed: int, ratios: list[float]) -> None:
         start = time.perf_counter()
         asked = overlay(METHODS[method], {"seed": seed, "ranks": {"ratio": ratio}})
         settings = settings_for(load_target("cpu"), asked)
-        run = _by_clp if method == CLP else _by_edgeclean
+        run = _RUNS.get(method, _by_edgeclean)
         full, compressed, facts = run(original, settings)
         seconds = round(time.perf_counter() - start, 1)
         cell |= facts | {"full": rates_of(full, published, images)}
@@ -140,20 +135,32 @@ def _by_edgeclean(
     return outcome.purified, outcome.compressed, facts
 
 
+def _without_scan(
+    original: LoadedNetwork, settings: PipelineSettings
+) -> tuple[Network, Network, Cell]:
+    """The network as it came, through edgeclean's own compression alone."""
+    return original, _compressed(original, settings), {}
+
+
 def _by_clp(original: LoadedNetwork, settings: PipelineSettings) -> tuple[Network, Network, Cell]:
     """CLP, then edgeclean's own compression of what it leaves."""
     pruned = clp(original)
-    draw = replace(settings.synthesize, count=settings.synthesize.recovery_count)
-    images = synthesize(pruned, draw, seed=settings.seed)
-    scaled = scale(decompose(pruned, settings.decompose), settings.scale)
+    return pruned, _compressed(pruned, settings), {}
+
+
+def _compressed(network: Network, settings: PipelineSettings) -> Network:
+    images = synthesize(network, settings.synthesize.recovery(), seed=settings.seed)
+    scaled = scale(decompose(network, settings.decompose), settings.scale)
     plan = choose_ranks(scaled, settings.ranks, images=images)
     cut = truncate(scaled, plan, settings.truncate)
-    return pruned, finetune(cut, pruned, images, settings.finetune, seed=settings.seed), {}
+    return finetune(cut, network, images, settings.finetune, seed=settings.seed)
 
 
 def _rates(network: Network, published: PublishedNetwork, images: LabelledImages) -> Cell:
     return dict(rates_of(network, published, images))
 
+
+_RUNS = {PLAIN: _without_scan, CLP: _by_clp}
 
 if __name__ == "__main__":
     main()
