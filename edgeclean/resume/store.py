@@ -70,7 +70,7 @@ class Store:
             os.utime(path)
         return result
 
-    def put(self, key: str, result: bytes) -> None:
+    def put(self, key: str, contents: bytes) -> None:
         """Keep a result; where that is impossible, warn and go on without."""
         beside = None
         try:
@@ -80,7 +80,7 @@ class Store:
                 return
             with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as stream:
                 beside = Path(stream.name)
-                stream.write(_seal(secret, key, result) + result)
+                stream.write(_seal(secret, key, contents) + contents)
                 stream.flush()
                 os.fsync(stream.fileno())
             beside.replace(self._path(key))
@@ -130,6 +130,6 @@ class Store:
                 path.unlink(missing_ok=True)
 
 
-def _seal(secret: bytes, key: str, result: bytes) -> bytes:
+def _seal(secret: bytes, key: str, contents: bytes) -> bytes:
     """Over the key as well: a result under another name is not that name's result."""
-    return hmac.digest(secret, key.encode() + b"\0" + result, "sha256")
+    return hmac.digest(secret, key.encode() + b"\0" + contents, "sha256")
