@@ -13,7 +13,7 @@ from report_evidence import scan_report
 from small_checkpoint import quick_settings, spec, write_checkpoint
 from torch import nn
 
-from edgeclean import pipeline
+from edgeclean import stages
 from edgeclean.bundles.atomic import hold_folder
 from edgeclean.pipeline import compress
 from edgeclean.resume.stages import Cache, KeptStages
@@ -136,7 +136,6 @@ def test_the_oldest_go_where_there_is_no_room(tmp_path: Path, ear: Ear) -> None:
     for age, key in enumerate(("old", "older", "oldest")):
         store.put(key, bytes(100))
         os.utime(store.folder / f"{key}.kept", (1e9 - age, 1e9 - age))
-    assert store.get("oldest") is None or True
     left = store.folder / "tmpabc"
     left.touch()
     os.utime(left, (1e9, 1e9))
@@ -228,10 +227,10 @@ def test_a_key_changes_with_all_that_decides_a_result(tmp_path: Path, ear: Ear) 
     settings = quick_settings()
 
     def key(network: LoadedNetwork, seed: int, *chosen: object) -> str:
-        stages = KeptStages(tmp_path, network, seed, ear)
+        kept = KeptStages(tmp_path, network, seed, ear)
         for one in chosen:
-            stages(pipeline.scan, one)
-        return stages._key
+            kept(stages.scan, one)
+        return kept._key
 
     network = small_network()
     chosen = (settings.synthesize, settings.scan)
@@ -282,13 +281,13 @@ def test_a_second_run_takes_up_every_stage_and_gives_the_same_bytes(
     assert run(checkpoint, tmp_path / "first", cache, ear) == plain
     assert ear.heard == []
     for name in KEPT:
-        stage = getattr(pipeline, name)
+        stage = getattr(stages, name)
 
         def refuse(*_: object, **__: object) -> None:
             raise AssertionError("the stage was run again")
 
         refuse.__name__ = stage.__name__
-        monkeypatch.setattr(pipeline, name, refuse)
+        monkeypatch.setattr(stages, name, refuse)
     assert run(checkpoint, tmp_path / "second", cache, ear) == plain
     taken = [line.partition(":")[0] for line in ear.heard]
     assert sorted(set(taken)) == sorted(KEPT)
@@ -310,7 +309,7 @@ def test_a_stage_that_fails_keeps_those_before_it(
         raise KeyboardInterrupt
 
     fail.__name__ = "finetune"
-    monkeypatch.setattr(pipeline, "finetune", fail)
+    monkeypatch.setattr(stages, "finetune", fail)
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint, tmp_path / "out", tmp_path / "cache", ear)
     assert not (tmp_path / "out").exists()
