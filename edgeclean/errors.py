@@ -10,6 +10,7 @@ EdgecleanError
 ├── BudgetError              6  a size, latency or speed budget is missed
 │   └── RatioError           6  the asked compression ratio cannot be met
 └── ToolchainError           7  the target needs a tool that is not installed (the ONNX is written)
+    └── ConnectionLostError  7  the device cannot be reached; what was done there is kept
 
 Anything else that escapes is a defect of ours: exit code 1, with its traceback.
 """

@@ -243,7 +243,7 @@ def test_a_defect_keeps_its_traceback() -> None:
             2,
             "no.toml: cannot",
         ),
-        (["compress", "x.pth", *OPTIONS, "-o", "b", "--purify", "hard"], 2, "guided, none"),
+        (["compress", "x.pth", *OPTIONS, "-o", "b", "--purify", "hard"], 2, "guided, deck, none"),
         (["compress", "x.pth", *OPTIONS, "-o", "b", "--config", "no.toml"], 2, "no.toml: cannot"),
         (
             ["compress", "x.pth", *OPTIONS, "-o", "b", "--target", "tx2", "--opset", "17"],
@@ -391,7 +391,8 @@ def test_compress_ends_in_a_table_and_the_reports_path(
     config = quick_config(tmp_path)
     config.write_text("seed = 9\n" + config.read_text("utf-8"), encoding="utf-8")  # option wins
     output = tmp_path / "build"
-    words = ["--config", config, "--ratio", 2, "--seed", 3, "--threads", 1, "-o", output]
+    words = ["--config", config, "--ratio", 2, "--seed", 3, "--threads", 1, "--no-cache"]
+    words += ["-o", output]
     said = terminal("compress", *network, *words)
     assert said.code == 0
     for row in ("parameters", "MACs", "ONNX file", "latency p50", "parity", "model.onnx"):

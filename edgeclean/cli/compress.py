@@ -118,17 +118,11 @@ def compress(  # noqa: PLR0913 - the options are the interface
     options: dict[str, Any] = {"seed": seed, "target": target, "jetpack": jetpack}
     options |= {"purify": {"mode": purify}, "decompose": {"keep": keep or None}}
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
-    options["ranks"] = {"ratio": ratio, "measure": measure, "rank_multiple": rank_multiple}
-    options["precision"] = {"format": precision}
-    options["ranks"] |= _overrides(ranks_file)
+    options |= {"precision": {"format": precision}, "ranks": _overrides(ranks_file)}
+    options["ranks"] |= {"ratio": ratio, "measure": measure, "rank_multiple": rank_multiple}
     settings, device = pipeline_settings(config, options, target_file)
-    gates = policy_of(
-        policy,
-        fail_on_backdoor=fail_on_backdoor,
-        max_accuracy_drop=max_accuracy_drop,
-        max_size=max_size,
-        min_speedup=min_speedup,
-    )
+    gates = {"fail_on_backdoor": fail_on_backdoor, "max_accuracy_drop": max_accuracy_drop}
+    asked = policy_of(policy, **gates, max_size=max_size, min_speedup=min_speedup)
     inputs = InputFiles(depfile, output)
     inputs.add(checkpoint, model, code_file(spec.architecture, code_folder))
     inputs.add(config, target_file, policy, ranks_file)
@@ -145,7 +139,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
             output,
             settings,
             target=device,
-            policy=gates,
+            policy=asked,
             labelled=labelled,
             code_folder=code_folder,
             progress=progress,

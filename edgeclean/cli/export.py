@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,6 +29,10 @@ from edgeclean.cli.options import (
     model_spec,
     pipeline_settings,
 )
+
+if TYPE_CHECKING:
+    from exporters.parity import ParityRecord
+    from exporters.precision import LoweredModel
 
 PARITY_IMAGES = 32
 
@@ -58,21 +62,12 @@ def export(  # noqa: PLR0913 - the options are the interface
     spec, code_folder = model_spec(
         model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
     )
-    settings, _ = pipeline_settings(
-        config,
-        {
-            "seed": seed,
-            "target": target,
-            "jetpack": jetpack,
-            "export": {"opset": opset},
-            "precision": {"format": precision},
-        },
-    )
+    options: dict[str, Any] = {"seed": seed, "target": target, "jetpack": jetpack}
+    options |= {"export": {"opset": opset}, "precision": {"format": precision}}
+    settings, _ = pipeline_settings(config, options)
     import torch
 
     from edgeclean.loading.checkpoint import load_checkpoint
-    from edgeclean.reports.report import byte_size
-    from edgeclean.runtime.onnx_check import open_onnx, opset_of
     from edgeclean.synthesis.synthesize import synthesize
     from exporters.onnx_exporter import export_onnx
     from exporters.parity import check_parity
@@ -92,23 +87,32 @@ def export(  # noqa: PLR0913 - the options are the interface
             drawn = synthesize(network, settings.synthesize, seed=settings.seed, progress=progress)
             pixels = drawn.pixels
         lowered = lower_precision(contents, spec, pixels, settings.precision, progress=progress)
-        contents = lowered.model
-        write_file(output, contents)
+        write_file(output, lowered.model)
+    _answer(face, output, network.source_sha256, parity, lowered)
+
+
+def _answer(
+    face: Face, output: Path, source_sha256: str, parity: ParityRecord, lowered: LoweredModel
+) -> None:
+    """What was written, as a table or as JSON."""
+    from edgeclean.reports.report import byte_size
+    from edgeclean.runtime.onnx_check import open_onnx, opset_of
+
+    contents = lowered.model
+    opset = opset_of(open_onnx(contents))
     table = plain_table("", ">")
     table.add_row(*cells("file", output))
     table.add_row(*cells("size", byte_size(len(contents))))
-    table.add_row(*cells("opset", opset_of(open_onnx(contents))))
+    table.add_row(*cells("opset", opset))
     table.add_row(*cells("parity on random images", f"{parity.max_relative_difference:.1e}"))
     agreement = f"{lowered.agreement.top1_agreement:.1%} agree with fp32"
     table.add_row(*cells(f"precision {lowered.format}", agreement))
-    face.answer(
-        {
-            "file": str(output),
-            "bytes": len(contents),
-            "opset": opset_of(open_onnx(contents)),
-            "source_sha256": network.source_sha256,
-            "parity": asdict(parity),
-            "precision": lowered.summary(),
-        },
-        table,
-    )
+    document = {
+        "file": str(output),
+        "bytes": len(contents),
+        "opset": opset,
+        "source_sha256": source_sha256,
+        "parity": asdict(parity),
+        "precision": lowered.summary(),
+    }
+    face.answer(document, table)

@@ -26,6 +26,7 @@ from edgeclean.errors import EdgecleanError, InputRejectedError, ToolchainError,
 from edgeclean.states import JsonValue
 
 MAX_ANSWER_BYTES = 4 << 20
+WORK = "work"  # beside the bundle there
 HOME = ".edgeclean"  # in the device's home folder, where ssh begins
 KIT_ERRORS: dict[int, type[EdgecleanError]] = {
     2: UsageError,
@@ -98,7 +99,7 @@ def bench_on_device(
     )
     if finished.returncode != 0:
         _raise_from_kit(finished.returncode, finished.stderr, device)
-    answer = device.run(["head", "-c", str(MAX_ANSWER_BYTES + 1), f"{place}/work/result.json"])
+    answer = device.run(["head", "-c", str(MAX_ANSWER_BYTES + 1), f"{place}/{WORK}/result.json"])
     return read_record(answer.stdout, record.manifest_sha256)
 
 
@@ -136,7 +137,7 @@ def _copy(bundle: Path, names: tuple[str, ...], device: Device, place: str, told
     partial = f"{place}/bundle.partial"
     steps = (
         (["rm", "-rf", "--", partial, f"{place}/bundle"], None),
-        (["mkdir", "-p", "--", partial, f"{place}/work"], None),
+        (["mkdir", "-p", "--", partial, f"{place}/{WORK}"], None),
         (["tar", "-C", partial, "-xf", "-"], _archive(bundle, names)),
         (["mv", "--", partial, f"{place}/bundle"], None),
     )
@@ -166,7 +167,7 @@ def _archive(bundle: Path, names: tuple[str, ...]) -> bytes:
 
 
 def _words(settings: RemoteSettings, place: str) -> list[str]:
-    words = ["--work", f"{place}/work", "--rounds", str(settings.rounds)]
+    words = ["--work", f"{place}/{WORK}", "--rounds", str(settings.rounds)]
     words += ["--seconds", str(settings.seconds), "--workspace-mib", str(settings.workspace_mib)]
     if settings.dla_core is not None:
         words += ["--dla-core", str(settings.dla_core)]

@@ -96,14 +96,14 @@ def summarise(rounds: List[List[float]]) -> Dict[str, Any]:
     mean = sum(times) / len(times)
     spread = math.sqrt(sum((time_ms - mean) ** 2 for time_ms in times) / len(times))
     return {
-        "p50_ms": percentile(times, 50),
-        "p90_ms": percentile(times, 90),
-        "p99_ms": percentile(times, 99),
+        "p50_ms": percentile(times, 50.0),
+        "p90_ms": percentile(times, 90.0),
+        "p99_ms": percentile(times, 99.0),
         "min_ms": times[0],
         "mean_ms": mean,
         "coefficient_of_variation": spread / mean,
         "runs": len(times),
-        "rounds_p50_ms": [percentile(sorted(one), 50) for one in rounds],
+        "rounds_p50_ms": [percentile(sorted(one), 50.0) for one in rounds],
     }
 
 

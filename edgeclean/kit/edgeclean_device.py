@@ -141,16 +141,7 @@ def run(kit: Kit) -> Dict[str, Any]:
         "before": before,
         "after": snapshot(),
         "resumed": resumed,
-        "settings": {
-            "rounds": kit.options.rounds,
-            "seconds": kit.options.seconds,
-            "warmup_ms": WARMUP_MS,
-            "workspace_mib": kit.options.workspace_mib,
-            "dla_core": kit.options.dla_core,
-            "transfers": True,
-            "cuda_graph": kit.version[0] >= 11 or "--useCudaGraph" in kit.known,
-            "batch": kit.config["batch"],
-        },
+        "settings": recorded_settings(kit),
         "engines": engines,
         "latency": {
             "original": samples["original"],
@@ -158,6 +149,20 @@ def run(kit: Kit) -> Dict[str, Any]:
             "speedup": samples["original"]["p50_ms"] / samples["compressed"]["p50_ms"],
             "kind": "measured",
         },
+    }
+
+
+def recorded_settings(kit: Kit) -> Dict[str, Any]:
+    """What decides the numbers."""
+    return {
+        "rounds": kit.options.rounds,
+        "seconds": kit.options.seconds,
+        "warmup_ms": WARMUP_MS,
+        "workspace_mib": kit.options.workspace_mib,
+        "dla_core": kit.options.dla_core,
+        "transfers": True,
+        "cuda_graph": kit.version[0] >= 11 or "--useCudaGraph" in kit.known,
+        "batch": kit.config["batch"],
     }
 
 

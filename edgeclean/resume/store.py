@@ -62,15 +62,15 @@ class Store:
             small = stat.S_ISREG(status.st_mode) and status.st_size <= self._limit_bytes
             contents = file.read() if small else b""
         secret = self._secret()
-        sealed, content = contents[:SEAL_BYTES], contents[SEAL_BYTES:]
-        if secret is None or not hmac.compare_digest(_seal(secret, key, content), sealed):
+        sealed, result = contents[:SEAL_BYTES], contents[SEAL_BYTES:]
+        if secret is None or not hmac.compare_digest(_seal(secret, key, result), sealed):
             self._tell(f"cache: {path.name} was changed or is not ours; it is ignored")
             return None
         with suppress(OSError):
             os.utime(path)
-        return content
+        return result
 
-    def put(self, key: str, content: bytes) -> None:
+    def put(self, key: str, contents: bytes) -> None:
         """Keep a result; where that is impossible, warn and go on without."""
         beside = None
         try:
@@ -80,7 +80,7 @@ class Store:
                 return
             with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as stream:
                 beside = Path(stream.name)
-                stream.write(_seal(secret, key, content) + content)
+                stream.write(_seal(secret, key, contents) + contents)
                 stream.flush()
                 os.fsync(stream.fileno())
             beside.replace(self._path(key))
@@ -130,6 +130,6 @@ class Store:
                 path.unlink(missing_ok=True)
 
 
-def _seal(secret: bytes, key: str, content: bytes) -> bytes:
+def _seal(secret: bytes, key: str, contents: bytes) -> bytes:
     """Over the key as well: a result under another name is not that name's result."""
-    return hmac.digest(secret, key.encode() + b"\0" + content, "sha256")
+    return hmac.digest(secret, key.encode() + b"\0" + contents, "sha256")
