@@ -165,9 +165,7 @@ def test_a_full_disk_is_one_clear_error_and_the_next_run_goes_on(
     if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("a small filesystem cannot be mounted here")
     try:
-        with pytest.raises(
-            ToolchainError, match="(No space|disk is full|Wrote only).*make room"
-        ):
+        with pytest.raises(ToolchainError, match="(No space|disk is full|Wrote only).*make room"):
             bench(bundle, server)
         words = ["mount", "-o", "remount,size=200m", str(server.home)]
         subprocess.run(words, check=True)
