@@ -136,7 +136,6 @@ def test_the_oldest_go_where_there_is_no_room(tmp_path: Path, ear: Ear) -> None:
     for age, key in enumerate(("old", "older", "oldest")):
         store.put(key, bytes(100))
         os.utime(store.folder / f"{key}.kept", (1e9 - age, 1e9 - age))
-    assert store.get("oldest") is None or True
     left = store.folder / "tmpabc"
     left.touch()
     os.utime(left, (1e9, 1e9))

@@ -59,7 +59,7 @@ def paid(module: nn.Module) -> tuple[int, int]:
     [
         {},
         {"padding": (1, 2)},
-        {"padding": "same", "dilation": (2, 1)},
+        {"padding": "same", "dilation": 2},
         {"padding": "valid"},
         {"stride": (2, 3), "padding": 1, "dilation": 2},
     ],

@@ -193,4 +193,20 @@ SETTINGS = [
             ("2 MiB", "a comment without an end", b"#" * 2**21, "larger than"),
         )
     ),
+    *(
+        Case(
+            kind="ranks",
+            name=name,
+            story=story,
+            build=_config(content, "--ranks-file"),
+            message=message,
+            code=2,
+        )
+        for name, story, content, message in (
+            ("no TOML", "a script", b"import os\n", "is not a TOML file"),
+            ("deep", "brackets without an end", b"a = " + b"[" * 30_000, "is not a TOML file"),
+            ("2 MiB", "a comment without an end", b"#" * 2**21, "larger than 1048576 bytes"),
+            ("ranks below one", "a rank of 0", b'"0" = [0, 1]\n', "whole numbers from 1"),
+        )
+    ),
 ]
