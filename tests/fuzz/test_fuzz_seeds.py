@@ -22,6 +22,7 @@ def test_every_reader_has_seeds_and_they_are_small() -> None:
         assert max(map(len, seeds(reader))) <= LARGEST
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", TARGETS)
 def test_seeds_and_what_is_near_them(reader: str) -> None:
     draw = random.Random(reader)
