@@ -169,7 +169,7 @@ def test_wanet_needs_room_in_the_batch():
 def prepared(target=0, mask_epochs=1) -> InputAware:
     settings = InputAwareSettings(width=4, mask_epochs=mask_epochs)
     attack = InputAware(classes=4, target=target, rate=0.2, settings=settings)
-    attack.prepare(noise_images(32), seed=0, device=CPU)
+    attack.prepare(noise_images(32), seed=0, device=CPU, mixed=False)
     return attack
 
 
