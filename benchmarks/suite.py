@@ -55,10 +55,7 @@ def _run(suite: Suite, options: argparse.Namespace) -> None:
     chosen = {name: suite.attacks[name] for name in options.attack or suite.attacks}
     rows = tuple(options.defence or suite.defences)
     if options.fresh:
-        for root in (options.folder, options.results):
-            for attack in chosen:
-                for seed in suite.seeds:
-                    _forget(root / suite.name / f"seed-{seed}" / attack)
+        _forget(suite, list(chosen), options.folder, options.results)
     SuiteRun(
         replace(suite, attacks=chosen, defences=rows),
         *sets,
@@ -69,10 +66,14 @@ def _run(suite: Suite, options: argparse.Namespace) -> None:
     ).run()
 
 
-def _forget(path: Path) -> None:
-    """Remove a folder of that name and a column of that name."""
-    shutil.rmtree(path, ignore_errors=True)
-    path.with_suffix(".json").unlink(missing_ok=True)
+def _forget(suite: Suite, attacks: list[str], *roots: Path) -> None:
+    """Remove the networks and the columns of these attacks."""
+    for root in roots:
+        for seed in suite.seeds:
+            for attack in attacks:
+                path = root / suite.name / f"seed-{seed}" / attack
+                shutil.rmtree(path, ignore_errors=True)
+                path.with_suffix(".json").unlink(missing_ok=True)
 
 
 def _reporter(minutes: float) -> Callable[[str], None]:

@@ -80,6 +80,7 @@ class SuiteRun:
                 self._column(attack, seed)
 
     def _column(self, name: str, seed: int) -> None:
+        started = time.perf_counter()
         path = column_path(self._results, self._suite, name, seed)
         column = read_column(path, self._suite)
         if column is not None and not self._missing(column):
@@ -89,9 +90,11 @@ class SuiteRun:
             if column is not None:
                 self._report(f"{name}, seed {seed}: another network, so all of its cells run again")
             column = self._new_column(attack, stored, seed)
+        before = column["seconds"]
         for defence in self._missing(column):
             cell = self._cell(attack, stored.network, defence, seed)
             column["cells"][defence] = cell
+            column["seconds"] = round(before + time.perf_counter() - started, 1)
             write_whole(path, json.dumps(column, indent=1))
             self._report(f"{name} x {defence}, seed {seed}: {cell['seconds']} s, {_rates(cell)}")
 
@@ -117,6 +120,7 @@ class SuiteRun:
             "seed": seed,
             "network_sha256": stored.weights_sha256,
             "training": stored.training,
+            "seconds": 0.0,
             **({} if attack.name == "clean" else {"picture": picture}),
             "cells": {},
         }

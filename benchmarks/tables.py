@@ -35,7 +35,12 @@ def _heading(record: Record) -> list[str]:
         for at in (cell["environment"] for cell in cells)
     )
     codes = dict.fromkeys(cell["environment"]["code"] for cell in cells)
-    lines = [f"`{record['command']}` on {', '.join(machines)}; code {', '.join(codes)}.", ""]
+    minutes = sum(column["seconds"] for column in record["columns"]) / 60
+    lines = [
+        f"`{record['command']}` on {', '.join(machines)}; code {', '.join(codes)}. "
+        f"All columns together: {minutes:.0f} minutes.",
+        "",
+    ]
     for part in record["parts"]:
         training = part["training"]
         lines.append(
