@@ -143,8 +143,8 @@ SUITES: dict[str, tuple[Suite, ...]] = {
             name="cpu",
             data_set="cifar10",
             spec=image_spec("resnet20", **CIFAR10),
-            training=TrainingSettings(epochs=12),
-            test_images=2000,
+            training=TrainingSettings(epochs=8),
+            test_images=5000,
         ),
     ),
     "table2": (
