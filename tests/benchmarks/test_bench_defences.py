@@ -138,26 +138,41 @@ def test_clp_pairs_by_data_flow_not_by_definition():
 # ANP
 
 
-def test_first_mask_step_is_the_closed_form():
-    """Without noise, dL/dmask_k = scale_k dL/dscale_k; one SGD step, then the clamp."""
-    network = tiny_network()
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_first_mask_steps_are_the_closed_form(steps):
+    """Without noise, dL/dmask_k = scale_k dL/dscale_k; SGD with momentum, then the clamp."""
+    network, rate = tiny_network(), 3.0
     with torch.no_grad():
         network.module[5].weight.copy_(torch.linspace(0.5, 2, 12))
-    settings = AnpSettings(steps=1, batch=40, budget=0.0, learning_rate=3.0, padding=0, flip=False)
+    settings = AnpSettings(
+        steps=steps, batch=40, budget=0.0, learning_rate=rate, padding=0, flip=False
+    )
     masks = learn_masks(network, CLEAN, 0, settings)
-    module = copy.deepcopy(network.module).train()
-    logits = module(normalize(CLEAN.floats(), network.spec))
-    nn.functional.cross_entropy(logits, CLEAN.labels).backward()
-    for name in ("1", "5"):
-        scale = module.get_submodule(name).weight
-        wanted = (1 - 3.0 * scale.detach() * scale.grad).clamp(0, 1)
-        assert torch.allclose(masks[name], wanted, atol=1e-4)
+    images = normalize(CLEAN.floats(), network.spec)
+    wanted = {"1": torch.ones(8), "5": torch.ones(12)}
+    speed = {name: torch.zeros_like(mask) for name, mask in wanted.items()}
+    for _ in range(steps):
+        module = copy.deepcopy(network.module).train()
+        scales = {name: module.get_submodule(name).weight for name in wanted}
+        with torch.no_grad():
+            for name, scale in scales.items():
+                scale *= wanted[name]
+        nn.functional.cross_entropy(module(images), CLEAN.labels).backward()
+        for name, scale in scales.items():
+            original = network.module.get_submodule(name).weight.detach()
+            speed[name] = 0.9 * speed[name] + original * scale.grad
+            wanted[name] = (wanted[name] - rate * speed[name]).clamp(0, 1)
+    for name in masks:
+        assert torch.allclose(masks[name], wanted[name], atol=1e-4)
     assert float(masks["5"].min()) < 0.999
 
 
 def test_the_mask_loss_weighs_both_losses_and_their_gradients():
     """d loss / d mask = scale (a dCE/dscale + (1 - a) dCE'/dscale), CE' with the noise."""
     network = tiny_network()
+    with torch.no_grad():
+        network.module[1].bias.fill_(0.3)
+        network.module[5].bias.fill_(-0.2)
     images = normalize(CLEAN.floats(), network.spec)
     settings = AnpSettings(alpha=0.3, budget=0.4)
     module = copy.deepcopy(network.module).train().requires_grad_(False)
@@ -177,10 +192,10 @@ def test_the_mask_loss_weighs_both_losses_and_their_gradients():
                 layer.bias *= 1 + shift.get(name, 0)
         loss = nn.functional.cross_entropy(by_hand(images), CLEAN.labels)
         loss.backward()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         slopes.append({name: by_hand.get_submodule(name).weight.grad for name in masks})
     assert losses[1] > losses[0] + 1e-3
-    assert float(found) == pytest.approx(0.3 * losses[0] + 0.7 * losses[1], abs=1e-6)
+    assert float(found.detach()) == pytest.approx(0.3 * losses[0] + 0.7 * losses[1], abs=1e-6)
     for name, mask in masks.items():
         wanted = module.get_submodule(name).weight * (0.3 * slopes[0][name] + 0.7 * slopes[1][name])
         assert torch.allclose(mask.grad, wanted, atol=1e-6)
@@ -205,6 +220,19 @@ def test_anp_noise_stays_in_its_budget_and_raises_the_loss():
             layer.weight *= 1 + scale[name]
             layer.bias *= 1 + shift[name]
     assert nn.functional.cross_entropy(module(images), CLEAN.labels) > before
+
+
+def test_anp_noise_starts_anywhere_in_its_budget():
+    """One step of the budget's length from a uniform start: half of the ends are cut to it."""
+    network = tiny_network()
+    images = normalize(CLEAN.floats(), network.spec)
+    masks = {"1": torch.ones(8), "5": torch.ones(12)}
+    module, settings = network.module.requires_grad_(False), AnpSettings(budget=0.3)
+    generator = torch.Generator().manual_seed(0)
+    scale, _ = worst_noise(module, masks, images, CLEAN.labels, settings, generator)
+    sizes = torch.cat(list(scale.values())).abs()
+    assert sizes.max() == pytest.approx(0.3)
+    assert 3 < int((sizes < 0.299).sum()) < 17
 
 
 def test_anp_prunes_the_scales_below_its_threshold():
