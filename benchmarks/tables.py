@@ -37,7 +37,8 @@ def _heading(record: Record) -> list[str]:
     codes = dict.fromkeys(cell["environment"]["code"] for cell in cells)
     minutes = sum(column["seconds"] for column in record["columns"]) / 60
     lines = [
-        f"`{record['command']}` on {', '.join(machines)}; code {', '.join(codes)}. "
+        f"`{record['command']}` on {', '.join(machines) or 'nothing yet'}; "
+        f"code {', '.join(codes) or 'none'}. "
         f"All columns together: {minutes:.0f} minutes.",
         "",
     ]

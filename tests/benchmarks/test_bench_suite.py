@@ -17,7 +17,7 @@ from benchmarks.defences.clp import ClpSettings
 from benchmarks.defences.table import RATIOS, SYSTEMS, every_defence
 from benchmarks.suite import OutOfTimeError
 from benchmarks.suite_run import SuiteRun
-from benchmarks.suites import SUITES, Suite, quick_attacks
+from benchmarks.suites import QUICK_ATTACKS, SUITES, Suite
 from benchmarks.training import TrainingSettings
 from edgeclean.states import ModelSpec
 
@@ -174,7 +174,7 @@ def test_a_suite_stops_when_its_minutes_are_over_and_goes_on(tmp_path):
 
 def test_every_defence_runs_against_every_family_of_attacks(tmp_path, monkeypatch):
     """A slice of `smoke`, and of `table2` with it, so that none of them rots."""
-    attacks = {name: quick_attacks()[name] for name in FAMILIES}
+    attacks = {name: QUICK_ATTACKS[name] for name in FAMILIES}
     defences = (*SYSTEMS, "clp+pruning-2x", "anp+pruning-2x")
     suite = replace(TINY, name="smoke", attacks=attacks, defences=defences, settings=FEW)
     cells = run(suite, tmp_path)

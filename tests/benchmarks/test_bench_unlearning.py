@@ -11,6 +11,7 @@ from benchmarks.defences.finetune import FinetuneSettings, finetune_clean
 from benchmarks.defences.ibau import (
     IbauSettings,
     hypergradient,
+    ibau,
     inner_loss,
     perturbed_rows,
     unlearning_gradient,
@@ -214,6 +215,25 @@ def test_the_unlearning_gradient_is_that_of_the_loss_at_the_moving_fixed_point()
         slope = (losses[0] - losses[1]) / (2 * step)
         assert float(found[0][row, column]) == pytest.approx(slope, abs=1e-6)
         assert abs(slope - float(plain[0][row, column])) > 1e-4  # the perturbation matters
+
+
+def test_the_first_step_of_ibau_is_adams_on_the_unlearning_gradient_at_the_worst_perturbation():
+    """One round, one batch, all of it perturbed: each weight moves by rate x sign of its slope."""
+    network, settings = tiny_network(), IbauSettings(rounds=1, batch=40, share=1.0)
+    images = normalize(CLEAN.floats(), network.spec)
+    module, rows = network.module.requires_grad_(True), torch.arange(40)
+    worst = worst_perturbation(module, [images], settings)
+    gradients = unlearning_gradient(module, worst, images, images, CLEAN.labels, rows, settings)
+    outcome = ibau(network, CLEAN, 0, settings).module
+    compared = 0
+    for before, after, slope in zip(
+        module.parameters(), outcome.parameters(), gradients, strict=True
+    ):
+        clear = slope.abs() > 1e-5
+        wanted = (before - settings.learning_rate * slope.sign())[clear]
+        assert torch.allclose(after[clear], wanted, atol=1e-5)
+        compared += int(clear.sum())
+    assert compared > 500
 
 
 def test_some_image_is_perturbed_in_the_smallest_batch():
