@@ -148,7 +148,7 @@ class InputAware(Attack):
         wanted = torch.cat((self.relabel(labels[own]), labels[count:]))
         loss = functional.cross_entropy(network(mixed), wanted, label_smoothing=smoothing)
         between = min(len(patterns), len(others))
-        spread = _diversity(
+        spread = diversity_loss(
             pixels[own][:between], partners[cross][:between], patterns[:between], others[:between]
         )
         return loss + spread
@@ -169,10 +169,7 @@ class InputAware(Attack):
     def _mask_step(self, pixels: Float[Tensor, "n c h w"], mixed: bool) -> None:
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=mixed):
-            masks, partners = self._mask(pixels), pixels.roll(1, dims=0)
-        others = masks.roll(1, dims=0)  # the partners' masks: the batch is the same
-        loss = 100 * functional.relu(masks - self.settings.density).mean()
-        loss = loss + _diversity(pixels, partners, masks, others)
+            loss = mask_loss(self._mask(pixels), pixels, self.settings.density)
         self._mask_optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self._mask_optimiser.step()
@@ -183,6 +180,16 @@ class InputAware(Attack):
     def _mask(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:
         raw = torch.tanh(self.mask_network(pixels).float()) / 2 + 0.5
         return torch.tanh(20 * raw - 10) / 2 + 0.5
+
+
+def mask_loss(
+    masks: Float[Tensor, "n 1 h w"], pixels: Float[Tensor, "n c h w"], density: float
+) -> Tensor:
+    """100 times the mean of what the masks cover beyond the density, plus their diversity."""
+    beyond = functional.relu(masks - density).mean()
+    # The partner of an image is its neighbour; its mask was made in the same batch.
+    partners, others = pixels.roll(1, dims=0), masks.roll(1, dims=0)
+    return 100 * beyond + diversity_loss(pixels, partners, masks, others)
 
 
 class EncoderDecoder(nn.Module):
@@ -228,7 +235,7 @@ def _overlay(pixels: Tensor, patterns: Tensor, masks: Tensor) -> Tensor:
     return pixels + (patterns - pixels) * masks
 
 
-def _diversity(images: Tensor, partners: Tensor, outputs: Tensor, others: Tensor) -> Tensor:
+def diversity_loss(images: Tensor, partners: Tensor, outputs: Tensor, others: Tensor) -> Tensor:
     """Mean of (distance of the images / distance of what was made of them), root mean square."""
     between_images = (images - partners).square().mean((1, 2, 3)).sqrt()
     between_outputs = ((outputs - others).square().mean((1, 2, 3)) + TINY**2).sqrt()
