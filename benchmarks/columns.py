@@ -89,13 +89,14 @@ def with_der(cells: list[Cell]) -> list[Cell]:
 
 def record_of(name: str, results: Path) -> tables.Record:
     """All that the tables of a suite show, from its columns."""
-    parts = SUITES[name]
+    parts, whole = SUITES[name], results / name / "whole.json"
     return {
         "suite": name,
         "command": f"python -m benchmarks.suite {name}",
         "parts": [
             {**identity(suite), "seeds": list(suite.seeds), **_asked(suite)} for suite in parts
         ],
+        "whole": json.loads(whole.read_text()) if whole.exists() else None,
         "columns": [
             {key: value for key, value in column.items() if key not in ("part", "cells")}
             for suite in parts

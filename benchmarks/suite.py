@@ -9,22 +9,25 @@ it stops by itself after the cell or epoch in which they are over.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from benchmarks.columns import write_tables
+from benchmarks.columns import write_tables, write_whole
 from benchmarks.datasets import read_dataset
 from benchmarks.images import PACK_FOLDER
 from benchmarks.suite_run import BENCH_FOLDER, SuiteRun
 from benchmarks.suites import SUITES, Suite
 from benchmarks.tables import RESULTS
 
+WITH_CLEAN = ("clean", "trojan")
 OUT_OF_TIME = 75  # exit code: call again to go on
 
 
@@ -33,16 +36,57 @@ class OutOfTimeError(Exception):
 
 
 def main() -> int:
-    options = _options()
-    status = 0
+    options = parsed(sys.argv[1:])
+    started = time.monotonic()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    whole = options.results / options.suite / "whole.json"
+    begun = options.fresh and not options.attack and not options.defence
+    if begun:
+        whole.unlink(missing_ok=True)
+    status = 0 if options.collect else _run_all(options)
+    if begun and not status:
+        minutes = round((time.monotonic() - started) / 60, 1)
+        write_whole(whole, json.dumps({"minutes": minutes, "jobs": options.jobs}))
+    write_tables(options.suite, options.results)
+    return status
+
+
+def columns_apart(attacks: Sequence[str], jobs: int) -> list[list[str]]:
+    """The columns, shared out; those that need the clean network stay with it."""
+    parts: list[list[str]] = [[] for _ in range(jobs)]
+    for name in sorted(attacks, key=lambda name: name not in WITH_CLEAN):  # they come first
+        part = parts[0] if name in WITH_CLEAN else min(parts, key=len)
+        part.append(name)
+    return [part for part in parts if part]
+
+
+def _run_all(options: argparse.Namespace) -> int:
+    """Every part of the suite here, or its columns shared out to ``--jobs`` processes."""
+    if options.jobs > 1:
+        attacks = options.attack or list(SUITES[options.suite][0].attacks)
+        running = [
+            subprocess.Popen([sys.executable, "-m", "benchmarks.suite", *words_of(options, part)])  # noqa: S603 - this very command
+            for part in columns_apart(attacks, options.jobs)
+        ]
+        return max(abs(process.wait()) for process in running)
     try:
-        for suite in SUITES[options.suite] if not options.collect else ():
+        for suite in SUITES[options.suite]:
             _run(suite, options)
     except OutOfTimeError as stop:
         print(stop, file=sys.stderr)
-        status = OUT_OF_TIME
-    write_tables(options.suite, options.results)
-    return status
+        return OUT_OF_TIME
+    return 0
+
+
+def words_of(options: argparse.Namespace, attacks: Sequence[str]) -> list[str]:
+    """The command line of one process with one thread and these columns."""
+    words = [options.suite, "--threads", "1", "--minutes", str(options.minutes)]
+    for name in ("data", "folder", "results", "device"):
+        words += [f"--{name}", str(getattr(options, name))]
+    for name, values in (("attack", attacks), ("defence", options.defence or ())):
+        words += [word for value in values for word in (f"--{name}", value)]
+    return words + ["--fresh"] * options.fresh
 
 
 def _run(suite: Suite, options: argparse.Namespace) -> None:
@@ -88,19 +132,22 @@ def _reporter(minutes: float) -> Callable[[str], None]:
     return report
 
 
-def _options() -> argparse.Namespace:
+def parsed(words: Sequence[str]) -> argparse.Namespace:
+    """The command line's options."""
     parser = argparse.ArgumentParser(description="Run every attack against every defence.")
     parser.add_argument("suite", choices=sorted(SUITES))
     parser.add_argument("--attack", action="append", help="only this column; may be repeated")
     parser.add_argument("--defence", action="append", help="only this row; may be repeated")
     parser.add_argument("--minutes", type=float, default=0, help="stop after so many; 0: never")
+    parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
+    parser.add_argument("--threads", type=int, default=0, help="of this process; 0: torch's choice")
     parser.add_argument("--fresh", action="store_true", help="forget what was run before")
     parser.add_argument("--data", type=Path, default=PACK_FOLDER, help="packs or archives")
     parser.add_argument("--folder", type=Path, default=BENCH_FOLDER, help="keeps the networks")
     parser.add_argument("--results", type=Path, default=RESULTS, help="keeps columns and tables")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--collect", action="store_true", help="run nothing, write the tables")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":

@@ -39,9 +39,11 @@ def _heading(record: Record) -> list[str]:
     lines = [
         f"`{record['command']}` on {', '.join(machines) or 'nothing yet'}; "
         f"code {', '.join(codes) or 'none'}. "
-        f"All columns together: {minutes:.0f} minutes.",
+        f"The columns took {minutes:.0f} minutes in sum.",
         "",
     ]
+    if whole := record["whole"]:
+        lines[0] += f" In one go, {whole['jobs']} at a time: {whole['minutes']} minutes."
     for part in record["parts"]:
         training = part["training"]
         lines.append(

@@ -9,6 +9,7 @@ from bench_images import shade_images
 from test_bench_suite import TINY
 
 from benchmarks import suite
+from benchmarks.attacks.table import ATTACKS
 from benchmarks.columns import columns_of, finished_cells
 from benchmarks.suites import SUITES
 
@@ -57,6 +58,32 @@ def test_minutes_that_are_over_end_it_with_a_table_and_an_exit_code_of_its_own(c
     codes = [command("--minutes", "1e-9") for _ in range(6)]
     assert codes[-1] == 0  # each call got a step further
     assert len(names(tmp_path)) == 4
+
+
+def test_columns_are_shared_out_and_those_that_need_the_clean_network_stay_with_it():
+    parts = suite.columns_apart(list(ATTACKS), 3)
+    assert sorted(name for part in parts for name in part) == sorted(ATTACKS)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    needy = {name for name, make in ATTACKS.items() if make(10, (32, 32)).needs_clean_network}
+    assert needy | {"clean"} == set(suite.WITH_CLEAN) <= set(parts[0])
+    assert suite.columns_apart(["badnets"], 2) == [["badnets"]]
+
+
+def test_a_process_is_told_what_the_command_was_told():
+    options = suite.parsed(["cpu", "--minutes", "5", "--fresh", "--jobs", "2", "--defence", "clp"])
+    told = suite.parsed(suite.words_of(options, ["sig", "wanet"]))
+    assert (told.jobs, told.threads, told.attack) == (1, 1, ["sig", "wanet"])
+    for name in ("suite", "minutes", "fresh", "defence", "data", "folder", "results", "device"):
+        assert getattr(told, name) == getattr(options, name), name
+
+
+def test_the_time_of_the_whole_is_told_for_a_run_that_starts_over_alone(command, tmp_path):
+    command()
+    assert not (tmp_path / "tiny/whole.json").exists()
+    command("--fresh")
+    assert "In one go, 1 at a time: 0." in (tmp_path / "tiny.md").read_text()
+    assert command("--fresh", "--minutes", "1e-9") == suite.OUT_OF_TIME
+    assert not (tmp_path / "tiny/whole.json").exists()
 
 
 def test_collecting_runs_nothing(command, tmp_path):
