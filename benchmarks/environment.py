@@ -24,10 +24,12 @@ def environment() -> dict[str, object]:
 
 
 def code_version() -> str:
-    """The commit, with ``+changes`` when the working tree differs from it."""
+    """The commit, with ``+changes`` when the working tree differs from it, results left aside."""
     try:
         commit = _git("rev-parse", "--short=12", "HEAD")
-        return commit + ("+changes" if _git("status", "--porcelain") else "")
+        return commit + (
+            "+changes" if _git("status", "--porcelain", "--", ".", ":!benchmarks/results") else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 

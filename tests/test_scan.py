@@ -13,7 +13,7 @@ from edgeclean.scan.bank import build_bank, score_bank
 from edgeclean.scan.families import AdditiveFamily, MaskedFamily, WarpFamily
 from edgeclean.scan.gradient import Evidence, Slot, success_rate
 from edgeclean.scan.outliers import cheapness_scores
-from edgeclean.scan.scan import suspicion_threshold
+from edgeclean.scan.searches import suspicion_threshold
 from edgeclean.scan.triggers import MaskedTrigger
 from edgeclean.states import LoadedNetwork, ModelSpec, SyntheticImages
 from edgeclean.synthesis.priors import procedural_images
