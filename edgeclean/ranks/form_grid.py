@@ -69,11 +69,15 @@ def chain(signature: Signature, ranks: Ranks | None) -> tuple[Signature, ...]:
             rank_out, signature.channels_out, signature.image_out()
         )
     core = replace(signature, channels_out=rank_out, channels_in=rank_in)
-    before = () if rank_in == signature.channels_in else (
-        _mix(signature.channels_in, rank_in, signature.image),
+    before = (
+        ()
+        if rank_in == signature.channels_in
+        else (_mix(signature.channels_in, rank_in, signature.image),)
     )
-    after = () if rank_out == signature.channels_out else (
-        _mix(rank_out, signature.channels_out, signature.image_out()),
+    after = (
+        ()
+        if rank_out == signature.channels_out
+        else (_mix(rank_out, signature.channels_out, signature.image_out()),)
     )
     return (*before, core, *after)
 

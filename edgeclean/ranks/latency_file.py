@@ -90,9 +90,10 @@ def _table(document: Mapping[str, Any], where: str) -> LatencyTable:
 
 
 def _signature(layer: Mapping[str, Any]) -> Signature:
-    return Signature(
-        **{name: tuple(one) if isinstance(one, list) else one for name, one in layer.items()}
-    )
+    fields: dict[str, Any] = {
+        name: tuple(one) if isinstance(one, list) else one for name, one in layer.items()
+    }
+    return Signature(**fields)
 
 
 def _forms(

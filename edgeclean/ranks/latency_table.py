@@ -11,15 +11,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from edgeclean.factors.fits import Ranks
+from edgeclean.ranks.candidates import LayerTimes
 from edgeclean.ranks.signatures import Signature
 from edgeclean.states import JsonValue
 
 FORMAT = "edgeclean-latency-table-1"
 NS_PER_MS = 1_000_000
-TimeKind = Literal["measured", "estimated"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +55,18 @@ class NetworkTime:
     layers_sha256: str
     ms: float
     spread_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableFacts:
+    """What a plan, a manifest and a report name a table by; see `LatencyTable`."""
+
+    sha256: str
+    device: str
+    runtime: str
+    threads: int
+    batch: int
+    precision: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,29 +119,26 @@ class LatencyTable:
         opened = json.dumps(head, sort_keys=True, indent=1)[:-2]  # without the closing brace
         return f'{opened},\n "blocks": [\n{blocks}\n]}}\n'.encode()
 
-    def dense(self, signature: Signature) -> TimedForm | None:
-        """The layer as one convolution; None where the table does not know it."""
-        return next((f for f in self.blocks.get(signature, ()) if f.ranks is None), None)
+    def times(self, signature: Signature) -> LayerTimes | None:
+        """What `candidates` needs to know of one layer; None where the table does not know it."""
+        if signature not in self.blocks:
+            return None
+        forms = {form.ranks: form.ns for form in self.blocks[signature]}
+        whole_ns = forms.pop(None)
+        return LayerTimes(
+            whole_ns=whole_ns, forms_ns={ranks: ns for ranks, ns in forms.items() if ranks}
+        )
 
-    def forms(self, signature: Signature) -> dict[Ranks, TimedForm]:
-        """What was measured of the layer besides the one convolution."""
-        return {f.ranks: f for f in self.blocks.get(signature, ()) if f.ranks is not None}
-
-    def time_of(self, signature: Signature, ranks: Ranks) -> tuple[int, TimeKind] | None:
-        """Nanoseconds of a form.
-
-        One that was not measured is estimated as long as the quickest measured one that has at
-        least its ranks; where there is none, or no such layer, the answer is None.
-        """
-        forms = self.forms(signature)
-        if ranks in forms:
-            return forms[ranks].ns, "measured"
-        larger = [
-            form.ns
-            for (rank_out, rank_in), form in forms.items()
-            if rank_out >= ranks[0] and rank_in >= ranks[1]
-        ]
-        return (min(larger), "estimated") if larger else None
+    def facts(self) -> TableFacts:
+        """Its name."""
+        return TableFacts(
+            sha256=self.sha256,
+            device=self.device,
+            runtime=self.runtime,
+            threads=self.threads,
+            batch=self.batch,
+            precision=self.precision,
+        )
 
 
 def block_as_json(signature: Signature, forms: Iterable[TimedForm]) -> dict[str, JsonValue]:

@@ -147,9 +147,7 @@ def chain_model(chain: Chain, batch: int) -> bytes:
             bias = np.zeros(conv.channels_out, dtype=np.float32)
             weights.append(numpy_helper.from_array(bias, "bias"))
             inputs.append("bias")
-        nodes.append(
-            helper.make_node("Conv", inputs, [f"at{place + 1}"], **_attributes(conv))
-        )
+        nodes.append(helper.make_node("Conv", inputs, [f"at{place + 1}"], **_attributes(conv)))
     nodes.append(helper.make_node("Relu", [f"at{len(chain)}"], ["out"]))
     first = [batch, chain[0].channels_in, *chain[0].image]
     last = [batch, chain[-1].channels_out, *chain[-1].image_out()]

@@ -16,7 +16,6 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from edgeclean.environment import versions
 from edgeclean.errors import UsageError
@@ -32,6 +31,7 @@ from edgeclean.ranks.latency_table import (
 )
 from edgeclean.ranks.signatures import Signature, layer_signatures
 from edgeclean.runtime.block_backends import Backend, Run, open_backend
+from edgeclean.states import Network
 
 FEWEST_ROUNDS = 5
 
@@ -77,8 +77,7 @@ class Rows(Protocol):
 
 
 def measure_table(
-    module: nn.Module,
-    input_shape: tuple[int, int, int],
+    network: Network,
     layers: Mapping[str, tuple[Ranks, ...]],
     *,
     model: bytes,
@@ -89,8 +88,7 @@ def measure_table(
     """Time the forms of these layers, layers of one signature once, and the whole network.
 
     Args:
-        module: the network in its original shape.
-        input_shape: of one image.
+        network: in its original shape.
         layers: names of the convolutions, each with ranks to measure besides `form_grid`.
         model: the network as ONNX.
         settings: see `BlockLatencySettings`.
@@ -102,7 +100,7 @@ def measure_table(
         InputRejectedError: ONNX Runtime cannot load ``model``.
     """
     backend = open_backend(settings.backend, threads=settings.threads, batch=settings.batch)
-    found = layer_signatures(module, input_shape, layers)
+    found = layer_signatures(network.module, network.spec.input_shape, layers)
     extra: dict[Signature, set[Ranks]] = {one: set() for one in sorted(found.values())}
     for name, signature in found.items():
         extra[signature] |= set(layers[name])
@@ -112,7 +110,7 @@ def measure_table(
         progress("Timing layers", done, len(extra) + 1)
         blocks[signature] = measure.block(signature, ranks)
     progress("Timing layers", len(extra), len(extra) + 1)
-    network = measure.network(model, layers_digest(found.values()))
+    whole = measure.network(model, layers_digest(found.values()))
     progress("Timing layers", len(extra) + 1, len(extra) + 1)
     return LatencyTable(
         device=backend.device,
@@ -121,7 +119,7 @@ def measure_table(
         batch=settings.batch,
         precision="fp32",
         versions=versions(),
-        network=network,
+        network=whole,
         blocks=blocks,
     )
 
