@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from edgeclean.errors import UsageError
 from edgeclean.factors.blocks import Factors
 from edgeclean.factors.sites import Site
 from edgeclean.progress import Progress, silent
 from edgeclean.ranks.candidates import Candidate, LayerTimes
-from edgeclean.ranks.goals import FileSize, goal_of, network_ns, pick_forms
+from edgeclean.ranks.goals import FileSize, goal_of, pick_forms
 from edgeclean.ranks.latency_table import LatencyTable, layers_digest
 from edgeclean.ranks.options import Given, LayerOptions, all_options, check_overrides
 from edgeclean.ranks.plan import LayerPlan, RankPlan
@@ -85,11 +86,20 @@ def choose_ranks(
 def _times(
     subject: Subject, network: Network, table: LatencyTable
 ) -> tuple[dict[str, LayerTimes], int | None]:
-    """What the table says of every layer that it knows, and of the whole network if it does."""
-    signatures = layer_signatures(subject.module, network.spec.input_shape, subject.convs)
-    times = {name: table.times(signature) for name, signature in signatures.items()}
-    whole_ns = network_ns(table, layers_digest(signatures.values()), signatures)
-    return {name: one for name, one in times.items() if one is not None}, whole_ns
+    """What the table says of every layer that it knows, and of the whole network if it does.
+
+    Raises:
+        UsageError: it knows none of the layers.
+    """
+    signatures = layer_signatures(subject.module, network.spec.input_shape)
+    known = {name: table.times(one) for name, one in signatures.items() if name in subject.convs}
+    times = {name: one for name, one in known.items() if one is not None}
+    if not times:
+        raise UsageError(
+            f"the latency table ({table.device}) knows none of this network's layers; measure one "
+            "for this network with `edgeclean latency-table`"
+        )
+    return times, table.network_ns(layers_digest(signatures.values()))
 
 
 def _layer_plan(

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from edgeclean.errors import RatioError, UsageError
 from edgeclean.ranks.candidates import Candidate, Cost
 from edgeclean.ranks.knapsack import Item, choose_quick
-from edgeclean.ranks.latency_table import NS_PER_MS, LatencyTable
+from edgeclean.ranks.latency_table import NS_PER_MS
 from edgeclean.ranks.options import LayerOptions
 from edgeclean.ranks.settings import RankSettings
-from edgeclean.ranks.signatures import Signature
 from edgeclean.ranks.subject import Subject
 
 _OVERSHOOT = 0.02  # the ratio that is met may exceed the asked one by this share
@@ -118,24 +117,6 @@ def pick_forms(
         name: layer.forms[index]
         for (name, layer), index in zip(options.items(), chosen, strict=True)
     }
-
-
-def network_ns(
-    table: LatencyTable, layers_sha256: str, signatures: Mapping[str, Signature]
-) -> int | None:
-    """The table's time of this network; None where it holds none.
-
-    Raises:
-        UsageError: the table knows none of the network's layers.
-    """
-    if not any(one in table.blocks for one in signatures.values()):
-        raise UsageError(
-            f"the latency table ({table.device}) knows none of this network's layers; measure it "
-            "for this network with `edgeclean latency-table`"
-        )
-    if table.network is None or table.network.layers_sha256 != layers_sha256:
-        return None
-    return round(table.network.ms * NS_PER_MS)
 
 
 def _latency_goal(settings: RankSettings, network_ns: int | None) -> Goal:

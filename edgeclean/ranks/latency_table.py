@@ -129,6 +129,12 @@ class LatencyTable:
             whole_ns=whole_ns, forms_ns={ranks: ns for ranks, ns in forms.items() if ranks}
         )
 
+    def network_ns(self, layers_sha256: str) -> int | None:
+        """Of the network of these layers (`layers_digest`); None where it holds no such time."""
+        if self.network is None or self.network.layers_sha256 != layers_sha256:
+            return None
+        return round(self.network.ms * NS_PER_MS)
+
     def facts(self) -> TableFacts:
         """Its name."""
         return TableFacts(

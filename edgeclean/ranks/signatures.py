@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,21 +61,23 @@ class Signature:
         }
 
 
-def layer_signatures(
-    module: nn.Module, input_shape: tuple[int, int, int], names: Collection[str]
-) -> dict[str, Signature]:
-    """The signatures of these convolutions, by name, from one run over an image of zeros.
+def layer_signatures(module: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, Signature]:
+    """The signatures of all convolutions, by name, from one run over an image of zeros.
 
     A layer that does not run exactly once is left out: no one signature tells its time.
     """
+    names = [name for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d)]
     probe = copy.deepcopy(module).eval()  # hooks are never put on the caller's module
     images: dict[str, list[Pair]] = {name: [] for name in names}
 
     def note(name: str) -> None:
-        def hook(_layer: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
-            images[name].append((int(inputs[0].shape[2]), int(inputs[0].shape[3])))
+        def hook(
+            _layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any], _output: Tensor
+        ) -> None:
+            entered = inputs[0] if inputs else named["input"]
+            images[name].append((int(entered.shape[2]), int(entered.shape[3])))
 
-        probe.get_submodule(name).register_forward_hook(hook)
+        probe.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
 
     for name in names:
         note(name)

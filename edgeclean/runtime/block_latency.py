@@ -100,10 +100,13 @@ def measure_table(
         InputRejectedError: ONNX Runtime cannot load ``model``.
     """
     backend = open_backend(settings.backend, threads=settings.threads, batch=settings.batch)
-    found = layer_signatures(network.module, network.spec.input_shape, layers)
-    extra: dict[Signature, set[Ranks]] = {one: set() for one in sorted(found.values())}
-    for name, signature in found.items():
-        extra[signature] |= set(layers[name])
+    found = layer_signatures(network.module, network.spec.input_shape)
+    extra: dict[Signature, set[Ranks]] = {
+        one: set() for one in sorted(found[name] for name in layers if name in found)
+    }
+    for name in layers:
+        if name in found:
+            extra[found[name]] |= set(layers[name])
     measure = _Measuring(backend, settings, kept)
     blocks: dict[Signature, tuple[TimedForm, ...]] = {}
     for done, (signature, ranks) in enumerate(extra.items()):
