@@ -128,9 +128,8 @@ def compress(  # noqa: PLR0913 - the options are the interface
     options: dict[str, Any] = {"seed": seed, "target": target, "jetpack": jetpack}
     options |= {"purify": {"mode": purify}, "decompose": {"keep": keep or None}}
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
-    options |= {"precision": {"format": precision}, "ranks": _overrides(ranks_file)}
-    wanted = goal(ratio, speedup, latency_budget_ms, size_budget)
-    options["ranks"] |= {"measure": measure, "rank_multiple": rank_multiple, **wanted}
+    wanted = goal(ratio, measure, rank_multiple, speedup, latency_budget_ms, size_budget)
+    options |= {"precision": {"format": precision}, "ranks": _overrides(ranks_file) | wanted}
     settings, device = pipeline_settings(config, options, target_file)
     gates = {"fail_on_backdoor": fail_on_backdoor, "max_accuracy_drop": max_accuracy_drop}
     asked = policy_of(policy, **gates, max_size=max_size, min_speedup=min_speedup)
@@ -143,7 +142,6 @@ def compress(  # noqa: PLR0913 - the options are the interface
 
     labelled = labelled_images(evaluate, spec)
     inputs.add(*(labelled.files if labelled else ()))
-    table = table_of(latency_table)
     with face.progress() as progress:
         outcome = pipeline.compress(
             checkpoint,
@@ -151,7 +149,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
             output,
             settings,
             target=device,
-            latency_table=table,
+            latency_table=table_of(latency_table),
             policy=asked,
             labelled=labelled,
             code_folder=code_folder,

@@ -106,16 +106,27 @@ Opset = Annotated[
 
 
 def goal(
-    ratio: float | None, speedup: float | None, budget_ms: float | None, size: str | None
+    ratio: float | None,
+    measure: str | None,
+    rank_multiple: int | None,
+    speedup: float | None,
+    latency_budget_ms: float | None,
+    size: str | None,
 ) -> dict[str, Any]:
-    """The goal as settings; `RankSettings` refuses two."""
+    """What is asked of the ranks, as settings; `RankSettings` refuses two goals."""
     size_budget = None
     if size is not None:
         from edgeclean.gates.policy import read_size
 
         size_budget = read_size(size)
-    times = {"speedup": speedup, "latency_budget_ms": budget_ms}
-    return {"ratio": ratio, "size_budget": size_budget, **times}
+    return {
+        "ratio": ratio,
+        "measure": measure,
+        "rank_multiple": rank_multiple,
+        "speedup": speedup,
+        "latency_budget_ms": latency_budget_ms,
+        "size_budget": size_budget,
+    }
 
 
 def table_of(path: Path | None) -> LatencyTable | None:
