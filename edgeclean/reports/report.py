@@ -111,6 +111,7 @@ def build_report(evidence: Evidence) -> dict[str, JsonValue]:
         "latency": None if evidence.latency is None else asdict(evidence.latency),
         "evaluation": None if evidence.evaluation is None else asdict(evidence.evaluation),
         "gates": [asdict(verdict) for verdict in evidence.gates],
+        "latency_table": _latency_table(compressed),
         "layers": [asdict(row) for row in evidence.layers],
         "spectra": [asdict(spectrum) for spectrum in evidence.spectra],
         "images": {"origin": evidence.images.origin, "count": len(evidence.images)},
@@ -163,6 +164,12 @@ def _purification(original: Network, purified: Network) -> dict[str, JsonValue]:
                 "notes": dict(record.notes),
             }
     return {"changed": changed, "settings": {}, "notes": {}}
+
+
+def _latency_table(compressed: Network) -> JsonValue:
+    """The table that ranks were chosen by, as truncation wrote it down; None without one."""
+    tables = (record.notes.get("latency_table") for record in compressed.history)
+    return next((table for table in tables if table is not None), None)
 
 
 def _stages(compressed: Network, seconds: Mapping[str, float]) -> list[dict[str, JsonValue]]:
