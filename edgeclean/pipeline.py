@@ -35,11 +35,13 @@ from edgeclean.resume.stages import Cache, keep_nothing
 from edgeclean.resume.tables import check_table, measured_table
 from edgeclean.runtime.block_latency import BlockLatencySettings
 from edgeclean.scan import ScanReport, scan
+from edgeclean.scan.aftermath import trigger_success
 from edgeclean.stages import BYTES_PER_PARAM, NO_GATES, Outcome, run_stages
 from edgeclean.states import (
     JsonValue,
     LoadedNetwork,
     ModelSpec,
+    Network,
     SyntheticImages,
     TruncatedNetwork,
     settings_as_json,
@@ -232,12 +234,18 @@ def _evidence(
     outcome: Outcome, settings: PipelineSettings, target: Target, timed: Stopwatch, command: str
 ) -> Evidence:
     clamped = outcome.scaled if outcome.scaled.history[-1].notes["scaled"] else None
+    networks: dict[str, Network] = {
+        "original": outcome.original,
+        "purified": outcome.purified,
+        "compressed": outcome.compressed,
+    }
     return Evidence(
         original=outcome.original,
         purified=outcome.purified,
         compressed=outcome.compressed,
         images=outcome.images,
         scan=outcome.scan,
+        trigger_success=trigger_success(outcome.scan, networks, outcome.images.pixels),
         layers=layer_rows(outcome.original, outcome.compressed),
         spectra=spectra(outcome.purified, clamped, outcome.compressed),
         original_onnx_bytes=len(outcome.original_model),

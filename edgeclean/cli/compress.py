@@ -257,6 +257,10 @@ def _checks(written: WrittenOutcome) -> Table:
     table = plain_table("", "")
     table.add_row(*cells("scan of the original", verdict_in_words(written.outcome.scan)))
     table.add_row(*cells("purification", "changed weights" if changed else "changed nothing"))
+    shares = written.report["trigger_success"]
+    if shares:
+        worst = [max(one[name] for one in shares) for name in ("original", "compressed")]
+        table.add_row(*cells("success of its triggers", f"{worst[0]:.0%} -> {worst[1]:.0%}"))
     table.add_row(*cells("parity of ONNX with PyTorch", difference))
     if written.outcome.evaluation is not None:
         own = written.outcome.evaluation

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import zip_longest
 from typing import Any
 
 import jinja2
@@ -54,7 +55,12 @@ def render_html(
         suspicion=", ".join(scan.suspicions),
         factored=[row for row in layers if row["fate"] == "factored"],
         whole=[row for row in layers if row["fate"] != "factored"],
-        triggers=[_trigger_pictures(one, images) for one in scan.suspects[:SHOWN_TRIGGERS]],
+        triggers=[
+            _trigger_pictures(one, images) | {"still": still}
+            for one, still in zip_longest(
+                scan.suspects[:SHOWN_TRIGGERS], document["trigger_success"][:SHOWN_TRIGGERS]
+            )
+        ],
         contact_sheet=figures.contact_sheet(images.pixels),
         latency_svg=latency
         and figures.latency_plot(

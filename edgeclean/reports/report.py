@@ -56,6 +56,7 @@ class Evidence:
         warnings: what the reader should know, a sentence each.
         evaluation: accuracy on the user's images; None if none were given.
         gates: the verdict on each gate that was asked.
+        trigger_success: of each suspect's trigger on the three networks (`scan.aftermath`).
     """
 
     original: Network
@@ -80,6 +81,7 @@ class Evidence:
     evaluation: Evaluation | None = None
     gates: tuple[GateVerdict, ...] = ()
     precision: Mapping[str, JsonValue] | None = None
+    trigger_success: tuple[Mapping[str, float], ...] = ()
 
 
 def build_report(evidence: Evidence) -> dict[str, JsonValue]:
@@ -105,6 +107,7 @@ def build_report(evidence: Evidence) -> dict[str, JsonValue]:
             "onnx_bytes": onnx_bytes,
         },
         "scan": evidence.scan.summary(),
+        "trigger_success": [dict(shares) for shares in evidence.trigger_success],
         "purify": _purification(original, evidence.purified),
         "parity": asdict(evidence.parity),
         "precision": None if evidence.precision is None else dict(evidence.precision),
