@@ -11,13 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import tables
+from benchmarks.cells import Cell
 from benchmarks.defences.base import DefenceEntry
 from benchmarks.defences.table import every_defence
 from benchmarks.metrics import defence_effectiveness
 from benchmarks.suites import SUITES, Suite
 from edgeclean.states import JsonValue, settings_as_json
 
-Cell = dict[str, JsonValue]
 Column = dict[str, JsonValue]
 
 
@@ -135,14 +135,6 @@ def network_identity(suite: Suite, seed: int, attack: dict[str, JsonValue]) -> d
     kept = {key: whole[key] for key in ("data_set", "spec", "training", "train_images")}
     plain: dict[str, JsonValue] = json.loads(json.dumps({**kept, "seed": seed, "attack": attack}))
     return plain
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The file appears with all of its text or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text + "\n")
-    partial.replace(path)
 
 
 def main() -> None:

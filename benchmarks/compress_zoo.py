@@ -2,15 +2,17 @@
 
 Each network goes through ``edgeclean.pipeline.compress`` with its defaults, in a process of its
 own, so that wall time and peak memory are its own. What the run knows nothing of, the test images
-and the trigger, measures the network as it came, purified at full size, and compressed. A cell is
-written as it is done; an interrupted run goes on with the next, and ``results/compress-zoo.json``
-and ``.md`` are made of the cells alone.
+and the trigger, measures the network as it came, purified at full size, and compressed. A cell
+joins ``results/compress-zoo.json`` as it is done, with the code it was made by; an interrupted run,
+or a later one, goes on with what is not there yet. The stages are kept for `benchmarks.purify`; a
+cell says how many of its own it took up from an earlier run: its seconds are then no whole run's.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -33,11 +35,14 @@ from edgeclean.config import settings_for
 from edgeclean.cost import count_macs, count_params
 from edgeclean.pipeline import WrittenOutcome, compress
 from edgeclean.pixels import pixel_network
+from edgeclean.resume.stages import Cache
 from edgeclean.states import JsonValue, Network
 from edgeclean.targets.targets import load_target
 
 Cell = dict[str, JsonValue]
-CELLS = Path(__file__).parents[1] / ".bench" / "compress-zoo"
+BENCH = Path(__file__).parents[1] / ".bench"
+CELLS, KEPT = BENCH / "compress-zoo", BENCH / "kept"
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
 TEST_IMAGES = 2000
 
 
@@ -47,14 +52,24 @@ def main() -> None:
     if options.cell:
         _write_cell(options.cell, options.seed[0], options.ratio[0], options.target)
         return
+    cells = known_cells()
     for seed in options.seed:
         for ratio in options.ratio:
             for name in options.network or published_networks():
-                path = _cell_path(name, seed, ratio)
-                if not path.exists():
+                if options.again or (name, seed, ratio) not in cells:
                     _run_child(name, seed, ratio, options.target)
-                    print(path.name, "done", flush=True)
-    _write_table(options.target)
+                    written = json.loads(_cell_path(name, seed, ratio).read_text())
+                    cells = known_cells() | {(name, seed, ratio): written}
+                    _write_table(options.target, cells)
+                    print(name, seed, ratio, "done", flush=True)
+    _write_table(options.target, cells)
+
+
+def known_cells() -> dict[tuple[str, int, float], Cell]:
+    """What ``results/compress-zoo.json`` holds, by network, seed and ratio."""
+    path = RESULTS / "compress-zoo.json"
+    cells = json.loads(path.read_text())["cells"] if path.exists() else []
+    return {(cell["network"], cell["seed"], cell["ratio_asked"]): cell for cell in cells}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
     parser.add_argument("--ratio", type=float, nargs="+", default=[2.0])
     parser.add_argument("--target", default="cpu")
+    parser.add_argument("--again", action="store_true", help="also cells that are there already")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     return parser
 
@@ -75,10 +91,11 @@ def _run_child(name: str, seed: int, ratio: float, target: str) -> None:
 
 
 def _write_cell(name: str, seed: int, ratio: float, target_name: str) -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     published = published_networks()[name]
     target = load_target(target_name)
     settings = settings_for(target, {"seed": seed, "ranks": {"ratio": ratio}})
+    said: list[str] = []
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         written = compress(
@@ -88,11 +105,13 @@ def _write_cell(name: str, seed: int, ratio: float, target_name: str) -> None:
             settings,
             target=target,
             code_folder=published.code_folder,
+            cache=Cache(folder=KEPT, tell=said.append),
         )
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     cell = _cell(name, published, written)
     cell |= {"seed": seed, "ratio_asked": ratio, "wall_s": round(seconds, 1)}
+    cell["stages_taken_up"] = sum("taken up" in line for line in said)
     cell |= {"peak_memory_mib": round(peak), "environment": environment()}
     path = _cell_path(name, seed, ratio)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,8 +161,8 @@ def _cell_path(name: str, seed: int, ratio: float) -> Path:
     return CELLS / f"{name}-seed{seed}-ratio{ratio:g}.json"
 
 
-def _write_table(target: str) -> None:
-    cells = [json.loads(path.read_text()) for path in sorted(CELLS.glob("*.json"))]
+def _write_table(target: str, known: dict[tuple[str, int, float], Cell]) -> None:
+    cells = [known[key] for key in sorted(known)]
     command = "python -m benchmarks.compress_zoo --seed S... --ratio R..."
     whole = {"command": command, "target": target, "test_images": TEST_IMAGES, "cells": cells}
     (RESULTS / "compress-zoo.json").write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n")

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from benchmarks.columns import write_whole
+from benchmarks.cells import write_whole
 from benchmarks.drawing import ALARM, INK, SERIES, new_figure, save, styled
 from benchmarks.environment import environment
 from benchmarks.images import PACK_FOLDER, LabelledImages, read_pack

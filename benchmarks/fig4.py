@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.columns import write_whole
+from benchmarks.cells import write_whole
 from benchmarks.drawing import ALARM, SERIES, new_figure, save, styled
 from benchmarks.environment import environment
 from benchmarks.train_demo import demo_network

@@ -3,8 +3,8 @@
 One cell is one network, one seed and one method, at every ratio, in a process of its own. Synthetic
 images, scan and purification are kept between the ratios and methods of one network and seed
 (`edgeclean.resume`), so a cell's seconds are those of what it had to run itself. Test images and
-trigger only measure. A cell is written as it is done; an interrupted run goes on with the next, and
-``results/purify.json`` and ``.md`` are made of the cells alone.
+trigger only measure. A cell joins ``results/purify.json`` as it is done, with the code it was made
+by; an interrupted run, or a later one, goes on with what is not there yet.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.compress_zoo import TEST_IMAGES, Cell, rates_of
+from benchmarks.compress_zoo import BENCH, KEPT, TEST_IMAGES, THREADS, Cell, rates_of
 from benchmarks.defences.base import batch_norms
 from benchmarks.defences.clp import clp
 from benchmarks.environment import environment
 from benchmarks.images import PACK_FOLDER, LabelledImages, read_pack
 from benchmarks.published import PublishedNetwork, published_networks
-from benchmarks.purify_table import write_results
+from benchmarks.purify_table import known_cells, write_results
 from edgeclean.config import PipelineSettings, overlay, settings_for
 from edgeclean.factors.decompose import decompose
 from edgeclean.factors.scale import scale
@@ -39,7 +39,6 @@ from edgeclean.states import LoadedNetwork, Network
 from edgeclean.synthesis.synthesize import synthesize
 from edgeclean.targets.targets import load_target
 
-BENCH = Path(__file__).parents[1] / ".bench"
 CELLS = BENCH / "purify"
 PLAIN, CLP = "plain Tucker-2", "CLP"
 METHODS: dict[str, dict[str, Any]] = {
@@ -57,17 +56,21 @@ def main() -> None:
     if options.cell:
         _write_cell(options.cell, options.method[0], options.seed[0], options.ratio)
         return
+    cells = known_cells()
     for seed in options.seed:
         for method in options.method or METHODS:
             for name in options.network or published_networks():
-                if not cell_path(name, method, seed).exists():
+                if (name, method, seed) not in cells:
                     _run_child(name, method, seed, options.ratio)
+                    written = cell_path(name, method, seed).read_text()
+                    cells = known_cells() | {(name, method, seed): json.loads(written)}
+                    write_results(list(cells.values()))
                     print(name, method, seed, "done", flush=True)
-    write_results([json.loads(path.read_text()) for path in sorted(CELLS.glob("*.json"))])
+    write_results(list(cells.values()))
 
 
 def cell_path(name: str, method: str, seed: int) -> Path:
-    """Where a cell is kept."""
+    """Where a child leaves its cell."""
     word = "".join(letter if letter.isalnum() else "-" for letter in method)
     return CELLS / f"{name}-{word}-seed{seed}.json"
 
@@ -89,7 +92,7 @@ def _run_child(name: str, method: str, seed: int, ratios: list[float]) -> None:
 
 
 def _write_cell(name: str, method: str, seed: int, ratios: list[float]) -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     published = published_networks()[name]
     original = published.load()
     images = read_pack(PACK_FOLDER / "cifar10-test.npz", TEST_IMAGES)
@@ -123,7 +126,7 @@ def _by_edgeclean(
     original: LoadedNetwork, settings: PipelineSettings
 ) -> tuple[Network, Network, Cell]:
     """At full size and compressed, and what the scan said."""
-    cache = Cache(folder=BENCH / "kept", tell=lambda _: None)
+    cache = Cache(folder=KEPT, tell=lambda _: None)
     outcome = run_stages(original, settings, kept=cache.of(original, settings.seed))
     scores = [suspect.score for suspect in outcome.scan.suspects]
     facts: Cell = {

@@ -13,12 +13,19 @@ from benchmarks.published import RESULTS
 SIZES = ("full", "2x", "4x")
 
 
+def known_cells() -> dict[tuple[str, str, int], Cell]:
+    """What ``results/purify.json`` holds, by network, method and seed."""
+    path = RESULTS / "purify.json"
+    cells = json.loads(path.read_text())["cells"] if path.exists() else []
+    return {(cell["network"], cell["method"], cell["seed"]): cell for cell in cells}
+
+
 def write_results(cells: Sequence[Cell]) -> None:
     """``results/purify.json`` and the two tables of ``results/purify.md``."""
     whole = {
         "command": "python -m benchmarks.purify",
         "images": f"the first {TEST_IMAGES} of the CIFAR-10 test set",
-        "cells": list(cells),
+        "cells": sorted(cells, key=lambda cell: (cell["network"], cell["method"], cell["seed"])),
     }
     (RESULTS / "purify.json").write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n")
     text = "\n".join([*_by_network(cells), "", *_by_method(cells)])

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.columns import write_tables, write_whole
+from benchmarks.cells import write_whole
+from benchmarks.columns import write_tables
 from benchmarks.datasets import read_dataset
 from benchmarks.images import PACK_FOLDER
 from benchmarks.suite_run import BENCH_FOLDER, SuiteRun

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from benchmarks.attacks.base import Attack
+from benchmarks.cells import Cell, write_whole
 from benchmarks.columns import (
-    Cell,
     Column,
     column_path,
     identity,
@@ -21,7 +21,6 @@ from benchmarks.columns import (
     network_identity,
     plain_settings,
     read_column,
-    write_whole,
 )
 from benchmarks.defences.table import every_defence
 from benchmarks.environment import environment

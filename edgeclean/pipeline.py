@@ -24,6 +24,7 @@ from edgeclean.gates.verdicts import judge_result, judge_scan, refuse_failed
 from edgeclean.loading.checkpoint import load_checkpoint
 from edgeclean.progress import Progress, silent
 from edgeclean.ranks.choose import choose_ranks
+from edgeclean.ranks.latency_table import LatencyTable
 from edgeclean.ranks.truncate import truncate
 from edgeclean.reports.layer_table import layer_rows, spectra
 from edgeclean.reports.page import render_html, trigger_files
@@ -31,12 +32,16 @@ from edgeclean.reports.report import Evidence, build_report
 from edgeclean.reports.reproduce import changed_settings, command_line
 from edgeclean.reports.stopwatch import Stopwatch, peak_memory_mib
 from edgeclean.resume.stages import Cache, keep_nothing
+from edgeclean.resume.tables import check_table, measured_table
+from edgeclean.runtime.block_latency import BlockLatencySettings
 from edgeclean.scan import ScanReport, scan
-from edgeclean.stages import NO_GATES, Outcome, run_stages
+from edgeclean.scan.aftermath import trigger_success
+from edgeclean.stages import BYTES_PER_PARAM, NO_GATES, Outcome, run_stages
 from edgeclean.states import (
     JsonValue,
     LoadedNetwork,
     ModelSpec,
+    Network,
     SyntheticImages,
     TruncatedNetwork,
     settings_as_json,
@@ -70,6 +75,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     settings: PipelineSettings | None = None,
     *,
     target: Target | None = None,
+    latency_table: LatencyTable | None = None,
     policy: Policy = NO_GATES,
     labelled: LabelledImages | None = None,
     code_folder: Path | None = None,
@@ -85,6 +91,8 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         output: the bundle's folder.
         settings: of every stage; `config.settings_for` makes them for a target.
         target: what the bundle is for; None for the one that the settings name.
+        latency_table: what forms of layers take on the device. None measures one here where the
+            settings ask for a speed-up or a budget of time, and keeps it in the cache.
         policy: the gates; they refuse a bundle and never change one.
         labelled: the user's own images, to measure accuracy on and for nothing else.
         code_folder: what ``file.py:callable`` in the spec is relative to.
@@ -99,6 +107,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     device = target or load_target(chosen.target, jetpack=chosen.jetpack)
     require(device, opset=chosen.export.opset)
     check_precision(chosen.precision, chosen.export, device)
+    _check_goal(chosen, device, latency_table)
     if policy.max_accuracy_drop is not None and labelled is None:
         raise UsageError(
             "max-accuracy-drop needs labelled images to measure accuracy on; give --evaluate"
@@ -109,8 +118,15 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
             checkpoint, spec, limits=chosen.load, code_folder=code_folder
         )
         kept = keep_nothing if cache is None else cache.of(original, chosen.seed)
+        table = latency_table or _measured(original, chosen, cache, timed, progress)
         outcome = run_stages(
-            original, chosen, policy=policy, kept=kept, timed=timed, progress=progress
+            original,
+            chosen,
+            table=table,
+            policy=policy,
+            kept=kept,
+            timed=timed,
+            progress=progress,
         )
         outcome = _judged(outcome, policy, labelled, timed)
         again = command_line(checkpoint, spec, chosen)
@@ -158,6 +174,48 @@ def plan_checkpoint(
     return loaded, truncate(scaled, plan, settings.truncate, progress=progress)
 
 
+def _check_goal(settings: PipelineSettings, target: Target, table: LatencyTable | None) -> None:
+    """Refuse goals that cannot be planned for this target, before anything is loaded.
+
+    Raises:
+        UsageError: the table is of another precision, there is none and none can be measured here,
+            or a size is asked of a precision whose file sizes cannot be foretold.
+    """
+    precision, goal = settings.precision.format, settings.ranks
+    if table is not None:
+        measured = settings.latency
+        check_table(table, precision=precision, threads=measured.threads, batch=measured.batch)
+    elif goal.needs_table and (target.runtime != "onnxruntime" or precision != "fp32"):
+        raise UsageError(
+            f"a goal of time was asked for {target.name} in {precision}, which cannot be measured "
+            "here; give --latency-table with one measured there, or ask for --ratio"
+        )
+    if goal.size_budget is not None and precision not in BYTES_PER_PARAM:
+        raise UsageError(
+            f"--size-budget cannot be planned for {precision}, whose layers may stay in fp32; ask "
+            "for --ratio with --measure params, and refuse larger files with --max-size"
+        )
+
+
+def _measured(
+    original: LoadedNetwork,
+    settings: PipelineSettings,
+    cache: Cache | None,
+    timed: Stopwatch,
+    progress: Progress,
+) -> LatencyTable | None:
+    """A table of this machine, where the goal is one of time."""
+    if not settings.ranks.needs_table:
+        return None
+    return timed(measured_table)(
+        original,
+        BlockLatencySettings(threads=settings.latency.threads, batch=settings.latency.batch),
+        overrides=dict(settings.ranks.overrides),
+        kept=None if cache is None else cache.store,
+        progress=progress,
+    )
+
+
 def _judged(
     outcome: Outcome, policy: Policy, labelled: LabelledImages | None, timed: Stopwatch
 ) -> Outcome:
@@ -176,12 +234,18 @@ def _evidence(
     outcome: Outcome, settings: PipelineSettings, target: Target, timed: Stopwatch, command: str
 ) -> Evidence:
     clamped = outcome.scaled if outcome.scaled.history[-1].notes["scaled"] else None
+    networks: dict[str, Network] = {
+        "original": outcome.original,
+        "purified": outcome.purified,
+        "compressed": outcome.compressed,
+    }
     return Evidence(
         original=outcome.original,
         purified=outcome.purified,
         compressed=outcome.compressed,
         images=outcome.images,
         scan=outcome.scan,
+        trigger_success=trigger_success(outcome.scan, networks, outcome.images.pixels),
         layers=layer_rows(outcome.original, outcome.compressed),
         spectra=spectra(outcome.purified, clamped, outcome.compressed),
         original_onnx_bytes=len(outcome.original_model),

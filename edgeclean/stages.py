@@ -8,24 +8,30 @@ tune it on labelled images that were synthesised through what is left.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ParamSpec, TypeVar
 
 from edgeclean.config import PipelineSettings
+from edgeclean.cost import count_params
 from edgeclean.factors.decompose import decompose
 from edgeclean.factors.scale import scale
 from edgeclean.factors.threshold import choose_tau
 from edgeclean.gates.evaluation import Evaluation
 from edgeclean.gates.policy import Policy
+from edgeclean.gates.promise import refuse_larger, refuse_slower
 from edgeclean.gates.verdicts import GateVerdict, judge_scan, refuse_failed
 from edgeclean.progress import Progress, silent
 from edgeclean.purification.purify import purify
 from edgeclean.ranks.choose import choose_ranks
+from edgeclean.ranks.goals import FileSize
+from edgeclean.ranks.latency_table import LatencyTable
+from edgeclean.ranks.signatures import layer_signatures
 from edgeclean.ranks.truncate import truncate
 from edgeclean.recovery.finetune import finetune
 from edgeclean.reports.report import same_weights
 from edgeclean.reports.stopwatch import Stopwatch
 from edgeclean.resume.stages import Kept, keep_nothing
+from edgeclean.resume.tables import is_of_this_machine
 from edgeclean.runtime.latency import LatencyReport, measure_pair
 from edgeclean.scan import ScanReport, scan
 from edgeclean.states import (
@@ -42,6 +48,9 @@ from exporters.parity import ParityRecord, check_parity
 from exporters.precision import LoweredModel, lower_precision
 
 NO_GATES = Policy()
+BYTES_PER_PARAM = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
+NODE_BYTES = 1000  # of two further convolutions in an ONNX graph, names included, at the most
+LOOK_RUNS = 40  # of a look at the truncated network before the minutes of fine-tuning
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -81,18 +90,24 @@ class Outcome:
     gates: tuple[GateVerdict, ...] = ()
 
 
-def run_stages(
+def run_stages(  # noqa: PLR0913 - what a run is of, and what it tells
     original: LoadedNetwork,
     settings: PipelineSettings,
     *,
+    table: LatencyTable | None = None,
     policy: Policy = NO_GATES,
     kept: Kept = keep_nothing,
     timed: Stopwatch | None = None,
     progress: Progress = silent,
 ) -> Outcome:
-    """Every stage between the loaded network and the bundle; nothing but the cache is written."""
+    """Every stage between the loaded network and the bundle; nothing but the cache is written.
+
+    Raises:
+        BudgetError: with a latency table of this machine, the network is slower than the original;
+            or the file is above the size budget.
+    """
     clock = timed or Stopwatch(progress)
-    run = _Run(original, settings, kept, clock, progress)
+    run = _Run(original, settings, kept, clock, progress, table)
     images = run.synthesized(original, settings.seed)
     found = run(scan, settings.scan)(
         original, images, settings.scan, seed=settings.seed, progress=progress
@@ -113,7 +128,11 @@ def run_stages(
     )
     lower = clock(lower_precision, "Lowering the precision")
     lowered = lower(model, compressed.spec, images.pixels, settings.precision, progress=progress)
+    refuse_larger(settings.ranks.size_budget, len(lowered.model))
     measure = clock(measure_pair, "Measuring latency")
+    latency = measure(original_model, lowered.model, settings.latency)
+    if table is not None and is_of_this_machine(table):
+        refuse_slower(latency)
     return Outcome(
         original=original,
         purified=purified,
@@ -125,7 +144,7 @@ def run_stages(
         original_model=original_model,
         parity=parity,
         lowered=lowered,
-        latency=measure(original_model, lowered.model, settings.latency),
+        latency=latency,
     )
 
 
@@ -138,6 +157,7 @@ class _Run:
     kept: Kept
     timed: Stopwatch
     progress: Progress
+    table: LatencyTable | None
 
     def __call__(
         self,
@@ -196,6 +216,32 @@ class _Run:
         """Ranks chosen on the images, and the network cut to them."""
         settings, progress = self.settings, self.progress
         # The two cheap stages before are run again; their settings decide the plan all the same.
-        choose = self(choose_ranks, settings.decompose, settings.scale, settings.ranks)
-        plan = choose(scaled, settings.ranks, images=images, progress=progress)
-        return self.timed(truncate)(scaled, plan, settings.truncate, progress=progress)
+        facts = [] if self.table is None else [self.table.facts()]
+        decided_by = (settings.decompose, settings.scale, settings.ranks, settings.precision)
+        choose = self(choose_ranks, *decided_by, *facts)
+        plan = choose(
+            scaled,
+            settings.ranks,
+            images=images,
+            table=self.table,
+            file=self._file_size(),
+            progress=progress,
+        )
+        cut = self.timed(truncate)(scaled, plan, settings.truncate, progress=progress)
+        if self.table is not None and is_of_this_machine(self.table):
+            look = replace(settings.latency, runs=min(LOOK_RUNS, settings.latency.runs))
+            original, model = (export_onnx(one, settings.export) for one in (self.original, cut))
+            refuse_slower(measure_pair(original, model, look))
+        return cut
+
+    def _file_size(self) -> FileSize | None:
+        """What a size budget needs to know of the file; None where none is asked."""
+        if self.settings.ranks.size_budget is None:
+            return None
+        model = export_onnx(self.original, self.settings.export)
+        layers = len(layer_signatures(self.original.module, self.original.spec.input_shape))
+        return FileSize(
+            bytes_per_param=BYTES_PER_PARAM[self.settings.precision.format],
+            overhead_bytes=max(0, len(model) - 4 * count_params(self.original.module))
+            + NODE_BYTES * layers,
+        )

@@ -28,8 +28,8 @@ from edgeclean.errors import (
 )
 
 COMMANDS = (
-    *("compress", "scan", "inspect", "export", "build-engine", "bench", "verify"),
-    *("sign", "embed", "parts", "targets", "doctor"),
+    *("compress", "scan", "inspect", "export", "latency-table", "build-engine", "bench"),
+    *("verify", "sign", "embed", "parts", "targets", "doctor"),
 )
 HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "matplotlib", "jinja2", "tensorly")
 

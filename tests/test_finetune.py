@@ -10,7 +10,12 @@ from torch import nn
 
 from edgeclean.errors import UsageError
 from edgeclean.pixels import pixel_network
-from edgeclean.recovery.features import Features, shared_taps
+from edgeclean.recovery.features import (
+    Features,
+    feature_distance,
+    feature_scales,
+    shared_taps,
+)
 from edgeclean.recovery.finetune import FinetuneSettings, finetune
 from edgeclean.states import SyntheticImages
 from edgeclean.synthesis.priors import procedural_images
@@ -128,3 +133,23 @@ def test_few_layers_are_tapped_the_last_among_them():
     assert len(taps) <= 8
     assert taps[0] == "29"
     assert len(set(taps)) == len(taps)
+
+
+def test_the_distance_of_features_is_in_deviations_of_the_teachers_channels():
+    generator = torch.Generator().manual_seed(0)
+    given = {
+        "a": torch.randn(6, 3, 4, 4, generator=generator)
+        * torch.tensor([1.0, 5, 0.2]).view(3, 1, 1)
+    }
+    own = {"a": torch.randn(8, 3, 4, 4, generator=generator)}
+    scales = feature_scales(given)
+    deviation = (given["a"].var((0, 2, 3)) + 1e-4).sqrt().view(3, 1, 1)
+    expected = ((own["a"][:6] - given["a"]) / deviation).square().mean()
+    torch.testing.assert_close(feature_distance(own, given, scales, 6), expected)
+    # What is attacked (here the last two) does not count, and the unit of a channel neither.
+    own["a"][6:] = 100.0
+    torch.testing.assert_close(feature_distance(own, given, scales, 6), expected)
+    larger = {"a": 10 * given["a"]}
+    ten = feature_distance({"a": 10 * own["a"]}, larger, feature_scales(larger), 6)
+    torch.testing.assert_close(ten, expected, rtol=5e-3, atol=0)  # the floor under variances
+    assert float(feature_distance({}, {}, {}, 6)) == 0.0

@@ -19,7 +19,7 @@ from edgeclean.factors.decompose import DecomposeSettings, decompose
 from edgeclean.factors.fits import ActivationFit, WeightFit, lower_triangle
 from edgeclean.factors.sites import find_sites
 from edgeclean.ranks import subject as rank_subject
-from edgeclean.ranks.candidates import allowed_ranks, list_candidates, whole
+from edgeclean.ranks.candidates import FormLimits, allowed_ranks, list_candidates, whole
 from edgeclean.ranks.choose import RankSettings, choose_ranks
 from edgeclean.ranks.knapsack import Item, choose
 from edgeclean.ranks.rank_file import read_rank_file
@@ -248,7 +248,9 @@ def test_candidates_cost_what_their_blocks_cost(name):
     base = count_params(network.module), count_macs(network.module, (3, 16, 16))
     dense = whole(site, conv)
     decomposed = decompose(network, DecomposeSettings())
-    for form in list_candidates(site, conv, fit, measure="macs", rank_multiple=7, least_gain=0.0):
+    for form in list_candidates(
+        site, conv, fit, limits=FormLimits(cost="macs", rank_multiple=7, least_gain=0.0)
+    ):
         if form.ranks is None:
             continue
         others = tuple(s.name for s in find_sites(network) if s.name != name and not s.reason)
@@ -268,7 +270,7 @@ def test_candidates_get_dearer_and_lose_less():
     site = next(site for site in find_sites(network) if site.name == "late")
     fit = WeightFit(factorize(site.conv().weight), (48, 64))
     forms = list_candidates(
-        site, site.conv(), fit, measure="params", rank_multiple=1, least_gain=0.1
+        site, site.conv(), fit, limits=FormLimits(cost="params", rank_multiple=1, least_gain=0.1)
     )
     assert len(forms) <= 49
     for cheap, dear in itertools.pairwise(forms):
@@ -339,7 +341,9 @@ def test_the_effect_is_the_outputs_relative_change():
     subject = subject_of(plain(), some_images())
     effect, fit = OutputEffect(subject.module, subject.batch), subject.fit("late")
     conv, site = subject.convs["late"], subject.sites["late"]
-    forms = list_candidates(site, conv, fit, measure="macs", rank_multiple=16, least_gain=0.1)
+    forms = list_candidates(
+        site, conv, fit, limits=FormLimits(cost="macs", rank_multiple=16, least_gain=0.1)
+    )
     effects = effect.effects("late", fit, forms)
     with torch.no_grad():
         outputs = subject.module(subject.batch)

@@ -8,12 +8,12 @@ from tiny_networks import tiny_network
 from torch import nn
 
 from edgeclean.errors import UsageError
-from edgeclean.scan import ScanSettings, scan
+from edgeclean.scan import ScanSettings, scan, searches
 from edgeclean.scan.bank import build_bank, score_bank
 from edgeclean.scan.families import AdditiveFamily, MaskedFamily, WarpFamily
 from edgeclean.scan.gradient import Evidence, Slot, success_rate
 from edgeclean.scan.outliers import cheapness_scores
-from edgeclean.scan.scan import suspicion_threshold
+from edgeclean.scan.searches import suspicion_threshold
 from edgeclean.scan.triggers import MaskedTrigger
 from edgeclean.states import LoadedNetwork, ModelSpec, SyntheticImages
 from edgeclean.synthesis.priors import procedural_images
@@ -162,3 +162,40 @@ def test_the_scan_accepts_a_network_of_any_stage():
     images = SyntheticImages(pixels=pixels, labels=torch.zeros(40, dtype=torch.int64), origin="x")
     report = scan(network, images, ScanSettings(steps=3, bank_candidates=50), seed=0)
     assert len(report.searches) == len(ScanSettings().searches)
+
+
+def test_later_starts_search_the_cheapest_classes_again_and_every_class_keeps_its_best(monkeypatch):
+    asked, real = [], searches.cheapest_triggers
+
+    def counted(module, evidence, slots, *rest):
+        asked.append([slot.target for slot in slots])
+        return real(module, evidence, slots, *rest)
+
+    monkeypatch.setattr(searches, "cheapest_triggers", counted)
+    classes, pixels = 48, procedural_images(96, (3, 6, 6), torch.Generator().manual_seed(1))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Flatten(), nn.Linear(108, classes)).requires_grad_(False)
+    probe = searches.Probe(
+        module=module,
+        evidence=Evidence(pixels, module(pixels).argmax(1)),
+        classes=classes,
+        steps=12,
+        restarts=3,
+        candidates=10,
+        seed=0,
+    )
+    record, _ = searches.search_family(probe, "additive", torch.Generator().manual_seed(0))
+    assert asked[0] == list(range(classes))
+    assert [len(targets) for targets in asked[1:]] == [12, 12]
+    first = real(
+        probe.module,
+        probe.evidence,
+        [Slot(target) for target in range(classes)],
+        AdditiveFamily,
+        searches.GradientSettings(steps=12),
+        torch.Generator().manual_seed(0),
+    )
+    assert all(cost <= found.cost for cost, found in zip(record.costs, first, strict=True))
+    cheapest = sorted(range(classes), key=lambda target: first[target].cost)[:12]
+    assert asked[1] == sorted(cheapest)

@@ -23,6 +23,7 @@ from edgeclean.cli.embed import embed
 from edgeclean.cli.export import export
 from edgeclean.cli.files import no_writes_at_home
 from edgeclean.cli.inspect import inspect
+from edgeclean.cli.latency_table import latency_table
 from edgeclean.cli.parts import parts
 from edgeclean.cli.scan import scan
 from edgeclean.cli.sign import sign
@@ -62,7 +63,7 @@ def _root(
 
 
 for command in (
-    *(compress, scan, inspect, export, build_engine, bench, verify),
+    *(compress, scan, inspect, export, latency_table, build_engine, bench, verify),
     *(sign, embed, parts, targets, doctor),
 ):
     app.command()(command)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgeclean.cli.compress_options import (
     CacheFolder,
     Keep,
+    LatencyBudget,
     Measure,
     NoCache,
     Opset,
@@ -20,7 +21,12 @@ from edgeclean.cli.compress_options import (
     Ratio,
     SignCertificate,
     SignKey,
+    SizeBudget,
+    Speedup,
+    TableFile,
     Tau,
+    goal,
+    table_of,
 )
 from edgeclean.cli.console import Face, cells, plain_table
 from edgeclean.cli.dependencies import (
@@ -79,6 +85,10 @@ def compress(  # noqa: PLR0913 - the options are the interface
     target_file: TargetFile = None,
     jetpack: JetPack = None,
     ratio: Ratio = None,
+    speedup: Speedup = None,
+    latency_budget_ms: LatencyBudget = None,
+    size_budget: SizeBudget = None,
+    latency_table: TableFile = None,
     measure: Measure = None,
     keep: Keep = None,
     rank_multiple: RankMultiple = None,
@@ -118,14 +128,14 @@ def compress(  # noqa: PLR0913 - the options are the interface
     options: dict[str, Any] = {"seed": seed, "target": target, "jetpack": jetpack}
     options |= {"purify": {"mode": purify}, "decompose": {"keep": keep or None}}
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
-    options |= {"precision": {"format": precision}, "ranks": _overrides(ranks_file)}
-    options["ranks"] |= {"ratio": ratio, "measure": measure, "rank_multiple": rank_multiple}
+    wanted = goal(ratio, measure, rank_multiple, speedup, latency_budget_ms, size_budget)
+    options |= {"precision": {"format": precision}, "ranks": _overrides(ranks_file) | wanted}
     settings, device = pipeline_settings(config, options, target_file)
     gates = {"fail_on_backdoor": fail_on_backdoor, "max_accuracy_drop": max_accuracy_drop}
     asked = policy_of(policy, **gates, max_size=max_size, min_speedup=min_speedup)
     inputs = InputFiles(depfile, output)
     inputs.add(checkpoint, model, code_file(spec.architecture, code_folder))
-    inputs.add(config, target_file, policy, ranks_file)
+    inputs.add(config, target_file, policy, ranks_file, latency_table)
     signer = _signer(sign_key, sign_certificate)
     use_threads(threads)
     from edgeclean import pipeline
@@ -139,6 +149,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
             output,
             settings,
             target=device,
+            latency_table=table_of(latency_table),
             policy=asked,
             labelled=labelled,
             code_folder=code_folder,
@@ -246,6 +257,10 @@ def _checks(written: WrittenOutcome) -> Table:
     table = plain_table("", "")
     table.add_row(*cells("scan of the original", verdict_in_words(written.outcome.scan)))
     table.add_row(*cells("purification", "changed weights" if changed else "changed nothing"))
+    shares = written.report["trigger_success"]
+    if shares:
+        worst = [max(one[name] for one in shares) for name in ("original", "compressed")]
+        table.add_row(*cells("success of its triggers", f"{worst[0]:.0%} -> {worst[1]:.0%}"))
     table.add_row(*cells("parity of ONNX with PyTorch", difference))
     if written.outcome.evaluation is not None:
         own = written.outcome.evaluation

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgeclean.cli.options import RUN
 
-SIZE = "The size"
+if TYPE_CHECKING:
+    from edgeclean.ranks.latency_table import LatencyTable
+
+SIZE = "The goal: one of --ratio, --speedup, --latency-budget-ms and --size-budget"
 PURIFY = "Purification"
 
 Output = Annotated[
@@ -18,6 +21,34 @@ Output = Annotated[
 Ratio = Annotated[
     float | None,
     typer.Option(help="How many times fewer MACs (or parameters).", rich_help_panel=SIZE),
+]
+Speedup = Annotated[
+    float | None,
+    typer.Option(
+        help="How many times faster, by a latency table; measured here if none is given.",
+        rich_help_panel=SIZE,
+    ),
+]
+LatencyBudget = Annotated[
+    float | None,
+    typer.Option(
+        "--latency-budget-ms",
+        help="What one run may take, by a latency table; measured here if none is given.",
+        rich_help_panel=SIZE,
+    ),
+]
+SizeBudget = Annotated[
+    str | None,
+    typer.Option(help="What model.onnx may have: bytes, or 500kB, 2MiB.", rich_help_panel=SIZE),
+]
+TableFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--latency-table",
+        help="What each form of a layer takes on the device (`edgeclean latency-table`); with it "
+        "no layer is made slower.",
+        rich_help_panel=SIZE,
+    ),
 ]
 Measure = Annotated[
     str | None, typer.Option(help="What the ratio is of: macs or params.", rich_help_panel=SIZE)
@@ -72,3 +103,36 @@ NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no stage.", rich
 Opset = Annotated[
     int | None, typer.Option(help="ONNX opset; the target has its own.", rich_help_panel=RUN)
 ]
+
+
+def goal(
+    ratio: float | None,
+    measure: str | None,
+    rank_multiple: int | None,
+    speedup: float | None,
+    latency_budget_ms: float | None,
+    size: str | None,
+) -> dict[str, Any]:
+    """What is asked of the ranks, as settings; `RankSettings` refuses two goals."""
+    size_budget = None
+    if size is not None:
+        from edgeclean.gates.policy import read_size
+
+        size_budget = read_size(size)
+    return {
+        "ratio": ratio,
+        "measure": measure,
+        "rank_multiple": rank_multiple,
+        "speedup": speedup,
+        "latency_budget_ms": latency_budget_ms,
+        "size_budget": size_budget,
+    }
+
+
+def table_of(path: Path | None) -> LatencyTable | None:
+    """The latency table in a file; None if none is named."""
+    if path is None:
+        return None
+    from edgeclean.ranks.latency_file import read_latency_table
+
+    return read_latency_table(path)

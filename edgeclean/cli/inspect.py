@@ -98,7 +98,7 @@ def inspect(  # noqa: PLR0913 - the options are the interface
     face.answer(
         {
             "source_sha256": loaded.source_sha256,
-            "ratio": settings.ranks.ratio,
+            "ratio": settings.ranks.ratio_or_default,
             "layers": [asdict(row) for row in rows],
             "spectra": [asdict(curve) for curve in curves],
         },

@@ -93,8 +93,7 @@ def scan(  # noqa: PLR0913 - the options are the interface
 def verdict_in_words(found: ScanReport) -> str:
     """Never "clean": a scan can only say what it did not find."""
     if found.verdict == "suspected":
-        targets = ", ".join(str(one) for one in sorted({s.target for s in found.suspects}))
-        return f"backdoor suspected, target class {targets}"
+        return f"backdoor suspected, target {', '.join(found.suspicions)}"
     return f"no trigger found by {', '.join(search.name for search in found.searches)}"
 
 
@@ -105,7 +104,13 @@ def _verdict(found: ScanReport) -> Table:
     for one in found.suspects:
         source = "any" if one.source is None else one.source
         table.add_row(
-            *cells(one.target, source, one.search, f"{one.score:.3g}", f"{one.success:.0%}")
+            *cells(
+                "another each" if one.target is None else one.target,
+                source,
+                one.search,
+                f"{one.score:.3g}",
+                f"{one.success:.0%}",
+            )
         )
     return table
 

@@ -27,7 +27,7 @@ class GateVerdict:
         gate: the name of the option and of the key in a policy file.
         asked: the bound, in ``unit``.
         measured: in ``unit``; NaN never passes.
-        unit: "suspected classes", "percentage points", "bytes" or "times".
+        unit: "suspicions", "percentage points", "bytes" or "times".
         passed: whether the bound is kept.
         detail: what stands behind the number, in words.
     """
@@ -44,16 +44,16 @@ def judge_scan(policy: Policy, found: ScanReport) -> tuple[GateVerdict, ...]:
     """The gate on the scan, which can be judged before the work that follows."""
     if not policy.fail_on_backdoor:
         return ()
-    targets = sorted({suspect.target for suspect in found.suspects})
+    suspected = found.suspicions
     searches = ", ".join(search.name for search in found.searches)
     return (
         GateVerdict(
             gate="fail-on-backdoor",
             asked=0,
-            measured=len(targets),
-            unit="suspected classes",
+            measured=len(suspected),
+            unit="suspicions",
             passed=found.verdict != "suspected",
-            detail=f"class {', '.join(map(str, targets))}" if targets else f"searched: {searches}",
+            detail=", ".join(suspected) if suspected else f"searched: {searches}",
         ),
     )
 

@@ -27,9 +27,10 @@ from edgeclean.precision import channels_last, device_of
 from edgeclean.progress import Progress, silent
 from edgeclean.purification.unlearn import Ground, UnlearnSettings, Wanted, unlearn
 from edgeclean.scan.bank import Bank, build_bank, score_bank
-from edgeclean.scan.gradient import Evidence, GradientSettings, Slot, cheapest_triggers
-from edgeclean.scan.report import ScanReport
-from edgeclean.scan.scan import FAMILIES, predictions, under_test
+from edgeclean.scan.families import FAMILIES
+from edgeclean.scan.gradient import ELSEWHERE, Evidence, GradientSettings, Slot, cheapest_triggers
+from edgeclean.scan.report import ScanReport, Suspect
+from edgeclean.scan.scan import predictions, under_test
 from edgeclean.states import (
     Network,
     PurifiedNetwork,
@@ -38,6 +39,8 @@ from edgeclean.states import (
     settings_as_json,
 )
 from edgeclean.synthesis.priors import procedural_images
+
+_MOST_OTHERS = 5  # classes that a search compares the suspects with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +101,7 @@ def purify(
     if settings.mode != "guided":
         return _purified(network, copy.deepcopy(network.module), settings, [], ())
     game = _Game(network, images, report, settings, seed)
-    log = game.play(report, progress) if report.targets else game.generalise(progress)
+    log = game.play(report, progress) if report.suspects else game.generalise(progress)
     return _purified(network, game.module(), settings, log, report.targets)
 
 
@@ -130,7 +133,7 @@ class _Game:
     def play(self, report: ScanReport, progress: Progress) -> list[dict[str, Any]]:
         """Rounds towards the suspected classes; what each found, for the history."""
         plain = _plain_suspects(report)
-        store = [Wanted(s.trigger, s.target) for s in report.suspects if s.target in plain]
+        store = [Wanted(s.trigger, _goal(s)) for s in report.suspects if _goal(s) in plain]
         log: list[dict[str, Any]] = []
         for index in range(self._settings.rounds):
             found, facts = self._search(plain)
@@ -191,6 +194,8 @@ class _Game:
     ) -> tuple[list[Wanted], dict[str, Any]]:
         """Gradient searches; cheap is under 60 % of the other classes' median."""
         others = [target for target in range(self._classes) if target not in targets]
+        drawn = torch.randperm(len(others), generator=self._generator)[:_MOST_OTHERS]
+        others = [others[index] for index in drawn.tolist()]
         slots = [Slot(t) for t in targets for _ in range(self._settings.restarts)]
         results = cheapest_triggers(
             self._student,
@@ -217,32 +222,36 @@ class _Game:
         if len(bank) == 0:
             return [], {"kept": 0}
         score = score_bank(self._student, evidence, bank, self._classes, self._generator)
-        best = score.success.amax(0)
         others = [target for target in range(self._classes) if target not in targets]
-        yardstick = float(best[others].median()) if others else 0.0
+        yardstick = float(score.success.amax(0)[others].median()) if others else 0.0
+        success = {t: score.moved() if t == ELSEWHERE else score.success[:, t] for t in targets}
         kept = [
             Wanted(_bank_trigger(score.bank, row, evidence.pixels), target)
-            for target in targets
-            for row in _best_rows(score.success[:, target], self._settings.bank_triggers)
-            if float(score.success[row, target]) > max(0.25, 0.8 * yardstick)
+            for target, rates in success.items()
+            for row in _best_rows(rates, self._settings.bank_triggers)
+            if float(rates[row]) > max(0.25, 0.8 * yardstick)
         ]
-        most = max((float(best[target]) for target in targets), default=0.0)
+        most = max((float(rates.max()) for rates in success.values()), default=0.0)
         return kept, {"most": _rounded(most), "others": _rounded(yardstick), "kept": len(kept)}
 
 
 def _plain_suspects(report: ScanReport) -> tuple[int, ...]:
-    """The classes at least half as suspicious as the most suspicious one.
+    """The classes at least half as suspicious as the most suspicious one; `ELSEWHERE` always.
 
     Beside one strong backdoor, classes that are only easy to reach stand out of the rest too, and
     unlearning what is natural costs accuracy. They stay in the report; a scan of the purified
     network shows what is left of them.
     """
-    best = {
-        target: max(suspect.score for suspect in report.suspects if suspect.target == target)
-        for target in report.targets
-    }
-    most = max(best.values())
+    best: dict[int, float] = {}
+    for suspect in report.suspects:
+        score = math.inf if suspect.target is None else suspect.score
+        best[_goal(suspect)] = max(score, best.get(_goal(suspect), 0.0))
+    most = max((score for score in best.values() if math.isfinite(score)), default=0.0)
     return tuple(target for target, score in best.items() if score >= most / 2)
+
+
+def _goal(suspect: Suspect) -> int:
+    return ELSEWHERE if suspect.target is None else suspect.target
 
 
 def _best_rows(success: Tensor, count: int) -> list[int]:

@@ -28,6 +28,7 @@ from edgeclean.distil import Likeness, logit_variance
 from edgeclean.precision import device_of, mixed_precision
 from edgeclean.scan.bank import Bank
 from edgeclean.scan.families import AdditiveFamily, Family, MaskedFamily, WarpFamily
+from edgeclean.scan.gradient import Evidence, class_loss, logits_of
 from edgeclean.scan.triggers import AdditiveTrigger, MaskedTrigger, Trigger, WarpTrigger
 from edgeclean.synthesis.augment import augmented, mixed
 
@@ -67,7 +68,7 @@ class UnlearnSettings:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A trigger to unlearn, and the class that it must no longer lead to."""
+    """A trigger to unlearn, and the class (or `ELSEWHERE`) that it must no longer lead to."""
 
     trigger: Trigger
     target: int
@@ -116,12 +117,12 @@ def unlearn(
     parameters = list(learner.parameters())
     optimizer = torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(settings.steps))
-    population = _Population(wanted, settings)
+    population = _Population(wanted, settings, Evidence(ground.pixels(), _classes_of(ground)))
     likeness = Likeness(settings.compare, logit_variance(_answers(ground)))
     for step in range(settings.steps):
         if settings.ascent_steps and step % settings.ascent_every == 0:
             learner.requires_grad_(False)
-            population.ascend(learner, ground.pixels(), generator)
+            population.ascend(learner, generator)
             learner.requires_grad_(True)
         clean = _batch(ground, settings.batch_size, generator)
         shown = torch.randperm(len(clean), generator=generator)
@@ -140,8 +141,10 @@ def unlearn(
 class _Population:
     """The triggers, by family, as they were found and as they have moved since."""
 
-    def __init__(self, wanted: Sequence[Wanted], settings: UnlearnSettings) -> None:
-        self._settings = settings
+    def __init__(
+        self, wanted: Sequence[Wanted], settings: UnlearnSettings, evidence: Evidence
+    ) -> None:
+        self._settings, self._evidence = settings, evidence
         self._groups: list[_Group] = []
         for kind, family in _FAMILY_OF.items():
             members = [item for item in wanted if isinstance(item.trigger, kind)]
@@ -151,13 +154,11 @@ class _Population:
     def __len__(self) -> int:
         return sum(len(group.targets) for group in self._groups)
 
-    def ascend(
-        self, learner: nn.Module, pixels: Float[Tensor, "n c h w"], generator: torch.Generator
-    ) -> None:
+    def ascend(self, learner: nn.Module, generator: torch.Generator) -> None:
         """Every trigger a few steps towards its target, on four images each a step."""
         for group in self._groups:
             for _ in range(self._settings.ascent_steps):
-                group.step(learner, pixels, generator)
+                group.step(learner, self._evidence, generator)
 
     @torch.no_grad()
     def stamp(
@@ -190,20 +191,15 @@ class _Group:
             self.moving.parameters(), lr=family.learning_rate, betas=(0.5, 0.9)
         )
 
-    def step(
-        self, learner: nn.Module, pixels: Float[Tensor, "n c h w"], generator: torch.Generator
-    ) -> None:
+    def step(self, learner: nn.Module, evidence: Evidence, generator: torch.Generator) -> None:
         """One Adam step of all triggers of the family."""
-        device, each = device_of(learner), 4
-        rows = torch.randint(len(pixels), (len(self.targets), each), generator=generator)
-        stamped = self.moving.stamp(pixels[rows]).flatten(0, 1)
-        with mixed_precision(device):
-            logits = learner(stamped.to(device, memory_format=torch.channels_last))
-        wanted = self.targets.repeat_interleave(each).to(device)
-        loss = functional.cross_entropy(logits.float(), wanted, reduction="sum") / each
+        shape = (len(self.targets), 4)
+        rows = torch.randint(len(evidence.pixels), shape, generator=generator)
+        logits = logits_of(learner, self.moving.stamp(evidence.pixels[rows]))
+        loss = class_loss(logits, self.targets, evidence.predictions[rows]).mean(1).sum()
         excess = functional.relu(self.moving.cost() - self._cap).sum()
         self._optimizer.zero_grad()
-        (loss.cpu() + self._weight * excess).backward()
+        (loss + self._weight * excess).backward()
         self._optimizer.step()
 
 
@@ -253,14 +249,17 @@ def _batch(ground: Ground, size: int, generator: torch.Generator) -> Float[Tenso
     return mixed(drawn, generator)
 
 
-@torch.no_grad()
 def _answers(ground: Ground) -> Float[Tensor, "n k"]:
     """The teacher's logits of some synthetic images."""
-    device = device_of(ground.teacher)
-    pixels = ground.synthetic[:256].to(device, memory_format=torch.channels_last)
-    with mixed_precision(device):
-        answers: Tensor = ground.teacher(pixels)
-    return answers.float()
+    with torch.no_grad():
+        return logits_of(ground.teacher, ground.synthetic[None, :256])[0]
+
+
+def _classes_of(ground: Ground) -> Int[Tensor, " n"]:
+    """What the teacher says of every image."""
+    with torch.no_grad():
+        batches = ground.pixels().split(256)
+        return torch.cat([logits_of(ground.teacher, one[None])[0].argmax(1) for one in batches])
 
 
 def _distillation(

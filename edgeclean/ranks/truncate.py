@@ -12,8 +12,15 @@ from edgeclean.factors.blocks import block_factors, block_of, is_block, merge_bl
 from edgeclean.factors.fits import WeightFit
 from edgeclean.factors.sites import require_layers, with_layers
 from edgeclean.progress import Progress, silent
+from edgeclean.ranks.latency_table import NS_PER_MS
 from edgeclean.ranks.plan import LayerPlan, RankPlan
-from edgeclean.states import DecomposedNetwork, StageRecord, TruncatedNetwork, settings_as_json
+from edgeclean.states import (
+    DecomposedNetwork,
+    JsonValue,
+    StageRecord,
+    TruncatedNetwork,
+    settings_as_json,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +77,7 @@ def truncate(
     if plan.ratio < plan.ratio_asked * (1 - settings.shortfall):
         raise RatioError(
             f"the truncated network is {plan.ratio:.3f} times smaller in {plan.measure}, not "
-            f"{plan.ratio_asked:g}; ask for --ratio {plan.ratio:.2f}"
+            f"{plan.ratio_asked:g}; ask for {plan.ratio:.2f}"
         )
     return TruncatedNetwork(
         module=module,
@@ -121,6 +128,17 @@ def _record(
             "params_before": plan.params_before,
             "macs_before": plan.macs_before,
             "images_measured_on": plan.images,
+            **_times(plan),
             "layers": [layer.as_json() for layer in plan.layers],
         },
     )
+
+
+def _times(plan: RankPlan) -> dict[str, JsonValue]:
+    """What was planned by a latency table, if one was: its own numbers, which no run changes."""
+    if plan.table is None:
+        return {}
+    network_ms = None
+    if plan.ns_before:
+        network_ms = [plan.ns_before / NS_PER_MS, plan.ns_after / NS_PER_MS]
+    return {"latency_table": {**plan.table, "network_ms": network_ms}}

@@ -60,13 +60,24 @@ def shared_taps(learner: nn.Module, master: nn.Module) -> list[str]:
     return []
 
 
+def feature_scales(features: Mapping[str, Float[Tensor, "n c h w"]]) -> dict[str, Tensor]:
+    """One over the deviation of every channel, [1, c, 1, 1]: the unit that distances are in."""
+    return {
+        name: (feature.float().var((0, 2, 3), keepdim=True) + 1e-4).rsqrt()
+        for name, feature in features.items()
+    }
+
+
 def feature_distance(
-    own: Mapping[str, Tensor], given: Mapping[str, Tensor], clean: int
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], scales: Mapping[str, Tensor], clean: int
 ) -> Float[Tensor, ""]:
-    """Mean squared distance in units of each channel's variance, on the unattacked images."""
+    """Mean squared distance in units of each channel's deviation, on the unattacked images.
+
+    Kept in the features' own precision up to the mean: the maps are the largest tensors of a step,
+    and every pass over them in float32 costs as much as a layer.
+    """
     distances = []
     for name, feature in given.items():
-        target = feature.float()
-        variance = target.var((0, 2, 3), keepdim=True) + 1e-4
-        distances.append(((own[name][:clean].float() - target).square() / variance).mean())
+        difference = (own[name][:clean] - feature) * scales[name].to(feature.dtype)
+        distances.append(difference.square().mean(dtype=torch.float32))
     return torch.stack(distances).mean() if distances else torch.zeros(())

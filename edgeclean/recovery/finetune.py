@@ -1,10 +1,11 @@
 """Recover accuracy after truncation: distil the purified teacher on synthetic images.
 
 The student learns the teacher's logits, and its features behind some BatchNorms (FitNets, Romero
-et al. 2015), on augmented and mixed synthetic images. Switches, off by default because they cost
-accuracy (``benchmarks/ablations.py``): fresh BatchNorm statistics first, procedural images beside
-the synthetic ones, and the deck's adversarial versions, on which the student's answer to an
-attacked image is the teacher's answer to the image before the attack.
+et al. 2015), on synthetic images that are shifted, mirrored, recoloured, mixed and patched.
+Switches, off by default because they cost accuracy (``benchmarks/ablations.py``): fresh BatchNorm
+statistics first, procedural images beside the synthetic ones, and the deck's adversarial versions,
+on which the student's answer to an attacked image is the teacher's answer to the image before the
+attack.
 
 Source: Clean & Compact, slide 10. Deviation: distillation instead of labels, because images made
 by a network say more through its outputs than through the class they were made for.
@@ -28,7 +29,12 @@ from edgeclean.errors import UsageError
 from edgeclean.pixels import pixel_network
 from edgeclean.precision import channels_last, device_of, mixed_precision
 from edgeclean.progress import Progress, silent
-from edgeclean.recovery.features import Features, feature_distance, shared_taps
+from edgeclean.recovery.features import (
+    Features,
+    feature_distance,
+    feature_scales,
+    shared_taps,
+)
 from edgeclean.states import (
     FinetunedNetwork,
     Network,
@@ -36,7 +42,7 @@ from edgeclean.states import (
     SyntheticImages,
     settings_as_json,
 )
-from edgeclean.synthesis.augment import augmented, mixed
+from edgeclean.synthesis.augment import augmented, mixed, patched, recoloured
 from edgeclean.synthesis.batchnorm import reestimate_batchnorm_
 from edgeclean.synthesis.priors import procedural_images
 
@@ -60,7 +66,7 @@ class FinetuneSettings:
         reestimate: whether BatchNorm statistics are set anew before the first step.
     """
 
-    steps: int = 600
+    steps: int = 900
     batch_size: int = 128
     learning_rate: float = 2e-3
     compare: Compare = "logits"
@@ -150,6 +156,7 @@ class _Lesson:
         answers = self._answers(synthetic.pixels[:256])
         self._classes = answers.shape[1]
         self._likeness = Likeness(settings.compare, logit_variance(answers))
+        self._scales: dict[str, Tensor] = {}
 
     def teach(
         self, generator: torch.Generator, progress: Progress
@@ -169,6 +176,8 @@ class _Lesson:
         progress("Recovering accuracy", 0, settings.steps)
         taps = shared_taps(self._learner, self._master) if settings.feature_weight > 0 else []
         with Features(self._learner, taps) as own, Features(self._master, taps) as given:
+            self._answers(self._synthetic.pixels[:256])
+            self._scales = feature_scales(given.take())
             for step in range(settings.steps):
                 loss = self._loss(*self._batch(generator), own, given, generator)
                 optimizer.zero_grad()
@@ -190,10 +199,11 @@ class _Lesson:
         others = torch.randint(len(self._procedural), (prior,), generator=generator)
         drawn = torch.cat([self._synthetic.pixels[rows], self._procedural[others]])
         order = torch.randperm(size, generator=generator)
-        pixels = augmented(drawn[order], generator)
+        pixels = recoloured(augmented(drawn[order], generator), generator)
         if self._settings.compare == "labels":  # a mixture has none, and nothing is procedural
             return self._placed(pixels), self._synthetic.labels[rows][order]
-        return self._placed(mixed(pixels, generator)), self._synthetic.labels[rows]
+        pixels = patched(mixed(pixels, generator), generator)
+        return self._placed(pixels), self._synthetic.labels[rows]
 
     def _loss(
         self,
@@ -215,7 +225,7 @@ class _Lesson:
             outputs = self._learner(torch.cat([pixels, attacked])).float()
         loss = self._likeness(outputs, torch.cat([answers, answers[:attacked_count]]))
         if features:
-            distance = feature_distance(own.take(), features, len(pixels))
+            distance = feature_distance(own.take(), features, self._scales, len(pixels))
             loss = loss + self._settings.feature_weight * distance
         return loss
 

@@ -13,7 +13,7 @@ from edgeclean.cost import count_params, layer_macs
 from edgeclean.factors.blocks import block_factors, is_block
 from edgeclean.factors.sites import Site, find_sites
 from edgeclean.factors.tucker import tucker2
-from edgeclean.states import Network
+from edgeclean.states import JsonValue, Network
 
 SPECTRUM_POINTS = 64
 
@@ -33,6 +33,9 @@ class LayerRow:
         rank_in: likewise.
         params_before: of the layer with its bias.
         macs_before: for one image.
+        ms_before: of the one convolution by the latency table; None without one.
+        ms_after: of the form that was chosen, likewise.
+        time_kind: whether the table holds that form's time, or it was estimated from others.
     """
 
     name: str
@@ -46,6 +49,9 @@ class LayerRow:
     params_after: int
     macs_before: int
     macs_after: int
+    ms_before: float | None = None
+    ms_after: float | None = None
+    time_kind: Literal["measured", "estimated"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +80,7 @@ def layer_rows(before: Network, after: Network) -> tuple[LayerRow, ...]:
     macs_before = layer_macs(before.module, before.spec.input_shape)
     macs_after = layer_macs(after.module, after.spec.input_shape)
     changed = {site.name: site for site in find_sites(after)}
-    reasons = _planned_reasons(after)
+    reasons, times = _planned_reasons(after), _planned_times(after)
     rows = []
     for site in find_sites(before):
         other = changed[site.name]
@@ -93,6 +99,7 @@ def layer_rows(before: Network, after: Network) -> tuple[LayerRow, ...]:
                 params_after=count_params(other.module),
                 macs_before=_macs_under(site.name, macs_before),
                 macs_after=_macs_under(site.name, macs_after),
+                **times.get(site.name, {}),
             )
         )
     return tuple(rows)
@@ -126,6 +133,20 @@ def spectra(before: Network, scaled: Network | None, compressed: Network) -> tup
             )
         )
     return tuple(found)
+
+
+def _planned_times(network: Network) -> dict[str, dict[str, JsonValue]]:
+    """What the latency table said of each layer, as the plan wrote it down."""
+    return {
+        layer["layer"]: {
+            "ms_before": layer["ms"][0],
+            "ms_after": layer["ms"][1],
+            "time_kind": layer["time_kind"],
+        }
+        for record in network.history
+        for layer in record.notes.get("layers", ())
+        if "ms" in layer
+    }
 
 
 def _planned_reasons(network: Network) -> dict[str, str]:

@@ -6,8 +6,9 @@ triggers and synthetic images. Nothing reaches the page unescaped: layer names c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import zip_longest
 from typing import Any
 
 import jinja2
@@ -51,9 +52,15 @@ def render_html(
         report=document,
         files=manifest["files"],
         purified=_purified_sentence(document),
+        suspicion=", ".join(scan.suspicions),
         factored=[row for row in layers if row["fate"] == "factored"],
         whole=[row for row in layers if row["fate"] != "factored"],
-        triggers=[_trigger_pictures(one, images) for one in scan.suspects[:SHOWN_TRIGGERS]],
+        triggers=[
+            _trigger_pictures(one, images) | {"still": still}
+            for one, still in zip_longest(
+                scan.suspects[:SHOWN_TRIGGERS], document["trigger_success"][:SHOWN_TRIGGERS]
+            )
+        ],
         contact_sheet=figures.contact_sheet(images.pixels),
         latency_svg=latency
         and figures.latency_plot(
@@ -68,9 +75,13 @@ def render_html(
 def trigger_files(scan: ScanReport) -> dict[str, bytes]:
     """The reconstructed triggers as PNG files by name, for the bundle."""
     return {
-        f"trigger-{number}-class-{suspect.target}.png": figures.png_bytes(_shown(suspect))
+        f"trigger-{number}-{_goal_in_name(suspect)}.png": figures.png_bytes(_shown(suspect))
         for number, suspect in enumerate(scan.suspects[:MOST_TRIGGERS])
     }
+
+
+def _goal_in_name(suspect: Suspect) -> str:
+    return "all-to-all" if suspect.target is None else f"class-{suspect.target}"
 
 
 def _shown(suspect: Suspect) -> Float[Tensor, "c h w"]:
@@ -90,7 +101,9 @@ def _score_plots(scan: Mapping[str, Any]) -> list[dict[str, str]]:
             "name": search["name"],
             "svg": figures.scores_plot(
                 search,
-                sorted({s["target"] for s in scan["suspects"] if s["search"] == search["name"]}),
+                _marked(
+                    [s["target"] for s in scan["suspects"] if s["search"] == search["name"]], search
+                ),
                 index,
             ),
         }
@@ -98,9 +111,17 @@ def _score_plots(scan: Mapping[str, Any]) -> list[dict[str, str]]:
     ]
 
 
+def _marked(targets: Sequence[int | None], search: Mapping[str, Any]) -> list[int]:
+    """The classes that a plot marks: the suspected ones; of all-to-all, those that move."""
+    if None in targets:
+        return [c for c, score in enumerate(search["scores"]) if score >= search["threshold"]]
+    return sorted({target for target in targets if target is not None})
+
+
 def _trigger_pictures(suspect: Suspect, images: SyntheticImages) -> dict[str, JsonValue]:
     """The trigger alone, where it acts, and an image without and with it."""
-    others = (images.labels != suspect.target).nonzero().flatten()
+    goal = -1 if suspect.target is None else suspect.target
+    others = (images.labels != goal).nonzero().flatten()
     sample = images.pixels[int(others[0]) if len(others) else 0]
     return {
         "target": suspect.target,

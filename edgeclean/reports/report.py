@@ -56,6 +56,7 @@ class Evidence:
         warnings: what the reader should know, a sentence each.
         evaluation: accuracy on the user's images; None if none were given.
         gates: the verdict on each gate that was asked.
+        trigger_success: of each suspect's trigger on the three networks (`scan.aftermath`).
     """
 
     original: Network
@@ -80,6 +81,7 @@ class Evidence:
     evaluation: Evaluation | None = None
     gates: tuple[GateVerdict, ...] = ()
     precision: Mapping[str, JsonValue] | None = None
+    trigger_success: tuple[Mapping[str, float], ...] = ()
 
 
 def build_report(evidence: Evidence) -> dict[str, JsonValue]:
@@ -105,12 +107,14 @@ def build_report(evidence: Evidence) -> dict[str, JsonValue]:
             "onnx_bytes": onnx_bytes,
         },
         "scan": evidence.scan.summary(),
+        "trigger_success": [dict(shares) for shares in evidence.trigger_success],
         "purify": _purification(original, evidence.purified),
         "parity": asdict(evidence.parity),
         "precision": None if evidence.precision is None else dict(evidence.precision),
         "latency": None if evidence.latency is None else asdict(evidence.latency),
         "evaluation": None if evidence.evaluation is None else asdict(evidence.evaluation),
         "gates": [asdict(verdict) for verdict in evidence.gates],
+        "latency_table": _latency_table(compressed),
         "layers": [asdict(row) for row in evidence.layers],
         "spectra": [asdict(spectrum) for spectrum in evidence.spectra],
         "images": {"origin": evidence.images.origin, "count": len(evidence.images)},
@@ -163,6 +167,12 @@ def _purification(original: Network, purified: Network) -> dict[str, JsonValue]:
                 "notes": dict(record.notes),
             }
     return {"changed": changed, "settings": {}, "notes": {}}
+
+
+def _latency_table(compressed: Network) -> JsonValue:
+    """The table that ranks were chosen by, as truncation wrote it down; None without one."""
+    tables = (record.notes.get("latency_table") for record in compressed.history)
+    return next((table for table in tables if table is not None), None)
 
 
 def _stages(compressed: Network, seconds: Mapping[str, float]) -> list[dict[str, JsonValue]]:

@@ -19,6 +19,7 @@ STAGE_NAMES = {
     "check_parity": "parity",
     "lower_precision": "precision",
     "measure_pair": "latency",
+    "measured_table": "latency table",
 }
 
 

@@ -60,6 +60,11 @@ class Cache:
     folder: Path
     tell: Tell
 
+    @property
+    def store(self) -> Store:
+        """For what is kept of this machine and not of one run."""
+        return Store(self.folder, self.tell)
+
     def of(self, original: Network, seed: int) -> KeptStages:
         """The stages of one run on this network."""
         return KeptStages(self.folder, original, seed, self.tell)

@@ -62,7 +62,7 @@ def measure_pair_on_cuda(
         raise UsageError(f"the networks take images {shapes[0]} and {shapes[1]}; only one can be")
     generator = torch.Generator().manual_seed(settings.seed)
     images = torch.randn(settings.batch, *shapes[0], generator=generator).cuda()
-    replays = [_captured(one.module.cuda().eval(), images) for one in imported]
+    replays = [captured(one.module.cuda().eval(), images) for one in imported]
     deadline = time.perf_counter() + settings.time_budget_s
     _times(replays, settings.warmup_runs, deadline)
     latencies = _times(replays, settings.runs, deadline)
@@ -88,8 +88,8 @@ def measure_pair_on_cuda(
     )
 
 
-def _captured(module: nn.Module, images: torch.Tensor) -> Callable[[], None]:
-    """What replays one run of the network."""
+def captured(module: nn.Module, images: torch.Tensor) -> Callable[[], None]:
+    """What replays one run of a network on these images, which stay where they are."""
     with torch.no_grad():
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

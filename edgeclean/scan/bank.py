@@ -99,6 +99,15 @@ class BankScore:
     bank: Bank
     success: Float[Tensor, "n classes"]
 
+    def moved(self) -> Float[Tensor, " n"]:
+        """About the share of images that each sends anywhere else.
+
+        Every class's success is a share of the images that were not of that class: with the images
+        spread evenly over k classes, their sum is k / (k - 1) times the share that moved.
+        """
+        classes = self.success.shape[1]
+        return self.success.sum(1) * (classes - 1) / classes
+
 
 @torch.no_grad()
 def score_bank(
@@ -142,9 +151,13 @@ def _success(
 
 
 def _leaders(success: Float[Tensor, "n classes"], keep: int) -> Bool[Tensor, " n"]:
-    """The ``keep`` best of every class."""
+    """The ``keep`` best of every class, and those that move most images anywhere."""
     chosen = torch.zeros(len(success), dtype=torch.bool)
-    best = success.topk(min(keep, len(success)), dim=0).indices
+    best = (
+        torch.cat([success, success.sum(1, keepdim=True)], 1)
+        .topk(min(keep, len(success)), dim=0)
+        .indices
+    )
     chosen[best.flatten()] = True
     return chosen
 

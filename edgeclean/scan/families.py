@@ -205,5 +205,10 @@ class WarpFamily(Family):
         return WarpTrigger(flow.detach().clone(), control.detach().clone())
 
 
+FAMILIES: dict[str, type[Family]] = {
+    family.name: family for family in (MaskedFamily, AdditiveFamily, WarpFamily)
+}
+
+
 def _chosen(values: Tensor, slots: Int[Tensor, " k"] | None) -> Tensor:
     return values if slots is None else values[slots]

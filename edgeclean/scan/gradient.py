@@ -12,18 +12,18 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
 from edgeclean.precision import device_of, mixed_precision
 from edgeclean.scan.families import Family
 from edgeclean.scan.triggers import Trigger
 
 ANY = -1  # a slot's source when it takes images of every class
+ELSEWHERE = -2  # a slot's target when every image is to leave the class that it has
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One hypothesis: images of ``source`` (or `ANY`) can be sent to ``target``."""
+    """One hypothesis: images of ``source``, or `ANY`, can be sent to ``target``, or `ELSEWHERE`."""
 
     target: int
     source: int = ANY
@@ -102,15 +102,12 @@ def _search_chunk(
     tracker = _Tracker(slots, family.weight)
     for step in range(settings.steps):
         rows = torch.stack([_draw(pool, settings.batch_size, generator) for pool in pools])
-        logits = _logits(module, hypothesis.stamp(evidence.pixels[rows]))
-        wanted = targets[:, None].expand(-1, settings.batch_size)
-        class_loss = functional.cross_entropy(
-            logits.flatten(0, 1), wanted.flatten(), reduction="none"
-        ).view_as(wanted)
+        logits = logits_of(module, hypothesis.stamp(evidence.pixels[rows]))
+        own = evidence.predictions[rows]
         cost = hypothesis.cost()
         optimizer.zero_grad()
-        (class_loss.mean(1) + tracker.weight * cost).sum().backward()
-        hits = (logits.argmax(2) == wanted).float().mean(1)
+        (class_loss(logits, targets, own).mean(1) + tracker.weight * cost).sum().backward()
+        hits = arrived(logits, targets, own).float().mean(1)
         tracker.update(step, hits, cost.detach(), settings.success, hypothesis)
         optimizer.step()
     return [
@@ -119,6 +116,25 @@ def _search_chunk(
         else Found(slot, float("inf"), 0.0, None)
         for index, slot in enumerate(slots)
     ]
+
+
+def class_loss(
+    logits: Float[Tensor, "k b classes"], targets: Int[Tensor, " k"], own: Int[Tensor, "k b"]
+) -> Float[Tensor, "k b"]:
+    """Cross-entropy to each row's target; for `ELSEWHERE`, -log of all that is not ``own``."""
+    everything = logits.logsumexp(2)
+    wanted = targets.clamp_min(0)[:, None].expand_as(own)
+    toward = everything - logits.gather(2, wanted[..., None])[..., 0]
+    others = logits.scatter(2, own[..., None], -torch.inf).logsumexp(2)
+    return torch.where(targets[:, None] == ELSEWHERE, everything - others, toward)
+
+
+def arrived(
+    logits: Float[Tensor, "k b classes"], targets: Int[Tensor, " k"], own: Int[Tensor, "k b"]
+) -> Bool[Tensor, "k b"]:
+    """Which images are where their row's slot wants them."""
+    given = logits.argmax(2)
+    return torch.where(targets[:, None] == ELSEWHERE, given != own, given == targets[:, None])
 
 
 class _Tracker:
@@ -152,7 +168,10 @@ def _draw(pool: Tensor, count: int, generator: torch.Generator) -> Int[Tensor, "
     return pool[torch.randint(len(pool), (count,), generator=generator)]
 
 
-def _logits(module: nn.Module, images: Float[Tensor, "k b c h w"]) -> Float[Tensor, "k b classes"]:
+def logits_of(
+    module: nn.Module, images: Float[Tensor, "k b c h w"]
+) -> Float[Tensor, "k b classes"]:
+    """The module's outputs, in float32 on the CPU."""
     device = device_of(module)
     flat = images.flatten(0, 1).to(device, memory_format=torch.channels_last)
     with mixed_precision(device):
@@ -172,11 +191,19 @@ def _confirmed(
 @torch.no_grad()
 def success_rate(module: nn.Module, evidence: Evidence, slot: Slot, trigger: Trigger) -> float:
     """Share of the slot's usable images that the trigger sends to its target; 0 without any."""
-    pixels = evidence.pixels[evidence.usable(slot)]
-    if len(pixels) == 0:
+    usable = evidence.usable(slot)
+    if not bool(usable.any()):
         return 0.0
-    hits = 0
-    for batch in pixels.split(256):
-        logits = _logits(module, trigger.stamp(batch).unsqueeze(0))[0]
-        hits += int((logits.argmax(1) == slot.target).sum())
-    return hits / len(pixels)
+    own, given = evidence.predictions[usable], given_classes(module, evidence, slot, trigger)
+    hits = given != own if slot.target == ELSEWHERE else given == slot.target
+    return float(hits.float().mean())
+
+
+@torch.no_grad()
+def given_classes(
+    module: nn.Module, evidence: Evidence, slot: Slot, trigger: Trigger
+) -> Int[Tensor, " m"]:
+    """The classes that the slot's usable images are given with the trigger on."""
+    batches = evidence.pixels[evidence.usable(slot)].split(256)
+    given = [logits_of(module, trigger.stamp(batch).unsqueeze(0))[0].argmax(1) for batch in batches]
+    return torch.cat(given) if given else torch.zeros(0, dtype=torch.int64)

@@ -18,16 +18,18 @@ class Suspect:
     """A class whose cheapest trigger is too cheap.
 
     Attributes:
-        target: the class that triggered images go to.
+        target: the class that triggered images go to; None: each class to another of its own
+            (all-to-all).
         source: the only class whose images go there, or None for all.
         search: the search that raised the suspicion.
-        score: robust deviations below the other classes.
+        score: robust deviations below the other classes; of all-to-all, how near the map of
+            classes is to a permutation, 0..1.
         cost: of the trigger, in the search's unit.
         success: share of the synthetic images of other classes that the trigger sends there.
         trigger: the reconstructed trigger.
     """
 
-    target: int
+    target: int | None
     source: int | None
     search: str
     score: float
@@ -71,8 +73,17 @@ class ScanReport:
 
     @property
     def targets(self) -> tuple[int, ...]:
-        """The suspected classes, most suspicious first, each once."""
-        return tuple(dict.fromkeys(suspect.target for suspect in self.suspects))
+        """The suspected classes, most suspicious first, each once; of all-to-all, none."""
+        targets = (suspect.target for suspect in self.suspects)
+        return tuple(dict.fromkeys(target for target in targets if target is not None))
+
+    @property
+    def suspicions(self) -> tuple[str, ...]:
+        """What is suspected, in words, lowest class first."""
+        words = [f"class {target}" for target in sorted(self.targets)]
+        if any(suspect.target is None for suspect in self.suspects):
+            words.append("every class to another (all-to-all)")
+        return tuple(words)
 
     def summary(self) -> dict[str, Any]:
         """As JSON values, without pictures; infinite costs become None."""

@@ -1,4 +1,4 @@
-"""Random views of synthetic images: shifts, mirrors and mixtures."""
+"""Random views of synthetic images: shifts, mirrors, colours, pieces and mixtures of others."""
 
 from __future__ import annotations
 
@@ -29,3 +29,33 @@ def mixed(pixels: Float[Tensor, "n c h w"], generator: torch.Generator) -> Float
     share = share * (torch.rand(count, 1, 1, 1, generator=generator) < 0.5)
     other = pixels[torch.randperm(count, generator=generator)]
     return (1 - share) * pixels + share * other
+
+
+def recoloured(
+    pixels: Float[Tensor, "n c h w"], generator: torch.Generator
+) -> Float[Tensor, "n c h w"]:
+    """Every image a little brighter or darker, tinted, and with more or less contrast."""
+    count, channels = pixels.shape[:2]
+    light = 0.15 * torch.randn(count, 1, 1, 1, generator=generator)
+    tint = 0.05 * torch.randn(count, channels, 1, 1, generator=generator)
+    contrast = torch.exp(0.25 * torch.randn(count, 1, 1, 1, generator=generator))
+    mean = pixels.mean((2, 3), keepdim=True)
+    return ((pixels - mean) * contrast + mean + light + tint).clamp(0, 1)
+
+
+def patched(
+    pixels: Float[Tensor, "n c h w"], generator: torch.Generator
+) -> Float[Tensor, "n c h w"]:
+    """Half of the images with a rectangle of another of the batch (CutMix, Yun et al. 2019)."""
+    count, _, height, width = pixels.shape
+
+    def uniform() -> Tensor:
+        return torch.rand(count, 1, 1, generator=generator)
+
+    row, column = uniform() * height, uniform() * width
+    tall, wide = (0.08 + 0.33 * uniform()) * height, (0.08 + 0.33 * uniform()) * width
+    down = (torch.arange(height).view(1, -1, 1) - row).abs() < tall
+    right = (torch.arange(width).view(1, 1, -1) - column).abs() < wide
+    inside = (down & right & (uniform() < 0.5)).unsqueeze(1)
+    other = pixels[torch.randperm(count, generator=generator)]
+    return torch.where(inside, other, pixels)

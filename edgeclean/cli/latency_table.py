@@ -1,0 +1,123 @@
+"""`edgeclean latency-table`: what every form of a network's layers takes on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgeclean.cli.console import Face, cells, plain_table
+from edgeclean.cli.files import write_file
+from edgeclean.cli.options import (
+    RUN,
+    Arch,
+    AsJson,
+    Checkpoint,
+    Classes,
+    Config,
+    InputShape,
+    Mean,
+    ModelFile,
+    Quiet,
+    Std,
+    model_spec,
+    pipeline_settings,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from edgeclean.ranks.latency_table import LatencyTable
+
+
+def latency_table(  # noqa: PLR0913 - the options are the interface
+    checkpoint: Checkpoint,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The table, as JSON.", rich_help_panel=RUN)
+    ],
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="cpu: ONNX Runtime here; torch-cuda: PyTorch with CUDA graphs on this GPU.",
+            rich_help_panel=RUN,
+        ),
+    ] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="Of ONNX Runtime.", rich_help_panel=RUN)] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Images in one run.", rich_help_panel=RUN)] = 1,
+    rounds: Annotated[
+        int, typer.Option(min=5, help="Of all forms of a layer, in turns.", rich_help_panel=RUN)
+    ] = 21,
+    model: ModelFile = None,
+    arch: Arch = None,
+    input_shape: InputShape = None,
+    classes: Classes = None,
+    mean: Mean = None,
+    std: Std = None,
+    config: Config = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time every layer of a network as one convolution and at many ranks, on this machine.
+
+    `edgeclean compress --latency-table FILE` chooses ranks by it; the weights do not matter, so one
+    table serves all networks of the architecture.
+    """
+    face = Face(as_json=as_json, quiet=quiet)
+    spec, code_folder = model_spec(
+        model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
+    )
+    settings, _ = pipeline_settings(config, {})
+    from edgeclean.config import settings_from
+    from edgeclean.loading.checkpoint import load_checkpoint
+    from edgeclean.resume.tables import measured_table
+    from edgeclean.runtime.block_latency import BlockLatencySettings
+
+    how = settings_from(
+        BlockLatencySettings,
+        {"backend": backend, "threads": threads, "batch": batch, "rounds": rounds},
+        where="options",
+    )
+    with face.progress() as progress:
+        progress("Loading", 0, 1)
+        network = load_checkpoint(checkpoint, spec, limits=settings.load, code_folder=code_folder)
+        progress("Loading", 1, 1)
+        overrides = dict(settings.ranks.overrides)
+        table = measured_table(network, how, overrides=overrides, progress=progress)
+        write_file(output, table.canonical())
+    face.answer({"file": str(output), **_facts(table)}, _layers(table))
+    face.say(f"table: {output}")
+
+
+def _facts(table: LatencyTable) -> dict[str, object]:
+    from dataclasses import asdict
+
+    return {
+        **asdict(table.facts()),
+        "network": None if table.network is None else asdict(table.network),
+        "layers": len(table.blocks),
+        "forms": sum(len(forms) for forms in table.blocks.values()),
+    }
+
+
+def _layers(table: LatencyTable) -> Table:
+    """A row for each signature, the slowest first."""
+    rows = plain_table("shape", "image", "stride", ">ms", ">spread", ">forms", ">faster")
+    whole = {
+        signature: next(form for form in forms if form.ranks is None)
+        for signature, forms in table.blocks.items()
+    }
+    for one in sorted(whole, key=lambda one: -whole[one].ms):
+        dense, forms = whole[one], table.blocks[one]
+        shape = (one.channels_out, one.channels_in, *one.kernel)
+        rows.add_row(
+            *cells(*("x".join(str(side) for side in sides) for sides in (shape, one.image))),
+            *cells("x".join(str(side) for side in one.stride)),
+            *cells(f"{dense.ms:.3g}", f"{dense.spread_ms / dense.ms:.0%}", len(forms) - 1),
+            *cells(sum(form.ms < dense.ms for form in forms)),
+        )
+    if table.network is not None:
+        rows.add_section()
+        spread = f"{table.network.spread_ms / table.network.ms:.0%}"
+        rows.add_row(*cells("whole network", "", "", f"{table.network.ms:.3g}", spread, "", ""))
+    return rows

@@ -1,0 +1,72 @@
+"""The latency table of a run: the one that was given, or one measured here and kept."""
+
+from __future__ import annotations
+
+from edgeclean.environment import describe_environment
+from edgeclean.errors import UsageError
+from edgeclean.factors.fits import Ranks
+from edgeclean.factors.sites import find_sites
+from edgeclean.progress import Progress, silent
+from edgeclean.ranks.latency_table import LatencyTable
+from edgeclean.resume.store import Store
+from edgeclean.runtime.block_latency import BlockLatencySettings, measure_table
+from edgeclean.states import LoadedNetwork
+from exporters.onnx_exporter import ExportSettings, export_onnx
+
+
+def measured_table(
+    network: LoadedNetwork,
+    settings: BlockLatencySettings,
+    *,
+    overrides: dict[str, Ranks] | None = None,
+    kept: Store | None = None,
+    progress: Progress = silent,
+) -> LatencyTable:
+    """Time every layer of a network that may be factored, and the network, on this machine.
+
+    Args:
+        network: as it was loaded.
+        settings: see `BlockLatencySettings`.
+        overrides: ranks of single layers that must be in the table as well.
+        kept: what was measured on this device before is taken from here, so that a second run
+            plans by the same numbers; what is new is put there.
+        progress: told after every layer.
+
+    Raises:
+        ToolchainError: the backend's device is not there.
+    """
+    layers: dict[str, tuple[Ranks, ...]] = {}
+    for site in find_sites(network):
+        if not site.reason:
+            forced = (overrides or {}).get(site.name)
+            layers[site.name] = () if forced is None else (forced,)
+    model = export_onnx(network, ExportSettings(batch=settings.batch))
+    return measure_table(
+        network, layers, model=model, settings=settings, kept=kept, progress=progress
+    )
+
+
+def is_of_this_machine(table: LatencyTable) -> bool:
+    """Whether ONNX Runtime on this processor is what the table was measured with."""
+    here = describe_environment()
+    runtime = f"onnxruntime {here.versions['onnxruntime']}"
+    return table.device == here.processor and table.runtime.startswith(f"{runtime},")
+
+
+def check_table(table: LatencyTable, *, precision: str, threads: int, batch: int) -> None:
+    """Refuse a table that was measured otherwise than this run computes and measures.
+
+    Raises:
+        UsageError: the precision differs; or the table is of this machine and threads or batch do.
+    """
+    if table.precision != precision:
+        raise UsageError(
+            f"the latency table is of {table.precision}, and the network is written in "
+            f"{precision}; give a table of {precision}, or leave --precision at {table.precision}"
+        )
+    if is_of_this_machine(table) and (table.threads, table.batch) != (threads, batch):
+        raise UsageError(
+            f"the latency table was measured here with {table.threads} threads at batch "
+            f"{table.batch}, and this run measures with {threads} at batch {batch}; make them "
+            "alike (--threads), or measure the table again"
+        )

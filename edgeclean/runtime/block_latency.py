@@ -1,0 +1,194 @@
+"""Measures a latency table: every form of every layer, in turns, on this machine.
+
+A form is a small network of its own with the layer's real input, random weights, a bias and a
+ReLU at its end. All forms of a layer take turns, so whatever else the machine does, it does to all
+of them; and their weights drive each other out of the caches, as a network's other layers do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclean.environment import versions
+from edgeclean.errors import UsageError
+from edgeclean.factors.fits import Ranks
+from edgeclean.progress import Progress, silent
+from edgeclean.ranks.form_grid import chain, form_grid
+from edgeclean.ranks.latency_table import (
+    FORMAT,
+    LatencyTable,
+    NetworkTime,
+    TimedForm,
+    layers_digest,
+)
+from edgeclean.ranks.signatures import Signature, layer_signatures
+from edgeclean.runtime.block_backends import Backend, Run, open_backend
+from edgeclean.states import Network
+
+FEWEST_ROUNDS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockLatencySettings:
+    """How to measure a table.
+
+    Attributes:
+        backend: "cpu" is ONNX Runtime's CPU provider, "torch-cuda" PyTorch with CUDA graphs.
+        threads: of ONNX Runtime, inside one operator.
+        batch: images in one run.
+        rounds: of all forms of a layer.
+        layer_seconds: rounds of a layer end after about this time, but at least 5 are made.
+    """
+
+    backend: Literal["cpu", "torch-cuda"] = "cpu"
+    threads: int = 1
+    batch: int = 1
+    rounds: int = 21
+    layer_seconds: float = 4.0
+
+    def __post_init__(self) -> None:
+        """Refuse what nothing can be measured with."""
+        for name in ("threads", "batch", "rounds"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 < self.layer_seconds < float("inf"):
+            raise UsageError(f"layer_seconds is {self.layer_seconds}; it must be above 0 seconds")
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Where rows that were measured once are kept, such as `resume.store.Store`."""
+
+    def get(self, key: str) -> bytes | None:
+        """What was put under this key."""
+        ...
+
+    def put(self, key: str, contents: bytes) -> None:
+        """Keep it."""
+        ...
+
+
+def measure_table(
+    network: Network,
+    layers: Mapping[str, tuple[Ranks, ...]],
+    *,
+    model: bytes,
+    settings: BlockLatencySettings,
+    kept: Rows | None = None,
+    progress: Progress = silent,
+) -> LatencyTable:
+    """Time the forms of these layers, layers of one signature once, and the whole network.
+
+    Args:
+        network: in its original shape.
+        layers: names of the convolutions, each with ranks to measure besides `form_grid`.
+        model: the network as ONNX.
+        settings: see `BlockLatencySettings`.
+        kept: rows measured before on this device are taken from here, new ones put there.
+        progress: told after every signature.
+
+    Raises:
+        ToolchainError: the backend needs a device that is not there.
+        InputRejectedError: ONNX Runtime cannot load ``model``.
+    """
+    backend = open_backend(settings.backend, threads=settings.threads, batch=settings.batch)
+    found = layer_signatures(network.module, network.spec.input_shape)
+    extra: dict[Signature, set[Ranks]] = {
+        one: set() for one in sorted(found[name] for name in layers if name in found)
+    }
+    for name in layers:
+        if name in found:
+            extra[found[name]] |= set(layers[name])
+    measure = _Measuring(backend, settings, kept)
+    blocks: dict[Signature, tuple[TimedForm, ...]] = {}
+    for done, (signature, ranks) in enumerate(extra.items()):
+        progress("Timing layers", done, len(extra) + 1)
+        blocks[signature] = measure.block(signature, ranks)
+    progress("Timing layers", len(extra), len(extra) + 1)
+    whole = measure.network(model, layers_digest(found.values()))
+    progress("Timing layers", len(extra) + 1, len(extra) + 1)
+    return LatencyTable(
+        device=backend.device,
+        runtime=backend.runtime,
+        threads=settings.threads,
+        batch=settings.batch,
+        precision="fp32",
+        versions=versions(),
+        network=whole,
+        blocks=blocks,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Measuring:
+    backend: Backend
+    settings: BlockLatencySettings
+    kept: Rows | None
+
+    def block(self, signature: Signature, extra: set[Ranks]) -> tuple[TimedForm, ...]:
+        """The one convolution and its forms, in turns."""
+        ranks = [None, *sorted({*form_grid(signature), *extra})]
+        key = self._key("block", signature.as_json(), ranks)
+
+        def measured() -> Any:
+            runs = self.backend.open([chain(signature, one) for one in ranks])
+            return _medians(_rounds(runs, self.settings))
+
+        rows = self._row(key, measured)
+        return tuple(
+            TimedForm(ranks=one, ms=ms, spread_ms=spread)
+            for one, (ms, spread) in zip(ranks, rows, strict=True)
+        )
+
+    def network(self, model: bytes, digest: str) -> NetworkTime:
+        """The whole network alone."""
+        key = self._key("network", digest)
+        ((ms, spread),) = self._row(
+            key, lambda: _medians(_rounds([self.backend.open_model(model)], self.settings))
+        )
+        return NetworkTime(layers_sha256=digest, ms=ms, spread_ms=spread)
+
+    def _key(self, *parts: Any) -> str:
+        about = [FORMAT, self.backend.device, self.backend.runtime, asdict(self.settings), *parts]
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+    def _row(self, key: str, measure: Callable[[], Any]) -> Any:
+        stored = None if self.kept is None else self.kept.get(key)
+        if stored is not None:
+            return json.loads(stored)
+        row = measure()
+        if self.kept is not None:
+            self.kept.put(key, json.dumps(row).encode())
+        return row
+
+
+def _rounds(runs: Sequence[Run], settings: BlockLatencySettings) -> NDArray[np.float64]:
+    """Milliseconds [rounds, runs]; the first of each round moves on, and one round warms up."""
+    for run in runs:
+        run()
+    deadline = time.perf_counter() + settings.layer_seconds
+    latencies = np.empty((settings.rounds, len(runs)))
+    for row in range(settings.rounds):
+        if row >= FEWEST_ROUNDS and time.perf_counter() >= deadline:
+            return latencies[:row]
+        for place in range(len(runs)):
+            column = (place + row) % len(runs)
+            latencies[row, column] = runs[column]()
+    return latencies
+
+
+def _medians(latencies_ms: NDArray[np.float64]) -> list[list[float]]:
+    """The median of every column, and what lies between its quartiles, to the nanosecond."""
+    low, median, high = np.percentile(latencies_ms, [25, 50, 75], axis=0)
+    return [
+        [round(float(ms), 6), round(float(spread), 6)]
+        for ms, spread in zip(median, high - low, strict=True)
+    ]

@@ -1,0 +1,224 @@
+"""The searches of a scan: each tries one kind of trigger towards every class and scores the result.
+
+A search returns its record, of all classes, and the classes that it suspects. `SEARCHES` has them
+by name; `scan.py` runs those that the settings name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from edgeclean.scan.all_to_all import (
+    MAP_SCORE,
+    bank_stamps,
+    nearest_to_permutation,
+    stamps_of,
+)
+from edgeclean.scan.bank import BankScore, build_bank, score_bank
+from edgeclean.scan.families import FAMILIES
+from edgeclean.scan.gradient import (
+    Evidence,
+    Found,
+    GradientSettings,
+    Slot,
+    cheapest_triggers,
+    success_rate,
+)
+from edgeclean.scan.outliers import cheapness_scores
+from edgeclean.scan.report import SearchRecord, Suspect
+
+BANK, ALL_TO_ALL = "patch bank", "all-to-all"
+BANK_SUCCESS = 0.9  # of a bank candidate on all images, to count as a trigger
+BANK_TRIES = 8  # smallest candidates of a class that are confirmed on all images
+FEWEST_AGAIN = 10  # classes that every restart searches again, however many there are
+BANK_SEES = (
+    "small squares, bars and lines of saturated colours, checkers, stripes or binary noise, "
+    "also where gradients are masked",
+    "textures that are not in the bank, and everything larger than a few pixels a side",
+)
+ALL_TO_ALL_SEES = (
+    "one stamp, patch or additive, that sends every class to another class of its own",
+    "stamps that differ from image to image, and attacks that move few of the classes",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What every search of a scan is given.
+
+    Attributes:
+        module: frozen function of pixels.
+        evidence: images with what the module says of them.
+        classes: how many there are.
+        steps: Adam steps of each gradient search.
+        restarts: independent starts of each gradient search.
+        candidates: of the bank, to be tried.
+        seed: of the bank and of what is drawn from it.
+    """
+
+    module: nn.Module
+    evidence: Evidence
+    classes: int
+    steps: int
+    restarts: int
+    candidates: int
+    seed: int
+
+    @cached_property
+    def bank_score(self) -> BankScore | None:
+        """The best candidates, scored once for all searches; None if the images are too small."""
+        generator = torch.Generator().manual_seed(self.seed)
+        channels, height, width = self.evidence.pixels.shape[1:]
+        bank = build_bank((channels, height, width), generator).drawn(self.candidates, generator)
+        if len(bank) == 0:
+            return None
+        return score_bank(self.module, self.evidence, bank, self.classes, generator)
+
+
+Search = Callable[[Probe, str, torch.Generator], tuple[SearchRecord, list[Suspect]]]
+
+
+def search_family(
+    probe: Probe, name: str, generator: torch.Generator
+) -> tuple[SearchRecord, list[Suspect]]:
+    """The cheapest trigger of one family towards every class, of several starts.
+
+    With many classes, later starts search only the cheapest quarter again: a class that is dearer
+    than three quarters of the others is no outlier on the cheap side, and the median stays.
+    """
+    family, gradient = FAMILIES[name], GradientSettings(steps=probe.steps)
+    best: dict[int, Found] = {}
+    again = list(range(probe.classes))
+    for _ in range(probe.restarts):
+        slots = [Slot(target) for target in again]
+        for found in cheapest_triggers(
+            probe.module, probe.evidence, slots, family, gradient, generator
+        ):
+            target = found.slot.target
+            best[target] = min(best.get(target, found), found, key=lambda one: one.cost)
+        most = max(FEWEST_AGAIN, probe.classes // 4)
+        again = sorted(sorted(best, key=lambda target: best[target].cost)[:most])
+    results = [best[target] for target in range(probe.classes)]
+    record = SearchRecord(
+        name=name,
+        sees=family.sees,
+        blind_to=family.blind_to,
+        cost_unit=family.cost_unit,
+        costs=tuple(found.cost for found in results),
+        successes=tuple(found.success for found in results),
+        scores=cheapness_scores([found.cost for found in results]),
+        threshold=suspicion_threshold(probe.classes),
+    )
+    return record, _suspects(record, results)
+
+
+def search_bank(
+    probe: Probe, name: str, generator: torch.Generator
+) -> tuple[SearchRecord, list[Suspect]]:
+    """The smallest of the bank's candidates that works, for every class."""
+    del generator  # the bank has its own, for it serves more than one search
+    results = [Found(Slot(target), math.inf, 0.0, None) for target in range(probe.classes)]
+    if probe.bank_score is not None:
+        results = [
+            _cheapest_of_bank(probe, probe.bank_score, target) for target in range(probe.classes)
+        ]
+    costs = tuple(found.cost for found in results)
+    # A class that no candidate reaches is dearer than any of the bank: twice the largest.
+    largest = 2 * max((cost for cost in costs if math.isfinite(cost)), default=36.0)
+    record = SearchRecord(
+        name=name,
+        sees=BANK_SEES[0],
+        blind_to=BANK_SEES[1],
+        cost_unit="pixels",
+        costs=costs,
+        successes=tuple(found.success for found in results),
+        scores=cheapness_scores([min(cost, max(72.0, largest)) for cost in costs]),
+        threshold=2 * suspicion_threshold(probe.classes),
+    )
+    return record, _suspects(record, results)
+
+
+def search_maps(
+    probe: Probe, name: str, generator: torch.Generator
+) -> tuple[SearchRecord, list[Suspect]]:
+    """The all-to-all search; its record says of each class how much of it moves together.
+
+    The score of the one suspect is that of the whole map, and so is the threshold.
+    """
+    stamps = bank_stamps(probe.evidence, probe.bank_score)
+    for family in (FAMILIES["masked patch"], FAMILIES["additive"]):
+        stamps += stamps_of(probe.module, probe.evidence, family, probe.steps, generator)
+    found, moved = nearest_to_permutation(probe.module, probe.evidence, stamps, probe.classes)
+    record = SearchRecord(
+        name=name,
+        sees=ALL_TO_ALL_SEES[0],
+        blind_to=ALL_TO_ALL_SEES[1],
+        cost_unit="pixels of a patch, or grey levels of an additive stamp",
+        costs=(found.cost,) * probe.classes,
+        successes=moved.shares,
+        scores=tuple(share * moved.different for share in moved.shares),
+        threshold=MAP_SCORE,
+    )
+    if found.trigger is None or moved.score < MAP_SCORE:
+        return record, []
+    return record, [_suspect(record, found, moved.score, None)]
+
+
+SEARCHES: dict[str, Search] = {
+    BANK: search_bank,
+    **dict.fromkeys(FAMILIES, search_family),
+    ALL_TO_ALL: search_maps,
+}
+
+
+def suspicion_threshold(classes: int) -> float:
+    """The score above which a class is suspected: what the luckiest of ``classes`` normal draws
+    is expected to reach, and half a deviation more."""  # noqa: D205, D209
+    return 0.5 + math.sqrt(2 * math.log(max(2, classes)))
+
+
+def _cheapest_of_bank(probe: Probe, score: BankScore, target: int) -> Found:
+    """The smallest candidate that holds on all images, not only on the few it was scored on."""
+    slot, success = Slot(target), score.success[:, target]
+    area = score.bank.candidates[:, 0] * score.bank.candidates[:, 1]
+    # Smallest area first, then highest success; success is at most 1, areas are whole numbers.
+    rank = torch.where(success >= BANK_SUCCESS, area - success / 2, torch.inf)
+    height, width = probe.evidence.pixels.shape[-2:]
+    most = 0.0
+    for row in rank.argsort()[:BANK_TRIES].tolist():
+        if math.isinf(float(rank[row])):
+            break
+        trigger = score.bank.trigger(row, height, width)
+        confirmed = success_rate(probe.module, probe.evidence, slot, trigger)
+        most = max(most, confirmed)
+        if confirmed >= BANK_SUCCESS:
+            return Found(slot, float(area[row]), confirmed, trigger)
+    return Found(slot, math.inf, most, None)
+
+
+def _suspects(record: SearchRecord, results: Sequence[Found]) -> list[Suspect]:
+    """Every class above the search's threshold that a trigger was found for."""
+    return [
+        _suspect(record, found, score, found.slot.target)
+        for found, score in zip(results, record.scores, strict=True)
+        if score > record.threshold and found.trigger is not None
+    ]
+
+
+def _suspect(record: SearchRecord, found: Found, score: float, target: int | None) -> Suspect:
+    assert found.trigger is not None  # noqa: S101 - the callers looked
+    return Suspect(
+        target=target,
+        source=None,
+        search=record.name,
+        score=score,
+        cost=found.cost,
+        success=found.success,
+        trigger=found.trigger,
+    )
