@@ -116,6 +116,24 @@ def test_a_death_is_told(code: int, words: str, monkeypatch: pytest.MonkeyPatch)
         parse_isolated("torch", b"", LIMITS)
 
 
+def test_a_child_knows_nothing_of_its_parents_surroundings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real child, which tells what it finds: variables, and whether the folder has a say."""
+    (tmp_path / "json.py").write_text("raise SystemExit('a stranger was imported')\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("PYTHONPATH", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "LD_LIBRARY_PATH", "A_SECRET"):
+        monkeypatch.setenv(name, str(tmp_path))
+    telling = (
+        "import json, os, sys; "
+        "sys.stdout.write('!+' + json.dumps([dict(os.environ), sys.flags.isolated]))"
+    )
+    monkeypatch.setattr(isolation, "_CHILD", telling)
+    variables, isolated = json.loads(parse_isolated("torch", b"", LIMITS))
+    assert set(variables) <= {"LC_CTYPE"}, "what Python sets for itself"
+    assert isolated == 1
+
+
 def test_answers_of_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, 0, READY + ACCEPTED + b"parsed")
     assert parse_isolated("torch", b"", LIMITS) == b"parsed"

@@ -12,7 +12,17 @@ import onnxsim
 import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from test_onnx_import import LIMITS, SIDE, WEIGHTS, Node, by_runtime, graph, images, relu_graph
+from test_onnx_import import (
+    LIMITS,
+    MIXED,
+    SIDE,
+    WEIGHTS,
+    Node,
+    by_runtime,
+    graph,
+    images,
+    relu_graph,
+)
 from torch import Tensor, nn
 
 from edgeclean.errors import InputRejectedError
@@ -245,6 +255,14 @@ class Summed(nn.Module):
 class Infinite(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         return pixels / 0 - pixels / 0
+
+
+def test_a_graph_that_mixes_its_images_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importer, "parse_isolated", lambda _, *parts: parse_onnx(*parts))
+    with pytest.raises(InputRejectedError, match="does not run on two images"):
+        import_onnx(graph(MIXED).SerializeToString(), LIMITS, folder=tmp_path)
 
 
 @pytest.mark.parametrize("module", [Centred(), Summed(), Infinite()])
