@@ -2,9 +2,11 @@
 
 ONNX Runtime, batch 1, 1 and 2 threads, random weights, 2x and 4x fewer MACs: ours, planned by a
 latency table of this machine, torch-pruning (as it is, and with channels rounded to 8), and
-tensorly-torch's factorised convolutions. All forms of a cell take turns in one process. Every step
-is kept in ``.bench/latency`` as it is done, so an interrupted run goes on; ``--step`` does one kind
-of step alone, for a machine whose cores must be asked for.
+tensorly-torch's factorised convolutions. All forms of a cell take turns in one process, and what
+other programs take is left out: one thread is timed by its own processor time, two by the wall
+clock in runs that were not interrupted. Every step is kept in ``.bench/latency`` as it is done, so
+an interrupted run goes on; ``--step`` and ``--threads`` do one kind of step alone, for a machine
+whose cores must be asked for.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from edgeclean.ranks.latency_file import read_latency_table
 from edgeclean.resume.tables import measured_table
 from edgeclean.runtime.block_latency import BlockLatencySettings
 from edgeclean.runtime.latency import speedup_interval, summarise
+from edgeclean.runtime.quiet import milliseconds
 from edgeclean.runtime.session import OnnxSession
 from edgeclean.states import JsonValue, Network
 
@@ -50,7 +53,7 @@ def main() -> None:
     for name in options.network or models.NETWORKS:
         if options.step in ("peers", "all"):
             build_peers(name)
-        for threads in THREADS:
+        for threads in options.threads or THREADS:
             if options.step in ("tables", "all"):
                 build_table(name, threads)
             if options.step in ("ours", "all"):
@@ -63,6 +66,7 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", action="append", choices=list(models.NETWORKS))
+    parser.add_argument("--threads", action="append", type=int, choices=THREADS)
     parser.add_argument(
         "--step", choices=("peers", "tables", "ours", "measure", "write", "all"), default="all"
     )
@@ -144,9 +148,11 @@ def _in_turns(files: Mapping[str, bytes], threads: int) -> NDArray[np.float64]:
             break
         for place in range(len(sessions)):
             column = (place + row) % len(sessions)
-            start = time.perf_counter_ns()
-            sessions[column].run(images)
-            latencies[row, column] = (time.perf_counter_ns() - start) / 1e6
+            session = sessions[column]
+            latencies[row, column] = milliseconds(
+                lambda one=session: one.run(images),  # type: ignore[misc]
+                threads=threads,
+            )
     return latencies[WARM_UP:]
 
 
