@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from benchmarks import latency_models as models
 from benchmarks.cells import write_whole
 from benchmarks.environment import environment
+from edgeclean.errors import RatioError
 from edgeclean.ranks.latency_file import read_latency_table
 from edgeclean.resume.tables import measured_table
 from edgeclean.runtime.block_latency import BlockLatencySettings
@@ -102,12 +103,16 @@ def build_table(name: str, threads: int) -> None:
 
 
 def build_ours(name: str, threads: int) -> None:
-    """Our networks at both ratios, planned by the table of these threads."""
+    """Our networks at both ratios, planned by the table of these threads; or the refusal."""
     table = FOLDER / f"{name}-{threads}-threads.json"
     for ratio in RATIOS:
         path = _path(name, f"ours-{threads}", ratio)
-        if not path.exists() and table.exists():
+        if path.with_suffix(".json").exists() or not table.exists():
+            continue
+        try:
             _keep(path, models.ours(models.original(name), ratio, read_latency_table(table)))
+        except RatioError as refusal:
+            write_whole(path.with_suffix(".json"), json.dumps({"refused": str(refusal)}))
 
 
 def measure(name: str, ratio: float, threads: int) -> None:
@@ -115,17 +120,21 @@ def measure(name: str, ratio: float, threads: int) -> None:
     path = FOLDER / f"cell-{name}-{ratio:g}-{threads}.json"
     files = {"original": _path(name, "original"), "ours": _path(name, f"ours-{threads}", ratio)}
     files |= {peer: _path(name, peer, ratio) for peer in PEERS}
-    if path.exists() or not all(file.exists() for file in files.values()):
+    if path.exists() or not all(file.with_suffix(".json").exists() for file in files.values()):
         return
+    facts = {key: json.loads(file.with_suffix(".json").read_text()) for key, file in files.items()}
+    refused = facts["ours"].get("refused")
+    if refused:
+        del files["ours"]
     about = environment()  # the load before measuring
     latencies = _in_turns({key: file.read_bytes() for key, file in files.items()}, threads)
-    facts = {key: json.loads(file.with_suffix(".json").read_text()) for key, file in files.items()}
     cell = {
         "network": name,
         "side": models.NETWORKS[name],
         "ratio": ratio,
         "threads": threads,
         "goal_speedup": GOALS.get((name, ratio)),
+        "refused": refused,
         "rows": _rows(latencies, list(files), facts),
         "environment": about,
     }
@@ -161,7 +170,7 @@ def _rows(
 ) -> dict[str, Cell]:
     """Each network against the original, and ours against each peer."""
     generator = np.random.default_rng(0)
-    ours = names.index("ours")
+    ours = names.index("ours") if "ours" in names else 0  # refused: the original stays
     rows: dict[str, Cell] = {}
     for column, name in enumerate(names):
         sample = summarise(latencies[:, column])
@@ -198,6 +207,8 @@ def write_table() -> None:
     write_whole(RESULTS / "latency-cpu.json", json.dumps(whole, indent=1, sort_keys=True))
     head = ["network", "MACs", "threads", "original ms", "ours: speed-up (goal)", *PEERS]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *map(line_of, cells)]
+    refusals = {cell["refused"] for cell in cells if cell["refused"]}
+    lines += ["", *(f"Refused: {one}." for one in sorted(refusals))] if refusals else []
     if len(cells) < len(order):
         lines += ["", f"{len(cells)} of {len(order)} cells have been run."]
     write_whole(RESULTS / "latency-cpu.md", "\n".join(lines))
@@ -206,7 +217,8 @@ def write_table() -> None:
 def line_of(cell: Cell) -> str:
     """One line of the table: medians, and the 95 % interval of each speed-up."""
     rows, goal = cell["rows"], cell["goal_speedup"]
-    mine = _speedup(rows["ours"]) + (f" (>= {goal:g})" if goal else "")
+    mine = "refused" if cell["refused"] else _speedup(rows["ours"])
+    mine += f" (>= {goal:g})" if goal else ""
     network = f"{cell['network']} {cell['side']}x{cell['side']}"
     peers = " | ".join(_speedup(rows[peer]) for peer in PEERS)
     return (

@@ -35,7 +35,14 @@ def test_a_line_names_the_goal_and_every_peer() -> None:
     latencies = np.full((20, 5), 4.0) / np.array([[1.0, 2.0, 1.5, 1.6, 1.2]])
     names = ["original", "ours", *latency.PEERS]
     rows = latency._rows(latencies, names, dict.fromkeys(names, FACTS["ours"]))
-    cell = {"network": "n", "side": 8, "ratio": 2.0, "threads": 1, "goal_speedup": 1.7}
+    cell = {
+        "network": "n",
+        "side": 8,
+        "ratio": 2.0,
+        "threads": 1,
+        "goal_speedup": 1.7,
+        "refused": None,
+    }
     line = latency.line_of({**cell, "rows": rows})
     assert "**2.00 [2.00, 2.00] at 1.00x (>= 1.7)**" in line
     assert line.count("|") == 6 + len(latency.PEERS)
