@@ -11,6 +11,7 @@ import torch
 from edgeclean.environment import describe_environment
 
 ROOT = Path(__file__).parents[1]
+CODE = (".", ":!benchmarks/results", ":!benchmarks/zoo", ":!*.md")
 
 
 def environment() -> dict[str, object]:
@@ -24,12 +25,10 @@ def environment() -> dict[str, object]:
 
 
 def code_version() -> str:
-    """The commit, with ``+changes`` when the working tree differs from it, results left aside."""
+    """The commit, with ``+changes`` when more than texts and results differ from it."""
     try:
         commit = _git("rev-parse", "--short=12", "HEAD")
-        return commit + (
-            "+changes" if _git("status", "--porcelain", "--", ".", ":!benchmarks/results") else ""
-        )
+        return commit + ("+changes" if _git("status", "--porcelain", "--", *CODE) else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 

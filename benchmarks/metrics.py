@@ -87,9 +87,7 @@ def attack_success_rate(
         stamp: puts the trigger on pixels.
         target: the attacker's class, or for all-to-all attacks a function labels -> labels.
     """
-    victims = _victims(images, target)
-    predicted = predictions(network, victims, stamp)
-    return _rate(predicted == relabel(victims.labels, target))
+    return stamped_rates(network, images, stamp, target)[0]
 
 
 def robust_accuracy(
@@ -99,9 +97,20 @@ def robust_accuracy(
     target: int | Relabel,
 ) -> Rate:
     """RA: the same stamped images given their own class."""
+    return stamped_rates(network, images, stamp, target)[1]
+
+
+def stamped_rates(
+    network: PixelFunction,
+    images: LabelledImages,
+    stamp: PixelFunction,
+    target: int | Relabel,
+) -> tuple[Rate, Rate]:
+    """ASR and RA of one pass over the stamped images."""
     victims = _victims(images, target)
     predicted = predictions(network, victims, stamp)
-    return _rate(predicted == victims.labels)
+    hit = predicted == relabel(victims.labels, target)
+    return _rate(hit), _rate(predicted == victims.labels)
 
 
 def defence_effectiveness(

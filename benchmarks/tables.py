@@ -1,4 +1,4 @@
-"""Markdown out of a suite's JSON alone: ``python -m benchmarks.tables`` renders every suite again.
+"""Markdown out of a suite's columns alone: ``python -m benchmarks.columns`` renders every suite.
 
 `smoke` and `cpu` become one matrix, defences by attacks, with a picture of each attack; `table2`
 and `table4` take the deck's form, with the deck's own numbers where its public slides give them.
@@ -7,7 +7,6 @@ Over several seeds a cell is the mean.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -20,12 +19,7 @@ Record = dict[str, JsonValue]
 RESULTS = Path(__file__).parent / "results"
 BYTES_A_WEIGHT = 4
 MEBI = 2**20
-
-
-def render(name: str, results: Path = RESULTS) -> None:
-    """``NAME.md`` from ``NAME.json``."""
-    record = json.loads((results / f"{name}.json").read_text())
-    (results / f"{name}.md").write_text(markdown(record))
+NOT_RUN = "not yet run"
 
 
 def markdown(record: Record) -> str:
@@ -35,12 +29,21 @@ def markdown(record: Record) -> str:
 
 
 def _heading(record: Record) -> list[str]:
-    environment = record["environment"]
+    cells = record["cells"]
+    machines = dict.fromkeys(
+        f"{at['processor']} (device {at['device']}, threads: {at['threads']})"
+        for at in (cell["environment"] for cell in cells)
+    )
+    codes = dict.fromkeys(cell["environment"]["code"] for cell in cells)
+    minutes = sum(column["seconds"] for column in record["columns"]) / 60
     lines = [
-        f"`{record['command']}` on {environment['processor']}, device {environment['device']}, "
-        f"code {', '.join(_codes(record['cells']))}.",
+        f"`{record['command']}` on {', '.join(machines) or 'nothing yet'}; "
+        f"code {', '.join(codes) or 'none'}. "
+        f"The columns took {minutes:.0f} minutes in sum.",
         "",
     ]
+    if whole := record["whole"]:
+        lines[0] += f" In one go, {whole['jobs']} at a time: {whole['minutes']} minutes."
     for part in record["parts"]:
         training = part["training"]
         lines.append(
@@ -50,32 +53,67 @@ def _heading(record: Record) -> list[str]:
             f"{', '.join(map(str, part['seeds']))}. ANP, NAD, I-BAU and fine-tuning were given "
             f"{part['clean_images']} clean training images, the others none."
         )
-        asked = len(part["asked"]["attacks"]) * len(part["asked"]["defences"]) * len(part["seeds"])
-        have = sum(cell["data_set"] == part["data_set"] for cell in record["cells"])
+        asked = len(part["attacks"]) * len(part["defences"]) * len(part["seeds"])
+        have = sum(cell["data_set"] == part["data_set"] for cell in cells)
         if have < asked:
-            lines.append(f"**{have} of {asked} cells have been run; `-` marks the others.**")
+            lines.append(f"**{have} of {asked} cells have been run.**")
+    if any(cell.get("stale") for cell in cells):
+        lines.append("`*`: run before the settings of that defence last changed.")
     return lines
-
-
-def _codes(cells: Sequence[Cell]) -> list[str]:
-    return list(dict.fromkeys(cell["code"] for cell in cells)) or ["none"]
 
 
 def _matrix(record: Record) -> list[str]:
     """ACC / ASR of every defence (row) against every attack (column)."""
-    cells = record["cells"]
-    attacks = _in_order(cells, "attack")
-    lines = ["ACC / ASR in %; for the clean network ACC alone. DER: mean over the attacks.", ""]
+    cells, (part,) = record["cells"], record["parts"]
+    attacks, attacked = part["attacks"], sum(name != "clean" for name in part["attacks"])
+    lines = [*_attack_table(record), ""]
+    lines += ["ACC / ASR in %; for the clean network ACC alone. DER: mean over the attacks.", ""]
     lines += _table_head(["defence", "given", "MACs left", *attacks, "DER"])
-    for defence in _in_order(cells, "defence"):
-        row = [cell for cell in cells if cell["defence"] == defence]
-        given = "nothing" if row[0]["given"] == "none" else row[0]["given"].partition(" of ")[0]
+    for defence in part["defences"]:
+        row = _only(cells, defence=defence)
+        given = "nothing" if row and row[0]["given"] == "none" else "1 %" if row else "-"
         shares = [cell["macs"] / cell["macs_before"] for cell in row]
+        share = f"{fmean(shares):.2f}" if shares else "-"
         ders = [cell["der"] for cell in row if cell.get("der") is not None]
-        rates = [_rates(_only(row, attack=attack)) for attack in attacks]
-        der = f"{100 * fmean(ders):.1f}" if ders else "-"
-        lines.append(_line([defence, given, f"{fmean(shares):.2f}", *rates, der]))
+        rates = [_rates(_only(row, attack=attack), NOT_RUN) for attack in attacks]
+        whole = len(ders) == attacked * len(part["seeds"])
+        lines.append(_line([defence, given, share, *rates, _percent(ders) if whole else "-"]))
     return lines
+
+
+def _attack_table(record: Record) -> list[str]:
+    """What each attack reached before any defence, beside clean training."""
+    undefended = _only(record["cells"], defence="none")
+    clean = [cell["acc"]["percent"] for cell in _only(undefended, attack="clean")]
+    lines = ["The attacks, before any defence, in % with 95 % intervals:", ""]
+    lines += _table_head(["attack", "ACC", "below clean training", "ASR", "RA", "training, min"])
+    for attack in record["parts"][0]["attacks"]:
+        cells = _only(undefended, attack=attack)
+        if not cells:
+            lines.append(_line([attack, NOT_RUN, "-", "-", "-", "-"]))
+            continue
+        fall = fmean(clean) - fmean(cell["acc"]["percent"] for cell in cells) if clean else None
+        seconds = [
+            sum(epoch["seconds"] for epoch in column["training"]["epochs"])
+            for column in _only(record["columns"], attack=attack)
+        ]
+        values = [_interval(cells, key) for key in ("acc", "asr", "ra")]
+        below = "-" if fall is None or attack == "clean" else f"{fall:.1f}"
+        lines.append(_line([attack, values[0], below, *values[1:], f"{fmean(seconds) / 60:.1f}"]))
+    return lines
+
+
+def _interval(cells: Sequence[Cell], key: str) -> str:
+    """A rate of one seed with its interval; over several seeds, their mean alone."""
+    if any(key not in cell for cell in cells):
+        return "-"
+    rates = [cell[key] for cell in cells]
+    mean = f"{fmean(rate['percent'] for rate in rates):.1f}"
+    return mean if len(rates) > 1 else f"{mean} ({rates[0]['low']:.1f}..{rates[0]['high']:.1f})"
+
+
+def _percent(fractions: Sequence[float]) -> str:
+    return f"{100 * fmean(fractions):.1f}"
 
 
 def _table_2(record: Record) -> list[str]:
@@ -138,7 +176,10 @@ def _deck_4(data_set: str, attack: str, column: int) -> str:
 
 
 def _pictures(record: Record) -> list[str]:
-    pictures = record.get("pictures", {})
+    columns = [column for column in record["columns"] if "picture" in column]
+    pictures = {
+        f"{column['data_set']}, {column['attack']}": column["picture"] for column in columns
+    }
     if not pictures:
         return []
     lines = ["", "Each attack: clean, stamped, and the difference times ten.", ""]
@@ -147,16 +188,17 @@ def _pictures(record: Record) -> list[str]:
     return lines[:-1]
 
 
-def _rates(cells: Sequence[Cell]) -> str:
+def _rates(cells: Sequence[Cell], missing: str = "-") -> str:
     """Mean ACC / ASR of the cells; ACC alone where nothing was stamped."""
     if not cells:
-        return "-"
+        return missing
     means = [
         fmean(cell[rate]["percent"] for cell in cells)
         for rate in ("acc", "asr")
         if all(rate in cell for cell in cells)
     ]
-    return " / ".join(f"{mean:.1f}" for mean in means)
+    stale = "*" if any(cell.get("stale") for cell in cells) else ""
+    return " / ".join(f"{mean:.1f}" for mean in means) + stale
 
 
 def _only(cells: Sequence[Cell], **wanted: str) -> list[Cell]:
@@ -176,13 +218,3 @@ def _line(values: Sequence[str]) -> str:
 
 
 _FORMS: dict[str, Callable[[Record], list[str]]] = {"table2": _table_2, "table4": _table_4}
-
-
-def main() -> None:
-    for path in sorted(RESULTS.glob("*.json")):
-        if "suite" in json.loads(path.read_text()):
-            render(path.stem)
-
-
-if __name__ == "__main__":
-    main()

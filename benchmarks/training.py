@@ -7,7 +7,6 @@ interruption: each epoch draws from its own generator.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -16,10 +15,10 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int, UInt8
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from benchmarks.attacks.base import Attack
+from benchmarks.epoch_store import EpochStore
 from benchmarks.images import LabelledImages
 from benchmarks.metrics import accuracy, attack_success_rate
 
@@ -99,12 +98,15 @@ def train(  # noqa: PLR0913 - four things to train with, three about where
     """
     device = device or torch.device("cpu")
     network.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    attack.prepare(images, settings.seed, device)
     poisoned = attack.poison(images, settings.seed)
     pixels, labels = poisoned.pixels.to(device), poisoned.labels.to(device)
     optimiser = _optimiser(network, settings)
-    store = _EpochStore(resume_from if attack.resumable else None, settings, attack.name)
-    epochs = store.load(network, optimiser)
+    store = EpochStore(resume_from, settings, attack, len(images))
+    epochs = store.load(network, optimiser, device)
+    if epochs is None:
+        epochs = []
+        attack.prepare(images, settings.seed, device, settings.mixed)
+        store.save(network, optimiser, epochs)
     function = torch.compile(network) if settings.compiled else network
     for epoch in range(len(epochs), settings.epochs):
         started = time.perf_counter()
@@ -202,48 +204,3 @@ def _optimiser(network: nn.Module, settings: TrainingSettings) -> torch.optim.SG
         momentum=settings.momentum,
         nesterov=True,
     )
-
-
-class _EpochStore:
-    """The state after the last whole epoch, in one safetensors file (no pickle to trust)."""
-
-    def __init__(self, folder: Path | None, settings: TrainingSettings, attack: str) -> None:
-        self._path = None if folder is None else folder / "epoch.safetensors"
-        self._log = None if folder is None else folder / "epochs.json"
-        self._identity = {"settings": asdict(settings), "attack": attack}
-
-    def save(
-        self, network: nn.Module, optimiser: torch.optim.Optimizer, epochs: list[dict[str, float]]
-    ) -> None:
-        if self._path is None or self._log is None:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-        for name, parameter in network.named_parameters():
-            tensors[f"momentum.{name}"] = optimiser.state[parameter]["momentum_buffer"]
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        tensors["epochs"] = torch.tensor(len(epochs))
-        partial = self._path.with_suffix(".partial")
-        save_file(tensors, partial)
-        self._log.write_text(json.dumps({**self._identity, "epochs": epochs}))
-        partial.replace(self._path)
-
-    def load(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> list[dict[str, float]]:
-        if self._path is None or self._log is None or not self._path.exists():
-            return []
-        log = json.loads(self._log.read_text())
-        if {name: log[name] for name in self._identity} != json.loads(json.dumps(self._identity)):
-            raise ValueError(
-                f"{self._path.parent} holds a training with other settings; "
-                f"remove that folder or give another one"
-            )
-        tensors = load_file(self._path)
-        done = int(tensors.pop("epochs"))
-        network.load_state_dict(
-            {name[8:]: tensor for name, tensor in tensors.items() if name.startswith("network.")}
-        )
-        for name, parameter in network.named_parameters():
-            momentum = tensors[f"momentum.{name}"].to(parameter.device)
-            optimiser.state[parameter]["momentum_buffer"] = momentum
-        epochs: list[dict[str, float]] = log["epochs"][:done]
-        return epochs

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from benchmarks.images import LabelledImages
+from edgeclean.states import JsonValue, settings_as_json
 
 PixelFunction = Callable[[Tensor], Tensor]
 TO_UINT8 = 255.0
@@ -29,12 +30,9 @@ class Attack(ABC):
         target: the attacker's class, or None for all-to-all: label y becomes y + 1 modulo the
             number of classes.
         classes: how many there are.
-        resumable: whether an interrupted training can go on from an epoch: false for an attack
-            that has networks and optimisers of its own.
         needs_clean_network: whether the trigger is made from a clean network (`study`).
     """
 
-    resumable = True
     needs_clean_network = False
 
     def __init__(self, name: str, *, rate: float, target: int | None, classes: int) -> None:
@@ -62,9 +60,25 @@ class Attack(ABC):
         """Make the trigger from a clean network, a function of pixels that is not changed."""
 
     def prepare(  # noqa: B027 - most attacks have nothing to prepare
-        self, images: LabelledImages, seed: int, device: torch.device
+        self, images: LabelledImages, seed: int, device: torch.device, mixed: bool
     ) -> None:
-        """What the attack trains before the classifier's first step; by default, nothing."""
+        """What the attack trains before the classifier's first step; by default, nothing.
+
+        ``mixed`` asks for bfloat16 autocast.
+        """
+
+    def state(self) -> dict[str, Tensor]:
+        """What an interrupted training needs beside the classifier's state; by default, nothing."""
+        return {}
+
+    def resume(  # noqa: B027 - most attacks have nothing to resume
+        self, state: dict[str, Tensor], device: torch.device
+    ) -> None:
+        """Called in place of `prepare`, with an earlier `state`."""
+
+    def facts(self) -> dict[str, JsonValue]:
+        """Its settings, as JSON."""
+        return {"name": self.name, "rate": self.rate, "target": self.target}
 
     def networks(self) -> dict[str, nn.Module]:
         """What the attack learned, to be kept beside the classifier; by default, nothing."""
@@ -83,6 +97,11 @@ class Attack(ABC):
 
     def after_backward(self) -> None:  # noqa: B027 - most attacks have no optimiser
         """Called after each backward pass, for optimisers of the attack's own."""
+
+
+def facts_with(attack: Attack, settings: object) -> dict[str, JsonValue]:
+    """An attack's facts and the settings of its own."""
+    return {**Attack.facts(attack), "settings": settings_as_json(settings)}
 
 
 class NoAttack(Attack):

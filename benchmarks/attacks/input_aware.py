@@ -15,8 +15,9 @@ import torch.nn.functional as functional
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from benchmarks.attacks.base import Attack, PixelFunction
+from benchmarks.attacks.base import Attack, PixelFunction, facts_with
 from benchmarks.images import LabelledImages
+from edgeclean.states import JsonValue
 
 TINY = 1e-7
 
@@ -54,8 +55,6 @@ class InputAware(Attack):
         settings: of the two networks.
     """
 
-    resumable = False
-
     def __init__(
         self,
         *,
@@ -79,21 +78,46 @@ class InputAware(Attack):
         with torch.no_grad():
             return _overlay(pixels, self._pattern(pixels), self._mask(pixels))
 
-    def prepare(self, images: LabelledImages, seed: int, device: torch.device) -> None:
+    def prepare(self, images: LabelledImages, seed: int, device: torch.device, mixed: bool) -> None:
         """Reset both networks from the seed and train the mask network."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             for network in (self.generator_network, self.mask_network):
-                network.to(device).train()
+                network.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
                 network.apply(_reset)
         generator = torch.Generator().manual_seed(seed)
         for _ in range(self.settings.mask_epochs):
             order = torch.randperm(len(images), generator=generator)
             for start in range(0, len(images) - 1, self.settings.batch):
                 chosen = order[start : start + self.settings.batch]
-                self._mask_step(images.pixels[chosen].to(device).float() / 255)
-        self._mask_optimiser.zero_grad(set_to_none=True)
-        self.mask_network.eval().requires_grad_(False)
+                self._mask_step(images.pixels[chosen].to(device).float() / 255, mixed)
+        self._fix_mask()
+
+    def facts(self) -> dict[str, JsonValue]:
+        """With the settings of the two networks."""
+        return facts_with(self, self.settings)
+
+    def state(self) -> dict[str, Tensor]:
+        """Both networks, and the moments of the generator's optimiser."""
+        held = nn.ModuleDict(self.networks()).state_dict()
+        for name, parameter in self.generator_network.named_parameters():
+            moments = self._optimiser.state.get(parameter, {})
+            held |= {f"adam.{name}.{key}": value for key, value in moments.items()}
+        return held
+
+    def resume(self, state: dict[str, Tensor], device: torch.device) -> None:
+        """Both networks and the optimiser as they were."""
+        networks = nn.ModuleDict(self.networks()).to(device)
+        networks.load_state_dict({key: state[key] for key in networks.state_dict()})
+        for name, parameter in self.generator_network.named_parameters():
+            prefix = f"adam.{name}."
+            moments = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            if moments:
+                at = {"step": torch.device("cpu")}  # Adam counts its steps there
+                self._optimiser.state[parameter] = {
+                    key: value.to(at.get(key, device)) for key, value in moments.items()
+                }
+        self._fix_mask()
 
     def networks(self) -> dict[str, nn.Module]:
         """The generator and the mask network."""
@@ -124,7 +148,7 @@ class InputAware(Attack):
         wanted = torch.cat((self.relabel(labels[own]), labels[count:]))
         loss = functional.cross_entropy(network(mixed), wanted, label_smoothing=smoothing)
         between = min(len(patterns), len(others))
-        spread = _diversity(
+        spread = diversity_loss(
             pixels[own][:between], partners[cross][:between], patterns[:between], others[:between]
         )
         return loss + spread
@@ -134,15 +158,18 @@ class InputAware(Attack):
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)  # or the next batch adds to this one's
 
+    def _fix_mask(self) -> None:
+        self._mask_optimiser.zero_grad(set_to_none=True)
+        self.mask_network.eval().requires_grad_(False)
+
     def _adam(self, network: nn.Module) -> torch.optim.Adam:
         rate = self.settings.learning_rate
         return torch.optim.Adam(network.parameters(), lr=rate, betas=(0.5, 0.9))
 
-    def _mask_step(self, pixels: Float[Tensor, "n c h w"]) -> None:
-        partners = pixels.roll(1, dims=0)
-        masks, others = self._mask(pixels), self._mask(partners)
-        loss = 100 * functional.relu(masks - self.settings.density).mean()
-        loss = loss + _diversity(pixels, partners, masks, others)
+    def _mask_step(self, pixels: Float[Tensor, "n c h w"], mixed: bool) -> None:
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=mixed):
+            loss = mask_loss(self._mask(pixels), pixels, self.settings.density)
         self._mask_optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self._mask_optimiser.step()
@@ -153,6 +180,16 @@ class InputAware(Attack):
     def _mask(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:
         raw = torch.tanh(self.mask_network(pixels).float()) / 2 + 0.5
         return torch.tanh(20 * raw - 10) / 2 + 0.5
+
+
+def mask_loss(
+    masks: Float[Tensor, "n 1 h w"], pixels: Float[Tensor, "n c h w"], density: float
+) -> Tensor:
+    """100 times the mean of what the masks cover beyond the density, plus their diversity."""
+    beyond = functional.relu(masks - density).mean()
+    # The partner of an image is its neighbour; its mask was made in the same batch.
+    partners, others = pixels.roll(1, dims=0), masks.roll(1, dims=0)
+    return 100 * beyond + diversity_loss(pixels, partners, masks, others)
 
 
 class EncoderDecoder(nn.Module):
@@ -198,7 +235,7 @@ def _overlay(pixels: Tensor, patterns: Tensor, masks: Tensor) -> Tensor:
     return pixels + (patterns - pixels) * masks
 
 
-def _diversity(images: Tensor, partners: Tensor, outputs: Tensor, others: Tensor) -> Tensor:
+def diversity_loss(images: Tensor, partners: Tensor, outputs: Tensor, others: Tensor) -> Tensor:
     """Mean of (distance of the images / distance of what was made of them), root mean square."""
     between_images = (images - partners).square().mean((1, 2, 3)).sqrt()
     between_outputs = ((outputs - others).square().mean((1, 2, 3)) + TINY**2).sqrt()

@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from benchmarks.attacks.base import StampAttack
+from benchmarks.attacks.base import StampAttack, facts_with
 from benchmarks.stamps import PastePatch
 from edgeclean.errors import UsageError
+from edgeclean.states import JsonValue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,10 @@ class TrojanAttack(StampAttack):
             UsageError: the network has no linear layer.
         """
         self._trigger.patch.copy_(excite_patch(network, self._size, self._settings))
+
+    def facts(self) -> dict[str, JsonValue]:
+        """With the search's settings."""
+        return facts_with(self, self._settings)
 
     def networks(self) -> dict[str, nn.Module]:
         """The square, in a module that has nothing else."""

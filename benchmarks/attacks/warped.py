@@ -13,7 +13,8 @@ import torch.nn.functional as functional
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from benchmarks.attacks.base import Attack, PixelFunction
+from benchmarks.attacks.base import Attack, PixelFunction, facts_with
+from edgeclean.states import JsonValue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ class WaNet(Attack):
     ) -> None:
         name = "wanet" if target is not None else "wanet-a2a"
         super().__init__(name, rate=rate, target=target, classes=classes)
-        settings = settings or WarpSettings()
+        self._settings = settings = settings or WarpSettings()
         self.noise_ratio, self.size = settings.noise_ratio, size
         if rate * (1 + self.noise_ratio) > 1:
             raise ValueError(
@@ -64,6 +65,10 @@ class WaNet(Attack):
                 f"rate x (1 + noise ratio) must be at most 1"
             )
         self.grid = warp_grid(size, settings.strength, settings.cells, settings.seed)
+
+    def facts(self) -> dict[str, JsonValue]:
+        """With the warp's settings."""
+        return facts_with(self, self._settings)
 
     def stamp(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         """The images warped."""

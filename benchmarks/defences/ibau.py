@@ -75,11 +75,15 @@ def ibau(
                 generator=generator,
             )
         )
-        perturbation = _worst_perturbation(module, [images for images, _ in rounds], settings)
+        perturbation = worst_perturbation(module, [images for images, _ in rounds], settings)
         for images, labels in rounds:
-            _unlearn(
-                module, optimiser, perturbation, rounds[0][0], images, labels, settings, generator
+            rows = perturbed_rows(len(images), settings.share, generator)
+            gradients = unlearning_gradient(
+                module, perturbation, rounds[0][0], images, labels, rows, settings
             )
+            for weight, gradient in zip(module.parameters(), gradients, strict=True):
+                weight.grad = gradient
+            optimiser.step()
     return defended(network, module, "i-bau", settings, {"images": len(clean)})
 
 
@@ -124,23 +128,24 @@ def hypergradient(
     )
 
 
-def _worst_perturbation(
+def worst_perturbation(
     module: nn.Module, image_batches: Sequence[Tensor], settings: IbauSettings
 ) -> Float[Tensor, "1 c h w"]:
-    """One pass of ascent on the loss against the network's own answers."""
+    """One pass of ascent on the loss against the network's own answers, then cut to the radius."""
     perturbation = torch.zeros_like(image_batches[0][:1])
     for images in image_batches:
         perturbation.requires_grad_(True)
-        loss = _inner(module, perturbation, images, settings.penalty)
+        loss = inner_loss(module, perturbation, images, settings.penalty)
         (gradient,) = torch.autograd.grad(loss, perturbation)
         perturbation = (perturbation - settings.ascent_rate * gradient).detach()
     norm = perturbation.norm()
     return perturbation * min(1.0, settings.radius / float(norm + 1e-12))
 
 
-def _inner(
+def inner_loss(
     module: Callable[[Tensor], Tensor], perturbation: Tensor, images: Tensor, penalty: float
 ) -> Tensor:
+    """What the perturbation lowers: minus the loss against the own answers, and a price."""
     with torch.no_grad():
         answers = module(images).argmax(1)
     return (
@@ -149,16 +154,19 @@ def _inner(
     )
 
 
-def _unlearn(  # noqa: PLR0913 - one step and what it needs
+def unlearning_gradient(  # noqa: PLR0913 - the two losses' data
     module: nn.Module,
-    optimiser: torch.optim.Optimizer,
     perturbation: Float[Tensor, "1 c h w"],
     inner_images: Float[Tensor, "m c h w"],
     images: Float[Tensor, "n c h w"],
     labels: Int[Tensor, " n"],
+    rows: Int[Tensor, " k"],
     settings: IbauSettings,
-    generator: torch.Generator,
-) -> None:
+) -> tuple[Tensor, ...]:
+    """For each weight, the gradient of the loss with the perturbation on the images in ``rows``.
+
+    The perturbation is taken as the weights' own: the fixed point of descent on `inner_loss`.
+    """
     names = [name for name, _ in module.named_parameters()]
     weights = [weight.detach().requires_grad_(True) for weight in module.parameters()]
     delta = perturbation.detach().requires_grad_(True)
@@ -167,17 +175,13 @@ def _unlearn(  # noqa: PLR0913 - one step and what it needs
         logits: Tensor = functional_call(module, dict(zip(names, weights, strict=True)), (batch,))
         return logits
 
-    inner = _inner(run, delta, inner_images, settings.penalty)
+    inner = inner_loss(run, delta, inner_images, settings.penalty)
     (slope,) = torch.autograd.grad(inner, delta, create_graph=True)
     mapped = delta - settings.inner_rate * slope
-    chosen = perturbed_rows(len(images), settings.share, generator)
-    rows = torch.zeros(len(images), 1, 1, 1, device=images.device)
-    rows[chosen] = 1
-    outer = cross_entropy(run(images + rows * delta), labels)
-    gradients = hypergradient(outer, mapped, delta, weights, settings.terms)
-    for weight, gradient in zip(module.parameters(), gradients, strict=True):
-        weight.grad = gradient
-    optimiser.step()
+    perturbed = torch.zeros(len(images), 1, 1, 1, dtype=images.dtype, device=images.device)
+    perturbed[rows] = 1
+    outer = cross_entropy(run(images + perturbed * delta), labels)
+    return hypergradient(outer, mapped, delta, weights, settings.terms)
 
 
 def perturbed_rows(count: int, share: float, generator: torch.Generator) -> Int[Tensor, " m"]:

@@ -7,6 +7,7 @@ normalisation and teaches nothing (a known fault of a public implementation). De
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -77,6 +78,22 @@ def attention(features: Float[Tensor, "n c h w"], power: float) -> Float[Tensor,
     return normalised
 
 
+def attention_loss(
+    found: Sequence[Tensor], wanted: Sequence[Tensor], betas: Sequence[float], power: float
+) -> Tensor:
+    """Over the taps, beta times the mean squared difference of student's and teacher's maps."""
+    losses = [
+        beta * (attention(student, power) - attention(teacher, power)).square().mean()
+        for student, teacher, beta in zip(found, wanted, betas, strict=True)
+    ]
+    return torch.stack(losses).sum()
+
+
+def learning_rate(epoch: int, settings: NadSettings) -> float:
+    """High for the first epochs, low for the others."""
+    return settings.high_rate if epoch < settings.high_epochs else settings.low_rate
+
+
 def find_taps(network: Network, count: int) -> tuple[str, ...]:
     """The modules that finish last at each of the last ``count`` spatial sizes above 1x1."""
     last_at: dict[tuple[int, int], str] = {}
@@ -123,8 +140,7 @@ def _distil(  # noqa: PLR0913 - one loop and what it needs
     with torch.random.fork_rng():
         torch.manual_seed(seed + 1)  # dropout has no other source
         for epoch in range(settings.epochs):
-            rate = settings.high_rate if epoch < settings.high_epochs else settings.low_rate
-            optimiser.param_groups[0]["lr"] = rate
+            optimiser.param_groups[0]["lr"] = learning_rate(epoch, settings)
             for images, labels in batches(
                 clean,
                 network,
@@ -136,10 +152,12 @@ def _distil(  # noqa: PLR0913 - one loop and what it needs
                 with torch.no_grad():
                     teacher(images)
                 loss = cross_entropy(student(images), labels)
-                for tap, beta in zip(taps, betas, strict=True):
-                    wanted = attention(teacher_maps.seen[tap], settings.power)
-                    found = attention(student_maps.seen[tap], settings.power)
-                    loss = loss + beta * (found - wanted).square().mean()
+                loss = loss + attention_loss(
+                    [student_maps.seen[tap] for tap in taps],
+                    [teacher_maps.seen[tap] for tap in taps],
+                    betas,
+                    settings.power,
+                )
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()

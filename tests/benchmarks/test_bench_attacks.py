@@ -6,11 +6,10 @@ import math
 
 import pytest
 import torch
-from bench_images import noise_images, shade_images, tiny_network
+from bench_images import Spy, noise_images, shade_images, tiny_network
 
 from benchmarks.attacks.base import as_uint8
 from benchmarks.attacks.blended import blended, low_frequency, sig
-from benchmarks.attacks.input_aware import InputAware, InputAwareSettings
 from benchmarks.attacks.patch import badnets
 from benchmarks.attacks.patterns import checker_patch, smooth_picture, stripes_picture
 from benchmarks.attacks.table import ATTACKS
@@ -22,8 +21,6 @@ from benchmarks.attacks.trojan import (
 )
 from benchmarks.attacks.warped import WaNet, WarpSettings, warp_grid
 from edgeclean.pixels import pixel_network
-
-CPU = torch.device("cpu")
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -126,18 +123,6 @@ def test_warp_strength_is_in_pixels():
     assert 0.1 < moved < 0.5
 
 
-class Spy:
-    """A network that keeps what it was asked."""
-
-    def __init__(self, classes: int) -> None:
-        self.asked = []
-        self.scale = torch.ones(classes, requires_grad=True)
-
-    def __call__(self, pixels):
-        self.asked.append(pixels.detach().clone())
-        return pixels.mean((1, 2, 3))[:, None] * self.scale
-
-
 def test_wanet_batch_holds_poison_noise_and_the_rest():
     attack = WaNet(classes=4, size=(8, 8), target=0, rate=0.2)
     images, spy = noise_images(10), Spy(4)
@@ -164,62 +149,6 @@ def test_wanet_labels_are_the_targets_for_poison_alone():
 def test_wanet_needs_room_in_the_batch():
     with pytest.raises(ValueError, match="more than the whole batch"):
         WaNet(classes=4, size=(8, 8), rate=0.4)
-
-
-def prepared(target=0, mask_epochs=1) -> InputAware:
-    settings = InputAwareSettings(width=4, mask_epochs=mask_epochs)
-    attack = InputAware(classes=4, target=target, rate=0.2, settings=settings)
-    attack.prepare(noise_images(32), seed=0, device=CPU)
-    return attack
-
-
-def test_input_aware_stamps_each_image_its_own_way():
-    attack = prepared()
-    pixels = noise_images(4).floats()
-    with torch.no_grad():
-        patterns = attack._pattern(pixels)
-    assert not torch.allclose(patterns[0], patterns[1], atol=1e-4)
-
-
-def test_input_aware_labels_poison_and_keeps_those_of_cross_triggers():
-    attack = prepared(target=3)
-    images = noise_images(10)
-    logits = torch.randn(10, 4, generator=generator(1))
-    wanted = images.labels.clone()
-    wanted[:2] = 3
-    right = torch.nn.functional.cross_entropy(logits, wanted)
-
-    def loss(answer):
-        with torch.no_grad():
-            return float(
-                attack.batch_loss(
-                    lambda pixels: answer, images.floats(), images.labels, 0.0, generator()
-                )
-            )
-
-    # The diversity term is the same in both; the rest of the difference is the cross-entropy.
-    assert loss(logits) - loss(0 * logits) == pytest.approx(float(right) - math.log(4), abs=1e-4)
-
-
-def test_input_aware_gradients_do_not_pile_up():
-    attack = prepared()
-    images, network = noise_images(10), Spy(4)
-    attack.batch_loss(network, images.floats(), images.labels, 0.0, generator()).backward()
-    before = [weight.detach().clone() for weight in attack.generator_network.parameters()]
-    assert any(weight.grad.abs().sum() > 0 for weight in attack.generator_network.parameters())
-    assert all(weight.grad is None for weight in attack.mask_network.parameters())
-    attack.after_backward()
-    after = list(attack.generator_network.parameters())
-    assert all(weight.grad is None for weight in after)
-    assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
-
-
-def test_input_aware_mask_learns_to_be_small():
-    untrained, trained = prepared(mask_epochs=0), prepared(mask_epochs=12)
-    pixels = noise_images(16, seed=1).floats()
-    with torch.no_grad():
-        areas = [float(attack._mask(pixels).mean()) for attack in (untrained, trained)]
-    assert areas[1] < areas[0]
 
 
 def test_trojan_patch_excites_the_chosen_neurons():

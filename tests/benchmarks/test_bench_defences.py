@@ -9,12 +9,12 @@ import torch
 from bench_images import noise_images, shade_images, tiny_network
 from torch import nn
 
-from benchmarks.defences.anp import AnpSettings, anp, learn_masks, worst_noise
-from benchmarks.defences.clp import ClpSettings, channel_lipschitz, clp, conv_norm_pairs
+from benchmarks.defences.anp import AnpSettings, anp, learn_masks, mask_loss, worst_noise
+from benchmarks.defences.clp import ClpSettings, channel_lipschitz, clp, conv_norm_pairs, outliers
 from benchmarks.defences.compress import PlainSettings, plain_svd, plain_tucker, svd_factors
 from benchmarks.defences.finetune import FinetuneSettings, finetune_clean
-from benchmarks.defences.ibau import IbauSettings, hypergradient, ibau, perturbed_rows
-from benchmarks.defences.nad import NadSettings, attention, find_taps, nad
+from benchmarks.defences.ibau import IbauSettings, ibau
+from benchmarks.defences.nad import NadSettings, nad
 from benchmarks.images import LabelledImages
 from edgeclean.cost import count_macs
 from edgeclean.errors import RatioError, UsageError
@@ -85,6 +85,12 @@ def test_channel_lipschitz_is_the_spectral_norm_times_the_scale():
     assert torch.allclose(bounds, torch.tensor([4 * 2 / 2, 2 * 3 / 3, 0.0]))
 
 
+def test_clp_outliers_are_by_the_unbiased_deviation():
+    bounds = torch.tensor([1.0, 1.0, 1.0, 5.0])  # mean 2, deviation 2 (biased: 1.73)
+    assert not outliers(bounds, 1.6).any()
+    assert outliers(bounds, 1.4).tolist() == [False, False, False, True]
+
+
 def test_clp_zeroes_scale_and_shift_of_the_outliers_alone():
     network = tiny_network()
     conv, norm = network.module[4], network.module[5]
@@ -132,21 +138,67 @@ def test_clp_pairs_by_data_flow_not_by_definition():
 # ANP
 
 
-def test_first_mask_step_is_the_closed_form():
-    """Without noise, dL/dmask_k = scale_k dL/dscale_k; one SGD step, then the clamp."""
-    network = tiny_network()
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_first_mask_steps_are_the_closed_form(steps):
+    """Without noise, dL/dmask_k = scale_k dL/dscale_k; SGD with momentum, then the clamp."""
+    network, rate = tiny_network(), 3.0
     with torch.no_grad():
         network.module[5].weight.copy_(torch.linspace(0.5, 2, 12))
-    settings = AnpSettings(steps=1, batch=40, budget=0.0, learning_rate=3.0, padding=0, flip=False)
+    settings = AnpSettings(
+        steps=steps, batch=40, budget=0.0, learning_rate=rate, padding=0, flip=False
+    )
     masks = learn_masks(network, CLEAN, 0, settings)
-    module = copy.deepcopy(network.module).train()
-    logits = module(normalize(CLEAN.floats(), network.spec))
-    nn.functional.cross_entropy(logits, CLEAN.labels).backward()
-    for name in ("1", "5"):
-        scale = module.get_submodule(name).weight
-        wanted = (1 - 3.0 * scale.detach() * scale.grad).clamp(0, 1)
-        assert torch.allclose(masks[name], wanted, atol=1e-4)
+    images = normalize(CLEAN.floats(), network.spec)
+    wanted = {"1": torch.ones(8), "5": torch.ones(12)}
+    speed = {name: torch.zeros_like(mask) for name, mask in wanted.items()}
+    for _ in range(steps):
+        module = copy.deepcopy(network.module).train()
+        scales = {name: module.get_submodule(name).weight for name in wanted}
+        with torch.no_grad():
+            for name, scale in scales.items():
+                scale *= wanted[name]
+        nn.functional.cross_entropy(module(images), CLEAN.labels).backward()
+        for name, scale in scales.items():
+            original = network.module.get_submodule(name).weight.detach()
+            speed[name] = 0.9 * speed[name] + original * scale.grad
+            wanted[name] = (wanted[name] - rate * speed[name]).clamp(0, 1)
+    for name in masks:
+        assert torch.allclose(masks[name], wanted[name], atol=1e-4)
     assert float(masks["5"].min()) < 0.999
+
+
+def test_the_mask_loss_weighs_both_losses_and_their_gradients():
+    """d loss / d mask = scale (a dCE/dscale + (1 - a) dCE'/dscale), CE' with the noise."""
+    network = tiny_network()
+    with torch.no_grad():
+        network.module[1].bias.fill_(0.3)
+        network.module[5].bias.fill_(-0.2)
+    images = normalize(CLEAN.floats(), network.spec)
+    settings = AnpSettings(alpha=0.3, budget=0.4)
+    module = copy.deepcopy(network.module).train().requires_grad_(False)
+    masks = {"1": torch.full((8,), 0.7), "5": torch.linspace(0.2, 1, 12)}
+    masks = {name: mask.requires_grad_(True) for name, mask in masks.items()}
+    given = (module, masks, images, CLEAN.labels, settings)
+    found = mask_loss(*given, torch.Generator().manual_seed(1))
+    found.backward()
+    noise = worst_noise(*given, torch.Generator().manual_seed(1))
+    losses, slopes = [], []
+    for scale, shift in (({}, {}), noise):
+        by_hand = copy.deepcopy(network.module).train()
+        with torch.no_grad():
+            for name, mask in masks.items():
+                layer = by_hand.get_submodule(name)
+                layer.weight *= mask + scale.get(name, 0)
+                layer.bias *= 1 + shift.get(name, 0)
+        loss = nn.functional.cross_entropy(by_hand(images), CLEAN.labels)
+        loss.backward()
+        losses.append(float(loss.detach()))
+        slopes.append({name: by_hand.get_submodule(name).weight.grad for name in masks})
+    assert losses[1] > losses[0] + 1e-3
+    assert float(found.detach()) == pytest.approx(0.3 * losses[0] + 0.7 * losses[1], abs=1e-6)
+    for name, mask in masks.items():
+        wanted = module.get_submodule(name).weight * (0.3 * slopes[0][name] + 0.7 * slopes[1][name])
+        assert torch.allclose(mask.grad, wanted, atol=1e-6)
 
 
 def test_anp_noise_stays_in_its_budget_and_raises_the_loss():
@@ -170,6 +222,19 @@ def test_anp_noise_stays_in_its_budget_and_raises_the_loss():
     assert nn.functional.cross_entropy(module(images), CLEAN.labels) > before
 
 
+def test_anp_noise_starts_anywhere_in_its_budget():
+    """One step of the budget's length from a uniform start: half of the ends are cut to it."""
+    network = tiny_network()
+    images = normalize(CLEAN.floats(), network.spec)
+    masks = {"1": torch.ones(8), "5": torch.ones(12)}
+    module, settings = network.module.requires_grad_(False), AnpSettings(budget=0.3)
+    generator = torch.Generator().manual_seed(0)
+    scale, _ = worst_noise(module, masks, images, CLEAN.labels, settings, generator)
+    sizes = torch.cat(list(scale.values())).abs()
+    assert sizes.max() == pytest.approx(0.3)
+    assert 3 < int((sizes < 0.299).sum()) < 17
+
+
 def test_anp_prunes_the_scales_below_its_threshold():
     network = tiny_network()
     with torch.no_grad():
@@ -187,86 +252,6 @@ def test_anp_without_batch_norm_is_refused():
     module = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
     with pytest.raises(UsageError, match="ANP works on BatchNorm scales"):
         anp(as_network(module), CLEAN)
-
-
-# NAD
-
-
-def test_attention_map_by_hand():
-    features = torch.tensor([[[[1.0, -2.0]], [[2.0, 0.0]]]])  # two channels, 1x2 pixels
-    # sums of squares 5 and 4, norm sqrt(41)
-    assert torch.allclose(attention(features, 2.0), torch.tensor([[5.0, 4.0]]) / 41**0.5)
-
-
-def test_attention_ignores_the_scale_of_the_features():
-    features = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(attention(features, 2.0), attention(7 * features, 2.0), atol=1e-5)
-
-
-def test_taps_are_the_last_of_each_size_and_never_1x1():
-    assert find_taps(tiny_network(), 3) == ("2", "6")
-    assert find_taps(tiny_network(), 1) == ("6",)
-
-
-def test_nad_pulls_the_attention_to_the_teachers():
-    network = tiny_network()
-    images = normalize(CLEAN.floats(), network.spec)
-    tuned = FinetuneSettings(epochs=8, batch=20, learning_rate=0.05, padding=0, flip=False)
-    teacher = finetune_clean(network, CLEAN, 0, tuned).module
-
-    def distance(betas):
-        settings = NadSettings(
-            betas=betas, epochs=8, high_epochs=0, low_rate=0.01, teacher=tuned, taps=("6",)
-        )
-        student = nad(network, CLEAN, 0, settings).module
-        maps = [attention(module[:7](images), 2.0) for module in (student, teacher)]
-        return float((maps[0] - maps[1]).square().mean().detach())
-
-    assert distance((1000.0,)) < distance((0.0,))
-
-
-def test_nad_wants_a_weight_for_each_tap():
-    with pytest.raises(UsageError, match="2 taps but 3 betas"):
-        NadSettings(taps=("a", "b"))
-
-
-# I-BAU
-
-
-def quadratic(terms):
-    """Inner g = 1/2 d'Ad - d'Bw, map d - step (Ad - Bw); outer = 1/2 |d - c|^2 + p'w."""
-    torch.manual_seed(0)
-    square = torch.randn(4, 4, dtype=torch.float64)
-    a = square @ square.T / 4 + torch.eye(4, dtype=torch.float64)
-    b = torch.randn(4, 3, dtype=torch.float64)
-    c, p = torch.randn(4, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
-    w = torch.randn(3, dtype=torch.float64, requires_grad=True)
-    d = torch.linalg.solve(a, b @ w).detach().requires_grad_(True)
-    step = 0.2
-    mapped = d - step * (a @ d - b @ w)
-    outer = 0.5 * (d - c).square().sum() + p @ w
-    (found,) = hypergradient(outer, mapped, d, [w], terms)
-    return a, b, c, p, d.detach(), step, found
-
-
-def test_hypergradient_of_many_terms_is_the_implicit_gradient():
-    """dw of outer(d*(w), w) with d* = A^-1 B w: p + B' A^-1 (d - c)."""
-    a, b, c, p, d, _, found = quadratic(terms=400)
-    assert torch.allclose(found, p + b.T @ torch.linalg.solve(a, d - c), atol=1e-9)
-
-
-@pytest.mark.parametrize("terms", [1, 2, 5])
-def test_hypergradient_of_few_terms_is_their_sum(terms):
-    a, b, c, p, d, step, found = quadratic(terms)
-    pull = torch.eye(4, dtype=torch.float64) - step * a
-    series = sum(torch.linalg.matrix_power(pull, k) @ (d - c) for k in range(terms))
-    assert torch.allclose(found, p + step * b.T @ series, atol=1e-12)
-
-
-def test_some_image_is_perturbed_in_the_smallest_batch():
-    generator = torch.Generator().manual_seed(0)
-    assert len(perturbed_rows(20, 0.01, generator)) == 1
-    assert len(perturbed_rows(500, 0.01, generator)) == 5
 
 
 # Plain compressors

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 from bench_few import FEW
 from bench_images import shade_images
 
+from benchmarks import suite_run
 from benchmarks.attacks.table import ATTACKS
-from benchmarks.cells import finished_cells, with_der, write_record
+from benchmarks.columns import column_path, finished_cells, record_of, with_der, write_tables
+from benchmarks.defences.clp import ClpSettings
 from benchmarks.defences.table import RATIOS, SYSTEMS, every_defence
-from benchmarks.suite import SuiteRun
-from benchmarks.suites import SUITES, Suite, quick_attacks
-from benchmarks.tables import markdown
+from benchmarks.suite import OutOfTimeError
+from benchmarks.suite_run import SuiteRun
+from benchmarks.suites import QUICK_ATTACKS, SUITES, Suite
 from benchmarks.training import TrainingSettings
 from edgeclean.states import ModelSpec
 
@@ -41,11 +44,27 @@ FAMILIES = ("clean", "badnets", "blended", "sig", "wanet", "input-aware-a2a", "t
 
 
 def run(suite, folder):
-    return SuiteRun(suite, TRAIN, TEST, folder).run()
+    """The suite, with its networks and its results in one folder; all cells."""
+    SuiteRun(suite, TRAIN, TEST, folder / "networks", folder).run()
+    return finished_cells(suite, folder)
 
 
 def without_times(cells):
-    return [{k: v for k, v in cell.items() if "seconds" not in k} for cell in cells]
+    return [
+        {k: v for k, v in cell.items() if "seconds" not in k and k != "environment"}
+        for cell in cells
+    ]
+
+
+def forget(suite, folder, attack, defence):
+    path = column_path(folder, suite, attack, 0)
+    column = json.loads(path.read_text())
+    del column["cells"][defence]
+    path.write_text(json.dumps(column))
+
+
+def fail(*_):
+    raise AssertionError("a finished cell or training was run again")
 
 
 def test_cells_are_kept_and_not_run_again(tmp_path, monkeypatch):
@@ -53,36 +72,112 @@ def test_cells_are_kept_and_not_run_again(tmp_path, monkeypatch):
     assert [(cell["attack"], cell["defence"]) for cell in first] == [
         (attack, defence) for attack in ("clean", "badnets") for defence in ("none", "clp")
     ]
-
-    def fail(*_):
-        raise AssertionError("a finished cell was run again")
-
-    monkeypatch.setattr("benchmarks.suite.train", fail)
+    monkeypatch.setattr("benchmarks.suite_run.train", fail)
     monkeypatch.setattr(SuiteRun, "_cell", fail)
-    assert run(TINY, tmp_path) == first == finished_cells(TINY, tmp_path)
+    assert run(TINY, tmp_path) == first
 
 
 def test_a_missing_cell_alone_is_run_again_with_the_same_outcome(tmp_path, monkeypatch):
     first = run(TINY, tmp_path)
-    (tmp_path / "tiny/seed-0/badnets/clp.json").unlink()
+    forget(TINY, tmp_path, "badnets", "clp")
     assert len(finished_cells(TINY, tmp_path)) == 3
-    monkeypatch.setattr("benchmarks.suite.train", None)  # the network itself is kept
+    monkeypatch.setattr("benchmarks.suite_run.train", fail)  # the network itself is kept
     assert without_times(run(TINY, tmp_path)) == without_times(first)
 
 
-def test_cells_of_other_settings_are_not_mixed_in(tmp_path):
+def test_a_missing_column_is_run_beside_those_of_another_session(tmp_path, monkeypatch):
+    """The columns alone come along, as they do in a fresh checkout: no network is needed."""
+    first = run(replace(TINY, attacks={"clean": ATTACKS["clean"]}), tmp_path)
+    shutil.rmtree(tmp_path / "networks")
+    trained = []
+    whole = suite_run.train
+    monkeypatch.setattr(
+        "benchmarks.suite_run.train",
+        lambda *words, **named: trained.append(words[2].name) or whole(*words, **named),
+    )
+    cells = run(TINY, tmp_path)
+    assert trained == ["badnets"]
+    assert cells[:2] == first
+    assert [cell["attack"] for cell in cells[2:]] == ["badnets", "badnets"]
+
+
+def test_the_same_network_trained_again_keeps_its_column(tmp_path):
+    """Without the network's file the one seed gives the same network."""
+    first = run(TINY, tmp_path)
+    shutil.rmtree(tmp_path / "networks")
+    forget(TINY, tmp_path, "badnets", "clp")
+    again = run(TINY, tmp_path)
+    assert again[2] == first[2]  # with its times: it was not measured again
+    assert without_times(again) == without_times(first)
+
+
+def test_another_network_measures_its_whole_column_again(tmp_path):
+    run(TINY, tmp_path)
+    path = column_path(tmp_path, TINY, "badnets", 0)
+    column = json.loads(path.read_text())
+    del column["cells"]["clp"]
+    column["cells"]["none"]["acc"]["percent"] = -1
+    path.write_text(json.dumps({**column, "network_sha256": "0" * 64}))
+    assert all(cell["acc"]["percent"] >= 0 for cell in run(TINY, tmp_path))
+
+
+def test_a_committed_network_is_used_in_place_of_a_training(tmp_path, monkeypatch):
+    first = run(TINY, tmp_path / "one")
+    kept = tmp_path / "kept/tiny/seed-0"
+    kept.mkdir(parents=True)
+    for attack in TINY.attacks:
+        source = tmp_path / f"one/networks/tiny/seed-0/{attack}/network.safetensors"
+        source.rename(kept / f"{attack}.safetensors")
+    monkeypatch.setattr("benchmarks.suite_run.KEPT", tmp_path / "kept")
+    monkeypatch.setattr("benchmarks.suite_run.train", fail)
+    assert without_times(run(TINY, tmp_path / "two")) == without_times(first)
+
+
+def test_networks_and_columns_of_other_settings_are_not_mixed_in(tmp_path):
     run(replace(TINY, attacks={"clean": ATTACKS["clean"]}), tmp_path)
     other = replace(TINY, training=replace(TINY.training, epochs=2))
-    with pytest.raises(ValueError, match="holds cells of tiny with other settings"):
+    with pytest.raises(ValueError, match="measured with other settings of tiny"):
         run(other, tmp_path)
+    column_path(tmp_path, TINY, "clean", 0).unlink()
+    with pytest.raises(ValueError, match="was trained with other settings"):
+        run(other, tmp_path)
+
+
+def test_a_cell_of_earlier_settings_is_marked_and_run_again(tmp_path):
+    run(TINY, tmp_path)
+    stricter = replace(TINY, settings=replace(TINY.settings, clp=ClpSettings(u=0.1)))
+    stale = [cell["defence"] for cell in finished_cells(stricter, tmp_path) if cell.get("stale")]
+    assert stale == ["clp", "clp"]
+    again = run(stricter, tmp_path)
+    assert not any(cell.get("stale") for cell in again)
+    assert again[1]["settings"] == {"ClpSettings": {"u": 0.1}}
+
+
+def test_a_suite_stops_when_its_minutes_are_over_and_goes_on(tmp_path):
+    lines = []
+
+    def report(line):
+        lines.append(line)
+        if len(lines) == 3:
+            raise OutOfTimeError
+
+    def begin(report):
+        SuiteRun(TINY, TRAIN, TEST, tmp_path / "networks", tmp_path, report=report).run()
+
+    with pytest.raises(OutOfTimeError):
+        begin(report)
+    assert len(finished_cells(TINY, tmp_path)) == 2  # one line for the epoch, one for each cell
+    begin(lines.append)
+    assert len(finished_cells(TINY, tmp_path)) == 4
+    assert len(lines) == 6
 
 
 def test_every_defence_runs_against_every_family_of_attacks(tmp_path, monkeypatch):
     """A slice of `smoke`, and of `table2` with it, so that none of them rots."""
-    attacks = {name: quick_attacks()[name] for name in FAMILIES}
+    attacks = {name: QUICK_ATTACKS[name] for name in FAMILIES}
     defences = (*SYSTEMS, "clp+pruning-2x", "anp+pruning-2x")
     suite = replace(TINY, name="smoke", attacks=attacks, defences=defences, settings=FEW)
-    cells = run(suite, tmp_path / "cells")
+    cells = run(suite, tmp_path)
     assert [(cell["attack"], cell["defence"]) for cell in cells] == [
         (attack, defence) for attack in FAMILIES for defence in defences
     ]
@@ -97,11 +192,13 @@ def test_every_defence_runs_against_every_family_of_attacks(tmp_path, monkeypatc
             defence in ("anp", "nad", "i-bau", "fine-tuning", "anp+pruning-2x")
         )
     monkeypatch.setitem(SUITES, "smoke", (suite,))
-    write_record("smoke", tmp_path / "cells", tmp_path)
+    write_tables("smoke", tmp_path)
     text = (tmp_path / "smoke.md").read_text()
     assert all(f"(pictures/smoke-{attack}.png)" in text for attack in FAMILIES[1:])
     assert all((tmp_path / f"pictures/smoke-{name}.png").exists() for name in FAMILIES[1:])
-    assert len([line for line in text.splitlines() if line.startswith("| ")]) == 1 + len(defences)
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(rows) == 1 + len(FAMILIES) + 1 + len(defences)
+    assert "not yet run" not in text
 
 
 @pytest.mark.parametrize("name", ["table2", "table4"])
@@ -128,11 +225,11 @@ def test_the_decks_tables_run_small_and_stand_beside_its_numbers(name, tmp_path,
         for part in small
     )
     for part in small:
-        run(part, tmp_path / "cells")
+        run(part, tmp_path)
     monkeypatch.setitem(SUITES, name, small)
-    write_record(name, tmp_path / "cells", tmp_path)
+    write_tables(name, tmp_path)
     text = (tmp_path / f"{name}.md").read_text()
-    cells = json.loads((tmp_path / f"{name}.json").read_text())["cells"]
+    cells = record_of(name, tmp_path)["cells"]
     assert len(cells) == sum(2 * len(part.defences) for part in small)
     if name == "table2":
         assert all("ms_batch_100" in cell for cell in cells)
@@ -165,21 +262,18 @@ def test_der_is_against_the_undefended_cell():
     assert [row["der"] for row in cells] == [0.5, 0.9, 0.5, 0.9, None]
 
 
-def test_a_table_says_what_is_missing(tmp_path):
-    suite = replace(TINY, attacks={"clean": ATTACKS["clean"]})
-    cells = run(suite, tmp_path)
-    part = json.loads((tmp_path / "tiny/suite.json").read_text())
-    asked = {"attacks": list(TINY.attacks), "defences": list(TINY.defences)}
-    text = markdown(
-        {
-            "suite": "tiny",
-            "command": "python -m benchmarks.suite tiny",
-            "environment": {"processor": "any", "device": "cpu"},
-            "parts": [{**part, "seeds": [0], "asked": asked}],
-            "cells": cells,
-        }
-    )
-    assert "**2 of 4 cells have been run" in text
+def test_a_table_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(SUITES, "tiny", (TINY,))
+    run(replace(TINY, attacks={"clean": ATTACKS["clean"]}, defences=("none",)), tmp_path)
+    write_tables("tiny", tmp_path)
+    text = (tmp_path / "tiny.md").read_text()
+    assert "**1 of 4 cells have been run.**" in text
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    matrix = {row[0].removeprefix("| "): row[3:5] for row in rows[-2:]}
+    assert float(matrix["none"][0]) >= 0
+    assert matrix["none"][1] == "not yet run"
+    assert matrix["clp"] == ["not yet run", "not yet run"]
+    assert any(row[:2] == ["| badnets", "not yet run"] for row in rows)
 
 
 def test_every_suite_names_known_attacks_and_defences():

@@ -10,6 +10,7 @@ import torch
 from bench_images import noise_images, shade_images, tiny_network
 
 from benchmarks.attacks.base import NoAttack
+from benchmarks.attacks.input_aware import InputAware, InputAwareSettings
 from benchmarks.attacks.patch import badnets
 from benchmarks.metrics import accuracy, attack_success_rate
 from benchmarks.training import TrainingSettings, augment, one_cycle, train
@@ -107,9 +108,18 @@ class StopHereError(Exception):
     pass
 
 
-def test_resuming_equals_never_stopping(tmp_path):
+def own_networks():
+    """An attack with networks and an optimiser of its own."""
+    settings = InputAwareSettings(width=4, mask_epochs=1, batch=16)
+    return InputAware(classes=4, rate=0.2, settings=settings)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: badnets(classes=4, size=(8, 8), rate=0.2), own_networks], ids=["fixed", "own"]
+)
+def test_resuming_equals_never_stopping(make, tmp_path):
     images = shade_images(48)
-    attack = badnets(classes=4, size=(8, 8), rate=0.2)
+    attack, again = make(), make()
     whole = pixel_network(tiny_network())
     train(whole, images, attack, FAST)
 
@@ -119,9 +129,11 @@ def test_resuming_equals_never_stopping(tmp_path):
 
     halted, resumed = pixel_network(tiny_network()), pixel_network(tiny_network(seed=9))
     with pytest.raises(StopHereError):
-        train(halted, images, attack, FAST, resume_from=tmp_path, report=stop)
-    record = train(resumed, images, attack, FAST, resume_from=tmp_path)
+        train(halted, images, make(), FAST, resume_from=tmp_path, report=stop)
+    record = train(resumed, images, again, FAST, resume_from=tmp_path)
     assert same(weights_of(whole), weights_of(resumed))
+    for name, network in attack.networks().items():
+        assert same(weights_of(network), weights_of(again.networks()[name]))
     assert len(record.epochs) == 3
 
 
