@@ -4,16 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 FUZZ_SECONDS ?= 600
 STAMP := $(VENV)/installed
+RUNTIME := $(VENV)/runtime-installed
 DEMO := benchmarks/zoo/demo
 SUITES := smoke cpu table2 table4
 
-.PHONY: help install demo test test-slow fuzz check format build clean
+.PHONY: help install demo test test-slow coverage fuzz check format build clean
 
 help:
 	@echo "make install    a virtual environment with edgeclean and its tools"
 	@echo "make demo       compress and purify a small backdoored network"
 	@echo "make test       every test but the slow ones"
 	@echo "make test-slow  the slow ones"
+	@echo "make coverage   every test that needs no GPU, and whether they run enough of the code"
 	@echo "make fuzz       ten minutes of fuzzing of each reader (FUZZ_SECONDS)"
 	@echo "make check      format, lint, types, layers"
 	@echo "make bench-X    a benchmark: smoke, cpu, table2, table4, or any python -m benchmarks.X"
@@ -25,9 +27,15 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
 	touch $@
 
+# The demo needs no tools of a developer, whose installation takes as long again.
+$(RUNTIME): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
 install: $(STAMP)
 
-demo: $(STAMP)
+demo: $(RUNTIME)
 	$(BIN)/edgeclean compress $(DEMO).safetensors --model $(DEMO).toml \
 		--target jetson --ratio 2 -o build/demo
 
@@ -36,6 +44,16 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# Lines and branches, against the marks in benchmarks/coverage_marks.py; writes its results.
+coverage: export COVERAGE_FILE := $(CURDIR)/build/coverage/data
+coverage: $(STAMP)
+	rm -rf build/coverage
+	mkdir -p build/coverage
+	$(BIN)/coverage run -m pytest -m "not gpu" -n 2
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage json --quiet -o build/coverage/measured.json
+	$(BIN)/python -m benchmarks.coverage_marks build/coverage/measured.json
 
 # Needs the extra "fuzz"; FUZZ_SECONDS for each reader, and what is found lies in build/fuzz.
 fuzz: $(STAMP)

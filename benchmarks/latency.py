@@ -2,9 +2,11 @@
 
 ONNX Runtime, batch 1, 1 and 2 threads, random weights, 2x and 4x fewer MACs: ours, planned by a
 latency table of this machine, torch-pruning (as it is, and with channels rounded to 8), and
-tensorly-torch's factorised convolutions. All forms of a cell take turns in one process. Every step
-is kept in ``.bench/latency`` as it is done, so an interrupted run goes on; ``--step`` does one kind
-of step alone, for a machine whose cores must be asked for.
+tensorly-torch's factorised convolutions. All forms of a cell take turns in one process, and what
+other programs take is left out: one thread is timed by its own processor time, two by the wall
+clock in runs that were not interrupted. Every step is kept in ``.bench/latency`` as it is done, so
+an interrupted run goes on; ``--step`` and ``--threads`` do one kind of step alone, for a machine
+whose cores must be asked for.
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ from numpy.typing import NDArray
 from benchmarks import latency_models as models
 from benchmarks.cells import write_whole
 from benchmarks.environment import environment
+from edgeclean.errors import RatioError
 from edgeclean.ranks.latency_file import read_latency_table
 from edgeclean.resume.tables import measured_table
 from edgeclean.runtime.block_latency import BlockLatencySettings
 from edgeclean.runtime.latency import speedup_interval, summarise
+from edgeclean.runtime.quiet import milliseconds
 from edgeclean.runtime.session import OnnxSession
 from edgeclean.states import JsonValue, Network
 
@@ -50,7 +54,7 @@ def main() -> None:
     for name in options.network or models.NETWORKS:
         if options.step in ("peers", "all"):
             build_peers(name)
-        for threads in THREADS:
+        for threads in options.threads or THREADS:
             if options.step in ("tables", "all"):
                 build_table(name, threads)
             if options.step in ("ours", "all"):
@@ -63,6 +67,7 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", action="append", choices=list(models.NETWORKS))
+    parser.add_argument("--threads", action="append", type=int, choices=THREADS)
     parser.add_argument(
         "--step", choices=("peers", "tables", "ours", "measure", "write", "all"), default="all"
     )
@@ -98,12 +103,16 @@ def build_table(name: str, threads: int) -> None:
 
 
 def build_ours(name: str, threads: int) -> None:
-    """Our networks at both ratios, planned by the table of these threads."""
+    """Our networks at both ratios, planned by the table of these threads; or the refusal."""
     table = FOLDER / f"{name}-{threads}-threads.json"
     for ratio in RATIOS:
         path = _path(name, f"ours-{threads}", ratio)
-        if not path.exists() and table.exists():
+        if path.with_suffix(".json").exists() or not table.exists():
+            continue
+        try:
             _keep(path, models.ours(models.original(name), ratio, read_latency_table(table)))
+        except RatioError as refusal:
+            write_whole(path.with_suffix(".json"), json.dumps({"refused": str(refusal)}))
 
 
 def measure(name: str, ratio: float, threads: int) -> None:
@@ -111,17 +120,21 @@ def measure(name: str, ratio: float, threads: int) -> None:
     path = FOLDER / f"cell-{name}-{ratio:g}-{threads}.json"
     files = {"original": _path(name, "original"), "ours": _path(name, f"ours-{threads}", ratio)}
     files |= {peer: _path(name, peer, ratio) for peer in PEERS}
-    if path.exists() or not all(file.exists() for file in files.values()):
+    if path.exists() or not all(file.with_suffix(".json").exists() for file in files.values()):
         return
+    facts = {key: json.loads(file.with_suffix(".json").read_text()) for key, file in files.items()}
+    refused = facts["ours"].get("refused")
+    if refused:
+        del files["ours"]
     about = environment()  # the load before measuring
     latencies = _in_turns({key: file.read_bytes() for key, file in files.items()}, threads)
-    facts = {key: json.loads(file.with_suffix(".json").read_text()) for key, file in files.items()}
     cell = {
         "network": name,
         "side": models.NETWORKS[name],
         "ratio": ratio,
         "threads": threads,
         "goal_speedup": GOALS.get((name, ratio)),
+        "refused": refused,
         "rows": _rows(latencies, list(files), facts),
         "environment": about,
     }
@@ -144,9 +157,11 @@ def _in_turns(files: Mapping[str, bytes], threads: int) -> NDArray[np.float64]:
             break
         for place in range(len(sessions)):
             column = (place + row) % len(sessions)
-            start = time.perf_counter_ns()
-            sessions[column].run(images)
-            latencies[row, column] = (time.perf_counter_ns() - start) / 1e6
+            session = sessions[column]
+            latencies[row, column] = milliseconds(
+                lambda one=session: one.run(images),  # type: ignore[misc]
+                threads=threads,
+            )
     return latencies[WARM_UP:]
 
 
@@ -155,7 +170,7 @@ def _rows(
 ) -> dict[str, Cell]:
     """Each network against the original, and ours against each peer."""
     generator = np.random.default_rng(0)
-    ours = names.index("ours")
+    ours = names.index("ours") if "ours" in names else 0  # refused: the original stays
     rows: dict[str, Cell] = {}
     for column, name in enumerate(names):
         sample = summarise(latencies[:, column])
@@ -192,6 +207,8 @@ def write_table() -> None:
     write_whole(RESULTS / "latency-cpu.json", json.dumps(whole, indent=1, sort_keys=True))
     head = ["network", "MACs", "threads", "original ms", "ours: speed-up (goal)", *PEERS]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *map(line_of, cells)]
+    refusals = {cell["refused"] for cell in cells if cell["refused"]}
+    lines += ["", *(f"Refused: {one}." for one in sorted(refusals))] if refusals else []
     if len(cells) < len(order):
         lines += ["", f"{len(cells)} of {len(order)} cells have been run."]
     write_whole(RESULTS / "latency-cpu.md", "\n".join(lines))
@@ -200,7 +217,8 @@ def write_table() -> None:
 def line_of(cell: Cell) -> str:
     """One line of the table: medians, and the 95 % interval of each speed-up."""
     rows, goal = cell["rows"], cell["goal_speedup"]
-    mine = _speedup(rows["ours"]) + (f" (>= {goal:g})" if goal else "")
+    mine = "refused" if cell["refused"] else _speedup(rows["ours"])
+    mine += f" (>= {goal:g})" if goal else ""
     network = f"{cell['network']} {cell['side']}x{cell['side']}"
     peers = " | ".join(_speedup(rows[peer]) for peer in PEERS)
     return (

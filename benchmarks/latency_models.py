@@ -1,8 +1,9 @@
 """The networks of `benchmarks.latency`: an original, ours, and what two peers make of it.
 
-All weights are random, so nothing here says anything of accuracy: the bench is about time. Without
-a trained network no layer matters more than another, so our ranks are planned by the kernels' own
-energy instead of measured effects; the peers take the same share everywhere, which is what they do.
+All weights are random, so nothing here says anything of accuracy: the bench is about time. The
+kernels' singular values fall as those of trained kernels do (`benchmarks.tucker`), and without a
+trained network our ranks are planned by that energy instead of measured effects; the peers take the
+same share of every layer, which is what they do.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 import torch_pruning
 from torch import nn
 
+from benchmarks.tucker import make_kernel
 from edgeclean.cost import count_macs, count_params
 from edgeclean.factors.decompose import DecomposeSettings, decompose
 from edgeclean.factors.sites import Site, find_sites, with_layers
@@ -49,6 +51,11 @@ def original(name: str) -> LoadedNetwork:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = build_architecture(name, spec, ()).eval()
+    for layer in module.modules():
+        if type(layer) is nn.Conv2d and layer.groups == 1:
+            kernel = make_kernel("falling", tuple(layer.weight.shape))
+            # The norm of the initialisation: numbers that die out would be slow or fast for that.
+            layer.weight.data = kernel * (layer.weight.data.norm() / kernel.norm())
     return LoadedNetwork(
         module=module, spec=spec, source_sha256="0" * 64, history=(_record(module, spec, "load"),)
     )
@@ -97,8 +104,8 @@ def factorised(network: LoadedNetwork, ratio: float) -> Network:
         middle = (low + high) / 2
         low, high = (middle, high) if macs(middle) <= allowed else (low, middle)
     layers = {
-        site.name: _tucker_layer(site.conv(), low)
-        for site in sites
+        site.name: _tucker_layer(site.conv(), low, seed)
+        for seed, site in enumerate(sites)
         if _tucker_macs(site, low) < _dense_macs(site)
     }
     module = with_layers(network.module, layers).eval()
@@ -110,12 +117,15 @@ def exported(network: Network) -> bytes:
     return export_onnx(network, ExportSettings(batch=1))
 
 
-def _tucker_layer(conv: nn.Conv2d, share: float) -> nn.Module:
-    """Random factors: a decomposition takes minutes and changes no time."""
+def _tucker_layer(conv: nn.Conv2d, share: float, seed: int) -> nn.Module:
+    """Random factors: a decomposition takes minutes and changes no time.
+
+    Each layer has its own, for a file holds equal weights once.
+    """
     from tltorch import FactorizedConv
 
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         layer: nn.Module = FactorizedConv.from_conv(
             conv,
             rank=(*_ranks(conv, share), *conv.kernel_size),

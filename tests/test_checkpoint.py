@@ -582,6 +582,10 @@ def test_limits_of_a_safetensors_header() -> None:
     read_tensors(contents, "safetensors", LoadLimits(header_bytes=len(ENTRY) + 6))
     with pytest.raises(InputRejectedError, match="header_bytes"):
         read_tensors(contents, "safetensors", LoadLimits(header_bytes=len(ENTRY) + 5))
+    # The header's own limit, before there are tensors to count.
+    many = headed(b'{"a":' + ENTRY + b',"b":' + ENTRY + b"}", b"1234")
+    with pytest.raises(InputRejectedError, match="must be an object of at most 1 tensors"):
+        read_tensors(many, "safetensors", LoadLimits(entries=1))
 
 
 @pytest.mark.parametrize("name", ["a\x1b[31m.safetensors", "a\u202e.pth", "a\x1b.exe"])

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from tiny_networks import tiny_contents
 
+from edgeclean.bundles import embed
 from edgeclean.bundles.bundle import write_bundle
 from edgeclean.bundles.embed import EmbedSettings, embed_bundle
+from edgeclean.bundles.verify import VerifyRecord, verify_bundle
 from edgeclean.cli.files import write_files
 from edgeclean.config import settings_from
 from edgeclean.errors import InputRejectedError, UsageError
@@ -115,6 +117,24 @@ def test_a_bundle_with_a_changed_file_is_not_embedded(
     contents[-1] ^= 1
     (copy / name).write_bytes(contents)
     with pytest.raises(InputRejectedError, match=f"{name} was changed"):
+        embed_bundle(copy, EmbedSettings())
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.onnx"])
+def test_a_file_that_changes_after_it_was_verified_is_not_embedded(
+    bundle: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+
+    def verify_and_change(path: Path) -> VerifyRecord:
+        record = verify_bundle(path)
+        contents = (copy / name).read_bytes()
+        (copy / name).write_bytes(contents.replace(b"17", b"18") + b"\n")
+        return record
+
+    monkeypatch.setattr(embed, "verify_bundle", verify_and_change)
+    with pytest.raises(InputRejectedError, match=f"{name} was changed while it was read"):
         embed_bundle(copy, EmbedSettings())
 
 

@@ -26,9 +26,12 @@ from tiny_networks import tiny_contents
 from edgeclean.bundles import golden_run
 from edgeclean.bundles.golden_run import run_golden, run_isolated
 from edgeclean.errors import InputRejectedError
-from edgeclean.loading import isolation, parse_child
+from edgeclean.loading import checkpoint, isolation, parse_child
+from edgeclean.loading.checkpoint import read_tensors
 from edgeclean.loading.input_guard import LoadLimits
 from edgeclean.loading.isolation import ACCEPTED, READY, REFUSED, parse_isolated
+from edgeclean.loading.onnx import guard
+from edgeclean.loading.onnx.importer import import_onnx
 from edgeclean.runtime.session import OnnxSession
 
 LIMITS = LoadLimits(cpu_seconds=7, memory_bytes=1000)
@@ -78,8 +81,14 @@ def test_a_child_answers_on_a_descriptor_of_its_own(
 ) -> None:
     stream = io.BytesIO()
     torch.save({"w": torch.ones(2)} if good else [], stream)
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(stream.getvalue())))
-    monkeypatch.setattr(parse_child, "limit_process", lambda limits, size: None)
+    given = io.BytesIO(stream.getvalue())
+    limited: list[tuple[LoadLimits, int, int]] = []
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=given))
+    monkeypatch.setattr(
+        parse_child,
+        "limit_process",
+        lambda limits, size: limited.append((limits, size, given.tell())),
+    )
     settings = {"parser": "torch", "input_bytes": 1, "limits": asdict(LoadLimits())}
     kept = os.dup(1)
     try:
@@ -90,6 +99,7 @@ def test_a_child_answers_on_a_descriptor_of_its_own(
         os.close(kept)
     out, err = capfdbinary.readouterr()
     assert err.endswith(b"chatter")
+    assert limited == [(LoadLimits(), 1, 0)], "it limits itself, and before it reads a byte"
     if good:
         assert out.startswith(READY + ACCEPTED)
         assert torch.equal(safetensors.torch.load(out[2:])["w"], torch.ones(2))
@@ -114,6 +124,40 @@ def test_a_death_is_told(code: int, words: str, monkeypatch: pytest.MonkeyPatch)
     answering(monkeypatch, code, READY + ACCEPTED)
     with pytest.raises(InputRejectedError, match=words):
         parse_isolated("torch", b"", LIMITS)
+
+
+def test_a_child_knows_nothing_of_its_parents_surroundings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real child, which tells what it finds: variables, and whether the folder has a say."""
+    (tmp_path / "json.py").write_text("raise SystemExit('a stranger was imported')\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("PYTHONPATH", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "LD_LIBRARY_PATH", "A_SECRET"):
+        monkeypatch.setenv(name, str(tmp_path))
+    telling = (
+        "import json, os, sys; "
+        "sys.stdout.write('!+' + json.dumps([dict(os.environ), sys.flags.isolated]))"
+    )
+    monkeypatch.setattr(isolation, "_CHILD", telling)
+    variables, isolated = json.loads(parse_isolated("torch", b"", LIMITS))
+    assert set(variables) <= {"LC_CTYPE"}, "what Python sets for itself"
+    assert isolated == 1
+
+
+def test_a_parser_runs_in_the_child_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> bytes:
+        raise AssertionError("parsed in the process that decides")
+
+    for module, name in ((checkpoint, "parse_torch"), (guard, "parse_onnx")):
+        monkeypatch.setattr(module, name, never)
+    stream = io.BytesIO()
+    torch.save({"w": torch.ones(2)}, stream)
+    tensors = read_tensors(stream.getvalue(), "torch-zip", LoadLimits())
+    assert torch.equal(tensors["w"], torch.ones(2))
+    imported = import_onnx(tiny_contents().model, LoadLimits(), folder=tmp_path)
+    assert imported.input_shape == (3, 8, 8)
 
 
 def test_answers_of_a_child(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+import time
 
 import numpy as np
 import onnx
@@ -29,7 +30,7 @@ from edgeclean.ranks.latency_file import MAX_FILE_BYTES, parse_latency_table, re
 from edgeclean.ranks.latency_table import TimedForm
 from edgeclean.ranks.signatures import layer_signatures, signature_of
 from edgeclean.ranks.truncate import TruncateSettings, truncate
-from edgeclean.runtime import block_latency
+from edgeclean.runtime import block_latency, quiet
 from edgeclean.runtime.block_backends import OnnxBackend, chain_model, chain_module, open_backend
 from edgeclean.runtime.block_latency import BlockLatencySettings, measure_table
 from exporters.onnx_exporter import ExportSettings, export_onnx
@@ -89,11 +90,11 @@ def test_the_grid_only_has_forms_that_save_a_tenth():
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 8, 16, 24, 64, 100, 512, 2048])
-def test_rank_steps_rise_to_all_channels_by_a_quarter(channels):
+def test_rank_steps_rise_to_all_channels_by_an_eighth(channels):
     steps = rank_steps(channels)
     assert steps[-1] == channels
     assert all(
-        low < high <= max(low + 16, 1.25 * low + 16) for low, high in itertools.pairwise(steps)
+        low < high <= max(low + 16, 1.125 * low + 8) for low, high in itertools.pairwise(steps)
     )
 
 
@@ -466,6 +467,33 @@ def test_forms_take_turns_and_the_first_moves_on():
     found = block_latency._rounds(runs, BlockLatencySettings(rounds=6))
     assert found.shape == (6, 3)
     assert order == [0, 1, 2, 0, 1, 2, 1, 2, 0, 2, 0, 1, 0, 1, 2, 1, 2, 0, 2, 0, 1]
+
+
+def busy(seconds):
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def test_one_thread_is_timed_by_what_it_computes():
+    assert quiet.milliseconds(lambda: time.sleep(0.2), threads=1) < 100
+    assert quiet.milliseconds(lambda: busy(0.05), threads=1) == pytest.approx(50, rel=0.2)
+
+
+@pytest.mark.parametrize(("interrupted", "runs", "ms"), [(0, 1, 9), (3, 4, 6), (99, 8, 2)])
+def test_a_run_that_was_interrupted_is_made_again(monkeypatch, interrupted, runs, ms):
+    """Runs take 9, 8, 7, ... ms; where every one is interrupted, the shortest of eight counts."""
+    made, clock_ns, switches = [0], [0], [0]
+
+    def run():
+        made[0] += 1
+        clock_ns[0] += (10 - made[0]) * 1_000_000
+        switches[0] += made[0] <= interrupted
+
+    monkeypatch.setattr(quiet.time, "perf_counter_ns", lambda: clock_ns[0])
+    monkeypatch.setattr(quiet, "_interruptions", lambda: switches[0])
+    assert quiet.milliseconds(run, threads=2) == ms
+    assert made == [runs]
 
 
 def test_a_larger_layer_takes_longer():

@@ -63,6 +63,7 @@ def test_files_of_the_zoo_are_good(name: str) -> None:
         ("[0.2, 1, 0.3]", "[0.2, 1]", "std has 2 numbers for 3 channels"),
         ("[0.2, 1, 0.3]", "[0.2, 0, 0.3]", "std is '[0.2, 0, 0.3]'; it must be a list of finite"),
         ("[0.2, 1, 0.3]", "[0.2, -1, 0.3]", "std is"),
+        ("[0.5, 0, 0.25]", "[0.5, true, 0.25]", "mean is"),
         ("[0.5, 0, 0.25]", "[0.5, nan, 0.25]", "mean is"),
         ("[0.5, 0, 0.25]", "[0.5, inf, 0.25]", "mean is"),
         ("[0.5, 0, 0.25]", '[0.5, "0", 0.25]', "mean is"),

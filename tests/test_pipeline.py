@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import tomllib
 from pathlib import Path
@@ -157,6 +158,23 @@ def test_the_compressed_network_is_taught_on_images_of_the_purified_one(
     first = synthesize(outcome.original, settings.synthesize, seed=settings.seed)
     expected = torch.cat([first.pixels, fresh.pixels])
     assert torch.equal(outcome.images.pixels, expected)
+
+
+def test_the_purified_network_teaches_and_not_the_one_that_came(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught, real = [], stages.finetune
+
+    @functools.wraps(real)
+    def watched(network: Any, teacher: Any, *rest: Any, **named: Any) -> Any:
+        taught.append(teacher)
+        return real(network, teacher, *rest, **named)
+
+    monkeypatch.setattr(stages, "finetune", watched)
+    loaded = load_checkpoint(checkpoint, spec(), code_folder=checkpoint.parent)
+    outcome = stages.run_stages(loaded, quick_settings())
+    assert not same_weights(outcome.original.module, outcome.purified.module)
+    assert [same_weights(one.module, outcome.purified.module) for one in taught] == [True]
 
 
 def test_the_decks_way_clamps_truncates_and_tunes_on_its_own_images(checkpoint: Path) -> None:

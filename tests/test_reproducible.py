@@ -47,8 +47,9 @@ def bundle_of(folder: Path, *words: str, umask: int, **environment: str) -> dict
     """The bundle's files, from a run in a folder of its own with an environment of its own."""
     checkpoint = write_checkpoint(folder)
     (folder / "quick.toml").write_text(to_toml(SETTINGS), encoding="utf-8")
-    home = folder / "home-of-the-user"
+    home, temporary = folder / "home-of-the-user", folder / "temporary"
     home.mkdir()
+    temporary.mkdir()
     program = PROGRAM.format(tests=str(ROOT / "tests"))
     rest = ["--config=quick.toml", "--threads=1", "-o", "out", *words]
     finished = subprocess.run(
@@ -59,6 +60,7 @@ def bundle_of(folder: Path, *words: str, umask: int, **environment: str) -> dict
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
             "HOME": str(home),
+            "TMPDIR": str(temporary),
             **environment,
         },
         umask=umask,
@@ -67,7 +69,9 @@ def bundle_of(folder: Path, *words: str, umask: int, **environment: str) -> dict
         text=True,
     )
     assert finished.returncode == 0, finished.stderr
-    assert list(home.iterdir()) == []  # no writes outside of the output folder
+    # No writes outside of the output folder.
+    assert list(home.iterdir()) == []
+    assert list(temporary.iterdir()) == []
     out = folder / "out"
     return {path.name: path.read_bytes() for path in out.iterdir()}
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from edgeclean.errors import UsageError
 from edgeclean.scan import ScanSettings, scan, searches
-from edgeclean.scan.bank import build_bank, score_bank
+from edgeclean.scan.bank import BankScore, build_bank, score_bank
 from edgeclean.scan.families import AdditiveFamily, MaskedFamily, WarpFamily
 from edgeclean.scan.gradient import Evidence, Slot, success_rate
 from edgeclean.scan.outliers import cheapness_scores
@@ -199,3 +199,24 @@ def test_later_starts_search_the_cheapest_classes_again_and_every_class_keeps_it
     assert all(cost <= found.cost for cost, found in zip(record.costs, first, strict=True))
     cheapest = sorted(range(classes), key=lambda target: first[target].cost)[:12]
     assert asked[1] == sorted(cheapest)
+
+
+def test_a_candidate_that_scored_well_on_few_images_must_hold_on_all(images):
+    network = planted(0.0)  # no patch does anything here, whatever a score says
+    evidence = Evidence(images.pixels, network.module(images.pixels).argmax(1))
+    bank = build_bank((3, SIZE, SIZE), torch.Generator().manual_seed(0))
+    probe = searches.Probe(
+        module=network.module,
+        evidence=evidence,
+        classes=CLASSES,
+        steps=1,
+        restarts=1,
+        candidates=40,
+        seed=0,
+    )
+    few = bank.drawn(40, torch.Generator().manual_seed(0))
+    probe.__dict__["bank_score"] = BankScore(few, torch.ones(40, CLASSES))
+    record, suspects = searches.search_bank(probe, "patch bank", torch.Generator())
+    assert record.costs == (math.inf,) * CLASSES
+    assert suspects == []
+    assert max(record.successes) < searches.BANK_SUCCESS

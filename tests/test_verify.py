@@ -176,9 +176,16 @@ def _swap_golden(**tensors: Any) -> Callable[[Path], None]:
     return change
 
 
+def _drop_a_class(bundle: Path) -> None:
+    """In all that is said, but not in the network."""
+    _change_manifest("model", "classes", to=4)(bundle)
+    _swap_golden(logits=np.zeros((4, 4), np.float32))(bundle)
+
+
 @pytest.mark.parametrize(
     ("tamper", "message"),
     [
+        (_drop_a_class, r"model.onnx gives logits \(4, 5\); golden.safetensors holds \(4, 4\)"),
         (_swap_model, r"model.onnx differs from its stored logits by 0\.\d+"),
         (_change_manifest("model", "opset", to=13), "is at opset 17; the manifest says 13"),
         (_change_manifest("source", "sha256", to="cd" * 32), "made from another checkpoint"),

@@ -21,7 +21,7 @@ from edgeclean.cli.console import answer_failure, show_error
 from edgeclean.cli.doctor import doctor
 from edgeclean.cli.embed import embed
 from edgeclean.cli.export import export
-from edgeclean.cli.files import no_writes_at_home
+from edgeclean.cli.files import no_lasting_writes
 from edgeclean.cli.inspect import inspect
 from edgeclean.cli.latency_table import latency_table
 from edgeclean.cli.parts import parts
@@ -79,7 +79,7 @@ def main() -> None:
 
 def _run(as_json: bool) -> None:
     try:
-        with no_writes_at_home():
+        with no_lasting_writes():
             app(prog_name="edgeclean")
     except EdgecleanError as error:
         show_error(error)

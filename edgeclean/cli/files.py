@@ -11,6 +11,7 @@ from pathlib import Path
 from edgeclean.errors import UsageError
 
 Write = Callable[[Mapping[str, bytes]], None]
+FOLDER_VARIABLES = ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR")
 
 
 @contextmanager
@@ -80,20 +81,31 @@ def write_files(folder: Path, files: Mapping[str, bytes], *, last: str | None) -
 
 
 @contextmanager
-def no_writes_at_home() -> Iterator[None]:
-    """Give Matplotlib, which keeps a list of fonts in the home folder, a folder that goes again.
+def no_lasting_writes() -> Iterator[None]:
+    """Give libraries that make themselves a folder elsewhere one that goes again.
 
-    Who wants to keep that list says where, with Matplotlib's own ``MPLCONFIGDIR``.
+    Matplotlib keeps a list of fonts in the home folder, and PyTorch makes ``torchinductor_USER``
+    where temporary files lie as soon as an optimiser is made. Who wants to keep these says where,
+    with the libraries' own variables.
+
+    Raises:
+        UsageError: no temporary folder can be made.
     """
-    if "MPLCONFIGDIR" in os.environ:
-        yield
-        return
-    with tempfile.TemporaryDirectory(prefix="edgeclean-", ignore_cleanup_errors=True) as folder:
-        os.environ["MPLCONFIGDIR"] = folder
+    missing = [name for name in FOLDER_VARIABLES if name not in os.environ]
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="edgeclean-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise UsageError(
+            f"no temporary folder can be made ({error.strerror}); set TMPDIR to a folder that can "
+            "be written"
+        ) from None
+    with temporary as folder:
+        os.environ.update({name: str(Path(folder) / name.lower()) for name in missing})
         try:
             yield
         finally:
-            del os.environ["MPLCONFIGDIR"]
+            for name in missing:
+                os.environ.pop(name, None)
 
 
 def _umask() -> int:

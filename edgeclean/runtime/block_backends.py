@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from edgeclean.loading.onnx.importer import import_onnx
 from edgeclean.ranks.signatures import Signature
 from edgeclean.runtime.cuda_latency import captured
 from edgeclean.runtime.providers import NAMES
+from edgeclean.runtime.quiet import milliseconds
 from edgeclean.runtime.session import open_bytes
 
 OPSET = 17
@@ -77,13 +77,7 @@ class OnnxBackend:
         entry = session.get_inputs()[0]
         shape = [side if isinstance(side, int) else self._batch for side in entry.shape]
         feeds = {entry.name: np.random.default_rng(0).standard_normal(shape, dtype=np.float32)}
-
-        def run() -> float:
-            start = time.perf_counter_ns()
-            session.run(None, feeds)
-            return (time.perf_counter_ns() - start) / 1e6
-
-        return run
+        return lambda: milliseconds(lambda: session.run(None, feeds), threads=self._threads)
 
 
 class CudaBackend:

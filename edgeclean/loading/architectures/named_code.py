@@ -10,8 +10,9 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from torch import nn
@@ -65,13 +66,25 @@ def _import(module_name: str, name: str, code_folder: Path | None) -> ModuleType
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(path)
+    loader = _SourceAlone(path.stem, str(path))
+    spec = ModuleSpec(path.stem, loader, origin=str(path))
+    spec.has_location = True
     # Kept out of sys.modules: two files of one name in two folders do not get mixed up.
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    if module_spec is None or module_spec.loader is None:
-        raise FileNotFoundError(path)
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
     return module
+
+
+class _SourceAlone(SourceFileLoader):
+    """Runs the text that the user can read, and never a ``__pycache__`` that came along with it.
+
+    Nor is one written: the user's folder is no output folder.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The compiled text."""
+        code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
+        return code
 
 
 def _accepted(builder: Callable[..., Any], spec: ModelSpec) -> dict[str, Any]:

@@ -64,9 +64,9 @@ def parse_onnx(contents: bytes, limits: LoadLimits) -> bytes:
         external_location(tensor)
     if external:
         return NEEDS_FILES
+    name, shape = image_input(model)
     try:
         onnx.checker.check_model(model)
-        name, shape = image_input(model)
         simplified, _ = onnxsim.simplify(
             model,
             check_n=0,
@@ -74,8 +74,6 @@ def parse_onnx(contents: bytes, limits: LoadLimits) -> bytes:
             overwrite_input_shapes={name: [1, *shape]},
         )
         inferred = onnx.shape_inference.infer_shapes(simplified, strict_mode=True)
-    except InputRejectedError:
-        raise
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - native code raises many kinds on hostile graphs

@@ -64,17 +64,14 @@ def gemm(view: NodeView) -> nn.Module:
     """Gemm with constant weights: alpha * A B + beta * C."""
     if view.attribute("transA", 0):
         raise view.refusal("a transposed input is not supported")
-    weight = view.floats(1) if view.attribute("transB", 0) else view.floats(1).t()
+    weight = view.floats(1) if view.attribute("transB", 0) else view.floats(1).transpose(0, -1)
     bias = view.floats(2) * view.attribute("beta", 1.0) if view.given(2) else None
     return _linear(view, weight * view.attribute("alpha", 1.0), bias)
 
 
 def matmul(view: NodeView) -> nn.Module:
     """MatMul of a value with a constant matrix."""
-    weight = view.floats(1)
-    if weight.dim() != 2:
-        raise view.refusal(f"a matrix of {weight.dim()} axes; 2 are supported")
-    return _linear(view, weight.t(), None)
+    return _linear(view, view.floats(1).transpose(0, -1), None)
 
 
 def pool(view: NodeView) -> nn.Module:
