@@ -30,7 +30,9 @@ BANK_TRIES = 16  # candidates of the bank whose map is looked at
 STARTS = 4  # independent starts of each family, searched together
 SUCCESS = 0.8  # published all-to-all attacks reach less than all-to-one attacks do
 FEWEST_IMAGES = 3  # of a class, to say where it goes
-MAP_SCORE = 0.5  # suspected from here on; networks without such a backdoor stay below 0.2
+# Suspected from here on. Six published networks without such a backdoor score 0.13 to 0.18
+# (benchmarks/results/compress-zoo.json); no really trained one with it has been tried yet.
+MAP_SCORE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
