@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from edgeclean.cost import count_macs, count_params
 from edgeclean.errors import UsageError
+from edgeclean.frozen import frozen
+from edgeclean.pixels import pixel_network
 from edgeclean.precision import channels_last, device_of
 from edgeclean.progress import Progress, silent
 from edgeclean.purification.unlearn import Ground, UnlearnSettings, Wanted, unlearn
@@ -30,7 +32,7 @@ from edgeclean.scan.bank import Bank, build_bank, score_bank
 from edgeclean.scan.families import FAMILIES
 from edgeclean.scan.gradient import ELSEWHERE, Evidence, GradientSettings, Slot, cheapest_triggers
 from edgeclean.scan.report import ScanReport, Suspect
-from edgeclean.scan.scan import predictions, under_test
+from edgeclean.scan.scan import predictions
 from edgeclean.states import (
     Network,
     PurifiedNetwork,
@@ -118,11 +120,11 @@ class _Game:
     ) -> None:
         self._settings, self._classes = settings, network.spec.classes
         self._generator = torch.Generator().manual_seed(seed)
-        teacher, _ = under_test(network, images.pixels[:1])
-        self._student = teacher
+        function = copy.deepcopy(pixel_network(network)).eval().requires_grad_(False)
+        self._student = channels_last(function.to(device_of(network.module)))
         shape = network.spec.input_shape
         self._ground = Ground(
-            teacher=teacher,
+            teacher=frozen(self._student, images.pixels),
             synthetic=images.pixels,
             procedural=procedural_images(settings.procedural, shape, self._generator),
             bank=build_bank(shape, self._generator),
@@ -180,17 +182,18 @@ class _Game:
     def _search(self, targets: tuple[int, ...]) -> tuple[list[Wanted], dict[str, Any]]:
         """Triggers towards the suspected classes that are cheaper than to the other classes."""
         pixels = self._ground.pixels()
-        evidence = Evidence(pixels, predictions(self._student, pixels))
+        student = frozen(self._student, pixels)
+        evidence = Evidence(pixels, predictions(student, pixels))
         found: list[Wanted] = []
         facts: dict[str, Any] = {}
         for name in self._families:
-            cheap, fact = self._search_family(evidence, targets, name)
+            cheap, fact = self._search_family(student, evidence, targets, name)
             found, facts[name] = found + cheap, fact
-        cheap, facts["patch bank"] = self._search_bank(evidence, targets)
+        cheap, facts["patch bank"] = self._search_bank(student, evidence, targets)
         return found + cheap, facts
 
     def _search_family(
-        self, evidence: Evidence, targets: tuple[int, ...], name: str
+        self, student: nn.Module, evidence: Evidence, targets: tuple[int, ...], name: str
     ) -> tuple[list[Wanted], dict[str, Any]]:
         """Gradient searches; cheap is under 60 % of the other classes' median."""
         others = [target for target in range(self._classes) if target not in targets]
@@ -198,7 +201,7 @@ class _Game:
         others = [others[index] for index in drawn.tolist()]
         slots = [Slot(t) for t in targets for _ in range(self._settings.restarts)]
         results = cheapest_triggers(
-            self._student,
+            student,
             evidence,
             slots + [Slot(target) for target in others],
             FAMILIES[name],
@@ -215,13 +218,13 @@ class _Game:
         return cheap, {"least": _rounded(least), "others": _rounded(yardstick), "kept": len(cheap)}
 
     def _search_bank(
-        self, evidence: Evidence, targets: tuple[int, ...]
+        self, student: nn.Module, evidence: Evidence, targets: tuple[int, ...]
     ) -> tuple[list[Wanted], dict[str, Any]]:
         """Discrete candidates that do better towards a suspect than to most other classes."""
         bank = self._ground.bank.drawn(self._settings.candidates, self._generator)
         if len(bank) == 0:
             return [], {"kept": 0}
-        score = score_bank(self._student, evidence, bank, self._classes, self._generator)
+        score = score_bank(student, evidence, bank, self._classes, self._generator)
         others = [target for target in range(self._classes) if target not in targets]
         yardstick = float(score.success.amax(0)[others].median()) if others else 0.0
         success = {t: score.moved() if t == ELSEWHERE else score.success[:, t] for t in targets}

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeclean.distil import Likeness, logit_variance
+from edgeclean.frozen import folding_norms
 from edgeclean.precision import device_of, mixed_precision
 from edgeclean.scan.bank import Bank
 from edgeclean.scan.families import AdditiveFamily, Family, MaskedFamily, WarpFamily
@@ -119,22 +120,25 @@ def unlearn(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(settings.steps))
     population = _Population(wanted, settings, Evidence(ground.pixels(), _classes_of(ground)))
     likeness = Likeness(settings.compare, logit_variance(_answers(ground)))
-    for step in range(settings.steps):
-        if settings.ascent_steps and step % settings.ascent_every == 0:
-            learner.requires_grad_(False)
-            population.ascend(learner, generator)
-            learner.requires_grad_(True)
-        clean = _batch(ground, settings.batch_size, generator)
-        shown = torch.randperm(len(clean), generator=generator)
-        shown = shown[: int(len(clean) * settings.stamped_share)]
-        stamped = _stamped(clean[shown], population, ground.bank, settings.bank_share, generator)
-        loss = _distillation(learner, ground.teacher, clean, stamped, shown, likeness)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 5.0)
-        optimizer.step()
-        schedule.step()
-        tell(step + 1)
+    with folding_norms(learner, ground.synthetic):
+        for step in range(settings.steps):
+            if settings.ascent_steps and step % settings.ascent_every == 0:
+                learner.requires_grad_(False)
+                population.ascend(learner, generator)
+                learner.requires_grad_(True)
+            clean = _batch(ground, settings.batch_size, generator)
+            shown = torch.randperm(len(clean), generator=generator)
+            shown = shown[: int(len(clean) * settings.stamped_share)]
+            stamped = _stamped(
+                clean[shown], population, ground.bank, settings.bank_share, generator
+            )
+            loss = _distillation(learner, ground.teacher, clean, stamped, shown, likeness)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 5.0)
+            optimizer.step()
+            schedule.step()
+            tell(step + 1)
     return learner.requires_grad_(False)
 
 

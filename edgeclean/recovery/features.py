@@ -71,13 +71,34 @@ def feature_scales(features: Mapping[str, Float[Tensor, "n c h w"]]) -> dict[str
 def feature_distance(
     own: Mapping[str, Tensor], given: Mapping[str, Tensor], scales: Mapping[str, Tensor], clean: int
 ) -> Float[Tensor, ""]:
-    """Mean squared distance in units of each channel's deviation, on the unattacked images.
-
-    Kept in the features' own precision up to the mean: the maps are the largest tensors of a step,
-    and every pass over them in float32 costs as much as a layer.
-    """
-    distances = []
-    for name, feature in given.items():
-        difference = (own[name][:clean] - feature) * scales[name].to(feature.dtype)
-        distances.append(difference.square().mean(dtype=torch.float32))
+    """Mean squared distance in units of each channel's deviation, on the unattacked images."""
+    distances = [
+        _ScaledDistance.apply(own[name][:clean], feature, scales[name])  # type: ignore[no-untyped-call]
+        for name, feature in given.items()
+    ]
     return torch.stack(distances).mean() if distances else torch.zeros(())
+
+
+class _ScaledDistance(torch.autograd.Function):
+    """Mean of ((own - given) * scale)^2, with as few passes over the maps as it takes.
+
+    The maps are the largest tensors of a step: kept in their own precision up to the mean, and the
+    gradient is one product of what the forward pass left.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, given: Tensor, scale: Tensor) -> Tensor:
+        """The mean, in float32."""
+        difference = (own - given).mul_(scale.to(own.dtype))
+        ctx.save_for_backward(difference, scale)
+        # A sum that is asked for in float32 would copy the map into float32 first.
+        norm = torch.linalg.vector_norm(difference).float()
+        mean: Tensor = norm.square() / difference.numel()
+        return mean
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """With respect to ``own``: 2 (own - given) scale^2 over the number of values."""
+        difference, scale = ctx.saved_tensors
+        slope = (2 / difference.numel()) * gradient * scale
+        return difference * slope.to(difference.dtype), None, None

@@ -26,6 +26,7 @@ from torch.nn import functional
 from edgeclean.cost import count_macs, count_params
 from edgeclean.distil import Compare, Likeness, label_answers, logit_variance
 from edgeclean.errors import UsageError
+from edgeclean.frozen import folding_norms, frozen
 from edgeclean.pixels import pixel_network
 from edgeclean.precision import channels_last, device_of, mixed_precision
 from edgeclean.progress import Progress, silent
@@ -116,7 +117,7 @@ def finetune(
     """
     generator = torch.Generator().manual_seed(seed)
     procedural = procedural_images(settings.procedural, network.spec.input_shape, generator)
-    learner, master = _functions(network), _functions(teacher).requires_grad_(False)
+    learner, master = _functions(network), _functions(teacher)
     if settings.reestimate:
         reestimate_batchnorm_(learner, images.pixels)
     lesson = _Lesson(learner, master, images, procedural, settings)
@@ -150,7 +151,9 @@ class _Lesson:
         procedural: Float[Tensor, "m c h w"],
         settings: FinetuneSettings,
     ) -> None:
-        self._learner, self._master, self._settings = learner, master, settings
+        self._learner, self._settings = learner, settings
+        self._taps = shared_taps(learner, master) if settings.feature_weight > 0 else []
+        self._master = frozen(master, synthetic.pixels)
         self._synthetic, self._procedural = synthetic, procedural
         self._device = device_of(learner)
         answers = self._answers(synthetic.pixels[:256])
@@ -164,7 +167,7 @@ class _Lesson:
         """All steps; the mean loss of the first and of the last tenth."""
         settings = self._settings
         parameters = list(self._learner.parameters())
-        optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
+        optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             lambda step: (
@@ -174,8 +177,12 @@ class _Lesson:
         )
         losses: list[float] = []
         progress("Recovering accuracy", 0, settings.steps)
-        taps = shared_taps(self._learner, self._master) if settings.feature_weight > 0 else []
-        with Features(self._learner, taps) as own, Features(self._master, taps) as given:
+        taps = self._taps
+        with (
+            folding_norms(self._learner, self._synthetic.pixels),
+            Features(self._learner, taps) as own,
+            Features(self._master, taps) as given,
+        ):
             self._answers(self._synthetic.pixels[:256])
             self._scales = feature_scales(given.take())
             for step in range(settings.steps):

@@ -8,7 +8,6 @@ what these searches could not find, never that there is nothing.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from edgeclean.errors import UsageError
+from edgeclean.frozen import frozen
 from edgeclean.pixels import pixel_network
-from edgeclean.precision import channels_last, device_of, mixed_precision
+from edgeclean.precision import device_of, mixed_precision
 from edgeclean.progress import Progress, silent
 from edgeclean.scan.gradient import Evidence
 from edgeclean.scan.report import ScanReport, SearchRecord, Suspect
@@ -101,9 +101,9 @@ def scan(
 
 
 def under_test(network: Network, pixels: Float[Tensor, "n c h w"]) -> tuple[nn.Module, Evidence]:
-    """A frozen channels-last copy as a function of pixels, and what it says of ``pixels``."""
-    copied = copy.deepcopy(pixel_network(network)).eval().requires_grad_(False)
-    module = channels_last(copied.to(device_of(network.module)))
+    """A frozen copy as a function of pixels, and what it says of ``pixels``."""
+    function = pixel_network(network).to(device_of(network.module))
+    module = frozen(function, pixels)
     return module, Evidence(pixels, predictions(module, pixels))
 
 

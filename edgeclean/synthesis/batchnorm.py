@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from edgeclean.precision import device_of, mixed_precision
 
@@ -79,30 +80,39 @@ class StatisticsDistance:
 
 
 class BatchMoments(torch.autograd.Function):
-    """Per-channel mean and biased variance of a batch, by the fused BatchNorm kernel.
+    """Per-channel mean and biased variance of a batch, by BatchNorm's own reduction.
 
     Plain ``x.float().mean`` and ``var`` copy each activation several times and halve the speed of
-    inversion in bfloat16; the normalised output that the kernel leaves is all the gradient needs:
-    d var / dx = 2 (x - mean) / n, and (x - mean) = output * deviation.
+    inversion in bfloat16; this reads it once, and once more for the gradient,
+    d var / dx = 2 (x - mean) / n.
     """
 
     @staticmethod
     def forward(ctx: Any, activations: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance over batch, rows and columns."""
-        normal, mean, inverse = torch.ops.aten._native_batch_norm_legit.no_stats(
-            activations, None, None, True, 0.0, EPSILON
+        """Mean and biased variance over batch, rows and columns, in float32."""
+        # With running statistics in float32 the kernel sums and answers in float32, whatever the
+        # activations are in; momentum 0 leaves them as they are.
+        zeros = torch.zeros(
+            activations.shape[1],
+            dtype=torch.promote_types(activations.dtype, torch.float32),
+            device=activations.device,
         )
-        ctx.save_for_backward(normal, inverse)
+        mean, variance = torch.ops.aten.batch_norm_update_stats(
+            activations, zeros, zeros.clone(), 0.0
+        )
+        ctx.save_for_backward(activations, mean)
         ctx.count = activations.numel() / activations.shape[1]
-        return mean, (inverse.square().reciprocal() - EPSILON).clamp_min(0)
+        return mean, variance
 
     @staticmethod
     def backward(ctx: Any, mean_gradient: Tensor, variance_gradient: Tensor) -> Tensor:
-        """Gradient with respect to the activations."""
-        normal, inverse = ctx.saved_tensors
-        slope = (2 * variance_gradient / (ctx.count * inverse)).to(normal.dtype).view(1, -1, 1, 1)
-        offset = (mean_gradient / ctx.count).to(normal.dtype).view(1, -1, 1, 1)
-        return torch.addcmul(offset, normal, slope)
+        """Gradient with respect to the activations, one affine map a channel."""
+        activations, mean = ctx.saved_tensors
+        slope = 2 * variance_gradient / ctx.count
+        # BatchNorm's kernel is the one affine map that is a single pass in bfloat16.
+        return functional.batch_norm(
+            activations, mean, torch.ones_like(mean), slope, mean_gradient / ctx.count, eps=0.0
+        )
 
 
 @torch.no_grad()
