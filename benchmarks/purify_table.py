@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import product
 from statistics import mean
 
 from benchmarks.compress_zoo import TEST_IMAGES, Cell
 from benchmarks.published import RESULTS
 
 SIZES = ("full", "2x", "4x")
+GROUPS: dict[str, Callable[[str], bool]] = {
+    "backdoored, with BatchNorm": lambda name: "clean" not in name and "nobn" not in name,
+    "backdoored, without": lambda name: "nobn" in name,
+    "clean": lambda name: "clean" in name,
+}
 
 
 def known_cells() -> dict[tuple[str, str, int], Cell]:
@@ -47,27 +53,26 @@ def _by_network(cells: Sequence[Cell]) -> list[str]:
 
 
 def _by_method(cells: Sequence[Cell]) -> list[str]:
-    """Over the backdoored networks: what the issue's goals are of."""
+    """Over the networks of a group; the clean one's ASR is that of the probe's trigger."""
     lines = [
-        "| method | runs | size | ASR mean / worst | ACC lost mean / worst |",
-        "|---|---|---|---|---|",
+        "| method | networks | runs | size | ASR mean / worst | ACC lost mean / worst |",
+        "|---|---|---|---|---|---|",
     ]
     methods = dict.fromkeys(cell["method"] for cell in cells)
-    for method in methods:
-        for size in SIZES:
-            done = [
-                cell
-                for cell in cells
-                if cell["method"] == method and size in cell and cell["true_target"] is not None
-            ]
-            if not done:
-                continue
-            asr = [cell[size]["asr"] for cell in done]
-            lost = [cell["before"]["acc"] - cell[size]["acc"] for cell in done]
-            lines.append(
-                f"| {method} | {len(done)} | {size} | {mean(asr):.1f} / {max(asr):.1f} "
-                f"| {mean(lost):.1f} / {max(lost):.1f} |"
-            )
+    for method, (title, belongs), size in product(methods, GROUPS.items(), SIZES):
+        done = [
+            cell
+            for cell in cells
+            if cell["method"] == method and size in cell and belongs(cell["network"])
+        ]
+        if not done:
+            continue
+        asr = [cell[size]["asr"] for cell in done]
+        lost = [cell["before"]["acc"] - cell[size]["acc"] for cell in done]
+        lines.append(
+            f"| {method} | {title} | {len(done)} | {size} | {mean(asr):.1f} / {max(asr):.1f} "
+            f"| {mean(lost):.1f} / {max(lost):.1f} |"
+        )
     return lines
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import tomllib
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from edgeclean.ranks.truncate import TruncateSettings
 from edgeclean.recovery.finetune import FinetuneSettings
 from edgeclean.runtime.latency import LatencySettings
 from edgeclean.scan import ScanSettings
+from edgeclean.small_files import read_small_toml
 from edgeclean.states import JsonValue
 from edgeclean.synthesis.synthesize import SynthesizeSettings
 from edgeclean.targets.targets import Target, require
@@ -117,18 +117,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: the file cannot be read, is over 1 MiB, or is not TOML.
     """
-    try:
-        with path.open("rb") as stream:
-            contents = stream.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(contents) > MAX_FILE_BYTES:
-        raise UsageError(f"{path}: larger than {MAX_FILE_BYTES} bytes; it must be a few lines")
-    try:
-        return tomllib.loads(contents.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        reason = (str(error).splitlines() or ["nested too deeply"])[0][:200]
-        raise UsageError(f"{path}: not a TOML file ({reason})") from None
+    return read_small_toml(path, MAX_FILE_BYTES, hint="it must be a few lines")
 
 
 def overlay(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

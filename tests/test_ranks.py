@@ -561,7 +561,7 @@ def test_rank_file(tmp_path):
         ("stem = [8.0, 8]", r"stem = \[8.0, 8\]"),
         ('stem = "kept"', "stem = 'kept'"),
         ("layer1.conv = [1, 1]", "layer1.*in quotes"),
-        ("stem = [1, 1", "is not a TOML file"),
+        ("stem = [1, 1", "not a TOML file"),
     ],
 )
 def test_rank_files_that_are_wrong_are_refused(tmp_path, text, message):

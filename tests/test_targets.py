@@ -255,8 +255,8 @@ def test_a_shipped_profile_can_be_copied_as_a_file_of_the_user(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name = ", "is not TOML"),
-        ("\xff", "is not TOML"),
+        ("name = ", "not a TOML file"),
+        ("\xff", "not a TOML file"),
         ('title = "x"', "'name' is a required property"),
         ('name = "x"\ntitle = "x"\nopsett = 3', "'opsett' was unexpected"),
         ('name = "x"\ntitle = "x"\nopset = { value = 17 }', "'source' is a required property"),

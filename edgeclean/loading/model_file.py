@@ -15,12 +15,12 @@ and the caller gives the folder to ``load_checkpoint(..., code_folder=...)``.
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edgeclean.errors import EdgecleanError, InputRejectedError, UsageError
+from edgeclean.small_files import read_small_toml
 from edgeclean.states import ModelSpec
 
 MAX_FILE_BYTES = 64 * 1024
@@ -98,21 +98,8 @@ def spec_from_options(
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as stream:
-            contents = stream.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise InputRejectedError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(contents) > MAX_FILE_BYTES:
-        raise InputRejectedError(
-            f"{path}: larger than {MAX_FILE_BYTES} bytes; a model file is a few lines of TOML"
-        )
-    try:
-        return tomllib.loads(contents.decode("utf-8"))
-    # Deeply nested arrays exhaust the parser's stack: the file's fault, not ours.
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise InputRejectedError(f"{path}: not a TOML file ({reason})") from None
+    hint = "a model file is a few lines of TOML"
+    return read_small_toml(path, MAX_FILE_BYTES, hint=hint, error=InputRejectedError)
 
 
 def _spec(entries: Mapping[str, Any], *, where: str, error: type[EdgecleanError]) -> ModelSpec:

@@ -19,6 +19,7 @@ import jsonschema
 from edgeclean.errors import UsageError
 from edgeclean.ranks.latency_table import LatencyTable, NetworkTime, TimedForm
 from edgeclean.ranks.signatures import Signature
+from edgeclean.small_files import first_line, read_small_file
 
 MAX_FILE_BYTES = 16 << 20
 
@@ -29,13 +30,7 @@ def read_latency_table(path: Path) -> LatencyTable:
     Raises:
         UsageError: the file cannot be read, is over 16 MiB, is not JSON, or is not such a table.
     """
-    try:
-        with path.open("rb") as stream:
-            contents = stream.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(contents) > MAX_FILE_BYTES:
-        raise UsageError(f"{path}: larger than {MAX_FILE_BYTES} bytes; a latency table is not")
+    contents = read_small_file(path, MAX_FILE_BYTES, hint="a latency table is not")
     return parse_latency_table(contents, where=str(path))
 
 
@@ -52,8 +47,7 @@ def parse_latency_table(contents: bytes, *, where: str) -> LatencyTable:
             parse_constant=_refuse_constant,
         )
     except (ValueError, RecursionError) as error:
-        reason = (str(error).splitlines() or ["nested too deeply"])[0][:200]
-        raise UsageError(f"{where}: is not a JSON document ({reason})") from None
+        raise UsageError(f"{where}: is not a JSON document ({first_line(error)})") from None
     wrong = jsonschema.exceptions.best_match(_validator().iter_errors(document))
     if wrong is not None:
         place = "/".join(str(step) for step in wrong.absolute_path) or "the top level"

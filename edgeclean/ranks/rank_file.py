@@ -8,14 +8,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from edgeclean.errors import UsageError
 from edgeclean.factors.fits import Ranks
+from edgeclean.small_files import read_small_toml
 
 MAX_FILE_BYTES = 1 << 20
 
@@ -42,7 +42,8 @@ def read_rank_file(path: Path) -> RankOverrides:
     """
     ranks: dict[str, Ranks] = {}
     keep: list[str] = []
-    for layer, entry in _entries(path).items():
+    entries = read_small_toml(path, MAX_FILE_BYTES, hint="a line for a layer is enough")
+    for layer, entry in entries.items():
         if entry == "keep":
             keep.append(layer)
         elif _is_ranks(entry):
@@ -54,23 +55,6 @@ def read_rank_file(path: Path) -> RankOverrides:
                 f'from 1, or "keep"{hint}'
             )
     return RankOverrides(ranks=ranks, keep=tuple(keep))
-
-
-def _entries(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as stream:
-            contents = stream.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(contents) > MAX_FILE_BYTES:
-        raise UsageError(
-            f"{path}: larger than {MAX_FILE_BYTES} bytes; a line for a layer is enough"
-        )
-    try:
-        return tomllib.loads(contents.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        reason = (str(error).splitlines() or ["nested too deeply"])[0][:200]
-        raise UsageError(f"{path}: is not a TOML file ({reason})") from None
 
 
 def _is_ranks(entry: object) -> TypeGuard[list[int]]:

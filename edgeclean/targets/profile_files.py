@@ -17,6 +17,7 @@ from typing import Any
 import jsonschema
 
 from edgeclean.errors import UsageError
+from edgeclean.small_files import read_small_toml
 
 MAX_TARGET_FILE_BYTES = 2**20
 TABLES = frozenset({"gpu", "jetpack"})  # shared by the profiles beside them
@@ -54,16 +55,7 @@ def read_profile(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: it cannot be read, is not TOML, or does not fit ``schemas/target.schema.json``.
     """
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_TARGET_FILE_BYTES + 1)
-        if len(content) > MAX_TARGET_FILE_BYTES:
-            raise UsageError(f"{path} is larger than {MAX_TARGET_FILE_BYTES} bytes")
-        profile = tomllib.loads(content.decode())
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not TOML: {error}") from error
+    profile = read_small_toml(path, MAX_TARGET_FILE_BYTES, hint="a profile is a page of TOML")
     fault = jsonschema.exceptions.best_match(_validator().iter_errors(profile))
     if fault is not None:
         place = ".".join(str(step) for step in fault.absolute_path) or "the top level"

@@ -187,7 +187,7 @@ SETTINGS = [
             code=2,
         )
         for name, story, content, message in (
-            ("no TOML", "a script", b"import os\n", "is not TOML"),
+            ("no TOML", "a script", b"import os\n", "not a TOML file"),
             ("deep", "brackets without an end", b"a = " + b"[" * 30_000, "is not TOML"),
             ("unknown base", "extends a path", b'name = "x"\nextends = "../../x"\n', "."),
             ("2 MiB", "a comment without an end", b"#" * 2**21, "larger than"),
