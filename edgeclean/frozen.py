@@ -9,7 +9,6 @@ parameters and scales its weights by them at every pass (`folding_norms`).
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -91,8 +90,8 @@ def _folded_by_name(module: nn.Module, pixels: Float[Tensor, "n c h w"]) -> dict
     """What to put under which names, so that the outputs stay the same.
 
     Which BatchNorm takes the output of which convolution is seen by running a few images. That
-    nothing else takes it, as the shortcut of a pre-activation block may, cannot be seen so, hence
-    the comparison: of all pairs together, and where that fails of each.
+    nothing else takes it, as the shortcut of a pre-activation block may, and that both run once,
+    shows in the comparison: of all pairs together, and where that fails of each.
     """
     example = pixels[:_EXAMPLES].to(device_of(module))
     pairs = [_folded(module, *names) for names in _pairs(module, example)]
@@ -134,15 +133,13 @@ def _swap(module: nn.Module, layers: dict[str, nn.Module]) -> None:
 
 @torch.no_grad()
 def _pairs(module: nn.Module, example: Float[Tensor, "n c h w"]) -> list[tuple[str, str]]:
-    """Names of convolutions and of the BatchNorms that take their outputs, each run once."""
+    """Names of convolutions and of the BatchNorms that were seen to take their outputs."""
     makers: dict[int, str] = {}
     alive: list[Tensor] = []  # an id says something only while its tensor lives
     pairs: list[tuple[str, str]] = []
-    runs: Counter[str] = Counter()
 
     def watch(name: str, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
         def ran(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            runs[name] += 1
             if type(layer) is nn.Conv2d:
                 makers[id(output)] = name
                 alive.append(output)
@@ -160,5 +157,4 @@ def _pairs(module: nn.Module, example: Float[Tensor, "n c h w"]) -> list[tuple[s
     module(example)
     for handle in handles:
         handle.remove()
-    takers = Counter(conv for conv, _ in pairs)
-    return [(conv, norm) for conv, norm in pairs if runs[conv] == runs[norm] == takers[conv] == 1]
+    return pairs

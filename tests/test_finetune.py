@@ -153,3 +153,16 @@ def test_the_distance_of_features_is_in_deviations_of_the_teachers_channels():
     ten = feature_distance({"a": 10 * own["a"]}, larger, feature_scales(larger), 6)
     torch.testing.assert_close(ten, expected, rtol=5e-3, atol=0)  # the floor under variances
     assert float(feature_distance({}, {}, {}, 6)) == 0.0
+
+
+def test_the_gradient_of_the_distance_is_that_of_its_formula():
+    generator = torch.Generator().manual_seed(1)
+    given = {name: torch.randn(6, 3, 4, 4, generator=generator).double() for name in "ab"}
+    scales = {name: torch.rand(1, 3, 1, 1, generator=generator).double() + 0.5 for name in "ab"}
+    own = {name: torch.randn(8, 3, 4, 4, generator=generator).double() for name in "ab"}
+    for feature in own.values():
+        feature.requires_grad_()
+    formula = sum(((own[n][:6] - given[n]) * scales[n]).square().mean() / 2 for n in "ab")
+    wanted = torch.autograd.grad(5 * formula, list(own.values()))
+    got = torch.autograd.grad(5 * feature_distance(own, given, scales, 6), list(own.values()))
+    torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-12)  # 5 passes through float32
