@@ -188,7 +188,7 @@ SETTINGS = [
         )
         for name, story, content, message in (
             ("no TOML", "a script", b"import os\n", "not a TOML file"),
-            ("deep", "brackets without an end", b"a = " + b"[" * 30_000, "is not TOML"),
+            ("deep", "brackets without an end", b"a = " + b"[" * 30_000, "not a TOML file"),
             ("unknown base", "extends a path", b'name = "x"\nextends = "../../x"\n', "."),
             ("2 MiB", "a comment without an end", b"#" * 2**21, "larger than"),
         )
@@ -203,8 +203,8 @@ SETTINGS = [
             code=2,
         )
         for name, story, content, message in (
-            ("no TOML", "a script", b"import os\n", "is not a TOML file"),
-            ("deep", "brackets without an end", b"a = " + b"[" * 30_000, "is not a TOML file"),
+            ("no TOML", "a script", b"import os\n", "not a TOML file"),
+            ("deep", "brackets without an end", b"a = " + b"[" * 30_000, "not a TOML file"),
             ("2 MiB", "a comment without an end", b"#" * 2**21, "larger than 1048576 bytes"),
             ("ranks below one", "a rank of 0", b'"0" = [0, 1]\n', "whole numbers from 1"),
         )
