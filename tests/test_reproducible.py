@@ -69,8 +69,9 @@ def bundle_of(folder: Path, *words: str, umask: int, **environment: str) -> dict
         text=True,
     )
     assert finished.returncode == 0, finished.stderr
-    # No writes outside of the output folder.
-    assert list(home.iterdir()) == []
+    # No writes outside of the output folder and the cache.
+    assert [path.name for path in home.iterdir()] == [".cache"]
+    assert [path.name for path in (home / ".cache").iterdir()] == ["edgeclean"]
     assert list(temporary.iterdir()) == []
     out = folder / "out"
     return {path.name: path.read_bytes() for path in out.iterdir()}
@@ -92,7 +93,8 @@ def test_the_reproducible_set_is_the_same_for_everybody(tmp_path: Path) -> None:
         SOURCE_DATE_EPOCH="1",
         PYTHONHASHSEED="12345",
     )
-    same = {"model.onnx", "manifest.json", "golden.safetensors", "trigger-0-class-2.png"}
+    same = {"model.onnx", "manifest.json", "golden.safetensors", "bom.cdx.json"}
+    same |= {"trigger-0-class-2.png"}
     assert set(one) - UNREPRODUCIBLE | {"manifest.json"} == same
     for name in sorted(same):
         assert one[name] == other[name], name
