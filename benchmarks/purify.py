@@ -101,9 +101,10 @@ def _write_cell(name: str, method: str, seed: int, ratios: list[float]) -> None:
         "method": method,
         "seed": seed,
         "true_target": published.target,
+        "batchnorm": bool(batch_norms(original.module)),
         "before": rates_of(original, published, images),
     }
-    if method == CLP and not batch_norms(original.module):
+    if method == CLP and not cell["batchnorm"]:
         cell["left_out"] = "no BatchNorm: CLP prunes BatchNorm channels"
         ratios = []
     for ratio in ratios:

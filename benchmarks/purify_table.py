@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from statistics import mean
 
@@ -12,11 +12,6 @@ from benchmarks.compress_zoo import TEST_IMAGES, Cell
 from benchmarks.published import RESULTS
 
 SIZES = ("full", "2x", "4x")
-GROUPS: dict[str, Callable[[str], bool]] = {
-    "backdoored, with BatchNorm": lambda name: "clean" not in name and "nobn" not in name,
-    "backdoored, without": lambda name: "nobn" in name,
-    "clean": lambda name: "clean" in name,
-}
 
 
 def known_cells() -> dict[tuple[str, str, int], Cell]:
@@ -59,11 +54,12 @@ def _by_method(cells: Sequence[Cell]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     methods = dict.fromkeys(cell["method"] for cell in cells)
-    for method, (title, belongs), size in product(methods, GROUPS.items(), SIZES):
+    groups = dict.fromkeys(_group(cell) for cell in cells)
+    for method, title, size in product(methods, groups, SIZES):
         done = [
             cell
             for cell in cells
-            if cell["method"] == method and size in cell and belongs(cell["network"])
+            if cell["method"] == method and size in cell and _group(cell) == title
         ]
         if not done:
             continue
@@ -74,6 +70,12 @@ def _by_method(cells: Sequence[Cell]) -> list[str]:
             f"| {mean(lost):.1f} / {max(lost):.1f} |"
         )
     return lines
+
+
+def _group(cell: Cell) -> str:
+    if cell["true_target"] is None:
+        return "clean"
+    return "backdoored" if cell["batchnorm"] else "backdoored, no BatchNorm"
 
 
 def _mean_rates(group: Sequence[Cell], state: str) -> str:

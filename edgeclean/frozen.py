@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from edgeclean.precision import channels_last, device_of, has_fast_bfloat16
 
@@ -31,7 +32,10 @@ def frozen(function: nn.Module, pixels: Float[Tensor, "n c h w"]) -> nn.Module:
     """
     plain = copy.deepcopy(function).eval().requires_grad_(False)
     for name, layer in _folded_by_name(plain, pixels).items():
-        plain.set_submodule(name, layer.baked() if isinstance(layer, NormedConv) else layer)
+        if isinstance(layer, NormedConv):
+            plain.set_submodule(name, fuse_conv_bn_eval(layer.conv, layer.norm))
+        else:
+            plain.set_submodule(name, layer)
     if has_fast_bfloat16(device_of(plain)):
         for layer in plain.modules():
             if type(layer) in _PLAIN:
@@ -66,15 +70,8 @@ class NormedConv(nn.Module):
         outputs: Tensor = self.conv._conv_forward(features, *self._weight_and_bias())
         return outputs
 
-    def baked(self) -> nn.Conv2d:
-        """The same function as one convolution without gradients."""
-        conv = copy.deepcopy(self.conv)
-        weight, bias = self._weight_and_bias()
-        conv.weight = nn.Parameter(weight.detach(), requires_grad=False)
-        conv.bias = nn.Parameter(bias.detach(), requires_grad=False)
-        return conv
-
     def _weight_and_bias(self) -> tuple[Tensor, Tensor]:
+        """As `fuse_conv_bn_weights` in torch.nn.utils.fusion, which cuts the gradients off."""
         conv, norm = self.conv, self.norm
         assert norm.running_mean is not None  # noqa: S101 - _pairs chose it
         assert norm.running_var is not None  # noqa: S101

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from edgeclean.precision import channels_last, device_of
 from edgeclean.states import ModelSpec, Network
 
 
@@ -29,6 +32,13 @@ class Normalize(nn.Module):
 def pixel_network(network: Network) -> nn.Sequential:
     """The network as a function of pixels; shares the module, so it is not a copy."""
     return nn.Sequential(Normalize(network.spec.mean, network.spec.std), network.module)
+
+
+def pixel_copy(network: Network) -> nn.Sequential:
+    """A copy as a function of pixels, in evaluation mode, channels-last, where the network lies."""
+    function = copy.deepcopy(pixel_network(network)).eval().to(device_of(network.module))
+    channels_last(function)
+    return function
 
 
 def normalize(pixels: Float[Tensor, "n c h w"], spec: ModelSpec) -> Float[Tensor, "n c h w"]:

@@ -47,9 +47,10 @@ def bundle_of(folder: Path, *words: str, umask: int, **environment: str) -> dict
     """The bundle's files, from a run in a folder of its own with an environment of its own."""
     checkpoint = write_checkpoint(folder)
     (folder / "quick.toml").write_text(to_toml(SETTINGS), encoding="utf-8")
-    home, temporary = folder / "home-of-the-user", folder / "temporary"
-    home.mkdir()
-    temporary.mkdir()
+    places = folder / "home-of-the-user", folder / "temporary", folder / "cache"
+    home, temporary, cache = places
+    for place in places:
+        place.mkdir()
     program = PROGRAM.format(tests=str(ROOT / "tests"))
     rest = ["--config=quick.toml", "--threads=1", "-o", "out", *words]
     finished = subprocess.run(
@@ -61,6 +62,7 @@ def bundle_of(folder: Path, *words: str, umask: int, **environment: str) -> dict
             "OMP_NUM_THREADS": "1",
             "HOME": str(home),
             "TMPDIR": str(temporary),
+            "XDG_CACHE_HOME": str(cache),
             **environment,
         },
         umask=umask,
@@ -70,8 +72,8 @@ def bundle_of(folder: Path, *words: str, umask: int, **environment: str) -> dict
     )
     assert finished.returncode == 0, finished.stderr
     # No writes outside of the output folder and the cache.
-    assert [path.name for path in home.iterdir()] == [".cache"]
-    assert [path.name for path in (home / ".cache").iterdir()] == ["edgeclean"]
+    assert list(home.iterdir()) == []
+    assert [path.name for path in cache.iterdir()] == ["edgeclean"]
     assert list(temporary.iterdir()) == []
     out = folder / "out"
     return {path.name: path.read_bytes() for path in out.iterdir()}

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from edgeclean.cost import count_macs, count_params
 from edgeclean.errors import UsageError
 from edgeclean.frozen import frozen
-from edgeclean.pixels import pixel_network
+from edgeclean.pixels import pixel_copy
 from edgeclean.precision import channels_last, device_of
 from edgeclean.progress import Progress, silent
 from edgeclean.purification.unlearn import Ground, UnlearnSettings, Wanted, unlearn
@@ -120,8 +120,7 @@ class _Game:
     ) -> None:
         self._settings, self._classes = settings, network.spec.classes
         self._generator = torch.Generator().manual_seed(seed)
-        function = copy.deepcopy(pixel_network(network)).eval().requires_grad_(False)
-        self._student = channels_last(function.to(device_of(network.module)))
+        self._student: nn.Module = pixel_copy(network).requires_grad_(False)
         shape = network.spec.input_shape
         self._ground = Ground(
             teacher=frozen(self._student, images.pixels),

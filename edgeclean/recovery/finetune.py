@@ -27,8 +27,8 @@ from edgeclean.cost import count_macs, count_params
 from edgeclean.distil import Compare, Likeness, label_answers, logit_variance
 from edgeclean.errors import UsageError
 from edgeclean.frozen import folding_norms, frozen
-from edgeclean.pixels import pixel_network
-from edgeclean.precision import channels_last, device_of, mixed_precision
+from edgeclean.pixels import pixel_copy
+from edgeclean.precision import device_of, mixed_precision
 from edgeclean.progress import Progress, silent
 from edgeclean.recovery.features import (
     Features,
@@ -117,7 +117,7 @@ def finetune(
     """
     generator = torch.Generator().manual_seed(seed)
     procedural = procedural_images(settings.procedural, network.spec.input_shape, generator)
-    learner, master = _functions(network), _functions(teacher)
+    learner, master = pixel_copy(network), pixel_copy(teacher)
     if settings.reestimate:
         reestimate_batchnorm_(learner, images.pixels)
     lesson = _Lesson(learner, master, images, procedural, settings)
@@ -267,11 +267,6 @@ class _Lesson:
         stepped = moved.detach() + 1.25 * epsilon * gradient.sign()
         bounded = torch.maximum(torch.minimum(stepped, pixels + epsilon), pixels - epsilon)
         return bounded.clamp(0, 1)
-
-
-def _functions(network: Network) -> nn.Module:
-    """A channels-last copy as a function of pixels, in evaluation mode."""
-    return channels_last(copy.deepcopy(pixel_network(network)).eval())
 
 
 def _mean_of_ends(losses: list[float]) -> tuple[float | None, float | None]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from edgeclean.errors import UsageError
 from edgeclean.frozen import frozen
-from edgeclean.pixels import pixel_network
+from edgeclean.pixels import pixel_copy
 from edgeclean.precision import device_of, mixed_precision
 from edgeclean.progress import Progress, silent
 from edgeclean.scan.gradient import Evidence
@@ -102,8 +102,7 @@ def scan(
 
 def under_test(network: Network, pixels: Float[Tensor, "n c h w"]) -> tuple[nn.Module, Evidence]:
     """A frozen copy as a function of pixels, and what it says of ``pixels``."""
-    function = pixel_network(network).to(device_of(network.module))
-    module = frozen(function, pixels)
+    module = frozen(pixel_copy(network), pixels)
     return module, Evidence(pixels, predictions(module, pixels))
 
 

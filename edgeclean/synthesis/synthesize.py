@@ -16,7 +16,6 @@ loss, balanced over classes, near the procedural start (``origin`` says so).
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeclean.errors import UsageError
-from edgeclean.pixels import Normalize, pixel_network
-from edgeclean.precision import channels_last, device_of, mixed_precision
+from edgeclean.pixels import pixel_copy
+from edgeclean.precision import device_of, mixed_precision
 from edgeclean.progress import Progress, silent
 from edgeclean.states import Network, SyntheticImages
 from edgeclean.synthesis.batchnorm import StatisticsDistance, batchnorm_layers
@@ -99,8 +98,8 @@ def synthesize(
         ``settings.count`` images in [0, 1]; ``origin`` names how they were made.
     """
     generator = torch.Generator().manual_seed(seed)
-    source = _frozen_copy(network)
-    judge = source if classifier is None else _frozen_copy(classifier)
+    source = pixel_copy(network).requires_grad_(False)
+    judge = source if classifier is None else pixel_copy(classifier).requires_grad_(False)
     has_statistics = bool(batchnorm_layers(source))
     sizes = _batch_sizes(settings.count, settings.batch_size)
     total = len(sizes) * settings.steps
@@ -203,14 +202,6 @@ def total_variation(pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, ""]:
     rows = (pixels[:, :, 1:] - pixels[:, :, :-1]).abs().mean()
     columns = (pixels[:, :, :, 1:] - pixels[:, :, :, :-1]).abs().mean()
     return rows + columns
-
-
-def _frozen_copy(network: Network) -> nn.Module:
-    """Its function of pixels, copied, channels-last, without gradients of its weights."""
-    normalise, module = pixel_network(network)
-    assert isinstance(normalise, Normalize)  # noqa: S101
-    frozen = nn.Sequential(normalise, copy.deepcopy(module)).eval()
-    return channels_last(frozen.to(device_of(network.module))).requires_grad_(False)
 
 
 def _batch_sizes(count: int, batch_size: int) -> list[int]:

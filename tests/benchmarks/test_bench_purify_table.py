@@ -1,0 +1,41 @@
+"""The table of purification says of which networks its means are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import purify_table
+from benchmarks.compress_zoo import Cell
+
+
+def cell(network: str, target: int | None, batchnorm: bool, asr: float, acc: float) -> Cell:
+    rates = {"acc": acc, "asr": asr, "ra": 50.0}
+    return {
+        "network": network,
+        "method": "m",
+        "seed": 0,
+        "true_target": target,
+        "batchnorm": batchnorm,
+        "before": {"acc": 90.0, "asr": 100.0, "ra": 0.0},
+        "full": rates,
+    }
+
+
+def test_means_are_of_one_kind_of_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(purify_table, "RESULTS", tmp_path)
+    cells = [
+        cell("one", 0, True, asr=2.0, acc=89.0),
+        cell("two", 1, True, asr=8.0, acc=86.0),
+        cell("three", 1, False, asr=50.0, acc=70.0),
+        cell("four", None, True, asr=1.0, acc=90.0),
+    ]
+    purify_table.write_results(cells)
+    text = (tmp_path / "purify.md").read_text()
+    assert "| m | backdoored | 2 | full | 5.0 / 8.0 | 2.5 / 4.0 |" in text
+    assert "| m | backdoored, no BatchNorm | 1 | full | 50.0 / 50.0 | 20.0 / 20.0 |" in text
+    assert "| m | clean | 1 | full | 1.0 / 1.0 | 0.0 / 0.0 |" in text
+    assert purify_table.known_cells().keys() == {
+        (name, "m", 0) for name in ("one", "two", "three", "four")
+    }
