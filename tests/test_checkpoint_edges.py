@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_checkpoint import SPEC, saved, tiny
 from test_onnx_import import SIDE, graph
+from tiny_checkpoint import SPEC, saved, tiny
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.loading import checkpoint

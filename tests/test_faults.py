@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from bundle_files import put_bundle
 from small_checkpoint import write_checkpoint
+from small_filesystem import small_filesystem
 from test_resume import BOUND, KEPT
 
 from edgeclean.bundles.atomic import hold_folder
@@ -157,11 +158,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A filesystem of half a mebibyte."""
     place = tmp_path / "disk"
     place.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(place)]
-    if os.geteuid() != 0 or subprocess.run(words, check=False, capture_output=True).returncode:
-        pytest.skip("a small filesystem can only be mounted by root, with the right to")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with small_filesystem(place, "512k"):
+        yield place
 
 
 def test_a_full_disk(

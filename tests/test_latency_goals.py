@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Terminal
 from latency_tables import made_up_table
 from report_evidence import evidence
-from small_checkpoint import QUICK, quick_settings, spec, write_checkpoint
-from test_cli import OPTIONS, Terminal, quick_config
+from small_checkpoint import OPTIONS, QUICK, quick_config, quick_settings, spec, write_checkpoint
 
 from edgeclean import pipeline, stages
 from edgeclean.config import overlay

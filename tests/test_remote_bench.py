@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from loopback_sshd import Loopback, loopback, needs_sshd
+from small_filesystem import small_filesystem
 from standin_trtexec import place_trtexec
 from tiny_networks import Block, tiny_contents, tiny_network
 
@@ -161,18 +162,13 @@ def test_a_full_disk_is_one_clear_error_and_the_next_run_goes_on(
 ) -> None:
     """64 KiB do not hold the bundle; 4 MiB hold it and no engine."""
     place_trtexec(server.tools, "10.3.0")
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(server.home)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("a small filesystem cannot be mounted here")
-    try:
+    with small_filesystem(server.home, size):
         with pytest.raises(ToolchainError, match=r"(No space|disk is full|Wrote only).*make room"):
             bench(bundle, server)
         words = ["mount", "-o", "remount,size=200m", str(server.home)]
         subprocess.run(words, check=True)
         record, _ = bench(bundle, server)
         assert record["latency"]["original"]["runs"] == 40
-    finally:
-        subprocess.run(["umount", "-l", str(server.home)], check=True)
 
 
 @needs_sshd

@@ -16,10 +16,12 @@ from pathlib import Path
 import safetensors.torch
 from hostile_archives import ARCHIVES, archive, good
 from hostile_case import Case
-from hostile_onnx import ONNX, network
-from hostile_pickles import PICKLES, legacy_file, saved, tiny_weights
+from hostile_onnx import ONNX
+from hostile_pickles import PICKLES
 from hostile_safetensors import SAFETENSORS
 from hostile_settings import SETTINGS
+from onnx_network import network
+from pickle_writing import legacy_file, saved, tiny_weights
 
 SEEDS = Path(__file__).parent / "seeds"
 LARGEST = 4096

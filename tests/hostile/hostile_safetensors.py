@@ -11,7 +11,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from hostile_case import Case, compressing, hole
-from hostile_pickles import tiny_weights
+from pickle_writing import tiny_weights
 
 
 def headed(header: bytes, numbers: bytes = b"") -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import safetensors.torch
 from hostile_case import CANARY, CODE, MODEL_TOML, Case, compressing, hole
-from hostile_pickles import tiny_weights
+from pickle_writing import tiny_weights
 
 
 def model_file(content: bytes) -> Callable[[Path], list[str]]:

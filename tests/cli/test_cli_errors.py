@@ -1,0 +1,196 @@
+"""Every mistake has its exit code, and a line that says what to do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import Terminal
+from small_checkpoint import OPTIONS
+
+from edgeclean import cli
+from edgeclean.cli.console import Face
+from edgeclean.errors import (
+    AccuracyGateError,
+    BackdoorSuspectedError,
+    BudgetError,
+    EdgecleanError,
+    InputRejectedError,
+    OutputInUseError,
+    ParityError,
+    RatioError,
+    ToolchainError,
+    UsageError,
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError, 2),
+        (OutputInUseError, 2),
+        (InputRejectedError, 3),
+        (BackdoorSuspectedError, 4),
+        (ParityError, 5),
+        (AccuracyGateError, 5),
+        (BudgetError, 6),
+        (RatioError, 6),
+        (ToolchainError, 7),
+    ],
+)
+def test_every_error_has_its_exit_code_and_one_line(
+    terminal: Terminal,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[EdgecleanError],
+    code: int,
+) -> None:
+    def fail(**_: object) -> None:
+        raise error("one\ntwo \x1b[31m[red]three")
+
+    monkeypatch.setattr(cli, "app", fail)
+    said = terminal()
+    assert said == (code, "", "error: one two \\x1b[31m[red]three\n")
+
+
+def test_a_defect_keeps_its_traceback() -> None:
+    finished = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from edgeclean import cli\n"
+            "def fail(): raise RuntimeError('ours')\n"
+            "cli.app.command('fail')(fail)\n"
+            "cli.main()",
+            "fail",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 1
+    assert "Traceback" in finished.stderr
+    assert "RuntimeError: ours" in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["compress"], 2, "Missing argument"),
+        (["compress", "x.pth", "--ration", "2"], 2, "No such option"),
+        (["nonsense"], 2, "No such command"),
+        (["compress", "x.pth", "-o", "b"], 2, "give --arch, --input-shape, --classes"),
+        (["compress", "x.pth", *OPTIONS, "-o", "b"], 3, "x.pth: cannot be read"),
+        (["compress", "x.pth", *OPTIONS, "-o", "b", "--ratio", "0.5"], 2, "must be 1 or more"),
+        (["compress", "x.pth", *OPTIONS, "-o", "b", "--target", "orin"], 2, "did you mean"),
+        (
+            ["compress", "x.pth", *OPTIONS, "-o", "b", "--purify", "deck"],
+            3,
+            "x.pth: cannot be read",
+        ),
+        (
+            ["compress", "x.pth", *OPTIONS, "-o", "b", "--ranks-file", "no.toml"],
+            2,
+            "no.toml: cannot",
+        ),
+        (["compress", "x.pth", *OPTIONS, "-o", "b", "--purify", "hard"], 2, "guided, deck, none"),
+        (["compress", "x.pth", *OPTIONS, "-o", "b", "--config", "no.toml"], 2, "no.toml: cannot"),
+        (
+            ["compress", "x.pth", *OPTIONS, "-o", "b", "--target", "tx2", "--opset", "17"],
+            2,
+            "opset",
+        ),
+        (["scan", "x.pth", *OPTIONS], 3, "x.pth: cannot be read"),
+        (["inspect", "x.pth", *OPTIONS], 3, "x.pth: cannot be read"),
+        (["export", "x.pth", *OPTIONS, "-o", "b.onnx"], 3, "x.pth: cannot be read"),
+        (["compress", "x.pth", *OPTIONS, "-o", "b", "--max-size", "much"], 2, "such as 2 MiB"),
+        (["compress", "x.pth", *OPTIONS, "-o", "b", "--policy", "no.toml"], 2, "no.toml: cannot"),
+        (["compress", "x.pth", *OPTIONS, "-o", "b", "--evaluate", "no"], 3, "not a folder"),
+        (
+            ["compress", "x.pth", *OPTIONS, "-o", "b", "--max-accuracy-drop", "1"],
+            2,
+            "give --evaluate",
+        ),
+        (["compress", "x.pth", *OPTIONS, "-o", "b", "--depfile", "b/x.d"], 2, "put it beside"),
+        (["compress", "x;y.pth", *OPTIONS, "-o", "b", "--depfile", "x.d"], 2, "rename it"),
+        (["verify", "."], 3, "SHA256SUMS"),
+        (["verify", "no"], 3, "not a folder"),
+        (["targets", "toaster"], 2, "not known"),
+    ],
+)
+def test_a_mistake_gets_its_code_and_leaves_nothing(
+    terminal: Terminal,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = terminal(*words)
+    assert said.code == code
+    assert message in " ".join(said.err.split())
+    assert "Traceback" not in said.err
+    assert said.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "code", "message"),
+    [
+        (["compress", "x.pth", *OPTIONS, "-o", "b"], "InputRejectedError", 3, "x.pth: cannot"),
+        (["compress", "x.pth", "-o", "b"], "UsageError", 2, "give --arch"),
+        (["compress", "x.pth", "--ration", "2"], "UsageError", 2, "stderr says how"),
+        (["targets", "toaster"], "UsageError", 2, "not known"),
+        (["parts", "bazel"], "UsageError", 2, "stderr says how"),
+        (["embed", "no", "-o", "b"], "InputRejectedError", 3, "not a folder"),
+        (["embed", "no", "-o", "b", "--form", "s"], "UsageError", 2, "one of c, incbin"),
+        (["verify", "no"], "InputRejectedError", 3, "not a folder"),
+    ],
+)
+def test_under_json_an_error_is_a_document_too(
+    terminal: Terminal,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    kind: str,
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = terminal(*words, "--json")
+    error = json.loads(said.out)["error"]
+    assert said.code == error["exit_code"] == code
+    assert error["kind"] == kind
+    assert message in error["message"]
+    assert said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_under_json_a_defect_is_told_and_keeps_its_traceback(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: object) -> None:
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(sys, "argv", ["edgeclean", "scan", "--json"])
+    with pytest.raises(RuntimeError):
+        cli.main()
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error == {"kind": "defect", "message": "RuntimeError: ours", "exit_code": 1}
+
+
+def test_after_an_answer_comes_no_second_document(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> None:
+        Face(as_json=True).answer({"done": True})
+        raise BudgetError("late")
+
+    monkeypatch.setattr(cli, "app", fail)
+    for _ in range(2):  # and one run's answer is not the next one's
+        said = terminal("bench", "--json")
+        assert (said.code, json.loads(said.out)) == (6, {"done": True})

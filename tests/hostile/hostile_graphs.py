@@ -1,0 +1,261 @@
+"""ONNX graphs that hide code or cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx_network import WEIGHTS, Change
+
+
+def _relu(model: ModelProto) -> Any:
+    return model.graph.node[1]
+
+
+def _function(model: ModelProto) -> None:
+    opset = helper.make_opsetid("", 13)
+    model.functions.append(helper.make_function("evil", "F", ["x"], ["y"], [], [opset]))
+
+
+def _control_flow(kind: str) -> Change:
+    def change(model: ModelProto) -> None:
+        _relu(model).op_type = kind
+        _relu(model).attribute.append(helper.make_attribute("body", model.graph))
+
+    return change
+
+
+def _graph_in_a_number(model: ModelProto) -> None:
+    attribute = helper.make_attribute("alpha", 1.0)
+    attribute.g.CopyFrom(model.graph)
+    _relu(model).attribute.append(attribute)
+
+
+def _cost(model: ModelProto) -> None:
+    for index in range(40):
+        before = "y" if index == 0 else f"y{index - 1}"
+        node = helper.make_node("Concat", [before, before], [f"y{index}"], axis=1)
+        model.graph.node.insert(2 + index, node)
+    model.graph.node[42].input[0] = "y39"
+
+
+def _arithmetic(model: ModelProto) -> None:
+    """Padding makes planes of 2^20 pixels, and filters of a megabyte run over them."""
+    pads = numpy_helper.from_array(np.array([0, 0, 2000, 2000, 0, 0, 2000, 2000]), "pads")
+    model.graph.initializer.append(pads)
+    model.graph.initializer[0].CopyFrom(
+        numpy_helper.from_array(np.zeros((4, 3, 200, 200), np.float32), "w")
+    )
+    model.graph.node.insert(0, helper.make_node("Pad", ["image", "pads"], ["big"], "pad"))
+    model.graph.node[1].input[0] = "big"
+
+
+def _constant_of_shape(model: ModelProto) -> None:
+    shape = numpy_helper.from_array(np.array([2**20, 2**20]), "shape")
+    model.graph.initializer.append(shape)
+    fill = helper.make_node("ConstantOfShape", ["shape"], ["ones"], "fill")
+    model.graph.node.insert(0, fill)
+    model.graph.node.append(helper.make_node("Add", ["logits0", "ones"], ["logits"], "sum"))
+    model.graph.node[5].output[0] = "logits0"
+
+
+def _range(model: ModelProto) -> None:
+    """The second of 2^40 numbers, added to the logits: to know it, all are counted out."""
+    for name, number in (("zero", 0), ("many", 2**40), ("one", 1)):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(number), name))
+    model.graph.node.insert(0, helper.make_node("Range", ["zero", "many", "one"], ["r"], "range"))
+    model.graph.node.insert(1, helper.make_node("Gather", ["r", "one"], ["second"], "gather"))
+    cast = helper.make_node("Cast", ["second"], ["number"], "cast", to=TensorProto.FLOAT)
+    model.graph.node.insert(2, cast)
+    model.graph.node[-1].output[0] = "logits0"
+    model.graph.node.append(helper.make_node("Add", ["logits0", "number"], ["logits"], "sum"))
+
+
+def _claims(model: ModelProto) -> None:
+    claim = TensorProto(name="c", data_type=TensorProto.FLOAT, dims=[2**20, 2**20])
+    model.graph.initializer.append(claim)
+
+
+def _many_nodes(model: ModelProto) -> None:
+    for index in range(20_001):
+        model.graph.node.append(helper.make_node("Relu", ["x"], [f"r{index}"]))
+
+
+def _many_tensors(model: ModelProto) -> None:
+    for index in range(20_001):
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(0), f"c{index}"))
+
+
+def _weights(number: float) -> Change:
+    def change(model: ModelProto) -> None:
+        broken = WEIGHTS["w"].copy()
+        broken[0, 0, 0, 0] = number
+        model.graph.initializer[0].CopyFrom(numpy_helper.from_array(broken, "w"))
+
+    return change
+
+
+def _batch_mixed(model: ModelProto) -> None:
+    shape = numpy_helper.from_array(np.array([1, 5, -1]), "rows")
+    model.graph.initializer.append(shape)
+    model.graph.node[4].output[0] = "l"
+    model.graph.node.append(helper.make_node("Reshape", ["l", "rows"], ["r"], "reshape"))
+    model.graph.node.append(helper.make_node("Softmax", ["r"], ["logits"], "mix", axis=-1))
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    for _ in range(3):
+        model.graph.output[0].type.tensor_type.shape.dim.add()
+
+
+GRAPHS: list[tuple[str, str, Change, str]] = [
+    (
+        "function",
+        "a function of its own: a graph that no list of operators sees",
+        _function,
+        "holds functions",
+    ),
+    (
+        "training graph",
+        "steps that run when a trainer loads it",
+        lambda m: m.training_info.add(),
+        "training graphs",
+    ),
+    (
+        "custom domain",
+        "an operator from somebody's shared library",
+        lambda m: setattr(_relu(m), "domain", "com.evil"),
+        "domain 'com.evil'",
+    ),
+    (
+        "custom opset",
+        "the domain is announced, its operators come later",
+        lambda m: m.opset_import.append(helper.make_opsetid("com.evil", 1)),
+        "of domain 'com.evil'",
+    ),
+    ("loop", "runs for ever", _control_flow("Loop"), "operator Loop is not supported"),
+    ("branch", "a part that only runs for the trigger", _control_flow("If"), "operator If is not"),
+    ("scan", "the third kind of control flow", _control_flow("Scan"), "operator Scan is not"),
+    (
+        "graph in a number",
+        "an attribute that says it is a number and holds a graph as well",
+        _graph_in_a_number,
+        "attribute 'alpha' is not a number",
+    ),
+    (
+        "operator outside the list",
+        "Einsum has a language of its own",
+        lambda m: setattr(_relu(m), "op_type", "Einsum"),
+        "operator Einsum is not supported",
+    ),
+    (
+        "name that steers the terminal",
+        "an operator's name with escape sequences",
+        lambda m: (
+            setattr(_relu(m), "op_type", "X\x1b[2J"),
+            setattr(_relu(m), "name", "\x1b]0;x\x07"),
+        ),
+        r"X\\x1b\[2J",
+    ),
+    (
+        "doubled planes",
+        "forty concatenations: 2^40 channels from a kilobyte",
+        _cost,
+        "limits? .*activations|not a valid ONNX",
+    ),
+    (
+        "dear arithmetic",
+        "a padded plane under filters of 200 x 200",
+        _arithmetic,
+        "macs 100000000000",
+    ),
+    (
+        "terabytes by ConstantOfShape",
+        "a constant that folding would make",
+        _constant_of_shape,
+        "memory_bytes|not a valid ONNX|file_bytes|activations",
+    ),
+    (
+        "terabytes by Range",
+        "2^40 numbers that folding would count out",
+        _range,
+        "memory_bytes|not a valid ONNX|killed|constants|does not depend|shape of its output",
+    ),
+    (
+        "terabytes claimed",
+        "4 TB of weights in shape, nothing in the file",
+        _claims,
+        "claim 4398046511",
+    ),
+    ("20,001 nodes", "one over the limit", _many_nodes, "limit onnx_nodes is 20000"),
+    ("20,001 tensors", "one over the limit", _many_tensors, "limit entries is 20000"),
+    (
+        "negative shape",
+        "a weight of -4 channels",
+        lambda m: m.graph.initializer[0].dims.__setitem__(0, -4),
+        r"has shape \[-4",
+    ),
+    (
+        "texts as weights",
+        "a tensor of strings",
+        lambda m: setattr(m.graph.initializer[0], "data_type", TensorProto.STRING),
+        "has element type 8",
+    ),
+    (
+        "short weights",
+        "five bytes where a shape needs more",
+        lambda m: setattr(m.graph.initializer[0], "raw_data", b"short"),
+        "not a valid ONNX model",
+    ),
+    ("NaN", "one weight is NaN", _weights(float("nan")), "NaN or infinite"),
+    ("infinity", "one weight is infinite", _weights(float("inf")), "NaN or infinite"),
+    (
+        "sparse weights",
+        "indices without bounds",
+        lambda m: m.graph.sparse_initializer.add(),
+        "sparse weights",
+    ),
+    (
+        "cycle",
+        "a node that waits for itself",
+        lambda m: m.graph.node[0].input.__setitem__(0, "f"),
+        "not a valid ONNX model",
+    ),
+    (
+        "two outputs",
+        "logits, and a second output for somebody else",
+        lambda m: m.graph.output.append(
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * 4)
+        ),
+        "2 outputs",
+    ),
+    (
+        "free image size",
+        "cost that depends on what comes later",
+        lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[2], "dim_param", "h"),
+        "the last three fixed",
+    ),
+    (
+        "opset 1",
+        "old operators with other meanings",
+        lambda m: setattr(m.opset_import[0], "version", 1),
+        "opset 1 of domain",
+    ),
+    (
+        "opset 999",
+        "operators of the future",
+        lambda m: setattr(m.opset_import[0], "version", 999),
+        "opset 999",
+    ),
+    (
+        "mixed batch",
+        "an image's answer depends on its neighbour",
+        _batch_mixed,
+        "mixes the images|does not run on two|batch axis|it must give",
+    ),
+    (
+        "another image shape",
+        "the graph takes other images than it is said to",
+        lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[3], "dim_value", 4096),
+        "the graph takes images of 3x8x4096, and 3x8x8 was said",
+    ),
+]
