@@ -2,8 +2,9 @@
 
 Such a backdoor works on images of one class only. The affordable search gives each class one start:
 the least mask, or least additive stamp, that makes its images leave it; a class far cheaper than
-the others would be suspected. No published network here has such a backdoor, so every score above
-the threshold is a false alarm. The scan has no such search because of what this shows.
+the others would be suspected. No published network here has such a backdoor, so a score above the
+threshold points at something else, and the costs say how cheap a trigger must be to stand out: at
+the usual spread, about half of the median. The scan does not run this search.
 """
 
 from __future__ import annotations
