@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -35,10 +39,11 @@ from edgeclean.ranks.truncate import truncate
 from edgeclean.recovery.finetune import finetune
 from edgeclean.resume.stages import Cache
 from edgeclean.stages import run_stages
-from edgeclean.states import LoadedNetwork, Network
+from edgeclean.states import LoadedNetwork, Network, PurifiedNetwork, SyntheticImages
 from edgeclean.synthesis.synthesize import synthesize
 from edgeclean.targets.targets import load_target
 
+Key = tuple[str, str, int]
 CELLS = BENCH / "purify"
 PLAIN, CLP = "plain Tucker-2", "CLP"
 METHODS: dict[str, dict[str, Any]] = {
@@ -50,23 +55,35 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
+class _Run(Protocol):
+    """One method on one network and seed; called with the settings of each ratio."""
+
+    def __call__(self, settings: PipelineSettings) -> tuple[Network, Network, Cell]:
+        """At full size and compressed, and what it tells of itself."""
+        ...
+
+
 def main() -> None:
     """All cells that are not there yet, then the table; or one cell, as a child of that."""
     options = _parser().parse_args()
     if options.cell:
         _write_cell(options.cell, options.method[0], options.seed[0], options.ratio)
         return
-    cells = known_cells()
-    for seed in options.seed:
-        for method in options.method or METHODS:
-            for name in options.network or published_networks():
-                if (name, method, seed) not in cells:
-                    _run_child(name, method, seed, options.ratio)
-                    written = cell_path(name, method, seed).read_text()
-                    cells = known_cells() | {(name, method, seed): json.loads(written)}
-                    write_results(list(cells.values()))
-                    print(name, method, seed, "done", flush=True)
-    write_results(list(cells.values()))
+    asked = product(
+        options.seed, options.method or METHODS, options.network or published_networks()
+    )
+    known = known_cells()
+    missing = [
+        (name, method, seed) for seed, method, name in asked if (name, method, seed) not in known
+    ]
+    with ThreadPoolExecutor(options.jobs) as pool:  # each waits for a process of its own
+        running = [pool.submit(_run_child, *key, options.ratio, options.jobs) for key in missing]
+        for done in as_completed(running):
+            key = done.result()
+            cells = known_cells() | {key: json.loads(cell_path(*key).read_text())}
+            write_results(list(cells.values()))
+            print(*key, "done", flush=True)
+    write_results(list(known_cells().values()))
 
 
 def cell_path(name: str, method: str, seed: int) -> Path:
@@ -81,14 +98,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--method", action="append", choices=METHODS, help="may be repeated")
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ratio", type=float, nargs="+", default=[2.0, 4.0])
+    parser.add_argument("--jobs", type=int, default=1, help="cells at once; 2: of one thread each")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     return parser
 
 
-def _run_child(name: str, method: str, seed: int, ratios: list[float]) -> None:
+def _run_child(name: str, method: str, seed: int, ratios: list[float], jobs: int) -> Key:
+    """One cell in a process of its own; two at once share the cores out."""
     words = ["--cell", name, "--method", method, "--seed", str(seed)]
     words += ["--ratio", *map(str, ratios)]
-    subprocess.run([sys.executable, "-m", "benchmarks.purify", *words], check=True)  # noqa: S603
+    threads = {"OMP_NUM_THREADS": str(max(1, THREADS // jobs))}
+    subprocess.run(  # noqa: S603 - our own words
+        [sys.executable, "-m", "benchmarks.purify", *words], check=True, env=os.environ | threads
+    )
+    return name, method, seed
 
 
 def _write_cell(name: str, method: str, seed: int, ratios: list[float]) -> None:
@@ -107,12 +130,11 @@ def _write_cell(name: str, method: str, seed: int, ratios: list[float]) -> None:
     if method == CLP and not cell["batchnorm"]:
         cell["left_out"] = "no BatchNorm: CLP prunes BatchNorm channels"
         ratios = []
+    run = _METHODS.get(method, _ByEdgeclean)(original, seed)
     for ratio in ratios:
         start = time.perf_counter()
         asked = overlay(METHODS[method], {"seed": seed, "ranks": {"ratio": ratio}})
-        settings = settings_for(load_target("cpu"), asked)
-        run = _RUNS.get(method, _by_edgeclean)
-        full, compressed, facts = run(original, settings)
+        full, compressed, facts = run(settings_for(load_target("cpu"), asked))
         seconds = round(time.perf_counter() - start, 1)
         cell |= facts | {"full": rates_of(full, published, images)}
         cell[f"{ratio:g}x"] = {**_rates(compressed, published, images), "seconds": seconds}
@@ -123,48 +145,52 @@ def _write_cell(name: str, method: str, seed: int, ratios: list[float]) -> None:
     path.write_text(json.dumps(cell, indent=1, sort_keys=True) + "\n")
 
 
-def _by_edgeclean(
-    original: LoadedNetwork, settings: PipelineSettings
-) -> tuple[Network, Network, Cell]:
+class _ByEdgeclean:
     """At full size and compressed, and what the scan said."""
-    cache = Cache(folder=KEPT, tell=lambda _: None)
-    outcome = run_stages(original, settings, kept=cache.of(original, settings.seed))
-    scores = [suspect.score for suspect in outcome.scan.suspects]
-    facts: Cell = {
-        "verdict": outcome.scan.verdict,
-        "suspected": list(outcome.scan.targets),
-        "score": round(max(scores), 2) if scores else None,
-        "tau": outcome.scaled.history[-1].settings["tau"],
-    }
-    return outcome.purified, outcome.compressed, facts
+
+    def __init__(self, original: LoadedNetwork, seed: int) -> None:
+        self._original = original
+        self._kept = Cache(folder=KEPT, tell=lambda _: None).of(original, seed)
+
+    def __call__(self, settings: PipelineSettings) -> tuple[Network, Network, Cell]:
+        outcome = run_stages(self._original, settings, kept=self._kept)
+        scores = [suspect.score for suspect in outcome.scan.suspects]
+        facts: Cell = {
+            "verdict": outcome.scan.verdict,
+            "suspected": list(outcome.scan.targets),
+            "score": round(max(scores), 2) if scores else None,
+            "tau": outcome.scaled.history[-1].settings["tau"],
+        }
+        return outcome.purified, outcome.compressed, facts
 
 
-def _without_scan(
-    original: LoadedNetwork, settings: PipelineSettings
-) -> tuple[Network, Network, Cell]:
-    """The network as it came, through edgeclean's own compression alone."""
-    return original, _compressed(original, settings), {}
+class _ByCompression:
+    """The network as it came, or as a rival left it, through edgeclean's own compression alone."""
 
+    def __init__(self, full: LoadedNetwork | PurifiedNetwork, seed: int) -> None:
+        self._full, self._seed = full, seed
+        self._images: SyntheticImages | None = None
 
-def _by_clp(original: LoadedNetwork, settings: PipelineSettings) -> tuple[Network, Network, Cell]:
-    """CLP, then edgeclean's own compression of what it leaves."""
-    pruned = clp(original)
-    return pruned, _compressed(pruned, settings), {}
-
-
-def _compressed(network: Network, settings: PipelineSettings) -> Network:
-    images = synthesize(network, settings.synthesize.recovery(), seed=settings.seed)
-    scaled = scale(decompose(network, settings.decompose), settings.scale)
-    plan = choose_ranks(scaled, settings.ranks, images=images)
-    cut = truncate(scaled, plan, settings.truncate)
-    return finetune(cut, network, images, settings.finetune, seed=settings.seed)
+    def __call__(self, settings: PipelineSettings) -> tuple[Network, Network, Cell]:
+        if self._images is None:  # the same ones at every ratio
+            chosen = settings.synthesize
+            chosen = chosen.recovery() if settings.finetune.steps else chosen
+            self._images = synthesize(self._full, chosen, seed=self._seed)
+        scaled = scale(decompose(self._full, settings.decompose), settings.scale)
+        plan = choose_ranks(scaled, settings.ranks, images=self._images)
+        cut = truncate(scaled, plan, settings.truncate)
+        tuned = finetune(cut, self._full, self._images, settings.finetune, seed=self._seed)
+        return self._full, tuned, {}
 
 
 def _rates(network: Network, published: PublishedNetwork, images: LabelledImages) -> Cell:
     return dict(rates_of(network, published, images))
 
 
-_RUNS = {PLAIN: _without_scan, CLP: _by_clp}
+_METHODS: dict[str, Callable[[LoadedNetwork, int], _Run]] = {
+    PLAIN: _ByCompression,
+    CLP: lambda original, seed: _ByCompression(clp(original), seed),
+}
 
 if __name__ == "__main__":
     main()
