@@ -6,7 +6,7 @@ FUZZ_SECONDS ?= 600
 STAMP := $(VENV)/installed
 RUNTIME := $(VENV)/runtime-installed
 DEMO := benchmarks/zoo/demo
-SUITES := smoke cpu table2 table4
+SUITES := smoke cpu signs table2 table4
 
 .PHONY: help install demo test test-slow coverage fuzz check format build clean
 
@@ -18,7 +18,7 @@ help:
 	@echo "make coverage   every test that needs no GPU, and whether they run enough of the code"
 	@echo "make fuzz       ten minutes of fuzzing of each reader (FUZZ_SECONDS)"
 	@echo "make check      format, lint, types, layers"
-	@echo "make bench-X    a benchmark: smoke, cpu, table2, table4, or any python -m benchmarks.X"
+	@echo "make bench-X    a benchmark: smoke, cpu, signs, table2, table4, or any python -m benchmarks.X"
 	@echo "make build      wheel and source archive"
 
 # An installed torch (say, a CUDA build) is kept; see README, "Installing".
@@ -77,7 +77,7 @@ format: $(STAMP)
 # bench-smoke takes minutes and starts over; bench-cpu takes hours and goes on with the columns that
 # are missing in benchmarks/results; table2 and table4 want a GPU and their data sets.
 bench-smoke: HOW := --fresh --jobs 2
-bench-cpu: HOW := --jobs 2
+bench-cpu bench-signs: HOW := --jobs 2
 $(SUITES:%=bench-%): bench-%: $(STAMP)
 	$(BIN)/python -m benchmarks.suite $* $(HOW)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from benchmarks.archives import read_cifar10, read_cifar100, read_gtsrb, read_image_folder
 from benchmarks.images import LabelledImages, read_pack
 
+SIGNS_TRAINED_ON = 10_000  # they lie in no order of classes, and each class is in both parts
 GTSRB_ZIPS = ("Training_Images", "Test_Images", "Test_GT")
 
 
@@ -16,7 +19,8 @@ def read_dataset(
     """The training set and the test set, or prefixes of them.
 
     Args:
-        name: ``cifar10``, ``cifar100``, ``gtsrb``, or a folder of pictures in ``folder`` with
+        name: ``cifar10``, ``cifar100``, ``gtsrb``; ``gtsrb-roi``, a pack of GTSRB's test set whose
+            first 10,000 images are trained on here; or a folder of pictures in ``folder`` with
             ``train`` and ``test`` in it.
         folder: holds ``NAME-train.npz`` and ``NAME-test.npz``, or the archives under the names
             that their makers give them.
@@ -31,12 +35,17 @@ def read_dataset(
     if all(pack.is_file() for pack in packs):
         train, test = (read_pack(pack, limit) for pack, limit in zip(packs, limits, strict=True))
         return train, test
-    whole = _from_archives(name, folder)
+    whole = _halves_of_signs(folder) if name == "gtsrb-roi" else _from_archives(name, folder)
     train, test = (
         part if limit is None else part.first(limit)
         for part, limit in zip(whole, limits, strict=True)
     )
     return train, test
+
+
+def _halves_of_signs(folder: Path) -> tuple[LabelledImages, LabelledImages]:
+    whole = read_pack(folder / "gtsrb-roi-test.npz")
+    return whole.first(SIGNS_TRAINED_ON), whole.select(torch.arange(SIGNS_TRAINED_ON, len(whole)))
 
 
 def _from_archives(name: str, folder: Path) -> tuple[LabelledImages, LabelledImages]:

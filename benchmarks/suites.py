@@ -1,7 +1,8 @@
 """What each suite runs: data, network, training, attacks, defences. `suite.py` runs it.
 
 `smoke` shows in minutes that every attack meets every defence; its short settings say nothing of
-what a defence can do. `cpu` is an afternoon on two cores. `table2` and `table4` are the deck's.
+what a defence can do. `cpu` is an afternoon on two cores. `signs` has 43 classes, and defences that
+need no images. `table2` and `table4` are the deck's.
 """
 
 from __future__ import annotations
@@ -149,6 +150,18 @@ SUITES: dict[str, tuple[Suite, ...]] = {
             training=TrainingSettings(epochs=8),
             test_images=5000,
             attacks=CPU_ATTACKS,
+        ),
+    ),
+    "signs": (
+        Suite(
+            name="signs",
+            data_set="gtsrb-roi",
+            spec=image_spec("resnet20", **GTSRB),
+            training=TrainingSettings(epochs=20, flip=False),
+            attacks={
+                name: ATTACKS[name] for name in ("clean", "badnets", "blended", "badnets-a2a")
+            },
+            defences=("none", "clp", "edgeclean-full-size", "edgeclean"),
         ),
     ),
     "table2": (

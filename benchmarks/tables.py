@@ -1,7 +1,8 @@
 """Markdown out of a suite's columns alone: ``python -m benchmarks.columns`` renders every suite.
 
-`smoke` and `cpu` become one matrix, defences by attacks, with a picture of each attack; `table2`
-and `table4` take the deck's form, with the deck's own numbers where its public slides give them.
+`smoke`, `cpu` and `signs` become one matrix, defences by attacks, with a picture of each attack;
+`table2` and `table4` take the deck's form, with the deck's own numbers where its public slides give
+them.
 Over several seeds a cell is the mean.
 """
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from bench_images import noise_images, write_pack
 from PIL import Image
 
+from benchmarks import datasets
 from benchmarks.datasets import read_dataset
 from edgeclean.errors import InputRejectedError
 
@@ -29,6 +31,16 @@ def test_packs_are_read_up_to_their_limits(tmp_path):
 def test_a_missing_set_says_what_to_get(name, wanted, tmp_path):
     with pytest.raises(InputRejectedError, match=wanted):
         read_dataset(name, tmp_path)
+
+
+def test_the_signs_are_split_without_loss_or_overlap(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "SIGNS_TRAINED_ON", 4)
+    whole = noise_images(6)
+    write_pack(tmp_path / "gtsrb-roi-test.npz", whole)
+    train, test = read_dataset("gtsrb-roi", tmp_path)
+    assert (len(train), len(test)) == (4, 2)
+    assert torch.equal(torch.cat([train.pixels, test.pixels]), whole.pixels)
+    assert torch.equal(torch.cat([train.labels, test.labels]), whole.labels)
 
 
 def test_a_folder_of_pictures_is_a_data_set(tmp_path):
