@@ -6,7 +6,6 @@ every reader for ten minutes.
 
 from __future__ import annotations
 
-import resource
 import sys
 import tempfile
 import warnings
@@ -21,14 +20,11 @@ with atheris.instrument_imports(
 ):
     import fuzz_targets
 
-ADDRESS_SPACE = 16 * 2**30
-
 
 def main() -> None:
     """Fuzz until libFuzzer's own options say stop."""
     reader, options = sys.argv[1], sys.argv[2:]
-    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
-    with tempfile.TemporaryDirectory() as corpus:
+    with tempfile.TemporaryDirectory() as corpus, fuzz_targets.limited_memory():
         words = [sys.argv[0], *options, "-max_len=65536", "-timeout=60", "-rss_limit_mb=8192"]
         atheris.Setup(
             [*words, corpus, str(fuzz_targets.SEEDS / reader)],

@@ -7,8 +7,10 @@ is no refusal is a defect here, even where the parsing process would have contai
 from __future__ import annotations
 
 import os
+import resource
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from edgeclean.config import PipelineSettings, read_config, settings_from
@@ -21,6 +23,8 @@ from edgeclean.ranks.rank_file import read_rank_file
 from edgeclean.targets.profile_files import read_profile
 
 SEEDS = Path(__file__).parent / "seeds"
+# Beyond what is mapped: the system may well hand out the terabytes that a bomb asks for.
+ROOM = 2**30
 # Small enough that a bomb within the limits is no find.
 LIMITS = LoadLimits(
     file_bytes=16 * MIB, entries=1000, onnx_nodes=200, activations=10**6, macs=10**8
@@ -68,6 +72,21 @@ def run(name: str, contents: bytes) -> None:
         Exception: anything but a refusal, which is a defect.
     """
     _refused(lambda: TARGETS[name](contents))
+
+
+@contextmanager
+def limited_memory() -> Iterator[None]:
+    """As in the parsing process, a bomb that no guard sees ends in a MemoryError, not the machine.
+
+    The address space is limited while this is open.
+    """
+    pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + ROOM, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _refused(read: Callable[[], object]) -> None:

@@ -6,7 +6,7 @@ import random
 import warnings
 
 import pytest
-from fuzz_targets import SEEDS, TARGETS, run
+from fuzz_targets import SEEDS, TARGETS, limited_memory, run
 
 MUTATIONS = {"pickle": 400, "zip": 400, "safetensors": 400, "onnx": 60, "toml": 300}
 LARGEST = 4096
@@ -27,7 +27,7 @@ def test_every_reader_has_seeds_and_they_are_small() -> None:
 def test_seeds_and_what_is_near_them(reader: str) -> None:
     draw = random.Random(reader)
     found = seeds(reader)
-    with warnings.catch_warnings():
+    with limited_memory(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # parsers of deprecated types say so
         for contents in found:
             run(reader, contents)
