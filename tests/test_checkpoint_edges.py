@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_onnx_import import SIDE, graph
+from onnx_graphs import SIDE, graph
 from tiny_checkpoint import SPEC, saved, tiny
 
 from edgeclean.errors import InputRejectedError

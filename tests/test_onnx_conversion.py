@@ -12,17 +12,7 @@ import onnxsim
 import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from test_onnx_import import (
-    LIMITS,
-    MIXED,
-    SIDE,
-    WEIGHTS,
-    Node,
-    by_runtime,
-    graph,
-    images,
-    relu_graph,
-)
+from onnx_graphs import LIMITS, MIXED, SIDE, WEIGHTS, Node, by_runtime, graph, images, relu_graph
 from torch import Tensor, nn
 
 from edgeclean.errors import InputRejectedError
