@@ -8,8 +8,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from factor_networks import plain
 from onnx import numpy_helper
-from test_ranks import plain
 from torch import nn
 
 from edgeclean.errors import UsageError

@@ -1,6 +1,5 @@
 import torch
-from test_decompose import seeded
-from test_ranks import Plain
+from factor_networks import Plain, seeded
 from torch import nn
 
 from edgeclean.cost import count_macs, count_params, layer_macs

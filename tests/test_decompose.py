@@ -4,6 +4,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from factor_networks import Stem, network_of, seeded
 from torch import nn
 from zoo import ZOO_NAMES, accuracy, cifar10_test_images, needs_images, needs_zoo, zoo_network
 
@@ -11,7 +12,6 @@ from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.factors.blocks import block_factors, factored_block, is_block, merge_block
 from edgeclean.factors.decompose import DecomposeSettings, decompose
 from edgeclean.factors.sites import find_sites, merged_module
-from edgeclean.states import LoadedNetwork, ModelSpec
 
 GEOMETRIES = [
     {"kernel_size": k, "stride": s, "padding": p, "dilation": d, "bias": b}
@@ -23,40 +23,6 @@ GEOMETRIES = [
         [(3, 1, "same", 2, True), ((2, 5), 1, "same", 1, True), (3, 2, "valid", 1, False)],
     )
 ]
-
-
-class Stem(nn.Module):
-    """Every kind of layer that decompose meets."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(16)
-        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
-        self.grouped = nn.Conv2d(16, 16, 3, padding=1, groups=4)
-        self.point = nn.Conv2d(16, 24, 1, stride=2)
-        self.mirror = nn.Conv2d(24, 8, 3, padding=1, padding_mode="reflect")
-        self.unused = nn.Conv2d(8, 8, 3)
-        self.head = nn.Linear(8, 5)
-
-    def forward(self, images):
-        features = torch.relu(self.norm(self.stem(images)))
-        features = torch.relu(self.grouped(self.depthwise(features)))
-        features = torch.relu(self.mirror(self.point(features)))
-        return self.head(features.mean(dim=(2, 3)))
-
-
-def network_of(module, shape=(3, 16, 16), classes=5):
-    spec = ModelSpec(
-        architecture="test", input_shape=shape, classes=classes, mean=(0.5,) * 3, std=(0.25,) * 3
-    )
-    return LoadedNetwork(module=module.eval(), spec=spec, source_sha256="0" * 64)
-
-
-def seeded(make, seed=0):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return make()
 
 
 # torch's own remark on padding="same" with an even kernel

@@ -4,11 +4,10 @@ import itertools
 import math
 
 import pytest
+from factor_networks import Plain, network_of, plain, seeded, some_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from latency_tables import made_up_table
-from test_decompose import network_of, seeded
-from test_ranks import Plain, plain, some_images
 from torch import nn
 
 from edgeclean.cost import count_params

@@ -5,8 +5,8 @@ import json
 
 import pytest
 import torch
+from factor_networks import plain
 from latency_tables import made_up_table
-from test_ranks import plain
 from torch import nn
 
 from edgeclean.cost import count_macs, count_params

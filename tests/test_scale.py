@@ -1,8 +1,8 @@
 import pytest
 import torch
+from factor_networks import Stem, network_of, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_decompose import Stem, network_of, seeded
 
 from edgeclean.errors import UsageError
 from edgeclean.factors.blocks import block_factors, factorize

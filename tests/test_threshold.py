@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_decompose import Stem, network_of, seeded
+from factor_networks import Stem, network_of, seeded
 
 from edgeclean.errors import UsageError
 from edgeclean.factors.decompose import DecomposeSettings, decompose

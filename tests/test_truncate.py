@@ -2,8 +2,7 @@ import dataclasses
 
 import pytest
 import torch
-from test_decompose import Stem, network_of, seeded
-from test_ranks import Plain, plain, some_images
+from factor_networks import Plain, Stem, network_of, plain, seeded, some_images
 from torch import nn
 
 from edgeclean.cost import count_macs, count_params
