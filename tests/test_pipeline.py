@@ -1,3 +1,5 @@
+"""The whole run on a small checkpoint: its bundle, its stages in order, the same bytes again."""
+
 from __future__ import annotations
 
 import functools
@@ -8,34 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from report_evidence import scan_report
 from small_checkpoint import QUICK, quick_settings, spec, write_checkpoint
 
 from edgeclean import stages
 from edgeclean.bundles.verify import verify_bundle
-from edgeclean.config import (
-    PipelineSettings,
-    non_default,
-    overlay,
-    read_config,
-    settings_for,
-    settings_from,
-    to_toml,
-)
+from edgeclean.config import PipelineSettings, overlay, settings_for, settings_from
 from edgeclean.cost import count_macs
-from edgeclean.errors import (
-    BackdoorSuspectedError,
-    InputRejectedError,
-    OutputInUseError,
-    ParityError,
-    RatioError,
-    UsageError,
-)
-from edgeclean.gates.policy import Policy
 from edgeclean.loading.checkpoint import load_checkpoint
 from edgeclean.pipeline import WrittenOutcome, compress, plan_checkpoint, scan_checkpoint
 from edgeclean.reports.report import check_report, same_weights
-from edgeclean.reports.stopwatch import Stopwatch, peak_memory_mib
 from edgeclean.runtime.onnx_check import open_onnx, opset_of
 from edgeclean.synthesis.synthesize import synthesize
 from edgeclean.targets.targets import load_target
@@ -204,84 +187,6 @@ def test_what_the_command_says_gives_the_same_settings(written: WrittenOutcome) 
     )
 
 
-def test_a_late_failure_leaves_the_old_bundle_whole_and_nothing_beside_it(
-    checkpoint: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "bundle"
-    compress(checkpoint, spec(), output, quick_settings(), code_folder=checkpoint.parent)
-    before = {path.name: path.read_bytes() for path in output.iterdir()}
-    with pytest.raises(ParityError):
-        compress(
-            checkpoint,
-            spec(),
-            output,
-            quick_settings(parity={"tolerance": 1e-12}),
-            code_folder=checkpoint.parent,
-        )
-    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "words"),
-    [
-        ({"ranks": {"ratio": 1000.0}}, RatioError, "cannot be met"),
-        ({"decompose": {"keep": ["nothing"]}}, UsageError, "no layer of this network"),
-        ({"target": "jetson-nano", "export": {"opset": 17}}, UsageError, "opset 7 to 13"),
-        ({"target": "toaster"}, UsageError, "not known"),
-    ],
-)
-def test_a_refusal_writes_nothing(
-    checkpoint: Path,
-    tmp_path: Path,
-    changes: dict[str, Any],
-    error: type[Exception],
-    words: str,
-) -> None:
-    settings = quick_settings(**overlay(QUICK, changes))
-    with pytest.raises(error, match=words):
-        compress(checkpoint, spec(), tmp_path / "b", settings, code_folder=checkpoint.parent)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_missing_checkpoint_and_an_output_in_use_are_refused(
-    checkpoint: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(InputRejectedError, match="cannot be read"):
-        compress(tmp_path / "no.pth", spec(), tmp_path / "b", quick_settings())
-    from edgeclean.bundles.atomic import hold_folder
-
-    with hold_folder(tmp_path / "b"), pytest.raises(OutputInUseError):
-        compress(
-            checkpoint, spec(), tmp_path / "b", quick_settings(), code_folder=checkpoint.parent
-        )
-
-
-def test_a_suspicion_stops_the_run_only_if_asked(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def suspicious_scan(*_: Any, **__: Any) -> Any:
-        return scan_report()
-
-    monkeypatch.setattr(stages, "scan", suspicious_scan)
-    with pytest.raises(BackdoorSuspectedError, match="class 2"):
-        compress(
-            checkpoint,
-            spec(),
-            tmp_path / "b",
-            quick_settings(),
-            policy=Policy(fail_on_backdoor=True),
-            code_folder=checkpoint.parent,
-        )
-    assert list(tmp_path.iterdir()) == []
-    written = compress(
-        checkpoint, spec(), tmp_path / "b", quick_settings(), code_folder=checkpoint.parent
-    )
-    assert written.report["scan"]["verdict"] == "suspected"
-    assert (written.bundle.path / "trigger-0-class-2.png").is_file()
-    verify_bundle(written.bundle.path)
-
-
 def test_a_scan_and_a_plan_stop_where_they_should(checkpoint: Path) -> None:
     folder = checkpoint.parent
     loaded, images, found = scan_checkpoint(
@@ -293,16 +198,6 @@ def test_a_scan_and_a_plan_stop_where_they_should(checkpoint: Path) -> None:
     original, planned = plan_checkpoint(checkpoint, spec(), quick_settings(), code_folder=folder)
     shape = spec().input_shape
     assert count_macs(original.module, shape) >= 2 * count_macs(planned.module, shape)
-
-
-def test_the_target_decides_what_was_left_open() -> None:
-    orin, nano = load_target("orin-nano"), load_target("jetson-nano")
-    assert settings_for(orin, {}).ranks.rank_multiple == orin.rank_multiple() == 8
-    assert settings_for(nano, {}).export.opset == nano.opset == 13
-    assert settings_for(orin, {"ranks": {"rank_multiple": 3}}).ranks.rank_multiple == 3
-    assert settings_for(orin, {}).target == "orin-nano"
-    with pytest.raises(UsageError, match="opset"):
-        settings_for(nano, {"export": {"opset": 17}})
 
 
 def test_the_exported_file_has_the_targets_opset(checkpoint: Path, tmp_path: Path) -> None:
@@ -318,112 +213,6 @@ def test_the_exported_file_has_the_targets_opset(checkpoint: Path, tmp_path: Pat
     assert opset_of(open_onnx(written.outcome.model)) == 13
     assert written.bundle.manifest["target"]["name"] == "jetson-nano"
     assert written.report["target"]["name"] == "jetson-nano"
-
-
-@pytest.mark.parametrize(
-    ("entries", "words"),
-    [
-        ({"synthesise": {}}, "unknown key 'synthesise'; nearest: synthesize"),
-        ({"ranks": {"ration": 2}}, "ranks: unknown key 'ration'; nearest: ratio"),
-        ({"ranks": {"ratio": "two"}}, "ranks: ratio is 'two'; it must be a number"),
-        ({"ranks": {"ratio": True}}, "ratio is 'True'; it must be a number"),
-        ({"ranks": {"ratio": 0.5}}, "must be 1 or more"),
-        ({"ranks": {"rank_multiple": 2.0}}, "must be a whole number"),
-        ({"ranks": {"rank_multiple": True}}, "must be a whole number"),
-        ({"ranks": {"rank-multiple": 2, "rank_multiple": 2}}, "given twice"),
-        ({"ranks": {"measure": "flops"}}, "must be one of macs, params"),
-        ({"ranks": {"overrides": {"0": [1, 2, 3]}}}, "it must be a list"),
-        ({"decompose": {"keep": "conv1"}}, "it must be a list"),
-        ({"scale": {"tau": "low"}}, "it must be a number"),
-        ({"ranks": 2}, "it must be a table"),
-        ({"finetune": {"reestimate": 1}}, "must be true or false"),
-        ({"seed": -1}, "0..2\\^63-1"),
-    ],
-)
-def test_configuration_is_strict(entries: dict[str, Any], words: str) -> None:
-    with pytest.raises(UsageError, match=words):
-        settings_from(PipelineSettings, entries)
-
-
-def test_configuration_takes_what_toml_has() -> None:
-    settings = settings_from(
-        PipelineSettings,
-        {
-            "ranks": {"ratio": 3, "rank-multiple": 4, "overrides": {"a.b": [3, 4]}},
-            "decompose": {"keep": ["x", "y"]},
-            "scale": {"tau": 1},
-            "export": {"batch": 4},
-            "purify": {"unlearn": {"steps": 7}},
-        },
-    )
-    assert (settings.ranks.ratio, settings.ranks.rank_multiple) == (3.0, 4)
-    assert type(settings.ranks.ratio) is float
-    assert settings.ranks.overrides == {"a.b": (3, 4)}
-    assert settings.decompose.keep == ("x", "y")
-    assert (settings.scale.tau, settings.export.batch) == (1.0, 4)
-    assert settings.purify.unlearn.steps == 7
-
-
-def test_what_is_not_the_default_survives_toml() -> None:
-    settings = settings_from(
-        PipelineSettings,
-        {
-            "seed": 3,
-            "target": 'a "quoted"\\\x7f name',
-            "ranks": {"ratio": 1e300, "overrides": {'layer."1"\n': [3, 4]}},
-            "decompose": {"keep": ["ü", "\u202e"]},
-            "purify": {"unlearn": {"steps": 7}},
-        },
-    )
-    assert (
-        settings_from(PipelineSettings, tomllib.loads(to_toml(non_default(settings)))) == settings
-    )
-    assert to_toml(non_default(PipelineSettings())) == ""
-
-
-def test_a_configuration_file_is_read_whole_or_refused(tmp_path: Path) -> None:
-    path = tmp_path / "e.toml"
-    with pytest.raises(UsageError, match="cannot be read"):
-        read_config(path)
-    path.write_text("seed = 1\n[ranks]\nratio = 2\n", encoding="utf-8")
-    assert read_config(path) == {"seed": 1, "ranks": {"ratio": 2}}
-    for contents in (b"seed = ", b"\xff", b"a = " + b"[" * 5000):
-        path.write_bytes(contents)
-        with pytest.raises(UsageError, match="not a TOML file"):
-            read_config(path)
-    path.write_bytes(b"#" * (1 << 20) + b"\n")
-    with pytest.raises(UsageError, match="larger than"):
-        read_config(path)
-
-
-def test_overlay_goes_into_tables() -> None:
-    under = {"a": {"x": 1, "y": 2}, "b": 1}
-    assert overlay(under, {"a": {"y": 3}, "b": {"z": 1}}) == {"a": {"x": 1, "y": 3}, "b": {"z": 1}}
-    assert under == {"a": {"x": 1, "y": 2}, "b": 1}
-
-
-def test_a_stopwatch_adds_up_and_tells() -> None:
-    told: list[tuple[str, int, int]] = []
-    watch = Stopwatch(lambda *step: told.append(step))
-
-    def load_checkpoint(number: int) -> int:
-        if number < 0:
-            raise ValueError
-        return sum(range(number))
-
-    assert watch(load_checkpoint, "Loading")(1000) == 499_500
-    first = watch.seconds["load"]
-    watch(load_checkpoint)(3_000_000)
-    second = watch.seconds["load"]
-    assert second > first
-    watch(load_checkpoint)(0)
-    assert watch.seconds["load"] >= second
-    with pytest.raises(ValueError):  # noqa: PT011 - any
-        watch(load_checkpoint, "Loading")(-1)
-    assert told == [("Loading", 0, 1), ("Loading", 1, 1)] * 2
-    peak = peak_memory_mib()
-    assert peak is not None
-    assert 10 < peak < 100_000
 
 
 def test_the_global_generators_are_left_alone(checkpoint: Path) -> None:
