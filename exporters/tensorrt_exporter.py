@@ -191,7 +191,9 @@ def cached_engine(
     return plan, {**about, "cached": False}
 
 
-def _parse(trt: Any, network: Any, model: bytes) -> None:
+def _parse(
+    trt: Any, network: Any, model: bytes
+) -> None:  # pragma: no cover - needs TensorRT and a GPU
     parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
     if not parser.parse(model):
         reasons = [parser.get_error(number).desc() for number in range(parser.num_errors)]
@@ -200,7 +202,9 @@ def _parse(trt: Any, network: Any, model: bytes) -> None:
         )
 
 
-def _use_dla(trt: Any, builder: Any, config: Any, settings: EngineSettings) -> None:
+def _use_dla(
+    trt: Any, builder: Any, config: Any, settings: EngineSettings
+) -> None:  # pragma: no cover - needs TensorRT and a GPU
     core = settings.dla_core
     if core is None or core >= builder.num_DLA_cores:
         raise ToolchainError(
@@ -213,7 +217,9 @@ def _use_dla(trt: Any, builder: Any, config: Any, settings: EngineSettings) -> N
         config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
 
 
-def _read_back(trt: Any, contents: bytes, settings: EngineSettings) -> dict[str, int]:
+def _read_back(
+    trt: Any, contents: bytes, settings: EngineSettings
+) -> dict[str, int]:  # pragma: no cover - needs TensorRT and a GPU
     """What the layers of the built engine write: never what was asked for."""
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
     if settings.dla_core is not None:

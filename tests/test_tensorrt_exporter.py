@@ -115,6 +115,72 @@ def test_the_right_rules_are_chosen() -> None:
         assert type(tensorrt_versions.differences(fake(version))) is rules
 
 
+class Flags:
+    """What a builder's configuration was told."""
+
+    def __init__(self) -> None:
+        self.set: list[str] = []
+
+    def set_flag(self, flag: str) -> None:
+        self.set.append(flag)
+
+
+@pytest.mark.parametrize("on_dla", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_only_10_on_a_dla_is_told_the_precision(precision: str, on_dla: bool) -> None:
+    trt = fake("10.3.0")
+    trt.NetworkDefinitionCreationFlag = types.SimpleNamespace(STRONGLY_TYPED=1)
+    trt.BuilderFlag = types.SimpleNamespace(INT8="INT8", FP16="FP16")
+    ten, eleven = tensorrt_versions.TensorRT10(trt), tensorrt_versions.TensorRT11(trt)
+    assert ten.network_flags(on_dla=on_dla) == (0 if on_dla else 1 << 1)
+    assert eleven.network_flags(on_dla=on_dla) == 0
+    told: list[list[str]] = []
+    for rules in (ten, eleven):
+        config = Flags()
+        rules.allow_precision(config, precision, on_dla=on_dla)
+        told.append(sorted(config.set))
+    wanted = ["FP16", "INT8"] if precision == "int8" else ["FP16"]
+    assert told == [wanted if on_dla else [], []]
+
+
+def test_an_engine_is_kept_whole_and_for_its_own_device(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Only the building itself is stood in for; it needs TensorRT and a GPU."""
+    given: list[bytes] = []
+
+    def built(
+        trt: Any, model: bytes, digest: str, capability: str, settings: Any, *, timing_cache: bytes
+    ) -> tensorrt_exporter.Engine:
+        given.append(timing_cache)
+        return tensorrt_exporter.Engine(
+            key="unused",
+            contents=b"engine of " + model,
+            tensorrt=trt.__version__,
+            compute_capability=capability,
+            layer_precisions={"fp16": 2},
+            timing_cache=b"timing",
+        )
+
+    monkeypatch.setattr(tensorrt_exporter, "build_engine", built)
+    here = ["8.7"]
+    monkeypatch.setattr(tensorrt_exporter, "local_tensorrt", lambda: (fake("10.3.0"), here[0]))
+    folder, settings = tmp_path / "engines", EngineSettings(precision="fp16")
+    plan, about = cached_engine(folder, b"net", "0" * 64, settings)
+    assert (plan.read_bytes(), about["cached"]) == (b"engine of net", False)
+    assert cached_engine(folder, b"net", "0" * 64, settings) == (plan, {**about, "cached": True})
+    on_dla, _ = cached_engine(
+        folder, b"net", "0" * 64, EngineSettings(precision="fp16", dla_core=1)
+    )
+    here[0] = "8.9"
+    elsewhere, _ = cached_engine(folder, b"net", "0" * 64, settings)
+    assert len({plan, on_dla, elsewhere}) == 3
+    assert given == [b"", b"timing", b"timing"]
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UsageError, match="cannot write the engine to"):
+        cached_engine(tmp_path / "file" / "engines", b"net", "0" * 64, settings)
+
+
 def test_without_tensorrt_the_way_out_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -108,7 +108,9 @@ class CudaBackend:
         imported = import_onnx(model, LoadLimits(), folder=Path())
         return self._timed(imported.module, imported.input_shape)
 
-    def _timed(self, module: nn.Module, shape: tuple[int, ...]) -> Run:
+    def _timed(
+        self, module: nn.Module, shape: tuple[int, ...]
+    ) -> Run:  # pragma: no cover - needs a GPU
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(self._batch, *shape, generator=generator).cuda()
         replay = captured(module.cuda().eval(), images)

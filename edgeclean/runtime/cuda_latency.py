@@ -88,7 +88,9 @@ def measure_pair_on_cuda(
     )
 
 
-def captured(module: nn.Module, images: torch.Tensor) -> Callable[[], None]:
+def captured(
+    module: nn.Module, images: torch.Tensor
+) -> Callable[[], None]:  # pragma: no cover - needs a GPU
     """What replays one run of a network on these images, which stay where they are."""
     with torch.no_grad():
         side = torch.cuda.Stream()
@@ -103,7 +105,9 @@ def captured(module: nn.Module, images: torch.Tensor) -> Callable[[], None]:
     return graph.replay
 
 
-def _times(replays: list[Callable[[], None]], runs: int, deadline: float) -> NDArray[np.float64]:
+def _times(
+    replays: list[Callable[[], None]], runs: int, deadline: float
+) -> NDArray[np.float64]:  # pragma: no cover - needs a GPU
     """Latencies [runs, 2] in milliseconds; the first of each pair alternates."""
     latencies = np.empty((runs, 2))
     for row in range(runs):
