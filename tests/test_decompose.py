@@ -11,7 +11,7 @@ from zoo import ZOO_NAMES, accuracy, cifar10_test_images, needs_images, needs_zo
 from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.factors.blocks import block_factors, factored_block, is_block, merge_block
 from edgeclean.factors.decompose import DecomposeSettings, decompose
-from edgeclean.factors.sites import find_sites, merged_module
+from edgeclean.factors.sites import find_sites, merged_module, with_layers
 
 GEOMETRIES = [
     {"kernel_size": k, "stride": s, "padding": p, "dilation": d, "bias": b}
@@ -206,3 +206,29 @@ def test_published_networks_stay_the_same_function(name):
             decomposed.module(pixels), source.module(pixels), rtol=0, atol=1e-4
         )
     assert accuracy(decomposed, pixels, labels) == accuracy(source, pixels, labels)
+
+
+class Odd(nn.Module):
+    """Layers that look like what is factored and are not."""
+
+    def __init__(self):
+        super().__init__()
+        self.hooked = nn.Conv2d(3, 8, 3, padding=1)
+        self.row = nn.Conv1d(8, 8, 3, padding=1)
+        self.hooked.register_forward_hook(lambda *_: None)
+
+    def forward(self, images):
+        return self.row(self.hooked(images).mean(2)).mean(2)
+
+
+def test_hooks_and_other_dimensions_stay():
+    reasons = {site.name: site.reason for site in find_sites(network_of(seeded(Odd)))}
+    assert reasons == {
+        "hooked": "has forward hooks, which a block would lose",
+        "row": "a Conv1d; only plain Conv2d are factored",
+    }
+
+
+def test_a_network_that_is_one_layer_is_replaced_whole():
+    old, new = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 5, 1)
+    assert with_layers(old, {"": new}) is new

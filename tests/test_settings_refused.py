@@ -1,0 +1,45 @@
+"""A setting that means nothing is refused where it is made, with what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from edgeclean.config import PipelineSettings, settings_from
+from edgeclean.errors import UsageError
+from edgeclean.factors.scale import ScaleSettings
+from edgeclean.purification.purify import PurifySettings
+from edgeclean.recovery.finetune import FinetuneSettings
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ScaleSettings(tau=0.0), "--tau 0.0 is not above 0"),
+        (lambda: ScaleSettings(tau=float("inf")), "--tau inf is not above 0 and finite"),
+        (lambda: ScaleSettings(agreement=0.0), "agreement is 0.0"),
+        (lambda: FinetuneSettings(steps=-1), "steps=-1"),
+        (lambda: FinetuneSettings(batch_size=1), "batch_size=1"),
+        (lambda: FinetuneSettings(adversarial_share=1.5), "it is a share, 0..1"),
+        (lambda: PurifySettings(rounds=0), "must be at least 1"),
+    ],
+)
+def test_what_is_allowed_is_said(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"scan": 3}, "scan is '3'; it must be a table"),
+        ({"ranks": {"overrides": 3}}, "it must be a table"),
+        ({"ranks": {"keep": "layer1"}}, r"it must be a list"),
+        ({"ranks": {"ratio": "two"}}, "it must be a number"),
+        ({"purify": {"mode": "none at all"}}, "it must be one of guided, deck, none"),
+    ],
+)
+def test_a_wrong_entry_is_told_in_the_words_of_toml(entries: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        settings_from(PipelineSettings, entries)
