@@ -18,7 +18,8 @@ from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.loading.checkpoint import parse_torch, read_tensors
 from edgeclean.loading.input_guard import MIB, LoadLimits
 from edgeclean.loading.model_file import read_model_file
-from edgeclean.loading.onnx.guard import parse_onnx
+from edgeclean.loading.onnx.guard import COMPLETE, parse_onnx
+from edgeclean.loading.onnx.importer import convert_checked
 from edgeclean.ranks.rank_file import read_rank_file
 from edgeclean.targets.profile_files import read_profile
 
@@ -47,8 +48,10 @@ def safetensors(contents: bytes) -> None:
 
 
 def onnx(contents: bytes) -> None:
-    """An ONNX file."""
-    parse_onnx(contents, LIMITS)
+    """An ONNX file: what the parsing process does with it, and what is done with its answer."""
+    checked = parse_onnx(contents, LIMITS)
+    if checked.startswith(COMPLETE):
+        convert_checked(checked[len(COMPLETE) :], LIMITS)
 
 
 def toml(contents: bytes) -> None:

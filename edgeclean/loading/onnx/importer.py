@@ -92,16 +92,28 @@ def import_onnx(contents: bytes, limits: LoadLimits, *, folder: Path) -> Importe
     if not checked.startswith(COMPLETE):
         contents, digests = embed_files(contents, folder, limits)
         checked = parse_isolated("onnx", contents, limits)
-    model = read_model(checked[1:])
-    # What the parsing process sends back is as untrusted as what it was sent.
+    module, shape = convert_checked(checked[1:], limits)
+    return ImportedOnnx(module=module, input_shape=shape, external_sha256=digests)
+
+
+def convert_checked(
+    contents: bytes, limits: LoadLimits
+) -> tuple[OnnxNetwork, tuple[int, int, int]]:
+    """The network in what the parsing process sent back, and its image shape.
+
+    Raises:
+        InputRejectedError: see `import_onnx`; the bytes are as untrusted as what it was sent.
+    """
+    model = read_model(contents)
     check_structure(model, limits)
     check_cost(model, limits)
     if external_tensors(model):
         raise InputRejectedError("the simplified graph refers to other files")
-    module = build_network(model).float().eval()
+    module = build_network(model)
+    module.float().eval()
     _, shape = image_input(model)
     check_batches(module, shape)
-    return ImportedOnnx(module=module, input_shape=shape, external_sha256=digests)
+    return module, shape
 
 
 def build_network(model: ModelProto) -> OnnxNetwork:
