@@ -32,6 +32,7 @@ from benchmarks.images import PACK_FOLDER, LabelledImages, read_pack
 from benchmarks.published import PublishedNetwork, published_networks
 from benchmarks.purify_table import known_cells, write_results
 from edgeclean.config import PipelineSettings, overlay, settings_for
+from edgeclean.errors import RatioError
 from edgeclean.factors.decompose import decompose
 from edgeclean.factors.scale import scale
 from edgeclean.ranks.choose import choose_ranks
@@ -134,7 +135,11 @@ def _write_cell(name: str, method: str, seed: int, ratios: list[float]) -> None:
     for ratio in ratios:
         start = time.perf_counter()
         asked = overlay(METHODS[method], {"seed": seed, "ranks": {"ratio": ratio}})
-        full, compressed, facts = run(settings_for(load_target("cpu"), asked))
+        try:
+            full, compressed, facts = run(settings_for(load_target("cpu"), asked))
+        except RatioError as error:  # too few of its layers can be factored; what it says is kept
+            cell[f"{ratio:g}x_refused"] = str(error)
+            continue
         seconds = round(time.perf_counter() - start, 1)
         cell |= facts | {"full": rates_of(full, published, images)}
         cell[f"{ratio:g}x"] = {**_rates(compressed, published, images), "seconds": seconds}

@@ -82,7 +82,7 @@ def _mean_rates(group: Sequence[Cell], state: str) -> str:
     """ACC / ASR / RA, a mean over seeds, in percent."""
     done = [cell[state] for cell in group if state in cell]
     if not done:
-        return ""
+        return "refused" if any(f"{state}_refused" in cell for cell in group) else ""
     return " / ".join(f"{mean(rates[key] for rates in done):.1f}" for key in ("acc", "asr", "ra"))
 
 

@@ -91,7 +91,7 @@ def local_tensorrt() -> tuple[Any, str]:
     return trt, f"{major}.{minor}"
 
 
-def build_engine(
+def build_engine(  # pragma: no cover - needs TensorRT and a GPU
     trt: Any,
     model: bytes,
     onnx_sha256: str,

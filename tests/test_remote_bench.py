@@ -17,7 +17,12 @@ from tiny_networks import Block, tiny_contents, tiny_network
 from edgeclean.bundles.bundle import write_bundle
 from edgeclean.bundles.device_kit import kit_files
 from edgeclean.bundles.verify import verify_bundle
-from edgeclean.device.remote_bench import RemoteSettings, bench_on_device, read_record
+from edgeclean.device.remote_bench import (
+    MAX_ANSWER_BYTES,
+    RemoteSettings,
+    bench_on_device,
+    read_record,
+)
 from edgeclean.device.ssh import ConnectionLostError, Device, parse_device
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
 from exporters.onnx_exporter import export_onnx
@@ -237,8 +242,58 @@ def test_a_bundle_without_a_kit_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"{", "not JSON"), (b"{}", "does not fit its schema"), (b"[" * 10**5, "not JSON")],
+    [
+        (b"{", "not JSON"),
+        (b"{}", "does not fit its schema"),
+        (b"[" * 10**5, "not JSON"),
+        (b" " * (MAX_ANSWER_BYTES + 1), "larger than"),
+    ],
 )
 def test_an_answer_is_as_untrusted_as_any_input(content: bytes, said: str) -> None:
     with pytest.raises(InputRejectedError, match=said):
         read_record(content, "0" * 64)
+
+
+def test_an_answer_for_another_bundle_is_refused(bundle: Path, server: Loopback) -> None:
+    trtexec = place_trtexec(server.tools, "10.16")
+    settings = replace(SETTINGS, dla_core=0, trtexec=str(trtexec))
+    document, _ = bench(bundle, server, settings)
+    content = json.dumps(document).encode()
+    assert read_record(content, str(document["manifest_sha256"])) == document
+    with pytest.raises(InputRejectedError, match="answered for another bundle"):
+        read_record(content, "0" * 64)
+    assert any("--useDLACore=0" in words for words in calls(server))
+
+
+def test_a_place_that_cannot_be_written_is_one_clear_error(bundle: Path, server: Loopback) -> None:
+    (server.home / ".edgeclean").write_text("a file where the folder should be")
+    with pytest.raises(ToolchainError, match="the bundle cannot be copied to"):
+        bench(bundle, server)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"rounds": 0}, {"seconds": 0}, {"workspace_mib": 0}, {"dla_core": -1}]
+)
+def test_impossible_settings_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        RemoteSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_without_ssh_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ToolchainError, match="install OpenSSH's client"):
+        Device(host="nowhere").run(["true"])
+
+
+def test_every_part_of_an_address_reaches_ssh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program under ssh's name that says what it was called with."""
+    (tmp_path / "ssh").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    said = parse_device("ssh://nvidia@[::1]:2222").run(["a b"]).stdout.decode().splitlines()
+    assert said[-7:] == ["-p", "2222", "-l", "nvidia", "--", "::1", "'a b'"]
+    plain = parse_device("ssh://jetson.local").run(["true"]).stdout.decode().splitlines()
+    assert plain[-3:] == ["--", "jetson.local", "true"]
+    assert not {"-p", "-l", "-F"} & set(plain)

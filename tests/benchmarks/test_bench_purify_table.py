@@ -31,10 +31,13 @@ def test_means_are_of_one_kind_of_network(tmp_path: Path, monkeypatch: pytest.Mo
         cell("three", 1, False, asr=50.0, acc=70.0),
         cell("four", None, True, asr=1.0, acc=90.0),
     ]
+    cells[2]["4x_refused"] = "--ratio 4 of macs cannot be met"
     purify_table.write_results(cells)
     text = (tmp_path / "purify.md").read_text()
     assert "| m | backdoored | 2 | full | 5.0 / 8.0 | 2.5 / 4.0 |" in text
     assert "| m | backdoored, no BatchNorm | 1 | full | 50.0 / 50.0 | 20.0 / 20.0 |" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| three |")]
+    assert row.endswith("|  | refused |")
     assert "| m | clean | 1 | full | 1.0 / 1.0 | 0.0 / 0.0 |" in text
     assert purify_table.known_cells().keys() == {
         (name, "m", 0) for name in ("one", "two", "three", "four")

@@ -12,6 +12,7 @@ from command_line import Terminal
 from small_checkpoint import OPTIONS
 
 from edgeclean import cli
+from edgeclean.cli.compress import _cache
 from edgeclean.cli.console import Face
 from edgeclean.errors import (
     AccuracyGateError,
@@ -194,3 +195,37 @@ def test_after_an_answer_comes_no_second_document(
     for _ in range(2):  # and one run's answer is not the next one's
         said = terminal("bench", "--json")
         assert (said.code, json.loads(said.out)) == (6, {"done": True})
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--cache", "here", "--no-cache"], "give one of them"),
+        (["--sign-certificate", "authority.pem"], "give --sign-key as well"),
+        (["--sign-key", "no-such-key.pem"], "cannot sign with no-such-key.pem"),
+    ],
+)
+def test_options_that_need_or_exclude_each_other(
+    terminal: Terminal, network: list[object], words: list[str], said: str
+) -> None:
+    answer = terminal("compress", *network, "-o", "out", *words)
+    assert answer.code == 2
+    assert said in answer.err
+    assert not Path("out").exists()
+
+
+def test_where_there_is_no_home_there_is_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "")
+    for above in ("", "relative/folder"):
+        monkeypatch.setenv("XDG_CACHE_HOME", above)
+        assert _cache(None, False, print) is None
+
+
+def test_a_bench_on_a_device_has_its_own_original(terminal: Terminal, bundle: Path) -> None:
+    words = ("--device", "ssh://nowhere", "--provider", "cuda")
+    answer = terminal("bench", bundle, *words)
+    assert answer.code == 2
+    assert "leave --against and --provider out" in answer.err
+    answer = terminal("bench", bundle)
+    assert answer.code == 2
+    assert "this bundle has no original to compare with" in answer.err
