@@ -318,3 +318,50 @@ def test_a_certificate_signs_for_who_trusts_its_authority(tmp_path: Path) -> Non
     other = write_certificates(tmp_path / "other")[2]
     with pytest.raises(InputRejectedError, match="does not hold"):
         verify_bundle(folder, Trusted(certificate=other))
+
+
+@pytest.mark.parametrize("kind", ["a space", "loose bits", "no hint"])
+def test_a_signature_in_another_form_is_refused(
+    bundle: Path, trusted: Trusted, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """What the library would take, and what means the same: no bit may be anybody's to choose."""
+    files, _ = read_folder(bundle)
+    entries = json.loads(files["model.sig"])
+    monkeypatch.setattr(signing, "_configured_verifier", lambda trusted: Lenient())
+    signing.check_signature(bundle, files, trusted)
+    if kind == "loose bits":
+        payload = base64.b64decode(entries["dsseEnvelope"]["payload"])
+        coded = base64.b64encode(payload + b" " * ((1 - len(payload)) % 3)).decode()
+        assert coded.endswith("==")
+        alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+        loose = alphabet[alphabet.index(coded[-3]) + 1]
+        entries["dsseEnvelope"]["payload"] = coded[:-3] + loose + "=="
+        assert base64.b64decode(entries["dsseEnvelope"]["payload"]) == base64.b64decode(coded)
+    if kind == "no hint":
+        entries["verificationMaterial"]["publicKey"]["hint"] = ""
+    separators = (", ", ":") if kind == "a space" else (",", ":")
+    changed = json.dumps(entries, separators=separators).encode()
+    with pytest.raises(InputRejectedError, match="not in the form in which it was written"):
+        signing.check_signature(bundle, {**files, "model.sig": changed}, trusted)
+
+
+class Lenient:
+    """A library that takes every signature: what is left is our own look at the file."""
+
+    def set_hashing_config(self, _config: object) -> Lenient:
+        return self
+
+    def verify(self, _folder: Path, _signature: Path) -> None:
+        pass
+
+
+def test_one_is_trusted_not_two_and_not_none() -> None:
+    for both in ({}, {"public_key": Path("a"), "certificate": Path("b")}):
+        with pytest.raises(UsageError, match="one of the two"):
+            Trusted(**both)
+
+
+def test_signing_leaves_nothing_beside_the_folder(tmp_path: Path, keys: tuple[Path, Path]) -> None:
+    folder = put_bundle(tmp_path / "build")
+    signing.sign_folder(folder, Signer(private_key=keys[0]))
+    assert [path.name for path in tmp_path.iterdir()] == ["build"]

@@ -291,3 +291,30 @@ def test_verifying_needs_no_torch(bundle: Path) -> None:
         "verify_bundle(Path(sys.argv[1])); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program, str(bundle)], check=True)
+
+
+def test_a_page_that_no_list_names_is_refused(bundle: Path) -> None:
+    """The manifest leaves the page out, so only the list of hashes can miss it."""
+    sums = bundle / "SHA256SUMS"
+    lines = sums.read_text().splitlines(keepends=True)
+    sums.write_text("".join(line for line in lines if "report.html" not in line))
+    with pytest.raises(InputRejectedError, match=r"report\.html is not listed in SHA256SUMS"):
+        verify_bundle(bundle)
+
+
+def test_what_every_bundle_has_is_missed_though_no_list_names_it(bundle: Path) -> None:
+    sums = bundle / "SHA256SUMS"
+    lines = sums.read_text().splitlines(keepends=True)
+    sums.write_text("".join(line for line in lines if "report.json" not in line))
+    (bundle / "report.json").unlink()
+    with pytest.raises(InputRejectedError, match=r"report\.json is missing from the bundle"):
+        verify_bundle(bundle)
+
+
+def test_a_bundle_has_a_limit_in_bytes(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
+    monkeypatch.setattr(verify, "MAX_BUNDLE_BYTES", size)
+    assert verify_bundle(bundle)
+    monkeypatch.setattr(verify, "MAX_BUNDLE_BYTES", size - 1)
+    with pytest.raises(InputRejectedError, match="the bundle holds more than"):
+        verify_bundle(bundle)
