@@ -74,7 +74,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# bench-smoke takes minutes and starts over; bench-cpu takes hours and goes on with the columns that
+# bench-smoke takes minutes and starts over; cpu and signs take hours and go on with the columns that
 # are missing in benchmarks/results; table2 and table4 want a GPU and their data sets.
 bench-smoke: HOW := --fresh --jobs 2
 bench-cpu bench-signs: HOW := --jobs 2

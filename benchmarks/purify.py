@@ -20,7 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import product
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -45,6 +45,9 @@ from edgeclean.synthesis.synthesize import synthesize
 from edgeclean.targets.targets import load_target
 
 Key = tuple[str, str, int]
+# One method on one network and seed, for the settings of each ratio: the network at full size,
+# compressed, and what the method tells of itself.
+Run = Callable[[PipelineSettings], tuple[Network, Network, Cell]]
 CELLS = BENCH / "purify"
 PLAIN, CLP = "plain Tucker-2", "CLP"
 METHODS: dict[str, dict[str, Any]] = {
@@ -56,20 +59,12 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-class _Run(Protocol):
-    """One method on one network and seed; called with the settings of each ratio."""
-
-    def __call__(self, settings: PipelineSettings) -> tuple[Network, Network, Cell]:
-        """At full size and compressed, and what it tells of itself."""
-        ...
-
-
-def main() -> None:
+def main() -> int:
     """All cells that are not there yet, then the table; or one cell, as a child of that."""
     options = _parser().parse_args()
     if options.cell:
         _write_cell(options.cell, options.method[0], options.seed[0], options.ratio)
-        return
+        return 0
     asked = product(
         options.seed, options.method or METHODS, options.network or published_networks()
     )
@@ -77,14 +72,21 @@ def main() -> None:
     missing = [
         (name, method, seed) for seed, method, name in asked if (name, method, seed) not in known
     ]
+    failed = 0
     with ThreadPoolExecutor(options.jobs) as pool:  # each waits for a process of its own
         running = [pool.submit(_run_child, *key, options.ratio, options.jobs) for key in missing]
         for done in as_completed(running):
-            key = done.result()
+            try:
+                key = done.result()
+            except subprocess.CalledProcessError as error:  # the others' hours are not lost by it
+                print(error, file=sys.stderr, flush=True)
+                failed += 1
+                continue
             cells = known_cells() | {key: json.loads(cell_path(*key).read_text())}
             write_results(list(cells.values()))
             print(*key, "done", flush=True)
     write_results(list(known_cells().values()))
+    return min(failed, 1)
 
 
 def cell_path(name: str, method: str, seed: int) -> Path:
@@ -131,7 +133,8 @@ def _write_cell(name: str, method: str, seed: int, ratios: list[float]) -> None:
     if method == CLP and not cell["batchnorm"]:
         cell["left_out"] = "no BatchNorm: CLP prunes BatchNorm channels"
         ratios = []
-    run = _METHODS.get(method, _ByEdgeclean)(original, seed)
+    else:
+        run = _METHODS.get(method, _ByEdgeclean)(original, seed)
     for ratio in ratios:
         start = time.perf_counter()
         asked = overlay(METHODS[method], {"seed": seed, "ranks": {"ratio": ratio}})
@@ -192,10 +195,10 @@ def _rates(network: Network, published: PublishedNetwork, images: LabelledImages
     return dict(rates_of(network, published, images))
 
 
-_METHODS: dict[str, Callable[[LoadedNetwork, int], _Run]] = {
+_METHODS: dict[str, Callable[[LoadedNetwork, int], Run]] = {
     PLAIN: _ByCompression,
     CLP: lambda original, seed: _ByCompression(clp(original), seed),
 }
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -58,6 +58,7 @@ def _heading(record: Record) -> list[str]:
         have = sum(cell["data_set"] == part["data_set"] for cell in cells)
         if have < asked:
             lines.append(f"**{have} of {asked} cells have been run.**")
+    lines += [column["remark"] for column in record["columns"] if "remark" in column]
     if any(cell.get("stale") for cell in cells):
         lines.append("`*`: run before the settings of that defence last changed.")
     return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from tiny_networks import tiny_pixels
@@ -14,7 +15,8 @@ from edgeclean.factors.blocks import block_factors, block_of, is_block, merge_bl
 from edgeclean.factors.decompose import DecomposeSettings, decompose
 from edgeclean.factors.sites import find_sites, with_layers
 from edgeclean.reports.layer_table import layer_rows, spectra
-from edgeclean.reports.report import Evidence
+from edgeclean.reports.page import render_html
+from edgeclean.reports.report import Evidence, build_report
 from edgeclean.runtime.latency import LatencyReport, LatencySample
 from edgeclean.scan import ScanReport, SearchRecord, Suspect
 from edgeclean.scan.triggers import MaskedTrigger
@@ -29,6 +31,7 @@ from edgeclean.states import (
 )
 from exporters.parity import ParityRecord
 
+MANIFEST = {"files": {"model.onnx": {"bytes": 500_000, "sha256": "cd" * 32}}}
 # A module's name holds anything but a dot: HTML, mathtext, a terminal's escapes, reversed text.
 HOSTILE = '<script>alert(1)</script>"$x_{$\x1b[31m\u202e'
 SIDE = 12
@@ -198,3 +201,11 @@ def evidence(*, suspected: bool = True, purified: bool = True) -> Evidence:
         command="edgeclean compress model.pth -o build",
         settings_toml="seed = 7\n",
     )
+
+
+def whole_report(**options: bool) -> dict[str, Any]:
+    return {**build_report(evidence(**options)), "manifest_sha256": "ef" * 32}
+
+
+def whole_page(report: dict[str, Any]) -> str:
+    return render_html(MANIFEST, report, images=synthetic_images(), scan=scan_report())

@@ -46,7 +46,7 @@ def limits_set(monkeypatch: pytest.MonkeyPatch, hard: int) -> dict[int, tuple[in
     monkeypatch.setattr(
         resource, "getrusage", lambda who: SimpleNamespace(ru_utime=2.5, ru_stime=0.6)
     )
-    monkeypatch.setattr(parse_child, "_mapped_bytes", lambda: 5000)
+    monkeypatch.setattr(parse_child, "mapped_bytes", lambda: 5000)
     parse_child.limit_process(LIMITS, 2**26)
     return given
 
@@ -66,13 +66,13 @@ def test_a_limit_that_stands_already_is_not_raised(monkeypatch: pytest.MonkeyPat
 
 
 def test_what_is_mapped_is_known_or_taken_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 2**20 < parse_child._mapped_bytes() < 2**40
+    assert 2**20 < parse_child.mapped_bytes() < 2**40
 
     def absent(*_: object) -> str:
         raise FileNotFoundError
 
     monkeypatch.setattr(Path, "read_text", absent)
-    assert parse_child._mapped_bytes() == 64 * 2**30
+    assert parse_child.mapped_bytes() == 64 * 2**30
 
 
 @pytest.mark.parametrize("good", [True, False])

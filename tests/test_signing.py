@@ -1,11 +1,9 @@
-"""A signature holds for every bit of a bundle, and for nobody else's."""
+"""A signature holds for a bundle as it was signed, and for nobody else's key."""
 
 from __future__ import annotations
 
 import base64
-import datetime
 import json
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +12,10 @@ import pytest
 from bundle_files import make_hashes_fit, put_bundle
 from tiny_networks import tiny_contents
 
+pytest.importorskip("model_signing")
+from cryptography.hazmat.primitives.asymmetric import rsa
+from signing_keys import flip, private_pem, sign, write_certificates, write_keys
+
 from edgeclean import cli
 from edgeclean.bundles import signing
 from edgeclean.bundles.atomic import hold_folder
@@ -21,35 +23,6 @@ from edgeclean.bundles.bundle import put_in_place, write_bundle
 from edgeclean.bundles.signing import Signer, Trusted, check_signer
 from edgeclean.bundles.verify import read_folder, verify_bundle
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
-
-pytest.importorskip("model_signing")
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
-FLIPS = 200
-
-
-def private_pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-
-
-def write_keys(folder: Path, name: str) -> tuple[Path, Path]:
-    """A private and a public key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    private, public = folder / f"{name}.pem", folder / f"{name}.pub.pem"
-    private.write_bytes(private_pem(key))
-    public.write_bytes(
-        key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-    )
-    return private, public
 
 
 @pytest.fixture(scope="module")
@@ -69,62 +42,12 @@ def bundle(tmp_path: Path, keys: tuple[Path, Path]) -> Path:
     return folder
 
 
-def sign(folder: Path, private_key: Path) -> None:
-    with hold_folder(folder) as held:
-        files, _ = read_folder(folder)
-        files.pop("model.sig", None)
-        put_in_place(held, files, Signer(private_key=private_key))
-
-
 def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     """The real entry point, in this process; its exit code."""
     monkeypatch.setattr(sys, "argv", ["edgeclean", *map(str, words)])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     return int(ended.value.code or 0)
-
-
-def flip(path: Path, bit: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(bytes(content))
-
-
-def test_each_of_200_flipped_bits_is_found(bundle: Path, trusted: Trusted) -> None:
-    draw = random.Random(0)
-    paths = sorted(path for path in bundle.rglob("*") if path.is_file())
-    found, tried = 0, set()
-    for _ in range(FLIPS):
-        path = draw.choice(paths)
-        bit = draw.randrange(8 * path.stat().st_size)
-        flip(path, bit)
-        with pytest.raises(InputRejectedError):
-            verify_bundle(bundle, trusted)
-        found += 1
-        tried.add(path.name)
-        flip(path, bit)
-    assert found == FLIPS
-    assert tried == {path.name for path in paths}
-    assert verify_bundle(bundle, trusted).signature == "holds"
-
-
-def test_each_bit_of_the_signature_counts(bundle: Path, trusted: Trusted) -> None:
-    """Each byte once: base64, brackets, names of keys, and the hint that says whose it is."""
-    files, _ = read_folder(bundle)
-    length = len(files["model.sig"])
-    for place in range(0, length, 7):
-        changed = bytearray(files["model.sig"])
-        changed[place] ^= 1 << place % 8
-        with pytest.raises(InputRejectedError):
-            signing.check_signature(
-                _written(bundle, bytes(changed)), {**files, "model.sig": bytes(changed)}, trusted
-            )
-    signing.check_signature(_written(bundle, files["model.sig"]), files, trusted)
-
-
-def _written(bundle: Path, signature: bytes) -> Path:
-    (bundle / "model.sig").write_bytes(signature)
-    return bundle
 
 
 def test_a_changed_bundle_whose_hashes_fit_is_found_by_the_signature_alone(
@@ -167,15 +90,6 @@ def test_an_unsigned_bundle_is_refused_where_a_signature_is_asked(
     (bundle / "model.sig").unlink()
     assert verify_bundle(bundle).signature == "none"
     with pytest.raises(InputRejectedError, match="not signed"):
-        verify_bundle(bundle, trusted)
-
-
-@pytest.mark.parametrize(
-    "signature", [b"", b"{}", b"[]", b"[" * 10**5, b'{"dsseEnvelope": {"signatures": []}}']
-)
-def test_what_is_no_signature_is_refused(bundle: Path, trusted: Trusted, signature: bytes) -> None:
-    (bundle / "model.sig").write_bytes(signature)
-    with pytest.raises(InputRejectedError, match=r"model\.sig is not a model signature"):
         verify_bundle(bundle, trusted)
 
 
@@ -260,53 +174,6 @@ def test_the_librarys_own_command_reads_it(bundle: Path, keys: tuple[Path, Path]
     assert ended.returncode == 0, ended.stderr + ended.stdout
 
 
-def write_certificates(folder: Path) -> tuple[Path, Path, Path]:
-    """A key, its certificate, and that of the authority which signed it."""
-    root_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    root_name, name = (
-        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, words)])
-        for words in ("an authority", "a maker")
-    )
-    now = datetime.datetime.now(datetime.UTC)
-    usage = {
-        flag: False
-        for flag in (
-            "content_commitment",
-            "key_encipherment",
-            "data_encipherment",
-            "key_agreement",
-            "encipher_only",
-            "decipher_only",
-        )
-    }
-
-    def certificate(subject: x509.Name, of: ec.EllipticCurvePrivateKey, *, ca: bool) -> bytes:
-        built = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(root_name)
-            .public_key(of.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-            .add_extension(
-                x509.KeyUsage(digital_signature=not ca, key_cert_sign=ca, crl_sign=ca, **usage),
-                critical=True,
-            )
-        )
-        if not ca:
-            purposes = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING])
-            built = built.add_extension(purposes, critical=False)
-        return built.sign(root_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-    paths = folder / "key.pem", folder / "cert.pem", folder / "root.pem"
-    paths[0].write_bytes(private_pem(key))
-    paths[1].write_bytes(certificate(name, key, ca=False))
-    paths[2].write_bytes(certificate(root_name, root_key, ca=True))
-    return paths
-
-
 def test_a_certificate_signs_for_who_trusts_its_authority(tmp_path: Path) -> None:
     key, certificate, root = write_certificates(tmp_path)
     folder = put_bundle(tmp_path / "build")
@@ -318,41 +185,6 @@ def test_a_certificate_signs_for_who_trusts_its_authority(tmp_path: Path) -> Non
     other = write_certificates(tmp_path / "other")[2]
     with pytest.raises(InputRejectedError, match="does not hold"):
         verify_bundle(folder, Trusted(certificate=other))
-
-
-@pytest.mark.parametrize("kind", ["a space", "loose bits", "no hint"])
-def test_a_signature_in_another_form_is_refused(
-    bundle: Path, trusted: Trusted, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    """What the library would take, and what means the same: no bit may be anybody's to choose."""
-    files, _ = read_folder(bundle)
-    entries = json.loads(files["model.sig"])
-    monkeypatch.setattr(signing, "_configured_verifier", lambda trusted: Lenient())
-    signing.check_signature(bundle, files, trusted)
-    if kind == "loose bits":
-        payload = base64.b64decode(entries["dsseEnvelope"]["payload"])
-        coded = base64.b64encode(payload + b" " * ((1 - len(payload)) % 3)).decode()
-        assert coded.endswith("==")
-        alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-        loose = alphabet[alphabet.index(coded[-3]) + 1]
-        entries["dsseEnvelope"]["payload"] = coded[:-3] + loose + "=="
-        assert base64.b64decode(entries["dsseEnvelope"]["payload"]) == base64.b64decode(coded)
-    if kind == "no hint":
-        entries["verificationMaterial"]["publicKey"]["hint"] = ""
-    separators = (", ", ":") if kind == "a space" else (",", ":")
-    changed = json.dumps(entries, separators=separators).encode()
-    with pytest.raises(InputRejectedError, match="not in the form in which it was written"):
-        signing.check_signature(bundle, {**files, "model.sig": changed}, trusted)
-
-
-class Lenient:
-    """A library that takes every signature: what is left is our own look at the file."""
-
-    def set_hashing_config(self, _config: object) -> Lenient:
-        return self
-
-    def verify(self, _folder: Path, _signature: Path) -> None:
-        pass
 
 
 def test_one_is_trusted_not_two_and_not_none() -> None:

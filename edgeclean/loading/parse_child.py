@@ -43,7 +43,7 @@ def run(settings_text: str) -> None:
 
 def limit_process(limits: LoadLimits, input_bytes: int) -> None:
     """Lower this process's own limits for good; what is already mapped and used does not count."""
-    memory = _mapped_bytes() + limits.memory_bytes + 5 * input_bytes
+    memory = mapped_bytes() + limits.memory_bytes + 5 * input_bytes
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(used.ru_utime + used.ru_stime) + 1 + limits.cpu_seconds + input_bytes // 2**25
     for limit, bound in (
@@ -71,7 +71,7 @@ def answer(parser: Parser, contents: bytes, limits: LoadLimits) -> tuple[bytes, 
         return REFUSED, message.encode()
 
 
-def _mapped_bytes() -> int:
+def mapped_bytes() -> int:
     """The address space in use; macOS has no such file, and does not enforce the limit either."""
     try:
         pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])

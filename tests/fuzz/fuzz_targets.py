@@ -20,6 +20,7 @@ from edgeclean.loading.input_guard import MIB, LoadLimits
 from edgeclean.loading.model_file import read_model_file
 from edgeclean.loading.onnx.guard import COMPLETE, parse_onnx
 from edgeclean.loading.onnx.importer import convert_checked
+from edgeclean.loading.parse_child import mapped_bytes
 from edgeclean.ranks.rank_file import read_rank_file
 from edgeclean.targets.profile_files import read_profile
 
@@ -83,9 +84,8 @@ def limited_memory() -> Iterator[None]:
 
     The address space is limited while this is open.
     """
-    pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + ROOM, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (mapped_bytes() + ROOM, hard))
     try:
         yield
     finally:
