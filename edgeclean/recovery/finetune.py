@@ -54,7 +54,7 @@ class FinetuneSettings:
 
     Attributes:
         steps: optimiser steps; 0 re-estimates BatchNorm and does nothing else.
-        batch_size: images a step.
+        batch_size: images a step; small ones, for many steps do more than large batches do.
         learning_rate: of Adam, warmed up, then falling along a cosine to nothing.
         compare: what the student's outputs are compared by: the teacher's logits or softened
             probabilities (`distil.Likeness`), or ``labels``, the classes that the images were made
@@ -67,8 +67,8 @@ class FinetuneSettings:
         reestimate: whether BatchNorm statistics are set anew before the first step.
     """
 
-    steps: int = 900
-    batch_size: int = 128
+    steps: int = 1800
+    batch_size: int = 64
     learning_rate: float = 2e-3
     compare: Compare = "logits"
     feature_weight: float = 1.0
