@@ -1,5 +1,7 @@
 """A stamp that sends every class to another is told by its map of classes, and unlearned."""
 
+import math
+
 import pytest
 import torch
 from test_scan import CLASSES, SETTINGS, SIZE, planted
@@ -9,10 +11,10 @@ from torch.nn import functional
 from edgeclean.purification.purify import PurifySettings, purify
 from edgeclean.purification.unlearn import UnlearnSettings
 from edgeclean.scan import ScanSettings, scan
-from edgeclean.scan.all_to_all import MAP_SCORE, class_map
+from edgeclean.scan.all_to_all import MAP_SCORE, bank_stamps, class_map
 from edgeclean.scan.bank import Bank, BankScore
-from edgeclean.scan.gradient import ELSEWHERE, arrived, class_loss
-from edgeclean.states import LoadedNetwork, SyntheticImages
+from edgeclean.scan.gradient import ELSEWHERE, Evidence, arrived, class_loss
+from edgeclean.states import LoadedNetwork, ModelSpec, SyntheticImages
 from edgeclean.synthesis.priors import procedural_images
 
 SEARCH = ScanSettings(searches=("all-to-all",), steps=60)
@@ -134,3 +136,19 @@ def test_the_searches_of_one_target_and_of_a_map_stand_side_by_side(images):
     assert [record.name for record in report.searches] == [*both.searches]
     assert all(len(record.scores) == CLASSES for record in report.searches)
     assert None not in [suspect.target for suspect in report.suspects]
+
+
+def test_images_too_small_for_a_bank_of_stamps_have_none():
+    """The searches by candidates find nothing there, and say so; purification does without."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(3, CLASSES)).eval()
+    spec = ModelSpec(
+        architecture="x", input_shape=(3, 1, 1), classes=CLASSES, mean=(0.0,) * 3, std=(1.0,) * 3
+    )
+    network = LoadedNetwork(module=module, spec=spec, source_sha256="0" * 64)
+    pixels = torch.rand(64, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    dots = SyntheticImages(pixels=pixels, labels=torch.zeros(64, dtype=torch.int64), origin="x")
+    report = scan(network, dots, ScanSettings(searches=("patch bank",), steps=2), seed=0)
+    assert report.verdict == "not found"
+    assert all(math.isinf(cost) for cost in report.searches[0].costs)
+    evidence = Evidence(pixels, module(pixels).argmax(1))
+    assert bank_stamps(evidence, None) == []

@@ -70,3 +70,10 @@ def test_reestimation_equals_the_statistics_of_all_images():
     torch.testing.assert_close(first.running_var, inputs.var((0, 2, 3)), rtol=0.05, atol=1e-3)
     assert not first.training
     assert first.momentum == pytest.approx(0.1)
+
+
+def test_a_network_without_batchnorm_has_nothing_to_set_anew():
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.5)).train()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    reestimate_batchnorm_(module, torch.rand(4, 3, 8, 8))
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())

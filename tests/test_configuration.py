@@ -111,3 +111,11 @@ def test_overlay_goes_into_tables() -> None:
     under = {"a": {"x": 1, "y": 2}, "b": 1}
     assert overlay(under, {"a": {"y": 3}, "b": {"z": 1}}) == {"a": {"x": 1, "y": 3}, "b": {"z": 1}}
     assert under == {"a": {"x": 1, "y": 2}, "b": 1}
+
+
+def test_what_is_true_false_or_left_out_is_written_and_read() -> None:
+    settings = settings_from(PipelineSettings, {"finetune": {"reestimate": True}, "jetpack": None})
+    assert settings.jetpack is None
+    written = to_toml(non_default(settings))
+    assert "reestimate = true" in written
+    assert settings_from(PipelineSettings, tomllib.loads(written)) == settings

@@ -8,7 +8,7 @@ from factor_networks import seeded
 from torch import nn
 
 from edgeclean.factors.activations import corrected_kernel, input_moments
-from edgeclean.factors.blocks import factorize
+from edgeclean.factors.blocks import factored_block, factorize
 from edgeclean.factors.fits import ActivationFit, WeightFit, lower_triangle
 
 
@@ -138,3 +138,12 @@ def test_a_corrected_kernel_undoes_a_change_before_it():
     with torch.no_grad():
         changed[1].weight.copy_(kernel)
     assert float((changed(images) - reference(images)).detach().norm()) < 0.05 * float(before)
+
+
+def test_what_is_no_convolution_of_a_known_form_has_no_factors():
+    module = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    with pytest.raises(TypeError, match="layer 1 is a Linear, not a convolution"):
+        input_moments(module, "1", torch.rand(2, 3, 2, 2))
+    for conv in (nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, padding_mode="circular")):
+        with pytest.raises(ValueError, match="groups="):
+            factored_block(conv)

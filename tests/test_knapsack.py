@@ -57,3 +57,14 @@ def test_rounding_to_bins_never_breaks_a_large_budget():
     chosen = choose(groups, budget, 88_200_000)
     spent = sum(group[index].cost for group, index in zip(groups, chosen, strict=True))
     assert 88_200_000 <= spent <= budget
+
+
+def test_no_budget_buys_what_is_free():
+    assert choose([[Item(0, 1.0), Item(0, 0.5), Item(3, 0.0)]], 0) == (1,)
+    assert choose([[Item(1, 0.0)]], 0) is None
+
+
+def test_where_no_choice_fits_the_rounded_budget_the_cheapest_does():
+    """40,000 of 40,001 are spent; rounded up to 20,000 bins they would be 20,001."""
+    groups = [[Item(13_333, 1.0), Item(20_000, 0.0)] for _ in range(2)] + [[Item(13_334, 1.0)]]
+    assert choose(groups, 40_001) == (0, 0, 0)

@@ -6,14 +6,12 @@ import torch
 from onnx import TensorProto, numpy_helper
 from tiny_networks import Block, PreActivation, tiny_network, tiny_pixels
 
-from edgeclean.config import settings_for
 from edgeclean.errors import ParityError, UsageError
 from edgeclean.pixels import normalize
 from edgeclean.runtime.activations import all_activations
 from edgeclean.runtime.bfloat16 import runnable
 from edgeclean.runtime.onnx_check import open_onnx, opset_of
 from edgeclean.runtime.session import OnnxSession
-from edgeclean.targets.targets import load_target
 from exporters.half_precision import layers_of, out_of_range, to_bf16, to_fp16
 from exporters.onnx_exporter import ExportSettings, export_onnx
 from exporters.precision import Precision, PrecisionSettings, lower_precision
@@ -241,35 +239,6 @@ def test_an_open_batch_and_a_batch_of_many_are_quantised() -> None:
             model, NETWORK.spec, tiny_pixels(20), PrecisionSettings(format="int8")
         )
         assert lowered.agreement.signal_to_noise_db >= 20
-
-
-@pytest.mark.parametrize(
-    ("target", "jetpack", "entries", "said"),
-    [
-        ("jetson-nano", None, {"precision": {"format": "int8"}}, "does not compute in int8"),
-        ("orin-nano", None, {"precision": {"format": "bf16"}}, "bf16 needs opset 22.*use fp16"),
-        ("cpu", None, {"precision": {"format": "fp16"}}, "does not compute in fp16"),
-        (
-            "cpu",
-            None,
-            {"precision": {"format": "int8"}, "export": {"opset": 11}},
-            "int8 needs opset 13",
-        ),
-    ],
-)
-def test_what_the_target_lacks_is_refused_before_any_work(
-    target: str, jetpack: str | None, entries: dict[str, dict[str, object]], said: str
-) -> None:
-    with pytest.raises(UsageError, match=said):
-        settings_for(load_target(target, jetpack=jetpack), entries)
-
-
-def test_ranks_follow_the_precision() -> None:
-    orin = load_target("orin-nano")
-    assert settings_for(orin, {}).ranks.rank_multiple == 8
-    asked = settings_for(orin, {"precision": {"format": "int8"}})
-    assert asked.ranks.rank_multiple == 32
-    settings_for(load_target("agx-orin", jetpack="7.2.2"), {"precision": {"format": "bf16"}})
 
 
 def test_impossible_settings_are_refused(model: bytes) -> None:

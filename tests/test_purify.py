@@ -1,5 +1,7 @@
 """Unlearning removes a planted trigger, keeps clean answers, and can be switched off."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_scan import CLASSES, SIZE, TARGET
@@ -190,3 +192,13 @@ def test_every_round_unlearns_the_triggers_of_the_rounds_before(
     assert len(given) == 2
     assert given[1][: len(given[0])] == given[0]
     assert len(given[1]) > len(given[0])
+
+
+def test_without_suspects_and_general_strength_no_weight_is_changed(backdoored, images):
+    nothing = ScanReport(verdict="not found", suspects=(), searches=(), images=len(images))
+    same = purify(backdoored, images, nothing, PurifySettings(general_strength=0.0), seed=0)
+    gentle = replace(QUICK, unlearn=UnlearnSettings(steps=1))
+    touched = purify(backdoored, images, nothing, gentle, seed=0)
+    weights = backdoored.module.state_dict()
+    assert all(torch.equal(same.module.state_dict()[name], weights[name]) for name in weights)
+    assert any(not torch.equal(touched.module.state_dict()[n], weights[n]) for n in weights)

@@ -128,3 +128,12 @@ def test_a_plain_network_cannot_be_scaled():
     )
     with pytest.raises(UsageError, match="nothing to scale"):
         scale(disguised, ScaleSettings(tau=0.5))
+
+
+def test_a_threshold_above_every_value_leaves_every_block_as_it_is():
+    network = decompose(network_of(seeded(Stem)), DecomposeSettings())
+    scaled = scale(network, ScaleSettings(tau=1e6))
+    before, after = network.module.state_dict(), scaled.module.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(sum(counts) for counts in scaled.history[-1].notes["clamped_out_in"].values())

@@ -11,6 +11,9 @@ from edgeclean.errors import UsageError
 from edgeclean.factors.scale import ScaleSettings
 from edgeclean.purification.purify import PurifySettings
 from edgeclean.recovery.finetune import FinetuneSettings
+from edgeclean.scan import ScanSettings
+from edgeclean.states import settings_as_json
+from edgeclean.synthesis.synthesize import SynthesizeSettings
 
 
 @pytest.mark.parametrize(
@@ -23,10 +26,13 @@ from edgeclean.recovery.finetune import FinetuneSettings
         (lambda: FinetuneSettings(batch_size=1), "batch_size=1"),
         (lambda: FinetuneSettings(adversarial_share=1.5), "it is a share, 0..1"),
         (lambda: PurifySettings(rounds=0), "must be at least 1"),
+        (lambda: ScanSettings(images=0), "must be at least 1"),
+        (lambda: SynthesizeSettings(recovery_count=0), "recovery_count is 0"),
+        (lambda: settings_as_json({"steps": 1}), "must be a dataclass instance, got dict"),
     ],
 )
 def test_what_is_allowed_is_said(make: Callable[[], object], words: str) -> None:
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises((UsageError, TypeError), match=words):
         make()
 
 

@@ -35,7 +35,7 @@ def choose(groups: Sequence[Sequence[Item]], budget: int, floor: int = 0) -> tup
     Returns:
         None if even the cheapest items exceed the budget.
     """
-    cheapest = [min(range(len(group)), key=_cost_in(group)) for group in groups]
+    cheapest = [min(range(len(group)), key=_price_in(group)) for group in groups]
     if _total(groups, cheapest) > budget:
         return None
     chosen = _dynamic_programme(groups, budget, floor) or cheapest
@@ -83,8 +83,8 @@ def _time(groups: Sequence[Sequence[Item]], chosen: Sequence[int]) -> int:
     return sum(group[index].time for group, index in zip(groups, chosen, strict=True))
 
 
-def _cost_in(group: Sequence[Item]) -> Callable[[int], int]:
-    return lambda index: group[index].cost
+def _price_in(group: Sequence[Item]) -> Callable[[int], tuple[int, float]]:
+    return lambda index: (group[index].cost, group[index].effect)
 
 
 def _total(groups: Sequence[Sequence[Item]], chosen: Sequence[int]) -> int:
