@@ -8,10 +8,9 @@ import random
 from pathlib import Path
 
 import pytest
-from bundle_files import put_bundle
 
 pytest.importorskip("model_signing")
-from signing_keys import flip, sign, write_keys
+from signing_keys import flip
 
 from edgeclean.bundles import signing
 from edgeclean.bundles.signing import Trusted
@@ -19,23 +18,6 @@ from edgeclean.bundles.verify import read_folder, verify_bundle
 from edgeclean.errors import InputRejectedError
 
 FLIPS = 200
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return write_keys(tmp_path_factory.mktemp("keys"), "ours")
-
-
-@pytest.fixture
-def trusted(keys: tuple[Path, Path]) -> Trusted:
-    return Trusted(public_key=keys[1])
-
-
-@pytest.fixture
-def bundle(tmp_path: Path, keys: tuple[Path, Path]) -> Path:
-    folder = put_bundle(tmp_path / "build")
-    sign(folder, keys[0])
-    return folder
 
 
 def test_each_of_200_flipped_bits_is_found(bundle: Path, trusted: Trusted) -> None:

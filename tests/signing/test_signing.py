@@ -25,23 +25,6 @@ from edgeclean.bundles.verify import read_folder, verify_bundle
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
 
 
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return write_keys(tmp_path_factory.mktemp("keys"), "ours")
-
-
-@pytest.fixture
-def trusted(keys: tuple[Path, Path]) -> Trusted:
-    return Trusted(public_key=keys[1])
-
-
-@pytest.fixture
-def bundle(tmp_path: Path, keys: tuple[Path, Path]) -> Path:
-    folder = put_bundle(tmp_path / "build")
-    sign(folder, keys[0])
-    return folder
-
-
 def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     """The real entry point, in this process; its exit code."""
     monkeypatch.setattr(sys, "argv", ["edgeclean", *map(str, words)])

@@ -1,0 +1,109 @@
+"""What is kept comes back byte by byte, or not at all; what may be wrong is not used."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from kept_things import Ear
+
+from edgeclean.resume.store import SECRET, Store
+
+
+def test_a_result_comes_back_as_it_was_and_only_under_its_key(store: Store, ear: Ear) -> None:
+    assert store.get("one") is None
+    store.put("one", b"result")
+    assert store.get("one") == b"result"
+    assert store.get("other") is None
+    assert ear.heard == []
+    assert store.folder.stat().st_mode & 0o777 == 0o700
+    assert {path.name for path in store.folder.iterdir()} == {SECRET, "one.kept"}
+
+
+def test_every_changed_byte_is_seen(store: Store, ear: Ear) -> None:
+    store.put("one", b"result")
+    path = store.folder / "one.kept"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        path.write_bytes(bytes(changed))
+        assert store.get("one") is None
+    for part in (b"", whole[:-1], whole[:20], whole + b"x"):
+        path.write_bytes(part)
+        assert store.get("one") is None
+    assert len(ear.heard) == len(whole) + 4
+    assert all("one.kept was changed or is not ours; it is ignored" in line for line in ear.heard)
+    store.put("one", b"result")
+    assert store.get("one") == b"result"
+
+
+def test_a_result_under_another_name_is_not_that_names(store: Store, ear: Ear) -> None:
+    store.put("one", b"result")
+    (store.folder / "one.kept").rename(store.folder / "other.kept")
+    assert store.get("other") is None
+    assert len(ear.heard) == 1
+
+
+def test_another_folders_result_is_not_taken(tmp_path: Path, store: Store, ear: Ear) -> None:
+    theirs = Store(tmp_path / "theirs", ear)
+    theirs.put("one", b"evil")
+    store.put("two", b"ours")
+    (tmp_path / "theirs" / "one.kept").rename(store.folder / "one.kept")
+    assert store.get("one") is None
+    assert store.get("two") == b"ours"
+
+
+@pytest.mark.parametrize("place", ["", SECRET])
+def test_a_folder_that_others_may_write_is_not_used(store: Store, ear: Ear, place: str) -> None:
+    store.put("one", b"result")
+    (store.folder / place).chmod(0o777)
+    assert store.get("one") is None
+    store.put("two", b"result")
+    assert not (store.folder / "two.kept").exists()
+    assert "others may write" in ear.heard[0]
+
+
+def test_links_and_pipes_are_nobodys_results(store: Store, ear: Ear, tmp_path: Path) -> None:
+    store.put("one", b"result")
+    (store.folder / "link.kept").symlink_to(store.folder / "one.kept")
+    os.mkfifo(store.folder / "pipe.kept")
+    assert store.get("link") is None
+    assert store.get("pipe") is None
+    assert len(ear.heard) == 2
+
+
+def test_without_room_or_rights_it_goes_on_without(
+    tmp_path: Path, ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    Store(tmp_path / "file" / "cache", ear).put("one", b"result")
+    store = Store(tmp_path / "cache", ear)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    store.put("one", b"result")
+    monkeypatch.setattr(os, "fsync", full)
+    store.put("two", b"result")
+    assert [line.rpartition("(")[2] for line in ear.heard] == [
+        "Not a directory); going on",
+        "No space left on device); going on",
+    ]
+    assert {path.name for path in store.folder.iterdir()} == {SECRET, "one.kept"}
+
+
+def test_the_oldest_go_where_there_is_no_room(tmp_path: Path, ear: Ear) -> None:
+    store = Store(tmp_path / "cache", ear, limit_bytes=300)
+    for age, key in enumerate(("old", "older", "oldest")):
+        store.put(key, bytes(100))
+        os.utime(store.folder / f"{key}.kept", (1e9 - age, 1e9 - age))
+    left = store.folder / "tmpabc"
+    left.touch()
+    os.utime(left, (1e9, 1e9))
+    store.put("new", bytes(100))
+    names = {path.name for path in store.folder.iterdir()}
+    assert {SECRET, "new.kept"} <= names
+    assert "older.kept" not in names
+    assert "tmpabc" not in names, "what a killed writer left"
