@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -27,10 +28,12 @@ from edgeclean.loading.checkpoint import load_checkpoint
 from edgeclean.loading.model_file import read_model_file
 from edgeclean.pixels import pixel_network
 from edgeclean.states import LoadedNetwork, ModelSpec
+from exporters.onnx_exporter import export_onnx
 
 ZOO_FOLDER = Path("../shared/zoo")
 CODE_FOLDER = Path(__file__).parents[1] / "tests" / "zoo"
 RESULTS = Path(__file__).parent / "results"
+WITHOUT_BATCHNORM = ("lenet-badnets-nobn",)
 PROBE_NETWORK = "resnet20-badnets-rgb5x5"  # the trigger tried on the clean control
 
 
@@ -59,6 +62,27 @@ class PublishedNetwork:
     def load(self) -> LoadedNetwork:
         """The network, through edgeclean's own loader."""
         return load_checkpoint(self.path, self.spec, code_folder=self.code_folder)
+
+
+class FoldedNetwork(PublishedNetwork):
+    """A published network as a stranger may hand it on: an ONNX file, without BatchNorm."""
+
+    def load(self) -> LoadedNetwork:
+        """The network through ONNX: its BatchNorms are folded into the convolutions before them."""
+        network = super().load()
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            path.write_bytes(export_onnx(network))
+            return load_checkpoint(path, replace(self.spec, architecture="onnx"))
+
+
+def folded_networks(folder: Path | str = ZOO_FOLDER) -> dict[str, PublishedNetwork]:
+    """The published networks with BatchNorm, folded; by name."""
+    return {
+        f"{name} (folded)": FoldedNetwork(**{f.name: getattr(one, f.name) for f in fields(one)})
+        for name, one in published_networks(folder).items()
+        if name not in WITHOUT_BATCHNORM
+    }
 
 
 def published_networks(folder: Path | str = ZOO_FOLDER) -> dict[str, PublishedNetwork]:

@@ -29,7 +29,7 @@ from benchmarks.defences.base import batch_norms
 from benchmarks.defences.clp import clp
 from benchmarks.environment import environment
 from benchmarks.images import PACK_FOLDER, LabelledImages, read_pack
-from benchmarks.published import PublishedNetwork, published_networks
+from benchmarks.published import PublishedNetwork, folded_networks, published_networks
 from benchmarks.purify_table import known_cells, write_results
 from edgeclean.config import PipelineSettings, overlay, settings_for
 from edgeclean.errors import RatioError
@@ -97,7 +97,8 @@ def cell_path(name: str, method: str, seed: int) -> Path:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--network", action="append", help="only this one; may be repeated")
+    folded = "its name, or that with ' (folded)' behind: as ONNX, without BatchNorm; repeatable"
+    parser.add_argument("--network", action="append", help=folded)
     parser.add_argument("--method", action="append", choices=METHODS, help="may be repeated")
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ratio", type=float, nargs="+", default=[2.0, 4.0])
@@ -119,7 +120,7 @@ def _run_child(name: str, method: str, seed: int, ratios: list[float], jobs: int
 
 def _write_cell(name: str, method: str, seed: int, ratios: list[float]) -> None:
     torch.set_num_threads(THREADS)
-    published = published_networks()[name]
+    published = (published_networks() | folded_networks())[name]
     original = published.load()
     images = read_pack(PACK_FOLDER / "cifar10-test.npz", TEST_IMAGES)
     cell: Cell = {

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.defences.base import batch_norms
 from benchmarks.images import read_pack
 from benchmarks.metrics import accuracy, attack_success_rate
-from benchmarks.published import RESULTS, published_networks
+from benchmarks.published import RESULTS, folded_networks, published_networks
 from benchmarks.stamps import AddMasked, PastePatch
 from edgeclean.pixels import pixel_network
 
@@ -85,3 +86,16 @@ def test_committed_clp_leaves_the_three_small_vggs_backdoored():
     record = json.loads((RESULTS / "clp-zoo.json").read_text())
     for name in ("smallvgg-badnets", "smallvgg-l0-invisible", "smallvgg-trojan-square"):
         assert 97 <= record["networks"][name]["asr"]["percent"] <= 100, name
+
+
+@needs_shared
+def test_a_folded_network_is_the_same_function_without_batchnorm():
+    name = "resnet20-badnets-rgb5x5"
+    published = published_networks(SHARED / "zoo")[name]
+    folded = folded_networks(SHARED / "zoo")[f"{name} (folded)"]
+    pixels = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    plain, other = (pixel_network(one.load()).eval() for one in (published, folded))
+    torch.testing.assert_close(other(pixels), plain(pixels), rtol=0, atol=1e-4)
+    assert not batch_norms(other)
+    assert batch_norms(plain)
+    assert folded.target == published.target
