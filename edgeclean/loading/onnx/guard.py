@@ -30,7 +30,6 @@ FOLDED = frozenset(
         "Expand",
         "Floor",
         "Gather",
-        "Range",
         "Shape",
         "Size",
         "Where",
