@@ -179,6 +179,24 @@ def test_bytes_that_are_no_model(contents: bytes) -> None:
         converted(contents)
 
 
+def test_a_text_that_is_none_is_refused_wherever_it_stands() -> None:
+    model = relu_graph()
+    weight = numpy_helper.from_array(np.ones(432, np.float32), "QQ4")
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="QQ5")
+    model.graph.initializer.append(weight)
+    model.graph.node[0].name = "QQ1"
+    model.graph.node[0].attribute.append(helper.make_attribute("QQ2", [1, 2]))
+    model.graph.node[0].output.append("QQ3")
+    contents = model.SerializeToString()
+    for place, field in enumerate(("name", "name", "output", "name", "value"), start=1):
+        name = f"QQ{place}".encode()
+        assert name in contents
+        with pytest.raises(InputRejectedError, match=rf"bytes of a {field} are no text in UTF-8"):
+            converted(contents.replace(name, b"\xff\xfe\xfd"))
+
+
 def test_small_file_that_doubles_its_planes_without_end() -> None:
     doublings: list[Node] = [("Relu", [""], {})]
     doublings += [("Concat", ["", f"value{index}"], {"axis": 1}) for index in range(40)]

@@ -52,6 +52,14 @@ def _hole(folder: Path) -> list[str]:
     return external(folder, "w.bin")
 
 
+def _no_text(folder: Path) -> list[str]:
+    """Where a name is no UTF-8, what reads the file hands out bytes."""
+    words = external(folder, "w.bin")
+    path = folder / "a.onnx"
+    path.write_bytes(path.read_bytes().replace(b"w.bin", b"\xff.bin"))
+    return words
+
+
 def _in_an_attribute(folder: Path) -> list[str]:
     """The reference hides in a constant's value, not among the weights."""
     model = network()
@@ -72,6 +80,7 @@ EXTERNAL: list[tuple[str, str, Callable[[Path], list[str]], str]] = [
     ("backslash", "climbs on Windows", lambda f: external(f, "..\\w.bin"), PLAIN),
     ("dot dot", "the folder above itself", lambda f: external(f, ".."), PLAIN),
     ("no name", "an empty place means the folder itself", lambda f: external(f, ""), PLAIN),
+    ("no text", "a name that is no UTF-8", _no_text, "bytes of a value are no text"),
     ("in an attribute", "hidden in a constant", _in_an_attribute, PLAIN),
     (
         "symbolic link",

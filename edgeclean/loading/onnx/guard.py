@@ -17,6 +17,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
 from edgeclean.errors import InputRejectedError
 from edgeclean.loading.input_guard import LoadLimits
 from edgeclean.loading.onnx.operators import OPERATORS
+from edgeclean.loading.onnx.texts import check_texts
 
 MIN_OPSET = 9
 MAX_AXES = 8
@@ -89,9 +90,11 @@ def read_model(contents: bytes) -> ModelProto:
         InputRejectedError: the bytes are not one.
     """
     try:
-        return onnx.load_model_from_string(contents)
+        model = onnx.load_model_from_string(contents)
     except Exception as error:  # noqa: BLE001 - the parser's exceptions share no public base
         raise InputRejectedError(f"not an ONNX file ({_first_line(error)})") from None
+    check_texts(model)
+    return model
 
 
 def check_structure(model: ModelProto, limits: LoadLimits) -> None:
