@@ -15,7 +15,6 @@ from edgeclean.factors.blocks import block_factors, block_of, is_block, merge_bl
 from edgeclean.factors.decompose import DecomposeSettings, decompose
 from edgeclean.factors.sites import find_sites, with_layers
 from edgeclean.reports.layer_table import layer_rows, spectra
-from edgeclean.reports.page import render_html
 from edgeclean.reports.report import Evidence, build_report
 from edgeclean.runtime.latency import LatencyReport, LatencySample
 from edgeclean.scan import ScanReport, SearchRecord, Suspect
@@ -31,7 +30,6 @@ from edgeclean.states import (
 )
 from exporters.parity import ParityRecord
 
-MANIFEST = {"files": {"model.onnx": {"bytes": 500_000, "sha256": "cd" * 32}}}
 # A module's name holds anything but a dot: HTML, mathtext, a terminal's escapes, reversed text.
 HOSTILE = '<script>alert(1)</script>"$x_{$\x1b[31m\u202e'
 SIDE = 12
@@ -205,7 +203,3 @@ def evidence(*, suspected: bool = True, purified: bool = True) -> Evidence:
 
 def whole_report(**options: bool) -> dict[str, Any]:
     return {**build_report(evidence(**options)), "manifest_sha256": "ef" * 32}
-
-
-def whole_page(report: dict[str, Any]) -> str:
-    return render_html(MANIFEST, report, images=synthetic_images(), scan=scan_report())

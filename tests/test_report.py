@@ -9,7 +9,8 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from report_evidence import HOSTILE, evidence, whole_page, whole_report
+from report_evidence import HOSTILE, evidence, whole_report
+from report_pages import whole_page
 
 from edgeclean.reports.layer_table import layer_rows, spectra
 from edgeclean.reports.report import check_report

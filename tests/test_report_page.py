@@ -19,12 +19,11 @@ import pytest
 from PIL import Image
 from report_evidence import (
     HOSTILE,
-    MANIFEST,
     scan_report,
     synthetic_images,
-    whole_page,
     whole_report,
 )
+from report_pages import MANIFEST, whole_page
 
 from edgeclean.reports.page import LARGEST_PAGE_BYTES, render_html
 
