@@ -44,6 +44,9 @@ RECOVERY = {
     "a quarter adversarial (the deck's)": FinetuneSettings(adversarial_share=0.25),
     "no features": FinetuneSettings(feature_weight=0.0),
     "probabilities compared": FinetuneSettings(compare="probabilities", feature_weight=0.0),
+    "half the steps, batches of 128": FinetuneSettings(
+        steps=FinetuneSettings().steps // 2, batch_size=128
+    ),
     "twice the steps": FinetuneSettings(steps=2 * FinetuneSettings().steps),
 }
 

@@ -54,7 +54,7 @@ class FinetuneSettings:
 
     Attributes:
         steps: optimiser steps; 0 re-estimates BatchNorm and does nothing else.
-        batch_size: images a step; small ones, for many steps do more than large batches do.
+        batch_size: images a step.
         learning_rate: of Adam, warmed up, then falling along a cosine to nothing.
         compare: what the student's outputs are compared by: the teacher's logits or softened
             probabilities (`distil.Likeness`), or ``labels``, the classes that the images were made
