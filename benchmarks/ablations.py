@@ -1,8 +1,10 @@
 """What single parts are worth: ``python -m benchmarks.ablations --network smallvgg-badnets``.
 
-One network is scanned once; then the unlearning and the recovery run with one part changed at a
-time, everything else at its defaults. Each row is written as it is done, and what is there is not
-run again. Test images and trigger only measure.
+One network is scanned once (what `benchmarks.purify` kept of that is taken up); then the unlearning
+and the recovery run with one part changed at a time, everything else at its defaults. Each row is
+written as it is done, and what is there is not run again. Test images and trigger only measure;
+``agreement`` is how many of 2,000 training images, which a user would not have either, are answered
+as the purified teacher answers them.
 """
 
 from __future__ import annotations
@@ -10,24 +12,47 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from benchmarks.compress_zoo import TEST_IMAGES, rates_of
+from benchmarks.compress_zoo import KEPT, TEST_IMAGES, rates_of
 from benchmarks.environment import environment
 from benchmarks.images import PACK_FOLDER, read_pack
 from benchmarks.published import RESULTS, published_networks
-from edgeclean.factors.decompose import DecomposeSettings, decompose
-from edgeclean.factors.scale import ScaleSettings, scale
+from edgeclean.config import PipelineSettings, settings_for
+from edgeclean.factors.decompose import decompose
+from edgeclean.factors.scale import scale
+from edgeclean.pixels import pixel_network
 from edgeclean.purification.purify import PurifySettings, purify
 from edgeclean.purification.unlearn import UnlearnSettings
-from edgeclean.ranks.choose import RankSettings, choose_ranks
-from edgeclean.ranks.truncate import TruncateSettings, truncate
+from edgeclean.ranks.choose import choose_ranks
+from edgeclean.ranks.truncate import truncate
 from edgeclean.recovery.finetune import FinetuneSettings, finetune
-from edgeclean.scan import ScanSettings, scan
-from edgeclean.states import JsonValue, Network, SyntheticImages, TruncatedNetwork
+from edgeclean.resume.stages import Cache
+from edgeclean.scan import scan
+from edgeclean.states import JsonValue, Network, PurifiedNetwork, SyntheticImages, TruncatedNetwork
 from edgeclean.synthesis.synthesize import SynthesizeSettings, joined, synthesize
+from edgeclean.targets.targets import load_target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """One way to win accuracy back.
+
+    Attributes:
+        settings: of the fine-tuning.
+        synthesis: of the images made from the purified network, beside those of the scan.
+        real: real training images instead, as many: no way for a user without data, but what the
+            same steps reach with the best of images.
+    """
+
+    settings: FinetuneSettings = field(default_factory=FinetuneSettings)
+    synthesis: SynthesizeSettings = field(default_factory=SynthesizeSettings)
+    real: bool = False
+
 
 UNLEARNING = {
     "defaults": PurifySettings(),
@@ -36,18 +61,25 @@ UNLEARNING = {
     "one round": PurifySettings(rounds=1),
     "probabilities compared": PurifySettings(unlearn=UnlearnSettings(compare="probabilities")),
 }
+STEPS, IMAGES = FinetuneSettings().steps, SynthesizeSettings().recovery_count
 RECOVERY = {
-    "nothing": FinetuneSettings(steps=0),
-    "defaults": FinetuneSettings(),
-    "BatchNorm re-estimated first": FinetuneSettings(reestimate=True),
-    "a quarter procedural": FinetuneSettings(procedural_share=0.25),
-    "a quarter adversarial (the deck's)": FinetuneSettings(adversarial_share=0.25),
-    "no features": FinetuneSettings(feature_weight=0.0),
-    "probabilities compared": FinetuneSettings(compare="probabilities", feature_weight=0.0),
-    "half the steps, batches of 128": FinetuneSettings(
-        steps=FinetuneSettings().steps // 2, batch_size=128
+    "nothing": Recovery(settings=FinetuneSettings(steps=0)),
+    "defaults": Recovery(),
+    "BatchNorm re-estimated first": Recovery(settings=FinetuneSettings(reestimate=True)),
+    "a quarter procedural": Recovery(settings=FinetuneSettings(procedural_share=0.25)),
+    "a quarter adversarial (the deck's)": Recovery(
+        settings=FinetuneSettings(adversarial_share=0.25)
     ),
-    "twice the steps": FinetuneSettings(steps=2 * FinetuneSettings().steps),
+    "no features": Recovery(settings=FinetuneSettings(feature_weight=0.0)),
+    "probabilities compared": Recovery(
+        settings=FinetuneSettings(compare="probabilities", feature_weight=0.0)
+    ),
+    "half the steps, batches of 128": Recovery(
+        settings=FinetuneSettings(steps=STEPS // 2, batch_size=128)
+    ),
+    "twice the steps": Recovery(settings=FinetuneSettings(steps=2 * STEPS)),
+    "three times the images": Recovery(synthesis=SynthesizeSettings(recovery_count=3 * IMAGES)),
+    "real images (not data-free)": Recovery(real=True),
 }
 
 
@@ -56,70 +88,105 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", default="smallvgg-badnets", choices=published_networks())
     parser.add_argument("--only", choices=["unlearning", "recovery"])
+    parser.add_argument("--ratio", type=float, default=4.0, help="that recovery starts from")
+    parser.add_argument("--row", action="append", choices=RECOVERY, help="of the recovery; again")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    torch.set_num_threads(2)
-    Study(options.network, options.seed).run(options.only)
+    torch.set_num_threads(options.threads)
+    study = Study(options.network, options.seed, options.ratio)
+    if options.only != "recovery":
+        study.unlearn()
+    if options.only != "unlearning":
+        study.recover(options.row or list(RECOVERY))
 
 
 class Study:
     """One network, its images and its scan, and the file that the rows go to."""
 
-    def __init__(self, name: str, seed: int) -> None:
+    def __init__(self, name: str, seed: int, ratio: float) -> None:
         self._published, self._name, self._seed = published_networks()[name], name, seed
         self._network = self._published.load()
+        asked = {"seed": seed, "ranks": {"ratio": ratio}}
+        self._settings: PipelineSettings = settings_for(load_target("cpu"), asked)
         self._test = read_pack(PACK_FOLDER / "cifar10-test.npz", TEST_IMAGES)
         self._path = RESULTS / f"ablations-{name}.json"
         self._rows: dict[str, JsonValue] = {}
         if self._path.exists():
             self._rows = json.loads(self._path.read_text())["rows"]
+        self._fresh: dict[SynthesizeSettings, SyntheticImages] = {}
+        self._kept = Cache(folder=KEPT, tell=lambda _: None).of(self._network, seed)
+        draw = self._kept(synthesize, self._settings.synthesize)
+        self._images = draw(self._network, self._settings.synthesize, seed=seed)
+        look = self._kept(scan, self._settings.scan)
+        self._found = look(self._network, self._images, self._settings.scan, seed=seed)
 
-    def run(self, only: str | None) -> None:
+    def unlearn(self) -> None:
         """Every row that is not there yet."""
-        images = synthesize(self._network, SynthesizeSettings(), seed=self._seed)
-        found = scan(self._network, images, ScanSettings(), seed=self._seed)
-        purified: Network | None = None
-        for name, settings in UNLEARNING.items() if only != "recovery" else ():
-            if f"unlearning: {name}" not in self._rows:
+        for name, settings in UNLEARNING.items():
+            row = f"unlearning: {name}"
+            if row not in self._rows:
                 start = time.perf_counter()
-                outcome = purify(self._network, images, found, settings, seed=self._seed)
-                self._keep(f"unlearning: {name}", outcome, time.perf_counter() - start)
-                purified = outcome if name == "defaults" else purified
-        if only == "unlearning":
-            return
-        teacher = purified or purify(
-            self._network, images, found, PurifySettings(), seed=self._seed
+                healed = purify(self._network, self._images, self._found, settings, seed=self._seed)
+                self._keep(row, healed, {"seconds": _since(start)})
+
+    def recover(self, names: list[str]) -> None:
+        """Every row that is not there yet, all from one truncated network."""
+        heal = self._kept(purify, self._settings.purify, like=self._network)
+        teacher = heal(
+            self._network, self._images, self._found, self._settings.purify, seed=self._seed
         )
-        fresh = synthesize(teacher, SynthesizeSettings().recovery(), seed=self._seed + 1)
-        self._recover(teacher, joined(images, fresh))
+        train = read_pack(PACK_FOLDER / "cifar10-train.npz", 2 * TEST_IMAGES)
+        judges, real = train.floats()[:TEST_IMAGES], train.floats()[TEST_IMAGES:]
+        expected = _classes(teacher, judges)
+        truncated = self._truncated(teacher, self._recovery_images(teacher, Recovery()))
+        for name in names:
+            row = f"recovery at {self._settings.ranks.ratio:g}x: {name}"
+            if row in self._rows:
+                continue
+            way, start = RECOVERY[name], time.perf_counter()
+            images = self._recovery_images(teacher, way)
+            if way.real:
+                count = len(images)
+                labels = expected.new_zeros(count)  # answers are compared, not labels
+                images = SyntheticImages(pixels=real[:count], labels=labels, origin="real")
+            student = finetune(truncated, teacher, images, way.settings, seed=self._seed)
+            agreed = (_classes(student, judges) == expected).double().mean()
+            facts = {"agreement": round(100 * float(agreed), 2), "images": len(images)}
+            self._keep(row, student, {**facts, "seconds": _since(start)})
 
-    def _recover(self, teacher: Network, images: SyntheticImages) -> None:
-        truncated = _truncated(teacher, images)
-        self._keep("truncated to half the MACs", truncated, 0.0)
-        for name, settings in RECOVERY.items():
-            if f"recovery: {name}" not in self._rows:
-                start = time.perf_counter()
-                outcome = finetune(truncated, teacher, images, settings, seed=self._seed)
-                self._keep(f"recovery: {name}", outcome, time.perf_counter() - start)
+    def _recovery_images(self, teacher: Network, way: Recovery) -> SyntheticImages:
+        chosen = way.synthesis.recovery()
+        if chosen not in self._fresh:
+            self._fresh[chosen] = synthesize(teacher, chosen, seed=self._seed + 1)
+        return joined(self._images, self._fresh[chosen])
 
-    def _keep(self, row: str, network: Network, seconds: float) -> None:
+    def _truncated(self, teacher: PurifiedNetwork, images: SyntheticImages) -> TruncatedNetwork:
+        settings = self._settings
+        scaled = scale(decompose(teacher, settings.decompose), settings.scale)
+        plan = choose_ranks(scaled, settings.ranks, images=images)
+        return truncate(scaled, plan, settings.truncate)
+
+    def _keep(self, row: str, network: Network, facts: dict[str, float]) -> None:
         rates = rates_of(network, self._published, self._test)
-        self._rows[row] = {**rates, "seconds": round(seconds, 1)}
+        self._rows[row] = {**rates, **facts, "seed": self._seed, "environment": environment()}
         whole = {
             "command": f"python -m benchmarks.ablations --network {self._name}",
-            "seed": self._seed,
-            "environment": environment(),
             "rows": self._rows,
         }
         self._path.write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n")
-        print(row, self._rows[row], flush=True)
+        print(row, rates, facts, flush=True)
 
 
-def _truncated(teacher: Network, images: SyntheticImages) -> TruncatedNetwork:
-    scaled = scale(decompose(teacher, DecomposeSettings()), ScaleSettings())
-    settings = replace(RankSettings(), rank_multiple=8)
-    plan = choose_ranks(scaled, settings, images=images)
-    return truncate(scaled, plan, TruncateSettings())
+@torch.no_grad()
+def _classes(network: Network, images: Float[Tensor, "n c h w"]) -> Tensor:
+    """What ``network`` takes each image for."""
+    module = pixel_network(network).eval()
+    return torch.cat([module(batch).argmax(1) for batch in images.split(500)])
+
+
+def _since(start: float) -> float:
+    return round(time.perf_counter() - start, 1)
 
 
 if __name__ == "__main__":
