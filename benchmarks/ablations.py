@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from benchmarks.ablations_table import write_ablations_table
 from benchmarks.compress_zoo import KEPT, TEST_IMAGES, rates_of
 from benchmarks.environment import environment
 from benchmarks.images import PACK_FOLDER, read_pack
@@ -174,7 +175,8 @@ class Study:
             "command": f"python -m benchmarks.ablations --network {self._name}",
             "rows": self._rows,
         }
-        self._path.write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n")
+        self._path.write_text(json.dumps(whole, indent=1) + "\n")  # rows in the order they ran
+        write_ablations_table()
         print(row, rates, facts, flush=True)
 
 

@@ -1,0 +1,34 @@
+"""The table of ``benchmarks.ablations``, made of its files alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.published import RESULTS
+
+
+def write_ablations_table(folder: Path = RESULTS) -> None:
+    """``ablations.md`` out of every ``ablations-NETWORK.json`` of ``folder``."""
+    files = {
+        path.stem.removeprefix("ablations-"): json.loads(path.read_text())["rows"]
+        for path in sorted(folder.glob("ablations-*.json"))
+    }
+    # As they were run: no file's rows are sorted by name.
+    rows = dict.fromkeys(row for rows in files.values() for row in rows)
+    lines = [
+        "| part | " + " | ".join(f"{name}: ACC / ASR, agreement, s" for name in files) + " |",
+        "|---|" + "---|" * len(files),
+    ]
+    for row in rows:
+        cells = " | ".join(_cell(rows.get(row)) for rows in files.values())
+        lines.append(f"| {row} | {cells} |")
+    (folder / "ablations.md").write_text("\n".join(lines) + "\n")
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "not yet run"
+    agreement = f"{row['agreement']:.1f}" if "agreement" in row else "-"
+    return f"{row['acc']:.1f} / {row['asr']:.1f}, {agreement}, {row['seconds']:.0f}"
