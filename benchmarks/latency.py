@@ -16,6 +16,7 @@ import gc
 import json
 import time
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -193,18 +194,21 @@ def _rows(
 
 
 def write_table() -> None:
-    """``results/latency-cpu.json`` and ``.md``, of the cells alone."""
-    order = [
-        f"cell-{name}-{ratio:g}-{threads}.json"
-        for name in models.NETWORKS
-        for ratio in RATIOS
-        for threads in THREADS
-    ]
-    cells = [json.loads((FOLDER / n).read_text()) for n in order if (FOLDER / n).exists()]
+    """``results/latency-cpu.json`` and ``.md``: what is there, and over it what was measured here.
+
+    Every row compares within one run, so cells of several days or machines may stand together;
+    each names its own.
+    """
+    order = [(name, *rest) for name in models.NETWORKS for rest in product(RATIOS, THREADS)]
+    path = RESULTS / "latency-cpu.json"
+    before = json.loads(path.read_text())["cells"] if path.exists() else []
+    here = [json.loads(one.read_text()) for one in sorted(FOLDER.glob("cell-*.json"))]
+    known = {(cell["network"], cell["ratio"], cell["threads"]): cell for cell in [*before, *here]}
+    cells = [known[key] for key in order if key in known]
     if not cells:
         return
     whole = {"command": "python -m benchmarks.latency", "asked": len(order), "cells": cells}
-    write_whole(RESULTS / "latency-cpu.json", json.dumps(whole, indent=1, sort_keys=True))
+    write_whole(path, json.dumps(whole, indent=1, sort_keys=True))
     head = ["network", "MACs", "threads", "original ms", "ours: speed-up (goal)", *PEERS]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *map(line_of, cells)]
     refusals = {cell["refused"] for cell in cells if cell["refused"]}

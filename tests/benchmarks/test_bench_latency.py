@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks import latency, latency_models
+from benchmarks.latency import Cell
 from edgeclean.cost import count_macs
 from edgeclean.factors.sites import Site
 
@@ -46,6 +49,34 @@ def test_a_line_names_the_goal_and_every_peer() -> None:
     line = latency.line_of({**cell, "rows": rows})
     assert "**2.00 [2.00, 2.00] at 1.00x (>= 1.7)**" in line
     assert line.count("|") == 6 + len(latency.PEERS)
+
+
+def test_cells_of_another_day_stay_unless_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(latency, "FOLDER", tmp_path / "folder")
+
+    def put(path: Path, threads: int, factor: float) -> Cell:
+        latencies = np.full((20, 5), 4.0) / np.array([[1.0, factor, 1.5, 1.6, 1.2]])
+        names = ["original", "ours", *latency.PEERS]
+        cell: Cell = {"network": "resnet18", "side": 8, "ratio": 2.0, "threads": threads}
+        cell |= {"goal_speedup": None, "refused": None}
+        cell["rows"] = latency._rows(latencies, names, dict.fromkeys(names, FACTS["ours"]))
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(cell))
+        return cell
+
+    old = [put(tmp_path / "folder" / "old.json", threads, 2.0) for threads in (1, 2)]
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "latency-cpu.json").write_text(json.dumps({"cells": old}))
+    put(tmp_path / "folder" / "cell-resnet18-2-2.json", 2, 3.0)
+    latency.write_table()
+    cells = json.loads((tmp_path / "results" / "latency-cpu.json").read_text())["cells"]
+    assert [(cell["threads"], cell["rows"]["ours"]["speedup"]) for cell in cells] == [
+        (1, 2.0),
+        (2, 3.0),
+    ]
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
