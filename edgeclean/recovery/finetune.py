@@ -2,10 +2,10 @@
 
 The student learns the teacher's logits, and its features behind some BatchNorms (FitNets, Romero
 et al. 2015), on synthetic images that are shifted, mirrored, recoloured, mixed and patched.
-Switches, off by default because they cost accuracy (``benchmarks/ablations.py``): fresh BatchNorm
-statistics first, procedural images beside the synthetic ones, and the deck's adversarial versions,
-on which the student's answer to an attacked image is the teacher's answer to the image before the
-attack.
+Switches, off by default because they won no accuracy (``benchmarks/ablations.py``): fresh
+BatchNorm statistics first, procedural images beside the synthetic ones, and the deck's adversarial
+versions, on which the student's answer to an attacked image is the teacher's answer to the image
+before the attack.
 
 Source: Clean & Compact, slide 10. Deviation: distillation instead of labels, because images made
 by a network say more through its outputs than through the class they were made for.
