@@ -18,7 +18,9 @@ def write_ablations_table(folder: Path = RESULTS) -> None:
     # As they were run: no file's rows are sorted by name.
     rows = dict.fromkeys(row for rows in files.values() for row in rows)
     lines = [
-        "| part | " + " | ".join(f"{name}: ACC / ASR, agreement, s" for name in files) + " |",
+        "| part | "
+        + " | ".join(f"{name}: ACC / ASR, agreement, processor s" for name in files)
+        + " |",
         "|---|" + "---|" * len(files),
     ]
     for row in rows:
@@ -31,4 +33,5 @@ def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return "not yet run"
     agreement = f"{row['agreement']:.1f}" if "agreement" in row else "-"
-    return f"{row['acc']:.1f} / {row['asr']:.1f}, {agreement}, {row['seconds']:.0f}"
+    seconds = f"{row['processor_seconds']:.0f}" if "processor_seconds" in row else "-"
+    return f"{row['acc']:.1f} / {row['asr']:.1f}, {agreement}, {seconds}"

@@ -9,7 +9,7 @@ from benchmarks.ablations_table import write_ablations_table
 
 
 def test_a_row_of_one_network_is_not_said_of_another(tmp_path: Path) -> None:
-    rates = {"acc": 80.04, "asr": 1.25, "ra": 79.0, "seconds": 61.4}
+    rates = {"acc": 80.04, "asr": 1.25, "ra": 79.0, "processor_seconds": 61.4}
     rows = {
         "one": {"unlearning: defaults": rates, "recovery: nothing": rates | {"agreement": 55.8}},
         "two": {"unlearning: defaults": rates | {"acc": 70.0}},
