@@ -111,7 +111,7 @@ class Study:
         asked = {"seed": seed, "ranks": {"ratio": ratio}}
         self._settings: PipelineSettings = settings_for(load_target("cpu"), asked)
         self._test = read_pack(PACK_FOLDER / "cifar10-test.npz", TEST_IMAGES)
-        self._path = RESULTS / f"ablations-{name}.json"
+        self._path = RESULTS / f"ablations-{name}-seed{seed}.json"
         self._rows: dict[str, JsonValue] = {}
         if self._path.exists():
             self._rows = json.loads(self._path.read_text())["rows"]
@@ -170,11 +170,15 @@ class Study:
 
     def _keep(self, row: str, network: Network, facts: dict[str, float]) -> None:
         rates = rates_of(network, self._published, self._test)
-        self._rows[row] = {**rates, **facts, "seed": self._seed, "environment": environment()}
-        whole = {
-            "command": f"python -m benchmarks.ablations --network {self._name}",
-            "rows": self._rows,
+        words = f"--network {self._name} --seed {self._seed} --ratio {self._settings.ranks.ratio:g}"
+        self._rows[row] = {
+            **rates,
+            **facts,
+            "command": f"python -m benchmarks.ablations {words}",
+            "seed": self._seed,
+            "environment": environment(),
         }
+        whole = {"rows": self._rows}
         self._path.write_text(json.dumps(whole, indent=1) + "\n")  # rows in the order they ran
         write_ablations_table()
         print(row, rates, facts, flush=True)

@@ -10,7 +10,7 @@ from benchmarks.published import RESULTS
 
 
 def write_ablations_table(folder: Path = RESULTS) -> None:
-    """``ablations.md`` out of every ``ablations-NETWORK.json`` of ``folder``."""
+    """``ablations.md`` out of every ``ablations-NETWORK-seedS.json`` of ``folder``."""
     files = {
         path.stem.removeprefix("ablations-"): json.loads(path.read_text())["rows"]
         for path in sorted(folder.glob("ablations-*.json"))

@@ -93,18 +93,23 @@ def foreign(proto: ModelProto) -> None:
     proto.graph.node[0].domain = "com.evil"
 
 
-def terabytes(proto: ModelProto) -> None:
-    """A valid graph of a few bytes more, for which the runtime wants 4 TB."""
-    side = numpy_helper.from_array(np.array([2**20, 2**20]), "side")
-    proto.graph.initializer.append(side)
-    proto.graph.node.append(helper.make_node("ConstantOfShape", ["side"], ["filled"]))
-    proto.graph.node.append(helper.make_node("ReduceSum", ["filled"], ["one"], keepdims=0))
+def add_sum_to_logits(proto: ModelProto, name: str) -> None:
+    """So that the runtime has to compute what ``name`` holds."""
+    proto.graph.node.append(helper.make_node("ReduceSum", [name], ["one"], keepdims=0))
     last = proto.graph.output[0].name
     for node in proto.graph.node:
         for index, name in enumerate(node.output):
             if name == last:
                 node.output[index] = "before"
     proto.graph.node.append(helper.make_node("Add", ["before", "one"], [last]))
+
+
+def terabytes(proto: ModelProto) -> None:
+    """A valid graph of a few bytes more, for which the runtime wants 4 TB."""
+    side = numpy_helper.from_array(np.array([2**20, 2**20]), "side")
+    proto.graph.initializer.append(side)
+    proto.graph.node.append(helper.make_node("ConstantOfShape", ["side"], ["filled"]))
+    add_sum_to_logits(proto, "filled")
 
 
 def endless(proto: ModelProto) -> None:
@@ -116,13 +121,7 @@ def endless(proto: ModelProto) -> None:
         proto.graph.node.append(
             helper.make_node("MatMul", [f"m{index}", f"m{index}"], [f"m{index + 1}"])
         )
-    proto.graph.node.append(helper.make_node("ReduceSum", ["m500"], ["one"], keepdims=0))
-    last = proto.graph.output[0].name
-    for node in proto.graph.node:
-        for index, name in enumerate(node.output):
-            if name == last:
-                node.output[index] = "before"
-    proto.graph.node.append(helper.make_node("Add", ["before", "one"], [last]))
+    add_sum_to_logits(proto, "m500")
 
 
 def golden(**tensors: np.ndarray) -> Tamper:  # type: ignore[type-arg]
