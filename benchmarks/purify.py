@@ -4,7 +4,8 @@ One cell is one network, one seed and one method, at every ratio, in a process o
 images, scan and purification are kept between the ratios and methods of one network and seed
 (`edgeclean.resume`), so a cell's seconds are those of what it had to run itself. Test images and
 trigger only measure. A cell joins ``results/purify.json`` as it is done, with the code it was made
-by; an interrupted run, or a later one, goes on with what is not there yet.
+by; an interrupted run, or a later one, goes on with what is not there yet. A cell that lacks one of
+the ratios asked is made again as a whole: its rates are of one machine and one code.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from benchmarks.defences.clp import clp
 from benchmarks.environment import environment
 from benchmarks.images import PACK_FOLDER, LabelledImages, read_pack
 from benchmarks.published import PublishedNetwork, folded_networks, published_networks
-from benchmarks.purify_table import known_cells, write_results
+from benchmarks.purify_table import known_cells, lacks, write_results
 from edgeclean.config import PipelineSettings, overlay, settings_for
 from edgeclean.errors import RatioError
 from edgeclean.factors.decompose import decompose
@@ -70,7 +71,9 @@ def main() -> int:
     )
     known = known_cells()
     missing = [
-        (name, method, seed) for seed, method, name in asked if (name, method, seed) not in known
+        (name, method, seed)
+        for seed, method, name in asked
+        if lacks(known.get((name, method, seed)), options.ratio)
     ]
     failed = 0
     with ThreadPoolExecutor(options.jobs) as pool:  # each waits for a process of its own

@@ -21,6 +21,15 @@ def known_cells() -> dict[tuple[str, str, int], Cell]:
     return {(cell["network"], cell["method"], cell["seed"]): cell for cell in cells}
 
 
+def lacks(cell: Cell | None, ratios: Sequence[float]) -> bool:
+    """Whether a cell is still to be made, or made again, to hold every one of these ratios."""
+    if cell is None:
+        return True
+    if "left_out" in cell:
+        return False
+    return any(f"{ratio:g}x" not in cell and f"{ratio:g}x_refused" not in cell for ratio in ratios)
+
+
 def write_results(cells: Sequence[Cell]) -> None:
     """``results/purify.json`` and the two tables of ``results/purify.md``."""
     whole = {
@@ -79,11 +88,17 @@ def _group(cell: Cell) -> str:
 
 
 def _mean_rates(group: Sequence[Cell], state: str) -> str:
-    """ACC / ASR / RA, a mean over seeds, in percent."""
+    """ACC / ASR / RA in percent, means over seeds; the worst ASR of several, and how many were run.
+
+    Not every seed is run at every ratio.
+    """
     done = [cell[state] for cell in group if state in cell]
     if not done:
         return "refused" if any(f"{state}_refused" in cell for cell in group) else ""
-    return " / ".join(f"{mean(rates[key] for rates in done):.1f}" for key in ("acc", "asr", "ra"))
+    acc, asr, ra = (f"{mean(rates[key] for rates in done):.1f}" for key in ("acc", "asr", "ra"))
+    worst = f" (worst {max(rates['asr'] for rates in done):.1f})" if len(done) > 1 else ""
+    seeds = "" if len(done) == len(group) else f", {len(done)} of {len(group)} seeds"
+    return f"{acc} / {asr}{worst} / {ra}{seeds}"
 
 
 def _scan(group: Sequence[Cell]) -> str:

@@ -1,4 +1,4 @@
-"""The table of purification says of which networks its means are."""
+"""The table of purification says of which networks and seeds its means are."""
 
 from __future__ import annotations
 
@@ -42,3 +42,23 @@ def test_means_are_of_one_kind_of_network(tmp_path: Path, monkeypatch: pytest.Mo
     assert purify_table.known_cells().keys() == {
         (name, "m", 0) for name in ("one", "two", "three", "four")
     }
+
+
+def test_a_row_over_seeds_tells_the_worst_and_how_many_were_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purify_table, "RESULTS", tmp_path)
+    cells = [cell("one", 0, True, asr=asr, acc=89.0) | {"seed": asr} for asr in (2, 4, 9)]
+    cells[1]["4x"] = {"acc": 70.0, "asr": 3.0, "ra": 60.0}
+    purify_table.write_results(cells)
+    text = (tmp_path / "purify.md").read_text()
+    assert "| 89.0 / 5.0 (worst 9.0) / 50.0 |" in text
+    assert "| 70.0 / 3.0 / 60.0, 1 of 3 seeds |" in text
+
+
+def test_a_cell_that_lacks_a_ratio_is_made_again() -> None:
+    made = cell("one", 0, True, asr=2.0, acc=89.0) | {"2x": {}, "4x_refused": "cannot be met"}
+    assert not purify_table.lacks(made, [2.0, 4.0])
+    assert purify_table.lacks(made, [2.0, 3.0])
+    assert purify_table.lacks(None, [2.0])
+    assert not purify_table.lacks({"left_out": "no BatchNorm"}, [2.0])
