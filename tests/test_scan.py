@@ -13,6 +13,8 @@ from edgeclean.scan.bank import BankScore, build_bank, score_bank
 from edgeclean.scan.families import AdditiveFamily, MaskedFamily, WarpFamily
 from edgeclean.scan.gradient import Evidence, Slot, success_rate
 from edgeclean.scan.outliers import cheapness_scores
+from edgeclean.scan.report import SearchRecord, Suspect
+from edgeclean.scan.scan import most_suspicious_first
 from edgeclean.scan.searches import suspicion_threshold
 from edgeclean.scan.triggers import MaskedTrigger
 from edgeclean.states import LoadedNetwork, ModelSpec, SyntheticImages
@@ -220,3 +222,56 @@ def test_a_candidate_that_scored_well_on_few_images_must_hold_on_all(images):
     assert record.costs == (math.inf,) * CLASSES
     assert suspects == []
     assert max(record.successes) < searches.BANK_SUCCESS
+
+
+def suspect(target: int | None, search: str, score: float) -> Suspect:
+    mask = torch.ones(1, SIZE, SIZE)
+    trigger = MaskedTrigger(mask, mask.expand(3, -1, -1))
+    return Suspect(
+        target=target,
+        source=None,
+        search=search,
+        score=score,
+        cost=1.0,
+        success=1.0,
+        trigger=trigger,
+    )
+
+
+def searched(name: str, scores: tuple[float, ...]) -> SearchRecord:
+    nothing = (0.0,) * len(scores)
+    return SearchRecord(
+        name=name,
+        sees="",
+        blind_to="",
+        cost_unit="",
+        costs=nothing,
+        successes=nothing,
+        scores=scores,
+        threshold=5.0,
+    )
+
+
+def test_of_two_classes_as_cheap_to_one_search_the_others_say_which_comes_first():
+    records = [
+        searched("patch bank", (8.0, 8.0, 6.0)),
+        searched("masked patch", (0.9, 2.1, -9.0)),  # under the threshold, and below 0
+        searched("all-to-all", (9.0, 0.0, 0.0)),  # of another scale
+    ]
+    found = [suspect(target, "patch bank", records[0].scores[target]) for target in range(3)]
+    found.append(suspect(1, "masked patch", 2.1))
+    found.append(suspect(None, "all-to-all", 0.9))
+    ordered = most_suspicious_first(found, records)
+    assert [(one.target, one.search) for one in ordered] == [
+        (None, "all-to-all"),
+        (1, "patch bank"),
+        (1, "masked patch"),
+        (0, "patch bank"),
+        (2, "patch bank"),
+    ]
+    # A search that is blind to the trigger takes nothing from what another found.
+    strong = most_suspicious_first(
+        [suspect(0, "patch bank", 6.0), suspect(2, "patch bank", 6.5)],
+        [searched("patch bank", (6.0, 0.0, 6.5)), searched("masked patch", (0.0, 0.0, -9.0))],
+    )
+    assert [one.target for one in strong] == [2, 0]

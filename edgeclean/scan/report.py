@@ -64,7 +64,10 @@ class SearchRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScanReport:
-    """The verdict is ``suspected`` or ``not found``: never "clean"."""
+    """The verdict is ``suspected`` or ``not found``: never "clean".
+
+    The suspects of the most suspicious class come first; see `scan.most_suspicious_first`.
+    """
 
     verdict: Verdict
     suspects: tuple[Suspect, ...]
@@ -79,8 +82,8 @@ class ScanReport:
 
     @property
     def suspicions(self) -> tuple[str, ...]:
-        """What is suspected, in words, lowest class first."""
-        words = [f"class {target}" for target in sorted(self.targets)]
+        """What is suspected, in words, most suspicious class first."""
+        words = [f"class {target}" for target in self.targets]
         if any(suspect.target is None for suspect in self.suspects):
             words.append("every class to another (all-to-all)")
         return tuple(words)

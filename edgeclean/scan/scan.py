@@ -8,6 +8,8 @@ what these searches could not find, never that there is nothing.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,10 +96,29 @@ def scan(
     progress("Scanning", total, total)
     return ScanReport(
         verdict="suspected" if suspects else "not found",
-        suspects=tuple(sorted(suspects, key=lambda suspect: -suspect.score)),
+        suspects=most_suspicious_first(suspects, records),
         searches=tuple(records),
         images=len(evidence.pixels),
     )
+
+
+def most_suspicious_first(
+    suspects: Sequence[Suspect], records: Sequence[SearchRecord]
+) -> tuple[Suspect, ...]:
+    """Suspects by their class's scores in all searches together, then by their own score.
+
+    The bank knows few sizes, so two classes often cost the same there; what the other searches say,
+    even below their thresholds, then tells the target from a class that is only easy to reach. A
+    score below 0 counts as 0: a search that is blind to a trigger says nothing against it.
+    """
+
+    def total(suspect: Suspect) -> float:
+        if suspect.target is None:  # all-to-all: its score is of another scale, and final
+            return math.inf
+        apart = (record for record in records if record.name != ALL_TO_ALL)
+        return sum(max(0.0, record.scores[suspect.target]) for record in apart)
+
+    return tuple(sorted(suspects, key=lambda one: (-total(one), -one.score)))
 
 
 def under_test(network: Network, pixels: Float[Tensor, "n c h w"]) -> tuple[nn.Module, Evidence]:
