@@ -183,6 +183,11 @@ class SuiteRun:
             "params": count_params(defended.module),
             "macs": count_macs(defended.module, suite.spec.input_shape),
             "macs_before": count_macs(network.module, suite.spec.input_shape),
+            "notes": {
+                record.stage: record.notes
+                for record in defended.history[len(network.history) :]
+                if record.notes
+            },
         }
         function = pixel_network(defended).to(self._device).eval()
         cell["acc"] = accuracy(function, self._test).as_json()

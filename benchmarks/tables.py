@@ -68,7 +68,7 @@ def _matrix(record: Record) -> list[str]:
     """ACC / ASR of every defence (row) against every attack (column)."""
     cells, (part,) = record["cells"], record["parts"]
     attacks, attacked = part["attacks"], sum(name != "clean" for name in part["attacks"])
-    lines = [*_attack_table(record), ""]
+    lines = [*_attack_table(record), "", *_scan_table(record)]
     lines += ["ACC / ASR in %; for the clean network ACC alone. DER: mean over the attacks.", ""]
     lines += _table_head(["defence", "given", "MACs left", *attacks, "DER"])
     for defence in part["defences"]:
@@ -103,6 +103,40 @@ def _attack_table(record: Record) -> list[str]:
         below = "-" if fall is None or attack == "clean" else f"{fall:.1f}"
         lines.append(_line([attack, values[0], below, *values[1:], f"{fmean(seconds) / 60:.1f}"]))
     return lines
+
+
+def _scan_table(record: Record) -> list[str]:
+    """What edgeclean's scan said of each network; a search can find more than one class."""
+    cells = _only(record["cells"], defence="edgeclean-full-size")
+    if not any("scan" in cell.get("notes", {}) for cell in cells):
+        return []
+    lines = ["What edgeclean's scan said of each network, most suspicious first:", ""]
+    lines += _table_head(["attack", "target", "suspected: class, score (search)"])
+    for cell in cells:
+        found = cell.get("notes", {}).get("scan")
+        if found is None:
+            continue
+        (column,) = (
+            column
+            for column in record["columns"]
+            if (column["attack"], column["seed"]) == (cell["attack"], cell["seed"])
+            and column["data_set"] == cell["data_set"]
+        )
+        said = [
+            f"{'all-to-all' if one['target'] is None else one['target']}, {one['score']:.1f} "
+            f"({one['search']})"
+            for one in found["suspects"]
+        ]
+        values = [cell["attack"], _target(column), "; ".join(said) or "not found"]
+        lines.append(_line(values))
+    return [*lines, ""]
+
+
+def _target(column: Cell) -> str:
+    if column["attack"] == "clean":
+        return "-"
+    target = column["attack_settings"]["target"]
+    return "all-to-all" if target is None else str(target)
 
 
 def _interval(cells: Sequence[Cell], key: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from benchmarks.images import LabelledImages
 from edgeclean.config import PipelineSettings
 from edgeclean.factors.decompose import decompose
@@ -12,7 +14,14 @@ from edgeclean.ranks.truncate import truncate
 from edgeclean.recovery.finetune import finetune
 from edgeclean.reports.report import same_weights
 from edgeclean.scan import scan
-from edgeclean.states import FinetunedNetwork, Network, PurifiedNetwork, SyntheticImages
+from edgeclean.scan.report import ScanReport
+from edgeclean.states import (
+    FinetunedNetwork,
+    Network,
+    PurifiedNetwork,
+    StageRecord,
+    SyntheticImages,
+)
 from edgeclean.synthesis.synthesize import joined, synthesize
 
 
@@ -51,4 +60,14 @@ def _purify(
 ) -> tuple[PurifiedNetwork, SyntheticImages]:
     images = synthesize(network, settings.synthesize, seed=seed)
     found = scan(network, images, settings.scan, seed=seed)
-    return purify(network, images, found, settings.purify, seed=seed), images
+    purified = purify(network, images, found, settings.purify, seed=seed)
+    *earlier, last = purified.history
+    return replace(purified, history=(*earlier, _scan_record(last, found), last)), images
+
+
+def _scan_record(after: StageRecord, found: ScanReport) -> StageRecord:
+    """What the scan said, to be kept with the cell; scanning changes no network."""
+    summary = found.summary()
+    scores = {search["name"]: search["scores"] for search in summary["searches"]}
+    kept = {"verdict": found.verdict, "suspects": summary["suspects"], "scores": scores}
+    return replace(after, stage="scan", settings={}, notes=kept)

@@ -197,7 +197,15 @@ def test_every_defence_runs_against_every_family_of_attacks(tmp_path, monkeypatc
     assert all(f"(pictures/smoke-{attack}.png)" in text for attack in FAMILIES[1:])
     assert all((tmp_path / f"pictures/smoke-{name}.png").exists() for name in FAMILIES[1:])
     rows = [line for line in text.splitlines() if line.startswith("| ")]
-    assert len(rows) == 1 + len(FAMILIES) + 1 + len(defences)
+    # The attacks, what the scan said of each, and the matrix.
+    assert len(rows) == 2 * (1 + len(FAMILIES)) + 1 + len(defences)
+    for attack in FAMILIES:
+        found = by_name[attack, "edgeclean-full-size"]["notes"]["scan"]
+        said = [
+            f"{one['target']}, {one['score']:.1f} ({one['search']})" for one in found["suspects"]
+        ]
+        target = {"clean": "-", "input-aware-a2a": "all-to-all"}.get(attack, "0")
+        assert f"| {attack} | {target} | {'; '.join(said) or 'not found'} |" in text
     assert "not yet run" not in text
 
 
