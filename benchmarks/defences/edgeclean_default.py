@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 from benchmarks.images import LabelledImages
 from edgeclean.config import PipelineSettings
 from edgeclean.factors.decompose import decompose
 from edgeclean.factors.scale import scale
-from edgeclean.purification.purify import purify
+from edgeclean.purification.purify import PurifySettings, purify
 from edgeclean.ranks.choose import choose_ranks
 from edgeclean.ranks.truncate import truncate
 from edgeclean.recovery.finetune import finetune
 from edgeclean.reports.report import same_weights
-from edgeclean.scan import scan
+from edgeclean.scan import ScanSettings, scan
 from edgeclean.scan.report import ScanReport
 from edgeclean.states import (
     FinetunedNetwork,
@@ -22,7 +23,7 @@ from edgeclean.states import (
     StageRecord,
     SyntheticImages,
 )
-from edgeclean.synthesis.synthesize import joined, synthesize
+from edgeclean.synthesis.synthesize import SynthesizeSettings, joined, synthesize
 
 
 def edgeclean_purified(
@@ -32,7 +33,8 @@ def edgeclean_purified(
     settings: PipelineSettings | None = None,
 ) -> PurifiedNetwork:
     """Scanned and purified at full size; ``clean`` is unused."""
-    return _purify(network, settings or PipelineSettings(), seed)[0]
+    chosen = settings or PipelineSettings()
+    return _purify(network, chosen.synthesize, chosen.scan, chosen.purify, seed)[0]
 
 
 def edgeclean_default(
@@ -46,7 +48,7 @@ def edgeclean_default(
     The weights are those that the pipeline exports; a test holds the two together.
     """
     chosen = settings or PipelineSettings()
-    purified, images = _purify(network, chosen, seed)
+    purified, images = _purify(network, chosen.synthesize, chosen.scan, chosen.purify, seed)
     if not same_weights(network.module, purified.module):
         images = joined(images, synthesize(purified, chosen.synthesize.recovery(), seed=seed + 1))
     scaled = scale(decompose(purified, chosen.decompose), chosen.scale)
@@ -55,12 +57,21 @@ def edgeclean_default(
     return finetune(truncated, purified, images, chosen.finetune, seed=seed)
 
 
+@lru_cache(maxsize=1)
 def _purify(
-    network: Network, settings: PipelineSettings, seed: int
+    network: Network,
+    drawn: SynthesizeSettings,
+    searched: ScanSettings,
+    rounds: PurifySettings,
+    seed: int,
 ) -> tuple[PurifiedNetwork, SyntheticImages]:
-    images = synthesize(network, settings.synthesize, seed=seed)
-    found = scan(network, images, settings.scan, seed=seed)
-    purified = purify(network, images, found, settings.purify, seed=seed)
+    """Kept for the next cell of the column: full size and compressed share it.
+
+    The seconds of a cell are therefore those of what it had to run itself.
+    """
+    images = synthesize(network, drawn, seed=seed)
+    found = scan(network, images, searched, seed=seed)
+    purified = purify(network, images, found, rounds, seed=seed)
     *earlier, last = purified.history
     return replace(purified, history=(*earlier, _scan_record(last, found), last)), images
 
