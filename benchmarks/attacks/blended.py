@@ -51,14 +51,15 @@ def sig(
     classes: int,
     size: tuple[int, int],
     target: int = 0,
-    rate: float = 0.1,
+    rate: float = 0.05,
     amplitude: float = 40 / 255,
     frequency: int = 6,
 ) -> StampAttack:
     """Vertical sine stripes added to images of the target class, whose labels stay true.
 
-    ``rate`` is a share of the whole set, as in the paper; where the target class has fewer images,
-    all of them are stamped.
+    ``rate`` is a share of the whole set; where the target class has fewer images, all of them are
+    stamped. Deviation: half of CIFAR-10's target class, where BackdoorBench's 0.1 stamps all of it:
+    to the network the class then *is* the stripes, and its images without them are lost.
     """
     stamp = _added(stripes_picture(*size, amplitude=amplitude, frequency=frequency))
     return CleanLabelAttack("sig", stamp, rate=rate, target=target, classes=classes)
