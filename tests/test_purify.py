@@ -1,5 +1,6 @@
 """Unlearning removes a planted trigger, keeps clean answers, and can be switched off."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,8 @@ from edgeclean.purification import purify as purify_module
 from edgeclean.purification.purify import PurifySettings, _plain_suspects, purify
 from edgeclean.purification.unlearn import UnlearnSettings, _distillation, unlearn
 from edgeclean.scan import ScanSettings, scan
+from edgeclean.scan.bank import BankScore
+from edgeclean.scan.gradient import Found
 from edgeclean.scan.report import ScanReport, Suspect
 from edgeclean.scan.triggers import MaskedTrigger
 from edgeclean.states import LoadedNetwork, ModelSpec, SyntheticImages
@@ -192,6 +195,30 @@ def test_every_round_unlearns_the_triggers_of_the_rounds_before(
     assert len(given) == 2
     assert given[1][: len(given[0])] == given[0]
     assert len(given[1]) > len(given[0])
+
+
+@pytest.mark.parametrize(
+    ("towards", "elsewhere", "again"),
+    [(0.34, 0.33, False), (0.52, 0.33, False), (0.58, 0.33, True), (0.95, 0.8, True)],
+)
+def test_a_stamp_that_does_as_well_towards_other_classes_asks_for_no_further_round(
+    backdoored, images, report, monkeypatch, towards, elsewhere, again
+):
+    """The bank's margin is that of the gradient searches; a success of 0.9 is always a trigger."""
+
+    def scored(module, evidence, bank, classes, generator):
+        success = torch.full((len(bank), classes), elsewhere)
+        success[:, TARGET] = towards
+        return BankScore(bank, success)
+
+    def dear(module, evidence, slots, *rest):
+        return [Found(slot, math.inf, 0.0, None) for slot in slots]
+
+    monkeypatch.setattr(purify_module, "score_bank", scored)
+    monkeypatch.setattr(purify_module, "cheapest_triggers", dear)
+    settings = PurifySettings(rounds=2, candidates=64, unlearn=UnlearnSettings(steps=1))
+    log = purify(backdoored, images, report, settings, seed=0).history[-1].notes["rounds"]
+    assert [found["found"] > 0 for found in log] == [again, again]
 
 
 def test_without_suspects_and_general_strength_no_weight_is_changed(backdoored, images):
