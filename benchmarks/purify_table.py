@@ -96,7 +96,8 @@ def _mean_rates(group: Sequence[Cell], state: str) -> str:
     if not done:
         return "refused" if any(f"{state}_refused" in cell for cell in group) else ""
     acc, asr, ra = (f"{mean(rates[key] for rates in done):.1f}" for key in ("acc", "asr", "ra"))
-    worst = f" (worst {max(rates['asr'] for rates in done):.1f})" if len(done) > 1 else ""
+    several = len(done) > 1 and state != "before"  # the network as it came is the same one
+    worst = f" (worst {max(rates['asr'] for rates in done):.1f})" if several else ""
     seeds = "" if len(done) == len(group) else f", {len(done)} of {len(group)} seeds"
     return f"{acc} / {asr}{worst} / {ra}{seeds}"
 

@@ -224,8 +224,8 @@ class _Game:
         """Discrete candidates towards a suspect, if the best is plainly better than to others.
 
         With a best that others match there is nothing left to unlearn, and another round is no
-        harmless one: the teacher is infected, its images carry the trigger, and they can teach it
-        again (seen on a published network: ASR 0.2 after one round, 40 after a needless second).
+        harmless one: the teacher is infected, and a needless round was seen to bring back what
+        the one before had removed (a published network; the images may carry its trigger).
         """
         bank = self._ground.bank.drawn(self._settings.candidates, self._generator)
         if len(bank) == 0:
