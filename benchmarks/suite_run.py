@@ -35,7 +35,7 @@ from benchmarks.training import TrainingRecord, train
 from edgeclean.cost import count_macs, count_params
 from edgeclean.loading.architectures import build_architecture
 from edgeclean.pixels import Normalize, pixel_network
-from edgeclean.states import LoadedNetwork, Network
+from edgeclean.states import JsonValue, LoadedNetwork, Network
 
 Report = Callable[[str], None]
 BENCH_FOLDER = Path(__file__).parents[1] / ".bench" / "suite"
@@ -82,6 +82,11 @@ class SuiteRun:
         started = time.perf_counter()
         path = column_path(self._results, self._suite, name, seed)
         column = read_column(path, self._suite)
+        if column is not None and column["attack_settings"] != self._settings_of(name):
+            self._report(
+                f"{name}, seed {seed}: the attack has other settings now, so all runs again"
+            )
+            column = None
         if column is not None and not self._missing(column):
             return
         attack, stored = self._attacked(name, seed)
@@ -96,6 +101,14 @@ class SuiteRun:
             column["seconds"] = round(before + time.perf_counter() - started, 1)
             write_whole(path, json.dumps(column, indent=1))
             self._report(f"{name} x {defence}, seed {seed}: {cell['seconds']} s, {_rates(cell)}")
+
+    def _settings_of(self, name: str) -> dict[str, JsonValue]:
+        """Of the attack as it is now, as a JSON file gives them back."""
+        spec = self._suite.spec
+        with torch.random.fork_rng(devices=[]):  # some attacks draw the weights of networks
+            facts = self._suite.attacks[name](spec.classes, spec.input_shape[1:]).facts()
+        plain: dict[str, JsonValue] = json.loads(json.dumps(facts))
+        return plain
 
     def _missing(self, column: Column) -> list[str]:
         held, entries = column["cells"], self._defences

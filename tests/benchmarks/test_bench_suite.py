@@ -11,10 +11,11 @@ from bench_few import FEW
 from bench_images import shade_images
 
 from benchmarks import suite_run
+from benchmarks.attacks.patch import badnets
 from benchmarks.attacks.table import ATTACKS
-from benchmarks.columns import column_path, finished_cells, record_of, with_der, write_tables
+from benchmarks.columns import column_path, finished_cells, record_of, write_tables
 from benchmarks.defences.clp import ClpSettings
-from benchmarks.defences.table import RATIOS, SYSTEMS, every_defence
+from benchmarks.defences.table import SYSTEMS
 from benchmarks.suite import OutOfTimeError
 from benchmarks.suite_run import SuiteRun
 from benchmarks.suites import QUICK_ATTACKS, SUITES, Suite
@@ -153,6 +154,29 @@ def test_a_cell_of_earlier_settings_is_marked_and_run_again(tmp_path):
     assert again[1]["settings"] == {"ClpSettings": {"u": 0.1}}
 
 
+def test_a_column_of_earlier_settings_of_its_attack_is_measured_again(tmp_path):
+    run(TINY, tmp_path)
+    stronger = {**TINY.attacks, "badnets": lambda classes, size: badnets(
+        classes=classes, size=size, rate=0.3
+    )}  # fmt: skip
+    lines: list[str] = []
+    SuiteRun(
+        replace(TINY, attacks=stronger),
+        TRAIN,
+        TEST,
+        tmp_path / "new",
+        tmp_path,
+        report=lines.append,
+    ).run()
+    assert [line for line in lines if "other settings" in line] == [
+        "badnets, seed 0: the attack has other settings now, so all runs again"
+    ]
+    assert not any(line.startswith("clean") for line in lines)
+    column = json.loads(column_path(tmp_path, TINY, "badnets", 0).read_text())
+    assert column["attack_settings"]["rate"] == 0.3
+    assert set(column["cells"]) == {"none", "clp"}
+
+
 def test_a_suite_stops_when_its_minutes_are_over_and_goes_on(tmp_path):
     lines = []
 
@@ -252,24 +276,6 @@ def test_the_decks_tables_run_small_and_stand_beside_its_numbers(name, tmp_path,
         assert "| gtsrb | average |" in text
 
 
-def test_der_is_against_the_undefended_cell():
-    def cell(attack, defence, acc, asr):
-        rates = {"acc": {"percent": acc}, "asr": {"percent": asr}}
-        return {"attack": attack, "defence": defence, "seed": 0, **rates}
-
-    cells = with_der(
-        [
-            cell("badnets", "none", 90.0, 100.0),
-            cell("badnets", "clp", 80.0, 10.0),
-            cell("wanet", "none", 90.0, 80.0),
-            cell("wanet", "clp", 90.0, 0.0),
-            {"attack": "clean", "defence": "clp", "seed": 0, "acc": {"percent": 90.0}},
-        ]
-    )
-    # (fall of ASR - fall of ACC + 1) / 2
-    assert [row["der"] for row in cells] == [0.5, 0.9, 0.5, 0.9, None]
-
-
 def test_a_table_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(SUITES, "tiny", (TINY,))
     run(replace(TINY, attacks={"clean": ATTACKS["clean"]}, defences=("none",)), tmp_path)
@@ -282,17 +288,3 @@ def test_a_table_says_what_is_missing(tmp_path, monkeypatch):
     assert matrix["none"][1] == "not yet run"
     assert matrix["clp"] == ["not yet run", "not yet run"]
     assert any(row[:2] == ["| badnets", "not yet run"] for row in rows)
-
-
-def test_every_suite_names_known_attacks_and_defences():
-    known = every_defence()
-    for parts in SUITES.values():
-        for suite in parts:
-            assert set(suite.defences) <= set(known)
-            assert set(suite.attacks) <= set(ATTACKS)
-            assert set(every_defence(suite.settings)) == set(known)
-    for name in ("smoke", "cpu"):
-        assert set(SUITES[name][0].attacks) == set(ATTACKS)
-        assert SUITES[name][0].defences == SYSTEMS
-    assert len(ATTACKS) == 10
-    assert all(f"edgeclean-{ratio}x" in SUITES["table2"][0].defences for ratio in RATIOS)
