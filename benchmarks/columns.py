@@ -49,9 +49,7 @@ def is_current(cell: Cell, entry: DefenceEntry) -> bool:
 
 def plain_settings(entry: DefenceEntry) -> dict[str, JsonValue]:
     """The settings that a defence runs with, as a JSON file gives them back."""
-    named = {type(settings).__name__: settings_as_json(settings) for settings in entry.settings}
-    plain: dict[str, JsonValue] = json.loads(json.dumps(named))
-    return plain
+    return as_read({type(one).__name__: settings_as_json(one) for one in entry.settings})
 
 
 def columns_of(suite: Suite, results: Path) -> list[Column]:
@@ -113,27 +111,29 @@ def write_tables(name: str, results: Path = tables.RESULTS) -> None:
 
 def identity(suite: Suite) -> dict[str, JsonValue]:
     """What all columns of a suite depend on; a cell itself tells its defence's settings."""
-    plain: dict[str, JsonValue] = json.loads(
-        json.dumps(
-            {
-                "name": suite.name,
-                "data_set": suite.data_set,
-                "spec": asdict(suite.spec),
-                "training": asdict(suite.training),
-                "train_images": suite.train_images,
-                "test_images": suite.test_images,
-                "clean_images": suite.clean_images,
-            }
-        )
+    return as_read(
+        {
+            "name": suite.name,
+            "data_set": suite.data_set,
+            "spec": asdict(suite.spec),
+            "training": asdict(suite.training),
+            "train_images": suite.train_images,
+            "test_images": suite.test_images,
+            "clean_images": suite.clean_images,
+        }
     )
-    return plain
 
 
 def network_identity(suite: Suite, seed: int, attack: dict[str, JsonValue]) -> dict[str, JsonValue]:
     """What an attacked network depends on; ``attack`` are the attack's facts."""
     whole = identity(suite)
     kept = {key: whole[key] for key in ("data_set", "spec", "training", "train_images")}
-    plain: dict[str, JsonValue] = json.loads(json.dumps({**kept, "seed": seed, "attack": attack}))
+    return as_read({**kept, "seed": seed, "attack": attack})
+
+
+def as_read(facts: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Facts as a JSON file gives them back, to be compared with what one holds."""
+    plain: dict[str, JsonValue] = json.loads(json.dumps(facts))
     return plain
 
 

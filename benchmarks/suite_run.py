@@ -15,6 +15,7 @@ from benchmarks.attacks.base import Attack
 from benchmarks.cells import Cell, write_whole
 from benchmarks.columns import (
     Column,
+    as_read,
     column_path,
     identity,
     is_current,
@@ -35,7 +36,7 @@ from benchmarks.training import TrainingRecord, train
 from edgeclean.cost import count_macs, count_params
 from edgeclean.loading.architectures import build_architecture
 from edgeclean.pixels import Normalize, pixel_network
-from edgeclean.states import JsonValue, LoadedNetwork, Network
+from edgeclean.states import LoadedNetwork, Network
 
 Report = Callable[[str], None]
 BENCH_FOLDER = Path(__file__).parents[1] / ".bench" / "suite"
@@ -82,7 +83,9 @@ class SuiteRun:
         started = time.perf_counter()
         path = column_path(self._results, self._suite, name, seed)
         column = read_column(path, self._suite)
-        if column is not None and column["attack_settings"] != self._settings_of(name):
+        with torch.random.fork_rng(devices=[]):  # some attacks draw the weights of networks
+            settings = as_read(self._attack(name).facts())
+        if column is not None and column["attack_settings"] != settings:
             self._report(
                 f"{name}, seed {seed}: the attack has other settings now, so all runs again"
             )
@@ -102,13 +105,10 @@ class SuiteRun:
             write_whole(path, json.dumps(column, indent=1))
             self._report(f"{name} x {defence}, seed {seed}: {cell['seconds']} s, {_rates(cell)}")
 
-    def _settings_of(self, name: str) -> dict[str, JsonValue]:
-        """Of the attack as it is now, as a JSON file gives them back."""
+    def _attack(self, name: str) -> Attack:
+        """A new one, for the suite's images."""
         spec = self._suite.spec
-        with torch.random.fork_rng(devices=[]):  # some attacks draw the weights of networks
-            facts = self._suite.attacks[name](spec.classes, spec.input_shape[1:]).facts()
-        plain: dict[str, JsonValue] = json.loads(json.dumps(facts))
-        return plain
+        return self._suite.attacks[name](spec.classes, spec.input_shape[1:])
 
     def _missing(self, column: Column) -> list[str]:
         held, entries = column["cells"], self._defences
@@ -140,7 +140,7 @@ class SuiteRun:
     def _attacked(self, name: str, seed: int) -> tuple[Attack, StoredNetwork]:
         """The attack and the network that it made, out of a folder; trained if not there."""
         spec, within = self._suite.spec, Path(self._suite.name) / f"seed-{seed}"
-        attack = self._suite.attacks[name](spec.classes, spec.input_shape[1:])
+        attack = self._attack(name)
         made_with = network_identity(self._suite, seed, attack.facts())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -112,23 +112,17 @@ def _scan_table(record: Record) -> list[str]:
         return []
     lines = ["What edgeclean's scan said of each network, most suspicious first:", ""]
     lines += _table_head(["attack", "target", "suspected: class, score (search)"])
+    targets = {(one["attack"], one["seed"]): _target(one) for one in record["columns"]}
     for cell in cells:
-        found = cell.get("notes", {}).get("scan")
-        if found is None:
+        if "scan" not in cell.get("notes", {}):
             continue
-        (column,) = (
-            column
-            for column in record["columns"]
-            if (column["attack"], column["seed"]) == (cell["attack"], cell["seed"])
-            and column["data_set"] == cell["data_set"]
-        )
         said = [
             f"{'all-to-all' if one['target'] is None else one['target']}, {one['score']:.1f} "
             f"({one['search']})"
-            for one in found["suspects"]
+            for one in cell["notes"]["scan"]["suspects"]
         ]
-        values = [cell["attack"], _target(column), "; ".join(said) or "not found"]
-        lines.append(_line(values))
+        target = targets[cell["attack"], cell["seed"]]
+        lines.append(_line([cell["attack"], target, "; ".join(said) or "not found"]))
     return [*lines, ""]
 
 

@@ -1,9 +1,11 @@
 """The scan finds planted triggers of each family and stays silent where none is planted."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from report_evidence import scan_report
 from tiny_networks import tiny_network
 from torch import nn
 
@@ -225,31 +227,11 @@ def test_a_candidate_that_scored_well_on_few_images_must_hold_on_all(images):
 
 
 def suspect(target: int | None, search: str, score: float) -> Suspect:
-    mask = torch.ones(1, SIZE, SIZE)
-    trigger = MaskedTrigger(mask, mask.expand(3, -1, -1))
-    return Suspect(
-        target=target,
-        source=None,
-        search=search,
-        score=score,
-        cost=1.0,
-        success=1.0,
-        trigger=trigger,
-    )
+    return replace(scan_report().suspects[0], target=target, search=search, score=score)
 
 
 def searched(name: str, scores: tuple[float, ...]) -> SearchRecord:
-    nothing = (0.0,) * len(scores)
-    return SearchRecord(
-        name=name,
-        sees="",
-        blind_to="",
-        cost_unit="",
-        costs=nothing,
-        successes=nothing,
-        scores=scores,
-        threshold=5.0,
-    )
+    return replace(scan_report().searches[0], name=name, scores=scores)
 
 
 def test_of_two_classes_as_cheap_to_one_search_the_others_say_which_comes_first():

@@ -65,7 +65,7 @@ def _purify(
     rounds: PurifySettings,
     seed: int,
 ) -> tuple[PurifiedNetwork, SyntheticImages]:
-    """Kept for the next cell of the column: full size and compressed share it.
+    """Kept for the next cell of the column: full size and compressed share one network as loaded.
 
     The seconds of a cell are therefore those of what it had to run itself.
     """

@@ -235,7 +235,7 @@ class _Game:
         yardstick = float(score.success.amax(0)[others].median()) if others else 0.0
         success = {t: score.moved() if t == ELSEWHERE else score.success[:, t] for t in targets}
         most = max((float(rates.max()) for rates in success.values()), default=0.0)
-        plain = most > min(BANK_SUCCESS, yardstick / _CHEAP)
+        plain = most >= min(BANK_SUCCESS, yardstick / _CHEAP)
         kept = [
             Wanted(_bank_trigger(score.bank, row, evidence.pixels), target)
             for target, rates in success.items()
