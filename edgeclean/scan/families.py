@@ -111,8 +111,11 @@ class AdditiveFamily(Family):
     """One delta a slot, added to every image; the cost is its root mean square in grey levels."""
 
     name = "additive"
-    sees = "noise, sinusoids, low-frequency patterns and blends that add the same to every image"
-    blind_to = "small bright patches (their root mean square is not small), warps"
+    sees = "noise, low-frequency patterns and blends that add the same, and little, to every image"
+    blind_to = (
+        "small bright patches (their root mean square is not small), warps, and patterns as strong "
+        "as those that lead a harmless network to other classes, such as plain sine stripes (SIG)"
+    )
     cost_unit = "grey levels (of 255), root mean square"
     weight = 0.02
     learning_rate = 0.005  # in pixel units: about one grey level a step
