@@ -97,18 +97,18 @@ def _run(suite: Suite, options: argparse.Namespace) -> None:
         train_images=suite.train_images,
         test_images=suite.test_images,
     )
-    chosen = {name: suite.attacks[name] for name in options.attack or suite.attacks}
+    columns = list(options.attack or suite.attacks)
     rows = tuple(options.defence or suite.defences)
     if options.fresh:
-        _forget(suite, list(chosen), options.folder, options.results)
+        _forget(suite, columns, options.folder, options.results)
     SuiteRun(
-        replace(suite, attacks=chosen, defences=rows),
+        replace(suite, defences=rows),
         *sets,
         options.folder,
         options.results,
         report=_reporter(options.minutes),
         device=torch.device(options.device),
-    ).run()
+    ).run(columns)
 
 
 def _forget(suite: Suite, attacks: list[str], *roots: Path) -> None:

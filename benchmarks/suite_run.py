@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,10 +73,15 @@ class SuiteRun:
         self._defences = every_defence(suite.settings)
         self._environment = environment()
 
-    def run(self) -> None:
-        """Run the cells that the columns do not hold yet, or hold with other settings."""
+    def run(self, columns: Sequence[str] | None = None) -> None:
+        """Run the cells that the columns do not hold yet, or hold with other settings.
+
+        Args:
+            columns: attacks of the suite; none means all. One may need the network of another
+                (`Attack.needs_clean_network`), so the suite keeps the rest.
+        """
         for seed in self._suite.seeds:
-            for attack in self._suite.attacks:
+            for attack in columns or self._suite.attacks:
                 self._column(attack, seed)
 
     def _column(self, name: str, seed: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 from bench_images import shade_images
@@ -40,6 +41,14 @@ def test_a_column_and_a_row_alone(command, tmp_path):
     assert command() == 0
     assert len(names(tmp_path)) == 4
     assert "cells have been run" not in (tmp_path / "tiny.md").read_text()
+
+
+def test_a_column_alone_whose_attack_studies_the_clean_network(command, tmp_path, monkeypatch):
+    studied = replace(TINY, attacks={name: ATTACKS[name] for name in ("clean", "trojan")})
+    monkeypatch.setitem(SUITES, "tiny", (studied,))
+    assert command("--attack", "trojan", "--defence", "none") == 0
+    assert [c["attack"] for c in finished_cells(studied, tmp_path)] == ["trojan"]
+    assert (tmp_path / "networks/tiny/seed-0/clean/network.safetensors").exists()
 
 
 def test_fresh_forgets_the_chosen_columns(command, tmp_path):
