@@ -3,8 +3,8 @@
 Each round gathers triggers towards the plainly suspected classes: the scan's own,
 fresh gradient searches from new starts in the suspecting families, and the best candidates of the
 discrete bank. They are unlearned while they adapt (`unlearn`), with the network *as it came* as the
-teacher of clean images. The rounds end when a fresh search finds the suspected classes no cheaper
-than the others.
+teacher of clean images; from the second round on, not of the suspected classes (`teacher`). The
+rounds end when a fresh search finds the suspected classes no cheaper than the others.
 
 Without a suspect, the network is only made consistent under random stamps of the bank, at a
 fraction of the strength, so that a network without a backdoor keeps its accuracy.
@@ -27,8 +27,9 @@ from edgeclean.frozen import frozen
 from edgeclean.pixels import pixel_copy
 from edgeclean.precision import channels_last, device_of
 from edgeclean.progress import Progress, silent
+from edgeclean.purification.teacher import overruled
 from edgeclean.purification.unlearn import Ground, UnlearnSettings, Wanted, unlearn
-from edgeclean.scan.bank import Bank, build_bank, score_bank
+from edgeclean.scan.bank import build_bank, score_bank
 from edgeclean.scan.families import FAMILIES
 from edgeclean.scan.gradient import ELSEWHERE, Evidence, GradientSettings, Slot, cheapest_triggers
 from edgeclean.scan.report import ScanReport, Suspect
@@ -61,6 +62,7 @@ class PurifySettings:
         candidates: of the bank tried in a round.
         bank_triggers: the most of them kept for unlearning, for each suspected class.
         procedural: procedural images beside the synthetic ones.
+        overrule: from the second round on, the student speaks for suspected classes (`teacher`).
         general_strength: the general defence's learning rate, as a share of the guided one's;
             0 leaves a network without suspects untouched.
         unlearn: the game of each round.
@@ -73,6 +75,7 @@ class PurifySettings:
     candidates: int = 5000
     bank_triggers: int = 16
     procedural: int = 512
+    overrule: bool = True
     general_strength: float = 0.1
     unlearn: UnlearnSettings = field(default_factory=UnlearnSettings)
 
@@ -123,9 +126,10 @@ class _Game:
         self._settings, self._classes = settings, network.spec.classes
         self._generator = torch.Generator().manual_seed(seed)
         self._student: nn.Module = pixel_copy(network).requires_grad_(False)
+        self._infected = frozen(self._student, images.pixels)
         shape = network.spec.input_shape
         self._ground = Ground(
-            teacher=frozen(self._student, images.pixels),
+            teacher=self._infected,
             synthetic=images.pixels,
             procedural=procedural_images(settings.procedural, shape, self._generator),
             bank=build_bank(shape, self._generator),
@@ -146,6 +150,8 @@ class _Game:
             store += found
             log.append({"round": index + 1, "found": len(found), **facts})
             self._unlearn(store, self._settings.unlearn, f"Unlearning, round {index + 1}", progress)
+            if self._settings.overrule:
+                self._ground = overruled(self._ground, self._infected, self._student, plain)
         return log
 
     def generalise(self, progress: Progress) -> list[dict[str, Any]]:
@@ -224,8 +230,7 @@ class _Game:
         """Discrete candidates towards a suspect, if the best is plainly better than to others.
 
         With a best that others match there is nothing left to unlearn, and another round is no
-        harmless one: the teacher is infected, and a needless round was seen to bring back what
-        the one before had removed (a published network; the images may carry its trigger).
+        harmless one: a needless round was seen to bring back what the one before had removed.
         """
         bank = self._ground.bank.drawn(self._settings.candidates, self._generator)
         if len(bank) == 0:
@@ -237,7 +242,7 @@ class _Game:
         most = max((float(rates.max()) for rates in success.values()), default=0.0)
         plain = most >= min(BANK_SUCCESS, yardstick / _CHEAP)
         kept = [
-            Wanted(_bank_trigger(score.bank, row, evidence.pixels), target)
+            Wanted(score.bank.trigger(row, *evidence.pixels.shape[-2:]), target)
             for target, rates in success.items()
             for row in _best_rows(rates, self._settings.bank_triggers)
             if plain and float(rates[row]) > max(0.25, 0.8 * yardstick)
@@ -267,10 +272,6 @@ def _goal(suspect: Suspect) -> int:
 def _best_rows(success: Tensor, count: int) -> list[int]:
     rows: list[int] = success.topk(min(count, len(success))).indices.tolist()
     return rows
-
-
-def _bank_trigger(bank: Bank, row: int, pixels: Tensor) -> Any:
-    return bank.trigger(row, pixels.shape[-2], pixels.shape[-1])
 
 
 def _rounded(value: float) -> float | None:
