@@ -1,5 +1,6 @@
 """Unlearning removes a planted trigger, keeps clean answers, and can be switched off."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -11,13 +12,14 @@ from torch import nn
 
 from edgeclean.distil import Likeness
 from edgeclean.errors import UsageError
+from edgeclean.frozen import frozen
 from edgeclean.pixels import pixel_network
 from edgeclean.purification import purify as purify_module
 from edgeclean.purification.purify import PurifySettings, _plain_suspects, purify
 from edgeclean.purification.unlearn import UnlearnSettings, _distillation, unlearn
 from edgeclean.scan import ScanSettings, scan
 from edgeclean.scan.bank import BankScore
-from edgeclean.scan.gradient import Found
+from edgeclean.scan.gradient import Found, logits_of
 from edgeclean.scan.report import ScanReport, Suspect
 from edgeclean.scan.triggers import MaskedTrigger
 from edgeclean.states import LoadedNetwork, ModelSpec, SyntheticImages
@@ -195,6 +197,39 @@ def test_every_round_unlearns_the_triggers_of_the_rounds_before(
     assert len(given) == 2
     assert given[1][: len(given[0])] == given[0]
     assert len(given[1]) > len(given[0])
+
+
+@pytest.mark.parametrize("overrule", [True, False])
+def test_the_second_rounds_teacher_takes_the_suspected_class_from_the_first_rounds_student(
+    backdoored, images, report, monkeypatch, overrule
+):
+    answered, stamped = [], stamp(images.pixels[:64])
+
+    @torch.no_grad()
+    def watched(student, ground, wanted, *rest):
+        functions = (ground.teacher, frozen(student, ground.synthetic))
+        answered.append([logits_of(function, stamped[None])[0] for function in functions])
+        return _shifted(student)
+
+    monkeypatch.setattr(purify_module, "unlearn", watched)  # nothing learned: the next one comes
+    settings = PurifySettings(rounds=3, restarts=2, search_steps=40, overrule=overrule)
+    purify(backdoored, images, report, settings, seed=0)
+    first, *later = answered
+    others = [label for label in range(CLASSES) if label != TARGET]
+    for teacher, student in later:
+        torch.testing.assert_close(teacher[:, others], first[0][:, others])
+        taught = student if overrule else first[0]
+        torch.testing.assert_close(teacher[:, TARGET], taught[:, TARGET])
+        assert not torch.allclose(student[:, TARGET], first[0][:, TARGET], atol=0.05)
+    assert len(later) == 2
+
+
+def _shifted(student):
+    """With another bias of the target: told from the student before, and as easily triggered."""
+    shifted = copy.deepcopy(student)
+    with torch.no_grad():
+        shifted[-1][-1].bias[TARGET] += 0.25
+    return shifted
 
 
 @pytest.mark.parametrize(
