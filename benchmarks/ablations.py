@@ -60,6 +60,7 @@ UNLEARNING = {
     "triggers do not adapt": PurifySettings(unlearn=UnlearnSettings(ascent_steps=0)),
     "no bank": PurifySettings(candidates=1, bank_triggers=1, unlearn=UnlearnSettings(bank_share=0)),
     "one round": PurifySettings(rounds=1),
+    "the network as it came teaches in every round": PurifySettings(overrule=False),
     "probabilities compared": PurifySettings(unlearn=UnlearnSettings(compare="probabilities")),
 }
 STEPS, IMAGES = FinetuneSettings().steps, SynthesizeSettings().recovery_count
@@ -90,16 +91,18 @@ def main() -> None:
     parser.add_argument("--network", default="smallvgg-badnets", choices=published_networks())
     parser.add_argument("--only", choices=["unlearning", "recovery"])
     parser.add_argument("--ratio", type=float, default=4.0, help="that recovery starts from")
-    parser.add_argument("--row", action="append", choices=RECOVERY, help="of the recovery; again")
+    rows = UNLEARNING | RECOVERY
+    parser.add_argument("--row", action="append", choices=rows, help="only this; may be repeated")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     study = Study(options.network, options.seed, options.ratio)
+    asked = options.row or [*UNLEARNING, *RECOVERY]
     if options.only != "recovery":
-        study.unlearn()
+        study.unlearn([name for name in UNLEARNING if name in asked])
     if options.only != "unlearning":
-        study.recover(options.row or list(RECOVERY))
+        study.recover([name for name in RECOVERY if name in asked])
 
 
 class Study:
@@ -122,10 +125,10 @@ class Study:
         look = self._kept(scan, self._settings.scan)
         self._found = look(self._network, self._images, self._settings.scan, seed=seed)
 
-    def unlearn(self) -> None:
+    def unlearn(self, names: list[str]) -> None:
         """Every row that is not there yet."""
-        for name, settings in UNLEARNING.items():
-            row = f"unlearning: {name}"
+        for name in names:
+            settings, row = UNLEARNING[name], f"unlearning: {name}"
             if row not in self._rows:
                 start = time.process_time()
                 healed = purify(self._network, self._images, self._found, settings, seed=self._seed)

@@ -171,6 +171,7 @@ class _ByEdgeclean:
             "verdict": outcome.scan.verdict,
             "suspected": list(outcome.scan.targets),
             "score": round(max(scores), 2) if scores else None,
+            "found": [told.get("found") for told in outcome.purified.history[-1].notes["rounds"]],
             "tau": outcome.scaled.history[-1].settings["tau"],
         }
         return outcome.purified, outcome.compressed, facts
