@@ -161,11 +161,12 @@ class _ByEdgeclean:
     """At full size and compressed, and what the scan said."""
 
     def __init__(self, original: LoadedNetwork, seed: int) -> None:
-        self._original = original
-        self._kept = Cache(folder=KEPT, tell=lambda _: None).of(original, seed)
+        self._original, self._seed = original, seed
 
     def __call__(self, settings: PipelineSettings) -> tuple[Network, Network, Cell]:
-        outcome = run_stages(self._original, settings, kept=self._kept)
+        # Of this ratio's run alone: each stage's key holds all stages asked for before it.
+        kept = Cache(folder=KEPT, tell=lambda _: None).of(self._original, self._seed)
+        outcome = run_stages(self._original, settings, kept=kept)
         scores = [suspect.score for suspect in outcome.scan.suspects]
         facts: Cell = {
             "verdict": outcome.scan.verdict,

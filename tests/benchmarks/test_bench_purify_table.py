@@ -1,13 +1,22 @@
-"""The table of purification says of which networks and seeds its means are."""
+"""Purification is kept between ratios; its table says which networks and seeds its means are of."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from bench_few import FEW
+from bench_images import tiny_network
 
+from benchmarks import purify as rows
 from benchmarks import purify_table
 from benchmarks.compress_zoo import Cell
+from edgeclean import stages
+from edgeclean.cost import count_params
+from edgeclean.purification.purify import purify
+from edgeclean.reports.report import same_weights
+from edgeclean.states import LoadedNetwork
 
 
 def cell(network: str, target: int | None, batchnorm: bool, asr: float, acc: float) -> Cell:
@@ -62,3 +71,25 @@ def test_a_cell_that_lacks_a_ratio_is_made_again() -> None:
     assert purify_table.lacks(made, [2.0, 3.0])
     assert purify_table.lacks(None, [2.0])
     assert not purify_table.lacks({"left_out": "no BatchNorm"}, [2.0])
+
+
+def test_another_ratio_takes_up_what_the_first_has_purified(tmp_path, monkeypatch):
+    purified = []
+
+    def counted(*arguments, **named):
+        purified.append(arguments[0])
+        return purify(*arguments, **named)
+
+    counted.__name__ = purify.__name__
+    monkeypatch.setattr(stages, "purify", counted)
+    monkeypatch.setattr(rows, "KEPT", tmp_path)
+    network = tiny_network()
+    came = LoadedNetwork(module=network.module, spec=network.spec, source_sha256="0" * 64)
+    run = rows._ByEdgeclean(came, 0)
+    (full, half, _), (again, third, _) = (
+        run(replace(FEW.edgeclean, ranks=replace(FEW.edgeclean.ranks, ratio=ratio)))
+        for ratio in (1.5, 2.0)
+    )
+    assert len(purified) == 1
+    assert same_weights(full.module, again.module)
+    assert count_params(half.module) > count_params(third.module)
