@@ -1,11 +1,11 @@
 """Who teaches after the first round: the network as it came, but not of the suspected classes.
 
-A backdoor that one round of unlearning removed came back in the next one, although no image was
-stamped with it: the infected network finds traces of its trigger in images of every kind, and what
-it then says of its target class teaches the backdoor again. Leaving out the images on which
-teacher and student fall out does not stop this (the traces move logits more often than answers),
-and a student that teaches itself alone drifts. So only the suspected classes' logits are taken
-from the student that the round before left.
+A backdoor that one round of unlearning had removed came back in the next one, although no stamped
+image was taught as the trigger would have it. What brings it back is what the infected network says
+of its target class: a student that teaches itself keeps the backdoor out, but drifts. Leaving out,
+or teaching by the student, the images that the infected network alone gives to a suspected class
+was not enough; so every image's logits of the suspected classes are taken from the student that
+the round before left (`overrule` in `PurifySettings`; `benchmarks.ablations` switches it off).
 """
 
 from __future__ import annotations
