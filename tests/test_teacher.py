@@ -68,3 +68,4 @@ def test_an_all_to_all_suspicion_names_no_class_and_changes_no_teacher(ground, i
     assert overruled(ground, infected, student, (ELSEWHERE,)) is ground
     mixed = answers(overruled(ground, infected, student, (ELSEWHERE, 1)).teacher)
     assert torch.equal(mixed[:, 0], answers(infected)[:, 0])
+    assert torch.equal(mixed[:, 1], answers(frozen(student, ground.synthetic))[:, 1])

@@ -1,11 +1,12 @@
 """Who teaches after the first round: the network as it came, but not of the suspected classes.
 
-A backdoor that one round of unlearning had removed came back in the next one, although no stamped
-image was taught as the trigger would have it. What brings it back is what the infected network says
-of its target class: a student that teaches itself keeps the backdoor out, but drifts. Leaving out,
-or teaching by the student, the images that the infected network alone gives to a suspected class
-was not enough; so every image's logits of the suspected classes are taken from the student that
-the round before left (`overrule` in `PurifySettings`; `benchmarks.ablations` switches it off).
+A backdoor that one round of unlearning had removed came back in part in the next, although no
+stamped image was taught as the trigger would have it. What brings it back is what the infected
+network says of its target class: a student that teaches itself keeps the backdoor out, but drifts.
+Leaving out, or teaching by the student, the images that the infected network alone gives to a
+suspected class was not enough; so every image's logits of the suspected classes are taken from the
+student that the round before left (`overrule` in `PurifySettings`; `benchmarks.ablations` switches
+it off).
 """
 
 from __future__ import annotations
