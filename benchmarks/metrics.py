@@ -15,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from benchmarks.images import LabelledImages
+from edgeclean.precision import exact_float32
 
 PixelFunction = Callable[[Tensor], Tensor]
 Relabel = Callable[[Tensor], Tensor]
@@ -141,7 +142,7 @@ def predictions(
     _check_evaluation_mode(network)
     device = _device_of(network)
     predicted: list[Tensor] = []
-    with torch.no_grad():
+    with torch.no_grad(), exact_float32():
         for start in range(0, len(images), BATCH):
             pixels = images.pixels[start : start + BATCH].to(device).float() / 255
             if stamp is not None:

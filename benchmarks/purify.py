@@ -64,7 +64,8 @@ def main() -> int:
     """All cells that are not there yet, then the table; or one cell, as a child of that."""
     options = _parser().parse_args()
     if options.cell:
-        _write_cell(options.cell, options.method[0], options.seed[0], options.ratio)
+        device = torch.device(options.device)
+        _write_cell(options.cell, options.method[0], options.seed[0], options.ratio, device)
         return 0
     asked = product(
         options.seed, options.method or METHODS, options.network or published_networks()
@@ -77,7 +78,7 @@ def main() -> int:
     ]
     failed = 0
     with ThreadPoolExecutor(options.jobs) as pool:  # each waits for a process of its own
-        running = [pool.submit(_run_child, *key, options.ratio, options.jobs) for key in missing]
+        running = [pool.submit(_run_child, *key, options) for key in missing]
         for done in as_completed(running):
             try:
                 key = done.result()
@@ -106,25 +107,29 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ratio", type=float, nargs="+", default=[2.0, 4.0])
     parser.add_argument("--jobs", type=int, default=1, help="cells at once; 2: of one thread each")
+    parser.add_argument("--device", default="cpu", help="cuda: the networks and all work on a GPU")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     return parser
 
 
-def _run_child(name: str, method: str, seed: int, ratios: list[float], jobs: int) -> Key:
+def _run_child(name: str, method: str, seed: int, options: argparse.Namespace) -> Key:
     """One cell in a process of its own; two at once share the cores out."""
-    words = ["--cell", name, "--method", method, "--seed", str(seed)]
-    words += ["--ratio", *map(str, ratios)]
-    threads = {"OMP_NUM_THREADS": str(max(1, THREADS // jobs))}
+    words = ["--cell", name, "--method", method, "--seed", str(seed), "--device", options.device]
+    words += ["--ratio", *map(str, options.ratio)]
+    threads = {"OMP_NUM_THREADS": str(max(1, THREADS // options.jobs))}
     subprocess.run(  # noqa: S603 - our own words
         [sys.executable, "-m", "benchmarks.purify", *words], check=True, env=os.environ | threads
     )
     return name, method, seed
 
 
-def _write_cell(name: str, method: str, seed: int, ratios: list[float]) -> None:
+def _write_cell(
+    name: str, method: str, seed: int, ratios: list[float], device: torch.device
+) -> None:
     torch.set_num_threads(THREADS)
     published = (published_networks() | folded_networks())[name]
     original = published.load()
+    original.module.to(device)
     images = read_pack(PACK_FOLDER / "cifar10-test.npz", TEST_IMAGES)
     cell: Cell = {
         "network": name,

@@ -73,7 +73,7 @@ def _run_all(options: argparse.Namespace) -> int:
         return max(abs(process.wait()) for process in running)
     try:
         for suite in SUITES[options.suite]:
-            _run(suite, options)
+            _run(replace(suite, seeds=tuple(options.seed or suite.seeds)), options)
     except OutOfTimeError as stop:
         print(stop, file=sys.stderr)
         return OUT_OF_TIME
@@ -85,8 +85,11 @@ def words_of(options: argparse.Namespace, attacks: Sequence[str]) -> list[str]:
     words = [options.suite, "--threads", "1", "--minutes", str(options.minutes)]
     for name in ("data", "folder", "results", "device"):
         words += [f"--{name}", str(getattr(options, name))]
-    for name, values in (("attack", attacks), ("defence", options.defence or ())):
-        words += [word for value in values for word in (f"--{name}", value)]
+    for name in ("defence", "seed"):
+        words += [
+            word for value in getattr(options, name) or () for word in (f"--{name}", str(value))
+        ]
+    words += [word for attack in attacks for word in ("--attack", attack)]
     return words + ["--fresh"] * options.fresh
 
 
@@ -139,6 +142,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("suite", choices=sorted(SUITES))
     parser.add_argument("--attack", action="append", help="only this column; may be repeated")
     parser.add_argument("--defence", action="append", help="only this row; may be repeated")
+    parser.add_argument("--seed", type=int, action="append", help="of the suite's; may be repeated")
     parser.add_argument("--minutes", type=float, default=0, help="stop after so many; 0: never")
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
     parser.add_argument("--threads", type=int, default=0, help="of this process; 0: torch's choice")

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from edgeclean.precision import channels_last, device_of, has_fast_bfloat16
+from edgeclean.precision import channels_last, device_of, exact_float32, has_fast_bfloat16
 
 _EXAMPLES = 8
 _PLAIN = (nn.Conv2d, nn.Linear)  # a subclass may make its weight at every pass
@@ -111,14 +111,15 @@ def _stays_the_same(
     module: nn.Module, layers: dict[str, nn.Module], example: Float[Tensor, "n c h w"]
 ) -> bool:
     kept = {name: module.get_submodule(name) for name in layers}
-    expected = module(example)
-    _swap(module, layers)
-    try:
-        given = module(example)
-    except AttributeError:  # code that reads its layers' weights itself
-        return False
-    finally:
-        _swap(module, kept)
+    with exact_float32():
+        expected = module(example)
+        _swap(module, layers)
+        try:
+            given = module(example)
+        except AttributeError:  # code that reads its layers' weights itself
+            return False
+        finally:
+            _swap(module, kept)
     # "<=", so that a NaN counts as a difference.
     return bool((given - expected).abs().max() <= _TOLERANCE * expected.abs().max())
 

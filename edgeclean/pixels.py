@@ -30,13 +30,14 @@ class Normalize(nn.Module):
 
 
 def pixel_network(network: Network) -> nn.Sequential:
-    """The network as a function of pixels; shares the module, so it is not a copy."""
-    return nn.Sequential(Normalize(network.spec.mean, network.spec.std), network.module)
+    """The network as a function of pixels, where it lies; shares the module, so it is no copy."""
+    scaling = Normalize(network.spec.mean, network.spec.std).to(device_of(network.module))
+    return nn.Sequential(scaling, network.module)
 
 
 def pixel_copy(network: Network) -> nn.Sequential:
     """A copy as a function of pixels, in evaluation mode, channels-last, where the network lies."""
-    function = copy.deepcopy(pixel_network(network)).eval().to(device_of(network.module))
+    function = copy.deepcopy(pixel_network(network)).eval()
     channels_last(function)
     return function
 

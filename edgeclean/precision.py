@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -19,6 +22,22 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 def mixed_precision(device: torch.device) -> torch.autocast:
     """An autocast context: bfloat16 where it is fast, disabled elsewhere."""
     return torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device))
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Within, a GPU's float32 convolutions are that: cuDNN otherwise rounds their inputs to TF32.
+
+    What is compared with a tolerance of float32 needs it; a CPU computes so anyway.
+    """
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(
+        enabled=cudnn.enabled,
+        benchmark=cudnn.benchmark,
+        deterministic=cudnn.deterministic,
+        allow_tf32=False,
+    ):
+        yield
 
 
 def device_of(module: nn.Module) -> torch.device:

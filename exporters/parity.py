@@ -13,6 +13,7 @@ from torch import Tensor
 from edgeclean.environment import versions
 from edgeclean.errors import ParityError, UsageError
 from edgeclean.pixels import normalize
+from edgeclean.precision import exact_float32
 from edgeclean.runtime.session import OnnxSession
 from edgeclean.states import Network
 
@@ -114,7 +115,7 @@ def _pytorch_logits(network: Network, images: Float[Tensor, "n c h w"]) -> NDArr
     reference = next(network.module.parameters())
     try:
         network.module.eval()
-        with torch.no_grad():
+        with torch.no_grad(), exact_float32():
             logits = [
                 network.module(part.to(reference)).float().cpu()
                 for part in (

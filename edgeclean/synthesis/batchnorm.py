@@ -109,9 +109,10 @@ class BatchMoments(torch.autograd.Function):
         """Gradient with respect to the activations, one affine map a channel."""
         activations, mean = ctx.saved_tensors
         slope = 2 * variance_gradient / ctx.count
-        # BatchNorm's kernel is the one affine map that is a single pass in bfloat16.
+        # BatchNorm's kernel is the one affine map that is a single pass in bfloat16. Some releases
+        # of PyTorch refuse an eps of 0, so the deviation of 1 is made of a variance of 0.
         return functional.batch_norm(
-            activations, mean, torch.ones_like(mean), slope, mean_gradient / ctx.count, eps=0.0
+            activations, mean, torch.zeros_like(mean), slope, mean_gradient / ctx.count, eps=1.0
         )
 
 
@@ -134,9 +135,10 @@ def reestimate_batchnorm_(
         layer.train()
     # A last batch much smaller than the others would weigh as much as they do.
     chunks = max(1, round(len(pixels) / batch_size))
-    with mixed_precision(device_of(pixel_module)):
+    device = device_of(pixel_module)
+    with mixed_precision(device):
         for batch in pixels.chunk(chunks):
-            pixel_module(batch.contiguous(memory_format=torch.channels_last))
+            pixel_module(batch.to(device).contiguous(memory_format=torch.channels_last))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
         layer.eval()

@@ -1,0 +1,110 @@
+"""What only a CUDA device shows: every stage works where the network lies, and agrees with the CPU.
+
+They run with ``make test-slow`` or ``pytest -m gpu``; ``benchmarks/results`` names the device.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_checkpoint import QUICK, quick_settings, spec, write_checkpoint
+from tiny_networks import tiny_network
+
+from edgeclean.config import settings_for
+from edgeclean.factors.decompose import DecomposeSettings, decompose
+from edgeclean.factors.scale import ScaleSettings
+from edgeclean.factors.threshold import choose_tau
+from edgeclean.frozen import NormedConv, folding_norms
+from edgeclean.loading.checkpoint import load_checkpoint
+from edgeclean.pixels import pixel_copy
+from edgeclean.precision import device_of
+from edgeclean.recovery.finetune import finetune
+from edgeclean.runtime.block_latency import BlockLatencySettings, measure_table
+from edgeclean.runtime.cuda_latency import measure_pair_on_cuda
+from edgeclean.runtime.latency import LatencySettings
+from edgeclean.stages import run_stages
+from edgeclean.states import LoadedNetwork
+from edgeclean.synthesis.synthesize import synthesize
+from edgeclean.targets.targets import load_target
+from exporters.onnx_exporter import export_onnx
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here"),
+]
+DEVICE = torch.device("cuda")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("source"))
+
+
+def on_cuda(checkpoint: Path) -> LoadedNetwork:
+    network = load_checkpoint(checkpoint, spec(), code_folder=checkpoint.parent)
+    network.module.to(DEVICE)
+    return network
+
+
+@pytest.mark.parametrize("mode", ["guided", "deck", "none"])
+def test_every_stage_runs_where_the_network_lies(checkpoint: Path, mode: str) -> None:
+    asked = QUICK | {"purify": QUICK["purify"] | {"mode": mode}}
+    outcome = run_stages(on_cuda(checkpoint), settings_for(load_target("cpu"), asked))
+    assert device_of(outcome.purified.module).type == "cuda"
+    assert device_of(outcome.compressed.module).type == "cuda"
+    assert outcome.parity.max_relative_difference < 1e-4
+    assert outcome.images.pixels.device.type == "cpu"
+
+
+def test_a_network_says_the_same_as_on_the_cpu() -> None:
+    network = tiny_network(size=16, channels=32)
+    pixels = torch.rand(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    here = pixel_copy(network)
+    there = copy.deepcopy(here).to(DEVICE)
+    with folding_norms(there, pixels), torch.no_grad():
+        # TF32 must not make an exact folding look like a change of the network.
+        assert sum(isinstance(layer, NormedConv) for layer in there.modules()) == 3
+        given = there(pixels.to(DEVICE)).cpu()
+    with torch.no_grad():
+        expected = here(pixels)
+    assert (given - expected).abs().max() < 5e-3 * expected.abs().max()
+
+
+def test_tau_is_chosen_there_as_here(checkpoint: Path) -> None:
+    network = on_cuda(checkpoint)
+    pixels = torch.rand(32, *spec().input_shape, generator=torch.Generator().manual_seed(0))
+    there = choose_tau(decompose(network, DecomposeSettings()), pixels, ScaleSettings())
+    network.module.cpu()
+    here = choose_tau(decompose(network, DecomposeSettings()), pixels, ScaleSettings())
+    assert there.tau is not None
+    assert here.tau is not None
+    assert abs(there.tau - here.tau) <= 0.05 + 1e-9  # an image on the border may fall either way
+
+
+def test_statistics_are_estimated_again_there(checkpoint: Path) -> None:
+    network, settings = on_cuda(checkpoint), quick_settings()
+    images = synthesize(network, settings.synthesize, seed=0)
+    asked = replace(settings.finetune, reestimate=True, steps=1)
+    tuned = finetune(network, network, images, asked, seed=0)
+    assert device_of(tuned.module).type == "cuda"
+
+
+def test_two_equal_networks_are_equally_fast(checkpoint: Path) -> None:
+    model = export_onnx(on_cuda(checkpoint))
+    report = measure_pair_on_cuda(model, model, LatencySettings(runs=50))
+    assert 0.5 < report.speedup < 2  # they are one network; the interval is the benchmark's
+    assert report.provider == torch.cuda.get_device_name()
+
+
+def test_a_latency_table_of_the_device(checkpoint: Path) -> None:
+    network = on_cuda(checkpoint)
+    settings = BlockLatencySettings(backend="torch-cuda", rounds=5)
+    model = export_onnx(network)
+    table = measure_table(network, {"3": ((8, 8),)}, model=model, settings=settings)
+    assert table.device == torch.cuda.get_device_name()
+    (forms,) = table.blocks.values()
+    assert all(form.ms > 0 for form in forms)
