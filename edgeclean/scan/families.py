@@ -155,10 +155,7 @@ class WarpFamily(Family):
 
     name = "warp"
     sees = "one small smooth warp of all images (as WaNet's)"
-    blind_to = (
-        "everything that is no warp; and any warp where fewer than three classes can be reached "
-        "by one, for then there are no costs to compare"
-    )
+    blind_to = "everything that is no warp, and warps that differ from image to image"
     cost_unit = "pixels of displacement, root mean square"
     weight = 0.05
     learning_rate = 0.05

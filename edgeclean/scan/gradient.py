@@ -47,7 +47,8 @@ class Found:
     """The cheapest trigger of one slot that still works.
 
     ``cost`` is the family's; infinite, with no trigger, if none worked. ``success`` is the share
-    of all usable images that it sends to the target.
+    of all usable images that it sends to the target; where none worked, the highest running share
+    that the search came to.
     """
 
     slot: Slot
@@ -111,7 +112,7 @@ def _search_chunk(
         tracker.update(step, hits, cost.detach(), settings.success, hypothesis)
         optimizer.step()
     return [
-        _confirmed(module, evidence, slot, tracker.best[index])
+        _confirmed(module, evidence, slot, tracker.best[index], tracker.most[index])
         if len(pools[index]) > 1
         else Found(slot, float("inf"), 0.0, None)
         for index, slot in enumerate(slots)
@@ -138,13 +139,14 @@ def arrived(
 
 
 class _Tracker:
-    """Running success, cost weight and best trigger so far of each slot."""
+    """Running success and its highest, cost weight and best trigger so far of each slot."""
 
     def __init__(self, slots: list[Slot], weight: float) -> None:
         self.weight = torch.full((len(slots),), weight)
         self._limits = (weight / 10, weight * 300)
         self._success = torch.zeros(len(slots))
         self._costs = [float("inf")] * len(slots)
+        self.most = [0.0] * len(slots)
         self.best: list[tuple[float, Trigger] | None] = [None] * len(slots)
 
     def update(
@@ -153,6 +155,7 @@ class _Tracker:
         """Remember cheaper triggers that work; press on the cost where one does."""
         self._success = hits if step == 0 else 0.7 * self._success + 0.3 * hits
         works = self._success > success
+        self.most = [max(pair) for pair in zip(self.most, self._success.tolist(), strict=True)]
         self.weight = torch.where(works, self.weight * 1.12, self.weight / 1.08)
         self.weight = self.weight.clamp(*self._limits)
         for slot in works.nonzero().flatten().tolist():
@@ -180,10 +183,14 @@ def logits_of(
 
 
 def _confirmed(
-    module: nn.Module, evidence: Evidence, slot: Slot, best: tuple[float, Trigger] | None
+    module: nn.Module,
+    evidence: Evidence,
+    slot: Slot,
+    best: tuple[float, Trigger] | None,
+    most: float,
 ) -> Found:
     if best is None:
-        return Found(slot, float("inf"), 0.0, None)
+        return Found(slot, float("inf"), most, None)
     cost, trigger = best
     return Found(slot, cost, success_rate(module, evidence, slot, trigger), trigger)
 

@@ -40,7 +40,7 @@ class ScanSettings:
         bank_candidates: how many of the bank's candidates are tried, drawn at random.
     """
 
-    searches: tuple[str, ...] = (BANK, "masked patch", "additive", ALL_TO_ALL)
+    searches: tuple[str, ...] = (BANK, "masked patch", "additive", ALL_TO_ALL, "warp")
     images: int = 512
     steps: int = 100
     restarts: int = 2

@@ -36,6 +36,8 @@ from edgeclean.scan.report import SearchRecord, Suspect
 BANK, ALL_TO_ALL = "patch bank", "all-to-all"
 BANK_SUCCESS = 0.9  # of a bank candidate on all images, to count as a trigger
 BANK_TRIES = 8  # smallest candidates of a class that are confirmed on all images
+FEWEST_REACHED = 3  # classes, to compare costs at all
+LEAST_MISSED = 0.01  # share of images: fewer than some hundred cannot tell it from none
 FEWEST_AGAIN = 10  # classes that every restart searches again, however many there are
 BANK_SEES = (
     "small squares, bars and lines of saturated colours, checkers, stripes or binary noise, "
@@ -101,10 +103,12 @@ def search_family(
             probe.module, probe.evidence, slots, family, gradient, generator
         ):
             target = found.slot.target
-            best[target] = min(best.get(target, found), found, key=lambda one: one.cost)
+            earlier = best.get(target, found)
+            best[target] = min(earlier, found, key=lambda one: (one.cost, -one.success))
         most = max(FEWEST_AGAIN, probe.classes // 4)
         again = sorted(sorted(best, key=lambda target: best[target].cost)[:most])
     results = [best[target] for target in range(probe.classes)]
+    scores, threshold = _judged(results)
     record = SearchRecord(
         name=name,
         sees=family.sees,
@@ -112,8 +116,8 @@ def search_family(
         cost_unit=family.cost_unit,
         costs=tuple(found.cost for found in results),
         successes=tuple(found.success for found in results),
-        scores=cheapness_scores([found.cost for found in results]),
-        threshold=suspicion_threshold(probe.classes),
+        scores=scores,
+        threshold=threshold,
     )
     return record, _suspects(record, results)
 
@@ -181,6 +185,22 @@ def suspicion_threshold(classes: int) -> float:
     """The score above which a class is suspected: what the luckiest of ``classes`` normal draws
     is expected to reach, and half a deviation more."""  # noqa: D205, D209
     return 0.5 + math.sqrt(2 * math.log(max(2, classes)))
+
+
+def _judged(results: Sequence[Found]) -> tuple[tuple[float, ...], float]:
+    """Scores of the classes, and the threshold that they are held against.
+
+    Where fewer than three classes can be reached at all, there are no costs to compare; then it is
+    the share of images that each class's best trigger misses. That says less than a cost, so the
+    threshold is twice as high, and a class that was not reached scores nothing.
+    """
+    threshold = suspicion_threshold(len(results))
+    reached = [math.isfinite(found.cost) for found in results]
+    if sum(reached) >= FEWEST_REACHED:
+        return cheapness_scores([found.cost for found in results]), threshold
+    misses = cheapness_scores([max(1 - found.success, LEAST_MISSED) for found in results])
+    scores = tuple(score if one else 0.0 for score, one in zip(misses, reached, strict=True))
+    return scores, 2 * threshold
 
 
 def _cheapest_of_bank(probe: Probe, score: BankScore, target: int) -> Found:
