@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from edgeclean.compute import Compute
 from edgeclean.errors import UsageError
 from edgeclean.factors.decompose import DecomposeSettings
 from edgeclean.factors.scale import ScaleSettings
@@ -53,12 +54,14 @@ class PipelineSettings:
         seed: of every random choice; each stage draws from its own generator.
         target: name of the target profile.
         jetpack: release or generation, for targets that have one; None for the profile's default.
+        compute: where the stages run: ``cpu``, or ``cuda`` for this machine's GPU.
         load: what the input may cost.
     """
 
     seed: int = 0
     target: str = "cpu"
     jetpack: str | None = None
+    compute: Compute = "cpu"
     load: LoadLimits = field(default_factory=LoadLimits)
     synthesize: SynthesizeSettings = field(default_factory=SynthesizeSettings)
     scan: ScanSettings = field(default_factory=ScanSettings)

@@ -12,6 +12,7 @@ from pathlib import Path
 from edgeclean.bundles.bundle import Bundle, BundleContents, hold_output, write_bundle
 from edgeclean.bundles.device_kit import kit_files
 from edgeclean.bundles.signing import Signer
+from edgeclean.compute import placed, require_compute
 from edgeclean.config import PipelineSettings
 from edgeclean.environment import describe_environment
 from edgeclean.errors import UsageError
@@ -106,6 +107,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     chosen = settings or PipelineSettings()
     device = target or load_target(chosen.target, jetpack=chosen.jetpack)
     require(device, opset=chosen.export.opset)
+    require_compute(chosen.compute)
     check_precision(chosen.precision, chosen.export, device)
     _check_goal(chosen, device, latency_table)
     if policy.max_accuracy_drop is not None and labelled is None:
@@ -117,6 +119,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         original = timed(load_checkpoint, "Loading")(
             checkpoint, spec, limits=chosen.load, code_folder=code_folder
         )
+        original = placed(original, chosen.compute)
         kept = keep_nothing if cache is None else cache.of(original, chosen.seed)
         table = latency_table or _measured(original, chosen, cache, timed, progress)
         outcome = run_stages(
@@ -149,7 +152,9 @@ def scan_checkpoint(
     progress: Progress = silent,
 ) -> tuple[LoadedNetwork, SyntheticImages, ScanReport]:
     """Load a network, make images of it, and look for a backdoor; nothing is changed."""
+    require_compute(settings.compute)
     loaded = load_checkpoint(checkpoint, spec, limits=settings.load, code_folder=code_folder)
+    loaded = placed(loaded, settings.compute)
     images = synthesize(loaded, settings.synthesize, seed=settings.seed, progress=progress)
     return (
         loaded,

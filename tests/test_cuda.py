@@ -14,12 +14,14 @@ import torch
 from small_checkpoint import QUICK, quick_settings, spec, write_checkpoint
 from tiny_networks import tiny_network
 
+from edgeclean.bundles.verify import verify_bundle
 from edgeclean.config import settings_for
 from edgeclean.factors.decompose import DecomposeSettings, decompose
 from edgeclean.factors.scale import ScaleSettings
 from edgeclean.factors.threshold import choose_tau
 from edgeclean.frozen import NormedConv, folding_norms
 from edgeclean.loading.checkpoint import load_checkpoint
+from edgeclean.pipeline import compress
 from edgeclean.pixels import pixel_copy
 from edgeclean.precision import device_of
 from edgeclean.recovery.finetune import finetune
@@ -58,6 +60,13 @@ def test_every_stage_runs_where_the_network_lies(checkpoint: Path, mode: str) ->
     assert device_of(outcome.compressed.module).type == "cuda"
     assert outcome.parity.max_relative_difference < 1e-4
     assert outcome.images.pixels.device.type == "cpu"
+
+
+def test_a_bundle_made_on_the_gpu_verifies(checkpoint: Path, tmp_path: Path) -> None:
+    asked = settings_for(load_target("cpu"), QUICK | {"compute": "cuda"})
+    written = compress(checkpoint, spec(), tmp_path / "b", asked, code_folder=checkpoint.parent)
+    assert device_of(written.outcome.compressed.module).type == "cuda"
+    verify_bundle(written.bundle.path)
 
 
 def test_a_network_says_the_same_as_on_the_cpu() -> None:

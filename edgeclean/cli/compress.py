@@ -51,6 +51,7 @@ from edgeclean.cli.options import (
     Checkpoint,
     Classes,
     Config,
+    Gpu,
     InputShape,
     JetPack,
     Mean,
@@ -62,6 +63,7 @@ from edgeclean.cli.options import (
     TargetFile,
     TargetName,
     Threads,
+    compute_of,
     model_spec,
     pipeline_settings,
     use_threads,
@@ -116,6 +118,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     config: Config = None,
     seed: Seed = None,
     threads: Threads = None,
+    gpu: Gpu = False,
     depfile: Depfile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -126,6 +129,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
         model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
     )
     options: dict[str, Any] = {"seed": seed, "target": target, "jetpack": jetpack}
+    options["compute"] = compute_of(gpu)
     options |= {"purify": {"mode": purify}, "decompose": {"keep": keep or None}}
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
     wanted = goal(ratio, measure, rank_multiple, speedup, latency_budget_ms, size_budget)

@@ -56,7 +56,7 @@ def doctor(as_json: AsJson = False, quiet: Quiet = False) -> None:
             name="CUDA device",
             found=_cuda_device(),
             needed=False,
-            enables="a faster scan, purification and fine-tuning",
+            enables="--gpu: a faster scan, purification and fine-tuning",
         ),
         *(
             Part(name=name, found=shutil.which(name), needed=False, enables=enables)

@@ -83,6 +83,14 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, help="Processor threads; all cores if not given.", rich_help_panel=RUN),
 ]
+Gpu = Annotated[
+    bool,
+    typer.Option(
+        "--gpu",
+        help="Scan, purify and tune on this machine's CUDA GPU; the bytes differ from a CPU's.",
+        rich_help_panel=RUN,
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON document on stdout.", rich_help_panel=SAY)
 ]
@@ -135,6 +143,11 @@ def without_none(options: dict[str, Any]) -> dict[str, Any]:
         if below is not None and below != {}:
             kept[key] = below
     return kept
+
+
+def compute_of(gpu: bool) -> str | None:
+    """The setting that ``--gpu`` stands for; without it the configuration decides."""
+    return "cuda" if gpu else None
 
 
 def use_threads(threads: int | None) -> None:

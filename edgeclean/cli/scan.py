@@ -17,6 +17,7 @@ from edgeclean.cli.options import (
     Checkpoint,
     Classes,
     Config,
+    Gpu,
     InputShape,
     Mean,
     ModelFile,
@@ -24,6 +25,7 @@ from edgeclean.cli.options import (
     Seed,
     Std,
     Threads,
+    compute_of,
     model_spec,
     pipeline_settings,
     use_threads,
@@ -62,6 +64,7 @@ def scan(  # noqa: PLR0913 - the options are the interface
     config: Config = None,
     seed: Seed = None,
     threads: Threads = None,
+    gpu: Gpu = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -70,7 +73,7 @@ def scan(  # noqa: PLR0913 - the options are the interface
     spec, code_folder = model_spec(
         model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
     )
-    settings, _ = pipeline_settings(config, {"seed": seed})
+    settings, _ = pipeline_settings(config, {"seed": seed, "compute": compute_of(gpu)})
     use_threads(threads)
     from edgeclean.pipeline import scan_checkpoint
     from edgeclean.reports.page import trigger_files

@@ -120,8 +120,8 @@ class KeptStages:
 
 def _fingerprint(network: Network) -> str:
     """The weights, the layers, and what they make of one image."""
-    digest = hashlib.sha256(repr(network.module).encode())
     shape, device = network.spec.input_shape, next(network.module.parameters()).device
+    digest = hashlib.sha256(f"{device.type}\0{network.module!r}".encode())
     image = torch.linspace(-1, 1, math.prod(shape), device=device).view(1, *shape)
     with torch.no_grad():
         logits = network.module(image)

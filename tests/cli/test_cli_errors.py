@@ -229,3 +229,15 @@ def test_a_bench_on_a_device_has_its_own_original(terminal: Terminal, bundle: Pa
     answer = terminal("bench", bundle)
     assert answer.code == 2
     assert "this bundle has no original to compare with" in answer.err
+
+
+@pytest.mark.parametrize("command", ["scan", "compress"])
+def test_without_a_gpu_gpu_is_refused_before_anything_is_loaded(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    missing = tmp_path / "no-such-file.safetensors"
+    answer = terminal(command, missing, *OPTIONS, "-o", tmp_path / "out", "--gpu")
+    assert answer.code == 7
+    assert "PyTorch sees no CUDA device here" in answer.err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,31 @@
+"""Where the work is done: on the processor, or on a CUDA GPU where one was asked for."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from edgeclean.errors import ToolchainError
+from edgeclean.states import LoadedNetwork
+
+Compute = Literal["cpu", "cuda"]
+
+
+def require_compute(compute: Compute) -> None:
+    """Refuse before anything is loaded what this machine does not have.
+
+    Raises:
+        ToolchainError: PyTorch sees no CUDA device.
+    """
+    if compute == "cuda" and not torch.cuda.is_available():
+        raise ToolchainError(
+            "a GPU was asked for, and PyTorch sees no CUDA device here; install a CUDA build of "
+            'PyTorch, or leave --gpu (compute = "cuda") away'
+        )
+
+
+def placed(network: LoadedNetwork, compute: Compute) -> LoadedNetwork:
+    """The same network, its module moved there; every stage works where its network lies."""
+    network.module.to(compute)
+    return network
