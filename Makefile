@@ -8,13 +8,14 @@ RUNTIME := $(VENV)/runtime-installed
 DEMO := benchmarks/zoo/demo
 SUITES := smoke cpu signs table2 table4
 
-.PHONY: help install demo test test-slow coverage fuzz check format build clean
+.PHONY: help install demo test test-slow test-gpu coverage fuzz check format build clean
 
 help:
 	@echo "make install    a virtual environment with edgeclean and its tools"
 	@echo "make demo       compress and purify a small backdoored network"
 	@echo "make test       every test but the slow ones"
 	@echo "make test-slow  the slow ones"
+	@echo "make test-gpu   those that need a CUDA device"
 	@echo "make coverage   every test that needs no GPU, and whether they run enough of the code"
 	@echo "make fuzz       ten minutes of fuzzing of each reader (FUZZ_SECONDS)"
 	@echo "make check      format, lint, types, layers"
@@ -44,6 +45,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest -m gpu
 
 # Lines and branches, against the marks in benchmarks/coverage_marks.py; writes its results.
 coverage: export COVERAGE_FILE := $(CURDIR)/build/coverage/data

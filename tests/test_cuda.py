@@ -1,6 +1,6 @@
 """What only a CUDA device shows: every stage works where the network lies, and agrees with the CPU.
 
-They run with ``make test-slow`` or ``pytest -m gpu``; ``benchmarks/results`` names the device.
+``make test-gpu`` runs them.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import torch
 from bench_few import FEW
 from bench_images import shade_images, tiny_network
 
+from benchmarks.defences import table
 from benchmarks.defences.channel_pruning import PruningSettings, prune_channels, pruned_after
 from benchmarks.defences.deck import deck
 from benchmarks.defences.edgeclean_default import edgeclean_default, edgeclean_purified
@@ -80,6 +81,25 @@ def test_a_defence_runs_before_its_pruning():
     outcome = pruned_after(mark, PruningSettings(ratio=2.0))(tiny_network(), CLEAN, 5)
     assert seen == [(8, 5)]
     assert outcome.history[-1].stage == "channel-pruning"
+
+
+def test_the_ratios_of_a_column_prune_what_one_anp_left(monkeypatch):
+    seen = []
+
+    def counted(network, clean, seed, settings):
+        seen.append((network, seed))
+        return network
+
+    monkeypatch.setattr(table, "anp", counted)
+    defence, network = every_defence(FEW), tiny_network()
+    for ratio in (2, 3, 4):
+        outcome = defence[f"anp+pruning-{ratio}x"].defend(network, CLEAN, 0)
+        assert macs(outcome) <= macs(network) / ratio
+    assert seen == [(network, 0)]
+    another = tiny_network()
+    defence["anp+pruning-2x"].defend(another, CLEAN, 0)
+    defence["anp+pruning-2x"].defend(another, CLEAN, 1)
+    assert seen == [(network, 0), (another, 0), (another, 1)]
 
 
 def test_the_decks_method_clamps_before_it_truncates_and_tunes_on_attacked_images():

@@ -43,6 +43,12 @@ def test_a_column_and_a_row_alone(command, tmp_path):
     assert "cells have been run" not in (tmp_path / "tiny.md").read_text()
 
 
+def test_one_seed_of_the_suite_alone(command, tmp_path, monkeypatch):
+    monkeypatch.setitem(SUITES, "tiny", (replace(TINY, seeds=(0, 1)),))
+    assert command("--attack", "badnets", "--defence", "none", "--seed", "1") == 0
+    assert [c["seed"] for c in columns_of(SUITES["tiny"][0], tmp_path)] == [1]
+
+
 def test_a_column_alone_whose_attack_studies_the_clean_network(command, tmp_path, monkeypatch):
     studied = replace(TINY, attacks={name: ATTACKS[name] for name in ("clean", "trojan")})
     monkeypatch.setitem(SUITES, "tiny", (studied,))
@@ -79,11 +85,23 @@ def test_columns_are_shared_out_and_those_that_need_the_clean_network_stay_with_
 
 
 def test_a_process_is_told_what_the_command_was_told():
-    options = suite.parsed(["cpu", "--minutes", "5", "--fresh", "--jobs", "2", "--defence", "clp"])
+    words = ["--minutes", "5", "--fresh", "--jobs", "2", "--defence", "clp", "--seed", "2"]
+    options = suite.parsed(["cpu", *words])
     told = suite.parsed(suite.words_of(options, ["sig", "wanet"]))
     assert (told.jobs, told.threads, told.attack) == (1, 1, ["sig", "wanet"])
-    for name in ("suite", "minutes", "fresh", "defence", "data", "folder", "results", "device"):
+    for name in (
+        "suite",
+        "minutes",
+        "fresh",
+        "defence",
+        "seed",
+        "data",
+        "folder",
+        "results",
+        "device",
+    ):
         assert getattr(told, name) == getattr(options, name), name
+    assert told.folder == options.folder
 
 
 def test_the_time_of_the_whole_is_told_for_a_run_that_starts_over_alone(command, tmp_path):
