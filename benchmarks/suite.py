@@ -85,11 +85,9 @@ def words_of(options: argparse.Namespace, attacks: Sequence[str]) -> list[str]:
     words = [options.suite, "--threads", "1", "--minutes", str(options.minutes)]
     for name in ("data", "folder", "results", "device"):
         words += [f"--{name}", str(getattr(options, name))]
-    for name in ("defence", "seed"):
-        words += [
-            word for value in getattr(options, name) or () for word in (f"--{name}", str(value))
-        ]
-    words += [word for attack in attacks for word in ("--attack", attack)]
+    repeated = {"attack": attacks, "defence": options.defence or (), "seed": options.seed or ()}
+    for name, values in repeated.items():
+        words += [word for value in values for word in (f"--{name}", str(value))]
     return words + ["--fresh"] * options.fresh
 
 
