@@ -128,9 +128,8 @@ def compress(  # noqa: PLR0913 - the options are the interface
     spec, code_folder = model_spec(
         model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
     )
-    options: dict[str, Any] = {"seed": seed, "target": target, "jetpack": jetpack}
-    options["compute"] = compute_of(gpu)
-    options |= {"purify": {"mode": purify}, "decompose": {"keep": keep or None}}
+    options: dict[str, Any] = {"seed": seed, "target": target, "compute": compute_of(gpu)}
+    options |= {"jetpack": jetpack, "purify": {"mode": purify}, "decompose": {"keep": keep or None}}
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
     wanted = goal(ratio, measure, rank_multiple, speedup, latency_budget_ms, size_budget)
     options |= {"precision": {"format": precision}, "ranks": _overrides(ranks_file) | wanted}
