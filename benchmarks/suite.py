@@ -73,11 +73,20 @@ def _run_all(options: argparse.Namespace) -> int:
         return max(abs(process.wait()) for process in running)
     try:
         for suite in SUITES[options.suite]:
-            _run(replace(suite, seeds=tuple(options.seed or suite.seeds)), options)
+            _run(_of_seeds(suite, options.seed), options)
     except OutOfTimeError as stop:
         print(stop, file=sys.stderr)
         return OUT_OF_TIME
     return 0
+
+
+def _of_seeds(suite: Suite, chosen: Sequence[int] | None) -> Suite:
+    """The suite with these of its seeds alone; the tables show no others."""
+    for seed in chosen or ():
+        if seed not in suite.seeds:
+            has = ", ".join(map(str, suite.seeds))
+            raise SystemExit(f"{suite.name} has no seed {seed}; it has {has}")
+    return replace(suite, seeds=tuple(chosen or suite.seeds))
 
 
 def words_of(options: argparse.Namespace, attacks: Sequence[str]) -> list[str]:

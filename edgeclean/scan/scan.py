@@ -2,9 +2,9 @@
 
 For every class, each search looks for the least trigger of its family that sends the images of
 all other classes there; a class far cheaper than the others is suspected (`outliers`), and so is
-one that alone can be reached. One search
-looks for a stamp that sends every class to another of its own (`all_to_all`). "Not found" means
-what these searches could not find, never that there is nothing.
+one that alone can be reached. One search looks for a stamp that sends every class to another of its
+own (`all_to_all`). "Not found" means what these searches could not find, never that there is
+nothing.
 """
 
 from __future__ import annotations

@@ -49,6 +49,12 @@ def test_one_seed_of_the_suite_alone(command, tmp_path, monkeypatch):
     assert [c["seed"] for c in columns_of(SUITES["tiny"][0], tmp_path)] == [1]
 
 
+def test_a_seed_that_the_suite_has_not_is_refused(command, tmp_path):
+    with pytest.raises(SystemExit, match="tiny has no seed 9; it has 0"):
+        command("--seed", "9")
+    assert not (tmp_path / "networks").exists()
+
+
 def test_a_column_alone_whose_attack_studies_the_clean_network(command, tmp_path, monkeypatch):
     studied = replace(TINY, attacks={name: ATTACKS[name] for name in ("clean", "trojan")})
     monkeypatch.setitem(SUITES, "tiny", (studied,))
@@ -89,19 +95,9 @@ def test_a_process_is_told_what_the_command_was_told():
     options = suite.parsed(["cpu", *words])
     told = suite.parsed(suite.words_of(options, ["sig", "wanet"]))
     assert (told.jobs, told.threads, told.attack) == (1, 1, ["sig", "wanet"])
-    for name in (
-        "suite",
-        "minutes",
-        "fresh",
-        "defence",
-        "seed",
-        "data",
-        "folder",
-        "results",
-        "device",
-    ):
+    same = "suite minutes fresh defence seed data folder results device"
+    for name in same.split():
         assert getattr(told, name) == getattr(options, name), name
-    assert told.folder == options.folder
 
 
 def test_the_time_of_the_whole_is_told_for_a_run_that_starts_over_alone(command, tmp_path):
