@@ -15,6 +15,7 @@ from edgeclean.errors import UsageError
 from edgeclean.frozen import frozen
 from edgeclean.pixels import pixel_network
 from edgeclean.purification import purify as purify_module
+from edgeclean.purification import search as search_module
 from edgeclean.purification.purify import PurifySettings, _plain_suspects, purify
 from edgeclean.purification.unlearn import UnlearnSettings, _distillation, unlearn
 from edgeclean.scan import ScanSettings, scan
@@ -249,8 +250,8 @@ def test_a_stamp_that_does_as_well_towards_other_classes_asks_for_no_further_rou
     def dear(module, evidence, slots, *rest):
         return [Found(slot, math.inf, 0.0, None) for slot in slots]
 
-    monkeypatch.setattr(purify_module, "score_bank", scored)
-    monkeypatch.setattr(purify_module, "cheapest_triggers", dear)
+    monkeypatch.setattr(search_module, "score_bank", scored)
+    monkeypatch.setattr(search_module, "cheapest_triggers", dear)
     settings = PurifySettings(rounds=2, candidates=64, unlearn=UnlearnSettings(steps=1))
     log = purify(backdoored, images, report, settings, seed=0).history[-1].notes["rounds"]
     assert [found["found"] > 0 for found in log] == [again, again]

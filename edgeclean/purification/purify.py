@@ -15,11 +15,10 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, field, replace
-from statistics import median
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from edgeclean.cost import count_macs, count_params
 from edgeclean.errors import UsageError
@@ -27,14 +26,20 @@ from edgeclean.frozen import frozen
 from edgeclean.pixels import pixel_copy
 from edgeclean.precision import channels_last, device_of
 from edgeclean.progress import Progress, silent
+from edgeclean.purification.search import (
+    Round,
+    goal_of,
+    search_bank,
+    search_family,
+    triggers_of_scan,
+)
 from edgeclean.purification.teacher import overruled
 from edgeclean.purification.unlearn import Ground, UnlearnSettings, Wanted, unlearn
-from edgeclean.scan.bank import build_bank, score_bank
+from edgeclean.scan.bank import build_bank
 from edgeclean.scan.families import FAMILIES
-from edgeclean.scan.gradient import ELSEWHERE, Evidence, GradientSettings, Slot, cheapest_triggers
-from edgeclean.scan.report import ScanReport, Suspect
+from edgeclean.scan.gradient import Evidence
+from edgeclean.scan.report import ScanReport
 from edgeclean.scan.scan import predictions
-from edgeclean.scan.searches import BANK_SUCCESS
 from edgeclean.states import (
     Network,
     PurifiedNetwork,
@@ -43,9 +48,6 @@ from edgeclean.states import (
     settings_as_json,
 )
 from edgeclean.synthesis.priors import procedural_images
-
-_MOST_OTHERS = 5  # classes that a search compares the suspects with
-_CHEAP = 0.6  # of what the other classes cost; a candidate of the bank succeeds as much more often
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +142,7 @@ class _Game:
     def play(self, report: ScanReport, progress: Progress) -> list[dict[str, Any]]:
         """Rounds towards the suspected classes; what each found, for the history."""
         plain = _plain_suspects(report)
-        store = [Wanted(s.trigger, _goal(s)) for s in report.suspects if _goal(s) in plain]
+        store = triggers_of_scan(report, plain)
         log: list[dict[str, Any]] = []
         for index in range(self._settings.rounds):
             found, facts = self._search(plain)
@@ -188,66 +190,24 @@ class _Game:
 
     def _search(self, targets: tuple[int, ...]) -> tuple[list[Wanted], dict[str, Any]]:
         """Triggers towards the suspected classes that are cheaper than to the other classes."""
+        asked = self._settings
         pixels = self._ground.pixels()
         student = frozen(self._student, pixels)
-        evidence = Evidence(pixels, predictions(student, pixels))
+        facing = Round(
+            student=student,
+            evidence=Evidence(pixels, predictions(student, pixels)),
+            targets=targets,
+            classes=self._classes,
+            generator=self._generator,
+        )
         found: list[Wanted] = []
         facts: dict[str, Any] = {}
         for name in self._families:
-            cheap, fact = self._search_family(student, evidence, targets, name)
-            found, facts[name] = found + cheap, fact
-        cheap, facts["patch bank"] = self._search_bank(student, evidence, targets)
+            cheap, facts[name] = search_family(facing, name, asked.restarts, asked.search_steps)
+            found += cheap
+        drawn = self._ground.bank.drawn(asked.candidates, self._generator)
+        cheap, facts["patch bank"] = search_bank(facing, drawn, asked.bank_triggers)
         return found + cheap, facts
-
-    def _search_family(
-        self, student: nn.Module, evidence: Evidence, targets: tuple[int, ...], name: str
-    ) -> tuple[list[Wanted], dict[str, Any]]:
-        """Gradient searches; cheap is under `_CHEAP` times the other classes' median."""
-        others = [target for target in range(self._classes) if target not in targets]
-        drawn = torch.randperm(len(others), generator=self._generator)[:_MOST_OTHERS]
-        others = [others[index] for index in drawn.tolist()]
-        slots = [Slot(t) for t in targets for _ in range(self._settings.restarts)]
-        results = cheapest_triggers(
-            student,
-            evidence,
-            slots + [Slot(target) for target in others],
-            FAMILIES[name],
-            GradientSettings(steps=self._settings.search_steps),
-            self._generator,
-        )
-        yardstick = median([found.cost for found in results[len(slots) :]] or [math.inf])
-        cheap = [
-            Wanted(found.trigger, found.slot.target)
-            for found in results[: len(slots)]
-            if found.trigger is not None and found.cost < _CHEAP * yardstick
-        ]
-        least = min(found.cost for found in results[: len(slots)])
-        return cheap, {"least": _rounded(least), "others": _rounded(yardstick), "kept": len(cheap)}
-
-    def _search_bank(
-        self, student: nn.Module, evidence: Evidence, targets: tuple[int, ...]
-    ) -> tuple[list[Wanted], dict[str, Any]]:
-        """Discrete candidates towards a suspect, if the best is plainly better than to others.
-
-        With a best that others match there is nothing left to unlearn, and another round is no
-        harmless one: a needless round was seen to bring back what the one before had removed.
-        """
-        bank = self._ground.bank.drawn(self._settings.candidates, self._generator)
-        if len(bank) == 0:
-            return [], {"kept": 0}
-        score = score_bank(student, evidence, bank, self._classes, self._generator)
-        others = [target for target in range(self._classes) if target not in targets]
-        yardstick = float(score.success.amax(0)[others].median()) if others else 0.0
-        success = {t: score.moved() if t == ELSEWHERE else score.success[:, t] for t in targets}
-        most = max((float(rates.max()) for rates in success.values()), default=0.0)
-        plain = most >= min(BANK_SUCCESS, yardstick / _CHEAP)
-        kept = [
-            Wanted(score.bank.trigger(row, *evidence.pixels.shape[-2:]), target)
-            for target, rates in success.items()
-            for row in _best_rows(rates, self._settings.bank_triggers)
-            if plain and float(rates[row]) > max(0.25, 0.8 * yardstick)
-        ]
-        return kept, {"most": _rounded(most), "others": _rounded(yardstick), "kept": len(kept)}
 
 
 def _plain_suspects(report: ScanReport) -> tuple[int, ...]:
@@ -260,22 +220,9 @@ def _plain_suspects(report: ScanReport) -> tuple[int, ...]:
     best: dict[int, float] = {}
     for suspect in report.suspects:
         score = math.inf if suspect.target is None else suspect.score
-        best[_goal(suspect)] = max(score, best.get(_goal(suspect), 0.0))
+        best[goal_of(suspect)] = max(score, best.get(goal_of(suspect), 0.0))
     most = max((score for score in best.values() if math.isfinite(score)), default=0.0)
     return tuple(target for target, score in best.items() if score >= most / 2)
-
-
-def _goal(suspect: Suspect) -> int:
-    return ELSEWHERE if suspect.target is None else suspect.target
-
-
-def _best_rows(success: Tensor, count: int) -> list[int]:
-    rows: list[int] = success.topk(min(count, len(success))).indices.tolist()
-    return rows
-
-
-def _rounded(value: float) -> float | None:
-    return round(value, 4) if math.isfinite(value) else None
 
 
 def _purified(

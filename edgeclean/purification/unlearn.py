@@ -52,7 +52,7 @@ class UnlearnSettings:
         learning_rate: of the student's SGD (momentum 0.9), warmed up, then falling on a cosine.
         ascent_every: descent steps between two turns of the triggers.
         ascent_steps: Adam steps of the triggers in a turn; 0 leaves them as they were found.
-        growth: how far a trigger's cost may grow past what it was found with.
+        growth: how far a trigger's cost may grow past what it was found with, at least.
         compare: what the student's outputs are compared by; see `distil.Likeness`.
     """
 
@@ -69,10 +69,15 @@ class UnlearnSettings:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A trigger to unlearn, and the class (or `ELSEWHERE`) that it must no longer lead to."""
+    """A trigger to unlearn, and the class (or `ELSEWHERE`) that it must no longer lead to.
+
+    It may grow to a cost of ``room`` while it adapts, or by `UnlearnSettings.growth`, whichever
+    is more.
+    """
 
     trigger: Trigger
     target: int
+    room: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +195,8 @@ class _Group:
         self.found, self.moving = family.around(triggers), family.around(triggers)
         self.targets = torch.tensor([member.target for member in members])
         self._weight = 100 * family.weight
-        self._cap = growth * self.found.cost().detach()
+        room = torch.tensor([member.room for member in members])
+        self._cap = torch.maximum(growth * self.found.cost().detach(), room)
         self._optimizer = torch.optim.Adam(
             self.moving.parameters(), lr=family.learning_rate, betas=(0.5, 0.9)
         )

@@ -1,0 +1,149 @@
+"""The searches of a round of purification: triggers that a suspected class alone is open to.
+
+Every search holds the suspected classes against some others: what is as cheap towards those is
+natural for this network, and unlearning it would cost accuracy. `CHEAP` says how much cheaper a
+trigger has to be, in every search alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeclean.purification.unlearn import Wanted
+from edgeclean.scan.bank import Bank, score_bank
+from edgeclean.scan.families import FAMILIES
+from edgeclean.scan.gradient import ELSEWHERE, Evidence, GradientSettings, Slot, cheapest_triggers
+from edgeclean.scan.report import ScanReport, Suspect
+from edgeclean.scan.searches import BANK_SUCCESS
+
+CHEAP = 0.6  # of what the other classes cost; a candidate of the bank succeeds as much more often
+_MOST_OTHERS = 5  # classes that a search compares the suspects with
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """What the searches of one round are given.
+
+    Attributes:
+        student: frozen function of pixels, as the round before left it.
+        evidence: images, and what the student says of them.
+        targets: suspected classes, `ELSEWHERE` among them for an all-to-all.
+        classes: how many there are.
+        generator: of every draw.
+    """
+
+    student: nn.Module
+    evidence: Evidence
+    targets: tuple[int, ...]
+    classes: int
+    generator: torch.Generator
+
+    @property
+    def others(self) -> list[int]:
+        """The classes that nobody suspects."""
+        return [target for target in range(self.classes) if target not in self.targets]
+
+
+def triggers_of_scan(report: ScanReport, targets: tuple[int, ...]) -> list[Wanted]:
+    """The scan's own triggers towards ``targets``."""
+    costs = {record.name: record.costs for record in report.searches}
+    wanted = []
+    for suspect in report.suspects:
+        others = [
+            cost
+            for target, cost in enumerate(costs.get(suspect.search, ()))
+            if target not in targets
+        ]
+        wanted.append(Wanted(suspect.trigger, goal_of(suspect), _room(suspect.search, others)))
+    return [one for one in wanted if one.target in targets]
+
+
+def goal_of(suspect: Suspect) -> int:
+    """The class that its trigger leads to, or `ELSEWHERE`."""
+    return ELSEWHERE if suspect.target is None else suspect.target
+
+
+def search_family(
+    facing: Round, name: str, restarts: int, steps: int
+) -> tuple[list[Wanted], dict[str, Any]]:
+    """Gradient searches, ``restarts`` to each target; what is cheaper than to the others.
+
+    Returns:
+        The cheap triggers, and for the history the least cost, the others' median and how many
+        were kept.
+    """
+    drawn = torch.randperm(len(facing.others), generator=facing.generator)[:_MOST_OTHERS]
+    others = [Slot(facing.others[index]) for index in drawn.tolist()]
+    slots = [Slot(target) for target in facing.targets for _ in range(restarts)]
+    results = cheapest_triggers(
+        facing.student,
+        facing.evidence,
+        slots + others,
+        FAMILIES[name],
+        GradientSettings(steps=steps),
+        facing.generator,
+    )
+    costs = [found.cost for found in results[len(slots) :]]
+    yardstick = median(costs or [math.inf])
+    cheap = [
+        Wanted(found.trigger, found.slot.target, _room(name, costs))
+        for found in results[: len(slots)]
+        if found.trigger is not None and found.cost < CHEAP * yardstick
+    ]
+    least = min(found.cost for found in results[: len(slots)])
+    return cheap, {"least": _rounded(least), "others": _rounded(yardstick), "kept": len(cheap)}
+
+
+def search_bank(facing: Round, bank: Bank, most: int) -> tuple[list[Wanted], dict[str, Any]]:
+    """Discrete candidates towards a target, if the best is plainly better than to the others.
+
+    With a best that others match there is nothing left to unlearn, and another round is no
+    harmless one: a needless round was seen to bring back what the one before had removed.
+    """
+    if len(bank) == 0:
+        return [], {"kept": 0}
+    evidence, others = facing.evidence, facing.others
+    score = score_bank(facing.student, evidence, bank, facing.classes, facing.generator)
+    yardstick = float(score.success.amax(0)[others].median()) if others else 0.0
+    success = {
+        target: score.moved() if target == ELSEWHERE else score.success[:, target]
+        for target in facing.targets
+    }
+    best = max((float(rates.max()) for rates in success.values()), default=0.0)
+    plain = best >= min(BANK_SUCCESS, yardstick / CHEAP)
+    kept = [
+        Wanted(score.bank.trigger(row, *evidence.pixels.shape[-2:]), target)
+        for target, rates in success.items()
+        for row in _best_rows(rates, most)
+        if plain and float(rates[row]) > max(0.25, 0.8 * yardstick)
+    ]
+    return kept, {"most": _rounded(best), "others": _rounded(yardstick), "kept": len(kept)}
+
+
+def _room(name: str, others: Iterable[float]) -> float:
+    """How dear a trigger may become while it adapts: as dear as the other classes' are.
+
+    The attacker's stamp is stronger than the least that works, and what is unlearned at the least
+    alone was seen to come back at full strength. Only where the cost is a strength: a larger mask
+    is no stronger stamp, it is another one.
+    """
+    finite = [cost for cost in others if math.isfinite(cost)]
+    if name not in FAMILIES or not FAMILIES[name].cost_is_strength or not finite:
+        return 0.0
+    return median(finite)
+
+
+def _best_rows(success: Tensor, count: int) -> list[int]:
+    rows: list[int] = success.topk(min(count, len(success))).indices.tolist()
+    return rows
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None
