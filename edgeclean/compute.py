@@ -29,3 +29,8 @@ def placed(network: LoadedNetwork, compute: Compute) -> LoadedNetwork:
     """The same network, its module moved there; every stage works where its network lies."""
     network.module.to(compute)
     return network
+
+
+def gpu_name(compute: Compute) -> str | None:
+    """What the GPU that the work is done on calls itself; None on the processor."""
+    return torch.cuda.get_device_name() if compute == "cuda" else None

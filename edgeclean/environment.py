@@ -32,6 +32,7 @@ class Environment:
         load_average: runnable tasks over the last minute when it was asked; other work on the
             machine makes every latency longer.
         versions: see `versions`.
+        gpu: the CUDA GPU that scan, purification and fine-tuning ran on, or None.
     """
 
     processor: str
@@ -42,6 +43,7 @@ class Environment:
     frequency_governor: str
     load_average: float
     versions: dict[str, str]
+    gpu: str | None = None
 
 
 def versions() -> dict[str, str]:
@@ -58,8 +60,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def describe_environment() -> Environment:
-    """The machine as it is now."""
+def describe_environment(*, gpu: str | None = None) -> Environment:
+    """The machine as it is now; ``gpu`` where one was put to work, see `compute.gpu_name`."""
     return Environment(
         processor=_processor_name(),
         logical_cores=_usable_cores(),
@@ -71,6 +73,7 @@ def describe_environment() -> Environment:
         ),
         load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0,
         versions=versions(),
+        gpu=gpu,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from edgeclean.bundles.bundle import Bundle, BundleContents, hold_output, write_bundle
 from edgeclean.bundles.device_kit import kit_files
 from edgeclean.bundles.signing import Signer
-from edgeclean.compute import placed, require_compute
+from edgeclean.compute import gpu_name, placed, require_compute
 from edgeclean.config import PipelineSettings
 from edgeclean.environment import describe_environment
 from edgeclean.errors import UsageError
@@ -263,7 +263,7 @@ def _evidence(
         target={"name": target.name, "description": target.description},
         stage_seconds=timed.seconds,
         peak_memory_mib=peak_memory_mib(),
-        environment=describe_environment(),
+        environment=describe_environment(gpu=gpu_name(settings.compute)),
         seed=settings.seed,
         command=command,
         settings_toml=changed_settings(settings),

@@ -67,6 +67,7 @@ def test_a_bundle_made_on_the_gpu_verifies(checkpoint: Path, tmp_path: Path) -> 
     written = compress(checkpoint, spec(), tmp_path / "b", asked, code_folder=checkpoint.parent)
     assert device_of(written.outcome.compressed.module).type == "cuda"
     verify_bundle(written.bundle.path)
+    assert written.report["environment"]["gpu"] == torch.cuda.get_device_name()
 
 
 def test_a_network_says_the_same_as_on_the_cpu() -> None:

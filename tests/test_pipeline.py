@@ -71,6 +71,7 @@ def test_a_bundle_comes_out_that_verifies(written: WrittenOutcome) -> None:
     report = json.loads((written.bundle.path / "report.json").read_text("utf-8"))
     check_report(report)
     assert report == written.report
+    assert report["environment"]["gpu"] is None
     assert (written.bundle.path / "model.onnx").read_bytes() == written.outcome.model
 
 

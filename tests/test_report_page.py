@@ -115,6 +115,13 @@ def test_the_page_of_an_unsuspected_network_says_by_which_searches() -> None:
     assert "No weight was changed" in page.text
 
 
+@pytest.mark.parametrize("gpu", [None, "NVIDIA <b>X1</b>"])
+def test_the_page_names_the_gpu_that_computed(report: dict[str, Any], gpu: str | None) -> None:
+    told = {**report, "environment": {**report["environment"], "gpu": gpu}}
+    text = Page(whole_page(told)).text
+    assert ("scan, purification and fine-tuning on NVIDIA <b>X1</b>" in text) == bool(gpu)
+
+
 def test_a_hostile_layer_name_is_shown_and_not_obeyed(html: str) -> None:
     page = Page(html)
     assert page.all("script") == []

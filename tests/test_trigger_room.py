@@ -37,10 +37,11 @@ def reported(suspects, searches):
     )
 
 
-def test_the_scans_additive_trigger_may_grow_to_what_the_other_classes_cost():
+@pytest.mark.parametrize("search", ["additive", "warp"])
+def test_the_scans_own_trigger_may_grow_to_what_the_other_classes_cost(search):
     """The median is of the unsuspected classes that were reached: of 4, 8 and 30, not of 1 or 2."""
-    found = [suspect(0, "additive", ADDITIVE), suspect(1, "additive", ADDITIVE)]
-    report = reported(found, [record("additive", 1.0, 2.0, 4.0, math.inf, 30.0, 8.0)])
+    found = [suspect(0, search, ADDITIVE), suspect(1, search, ADDITIVE)]
+    report = reported(found, [record(search, 1.0, 2.0, 4.0, math.inf, 30.0, 8.0)])
     assert [one.room for one in triggers_of_scan(report, (0, 1))] == [8.0, 8.0]
     alone = triggers_of_scan(report, (0,))  # class 1 is an ordinary one then
     assert [(one.target, one.room) for one in alone] == [(0, 6.0)]
