@@ -26,6 +26,7 @@ from edgeclean.frozen import frozen
 from edgeclean.pixels import pixel_copy
 from edgeclean.precision import channels_last, device_of
 from edgeclean.progress import Progress, silent
+from edgeclean.purification.population import Wanted
 from edgeclean.purification.search import (
     Round,
     goal_of,
@@ -34,7 +35,7 @@ from edgeclean.purification.search import (
     triggers_of_scan,
 )
 from edgeclean.purification.teacher import overruled
-from edgeclean.purification.unlearn import Ground, UnlearnSettings, Wanted, unlearn
+from edgeclean.purification.unlearn import Ground, UnlearnSettings, unlearn
 from edgeclean.scan.bank import build_bank
 from edgeclean.scan.families import FAMILIES
 from edgeclean.scan.gradient import Evidence

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeclean.purification.unlearn import Wanted
+from edgeclean.purification.population import Wanted
 from edgeclean.scan.bank import Bank, score_bank
 from edgeclean.scan.families import FAMILIES
 from edgeclean.scan.gradient import ELSEWHERE, Evidence, GradientSettings, Slot, cheapest_triggers
@@ -61,7 +61,8 @@ def triggers_of_scan(report: ScanReport, targets: tuple[int, ...]) -> list[Wante
             for target, cost in enumerate(costs.get(suspect.search, ()))
             if target not in targets
         ]
-        wanted.append(Wanted(suspect.trigger, goal_of(suspect), _room(suspect.search, others)))
+        strongest = _strongest(suspect.search, suspect.cost, others)
+        wanted.append(Wanted(suspect.trigger, goal_of(suspect), strongest))
     return [one for one in wanted if one.target in targets]
 
 
@@ -93,7 +94,7 @@ def search_family(
     costs = [found.cost for found in results[len(slots) :]]
     yardstick = median(costs or [math.inf])
     cheap = [
-        Wanted(found.trigger, found.slot.target, _room(name, costs))
+        Wanted(found.trigger, found.slot.target, _strongest(name, found.cost, costs))
         for found in results[: len(slots)]
         if found.trigger is not None and found.cost < CHEAP * yardstick
     ]
@@ -127,17 +128,17 @@ def search_bank(facing: Round, bank: Bank, most: int) -> tuple[list[Wanted], dic
     return kept, {"most": _rounded(best), "others": _rounded(yardstick), "kept": len(kept)}
 
 
-def _room(name: str, others: Iterable[float]) -> float:
-    """How dear a trigger may become while it adapts: as dear as the other classes' are.
+def _strongest(name: str, cost: float, others: Iterable[float]) -> float:
+    """How many times as strong a trigger is unlearned: to where it costs what the others' do.
 
-    The attacker's stamp is stronger than the least that works, and what is unlearned at the least
-    alone was seen to come back at full strength. Only where the cost is a strength: a larger mask
-    is no stronger stamp, it is another one.
+    The attacker's stamp is stronger than the least that works, and a network that was taught the
+    least alone was seen to obey the stamp at its full strength. Only where the cost is a strength:
+    a larger mask is no stronger stamp, it is another one.
     """
-    finite = [cost for cost in others if math.isfinite(cost)]
-    if name not in FAMILIES or not FAMILIES[name].cost_is_strength or not finite:
-        return 0.0
-    return median(finite)
+    finite = [other for other in others if math.isfinite(other)]
+    if name not in FAMILIES or not FAMILIES[name].strengthens or not finite:
+        return 1.0
+    return max(1.0, median(finite) / cost)
 
 
 def _best_rows(success: Tensor, count: int) -> list[int]:

@@ -5,7 +5,8 @@ A network that only unlearns the triggers it is shown tends to keep the true one
 steps at a time. Both halves:
 
 * ascent: every trigger moves to send images to its target again, and may not grow past its cap;
-* descent: the student gives a stamped image the *teacher's* answer for the image without it.
+* descent: the student gives a stamped image the *teacher's* answer for the image without it; an
+  additive trigger is also stamped more strongly than it was found (`population`).
 
 Source: the alternation of I-BAU (Zeng et al., ICLR 2022), with patch, additive and warp families
 instead of one additive perturbation, on synthetic and procedural images, distilled not labelled.
@@ -22,22 +23,14 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
 from edgeclean.distil import Likeness, logit_variance
 from edgeclean.frozen import folding_norms
 from edgeclean.precision import device_of, mixed_precision
+from edgeclean.purification.population import Population, Wanted
 from edgeclean.scan.bank import Bank
-from edgeclean.scan.families import AdditiveFamily, Family, MaskedFamily, WarpFamily
-from edgeclean.scan.gradient import Evidence, class_loss, logits_of
-from edgeclean.scan.triggers import AdditiveTrigger, MaskedTrigger, Trigger, WarpTrigger
+from edgeclean.scan.gradient import Evidence, logits_of
 from edgeclean.synthesis.augment import augmented, mixed
-
-_FAMILY_OF: dict[type, type[Family]] = {
-    MaskedTrigger: MaskedFamily,
-    AdditiveTrigger: AdditiveFamily,
-    WarpTrigger: WarpFamily,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +45,7 @@ class UnlearnSettings:
         learning_rate: of the student's SGD (momentum 0.9), warmed up, then falling on a cosine.
         ascent_every: descent steps between two turns of the triggers.
         ascent_steps: Adam steps of the triggers in a turn; 0 leaves them as they were found.
-        growth: how far a trigger's cost may grow past what it was found with, at least.
+        growth: how far a trigger's cost may grow past what it was found with.
         compare: what the student's outputs are compared by; see `distil.Likeness`.
     """
 
@@ -65,19 +58,6 @@ class UnlearnSettings:
     ascent_steps: int = 3
     growth: float = 1.2
     compare: Literal["logits", "probabilities"] = "logits"
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """A trigger to unlearn, and the class (or `ELSEWHERE`) that it must no longer lead to.
-
-    It may grow to a cost of ``room`` while it adapts, or by `UnlearnSettings.growth`, whichever
-    is more.
-    """
-
-    trigger: Trigger
-    target: int
-    room: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +103,12 @@ def unlearn(
     parameters = list(learner.parameters())
     optimizer = torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(settings.steps))
-    population = _Population(wanted, settings, Evidence(ground.pixels(), _classes_of(ground)))
+    population = Population(
+        wanted,
+        Evidence(ground.pixels(), _classes_of(ground)),
+        ascent_steps=settings.ascent_steps,
+        growth=settings.growth,
+    )
     likeness = Likeness(settings.compare, logit_variance(_answers(ground)))
     with folding_norms(learner, ground.synthetic):
         for step in range(settings.steps):
@@ -147,75 +132,9 @@ def unlearn(
     return learner.requires_grad_(False)
 
 
-class _Population:
-    """The triggers, by family, as they were found and as they have moved since."""
-
-    def __init__(
-        self, wanted: Sequence[Wanted], settings: UnlearnSettings, evidence: Evidence
-    ) -> None:
-        self._settings, self._evidence = settings, evidence
-        self._groups: list[_Group] = []
-        for kind, family in _FAMILY_OF.items():
-            members = [item for item in wanted if isinstance(item.trigger, kind)]
-            if members:
-                self._groups.append(_Group(family, members, settings.growth))
-
-    def __len__(self) -> int:
-        return sum(len(group.targets) for group in self._groups)
-
-    def ascend(self, learner: nn.Module, generator: torch.Generator) -> None:
-        """Every trigger a few steps towards its target, on four images each a step."""
-        for group in self._groups:
-            for _ in range(self._settings.ascent_steps):
-                group.step(learner, self._evidence, generator)
-
-    @torch.no_grad()
-    def stamp(
-        self, pixels: Float[Tensor, "n c h w"], generator: torch.Generator
-    ) -> Float[Tensor, "n c h w"]:
-        """Each image with one trigger: half as found, half as it stands, roughened a little."""
-        owner = torch.randint(len(self), (len(pixels),), generator=generator)
-        moved = torch.rand(len(pixels), generator=generator) < 0.5
-        stamped, offset = pixels.clone(), 0
-        for group in self._groups:
-            for family, chosen in ((group.moving, moved), (group.found, ~moved)):
-                rows = (owner >= offset) & (owner < offset + len(group.targets)) & chosen
-                if bool(rows.any()):
-                    slots = owner[rows] - offset
-                    stamped[rows] = family.stamp(pixels[rows].unsqueeze(1), slots)[:, 0]
-            offset += len(group.targets)
-        return _roughened(pixels, stamped, generator)
-
-
-class _Group:
-    """The triggers of one family."""
-
-    def __init__(self, family: type[Family], members: list[Wanted], growth: float) -> None:
-        triggers = [member.trigger for member in members]
-        self.found, self.moving = family.around(triggers), family.around(triggers)
-        self.targets = torch.tensor([member.target for member in members])
-        self._weight = 100 * family.weight
-        room = torch.tensor([member.room for member in members])
-        self._cap = torch.maximum(growth * self.found.cost().detach(), room)
-        self._optimizer = torch.optim.Adam(
-            self.moving.parameters(), lr=family.learning_rate, betas=(0.5, 0.9)
-        )
-
-    def step(self, learner: nn.Module, evidence: Evidence, generator: torch.Generator) -> None:
-        """One Adam step of all triggers of the family."""
-        shape = (len(self.targets), 4)
-        rows = torch.randint(len(evidence.pixels), shape, generator=generator)
-        logits = logits_of(learner, self.moving.stamp(evidence.pixels[rows]))
-        loss = class_loss(logits, self.targets, evidence.predictions[rows]).mean(1).sum()
-        excess = functional.relu(self.moving.cost() - self._cap).sum()
-        self._optimizer.zero_grad()
-        (loss + self._weight * excess).backward()
-        self._optimizer.step()
-
-
 def _stamped(
     clean: Float[Tensor, "n c h w"],
-    population: _Population,
+    population: Population,
     bank: Bank,
     bank_share: float,
     generator: torch.Generator,
@@ -228,24 +147,6 @@ def _stamped(
     stamped = population.stamp(clean, generator)
     other = torch.rand(len(clean), 1, 1, 1, generator=generator) < bank_share
     return torch.where(other, random_stamps, stamped)
-
-
-def _roughened(
-    clean: Float[Tensor, "n c h w"], stamped: Float[Tensor, "n c h w"], generator: torch.Generator
-) -> Float[Tensor, "n c h w"]:
-    """Half of the stamps lose 15 % of their pixels, and half change in strength a little.
-
-    What is unlearned is then a neighbourhood of the trigger, not the one point that was found.
-    """
-    count, channels = clean.shape[:2]
-
-    def half() -> Tensor:
-        return torch.rand(count, 1, 1, 1, generator=generator) < 0.5
-
-    dropped = torch.rand(clean[:, :1].shape, generator=generator) < 0.15
-    keep = 1 - (dropped & half()).float()
-    gain = torch.randn(count, channels, 1, 1, generator=generator) * 0.15 * half()
-    return (clean + (stamped - clean) * keep * (1 + gain)).clamp(0, 1)
 
 
 def _batch(ground: Ground, size: int, generator: torch.Generator) -> Float[Tensor, "n c h w"]:

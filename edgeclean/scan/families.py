@@ -25,7 +25,7 @@ class Family(ABC):
     sees: str
     blind_to: str
     cost_unit: str
-    cost_is_strength: bool  # of one and the same pattern, and not how much of the image it takes
+    strengthens: bool  # whether a stamp of twice the cost changes an image twice as much
     weight: float  # the first weight of the cost beside the class loss
     learning_rate: float  # of Adam on `parameters`
 
@@ -65,7 +65,7 @@ class MaskedFamily(Family):
     sees = "a patch, sticker or sparse set of pixels at one place, any colours"
     blind_to = "triggers over the whole image, warps, and triggers that differ from image to image"
     cost_unit = "pixels"
-    cost_is_strength = False
+    strengthens = False
     weight = 1e-3
     learning_rate = 0.15
 
@@ -119,7 +119,7 @@ class AdditiveFamily(Family):
         "as those that lead a harmless network to other classes, such as plain sine stripes (SIG)"
     )
     cost_unit = "grey levels (of 255), root mean square"
-    cost_is_strength = True
+    strengthens = True
     weight = 0.02
     learning_rate = 0.005  # in pixel units: about one grey level a step
 
@@ -160,7 +160,7 @@ class WarpFamily(Family):
     sees = "one small smooth warp of all images (as WaNet's)"
     blind_to = "everything that is no warp, and warps that differ from image to image"
     cost_unit = "pixels of displacement, root mean square"
-    cost_is_strength = True
+    strengthens = False
     weight = 0.05
     learning_rate = 0.05
     control_points = 5
