@@ -27,9 +27,12 @@ _FAMILY_OF: dict[type, type[Family]] = {
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A trigger to unlearn, and the class (or `ELSEWHERE`) that it must no longer lead to.
+    """A trigger to unlearn.
 
-    It is stamped once to ``strongest`` times as strongly as it was found.
+    Attributes:
+        trigger: as it was found.
+        target: the class (or `ELSEWHERE`) that it must no longer lead to.
+        strongest: it is stamped between once and so many times as strongly as it was found.
     """
 
     trigger: Trigger
@@ -111,7 +114,7 @@ def _strengthened(
     most: Float[Tensor, " n"],
     generator: torch.Generator,
 ) -> Float[Tensor, "n c h w"]:
-    """Each stamp between once and ``most`` times as strong."""
+    """Each stamp between once and ``most`` times as strong; without a draw where all are once."""
     if bool((most <= 1).all()):
         return stamped
     gain = 1 + torch.rand(len(most), generator=generator) * (most - 1)

@@ -132,8 +132,9 @@ def _strongest(name: str, cost: float, others: Iterable[float]) -> float:
     """How many times as strong a trigger is unlearned: to where it costs what the others' do.
 
     The attacker's stamp is stronger than the least that works, and a network that was taught the
-    least alone was seen to obey the stamp at its full strength. Only where the cost is a strength:
-    a larger mask is no stronger stamp, it is another one.
+    least alone was seen to obey the stamp at its full strength. Only where a stamp of more cost is
+    the same one, stronger: a larger mask is another stamp, and an image that is changed twice as
+    much is no larger warp.
     """
     finite = [other for other in others if math.isfinite(other)]
     if name not in FAMILIES or not FAMILIES[name].strengthens or not finite:
