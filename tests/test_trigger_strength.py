@@ -91,7 +91,7 @@ def differences(strongest: float) -> tuple[torch.Tensor, torch.Tensor]:
     pixels = torch.full((600, 3, 8, 8), 0.5)
     evidence = Evidence(pixels[:8], torch.zeros(8, dtype=torch.int64))
     wanted = [Wanted(DARKER, 1), Wanted(ADDITIVE, 1, strongest)]
-    population = Population(wanted, evidence, ascent_steps=0, growth=1.2)
+    population = Population(wanted, evidence, ascent_steps=0, growth=1.2, at_once=99)
     stamped = population.stamp(pixels, torch.Generator().manual_seed(1))
     # The median of the pixels: some are left out by the roughening.
     changed = (stamped - pixels).flatten(1).quantile(0.5, dim=1) * 255 / 2

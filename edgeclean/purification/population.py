@@ -18,6 +18,7 @@ from edgeclean.scan.families import AdditiveFamily, Family, MaskedFamily, WarpFa
 from edgeclean.scan.gradient import Evidence, class_loss, logits_of
 from edgeclean.scan.triggers import AdditiveTrigger, MaskedTrigger, Trigger, WarpTrigger
 
+ASCENT_IMAGES = 4  # that each trigger is shown on in a step
 _FAMILY_OF: dict[type, type[Family]] = {
     MaskedTrigger: MaskedFamily,
     AdditiveTrigger: AdditiveFamily,
@@ -41,12 +42,26 @@ class Wanted:
 
 
 class Population:
-    """The triggers, by family, as they were found and as they have moved since."""
+    """The triggers, by family, as they were found and as they have moved since.
+
+    Args:
+        wanted: the triggers.
+        evidence: images that they follow the network on.
+        ascent_steps: Adam steps of each in a turn.
+        growth: how far a cost may grow past what it was found with.
+        at_once: images that the network is shown at once (`memory`).
+    """
 
     def __init__(
-        self, wanted: Sequence[Wanted], evidence: Evidence, *, ascent_steps: int, growth: float
+        self,
+        wanted: Sequence[Wanted],
+        evidence: Evidence,
+        *,
+        ascent_steps: int,
+        growth: float,
+        at_once: int,
     ) -> None:
-        self._evidence, self._ascent_steps = evidence, ascent_steps
+        self._evidence, self._ascent_steps, self._at_once = evidence, ascent_steps, at_once
         self._groups: list[_Group] = []
         for kind, family in _FAMILY_OF.items():
             members = [item for item in wanted if isinstance(item.trigger, kind)]
@@ -57,10 +72,10 @@ class Population:
         return sum(len(group.targets) for group in self._groups)
 
     def ascend(self, learner: nn.Module, generator: torch.Generator) -> None:
-        """Every trigger a few steps towards its target, on four images each a step."""
+        """Every trigger a few steps towards its target."""
         for group in self._groups:
             for _ in range(self._ascent_steps):
-                group.step(learner, self._evidence, generator)
+                group.step(learner, self._evidence, self._at_once, generator)
 
     @torch.no_grad()
     def stamp(
@@ -96,15 +111,19 @@ class _Group:
             self.moving.parameters(), lr=family.learning_rate, betas=(0.5, 0.9)
         )
 
-    def step(self, learner: nn.Module, evidence: Evidence, generator: torch.Generator) -> None:
-        """One Adam step of all triggers of the family."""
-        shape = (len(self.targets), 4)
-        rows = torch.randint(len(evidence.pixels), shape, generator=generator)
-        logits = logits_of(learner, self.moving.stamp(evidence.pixels[rows]))
-        loss = class_loss(logits, self.targets, evidence.predictions[rows]).mean(1).sum()
-        excess = functional.relu(self.moving.cost() - self._cap).sum()
+    def step(
+        self, learner: nn.Module, evidence: Evidence, at_once: int, generator: torch.Generator
+    ) -> None:
+        """One Adam step of all triggers of the family, which pull on each other nowhere."""
+        shape = (len(self.targets), ASCENT_IMAGES)
+        drawn = torch.randint(len(evidence.pixels), shape, generator=generator)
         self._optimizer.zero_grad()
-        (loss + self._weight * excess).backward()
+        for slots in torch.arange(len(self.targets)).split(max(1, at_once // ASCENT_IMAGES)):
+            rows = drawn[slots]
+            logits = logits_of(learner, self.moving.stamp(evidence.pixels[rows], slots))
+            loss = class_loss(logits, self.targets[slots], evidence.predictions[rows]).mean(1)
+            excess = functional.relu(self.moving.cost() - self._cap)[slots]
+            (loss + self._weight * excess).sum().backward()
         self._optimizer.step()
 
 

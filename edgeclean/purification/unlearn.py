@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from edgeclean.distil import Likeness, logit_variance
 from edgeclean.frozen import folding_norms
+from edgeclean.memory import images_at_once
 from edgeclean.precision import device_of, mixed_precision
 from edgeclean.purification.population import Population, Wanted
 from edgeclean.scan.bank import Bank
@@ -103,11 +104,14 @@ def unlearn(
     parameters = list(learner.parameters())
     optimizer = torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(settings.steps))
+    evidence = Evidence(ground.pixels(), _classes_of(ground))
+    at_once = images_at_once(evidence.pixels.shape[1:], learner)
     population = Population(
         wanted,
-        Evidence(ground.pixels(), _classes_of(ground)),
+        evidence,
         ascent_steps=settings.ascent_steps,
         growth=settings.growth,
+        at_once=at_once,
     )
     likeness = Likeness(settings.compare, logit_variance(_answers(ground)))
     with folding_norms(learner, ground.synthetic):
@@ -122,9 +126,9 @@ def unlearn(
             stamped = _stamped(
                 clean[shown], population, ground.bank, settings.bank_share, generator
             )
-            loss = _distillation(learner, ground.teacher, clean, stamped, shown, likeness)
             optimizer.zero_grad()
-            loss.backward()
+            for part in _parts(clean, stamped, shown, at_once):
+                _distillation(learner, ground.teacher, part, likeness).backward()
             nn.utils.clip_grad_norm_(parameters, 5.0)
             optimizer.step()
             schedule.step()
@@ -173,23 +177,50 @@ def _classes_of(ground: Ground) -> Int[Tensor, " n"]:
         return torch.cat([logits_of(ground.teacher, one[None])[0].argmax(1) for one in batches])
 
 
-def _distillation(
-    learner: nn.Module,
-    teacher: nn.Module,
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some images of a batch with their stamped copies, and their share of either."""
+
+    clean: Float[Tensor, "n c h w"]
+    stamped: Float[Tensor, "m c h w"]
+    shown: Int[Tensor, " m"]  # the row among ``clean`` that each stamped one was
+    clean_share: float
+    stamped_share: float
+
+
+def _parts(
     clean: Float[Tensor, "n c h w"],
     stamped: Float[Tensor, "m c h w"],
     shown: Int[Tensor, " m"],
-    likeness: Likeness,
+    at_once: int,
+) -> Iterator[_Part]:
+    """The batch in parts that fit into memory; their losses add up to that of the whole."""
+    for own in torch.arange(len(clean)).split(max(1, at_once // 2)):  # each may be stamped as well
+        here = torch.isin(shown, own)
+        yield _Part(
+            clean=clean[own],
+            stamped=stamped[here],
+            shown=shown[here] - own[0],
+            clean_share=len(own) / len(clean),
+            stamped_share=int(here.sum()) / max(1, len(stamped)),
+        )
+
+
+def _distillation(
+    learner: nn.Module, teacher: nn.Module, part: _Part, likeness: Likeness
 ) -> Float[Tensor, ""]:
     """Distance from the teacher's answers to the clean images, clean and stamped alike."""
-    device = device_of(learner)
-    both = torch.cat([clean, stamped]).to(device, memory_format=torch.channels_last)
+    device, count = device_of(learner), len(part.clean)
+    both = torch.cat([part.clean, part.stamped]).to(device, memory_format=torch.channels_last)
     with mixed_precision(device):
         with torch.no_grad():
-            answers = teacher(both[: len(clean)]).float()
+            answers = teacher(both[:count]).float()
         outputs = learner(both).float()
-    on_clean = likeness(outputs[: len(clean)], answers)
-    return on_clean + likeness(outputs[len(clean) :], answers[shown.to(device)])
+    loss = part.clean_share * likeness(outputs[:count], answers)
+    if len(part.stamped) == 0:  # none of a part's images was drawn
+        return loss
+    on_stamped = likeness(outputs[count:], answers[part.shown.to(device)])
+    return loss + part.stamped_share * on_stamped
 
 
 def _warm_cosine(steps: int) -> Callable[[int], float]:

@@ -27,6 +27,7 @@ from edgeclean.cost import count_macs, count_params
 from edgeclean.distil import Compare, Likeness, label_answers, logit_variance
 from edgeclean.errors import UsageError
 from edgeclean.frozen import folding_norms, frozen
+from edgeclean.memory import images_at_once
 from edgeclean.pixels import pixel_copy
 from edgeclean.precision import device_of, mixed_precision
 from edgeclean.progress import Progress, silent
@@ -156,6 +157,8 @@ class _Lesson:
         self._master = frozen(master, synthetic.pixels)
         self._synthetic, self._procedural = synthetic, procedural
         self._device = device_of(learner)
+        fitting = images_at_once(synthetic.pixels.shape[1:], learner)
+        self._at_once = max(1, int(fitting / (1 + settings.adversarial_share)))
         answers = self._answers(synthetic.pixels[:256])
         self._classes = answers.shape[1]
         self._likeness = Likeness(settings.compare, logit_variance(answers))
@@ -186,13 +189,11 @@ class _Lesson:
             self._answers(self._synthetic.pixels[:256])
             self._scales = feature_scales(given.take())
             for step in range(settings.steps):
-                loss = self._loss(*self._batch(generator), own, given, generator)
                 optimizer.zero_grad()
-                loss.backward()
+                losses.append(self._learn(*self._batch(generator), own, given, generator))
                 nn.utils.clip_grad_norm_(parameters, 5.0)
                 optimizer.step()
                 schedule.step()
-                losses.append(float(loss.detach()))
                 progress("Recovering accuracy", step + 1, settings.steps)
         return _mean_of_ends(losses)
 
@@ -211,6 +212,24 @@ class _Lesson:
             return self._placed(pixels), self._synthetic.labels[rows][order]
         pixels = patched(mixed(pixels, generator), generator)
         return self._placed(pixels), self._synthetic.labels[rows]
+
+    def _learn(
+        self,
+        pixels: Float[Tensor, "n c h w"],
+        labels: Int[Tensor, " m"],
+        own: Features,
+        given: Features,
+        generator: torch.Generator,
+    ) -> float:
+        """The gradients of one batch, in parts that fit into memory, and its loss."""
+        total = 0.0
+        for start in range(0, len(pixels), self._at_once):
+            part = slice(start, start + self._at_once)
+            share = len(pixels[part]) / len(pixels)
+            loss = share * self._loss(pixels[part], labels[part], own, given, generator)
+            loss.backward()
+            total += float(loss.detach())
+        return total
 
     def _loss(
         self,

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from edgeclean.memory import images_at_once
 from edgeclean.precision import device_of, mixed_precision
 from edgeclean.scan.gradient import Evidence
 from edgeclean.scan.triggers import MaskedTrigger
@@ -134,9 +135,10 @@ def _success(
     generator: torch.Generator,
 ) -> Float[Tensor, "n classes"]:
     device = device_of(module)
+    at_once = min(FORWARD_BATCH, images_at_once(evidence.pixels.shape[1:], module))
     hits, tries = torch.zeros(len(bank), classes), torch.zeros(len(bank), classes)
     for _ in range(images):
-        for rows in torch.arange(len(bank)).split(FORWARD_BATCH):
+        for rows in torch.arange(len(bank)).split(at_once):
             chosen = torch.randint(len(evidence.pixels), (len(rows),), generator=generator)
             stamped = bank.stamp(evidence.pixels[chosen], rows)
             stamped = stamped.to(device, memory_format=torch.channels_last)

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from edgeclean.memory import images_at_once
 from edgeclean.precision import device_of, mixed_precision
 from edgeclean.scan.families import Family
 from edgeclean.scan.triggers import Trigger
@@ -59,7 +60,10 @@ class Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientSettings:
-    """How hard to search: Adam ``steps`` with ``batch_size`` images a slot in each."""
+    """How hard to search: Adam ``steps`` with ``batch_size`` images a slot in each.
+
+    ``slots_at_once`` is the most; of large images they are as many as fit into memory (`memory`).
+    """
 
     steps: int = 100
     batch_size: int = 16
@@ -81,8 +85,10 @@ def cheapest_triggers(
     as not found.
     """
     found: list[Found] = []
-    for start in range(0, len(slots), settings.slots_at_once):
-        chunk = slots[start : start + settings.slots_at_once]
+    fitting = images_at_once(evidence.pixels.shape[1:], module) // settings.batch_size
+    at_once = max(1, min(settings.slots_at_once, fitting))
+    for start in range(0, len(slots), at_once):
+        chunk = slots[start : start + at_once]
         found += _search_chunk(module, evidence, chunk, family, settings, generator)
     return found
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeclean.errors import UsageError
+from edgeclean.memory import images_at_once
 from edgeclean.pixels import pixel_copy
 from edgeclean.precision import device_of, mixed_precision
 from edgeclean.progress import Progress, silent
@@ -44,7 +45,8 @@ class SynthesizeSettings:
         recovery_steps: Adam steps for each batch of those: more images, each less exact, teach
             more for the same time.
         steps: Adam steps for each batch.
-        batch_size: images optimised together; their statistics are matched as one batch.
+        batch_size: images optimised together, whose statistics are matched as one batch; of large
+            images as many as fit into memory (`memory`).
         learning_rate: of Adam, on the logits of the pixels; falls along a cosine.
         class_weight: of the class loss beside the statistics distance.
         smoothness_weight: of total variation.
@@ -101,7 +103,9 @@ def synthesize(
     source = pixel_copy(network).requires_grad_(False)
     judge = source if classifier is None else pixel_copy(classifier).requires_grad_(False)
     has_statistics = bool(batchnorm_layers(source))
-    sizes = _batch_sizes(settings.count, settings.batch_size)
+    seeing = (source,) if judge is source else (source, judge)
+    at_once = images_at_once(network.spec.input_shape, *seeing)
+    sizes = _batch_sizes(settings.count, min(settings.batch_size, at_once))
     total = len(sizes) * settings.steps
     progress("Synthesising images", 0, total)
     pixels, labels = [], []
