@@ -66,12 +66,13 @@ def spec() -> ModelSpec:
     )
 
 
-def write_checkpoint(folder: Path, name: str = "model.safetensors") -> Path:
+def write_checkpoint(folder: Path, name: str = "model.safetensors", channels: int = 3) -> Path:
     """Weights and, beside them, the code of the architecture; the same bytes every time."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "net.py").write_text(CODE, encoding="utf-8")
+    code = CODE.replace("Conv2d(3,", f"Conv2d({channels},")
+    (folder / "net.py").write_text(code, encoding="utf-8")
     namespace: dict[str, Any] = {}
-    exec(CODE, namespace)  # noqa: S102 - the same code that the architecture names
+    exec(code, namespace)  # noqa: S102 - the same code that the architecture names
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = namespace["make"](CLASSES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,19 @@ def test_a_bundle_comes_out_that_verifies(written: WrittenOutcome) -> None:
     assert report == written.report
     assert report["environment"]["gpu"] is None
     assert (written.bundle.path / "model.onnx").read_bytes() == written.outcome.model
+
+
+def test_grey_images_that_are_not_square_go_all_the_way(tmp_path: Path) -> None:
+    shape = (1, 9, 14)
+    grey = replace(spec(), input_shape=shape, mean=(0.5,), std=(0.25,))
+    checkpoint = write_checkpoint(tmp_path, channels=1)
+    made = compress(
+        checkpoint, grey, tmp_path / "bundle", quick_settings(), code_folder=checkpoint.parent
+    )
+    assert verify_bundle(made.bundle.path).manifest_sha256 == made.bundle.manifest_sha256
+    assert made.outcome.images.pixels.shape[1:] == shape
+    (declared,) = open_onnx(made.outcome.model).graph.input
+    assert tuple(side.dim_value for side in declared.type.tensor_type.shape.dim[1:]) == shape
 
 
 def test_the_ratio_is_met(written: WrittenOutcome) -> None:
