@@ -190,7 +190,7 @@ class _Lesson:
             self._scales = feature_scales(given.take())
             for step in range(settings.steps):
                 optimizer.zero_grad()
-                losses.append(self._learn(*self._batch(generator), own, given, generator))
+                losses.append(self._learn(own, given, generator))
                 nn.utils.clip_grad_norm_(parameters, 5.0)
                 optimizer.step()
                 schedule.step()
@@ -213,16 +213,9 @@ class _Lesson:
         pixels = patched(mixed(pixels, generator), generator)
         return self._placed(pixels), self._synthetic.labels[rows]
 
-    def _learn(
-        self,
-        pixels: Float[Tensor, "n c h w"],
-        labels: Int[Tensor, " m"],
-        own: Features,
-        given: Features,
-        generator: torch.Generator,
-    ) -> float:
-        """The gradients of one batch, in parts that fit into memory, and its loss."""
-        total = 0.0
+    def _learn(self, own: Features, given: Features, generator: torch.Generator) -> float:
+        """The gradients of a new batch, in parts that fit into memory, and its loss."""
+        (pixels, labels), total = self._batch(generator), 0.0
         for start in range(0, len(pixels), self._at_once):
             part = slice(start, start + self._at_once)
             share = len(pixels[part]) / len(pixels)
