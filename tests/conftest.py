@@ -14,6 +14,8 @@ import pytest
 
 import edgeclean  # noqa: F401 - before any test loads ONNX Runtime: see edgeclean/__init__.py
 
+pytest_plugins = ["programs", "loopback_sshd"]
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _cache_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from programs import Program
 from small_checkpoint import QUICK, write_checkpoint
 
 from edgeclean.config import overlay, to_toml
@@ -108,23 +109,28 @@ def write_project(folder: Path, checkpoint: str) -> None:
     (folder / "policy.toml").write_text('max-size = "1 MB"\n', encoding="utf-8")
 
 
-def cmake_project(folder: Path, generator: str, form: str) -> Project:
+def cmake_project(folder: Path, generator: str, form: str, program: Program) -> Project:
+    cmake = str(program("cmake"))
+    for name in ("ninja" if generator == "Ninja" else "make", "cc"):
+        program(name)
     folder = folder / "a project"
     write_project(folder, "the model.safetensors")
     text = CMAKE.format(parts=PARTS.as_posix(), form=form)
     (folder / "CMakeLists.txt").write_text(text, encoding="utf-8")
     subprocess.run(
-        ["cmake", "-S", ".", "-B", "out", "-G", generator],
+        [cmake, "-S", ".", "-B", "out", "-G", generator],
         cwd=folder,
         env=child_environment(folder),
         check=True,
         capture_output=True,
     )
-    return Project(folder, "the model.safetensors", ["cmake", "--build", "out"], "out")
+    return Project(folder, "the model.safetensors", [cmake, "--build", "out"], "out")
 
 
-def make_project(folder: Path, form: str) -> Project:
+def make_project(folder: Path, form: str, program: Program) -> Project:
+    make = str(program("make"))
+    program("cc")
     write_project(folder, "model.safetensors")
     text = MAKE.format(parts=PARTS.as_posix(), form=form)
     (folder / "Makefile").write_text(text, encoding="utf-8")
-    return Project(folder, "model.safetensors", ["make", "firmware"], ".")
+    return Project(folder, "model.safetensors", [make, "firmware"], ".")

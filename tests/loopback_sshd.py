@@ -1,12 +1,12 @@
-"""A real sshd on loopback, with keys and a home folder of its own, for one test module."""
+"""A real sshd on loopback, with keys and a home folder of its own: the fixture ``server``."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-SSHD = "/usr/sbin/sshd"
-needs_sshd = pytest.mark.skipif(
-    not Path(SSHD).exists() or shutil.which("ssh") is None or os.geteuid() != 0,
-    reason="needs OpenSSH's server and client, and root to start the server",
-)
+from programs import Program
 
 
 @dataclass(frozen=True)
@@ -34,6 +29,7 @@ class Loopback:
     home: Path
     tools: Path
     pid: int
+    ps: Path
 
     def break_connections(self) -> None:
         """Kill the processes that serve a connection, and leave the listener."""
@@ -45,14 +41,17 @@ class Loopback:
 
     def _children(self, parent: int) -> list[int]:
         found = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=False
+            [str(self.ps), "-o", "pid=", "--ppid", str(parent)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         direct = [int(one) for one in found.stdout.split()]
         return [*direct, *(below for one in direct for below in self._sshd_below(one))]
 
     def _sshd_below(self, parent: int) -> list[int]:
         found = subprocess.run(
-            ["ps", "-o", "pid=,comm=", "--ppid", str(parent)],
+            [str(self.ps), "-o", "pid=,comm=", "--ppid", str(parent)],
             capture_output=True,
             text=True,
             check=False,
@@ -61,21 +60,30 @@ class Loopback:
         return [int(pid) for pid, name in rows if name.startswith("sshd")]
 
 
+@pytest.fixture
+def server(tmp_path: Path, program: Program) -> Iterator[Loopback]:
+    programs = {name: program(name) for name in ("sshd", "ssh", "ssh-keygen", "ps")}
+    if os.geteuid() != 0:
+        pytest.skip("sshd gives a session of its own to root alone, and this is another user")
+    with loopback(tmp_path / "d", programs) as running:
+        yield running
+
+
 @contextmanager
-def loopback(folder: Path) -> Iterator[Loopback]:
+def loopback(folder: Path, programs: dict[str, Path]) -> Iterator[Loopback]:
     """Start a server in ``folder`` and stop it at the end."""
     home, tools = folder / "home", folder / "tools"
     for each in (home, tools):
         each.mkdir(parents=True)
     Path("/run/sshd").mkdir(exist_ok=True)
     for name in ("host_key", "user_key"):
-        words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
-        subprocess.run(words, check=True, stdin=subprocess.DEVNULL)
+        words = ["-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
+        subprocess.run([str(programs["ssh-keygen"]), *words], check=True, stdin=subprocess.DEVNULL)
     port = _free_port()
     entry = folder / "enter.sh"
+    path = f"{tools}:{Path(sys.executable).parent}:/usr/bin:/bin"  # a device has a python3
     entry.write_text(
-        f"cd {home} && export HOME={home} PATH={tools}:/usr/bin:/bin\n"
-        'exec sh -c "$SSH_ORIGINAL_COMMAND"\n'
+        f'cd {home} && export HOME={home} PATH={path}\nexec sh -c "$SSH_ORIGINAL_COMMAND"\n'
     )
     (folder / "sshd_config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\n"
@@ -90,11 +98,14 @@ def loopback(folder: Path) -> Iterator[Loopback]:
         f"UserKnownHostsFile {folder}/known_hosts\n"
     )
     server = subprocess.Popen(
-        [SSHD, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=subprocess.DEVNULL
+        [str(programs["sshd"]), "-D", "-e", "-f", str(folder / "sshd_config")],
+        stderr=subprocess.DEVNULL,
     )
     try:
         _wait_for(port)
-        yield Loopback(f"ssh://root@127.0.0.1:{port}", configuration, home, tools, server.pid)
+        yield Loopback(
+            f"ssh://root@127.0.0.1:{port}", configuration, home, tools, server.pid, programs["ps"]
+        )
     finally:
         server.terminate()
         server.wait(10)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from firmware_project import PARTS, ROOT, cmake_project, make_project
+from programs import Program
 
 
 @pytest.mark.slow
@@ -22,17 +22,12 @@ from firmware_project import PARTS, ROOT, cmake_project, make_project
     [("Ninja", "c"), ("Unix Makefiles", "incbin"), ("make", "c"), ("make", "incbin")],
 )
 def test_a_firmware_build_holds_the_network_and_follows_its_checkpoint(
-    tmp_path: Path, tool: str, form: str
+    tmp_path: Path, tool: str, form: str, program: Program
 ) -> None:
-    needed = {"Ninja": ("cmake", "ninja"), "Unix Makefiles": ("cmake", "make"), "make": ("make",)}
-    for program in (*needed[tool], "cc"):
-        # These are the user's own build tools, which pip cannot bring (a C compiler, make) and
-        # edgeclean does not need: without them there is no build to look at, and nothing to mock.
-        if shutil.which(program) is None:
-            pytest.skip(f"a real firmware build needs {program}; install it to run this test")
-    project = (
-        make_project(tmp_path, form) if tool == "make" else cmake_project(tmp_path, tool, form)
-    )
+    if tool == "make":
+        project = make_project(tmp_path, form, program)
+    else:
+        project = cmake_project(tmp_path, tool, form, program)
     first = project.build()
     assert first.returncode == 0, first.stdout + first.stderr
     embedded = project.embedded()
@@ -86,15 +81,18 @@ def change_weights(checkpoint: Path) -> None:
         ("CHECKPOINT", "no value for CHECKPOINT"),
     ],
 )
-@pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
-def test_cmake_refuses_what_it_does_not_know(tmp_path: Path, words: str, message: str) -> None:
+def test_cmake_refuses_what_it_does_not_know(
+    tmp_path: Path, words: str, message: str, program: Program
+) -> None:
+    cmake = str(program("cmake"))
+    program("make")
     (tmp_path / "CMakeLists.txt").write_text(
         "cmake_minimum_required(VERSION 3.20)\nproject(x NONE)\n"
         f'include("{PARTS.as_posix()}/cmake/Edgeclean.cmake")\nedgeclean_add_model(d {words})\n',
         encoding="utf-8",
     )
     finished = subprocess.run(
-        ["cmake", "-S", str(tmp_path), "-B", str(tmp_path / "out")],
+        [cmake, "-S", str(tmp_path), "-B", str(tmp_path / "out")],
         capture_output=True,
         text=True,
         check=False,
@@ -103,14 +101,15 @@ def test_cmake_refuses_what_it_does_not_know(tmp_path: Path, words: str, message
     assert message in " ".join(finished.stderr.split())
 
 
-@pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
-def test_cmake_passes_every_option_on(tmp_path: Path) -> None:
+def test_cmake_passes_every_option_on(tmp_path: Path, program: Program) -> None:
     """With a program that writes down its words in place of edgeclean."""
-    program = tmp_path / "edgeclean"
-    program.write_text(
+    cmake = str(program("cmake"))
+    program("make")
+    writer = tmp_path / "edgeclean"
+    writer.write_text(
         f'#!/bin/sh\nfor word; do echo "$word"; done >"{tmp_path}/said"\nexit 9\n', encoding="utf-8"
     )
-    program.chmod(0o755)
+    writer.chmod(0o755)
     values = {
         "TARGET": "orin-nano",
         "JETPACK": "6",
@@ -141,18 +140,18 @@ def test_cmake_passes_every_option_on(tmp_path: Path) -> None:
     )
     subprocess.run(
         [
-            "cmake",
+            cmake,
             "-S",
             str(tmp_path),
             "-B",
             str(tmp_path / "out"),
-            f"-DEDGECLEAN_COMMAND={program}",
+            f"-DEDGECLEAN_COMMAND={writer}",
         ],
         check=True,
         capture_output=True,
     )
     built = subprocess.run(
-        ["cmake", "--build", str(tmp_path / "out"), "--target", "d_bundle"],
+        [cmake, "--build", str(tmp_path / "out"), "--target", "d_bundle"],
         capture_output=True,
         check=False,
     )

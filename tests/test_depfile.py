@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from programs import Program
 
 from edgeclean.cli.dependencies import InputFiles, code_file
 from edgeclean.depfile import depfile
 from edgeclean.errors import UsageError
 
-needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-needs_ninja = pytest.mark.skipif(shutil.which("ninja") is None, reason="ninja is not installed")
 ODD = [
     "two words.pth",
     "a#b.toml",
@@ -29,19 +28,23 @@ ODD = [
 AT = 1_700_000_000
 
 
-def make_says(folder: Path) -> bool:
+def make_says(make: Path, folder: Path) -> bool:
     """Whether Make finds something to do."""
     rules = 'include out.d\nout/model.onnx:\n\t@touch "$@"\n'
     (folder / "Makefile").write_text(rules, encoding="utf-8")
-    finished = subprocess.run(["make", "-q", "out/model.onnx"], cwd=folder, check=False)
+    finished = subprocess.run([str(make), "-q", "out/model.onnx"], cwd=folder, check=False)
     assert finished.returncode in (0, 1)
     return finished.returncode == 1
 
 
-def ninja_says(folder: Path) -> bool:
+def ninja_says(ninja: Path, folder: Path) -> bool:
     """Whether Ninja finds something to do; it reads the file after a build that wrote it."""
     finished = subprocess.run(
-        ["ninja", "-n", "-d", "explain"], cwd=folder, check=True, capture_output=True, text=True
+        [str(ninja), "-n", "-d", "explain"],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+        text=True,
     )
     return "no work to do" not in finished.stdout
 
@@ -63,23 +66,23 @@ def touch_output(folder: Path) -> None:
     os.utime(folder / "out/model.onnx", (AT + 10, AT + 10))
 
 
-@needs_make
-def test_make_reads_every_name_back(tmp_path: Path) -> None:
+def test_make_reads_every_name_back(tmp_path: Path, program: Program) -> None:
+    make = program("make")
     paths = prepare(tmp_path, ODD)
     touch_output(tmp_path)
-    assert not make_says(tmp_path)
+    assert not make_says(make, tmp_path)
     for path in paths:
         os.utime(tmp_path / path, (AT + 20, AT + 20))
-        assert make_says(tmp_path), path
+        assert make_says(make, tmp_path), path
         os.utime(tmp_path / path, (AT, AT))
-    assert not make_says(tmp_path)
+    assert not make_says(make, tmp_path)
     (tmp_path / paths[0]).unlink()  # a removed one is a reason to build, not to stop
-    assert make_says(tmp_path)
+    assert make_says(make, tmp_path)
     assert not (tmp_path / "pwned").exists()
 
 
-@needs_ninja
-def test_ninja_reads_every_name_back(tmp_path: Path) -> None:
+def test_ninja_reads_every_name_back(tmp_path: Path, program: Program) -> None:
+    ninja = program("ninja")
     paths = prepare(tmp_path, ODD)
     shutil.copy(tmp_path / "out.d", tmp_path / "made.d")
     (tmp_path / "build.ninja").write_text(
@@ -87,15 +90,15 @@ def test_ninja_reads_every_name_back(tmp_path: Path) -> None:
         "build out/model.onnx: r\n",
         encoding="utf-8",
     )
-    assert ninja_says(tmp_path)
-    subprocess.run(["ninja"], cwd=tmp_path, check=True, capture_output=True)
+    assert ninja_says(ninja, tmp_path)
+    subprocess.run([str(ninja)], cwd=tmp_path, check=True, capture_output=True)
     touch_output(tmp_path)
-    assert not ninja_says(tmp_path)
+    assert not ninja_says(ninja, tmp_path)
     for path in paths:
         os.utime(tmp_path / path, (AT + 20, AT + 20))
-        assert ninja_says(tmp_path), path
+        assert ninja_says(ninja, tmp_path), path
         os.utime(tmp_path / path, (AT, AT))
-    assert not ninja_says(tmp_path)
+    assert not ninja_says(ninja, tmp_path)
     assert not (tmp_path / "pwned").exists()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import Program
 from tiny_networks import tiny_contents
 
 from edgeclean.bundles import embed
@@ -17,8 +18,6 @@ from edgeclean.cli.files import write_files
 from edgeclean.config import settings_from
 from edgeclean.errors import InputRejectedError, UsageError
 
-COMPILER = shutil.which("cc")
-needs_cc = pytest.mark.skipif(COMPILER is None, reason="no C compiler is installed")
 STRICT = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
 PROGRAM = """
 #include <stdint.h>
@@ -38,29 +37,45 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("b") / "bundle", tiny_contents()).path
 
 
-def compile_(folder: Path, source: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    (folder / "main.c").write_text(PROGRAM, encoding="utf-8")
-    return subprocess.run(
-        [str(COMPILER), *flags, *STRICT, "-I.", "main.c", source, "-o", "main"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+class Compiler:
+    """The machine's C compiler, strict, on `PROGRAM` and a source beside it."""
+
+    def __init__(self, program: Program, folder: Path) -> None:
+        self._cc, self._folder = program("cc"), folder
+
+    def __call__(self, source: str, *flags: str) -> subprocess.CompletedProcess[str]:
+        (self._folder / "main.c").write_text(PROGRAM, encoding="utf-8")
+        return subprocess.run(
+            [str(self._cc), *flags, *STRICT, "-I.", "main.c", source, "-o", "main"],
+            cwd=self._folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
 
-@needs_cc
+@pytest.fixture
+def compiler(program: Program, tmp_path: Path) -> Compiler:
+    return Compiler(program, tmp_path)
+
+
 @pytest.mark.parametrize("align", [1, 64, 4096])
 @pytest.mark.parametrize(
     ("form", "source", "standard"),
     [("c", "net.c", "-std=c99"), ("c", "net.c", "-std=c11"), ("incbin", "net.S", "-std=c11")],
 )
 def test_a_program_holds_the_very_bytes(
-    bundle: Path, tmp_path: Path, form: Any, source: str, standard: str, align: int
+    bundle: Path,
+    tmp_path: Path,
+    compiler: Compiler,
+    form: Any,
+    source: str,
+    standard: str,
+    align: int,
 ) -> None:
     embedded = embed_bundle(bundle, EmbedSettings(symbol="net", form=form, align=align))
     write_files(tmp_path, embedded.files, last="net.h")
-    compiled = compile_(tmp_path, source, standard)
+    compiled = compiler(source, standard)
     assert compiled.returncode == 0, compiled.stderr
     finished = subprocess.run([str(tmp_path / "main")], capture_output=True, check=True)
     assert finished.stdout == (bundle / "model.onnx").read_bytes()
@@ -68,27 +83,27 @@ def test_a_program_holds_the_very_bytes(
     assert f'NET_SHA256 "{embedded.model_sha256}"' in embedded.files["net.h"].decode()
 
 
-@needs_cc
 @pytest.mark.parametrize(("form", "source"), [("c", "net.c"), ("incbin", "net.S")])
 def test_a_header_of_another_network_does_not_compile(
-    bundle: Path, tmp_path: Path, form: Any, source: str
+    bundle: Path, tmp_path: Path, compiler: Compiler, form: Any, source: str
 ) -> None:
     embedded = embed_bundle(bundle, EmbedSettings(symbol="net", form=form))
     write_files(tmp_path, embedded.files, last="net.h")
     header = (tmp_path / "net.h").read_text("utf-8")
     tag = embedded.model_sha256[:16].upper()
     (tmp_path / "net.h").write_text(header.replace(tag, "0" * 16), encoding="utf-8")
-    compiled = compile_(tmp_path, source)
+    compiled = compiler(source)
     assert compiled.returncode != 0
     assert "describes another network" in compiled.stderr
 
 
-@needs_cc
-def test_incbin_notices_a_file_of_another_length(bundle: Path, tmp_path: Path) -> None:
+def test_incbin_notices_a_file_of_another_length(
+    bundle: Path, tmp_path: Path, compiler: Compiler
+) -> None:
     embedded = embed_bundle(bundle, EmbedSettings(symbol="net", form="incbin"))
     files = {**embedded.files, "net.onnx": embedded.files["net.onnx"][:-1]}
     write_files(tmp_path, files, last="net.h")
-    compiled = compile_(tmp_path, "net.S")
+    compiled = compiler("net.S")
     assert compiled.returncode != 0
     assert "net.onnx is another network" in compiled.stderr
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from bundle_files import put_bundle
+from programs import Program
 from small_checkpoint import write_checkpoint
 from small_filesystem import small_filesystem
 from test_resume import BOUND, KEPT
@@ -158,11 +159,11 @@ def test_killed_at_the_boundary_of_a_stage(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(tmp_path: Path, program: Program) -> Iterator[Path]:
     """A filesystem of half a mebibyte."""
     place = tmp_path / "disk"
     place.mkdir()
-    with small_filesystem(place, "512k"):
+    with small_filesystem(place, "512k", program):
         yield place
 
 
@@ -186,10 +187,10 @@ def test_a_full_disk(
     assert bound(tmp_path / "elsewhere") == expected[0]
 
 
-def test_a_read_only_folder(runs: Runs, small_disk: Path, tmp_path: Path) -> None:
+def test_a_read_only_folder(runs: Runs, small_disk: Path, tmp_path: Path, program: Program) -> None:
     output = small_disk / "out"
     old = bound(put_bundle(output))
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    subprocess.run([str(program("mount")), "-o", "remount,ro", str(small_disk)], check=True)
     assert runs.whole(output, tmp_path / "cache") == 2
     assert "Read-only file system; what was there is unchanged" in runs.told.read_text("utf-8")
     assert bound(output) == old

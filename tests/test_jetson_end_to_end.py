@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from loopback_sshd import loopback, needs_sshd
+from loopback_sshd import Loopback
 from small_checkpoint import OPTIONS, quick_config, write_checkpoint
 from standin_trtexec import place_trtexec
 
@@ -28,9 +28,11 @@ def answer(
     return document
 
 
-@needs_sshd
 def test_a_jetson_gets_a_network_and_gives_its_latency(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    server: Loopback,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     source = write_checkpoint(tmp_path / "source")
     monkeypatch.chdir(source.parent)
@@ -54,14 +56,13 @@ def test_a_jetson_gets_a_network_and_gives_its_latency(
     assert all(one.data_type == 10 for one in weights if one.dims)  # FLOAT16
     original = open_onnx((bundle / "kit/original.onnx").read_bytes())
     assert opset_of(original) == 17
-    with loopback(tmp_path / "d") as server:
-        place_trtexec(server.tools, "10.3.0")
-        words = ("bench", bundle, "--device", server.url, "--ssh-config", server.configuration)
-        measured = answer(monkeypatch, capsys, *words, "--rounds", 1, "--seconds", 1)
-        assert measured["manifest_sha256"] == record.manifest_sha256
-        assert measured["engines"]["compressed"]["precision"] == "fp16"
-        assert "--stronglyTyped" in measured["engines"]["compressed"]["flags"]
-        assert measured["latency"]["kind"] == "measured"
+    place_trtexec(server.tools, "10.3.0")
+    words = ("bench", bundle, "--device", server.url, "--ssh-config", server.configuration)
+    measured = answer(monkeypatch, capsys, *words, "--rounds", 1, "--seconds", 1)
+    assert measured["manifest_sha256"] == record.manifest_sha256
+    assert measured["engines"]["compressed"]["precision"] == "fp16"
+    assert "--stronglyTyped" in measured["engines"]["compressed"]["flags"]
+    assert measured["latency"]["kind"] == "measured"
     here = answer(monkeypatch, capsys, "bench", bundle, "--runs", 5)  # the kit's own original
     assert here["kind"] == "measured"
     assert here["provider"] == "CPUExecutionProvider"

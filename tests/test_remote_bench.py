@@ -4,12 +4,12 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from loopback_sshd import Loopback, loopback, needs_sshd
+from loopback_sshd import Loopback
+from programs import Program
 from small_filesystem import small_filesystem
 from standin_trtexec import place_trtexec
 from tiny_networks import Block, tiny_contents, tiny_network
@@ -40,12 +40,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(path, replace(contents, reproducible_files=kit)).path
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Loopback]:
-    with loopback(tmp_path / "d") as running:
-        yield running
-
-
 def device_of(server: Loopback) -> Device:
     return parse_device(server.url, configuration=server.configuration)
 
@@ -67,7 +61,6 @@ def work_folder(server: Loopback) -> Path:
     return work
 
 
-@needs_sshd
 def test_a_device_builds_measures_and_answers(bundle: Path, server: Loopback) -> None:
     place_trtexec(server.tools, "10.3.0")
     record, told = bench(bundle, server)
@@ -90,7 +83,6 @@ def test_a_device_builds_measures_and_answers(bundle: Path, server: Loopback) ->
     assert loaded[0] != loaded[1] == loaded[2] != loaded[3] == loaded[0]  # in turns, A B B A
 
 
-@needs_sshd
 def test_a_second_time_copies_and_builds_nothing(bundle: Path, server: Loopback) -> None:
     place_trtexec(server.tools, "10.3.0")
     first, _ = bench(bundle, server)
@@ -103,7 +95,6 @@ def test_a_second_time_copies_and_builds_nothing(bundle: Path, server: Loopback)
     assert again["engines"]["original"]["key"] == first["engines"]["original"]["key"]
 
 
-@needs_sshd
 def test_an_engine_of_another_tensorrt_is_not_used(bundle: Path, server: Loopback) -> None:
     place_trtexec(server.tools, "10.3.0")
     first, _ = bench(bundle, server)
@@ -113,7 +104,6 @@ def test_an_engine_of_another_tensorrt_is_not_used(bundle: Path, server: Loopbac
     assert later["engines"]["original"]["key"] != first["engines"]["original"]["key"]
 
 
-@needs_sshd
 def test_an_engine_that_was_changed_is_built_again(bundle: Path, server: Loopback) -> None:
     place_trtexec(server.tools, "10.3.0")
     bench(bundle, server)
@@ -123,7 +113,6 @@ def test_an_engine_that_was_changed_is_built_again(bundle: Path, server: Loopbac
     assert not again["engines"]["original"]["cached"]
 
 
-@needs_sshd
 def test_a_dropped_connection_is_said_and_the_next_run_goes_on(
     bundle: Path, server: Loopback
 ) -> None:
@@ -151,7 +140,6 @@ def test_a_dropped_connection_is_said_and_the_next_run_goes_on(
     assert len(calls(server)) - before < 1 + 6  # some rounds were there
 
 
-@needs_sshd
 def test_no_trtexec_is_one_clear_error_and_the_copy_stays(bundle: Path, server: Loopback) -> None:
     with pytest.raises(ToolchainError, match=r"trtexec was not found.*libnvinfer-bin"):
         bench(bundle, server)
@@ -160,23 +148,21 @@ def test_no_trtexec_is_one_clear_error_and_the_copy_stays(bundle: Path, server: 
     assert any("already" in line for line in told)
 
 
-@needs_sshd
 @pytest.mark.parametrize("size", ["64k", "4m"])
 def test_a_full_disk_is_one_clear_error_and_the_next_run_goes_on(
-    bundle: Path, server: Loopback, size: str
+    bundle: Path, server: Loopback, size: str, program: Program
 ) -> None:
     """64 KiB do not hold the bundle; 4 MiB hold it and no engine."""
     place_trtexec(server.tools, "10.3.0")
-    with small_filesystem(server.home, size):
+    with small_filesystem(server.home, size, program):
         with pytest.raises(ToolchainError, match=r"(No space|disk is full|Wrote only).*make room"):
             bench(bundle, server)
-        words = ["mount", "-o", "remount,size=200m", str(server.home)]
+        words = [str(program("mount")), "-o", "remount,size=200m", str(server.home)]
         subprocess.run(words, check=True)
         record, _ = bench(bundle, server)
         assert record["latency"]["original"]["runs"] == 40
 
 
-@needs_sshd
 def test_a_bundle_that_was_changed_on_the_device_is_refused_there(
     bundle: Path, server: Loopback
 ) -> None:
@@ -188,7 +174,6 @@ def test_a_bundle_that_was_changed_on_the_device_is_refused_there(
         bench(bundle, server)
 
 
-@needs_sshd
 def test_words_reach_the_device_as_they_are(server: Loopback, tmp_path: Path) -> None:
     hostile = f"a b; touch {tmp_path}/owned $(touch {tmp_path}/owned) `id` 'q' \"d\" * \\"
     answer = device_of(server).run(["printf", "%s", hostile])
@@ -196,7 +181,6 @@ def test_words_reach_the_device_as_they_are(server: Loopback, tmp_path: Path) ->
     assert not (tmp_path / "owned").exists()
 
 
-@needs_sshd
 def test_an_unknown_host_key_is_never_accepted(server: Loopback, tmp_path: Path) -> None:
     known = server.configuration.parent / "known_hosts"
     known.write_text("")

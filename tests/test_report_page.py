@@ -6,7 +6,6 @@ import copy
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -17,6 +16,7 @@ import jsonschema
 import numpy as np
 import pytest
 from PIL import Image
+from programs import Program
 from report_evidence import (
     HOSTILE,
     scan_report,
@@ -27,7 +27,6 @@ from report_pages import MANIFEST, whole_page
 
 from edgeclean.reports.page import LARGEST_PAGE_BYTES, render_html
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIETLY = (
     "--headless",
     "--no-sandbox",
@@ -195,18 +194,18 @@ def test_a_large_networks_page_stays_under_its_limit(report: dict[str, Any]) -> 
     assert len(page.encode()) < LARGEST_PAGE_BYTES
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_shows_the_page_without_a_complaint(
-    html: str, tmp_path: Path, scheme: str
+    html: str, tmp_path: Path, scheme: str, program: Program
 ) -> None:
+    chromium = program("chromium")
     page = tmp_path / "report.html"
     page.write_text(html, encoding="utf-8")
     shot = tmp_path / "shot.png"
     dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
     finished = subprocess.run(
         [
-            str(CHROMIUM),
+            str(chromium),
             *QUIETLY,
             "--enable-logging=stderr",
             f"--user-data-dir={tmp_path / 'profile'}",

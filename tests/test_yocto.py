@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from programs import Program
 from tiny_networks import tiny_contents
 
 from edgeclean.bundles.bundle import write_bundle
@@ -219,8 +220,8 @@ def test_the_class_takes_the_named_bundle_and_no_other(tmp_path: Path) -> None:
     assert "the manifest names another" in build(digest).stderr
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-def test_the_unit_is_what_systemd_takes(tmp_path: Path) -> None:
+def test_the_unit_is_what_systemd_takes(tmp_path: Path, program: Program) -> None:
+    analyze = str(program("systemd-analyze"))
     root = tmp_path / "root"
     for place in ("usr/libexec", "usr/lib/systemd/system", "etc"):
         (root / place).mkdir(parents=True)
@@ -239,7 +240,7 @@ def test_the_unit_is_what_systemd_takes(tmp_path: Path) -> None:
     ):
         unit.write_text(text, encoding="utf-8")
         finished = subprocess.run(
-            ["systemd-analyze", "verify", f"--root={root}", "--man=no", unit.name],
+            [analyze, "verify", f"--root={root}", "--man=no", unit.name],
             capture_output=True,
             text=True,
             check=False,
