@@ -8,13 +8,14 @@ RUNTIME := $(VENV)/runtime-installed
 DEMO := benchmarks/zoo/demo
 SUITES := smoke cpu signs table2 table4
 
-.PHONY: help install demo test test-slow test-gpu coverage fuzz check format build clean
+.PHONY: help install demo test test-without-programs test-slow test-gpu coverage fuzz check format build clean
 
 help:
 	@echo "make install    a virtual environment with edgeclean and its tools"
 	@echo "make demo       compress and purify a small backdoored network"
 	@echo "make test       every test but the slow ones"
 	@echo "make test-slow  the slow ones"
+	@echo "make test-without-programs  those that start programs from outside, as if none was here"
 	@echo "make test-gpu   those that need a CUDA device"
 	@echo "make coverage   every test that needs no GPU, and whether they run enough of the code"
 	@echo "make fuzz       ten minutes of fuzzing of each reader (FUZZ_SECONDS)"
@@ -42,6 +43,10 @@ demo: $(RUNTIME)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2
+
+# tests/programs.py has the programs: each test that asks for one is skipped, and none ends otherwise.
+test-without-programs: $(STAMP)
+	$(BIN)/python -m pytest -m "programs and not gpu" --programs none
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"

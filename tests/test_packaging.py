@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from email.parser import BytesParser
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,12 @@ PACKAGES = ("edgeclean", "exporters")
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The names in a wheel, built offline by the back end that the project names."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files in a wheel, built offline by the back end that the project names."""
     hatchling = pytest.importorskip("hatchling.build", reason="hatchling is not installed")
     del hatchling
     copy = tmp_path_factory.mktemp("source")
-    for name in (*PACKAGES, "pyproject.toml", "README.md"):
+    for name in (*PACKAGES, "pyproject.toml", "README.md", "LICENSE"):
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -31,11 +32,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     (copy / "dist").mkdir()
     subprocess.run([sys.executable, "-c", build], cwd=copy, check=True, capture_output=True)
     (archive,) = (copy / "dist").glob("*.whl")
-    with zipfile.ZipFile(archive) as names:
-        return names.namelist()
+    with zipfile.ZipFile(archive) as opened:
+        return {name: opened.read(name) for name in opened.namelist()}
 
 
-def test_the_wheel_holds_every_file_of_both_packages_and_nothing_else(wheel: list[str]) -> None:
+def test_the_wheel_holds_every_file_of_both_packages_and_nothing_else(
+    wheel: dict[str, bytes],
+) -> None:
     shipped = {name for name in wheel if ".dist-info/" not in name}
     expected = {
         path.relative_to(ROOT).as_posix()
@@ -44,8 +47,14 @@ def test_the_wheel_holds_every_file_of_both_packages_and_nothing_else(wheel: lis
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert shipped == expected
-    assert "edgeclean/schemas/report.schema.json" in shipped
-    assert "edgeclean/reports/templates/report.html.j2" in shipped
+    assert {
+        "edgeclean/py.typed",
+        "exporters/py.typed",
+        "edgeclean/schemas/report.schema.json",
+        "edgeclean/reports/templates/report.html.j2",
+        "edgeclean/kit/edgeclean_device.py",
+        "edgeclean/kit/run.sh",
+    } <= shipped
     layer = "exporters/yocto/meta-edgeclean"
     assert {
         "exporters/cmake/Edgeclean.cmake",
@@ -54,6 +63,23 @@ def test_the_wheel_holds_every_file_of_both_packages_and_nothing_else(wheel: lis
         f"{layer}/classes/edgeclean-model.bbclass",
     } <= shipped
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in wheel)
+
+
+def test_the_wheel_says_what_it_is_and_under_which_license(wheel: dict[str, bytes]) -> None:
+    (about,) = (name for name in wheel if name.endswith(".dist-info/METADATA"))
+    said = BytesParser().parsebytes(wheel[about])
+    assert said["License-Expression"] == "Apache-2.0"
+    assert said.get_all("License-File") == ["LICENSE"]
+    text = wheel[about.replace("METADATA", "licenses/LICENSE")]
+    assert text == (ROOT / "LICENSE").read_bytes()
+    assert b"Apache License" in text[:200]
+    assert b"END OF TERMS AND CONDITIONS" in text
+    kinds = said.get_all("Classifier")
+    assert "Typing :: Typed" in kinds
+    # An index refuses a wheel with both the expression and a classifier of a license.
+    assert not any(kind.startswith("License ::") for kind in kinds)
+    oldest = said["Requires-Python"].removeprefix(">=")
+    assert f"Programming Language :: Python :: {oldest}" in kinds
 
 
 def test_every_third_party_import_is_declared() -> None:
