@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 from bundle_files import put_bundle
+from kept_stages import BOUND, KEPT
 from programs import Program
 from small_checkpoint import write_checkpoint
 from small_filesystem import small_filesystem
-from test_resume import BOUND, KEPT
 
 from edgeclean.bundles.atomic import hold_folder
 from edgeclean.bundles.verify import verify_bundle

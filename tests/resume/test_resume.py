@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from kept_stages import BOUND, KEPT
 from kept_things import Ear, small_network
 from small_checkpoint import quick_settings, spec, write_checkpoint
 from torch import nn
@@ -15,9 +16,6 @@ from edgeclean.bundles.atomic import hold_folder
 from edgeclean.pipeline import compress
 from edgeclean.resume.stages import Cache, KeptStages
 from edgeclean.states import LoadedNetwork
-
-KEPT = ("synthesize", "scan", "purify", "choose_ranks", "finetune")
-BOUND = ("model.onnx", "manifest.json", "golden.safetensors", "bom.cdx.json")
 
 
 def test_a_key_changes_with_all_that_decides_a_result(tmp_path: Path, ear: Ear) -> None:

@@ -1,0 +1,4 @@
+"""What a run keeps for the next, and what of a bundle does not depend on the run."""
+
+KEPT = ("synthesize", "scan", "purify", "choose_ranks", "finetune")
+BOUND = ("model.onnx", "manifest.json", "golden.safetensors", "bom.cdx.json")
