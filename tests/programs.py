@@ -20,7 +20,7 @@ import pytest
 Program = Callable[[str], Path]
 
 PACKAGES = {
-    "cc": "gcc",
+    "cc": "build-essential",  # gcc alone brings no headers
     "chromium": "chromium",
     "cmake": "cmake",
     "make": "make",
