@@ -115,7 +115,8 @@ def test_a_second_run_is_refused_while_the_first_lives_and_not_after(tmp_path: P
             "-c",
             "import sys; from pathlib import Path\n"
             "from edgeclean.bundles.atomic import hold_folder\n"
-            "with hold_folder(Path(sys.argv[1]), lambda *_: None): print('held', flush=True); sys.stdin.read()",
+            "with hold_folder(Path(sys.argv[1]), lambda *_: None):\n"
+            "    print('held', flush=True); sys.stdin.read()",
             str(output),
         ],
         stdin=subprocess.PIPE,

@@ -177,7 +177,9 @@ def resolved(path: Path) -> Path:
     except (OSError, RuntimeError):  # which of the two, or neither, is Python's version's choice
         loop = True
     if loop:
-        raise UsageError(f"{path} is a loop of symbolic links, or cannot be looked up; name another")
+        raise UsageError(
+            f"{path} is a loop of symbolic links, or cannot be looked up; name another"
+        )
     return found
 
 
@@ -215,7 +217,9 @@ def _refuse_not_ours(held: HeldFolder) -> None:
     """Refuse what lies where only we put something, and is not as we make it."""
     try:
         status = held.staging.lstat()
-        names = set(os.listdir(held.staging)) if stat.S_ISDIR(status.st_mode) else {""}
+        names = {""}
+        if stat.S_ISDIR(status.st_mode):
+            names = {entry.name for entry in held.staging.iterdir()}
         ours = not names or ("lock" in names and stat.S_ISREG(held.lock.lstat().st_mode))
     except FileNotFoundError:  # the holder has just removed it
         return
