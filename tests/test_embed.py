@@ -205,7 +205,12 @@ def test_files_that_belong_together_stay_together(
 def test_what_follows_may_fail_and_nothing_has_changed(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"old")
     files = {tmp_path / "a": b"new", tmp_path / "b": b"new"}
-    with pytest.raises(ValueError, match="then"), in_place(files, ours=lambda _: True):
-        assert read(tmp_path)["a"] == read(tmp_path)["b"] == b"new"
-        raise ValueError("then")
+
+    def fail_in_place() -> None:
+        with in_place(files, ours=lambda _: True):
+            assert read(tmp_path) == {**read(tmp_path), "a": b"new", "b": b"new"}
+            raise ValueError("then")
+
+    with pytest.raises(ValueError, match="then"):
+        fail_in_place()
     assert read(tmp_path) == {"a": b"old"}
