@@ -1,4 +1,4 @@
-"""A bundle is replaced where it is as it was written, and with what belongs to it, or not at all."""
+"""A bundle is replaced as it was written, together with what belongs to it, or not at all."""
 
 from __future__ import annotations
 

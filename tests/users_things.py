@@ -76,7 +76,7 @@ def nothing_touched(folder: Path, names: Collection[str] | None = None) -> Itera
         yield
     finally:
         _protected.clear()
-    assert _broken == []
+    assert _broken == [], "; ".join(_broken)
     after = looked_at(folder)
     assert {name: after.get(name) for name in before} == before
 
@@ -97,9 +97,9 @@ def _watch(event: str, parameters: tuple[Any, ...]) -> None:
         touched = [(parameters[0], parameters[1])]
     elif event == "os.rename":
         touched = [(parameters[0], parameters[2]), (parameters[1], parameters[3])]
-    elif event in ("shutil.rmtree", "os.truncate", "os.chmod", "os.utime"):
-        touched = [(parameters[0], -1)]
-    elif event == "open" and isinstance(parameters[2], int) and parameters[2] & WRITING:
+    elif event in ("shutil.rmtree", "os.truncate", "os.chmod", "os.utime") or (
+        event == "open" and isinstance(parameters[2], int) and parameters[2] & WRITING
+    ):
         touched = [(parameters[0], -1)]
     else:
         return

@@ -247,7 +247,7 @@ def test_a_loop_of_links_is_refused_in_a_line(
     refused(terminal(*words, "-o", "loop"), "loop of symbolic links")
 
 
-@pytest.mark.parametrize("weights", ["w;x.bin", "w.bin ", ".IGNORE", "w\\x"])
+@pytest.mark.parametrize("weights", ["w;x.bin", "w.bin ", ".IGNORE"])
 def test_a_name_known_only_after_loading_is_refused_before_the_work(
     weights: str, terminal: Terminal, own: Path, source: Path, bundle: Path
 ) -> None:
