@@ -109,5 +109,6 @@ def _watch(event: str, parameters: tuple[Any, ...]) -> None:
             full = Path.cwd() / above / os.fsdecode(path)
             # The folder may be named through a link; the entry itself is the link or the file.
             real = str(Path(os.path.realpath(full.parent)) / full.name)
-            if real in _protected:
+            # `tempfile` says the name of the folder when it opens a new file in it.
+            if real in _protected and not (event == "open" and full.is_dir()):
                 _broken.append(f"{event} of {real}")
