@@ -36,6 +36,21 @@ def depfile(target: Path, dependencies: Iterable[Path]) -> bytes:
     return os.fsencode("\n".join(lines) + "\n")
 
 
+def is_depfile(contents: bytes) -> bool:
+    """Whether `depfile` wrote these bytes, for some ``model.onnx``."""
+    target, *lines = os.fsdecode(contents).split("\n")
+    names = []
+    if target.endswith(" \\"):
+        target = target.removesuffix(" \\")
+        for line in lines:
+            names.append(line.removesuffix(" \\").removeprefix("  "))
+            if not line.endswith(" \\"):
+                break
+    rule = " \\\n  ".join([target, *names])
+    whole = "\n".join([rule, *(f"{name}:" for name in names)]) + "\n"
+    return target.endswith("model.onnx:") and os.fsencode(whole) == contents
+
+
 def _escaped(path: Path) -> str:
     name = str(path)
     bad = sorted({character for character in name if not _PLAIN.fullmatch(character)})
@@ -44,6 +59,12 @@ def _escaped(path: Path) -> str:
         bad.append("~ at the beginning")
     if name.endswith(")"):
         bad.append(") at the end")
+    # Who reads the file by hand or by words loses a space there.
+    if name != name.strip(" "):
+        bad.append("a space at the beginning or end")
+    # .IGNORE, .PHONY and their like are orders to Make, with ./ before them as well.
+    if name.startswith(".") and "/" not in name:
+        bad.append(". at the beginning of a name without a folder")
     if bad:
         raise UsageError(
             f"{printable(name)!r} cannot stand in a dependency file: Make and Ninja do not read "

@@ -6,6 +6,8 @@ load -> synthesize -> scan -> purify -> decompose -> scale -> choose ranks -> tr
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -53,6 +55,13 @@ from exporters.precision import GOLDEN_TOLERANCE, check_precision
 
 GOLDEN_IMAGES = 16
 
+Alongside = Callable[[LoadedNetwork], AbstractContextManager[None]]
+
+
+def nothing_alongside(_network: LoadedNetwork) -> AbstractContextManager[None]:
+    """A bundle that is put in place alone."""
+    return nullcontext()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenOutcome:
@@ -82,6 +91,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     code_folder: Path | None = None,
     signer: Signer | None = None,
     cache: Cache | None = None,
+    alongside: Alongside = nothing_alongside,
     progress: Progress = silent,
 ) -> WrittenOutcome:
     """Run every stage and write the bundle, which appears whole or not at all.
@@ -99,6 +109,8 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         code_folder: what ``file.py:callable`` in the spec is relative to.
         signer: signs the bundle; None for none.
         cache: where finished stages are kept, for a run that is killed; None to keep none.
+        alongside: given the network as soon as it is loaded, may refuse it, and returns what is
+            entered when the bundle is whole and left when it is in place, or with the error.
         progress: told of every stage that takes longer than a moment.
 
     Raises:
@@ -119,6 +131,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         original = timed(load_checkpoint, "Loading")(
             checkpoint, spec, limits=chosen.load, code_folder=code_folder
         )
+        beside = alongside(original)
         original = placed(original, chosen.compute)
         kept = keep_nothing if cache is None else cache.of(original, chosen.seed)
         table = latency_table or _measured(original, chosen, cache, timed, progress)
@@ -135,7 +148,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         again = command_line(checkpoint, spec, chosen)
         report = build_report(_evidence(outcome, chosen, device, timed, again))
         contents = _contents(outcome, chosen, device, report)
-        bundle = write_bundle(held, contents, signer=signer)
+        bundle = write_bundle(held, contents, signer=signer, alongside=beside)
     return WrittenOutcome(
         outcome=outcome,
         bundle=bundle,

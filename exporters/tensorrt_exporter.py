@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,7 +163,11 @@ def cached_engine(
     key = engine_key(onnx_sha256, trt.__version__, capability, settings.precision)
     if settings.dla_core is not None:
         key += f"-dla{settings.dla_core}"
-    plan, record, timing = (folder / f"{key}.plan", folder / f"{key}.json", folder / "timing.cache")
+    plan, record, timing = (
+        folder / f"{key}.plan",
+        folder / f"{key}.json",
+        folder / "edgeclean-timing.cache",
+    )
     if plan.is_file() and record.is_file():
         known: dict[str, Any] = json.loads(record.read_text("utf-8"))
         return plan, {**known, "cached": True}
@@ -183,12 +189,20 @@ def cached_engine(
             (plan, engine.contents),
             (record, text.encode()),  # last: its presence says that the engine is whole
         ):
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_bytes(content)
-            partial.replace(path)
+            _put(path, content)
     except OSError as error:
         raise UsageError(f"cannot write the engine to {folder}: {error.strerror}") from None
     return plan, {**about, "cached": False}
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Write a file under a name that nobody else has, and rename it."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".edgeclean-") as beside:
+        partial = Path(beside) / path.name
+        partial.write_bytes(content)
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+            raise UsageError(f"{path} is no plain file, and is not replaced; move it away")
+        partial.replace(path)
 
 
 def _parse(

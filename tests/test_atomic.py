@@ -6,13 +6,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from edgeclean.bundles import atomic
-from edgeclean.bundles.atomic import hold_folder, replace_folder
+from edgeclean.bundles.atomic import hold_folder, replace_folder, staging_name
 from edgeclean.errors import OutputInUseError, UsageError
 
 OLD = {"kept.txt": b"old", "folder/inner.txt": b"old"}
@@ -36,7 +37,7 @@ def count(event, parameters):
             os._exit(9)
 new = {"kept.txt": b"new", "folder/other.txt": b"new", "folder/deep/er.txt": b"new"}
 sys.addaudithook(count)
-with atomic.hold_folder(output) as held:
+with atomic.hold_folder(output, lambda *_: None) as held:
     atomic.replace_folder(held, new)
 os._exit(0)
 """
@@ -51,7 +52,7 @@ def read_folder(folder: Path) -> dict[str, bytes]:
 
 
 def write(output: Path, files: Mapping[str, bytes]) -> None:
-    with hold_folder(output) as held:
+    with hold_folder(output, lambda *_: None) as held:
         replace_folder(held, files)
 
 
@@ -93,7 +94,7 @@ def test_a_run_killed_at_any_step_leaves_the_old_or_the_new(
         if can_exchange:
             left = read_folder(output)
         else:
-            with hold_folder(output):  # what any next run does first
+            with hold_folder(output, lambda *_: None):  # what any next run does first
                 left = read_folder(output)
         assert left in (OLD, NEW), f"died at step {die_at}"
         outcomes.add(left == NEW)
@@ -114,7 +115,8 @@ def test_a_second_run_is_refused_while_the_first_lives_and_not_after(tmp_path: P
             "-c",
             "import sys; from pathlib import Path\n"
             "from edgeclean.bundles.atomic import hold_folder\n"
-            "with hold_folder(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()",
+            "with hold_folder(Path(sys.argv[1]), lambda *_: None):\n"
+            "    print('held', flush=True); sys.stdin.read()",
             str(output),
         ],
         stdin=subprocess.PIPE,
@@ -175,7 +177,7 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path: Path) -> None:
         "from edgeclean.errors import UsageError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try:\n"
-        "    with atomic.hold_folder(Path(sys.argv[1])) as held:\n"
+        "    with atomic.hold_folder(Path(sys.argv[1]), lambda *_: None) as held:\n"
         "        atomic.replace_folder(held, {'a': b'x', 'b': b'x' * 2000})\n"
         "except UsageError as error: print(error)\n"
     )
@@ -200,7 +202,7 @@ def test_a_failing_second_rename_puts_the_old_folder_back(
     rename = Path.rename
 
     def refuse_the_new_one(self: Path, target: Path) -> Path:
-        if self.parent.name.endswith(".partial"):
+        if self.parent.name == "new":
             raise OSError(5, "Input/output error")
         return rename(self, target)
 
@@ -223,10 +225,101 @@ def test_a_link_left_where_the_partial_folder_goes_is_not_followed(tmp_path: Pat
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "precious").touch()
-    (tmp_path / ".build.partial").symlink_to(victim)
+    staging = tmp_path / staging_name("build")
+    staging.mkdir()
+    (staging / "lock").touch()
+    for name in ("new", "old"):
+        (staging / name).symlink_to(victim)
     write(tmp_path / "build", NEW)
     assert (victim / "precious").exists()
-    assert not os.path.lexists(tmp_path / ".build.partial")
+    assert not os.path.lexists(staging)
+
+
+def link(path: Path) -> None:
+    path.symlink_to("elsewhere")
+
+
+def filled(path: Path) -> None:
+    path.mkdir()
+    (path / "mine").write_text("mine")
+
+
+def filled_beside_a_lock(path: Path) -> None:
+    filled(path)
+    (path / "lock").touch()
+
+
+def folder_as_lock(path: Path) -> None:
+    (path / "lock").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("put", [Path.touch, link, filled, filled_beside_a_lock, folder_as_lock])
+def test_what_is_not_ours_is_refused_where_we_write_first(
+    put: Callable[[Path], None], tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    staging = tmp_path / staging_name("build")
+    put(staging)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError, match="is not its own; move it away"):
+        write(tmp_path / "build", NEW)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("exchanging", [True, False])
+@pytest.mark.parametrize("moment", [1, 2, 3])
+def test_a_folder_that_may_not_be_replaced_is_whole_whenever_it_is_found_out(
+    tmp_path: Path, moment: int, exchanging: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked at the start, before the exchange, and of what came out of the exchange."""
+    if not exchanging:
+        monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+    output = tmp_path / "build"
+    write(output, OLD)
+    asked: list[Path] = []
+
+    def refuse(folder: Path, named: Path) -> None:
+        assert read_folder(folder) == OLD
+        asked.append(folder)
+        if len(asked) == moment:
+            raise UsageError(f"{named} is mine")
+
+    undone = []
+
+    @contextmanager
+    def alongside() -> Iterator[None]:
+        try:
+            yield
+        except UsageError:
+            undone.append(True)
+            raise
+
+    with pytest.raises(UsageError, match="is mine"), hold_folder(output, refuse) as held:
+        replace_folder(held, NEW, alongside=alongside())
+    assert len(asked) == moment
+    assert read_folder(output) == OLD
+    assert list(tmp_path.iterdir()) == [output]
+    assert undone == [True] * (moment == 3)
+
+
+def test_a_loop_of_links_is_no_place(tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to("other")
+    (tmp_path / "other").symlink_to("one")
+    for path in (tmp_path / "one", tmp_path / "one" / "build"):
+        with pytest.raises(UsageError, match="loop of symbolic links"), hold_folder(path):
+            pass
+
+
+def test_what_an_earlier_version_or_a_user_left_beside_stays(tmp_path: Path) -> None:
+    for name in ("lock", "partial", "previous"):
+        (tmp_path / f".build.{name}").mkdir()
+        (tmp_path / f".build.{name}" / "mine").write_text(name)
+    write(tmp_path / "build", NEW)
+    assert sorted(path.read_text() for path in tmp_path.glob(".build.*/mine")) == [
+        "lock",
+        "partial",
+        "previous",
+    ]
 
 
 def test_new_files_have_the_usual_permissions(tmp_path: Path) -> None:

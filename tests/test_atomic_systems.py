@@ -13,7 +13,7 @@ import pytest
 from test_atomic import NEW, OLD, read_folder, write
 
 from edgeclean.bundles import atomic
-from edgeclean.bundles.atomic import hold_folder
+from edgeclean.bundles.atomic import hold_folder, staging_name
 
 
 def failing_exchange(code: int) -> SimpleNamespace:
@@ -51,7 +51,7 @@ def test_a_lock_file_that_its_holder_removed_is_not_mistaken_for_a_lock(
 ) -> None:
     """It lets go between our opening and our locking; a third may already hold a new one."""
     flock, asked = fcntl.flock, []
-    lock = tmp_path / ".build.lock"
+    lock = tmp_path / staging_name("build") / "lock"
 
     def lock_late(descriptor: int, how: int) -> None:
         asked.append(descriptor)
@@ -91,5 +91,6 @@ def test_everything_is_flushed_before_it_is_in_place(
     write(output, NEW)
     before, after = events[: events.index("exchange")], events[events.index("exchange") + 1 :]
     inside = {*NEW, "folder", "folder/deep"}
-    assert set(before) == {".build.partial/build"} | {f".build.partial/build/{x}" for x in inside}
+    partial = f"{staging_name('build')}/new/build"
+    assert set(before) == {partial} | {f"{partial}/{x}" for x in inside}
     assert after == [""]  # the folder that holds the output

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from programs import Program
 
 from edgeclean.cli.dependencies import InputFiles, code_file
-from edgeclean.depfile import depfile
+from edgeclean.depfile import depfile, is_depfile
 from edgeclean.errors import UsageError
 
 ODD = [
@@ -148,13 +148,54 @@ def test_inputs_are_refused_before_the_work_and_written_after_it(tmp_path: Path)
     assert not (tmp_path / "deep").exists()
     inputs = InputFiles(tmp_path / "deep" / "x.d", Path("b"))
     inputs.add(Path("model.pth"))
-    inputs.write()
-    assert (
-        (tmp_path / "deep" / "x.d").read_text("utf-8").startswith("b/model.onnx: \\\n  model.pth")
-    )
+    with inputs.written():
+        pass
+    written = (tmp_path / "deep" / "x.d").read_text("utf-8")
+    assert written.startswith("b/model.onnx: \\\n  model.pth")
+    with pytest.raises(KeyError), inputs.written():
+        raise KeyError  # the bundle could not be put in place
+    assert (tmp_path / "deep" / "x.d").read_text("utf-8") == written
     silent = InputFiles(None, Path("b"))
     silent.add(Path("a;b"))  # nobody asked for a file that it could not stand in
-    silent.write()
+    with silent.written():
+        pass
+
+
+@pytest.mark.parametrize("name", [".IGNORE", "./.PHONY", " x", "in/x ", ".x"])
+def test_orders_and_spaces_at_an_end_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="rename it"):
+        depfile(Path("m"), [Path(name)])
+
+
+@needs_make
+def test_no_name_gives_make_an_order(tmp_path: Path) -> None:
+    """The names with a meaning that this Make's manual lists, as files beside the Makefile."""
+    for word in ("PHONY", "SUFFIXES", "DEFAULT", "PRECIOUS", "IGNORE", "SILENT", "POSIX"):
+        for place in (Path(f".{word}"), Path("in") / f".{word}"):
+            try:
+                (tmp_path / "out.d").write_bytes(depfile(Path("model.onnx"), [place]))
+            except UsageError:
+                continue
+            rules = "all:\n\t@false\n\t@echo went on\ninclude out.d\n"
+            (tmp_path / "Makefile").write_text(rules, encoding="utf-8")
+            made = subprocess.run(
+                ["make", "-r"], cwd=tmp_path, check=False, capture_output=True, text=True
+            )
+            assert made.returncode == 2
+            assert "went on" not in made.stdout
+            assert "@false" not in made.stdout
+
+
+@given(st.lists(st.text(min_size=1, max_size=12), max_size=4), st.binary(max_size=20))
+@settings(max_examples=200, deadline=None)
+def test_what_was_written_is_known_again_and_nothing_else(names: list[str], more: bytes) -> None:
+    try:
+        written = depfile(Path("m/model.onnx"), [Path(f"i/{name}") for name in names])
+    except UsageError:
+        return
+    assert is_depfile(written)
+    assert is_depfile(written + more) == (more == b"")
+    assert not is_depfile(written.replace(b"model.onnx:", b"mine:"))
 
 
 def test_the_users_architecture_is_an_input() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from edgeclean.bundles import embed
 from edgeclean.bundles.bundle import write_bundle
 from edgeclean.bundles.embed import EmbedSettings, embed_bundle
 from edgeclean.bundles.verify import VerifyRecord, verify_bundle
-from edgeclean.cli.files import write_files
+from edgeclean.cli.files import in_place
 from edgeclean.config import settings_from
 from edgeclean.errors import InputRejectedError, UsageError
 
@@ -35,6 +36,12 @@ int main(void) {
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("b") / "bundle", tiny_contents()).path
+
+
+def write_files(folder: Path, files: Mapping[str, bytes], *, last: str) -> None:
+    paths = {folder / name: content for name, content in files.items()}
+    with in_place(paths, ours=lambda _: True, last=folder / last):
+        pass
 
 
 class Compiler:
@@ -168,14 +175,57 @@ def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], words: str
         settings_from(EmbedSettings, changes)
 
 
-def test_files_that_belong_together_stay_together(tmp_path: Path) -> None:
-    write_files(tmp_path, {"a.c": b"old", "a.h": b"old"}, last="a.h")
-    (tmp_path / "other").write_bytes(b"mine")
-    (tmp_path / "b.c").mkdir()  # cannot be replaced: found out in the middle of the renames
-    with pytest.raises(UsageError, match="was removed"):
-        write_files(tmp_path, {"a.c": b"new", "b.c": b"new", "a.h": b"new"}, last="a.h")
-    # The header is gone rather than old: what is left does not compile.
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.c", "b.c", "other"]
-    write_files(tmp_path, {"a.c": b"new", "a.h": b"new"}, last="a.h")
-    assert (tmp_path / "a.h").read_bytes() == b"new"
-    assert (tmp_path / "other").read_bytes() == b"mine"
+def read(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("linking", [True, False])
+@pytest.mark.parametrize("fails", range(1, 5))
+def test_files_that_belong_together_stay_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int, linking: bool
+) -> None:
+    """A disk that fails at the n-th rename leaves all of the old files, and nothing beside them."""
+    old = {"a.c": b"old", "a.h": b"old", "other": b"mine"}
+    for name, content in old.items():
+        (tmp_path / name).write_bytes(content)
+    new = {"a.c": b"new", "b.c": b"new", "a.h": b"new"}
+    replace, rename, moved = Path.replace, Path.rename, []
+
+    def counted(move: Any) -> Any:
+        def failing(self: Path, target: Path) -> Path:
+            moved.append(target)
+            if len(moved) == fails:
+                raise OSError(5, "Input/output error")
+            if target.suffix == ".c":
+                assert not (tmp_path / "a.h").exists(), "an old header beside a new file"
+            return move(self, target)  # type: ignore[no-any-return]
+
+        return failing
+
+    def no_links(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", counted(replace))
+        patch.setattr(Path, "rename", counted(rename))
+        if not linking:
+            patch.setattr("os.link", no_links)
+        with pytest.raises(UsageError, match="error; what was there is unchanged"):
+            write_files(tmp_path, new, last="a.h")
+    assert read(tmp_path) == old
+    write_files(tmp_path, new, last="a.h")
+    assert read(tmp_path) == {**old, **new}
+
+
+def test_what_follows_may_fail_and_nothing_has_changed(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    files = {tmp_path / "a": b"new", tmp_path / "b": b"new"}
+
+    def fail_in_place() -> None:
+        with in_place(files, ours=lambda _: True):
+            assert read(tmp_path) == {**read(tmp_path), "a": b"new", "b": b"new"}
+            raise ValueError("then")
+
+    with pytest.raises(ValueError, match="then"):
+        fail_in_place()
+    assert read(tmp_path) == {"a": b"old"}

@@ -6,6 +6,10 @@ on the same filesystem, flushes it to the disk, and exchanges the two in one sys
 any moment, a run leaves the old folder or the new one; what it left beside, the next run removes.
 On a filesystem that cannot exchange, a run killed between two renames leaves the old folder beside
 its place, and the next run puts it back.
+
+What is beside is one folder, ``.edgeclean-`` and a hash of the output's name, with a lock in it. It
+is made before anything is put into it and goes after everything else of it, so that a folder of
+that name with something in it but no lock is somebody else's: it is refused, never removed.
 """
 
 from __future__ import annotations
@@ -13,10 +17,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -26,6 +32,7 @@ AT_FDCWD = -100  # linux/fcntl.h
 RENAME_EXCHANGE = 2  # linux/fs.h
 
 Seal = Callable[[Path], Mapping[str, bytes]]
+Refuse = Callable[[Path, Path], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,19 +41,23 @@ class HeldFolder:
 
     Attributes:
         path: absolute, symbolic links resolved: what is replaced is the folder itself.
+        named: as the user named it.
+        refuse: given a folder and how the user calls it, raises where it may not be replaced.
     """
 
     path: Path
+    named: Path
+    refuse: Refuse
+
+    @property
+    def staging(self) -> Path:
+        """What holds everything that a run writes until it is in place, and the lock."""
+        return self.path.with_name(staging_name(self.path.name))
 
     @property
     def lock(self) -> Path:
         """The file whose lock says that the folder is held."""
-        return self.path.with_name(f".{self.path.name}.lock")
-
-    @property
-    def staging(self) -> Path:
-        """What holds everything that a run writes until it is in place."""
-        return self.path.with_name(f".{self.path.name}.partial")
+        return self.staging / "lock"
 
     @property
     def partial(self) -> Path:
@@ -54,90 +65,177 @@ class HeldFolder:
 
         It has its final name already: a signature says the name of the folder that it is of.
         """
-        return self.staging / self.path.name
+        return self.staging / "new" / self.path.name
 
     @property
     def previous(self) -> Path:
         """Where the old folder waits, for a moment, on filesystems that cannot exchange."""
-        return self.path.with_name(f".{self.path.name}.previous")
+        return self.staging / "old"
+
+
+def staging_name(name: str) -> str:
+    """What lies beside an output folder of this name while it is held."""
+    return f".edgeclean-{hashlib.sha256(os.fsencode(name)).hexdigest()[:24]}"
+
+
+def refuse_filled(_folder: Path, named: Path) -> None:
+    """Replace no folder but an empty one."""
+    raise UsageError(f"{named} is not empty; name a folder that does not exist")
 
 
 @contextmanager
-def hold_folder(path: Path) -> Iterator[HeldFolder]:
+def hold_folder(path: Path, refuse: Refuse = refuse_filled) -> Iterator[HeldFolder]:
     """Hold an output folder, which need not exist, and clear up after runs that were killed.
 
     Args:
         path: the folder; its parents are made.
+        refuse: given a folder and how the user calls it, raises where somebody would lose
+            something if it were replaced. It is asked now, and twice where the folder is replaced:
+            minutes pass in between.
 
     Yields:
         The held folder, for `replace_folder`.
 
     Raises:
         OutputInUseError: another run holds it.
-        UsageError: it is a file, the root folder, or the place beside it cannot be written.
+        UsageError: it is a file, the root folder, a loop of links, or the place beside it cannot
+            be written or is somebody else's; or whatever ``refuse`` raises.
     """
-    held = HeldFolder(path=path.resolve())
+    held = HeldFolder(path=resolved(path), named=path, refuse=refuse)
     if held.path.name == "":
         raise UsageError(f"{path} cannot be an output folder; name a folder inside it")
-    if held.path.exists() and not held.path.is_dir():
-        raise UsageError(f"{path} is a file; name a folder that does not exist, or a bundle")
     with _told_as_usage_error(held.path):
+        if os.path.lexists(held.path) and not held.path.is_dir():
+            raise UsageError(f"{path} is a file; name a folder that does not exist, or a bundle")
         held.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _lock(held.lock, path)
+        descriptor = _lock(held)
     try:
         with _told_as_usage_error(held.path):
             _clear_up(held)
+        _ask(held, held.path)
         yield held
     finally:
-        held.lock.unlink(missing_ok=True)  # while still locked; `_lock` copes with the gap
+        # Whatever cannot be removed, the next run removes. The lock goes last, while it is still
+        # locked; `_lock` copes with the gap.
+        with suppress(OSError):
+            _clear_up(held)
+            held.lock.unlink()
+            held.staging.rmdir()
         os.close(descriptor)
 
 
 def replace_folder(
-    held: HeldFolder, files: Mapping[str, bytes], *, seal: Seal | None = None
-) -> None:
+    held: HeldFolder,
+    files: Mapping[str, bytes],
+    *,
+    seal: Seal | None = None,
+    alongside: AbstractContextManager[None] | None = None,
+) -> dict[str, int]:
     """Put a folder of exactly these files in place of the held one, at one moment.
 
     Args:
         held: from `hold_folder`.
         files: contents by relative POSIX path.
         seal: given the folder with all files, before it is in place, gives further files.
+        alongside: entered when all else is done and left when the folder is in place; if that
+            fails, it is left with the error, and undoes what it did.
+
+    Returns:
+        The size of every file, by name.
 
     Raises:
-        UsageError: the disk is full or the place cannot be written; the old folder is whole.
+        UsageError: the disk is full or the place cannot be written, or the old folder may not be
+            replaced; the old folder is whole.
     """
-    with _told_as_usage_error(held.path):
-        try:
-            held.staging.mkdir()
-            held.partial.mkdir()
+    sizes = {name: len(content) for name, content in files.items()}
+    try:
+        with _told_as_usage_error(held.path):
+            held.partial.mkdir(parents=True)
             _write(held.partial, files)
             if seal is not None:
-                _write(held.partial, seal(held.partial))
-            _swap(held)
-        finally:
-            _remove(held.staging)
+                further = seal(held.partial)
+                _write(held.partial, further)
+                sizes |= {name: len(content) for name, content in further.items()}
+            _ask(held, held.path)
+            with alongside or nullcontext():
+                _swap(held)
+    finally:
+        with suppress(OSError):  # it is in place, or not: what is left beside it changes nothing
+            _clear_up(held)
+    return dict(sorted(sizes.items()))
 
 
-def _lock(lock: Path, path: Path) -> int:
-    """An open descriptor with the lock on the file that ``lock`` names now.
+def resolved(path: Path) -> Path:
+    """The absolute path without symbolic links; what it names need not exist.
+
+    Raises:
+        UsageError: its links lead round in a loop.
+    """
+    try:
+        found = path.resolve()
+        loop = found.is_symlink()
+    except (OSError, RuntimeError):  # which of the two, or neither, is Python's version's choice
+        loop = True
+    if loop:
+        raise UsageError(
+            f"{path} is a loop of symbolic links, or cannot be looked up; name another"
+        )
+    return found
+
+
+def _lock(held: HeldFolder) -> int:
+    """An open descriptor with the lock on the file that ``held.lock`` names now.
 
     Between opening and locking, the holder may have removed the file: then this lock is on a file
     that nobody else can find, and it must be tried again.
     """
     while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with suppress(FileExistsError):
+            held.staging.mkdir()
+        _refuse_not_ours(held)
+        try:
+            descriptor = os.open(
+                held.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666
+            )
+        except FileNotFoundError:  # the holder has just removed the folder
+            continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), lock.lstat()):
+            if os.path.samestat(os.fstat(descriptor), held.lock.lstat()):
                 return descriptor
         except BlockingIOError:
             os.close(descriptor)
             raise OutputInUseError(
-                f"another run is writing {path}; wait for it, or choose another output folder"
+                f"another run is writing {held.named}; wait for it, or choose another output folder"
             ) from None
         except FileNotFoundError:
             pass
         os.close(descriptor)
+
+
+def _refuse_not_ours(held: HeldFolder) -> None:
+    """Refuse what lies where only we put something, and is not as we make it."""
+    try:
+        status = held.staging.lstat()
+        names = {""}
+        if stat.S_ISDIR(status.st_mode):
+            names = {entry.name for entry in held.staging.iterdir()}
+        ours = not names or ("lock" in names and stat.S_ISREG(held.lock.lstat().st_mode))
+    except FileNotFoundError:  # the holder has just removed it
+        return
+    if not ours or not names <= {"lock", "new", "old"}:
+        raise UsageError(
+            f"{held.staging} lies where edgeclean writes {held.named} before it is in place, and "
+            "is not its own; move it away, or choose another output folder"
+        )
+
+
+def _ask(held: HeldFolder, folder: Path) -> None:
+    """Nothing is lost with a folder that is empty or not there; the others are looked at."""
+    with _told_as_usage_error(held.path):
+        if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
+            return
+    held.refuse(folder, held.named)
 
 
 def _clear_up(held: HeldFolder) -> None:
@@ -145,7 +243,7 @@ def _clear_up(held: HeldFolder) -> None:
     if held.previous.exists() and not held.path.exists():
         held.previous.rename(held.path)
     _remove(held.previous)
-    _remove(held.staging)
+    _remove(held.partial.parent)
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -164,17 +262,37 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _swap(held: HeldFolder) -> None:
-    if not held.path.exists():
+    """Put the new folder in place; if anything is wrong then, put the old one back."""
+    was_there = os.path.lexists(held.path)
+    if not was_there:
+        old = None
         held.partial.rename(held.path)
-    elif not _exchange(held.partial, held.path):
-        held.path.rename(held.previous)
+    elif _exchange(held.partial, held.path):
+        old = held.partial
+    else:
+        old = held.previous
+        held.path.rename(old)
         try:
             held.partial.rename(held.path)
         except OSError:
-            held.previous.rename(held.path)
+            old.rename(held.path)
             raise
-        _remove(held.previous)
-    _sync(held.path.parent)
+    try:
+        if old is not None:  # nobody finds it here: what it holds now is what will be removed
+            _ask(held, old)
+        _sync(held.path.parent)
+    except BaseException:
+        _put_back(held, old)
+        raise
+
+
+def _put_back(held: HeldFolder, old: Path | None) -> None:
+    if old in (None, held.previous):
+        held.path.rename(held.staging / "new" / "refused")
+        if old is not None:
+            old.rename(held.path)
+    else:
+        _exchange(held.partial, held.path)
 
 
 def _exchange(one: Path, other: Path) -> bool:

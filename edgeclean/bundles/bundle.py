@@ -6,8 +6,8 @@ path, no latency goes into the manifest or the files that it lists.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from edgeclean.bundles import manifest as texts
 from edgeclean.bundles.atomic import HeldFolder, hold_folder, replace_folder
 from edgeclean.bundles.materials import bill_of_materials
 from edgeclean.bundles.signing import Signer, sign_folder
+from edgeclean.bundles.verify import check_unchanged
 from edgeclean.cost import count_macs, count_params
 from edgeclean.environment import versions
-from edgeclean.errors import UsageError
+from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.pixels import normalize
 from edgeclean.runtime.onnx_check import open_onnx, opset_of
 from edgeclean.runtime.session import OnnxSession
@@ -97,21 +98,37 @@ class Bundle:
     file_bytes: Mapping[str, int]
 
 
-@contextmanager
-def hold_output(output: Path) -> Iterator[HeldFolder]:
+def hold_output(output: Path) -> AbstractContextManager[HeldFolder]:
     """Hold an output folder for a whole run, refusing early what could not be replaced at its end.
 
     Raises:
         OutputInUseError: another run holds it.
-        UsageError: it exists and is neither empty nor a bundle, or it holds files of somebody else.
+        UsageError: it exists, and is neither empty nor a bundle of which nothing was changed.
     """
-    with hold_folder(output) as held:
-        _refuse_foreign_files(held.path, output)
-        yield held
+    return hold_folder(output, refuse_foreign)
+
+
+def refuse_foreign(folder: Path, named: Path) -> None:
+    """Refuse to replace anything but a bundle that is as edgeclean wrote it.
+
+    Raises:
+        UsageError: the message names the first file that is missing, changed or somebody else's.
+    """
+    try:
+        check_unchanged(folder)
+    except (InputRejectedError, OSError) as error:
+        raise UsageError(
+            f"{named} is not an edgeclean bundle, or not as it was written, and would be lost: "
+            f"{error}; move it away, or choose another output folder"
+        ) from None
 
 
 def write_bundle(
-    output: Path | HeldFolder, contents: BundleContents, *, signer: Signer | None = None
+    output: Path | HeldFolder,
+    contents: BundleContents,
+    *,
+    signer: Signer | None = None,
+    alongside: AbstractContextManager[None] | None = None,
 ) -> Bundle:
     """Write a bundle, or replace one, at one moment.
 
@@ -119,6 +136,7 @@ def write_bundle(
         output: a folder that does not exist, is empty, or is a bundle; or one held already.
         contents: what goes in.
         signer: signs it before it is in place.
+        alongside: what is put in place with it or not at all; see `replace_folder`.
 
     Returns:
         What was written.
@@ -147,23 +165,25 @@ def write_bundle(
     files[texts.CHECKSUMS] = texts.checksum_lines(files)
     holding = nullcontext(output) if isinstance(output, HeldFolder) else hold_output(output)
     with holding as held:
-        _refuse_foreign_files(held.path, held.path)  # again: minutes may have passed
-        put_in_place(held, files, signer)
-        path = held.path
+        file_bytes = put_in_place(held, files, signer, alongside)
     return Bundle(
-        path=path,
+        path=held.path,
         manifest=manifest,
         manifest_sha256=manifest_sha256,
-        file_bytes={
-            one.relative_to(path).as_posix(): one.stat().st_size
-            for one in sorted(path.rglob("*"))
-            if one.is_file()
-        },
+        file_bytes=file_bytes,
     )
 
 
-def put_in_place(held: HeldFolder, files: Mapping[str, bytes], signer: Signer | None) -> None:
+def put_in_place(
+    held: HeldFolder,
+    files: Mapping[str, bytes],
+    signer: Signer | None,
+    alongside: AbstractContextManager[None] | None = None,
+) -> dict[str, int]:
     """Replace the held folder by these files and, where there is a signer, their signature.
+
+    Returns:
+        The size of every file, by name.
 
     Raises:
         UsageError: the place cannot be written, or the key cannot sign; the old folder is whole.
@@ -171,7 +191,7 @@ def put_in_place(held: HeldFolder, files: Mapping[str, bytes], signer: Signer | 
     seal = (
         None if signer is None else (lambda folder: {texts.SIGNATURE: sign_folder(folder, signer)})
     )
-    replace_folder(held, files, seal=seal)
+    return replace_folder(held, files, seal=seal, alongside=alongside)
 
 
 def _golden(contents: BundleContents) -> bytes:
@@ -230,24 +250,3 @@ def _external_files(network: Network) -> dict[str, str]:
 def _without_folder(architecture: str) -> str:
     """``folder/net.py:make`` names a place on one machine; ``net.py:make`` is what matters."""
     return architecture.replace("\\", "/").rsplit("/", maxsplit=1)[-1]
-
-
-def _refuse_foreign_files(folder: Path, named: Path) -> None:
-    """Refuse to replace a folder with anything in it that a bundle's own list does not name."""
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    checksums = folder / texts.CHECKSUMS
-    if not (folder / texts.MANIFEST).is_file() or not checksums.is_file():
-        raise UsageError(
-            f"{named} exists and is not an edgeclean bundle; choose a folder that does not exist"
-        )
-    listed = {
-        line.split("  ", 1)[-1] for line in checksums.read_text("utf-8", "replace").split("\n")
-    }
-    known = {texts.CHECKSUMS, texts.SIGNATURE} | {name.split("/")[0] for name in listed if name}
-    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in known)
-    if foreign:
-        raise UsageError(
-            f"{named} holds {foreign[0]!r}, which is not part of the bundle and would be lost; "
-            "move it away, or choose another output folder"
-        )

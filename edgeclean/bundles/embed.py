@@ -58,6 +58,12 @@ class EmbedSettings:
                 f"alignment {self.align} was given; it must be a power of two in 1..{MAX_ALIGNMENT}"
             )
 
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """Of the files that are written, the header first."""
+        suffixes = ("h", "c") if self.form == "c" else ("h", "onnx", "S")
+        return tuple(f"{self.symbol}.{suffix}" for suffix in suffixes)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedFiles:

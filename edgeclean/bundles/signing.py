@@ -14,6 +14,7 @@ import base64
 import importlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,31 +103,50 @@ def check_signature(folder: Path, files: Mapping[str, bytes], trusted: Trusted) 
     config = _configured_verifier(trusted).set_hashing_config(_hashing())
     if texts.SIGNATURE not in files:
         raise InputRejectedError(f"the bundle is not signed: it has no {texts.SIGNATURE}")
-    payload = _payload(files[texts.SIGNATURE], trusted)
+    payload = _payload(files[texts.SIGNATURE], by_key=trusted.public_key is not None)
     try:
         config.verify(folder, folder / texts.SIGNATURE)
     except Exception as error:  # noqa: BLE001 - the library raises many kinds on hostile bytes
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise InputRejectedError(f"{texts.SIGNATURE} does not hold: {reason}") from None
-    signed = {entry["name"]: (entry["algorithm"], entry["digest"]) for entry in payload}
-    read = {
-        name: ("sha256", texts.sha256(content))
-        for name, content in files.items()
-        if name != texts.SIGNATURE
-    }
+    signed, read = _digests(payload), _read_digests(files)
     if signed != read:
         different = sorted(name for name in {*signed, *read} if signed.get(name) != read.get(name))
         raise InputRejectedError(f"{different[0]} is not the file that {texts.SIGNATURE} signs")
 
 
-def _payload(signature: bytes, trusted: Trusted) -> list[dict[str, str]]:
+def is_signature_of(files: Mapping[str, bytes]) -> bool:
+    """Whether a bundle's signature is one, by a key or a certificate, of exactly its other files.
+
+    Whose it is, and whether it holds, is not asked.
+    """
+    for by_key in (True, False):
+        with suppress(InputRejectedError):
+            payload = _payload(files[texts.SIGNATURE], by_key=by_key)
+            return _digests(payload) == _read_digests(files)
+    return False
+
+
+def _digests(payload: list[dict[str, str]]) -> dict[str, tuple[str, str]]:
+    return {entry["name"]: (entry["algorithm"], entry["digest"]) for entry in payload}
+
+
+def _read_digests(files: Mapping[str, bytes]) -> dict[str, tuple[str, str]]:
+    return {
+        name: ("sha256", texts.sha256(content))
+        for name, content in files.items()
+        if name != texts.SIGNATURE
+    }
+
+
+def _payload(signature: bytes, *, by_key: bool) -> list[dict[str, str]]:
     """The files that a signature says it signs; refused where a bit of it could have any value."""
     try:
         entries = json.loads(signature)
         envelope, material = entries["dsseEnvelope"], entries["verificationMaterial"]
         (seal,) = envelope["signatures"]
         coded = [envelope["payload"], seal["sig"]]
-        if trusted.public_key is not None:
+        if by_key:
             whose = {"publicKey": {"hint": material["publicKey"]["hint"]}}
             # Without the hint, the library says on stdout that it does not check whose key it is.
             named = len(material["publicKey"]["hint"]) == HINT_LENGTH

@@ -24,7 +24,7 @@ from edgeclean.bundles import manifest as texts
 from edgeclean.bundles.device_kit import ORIGINAL
 from edgeclean.bundles.golden_run import GoldenRun, run_isolated
 from edgeclean.bundles.materials import model_hash
-from edgeclean.bundles.signing import Trusted, check_signature
+from edgeclean.bundles.signing import Trusted, check_signature, is_signature_of
 from edgeclean.environment import versions
 from edgeclean.errors import InputRejectedError
 
@@ -81,10 +81,7 @@ def verify_bundle(path: Path, trusted: Trusted | None = None) -> VerifyRecord:
     _check_hashes(files)
     if trusted is not None:
         check_signature(path, files, trusted)
-    _refuse_empty_folders(folders, files)
-    manifest = texts.read_json(files[texts.MANIFEST], texts.MANIFEST)
-    texts.check_manifest(manifest)
-    _check_listed_files(manifest["files"], files)
+    manifest = _check_lists(files, folders)
     manifest_sha256 = texts.sha256(files[texts.MANIFEST])
     report = texts.read_json(files[texts.REPORT], texts.REPORT)
     if report.get("manifest_sha256") != manifest_sha256:
@@ -108,6 +105,21 @@ def verify_bundle(path: Path, trusted: Trusted | None = None) -> VerifyRecord:
         if texts.SIGNATURE in files
         else "none",
     )
+
+
+def check_unchanged(path: Path) -> None:
+    """Check that a folder holds what edgeclean put there, all of it and nothing else.
+
+    Nothing is run and no key is needed; a signature must be of these files, whoever made it.
+
+    Raises:
+        InputRejectedError: the first thing that is missing, changed or somebody else's.
+    """
+    files, folders = read_folder(path)
+    _check_hashes(files)
+    _check_lists(files, folders)
+    if texts.SIGNATURE in files and not is_signature_of(files):
+        raise InputRejectedError(f"{texts.SIGNATURE} is not a signature of this bundle")
 
 
 def read_folder(path: Path) -> tuple[dict[str, bytes], list[Path]]:
@@ -178,6 +190,15 @@ def _check_hashes(files: Mapping[str, bytes]) -> None:
             raise InputRejectedError(
                 f"{name} was changed: its SHA-256 is not the one in {texts.CHECKSUMS}"
             )
+
+
+def _check_lists(files: Mapping[str, bytes], folders: list[Path]) -> dict[str, Any]:
+    """The manifest, which fits its schema and lists what is there."""
+    _refuse_empty_folders(folders, files)
+    manifest = texts.read_json(files[texts.MANIFEST], texts.MANIFEST)
+    texts.check_manifest(manifest)
+    _check_listed_files(manifest["files"], files)
+    return manifest
 
 
 def _refuse_empty_folders(folders: list[Path], files: Mapping[str, bytes]) -> None:

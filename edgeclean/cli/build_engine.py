@@ -9,6 +9,7 @@ import typer
 
 from edgeclean.cli.bundle import Bundle
 from edgeclean.cli.console import Face, cells, plain_table
+from edgeclean.cli.files import keep_apart
 from edgeclean.cli.options import AsJson, Quiet
 
 
@@ -36,6 +37,7 @@ def build_engine(  # noqa: PLR0913 - the options are the interface
     from edgeclean.bundles.verify import verify_bundle
     from exporters.tensorrt_exporter import EngineSettings, cached_engine
 
+    keep_apart([bundle], files=[output / "an engine"])
     with face.progress() as progress:
         progress("Verifying", 0, 1)
         verify_bundle(bundle)

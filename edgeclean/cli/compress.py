@@ -33,8 +33,8 @@ from edgeclean.cli.dependencies import (
     Depfile,
     InputFiles,
     code_file,
-    external_files,
 )
+from edgeclean.cli.files import keep_apart
 from edgeclean.cli.gates import (
     Evaluate,
     FailOnBackdoor,
@@ -136,9 +136,16 @@ def compress(  # noqa: PLR0913 - the options are the interface
     settings, device = pipeline_settings(config, options, target_file)
     gates = {"fail_on_backdoor": fail_on_backdoor, "max_accuracy_drop": max_accuracy_drop}
     asked = policy_of(policy, **gates, max_size=max_size, min_speedup=min_speedup)
+    stages = _cache(cache, no_cache, face.say)
+    read = [checkpoint, model, code_file(spec.architecture, code_folder)]
+    read += [config, target_file, policy, ranks_file, latency_table]
+    keep_apart(
+        [*read, evaluate, sign_key, sign_certificate, None if stages is None else stages.folder],
+        files=[depfile],
+        folder=output,
+    )
     inputs = InputFiles(depfile, output)
-    inputs.add(checkpoint, model, code_file(spec.architecture, code_folder))
-    inputs.add(config, target_file, policy, ranks_file, latency_table)
+    inputs.add(*read)
     signer = _signer(sign_key, sign_certificate)
     use_threads(threads)
     from edgeclean import pipeline
@@ -158,10 +165,9 @@ def compress(  # noqa: PLR0913 - the options are the interface
             code_folder=code_folder,
             progress=progress,
             signer=signer,
-            cache=_cache(cache, no_cache, face.say),
+            cache=stages,
+            alongside=lambda network: inputs.add_external(checkpoint, network),
         )
-    inputs.add(*external_files(checkpoint, outcome.outcome.original))
-    inputs.write()
     face.answer(_document(outcome), _summary(outcome), _checks(outcome), _files(outcome))
     face.say(f"report: {outcome.bundle.path / 'report.html'}")
 
@@ -173,13 +179,27 @@ def _cache(folder: Path | None, unwanted: bool, tell: Callable[[str], None]) -> 
             raise UsageError("--cache names a folder, and --no-cache wants none; give one of them")
         return None
     from edgeclean.resume.stages import Cache
+    from edgeclean.resume.store import foreign_entry
 
-    if folder is None:
+    if folder is not None:
+        keep_apart([], folder=folder)
+        foreign = foreign_entry(folder)
+        if foreign is not None:
+            raise UsageError(
+                f"--cache {folder} holds {foreign!r} and was not made by edgeclean; name a folder "
+                "that does not exist, or an empty one"
+            )
+    else:
         home = os.environ.get("HOME", "")
         above = os.environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home else "")
         if not above.startswith("/"):
             return None
-        folder = Path(above) / "edgeclean"
+        folder = Path(above) / "edgeclean" / "stages"
+        if not folder.exists() and any(folder.parent.glob("*.kept")):
+            tell(
+                f"cache: the .kept files in {folder.parent} are an earlier version's and are not "
+                "used any more; you may delete them"
+            )
     return Cache(folder=folder.absolute(), tell=tell)
 
 

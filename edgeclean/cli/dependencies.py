@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeclean.cli.files import write_file
+from edgeclean.bundles.atomic import resolved
+from edgeclean.cli.files import check_place, in_place, keep_apart
 from edgeclean.cli.options import RUN
-from edgeclean.depfile import depfile
+from edgeclean.depfile import depfile, is_depfile
 from edgeclean.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeclean.states import Network
+
+MAX_DEPFILE_BYTES = 64 << 20  # of which one may be replaced
 
 Depfile = Annotated[
     Path | None,
@@ -36,14 +40,16 @@ class InputFiles:
         """Take where the dependency file goes (None for no such file) and the bundle's folder.
 
         Raises:
-            UsageError: it would lie in the bundle.
+            UsageError: it would lie in the bundle, or replace what is no dependency file.
         """
-        if place is not None and place.resolve().is_relative_to(output.resolve()):
+        if place is not None and resolved(place).is_relative_to(resolved(output)):
             raise UsageError(
                 f"--depfile {place} lies in the bundle, which holds nothing but its own files; put "
                 "it beside the bundle"
             )
-        self._place, self._target = place, output / "model.onnx"
+        if place is not None:
+            check_place(place, _is_depfile)
+        self._place, self._output, self._target = place, output, output / "model.onnx"
         self._files: list[Path] = []
 
     def add(self, *files: Path | None) -> None:
@@ -56,14 +62,36 @@ class InputFiles:
         if self._place is not None:
             depfile(self._target, self._files)
 
-    def write(self) -> None:
-        """Write the dependency file, where one is asked.
+    def add_external(self, checkpoint: Path, network: Network) -> AbstractContextManager[None]:
+        """Note the files that an ONNX checkpoint's weights came from, as soon as they are known.
+
+        Returns:
+            What `pipeline.compress` enters when all else is done: `written`.
 
         Raises:
-            UsageError: the place cannot be written; what was there is unchanged.
+            UsageError: a name cannot be written, or one of them would be replaced.
         """
-        if self._place is not None:
-            write_file(self._place, depfile(self._target, self._files))
+        files = external_files(checkpoint, network)
+        keep_apart(files, files=[self._place], folder=self._output)
+        self.add(*files)
+        return self.written()
+
+    def written(self) -> AbstractContextManager[None]:
+        """The dependency file in place, where one is asked, unless what is done within fails.
+
+        Raises:
+            UsageError: when it is entered: the place cannot be written; what was there is
+                unchanged.
+        """
+        if self._place is None:
+            return nullcontext()
+        return in_place({self._place: depfile(self._target, self._files)}, ours=_is_depfile)
+
+
+def _is_depfile(path: Path) -> bool:
+    with path.open("rb") as stream:
+        contents = stream.read(MAX_DEPFILE_BYTES + 1)
+    return len(contents) <= MAX_DEPFILE_BYTES and is_depfile(contents)
 
 
 def external_files(checkpoint: Path, network: Network) -> list[Path]:

@@ -9,8 +9,10 @@ import typer
 
 from edgeclean.cli.bundle import Bundle
 from edgeclean.cli.console import Face, cells, plain_table
-from edgeclean.cli.files import write_files
+from edgeclean.cli.files import check_place, in_place, is_our_onnx, keep_apart, marked
 from edgeclean.cli.options import AsJson, Quiet
+
+_is_written = marked(b"Written by `edgeclean embed`")
 
 
 def embed(  # noqa: PLR0913 - the options are the interface
@@ -36,13 +38,19 @@ def embed(  # noqa: PLR0913 - the options are the interface
     settings = settings_from(
         EmbedSettings, {"symbol": symbol, "align": align, "form": form}, where="options"
     )
+    places = [output / name for name in settings.file_names]
+    keep_apart([bundle], files=places)
+    for place in places:
+        check_place(place, _is_ours)
     with face.progress() as progress:
         progress("Verifying", 0, 1)
         embedded = embed_bundle(bundle, settings)
         progress("Verifying", 1, 1)
     # The header is written first, so that it is the oldest to Make, and put in place last: half of
     # the files without it do not compile.
-    write_files(output, embedded.files, last=f"{symbol}.h")
+    files = {output / name: content for name, content in embedded.files.items()}
+    with in_place(files, ours=_is_ours, last=output / f"{symbol}.h"):
+        pass
     table = plain_table("file", ">bytes")
     for name, content in embedded.files.items():
         table.add_row(*cells(output / name, len(content)))
@@ -57,3 +65,7 @@ def embed(  # noqa: PLR0913 - the options are the interface
         },
         table,
     )
+
+
+def _is_ours(path: Path) -> bool:
+    return is_our_onnx(path) if path.suffix == ".onnx" else _is_written(path)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeclean.cli.console import Face, cells, plain_table
-from edgeclean.cli.files import write_file
+from edgeclean.cli.dependencies import code_file, external_files
+from edgeclean.cli.files import check_place, is_our_onnx, keep_apart, write_file
 from edgeclean.cli.options import (
     RUN,
     Arch,
@@ -62,6 +63,9 @@ def export(  # noqa: PLR0913 - the options are the interface
     spec, code_folder = model_spec(
         model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
     )
+    read = [checkpoint, model, config, code_file(spec.architecture, code_folder)]
+    keep_apart(read, files=[output])
+    check_place(output, is_our_onnx)
     options: dict[str, Any] = {"seed": seed, "target": target, "jetpack": jetpack}
     options |= {"export": {"opset": opset}, "precision": {"format": precision}}
     settings, _ = pipeline_settings(config, options)
@@ -76,6 +80,7 @@ def export(  # noqa: PLR0913 - the options are the interface
     with face.progress() as progress:
         progress("Loading", 0, 1)
         network = load_checkpoint(checkpoint, spec, limits=settings.load, code_folder=code_folder)
+        keep_apart(external_files(checkpoint, network), files=[output])
         progress("Loading", 1, 1)
         progress("Exporting", 0, 1)
         contents = export_onnx(network, settings.export)
@@ -87,7 +92,7 @@ def export(  # noqa: PLR0913 - the options are the interface
             drawn = synthesize(network, settings.synthesize, seed=settings.seed, progress=progress)
             pixels = drawn.pixels
         lowered = lower_precision(contents, spec, pixels, settings.precision, progress=progress)
-        write_file(output, lowered.model)
+        write_file(output, lowered.model, ours=is_our_onnx)
     _answer(face, output, network.source_sha256, parity, lowered)
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeclean.cli.console import Face, cells, plain_table
-from edgeclean.cli.files import write_file
+from edgeclean.cli.dependencies import code_file, external_files
+from edgeclean.cli.files import check_place, keep_apart, marked, write_file
 from edgeclean.cli.options import (
     RUN,
     Arch,
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edgeclean.ranks.latency_table import LatencyTable
+
+IS_TABLE = marked(b'"format": "edgeclean-latency-table-1"')
 
 
 def latency_table(  # noqa: PLR0913 - the options are the interface
@@ -67,6 +70,9 @@ def latency_table(  # noqa: PLR0913 - the options are the interface
     spec, code_folder = model_spec(
         model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
     )
+    read = [checkpoint, model, config, code_file(spec.architecture, code_folder)]
+    keep_apart(read, files=[output])
+    check_place(output, IS_TABLE)
     settings, _ = pipeline_settings(config, {})
     from edgeclean.config import settings_from
     from edgeclean.loading.checkpoint import load_checkpoint
@@ -81,10 +87,11 @@ def latency_table(  # noqa: PLR0913 - the options are the interface
     with face.progress() as progress:
         progress("Loading", 0, 1)
         network = load_checkpoint(checkpoint, spec, limits=settings.load, code_folder=code_folder)
+        keep_apart(external_files(checkpoint, network), files=[output])
         progress("Loading", 1, 1)
         overrides = dict(settings.ranks.overrides)
         table = measured_table(network, how, overrides=overrides, progress=progress)
-        write_file(output, table.canonical())
+        write_file(output, table.canonical(), ours=IS_TABLE)
     face.answer({"file": str(output), **_facts(table)}, _layers(table))
     face.say(f"table: {output}")
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeclean.cli.console import Face, cells, plain_table
-from edgeclean.cli.files import new_folder
+from edgeclean.cli.dependencies import code_file
+from edgeclean.cli.files import keep_apart, new_folder
 from edgeclean.cli.options import (
     RUN,
     Arch,
@@ -72,6 +73,9 @@ def scan(  # noqa: PLR0913 - the options are the interface
     face = Face(as_json=as_json, quiet=quiet)
     spec, code_folder = model_spec(
         model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
+    )
+    keep_apart(
+        [checkpoint, model, config, code_file(spec.architecture, code_folder)], folder=output
     )
     settings, _ = pipeline_settings(config, {"seed": seed, "compute": compute_of(gpu)})
     use_threads(threads)

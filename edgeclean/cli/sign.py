@@ -31,13 +31,16 @@ def sign(
     """Verify a bundle and sign every file of it, offline; a signature that it has is replaced."""
     face = Face(as_json=as_json, quiet=quiet)
     from edgeclean.bundles import manifest as texts
-    from edgeclean.bundles.bundle import hold_output, put_in_place
+    from edgeclean.bundles.atomic import hold_folder
+    from edgeclean.bundles.bundle import put_in_place
     from edgeclean.bundles.signing import Signer, check_signer
-    from edgeclean.bundles.verify import read_folder, verify_bundle
+    from edgeclean.bundles.verify import check_unchanged, read_folder, verify_bundle
 
     signer = Signer(private_key=key, certificate=certificate)
     check_signer(signer)
-    with face.progress() as progress, hold_output(bundle) as held:
+    check_unchanged(bundle)  # before a lock is put beside what may be no bundle
+    unchanged = hold_folder(bundle, lambda folder, _named: check_unchanged(folder))
+    with face.progress() as progress, unchanged as held:
         progress("Verifying", 0, 1)
         record = verify_bundle(held.path)
         progress("Verifying", 1, 1)

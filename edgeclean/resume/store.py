@@ -4,12 +4,17 @@ Every entry is sealed with a secret of the folder (HMAC-SHA256): an entry that w
 another key, or written by somebody who cannot read the secret is ignored, with a warning. The
 folder is its owner's alone; who can read and write it can do no more than who can change the
 checkpoint.
+
+The folder says with a ``CACHEDIR.TAG`` that it was made here. Nothing is put into a folder that
+holds anything and no such tag; and nothing is removed from one but results and half written files
+by the names that only they have.
 """
 
 from __future__ import annotations
 
 import hmac
 import os
+import re
 import secrets
 import stat
 import tempfile
@@ -21,6 +26,16 @@ SECRET = "secret"  # noqa: S105 - the name of the file
 SECRET_BYTES = 32
 SEAL_BYTES = 32
 SUFFIX = ".kept"
+TAG = "CACHEDIR.TAG"
+# Source: the Cache Directory Tagging Specification; programs that make backups leave it out.
+TAG_TEXT = b"""Signature: 8a477f597d28d172789f06886806bc55
+# This folder was made by edgeclean, which removes old results from it; keep nothing of yours here.
+# Results that are gone are computed again: you may delete the folder.
+"""
+PREFIX, PARTIAL = ".edgeclean-", ".partial"  # of what is being written
+# Results have a SHA-256 as their key; whatever else is called .kept is not ours to remove.
+_RESULT = re.compile(r"[0-9a-f]{64}\.kept")
+_PARTIAL = re.compile(r"\.edgeclean-[a-z0-9_]+\.partial")
 STALE_SECONDS = 3600  # after which what a killed writer left is removed
 
 Tell = Callable[[str], None]
@@ -75,15 +90,30 @@ class Store:
         beside = None
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            foreign = foreign_entry(self.folder)
+            if foreign is not None:
+                self._tell(
+                    f"cache: {self.folder} holds {foreign!r} and was not made by edgeclean; "
+                    "nothing is kept there"
+                )
+                return
+            if not (self.folder / TAG).exists() or (self.folder / TAG).stat().st_size == 0:
+                _write_tag(self.folder / TAG)
             secret = self._secret(make=True)
             if secret is None:
                 return
-            with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as stream:
+            with tempfile.NamedTemporaryFile(
+                dir=self.folder, prefix=PREFIX, suffix=PARTIAL, delete=False
+            ) as stream:
                 beside = Path(stream.name)
                 stream.write(_seal(secret, key, contents) + contents)
                 stream.flush()
                 os.fsync(stream.fileno())
-            beside.replace(self._path(key))
+            path = self._path(key)
+            if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+                self._tell(f"cache: {path.name} is no plain file, and is not replaced")
+                return
+            beside.replace(path)
             self._prune()
         except OSError as error:
             self._tell(f"cache: {self.folder} cannot be written ({error.strerror}); going on")
@@ -99,7 +129,9 @@ class Store:
         """The folder's secret; None, with a warning, where others could have written it."""
         path = self.folder / SECRET
         if make and not path.exists():
-            with tempfile.NamedTemporaryFile(dir=self.folder) as stream:  # for its owner only
+            with tempfile.NamedTemporaryFile(  # for its owner only
+                dir=self.folder, prefix=PREFIX, suffix=PARTIAL
+            ) as stream:
                 stream.write(secrets.token_bytes(SECRET_BYTES))
                 stream.flush()
                 with suppress(FileExistsError):  # another run was quicker
@@ -118,16 +150,50 @@ class Store:
 
     def _prune(self) -> None:
         """Remove the oldest results above the limit, and what killed writers left."""
-        found = [(path.stat(), path) for path in self.folder.iterdir() if path.is_file()]
-        now = max(status.st_mtime for status, _ in found)
+        found = [(path.lstat(), path) for path in self.folder.iterdir()]
+        plain = [(status, path) for status, path in found if stat.S_ISREG(status.st_mode)]
+        now = max(status.st_mtime for status, _ in plain)
         room = self._limit_bytes
-        for status, path in sorted(found, key=lambda one: -one[0].st_mtime):
-            if path.name == SECRET:
-                continue
-            room -= status.st_size
-            left = path.suffix != SUFFIX and status.st_mtime < now - STALE_SECONDS
-            if left or room < 0:
+        for status, path in sorted(plain, key=lambda one: -one[0].st_mtime):
+            left = _PARTIAL.fullmatch(path.name) and status.st_mtime < now - STALE_SECONDS
+            if _RESULT.fullmatch(path.name):
+                room -= status.st_size
+                left = room < 0
+            if left:
                 path.unlink(missing_ok=True)
+
+
+def foreign_entry(folder: Path) -> str | None:
+    """What lies in a folder that this program did not make; None where it did, or it is empty.
+
+    An empty tag is what a run leaves that was killed, or found the disk full, while it wrote it.
+    """
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+    except OSError:  # it is not there, or cannot be read: then nothing is written either
+        return None
+    said = _beginning(folder / TAG)
+    if said == TAG_TEXT:
+        return None
+    others = names if said != b"" else [name for name in names if name != TAG]
+    return others[0] if others else None
+
+
+def _beginning(path: Path) -> bytes | None:
+    """Of a plain file that can be read; None for everything else."""
+    try:
+        if stat.S_ISREG(path.lstat().st_mode):
+            with path.open("rb") as stream:
+                return stream.read(len(TAG_TEXT) + 1)
+    except OSError:
+        pass
+    return None
+
+
+def _write_tag(path: Path) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o644), "wb") as stream:
+        stream.write(TAG_TEXT)
 
 
 def _seal(secret: bytes, key: str, contents: bytes) -> bytes:

@@ -10,8 +10,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from edgeclean.bundles.atomic import hold_folder
-from edgeclean.bundles.bundle import put_in_place
+from edgeclean.bundles.bundle import hold_output, put_in_place
 from edgeclean.bundles.signing import Signer
 from edgeclean.bundles.verify import read_folder
 
@@ -38,7 +37,7 @@ def write_keys(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def sign(folder: Path, private_key: Path) -> None:
-    with hold_folder(folder) as held:
+    with hold_output(folder) as held:
         files, _ = read_folder(folder)
         files.pop("model.sig", None)
         put_in_place(held, files, Signer(private_key=private_key))

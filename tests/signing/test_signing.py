@@ -18,8 +18,7 @@ from signing_keys import flip, private_pem, sign, write_certificates, write_keys
 
 from edgeclean import cli
 from edgeclean.bundles import signing
-from edgeclean.bundles.atomic import hold_folder
-from edgeclean.bundles.bundle import put_in_place, write_bundle
+from edgeclean.bundles.bundle import hold_output, put_in_place, write_bundle
 from edgeclean.bundles.signing import Signer, Trusted, check_signer
 from edgeclean.bundles.verify import read_folder, verify_bundle
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
@@ -161,7 +160,7 @@ def test_a_certificate_signs_for_who_trusts_its_authority(tmp_path: Path) -> Non
     key, certificate, root = write_certificates(tmp_path)
     folder = put_bundle(tmp_path / "build")
     files, _ = read_folder(folder)
-    with hold_folder(folder) as held:
+    with hold_output(folder) as held:
         put_in_place(held, files, Signer(private_key=key, certificate=certificate))
     assert verify_bundle(folder, Trusted(certificate=root)).signature == "holds"
     (tmp_path / "other").mkdir()
