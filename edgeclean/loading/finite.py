@@ -50,8 +50,8 @@ def check_answers(module: nn.Module, spec: ModelSpec) -> None:
         if not _is_finite(answers):
             raise InputRejectedError(
                 f"the network answers a plain image with NaN or infinity; {_origin(module, batch)} "
-                "is the first layer that makes them of finite numbers: its weights, or those "
-                "before it, are too large for float32"
+                "is the first that makes them of finite numbers: its weights, or those before it, "
+                "are too large for float32"
             )
 
 
@@ -93,7 +93,7 @@ def _origin(module: nn.Module, batch: Tensor) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    return (found[0] if found else "") or "the network itself"
+    return f"its layer {found[0]}" if found and found[0] else "what is between its layers"
 
 
 def _is_finite(values: Any) -> bool:
