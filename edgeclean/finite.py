@@ -1,9 +1,9 @@
 """Numbers that are not finite end in an error, in the stage that made them.
 
-Weights that are finite may still answer with NaN, and a setting may drive a stage there. Left alone,
-such numbers travel: a flow that is NaN reads outside of an image inside PyTorch's native code, and a
-comparison with NaN passes gates. So each stage's result is looked at before the next one has it
-(`checked`), and each loss before its gradient is taken (`require_finite_loss`).
+Weights that are finite may still answer with NaN, and a setting may drive a stage there. Left
+alone, such numbers travel: a flow that is NaN reads outside of an image inside PyTorch's native
+code, and a comparison with NaN passes gates. So each stage's result is looked at before the next
+one has it (`checked`), and each loss before its gradient is taken (`require_finite_loss`).
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ class _Run:
         *settings: object,
         like: LoadedNetwork | TruncatedNetwork | None = None,
     ) -> Callable[P, T]:
-        """The stage, or its kept result, as `once` has it; ``settings`` and ``like`` as `Kept` says."""
+        """The stage, or its kept result; ``settings`` and ``like`` as `Kept` says."""
         return self.once(self.kept(stage, *settings, like=like))
 
     def once(self, stage: Callable[P, T]) -> Callable[P, T]:
@@ -194,9 +194,7 @@ class _Run:
         decomposed = self.once(decompose)(purified, settings.decompose, progress=progress)
         clamp = settings.scale
         if clamp.tau is None:
-            clamp = self.once(choose_tau)(
-                decomposed, images.pixels[:256], clamp, progress=progress
-            )
+            clamp = self.once(choose_tau)(decomposed, images.pixels[:256], clamp, progress=progress)
         scaled = self.once(scale)(decomposed, clamp, progress=progress)
         truncated = self.truncated(scaled, images)
         draw = self(synthesize, settings.synthesize)

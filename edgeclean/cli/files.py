@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from edgeclean.cli.supervisor import note_output
 from edgeclean.errors import UsageError
 
 Write = Callable[[Mapping[str, bytes]], None]
@@ -26,6 +27,8 @@ def new_folder(path: Path | None) -> Iterator[Write]:
         yield lambda files: None
         return
     from edgeclean.bundles.atomic import hold_folder, replace_folder
+
+    note_output(path)
 
     with hold_folder(path) as held:
         if held.path.exists() and any(held.path.iterdir()):
