@@ -17,6 +17,7 @@ from edgeclean.cli import supervisor
 from edgeclean.cli.bench import bench
 from edgeclean.cli.build_engine import build_engine
 from edgeclean.cli.bundle import verify
+from edgeclean.cli.command import Command
 from edgeclean.cli.compress import compress
 from edgeclean.cli.console import ANSWERED, answer_failure, show_error
 from edgeclean.cli.doctor import doctor
@@ -25,7 +26,6 @@ from edgeclean.cli.export import export
 from edgeclean.cli.files import no_lasting_writes
 from edgeclean.cli.inspect import inspect
 from edgeclean.cli.latency_table import latency_table
-from edgeclean.cli.numbers import Command
 from edgeclean.cli.parts import parts
 from edgeclean.cli.scan import scan
 from edgeclean.cli.sign import sign
@@ -33,8 +33,9 @@ from edgeclean.cli.targets import targets
 from edgeclean.errors import EdgecleanError, EndedBySignalError, UsageError
 
 EXIT_CODES = (
-    "Exit codes: 0 done, 1 a defect of edgeclean, 2 usage, 3 input rejected, 4 backdoor suspected, "
-    "5 parity or accuracy gate, 6 ratio, latency or size out of reach, 7 toolchain missing."
+    "Exit codes: 0 done, 1 a defect or crash, 2 usage, 3 input rejected, 4 backdoor suspected, "
+    "5 parity or accuracy gate, 6 ratio, latency or size out of reach, 7 toolchain missing, "
+    "130 stopped by Ctrl-C, 143 by SIGTERM."
 )
 
 app = typer.Typer(

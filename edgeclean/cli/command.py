@@ -1,14 +1,15 @@
-"""Numbers on the command line: finite, and of a size that machines have."""
+"""What every command has in common: numbers that are numbers, and an end at Ctrl-C."""
 
 from __future__ import annotations
 
 import math
+import signal
 from typing import Any
 
 import typer
 from typer.core import TyperCommand
 
-from edgeclean.errors import UsageError
+from edgeclean.errors import EndedBySignalError, UsageError
 
 LARGEST = 2**63 - 1
 SHOWN = 200  # characters of a message in which a value stands
@@ -16,6 +17,21 @@ SHOWN = 200  # characters of a message in which a value stands
 
 class Command(TyperCommand):
     """A command none of whose options takes NaN, infinity or a number beyond 64 bits."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """As any command; Ctrl-C is one line.
+
+        Raises:
+            EndedBySignalError: on Ctrl-C.
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise EndedBySignalError(
+                "stopped by SIGINT; what was there before is untouched",
+                exit_code=128 + signal.SIGINT,
+                signal="SIGINT",
+            ) from None
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As any command, and then look at the numbers.
