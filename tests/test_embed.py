@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bundle_files import make_manifest_fit, put_bundle
 from tiny_networks import tiny_contents
 
 from edgeclean.bundles import embed
 from edgeclean.bundles.bundle import write_bundle
 from edgeclean.bundles.embed import EmbedSettings, embed_bundle
+from edgeclean.bundles.manifest import canonical_json
 from edgeclean.bundles.verify import VerifyRecord, verify_bundle
 from edgeclean.cli.files import write_files
 from edgeclean.config import settings_from
@@ -164,3 +167,19 @@ def test_files_that_belong_together_stay_together(tmp_path: Path) -> None:
     write_files(tmp_path, {"a.c": b"new", "a.h": b"new"}, last="a.h")
     assert (tmp_path / "a.h").read_bytes() == b"new"
     assert (tmp_path / "other").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("key", "number"),
+    [("std", 0.0), ("std", -1.0), ("std", 1e-30), ("std", 1e300), ("mean", 1e300)],
+)
+def test_statistics_that_no_device_can_compute_with_are_not_embedded(
+    tmp_path: Path, key: str, number: float
+) -> None:
+    copy = put_bundle(tmp_path / "copy")
+    manifest = json.loads((copy / "manifest.json").read_bytes())
+    manifest["model"][key][0] = number
+    (copy / "manifest.json").write_bytes(canonical_json(manifest))
+    make_manifest_fit(copy)
+    with pytest.raises(InputRejectedError, match=f"schema at model/{key}/0"):
+        embed_bundle(copy, EmbedSettings())

@@ -83,7 +83,7 @@ def started(place: Path, how: str, command: str = "compress") -> subprocess.Pope
         text=True,
         start_new_session=True,
         # A test may be run behind an & of a script, where Ctrl-C is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
