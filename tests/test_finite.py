@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_networks import tiny_network
 from torch import Tensor, nn
@@ -148,6 +148,7 @@ def test_what_stages_hand_on_today_passes() -> None:
         require_finite(state, "stage")
 
 
+@settings(deadline=None)
 @given(bad=NOT_FINITE)
 def test_every_part_of_a_state_is_looked_at(bad: float) -> None:
     pixels = images().pixels.clone()
@@ -167,6 +168,7 @@ def test_every_part_of_a_state_is_looked_at(bad: float) -> None:
             require_finite(state, "stage")
 
 
+@settings(deadline=None)
 @given(bad=NOT_FINITE, which=st.integers(0, 10_000), place=st.integers(0, 10_000))
 def test_one_number_of_any_weight_or_statistic_is_enough(
     bad: float, which: int, place: int

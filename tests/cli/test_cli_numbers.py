@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer
 from command_line import Terminal
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.main import get_command
 
@@ -24,16 +25,17 @@ TOO_LONG = st.one_of(
 )
 
 
-def options(kind: str) -> list[tuple[str, str]]:
-    return [
-        (name, parameter.opts[0])
-        for name, command in COMMANDS.items()
-        for parameter in command.params
-        if parameter.type.name.startswith(kind)
-    ]
+def options(kind: type) -> list[tuple[str, str]]:
+    """Every option of that type, as its command's function declares it."""
+    found = []
+    for name, command in COMMANDS.items():
+        hints = get_type_hints(inspect.unwrap(command.callback))
+        names = {key for key, hint in hints.items() if kind in (hint, *get_args(hint))}
+        found += [(name, one.opts[0]) for one in command.params if one.name in names]
+    return found
 
 
-FLOATS, WHOLE = options("float"), options("integer")
+FLOATS, WHOLE = options(float), options(int)
 
 
 def refusal(name: str, option: str, text: str) -> str:
@@ -55,6 +57,7 @@ def test_the_options_with_numbers_are_found() -> None:
 
 
 @pytest.mark.parametrize(("command", "option"), FLOATS)
+@settings(deadline=None)
 @given(text=NOT_FINITE)
 def test_a_number_that_is_not_finite_is_refused(command: str, option: str, text: str) -> None:
     said = refusal(command, option, text)
@@ -63,6 +66,7 @@ def test_a_number_that_is_not_finite_is_refused(command: str, option: str, text:
 
 
 @pytest.mark.parametrize(("command", "option"), WHOLE)
+@settings(deadline=None)
 @given(text=TOO_LONG)
 def test_a_number_beyond_64_bits_is_refused_and_cut_short(
     command: str, option: str, text: str
@@ -89,6 +93,7 @@ def test_many_classes_are_the_options_fault_and_not_the_files(
         assert len(said.err) < 300
 
 
+@settings(deadline=None)
 @given(gate=st.sampled_from(["max-accuracy-drop", "min-speedup"]), text=NOT_FINITE)
 def test_no_gate_is_passed_by_everything(
     tmp_path_factory: pytest.TempPathFactory, gate: str, text: str
@@ -102,6 +107,7 @@ def test_no_gate_is_passed_by_everything(
         read_policy(file, {})
 
 
+@settings(deadline=None)
 @given(
     key=st.sampled_from(["mean", "std"]),
     number=st.one_of(
@@ -116,6 +122,7 @@ def test_a_model_files_statistics_are_numbers_of_pixels(
     refused_statistics(tmp_path_factory, key, number, place)
 
 
+@settings(deadline=None)
 @given(number=st.floats(max_value=MIN_STD, exclude_max=True), place=st.integers(0, 2))
 def test_a_std_that_is_no_deviation_of_images_is_refused(
     tmp_path_factory: pytest.TempPathFactory, number: float, place: int
