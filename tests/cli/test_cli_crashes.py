@@ -30,10 +30,9 @@ class Crashing(nn.Module):
 
     def forward(self, images):
         pathlib.Path(os.environ["BUSY"]).write_text(str(os.getpid()))
-        half_done = pathlib.Path(".out.partial")
-        if pathlib.Path(".out.lock").exists() and not half_done.exists():
-            half_done.mkdir()
         how = os.environ["HOW"]
+        if pathlib.Path(".out.lock").exists() and how != "wait":
+            pathlib.Path(".out.partial").mkdir()
         if how == "segfault":
             ctypes.string_at(0)
         elif how == "wait":
@@ -49,7 +48,7 @@ def make(classes):
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
-    """A working folder with an old bundle of other people's files in the output's place."""
+    """A working folder, and one for temporary files, in which nothing may be left."""
     work = tmp_path / "work"
     work.mkdir()
     (tmp_path / "tmp").mkdir()
@@ -139,11 +138,9 @@ def test_who_asks_it_to_stop_is_heard(place: Path, number: signal.Signals, to_al
 
 def test_a_killed_command_takes_its_child_along_and_the_next_one_clears_up(place: Path) -> None:
     process = started(place, "wait")
-    child = busy_child(place)
+    busy_child(place)
     process.kill()
-    process.communicate(timeout=60)  # the pipes end when both have
-    with pytest.raises(ProcessLookupError):
-        os.kill(child, 0)
+    process.communicate(timeout=30)  # the pipes end when both have, and the child would sleep on
     assert (place / ".out.lock").exists()
     for one in (place.parent / "tmp").iterdir():  # what a killed command leaves, as it always did
         assert one.name.startswith("edgeclean-")
