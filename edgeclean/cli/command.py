@@ -33,14 +33,14 @@ class Command(TyperCommand):
                 signal="SIGINT",
             ) from None
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, words: list[str]) -> list[str]:
         """As any command, and then look at the numbers.
 
         Raises:
             UsageError: naming the option.
         """
         try:
-            rest = super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, words)
         except typer.BadParameter as wrong:  # it may quote thousands of digits
             if len(wrong.message) > SHOWN:
                 wrong.message = f"{wrong.message[:SHOWN]}..."

@@ -138,15 +138,14 @@ def compress(  # noqa: PLR0913 - the options are the interface
     gates = {"fail_on_backdoor": fail_on_backdoor, "max_accuracy_drop": max_accuracy_drop}
     asked = policy_of(policy, **gates, max_size=max_size, min_speedup=min_speedup)
     inputs = InputFiles(depfile, output)
-    inputs.add(checkpoint, model, code_file(spec.architecture, code_folder))
-    inputs.add(config, target_file, policy, ranks_file, latency_table)
+    inputs.add(checkpoint, model, code_file(spec.architecture, code_folder), config, target_file)
     signer = _signer(sign_key, sign_certificate)
     use_threads(threads)
     from edgeclean import pipeline
 
     note_output(output)
     labelled = labelled_images(evaluate, spec)
-    inputs.add(*(labelled.files if labelled else ()))
+    inputs.add(policy, ranks_file, latency_table, *(labelled.files if labelled else ()))
     with face.progress() as progress:
         outcome = pipeline.compress(
             checkpoint,
