@@ -4,13 +4,16 @@ EdgecleanError
 ├── UsageError               2  an option or setting is wrong, or options contradict each other
 │   └── OutputInUseError     2  the output folder is being written by another run
 ├── InputRejectedError       3  the checkpoint, ONNX, image set or bundle cannot be accepted
+│   └── NotFiniteError       3  a stage came out with NaN or infinity
 ├── BackdoorSuspectedError   4  the scan suspects a backdoor and the policy forbids it
 ├── ParityError              5  the exported network does not compute what the PyTorch one does
 │   └── AccuracyGateError    5  accuracy fell further than the policy allows
 ├── BudgetError              6  a size, latency or speed budget is missed
 │   └── RatioError           6  the asked compression ratio cannot be met
-└── ToolchainError           7  the target needs a tool that is not installed (the ONNX is written)
-    └── ConnectionLostError  7  the device cannot be reached; what was done there is kept
+├── ToolchainError           7  the target needs a tool that is not installed (the ONNX is written)
+│   └── ConnectionLostError  7  the device cannot be reached; what was done there is kept
+└── EndedBySignalError       1  native code crashed, or the system ended the process; 128 + n where
+                                somebody asked it to stop by signal n
 
 Anything else that escapes is a defect of ours: exit code 1, with its traceback.
 """
@@ -50,6 +53,10 @@ class InputRejectedError(EdgecleanError):
     exit_code = 3
 
 
+class NotFiniteError(InputRejectedError):
+    """Numbers that are not finite came out of a stage."""
+
+
 class BackdoorSuspectedError(EdgecleanError):
     """The scan suspects a backdoor and the caller asked to stop then."""
 
@@ -80,3 +87,11 @@ class ToolchainError(EdgecleanError):
     """A tool that the target needs is missing."""
 
     exit_code = 7
+
+
+class EndedBySignalError(EdgecleanError):
+    """The process that did the work was ended by a signal; what it left was cleared up."""
+
+    def __init__(self, message: str = "", /, *, exit_code: int = 1, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.exit_code = exit_code

@@ -20,6 +20,7 @@ from edgeclean.environment import describe_environment
 from edgeclean.errors import UsageError
 from edgeclean.factors.decompose import decompose
 from edgeclean.factors.scale import scale
+from edgeclean.finite import checked
 from edgeclean.gates.evaluation import evaluate
 from edgeclean.gates.labelled_images import LabelledImages
 from edgeclean.gates.policy import Policy
@@ -168,12 +169,10 @@ def scan_checkpoint(
     require_compute(settings.compute)
     loaded = load_checkpoint(checkpoint, spec, limits=settings.load, code_folder=code_folder)
     loaded = placed(loaded, settings.compute)
-    images = synthesize(loaded, settings.synthesize, seed=settings.seed, progress=progress)
-    return (
-        loaded,
-        images,
-        scan(loaded, images, settings.scan, seed=settings.seed, progress=progress),
-    )
+    seed = settings.seed
+    images = checked(synthesize)(loaded, settings.synthesize, seed=seed, progress=progress)
+    found = checked(scan)(loaded, images, settings.scan, seed=seed, progress=progress)
+    return loaded, images, found
 
 
 def plan_checkpoint(
@@ -186,10 +185,10 @@ def plan_checkpoint(
 ) -> tuple[LoadedNetwork, TruncatedNetwork]:
     """What would be replaced at a ratio: the same ranks but for the synthetic images' say."""
     loaded = load_checkpoint(checkpoint, spec, limits=settings.load, code_folder=code_folder)
-    decomposed = decompose(loaded, settings.decompose, progress=progress)
-    scaled = scale(decomposed, settings.scale, progress=progress)
-    plan = choose_ranks(scaled, settings.ranks, progress=progress)
-    return loaded, truncate(scaled, plan, settings.truncate, progress=progress)
+    decomposed = checked(decompose)(loaded, settings.decompose, progress=progress)
+    scaled = checked(scale)(decomposed, settings.scale, progress=progress)
+    plan = checked(choose_ranks)(scaled, settings.ranks, progress=progress)
+    return loaded, checked(truncate)(scaled, plan, settings.truncate, progress=progress)
 
 
 def _check_goal(settings: PipelineSettings, target: Target, table: LatencyTable | None) -> None:

@@ -16,6 +16,7 @@ from edgeclean.cost import count_params
 from edgeclean.factors.decompose import decompose
 from edgeclean.factors.scale import scale
 from edgeclean.factors.threshold import choose_tau
+from edgeclean.finite import checked
 from edgeclean.gates.evaluation import Evaluation
 from edgeclean.gates.policy import Policy
 from edgeclean.gates.promise import refuse_larger, refuse_slower
@@ -165,8 +166,12 @@ class _Run:
         *settings: object,
         like: LoadedNetwork | TruncatedNetwork | None = None,
     ) -> Callable[P, T]:
-        """The stage, timed, or its kept result; ``settings`` and ``like`` as `Kept` says."""
-        return self.timed(self.kept(stage, *settings, like=like))
+        """The stage, or its kept result; ``settings`` and ``like`` as `Kept` says."""
+        return self.once(self.kept(stage, *settings, like=like))
+
+    def once(self, stage: Callable[P, T]) -> Callable[P, T]:
+        """The stage, timed; what it hands to the next one is finite."""
+        return self.timed(checked(stage))
 
     def guided(
         self, purified: PurifiedNetwork, images: SyntheticImages
@@ -177,8 +182,8 @@ class _Run:
             # Images of a backdoored network may carry its trigger; the purified teacher's answers
             # to them do not, and its own images add what the first ones miss.
             images = joined(images, self.synthesized(purified, settings.seed + 1))
-        decomposed = self.timed(decompose)(purified, settings.decompose, progress=progress)
-        scaled = self.timed(scale)(decomposed, settings.scale, progress=progress)
+        decomposed = self.once(decompose)(purified, settings.decompose, progress=progress)
+        scaled = self.once(scale)(decomposed, settings.scale, progress=progress)
         return scaled, self.truncated(scaled, images), images
 
     def by_the_deck(
@@ -186,13 +191,11 @@ class _Run:
     ) -> tuple[ScaledNetwork, TruncatedNetwork, SyntheticImages]:
         """Clamped and truncated first; then images whose class loss the constrained one takes."""
         settings, progress = self.settings, self.progress
-        decomposed = self.timed(decompose)(purified, settings.decompose, progress=progress)
+        decomposed = self.once(decompose)(purified, settings.decompose, progress=progress)
         clamp = settings.scale
         if clamp.tau is None:
-            clamp = self.timed(choose_tau)(
-                decomposed, images.pixels[:256], clamp, progress=progress
-            )
-        scaled = self.timed(scale)(decomposed, clamp, progress=progress)
+            clamp = self.once(choose_tau)(decomposed, images.pixels[:256], clamp, progress=progress)
+        scaled = self.once(scale)(decomposed, clamp, progress=progress)
         truncated = self.truncated(scaled, images)
         draw = self(synthesize, settings.synthesize)
         labelled = draw(
@@ -227,7 +230,7 @@ class _Run:
             file=self._file_size(),
             progress=progress,
         )
-        cut = self.timed(truncate)(scaled, plan, settings.truncate, progress=progress)
+        cut = self.once(truncate)(scaled, plan, settings.truncate, progress=progress)
         if self.table is not None and is_of_this_machine(self.table):
             look = replace(settings.latency, runs=min(LOOK_RUNS, settings.latency.runs))
             original, model = (export_onnx(one, settings.export) for one in (self.original, cut))

@@ -167,9 +167,9 @@ def test_orders_and_spaces_at_an_end_are_refused(name: str) -> None:
         depfile(Path("m"), [Path(name)])
 
 
-@needs_make
-def test_no_name_gives_make_an_order(tmp_path: Path) -> None:
+def test_no_name_gives_make_an_order(program: Program, tmp_path: Path) -> None:
     """The names with a meaning that this Make's manual lists, as files beside the Makefile."""
+    make = program("make")
     for word in ("PHONY", "SUFFIXES", "DEFAULT", "PRECIOUS", "IGNORE", "SILENT", "POSIX"):
         for place in (Path(f".{word}"), Path("in") / f".{word}"):
             try:
@@ -179,7 +179,7 @@ def test_no_name_gives_make_an_order(tmp_path: Path) -> None:
             rules = "all:\n\t@false\n\t@echo went on\ninclude out.d\n"
             (tmp_path / "Makefile").write_text(rules, encoding="utf-8")
             made = subprocess.run(
-                ["make", "-r"], cwd=tmp_path, check=False, capture_output=True, text=True
+                [make, "-r"], cwd=tmp_path, check=False, capture_output=True, text=True
             )
             assert made.returncode == 2
             assert "went on" not in made.stdout

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -8,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bundle_files import make_manifest_fit, put_bundle
 from programs import Program
 from tiny_networks import tiny_contents
 
 from edgeclean.bundles import embed
 from edgeclean.bundles.bundle import write_bundle
 from edgeclean.bundles.embed import EmbedSettings, embed_bundle
+from edgeclean.bundles.manifest import canonical_json
 from edgeclean.bundles.verify import VerifyRecord, verify_bundle
 from edgeclean.cli.files import in_place
 from edgeclean.config import settings_from
@@ -229,3 +232,19 @@ def test_what_follows_may_fail_and_nothing_has_changed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="then"):
         fail_in_place()
     assert read(tmp_path) == {"a": b"old"}
+
+
+@pytest.mark.parametrize(
+    ("key", "number"),
+    [("std", 0.0), ("std", -1.0), ("std", 1e-30), ("std", 1e300), ("mean", 1e300)],
+)
+def test_statistics_that_no_device_can_compute_with_are_not_embedded(
+    tmp_path: Path, key: str, number: float
+) -> None:
+    copy = put_bundle(tmp_path / "copy")
+    manifest = json.loads((copy / "manifest.json").read_bytes())
+    manifest["model"][key][0] = number
+    (copy / "manifest.json").write_bytes(canonical_json(manifest))
+    make_manifest_fit(copy)
+    with pytest.raises(InputRejectedError, match=f"schema at model/{key}/0"):
+        embed_bundle(copy, EmbedSettings())

@@ -175,3 +175,60 @@ def test_a_header_that_claims_more_than_is_there_takes_no_memory(
     with zipfile.ZipFile(tmp_path / "p.npz", "w") as archive:
         archive.writestr("labels.npy", array)
     refused(tmp_path / "p.npz", f"claims {claimed} bytes and holds 0")
+
+
+def stored(pixels: np.ndarray, kind: str, mode: str = "") -> bytes:  # type: ignore[type-arg]
+    image = Image.fromarray(pixels)
+    stream = io.BytesIO()
+    (image.convert(mode) if mode else image).save(stream, kind)
+    return stream.getvalue()
+
+
+def one_picture(folder: Path, content: bytes, channels: int) -> np.ndarray:  # type: ignore[type-arg]
+    (folder / "0").mkdir(parents=True)
+    (folder / "0" / "one.png").write_bytes(content)
+    spec = replace(
+        SPEC, input_shape=(channels, 8, 8), mean=(0.5,) * channels, std=(0.2,) * channels
+    )
+    return read_labelled_images(folder, spec).pixels[0]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["PNG", "PPM"])
+def test_grey_of_16_bits_is_scaled_to_8(tmp_path: Path, kind: str, channels: int) -> None:
+    levels = np.random.default_rng(0).integers(0, 65536, (8, 8)).astype(np.uint16)
+    levels[0, :5] = 0, 128, 129, 65406, 65535
+    found = one_picture(tmp_path, stored(levels, kind), channels)
+    expected = np.round(levels / 257).astype(np.uint8)
+    assert expected[0, :5].tolist() == [0, 0, 1, 254, 255]
+    assert (found == expected).all()
+    same = one_picture(tmp_path / "8", stored(expected, "PNG"), channels)
+    assert (found == same).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "RGB"])
+def test_every_mode_of_a_png_shows_what_the_picture_shows(
+    tmp_path: Path, mode: str, channels: int
+) -> None:
+    drawn = np.zeros((8, 8, 3), dtype=np.uint8)
+    drawn[:4] = 255
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = one_picture(tmp_path, stored(drawn, "PNG", mode), channels)
+    assert (found == drawn.transpose(2, 0, 1)[:channels]).all()
+
+
+def test_a_palette_with_transparency_shows_its_colours(tmp_path: Path) -> None:
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 10, 200, 30])
+    stream = io.BytesIO()
+    image.save(stream, "PNG", transparency=bytes([255, 128]))
+    found = one_picture(tmp_path, stream.getvalue(), 3)
+    assert found[:, 3, 3].tolist() == [10, 200, 30]
+
+
+def test_a_picture_of_floats_is_refused(tmp_path: Path) -> None:
+    content = b"Pf\n8 8\n-1.0\n" + np.ones(64, dtype="<f4").tobytes()
+    with pytest.raises(InputRejectedError, match="its mode is F; grey or colours of 8 or 16 bits"):
+        one_picture(tmp_path, content, 1)

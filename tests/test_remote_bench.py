@@ -281,3 +281,10 @@ def test_every_part_of_an_address_reaches_ssh(
     plain = parse_device("ssh://jetson.local").run(["true"]).stdout.decode().splitlines()
     assert plain[-3:] == ["--", "jetson.local", "true"]
     assert not {"-p", "-l", "-F"} & set(plain)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e400", "9" * 400])
+def test_a_number_that_is_not_finite_is_no_answer(number: str) -> None:
+    content = f'{{"latency": {{"speedup": {number}}}}}'.encode()
+    with pytest.raises(InputRejectedError, match="not JSON of finite numbers"):
+        read_record(content, "0" * 64)

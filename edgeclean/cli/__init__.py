@@ -13,11 +13,13 @@ from typing import Annotated
 import typer
 
 import edgeclean
+from edgeclean.cli import supervisor
 from edgeclean.cli.bench import bench
 from edgeclean.cli.build_engine import build_engine
 from edgeclean.cli.bundle import verify
+from edgeclean.cli.command import Command
 from edgeclean.cli.compress import compress
-from edgeclean.cli.console import answer_failure, show_error
+from edgeclean.cli.console import ANSWERED, answer_failure, show_error
 from edgeclean.cli.doctor import doctor
 from edgeclean.cli.embed import embed
 from edgeclean.cli.export import export
@@ -28,11 +30,12 @@ from edgeclean.cli.parts import parts
 from edgeclean.cli.scan import scan
 from edgeclean.cli.sign import sign
 from edgeclean.cli.targets import targets
-from edgeclean.errors import EdgecleanError, UsageError
+from edgeclean.errors import EdgecleanError, EndedBySignalError, UsageError
 
 EXIT_CODES = (
-    "Exit codes: 0 done, 1 a defect of edgeclean, 2 usage, 3 input rejected, 4 backdoor suspected, "
-    "5 parity or accuracy gate, 6 ratio, latency or size out of reach, 7 toolchain missing."
+    "Exit codes: 0 done, 1 a defect or crash, 2 usage, 3 input rejected, 4 backdoor suspected, "
+    "5 parity or accuracy gate, 6 ratio, latency or size out of reach, 7 toolchain missing, "
+    "130 stopped by Ctrl-C, 143 by SIGTERM."
 )
 
 app = typer.Typer(
@@ -66,13 +69,14 @@ for command in (
     *(compress, scan, inspect, export, latency_table, build_engine, bench, verify),
     *(sign, embed, parts, targets, doctor),
 ):
-    app.command()(command)
+    app.command(cls=Command)(command)
 
 
 def main() -> None:
     """Entry point: an EdgecleanError is one line and an exit code; a defect keeps its traceback.
 
-    Under ``--json`` stdout holds one document whatever happens: the answer, or what failed.
+    Under ``--json`` stdout holds one document whatever happens: the answer, or what failed. Long
+    commands run in a process of their own (`supervisor`).
     """
     copy_context().run(_run, "--json" in sys.argv)
 
@@ -80,6 +84,8 @@ def main() -> None:
 def _run(as_json: bool) -> None:
     try:
         with no_lasting_writes():
+            if supervisor.is_wanted(sys.argv[1:]):
+                _split()
             app(prog_name="edgeclean")
     except EdgecleanError as error:
         show_error(error)
@@ -94,4 +100,16 @@ def _run(as_json: bool) -> None:
     except Exception as defect:
         if as_json:
             answer_failure("defect", f"{type(defect).__name__}: {defect}", EdgecleanError.exit_code)
+        raise
+
+
+def _split() -> None:
+    """Go on in a child. What it said on stdout is not said again by the parent."""
+    try:
+        supervisor.split()
+    except SystemExit:
+        ANSWERED.set(True)
+        raise
+    except EndedBySignalError as ended:
+        ANSWERED.set(bool(ended.facts.pop("answered")))
         raise

@@ -40,7 +40,9 @@ def bench(  # noqa: PLR0913 - the options are the interface
             rich_help_panel=HERE,
         ),
     ] = "cpu",
-    threads: Annotated[int, typer.Option(min=1, help="Of ONNX Runtime.", rich_help_panel=HERE)] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, max=1024, help="Of ONNX Runtime.", rich_help_panel=HERE)
+    ] = 1,
     runs: Annotated[
         int, typer.Option(min=1, help="Measured runs of each network.", rich_help_panel=HERE)
     ] = 200,

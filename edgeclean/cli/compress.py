@@ -69,6 +69,7 @@ from edgeclean.cli.options import (
     use_threads,
 )
 from edgeclean.cli.scan import verdict_in_words
+from edgeclean.cli.supervisor import note_output
 from edgeclean.errors import UsageError
 from edgeclean.printable import printable
 
@@ -150,6 +151,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     use_threads(threads)
     from edgeclean import pipeline
 
+    note_output(output)
     labelled = labelled_images(evaluate, spec)
     inputs.add(*(labelled.files if labelled else ()))
     with face.progress() as progress:

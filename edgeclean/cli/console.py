@@ -23,6 +23,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from edgeclean.cli.supervisor import note_answer
 from edgeclean.errors import EdgecleanError
 from edgeclean.printable import printable
 from edgeclean.progress import Progress as ProgressCallback
@@ -134,7 +135,9 @@ class _Lines:
 
 def _write_json(document: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+    sys.stdout.flush()  # native code that crashes later takes along what is still held back
     ANSWERED.set(True)
+    note_answer()
 
 
 def _nothing(description: str, done: int, total: int) -> None:

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from edgeclean.bundles.atomic import hold_folder, replace_folder, resolved
+from edgeclean.cli.supervisor import note_output
 from edgeclean.errors import UsageError
 
 Write = Callable[[Mapping[str, bytes]], None]
@@ -32,6 +33,7 @@ def new_folder(path: Path | None) -> Iterator[Write]:
     if path is None:
         yield lambda files: None
         return
+    note_output(path)
     with hold_folder(path) as held:
 
         def write(files: Mapping[str, bytes]) -> None:

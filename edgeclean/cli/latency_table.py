@@ -46,7 +46,9 @@ def latency_table(  # noqa: PLR0913 - the options are the interface
             rich_help_panel=RUN,
         ),
     ] = "cpu",
-    threads: Annotated[int, typer.Option(min=1, help="Of ONNX Runtime.", rich_help_panel=RUN)] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, max=1024, help="Of ONNX Runtime.", rich_help_panel=RUN)
+    ] = 1,
     batch: Annotated[int, typer.Option(min=1, help="Images in one run.", rich_help_panel=RUN)] = 1,
     rounds: Annotated[
         int, typer.Option(min=5, help="Of all forms of a layer, in turns.", rich_help_panel=RUN)

@@ -81,7 +81,9 @@ Seed = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(min=1, help="Processor threads; all cores if not given.", rich_help_panel=RUN),
+    typer.Option(
+        min=1, max=1024, help="Processor threads; all cores if not given.", rich_help_panel=RUN
+    ),
 ]
 Gpu = Annotated[
     bool,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,9 +113,13 @@ def read_record(content: bytes, manifest_sha256: str) -> dict[str, JsonValue]:
     if len(content) > MAX_ANSWER_BYTES:
         raise InputRejectedError(f"the device's answer is larger than {MAX_ANSWER_BYTES} bytes")
     try:
-        document: dict[str, JsonValue] = json.loads(content)
+        document: dict[str, JsonValue] = json.loads(
+            content, parse_float=_finite, parse_int=_finite_int, parse_constant=_finite
+        )
     except (ValueError, RecursionError):
-        raise InputRejectedError("the device's answer is not JSON; run again") from None
+        raise InputRejectedError(
+            "the device's answer is not JSON of finite numbers; run again"
+        ) from None
     fault = jsonschema.exceptions.best_match(_validator().iter_errors(document))
     if fault is not None:
         place = "/".join(str(step) for step in fault.absolute_path) or "the top level"
@@ -124,6 +129,18 @@ def read_record(content: bytes, manifest_sha256: str) -> dict[str, JsonValue]:
     if document["manifest_sha256"] != manifest_sha256:
         raise InputRejectedError("the device answered for another bundle; run again")
     return document
+
+
+def _finite(text: str) -> float:
+    """A number of JSON; Python's reader takes NaN, Infinity and 1e999 as well."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
+
+
+def _finite_int(text: str) -> int:
+    return int(text) if len(text) < 20 else int(_finite(text))
 
 
 def _copy(bundle: Path, names: tuple[str, ...], device: Device, place: str, told: Told) -> None:

@@ -29,6 +29,8 @@ from edgeclean.states import ModelSpec
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp"}
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")
 MODES = {1: "L", 3: "RGB"}
+_PLAIN_MODES = ("1", "L", "LA", "RGB", "RGBA", "CMYK", "YCbCr")
+_WHITE_OF_16_BITS = 65535
 MAX_IMAGES = 200_000
 MAX_FILE_BYTES = 64 * 2**20
 MAX_PACK_BYTES = 2 * 2**30
@@ -231,7 +233,7 @@ def _decode(content: bytes, spec: ModelSpec, name: str) -> UInt8[np.ndarray, "c 
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
             if picture.size == (width, height):  # before a pixel is decoded
-                pixels = np.asarray(picture.convert(MODES[channels]), dtype=np.uint8)
+                pixels = np.asarray(_eight_bits(picture).convert(MODES[channels]), dtype=np.uint8)
                 return pixels.reshape(height, width, channels).transpose(2, 0, 1)
             size = picture.size
     except Exception as error:  # noqa: BLE001 - decoders raise what they like on damaged bytes
@@ -241,3 +243,24 @@ def _decode(content: bytes, spec: ModelSpec, name: str) -> UInt8[np.ndarray, "c 
         f"{name}: has {size[0]}x{size[1]} pixels and the network takes {width}x{height}; scale the "
         "images in the way that the network was trained with"
     )
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """The picture in a mode that Pillow converts without loss of meaning.
+
+    Pillow clips grey levels of 16 bits at 255 instead of scaling them, and takes no transparent
+    colours of a palette into RGB; transparency itself is dropped, as it is from other modes.
+
+    Raises:
+        ValueError: its numbers are no grey levels of 16 bits.
+    """
+    if picture.mode == "P":
+        return picture.convert("RGBA")
+    if picture.mode in _PLAIN_MODES:
+        return picture
+    levels = np.asarray(picture)
+    whole = picture.mode.startswith("I") and levels.min() >= 0 and levels.max() <= _WHITE_OF_16_BITS
+    if not whole:
+        raise ValueError(f"its mode is {picture.mode}; grey or colours of 8 or 16 bits are read")
+    scaled = (levels.astype(np.int64) * 255 + _WHITE_OF_16_BITS // 2) // _WHITE_OF_16_BITS
+    return Image.fromarray(scaled.astype(np.uint8))

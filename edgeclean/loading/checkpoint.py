@@ -23,6 +23,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from edgeclean.cost import count_macs, count_params
 from edgeclean.errors import InputRejectedError
 from edgeclean.loading.architectures import build_architecture, list_architectures
+from edgeclean.loading.finite import check_answers
 from edgeclean.loading.input_guard import (
     ZIP_MAGIC,
     Kind,
@@ -80,6 +81,7 @@ def load_checkpoint(
     try:
         module, notes = _network(path.parent, contents, kind, spec, limits, code_folder)
         _check_signature(module, spec, limits)
+        check_answers(module, spec)
     except InputRejectedError as error:
         # Names in the message are the stranger's: none of them may steer a terminal.
         raise InputRejectedError(printable(f"{path}: {error}")) from error.__cause__

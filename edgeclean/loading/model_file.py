@@ -26,6 +26,9 @@ from edgeclean.states import ModelSpec
 MAX_FILE_BYTES = 64 * 1024
 MAX_SIDE = 4096
 MAX_CLASSES = 1_000_000
+# One of a million 8-bit pixels one grey level off the others makes 4e-6. A smaller divisor is no
+# deviation of images, and makes inputs whose squares leave float32.
+MIN_STD = 1e-6
 KEYS = ("architecture", "input-shape", "classes", "mean", "std")
 OPTIONS = {
     "architecture": "--arch",
@@ -85,6 +88,10 @@ def spec_from_options(
     }
     if model_file is not None:
         _check_entries(entries, where=str(model_file), error=InputRejectedError)
+    for key, given in options.items():
+        problem = "" if given is None else _CHECKS[key](given)
+        if problem:
+            raise UsageError(f"{OPTIONS[key]} is {str(given)[:60]!r}; it must be {problem}")
     merged = {**entries, **{key: given for key, given in options.items() if given is not None}}
     missing = [OPTIONS[key] for key in KEYS if key not in merged]
     if missing:
@@ -154,8 +161,8 @@ def _check_mean(entry: Any) -> str:
 
 
 def _check_std(entry: Any) -> str:
-    good = _are_finite(entry) and all(number > 0 for number in entry)
-    return "" if good else "a list of finite numbers above zero"
+    good = _are_finite(entry) and all(number >= MIN_STD for number in entry)
+    return "" if good else f"a list of finite numbers above zero, each at least {MIN_STD:g}"
 
 
 def _are_finite(entry: Any) -> bool:

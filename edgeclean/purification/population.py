@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgeclean.finite import require_finite_loss
 from edgeclean.scan.families import AdditiveFamily, Family, MaskedFamily, WarpFamily
 from edgeclean.scan.gradient import Evidence, class_loss, logits_of
 from edgeclean.scan.triggers import AdditiveTrigger, MaskedTrigger, Trigger, WarpTrigger
@@ -123,7 +124,9 @@ class _Group:
             logits = logits_of(learner, self.moving.stamp(evidence.pixels[rows], slots))
             loss = class_loss(logits, self.targets[slots], evidence.predictions[rows]).mean(1)
             excess = functional.relu(self.moving.cost() - self._cap)[slots]
-            (loss + self._weight * excess).sum().backward()
+            loss = loss + self._weight * excess
+            require_finite_loss(loss, "purify")
+            loss.sum().backward()
         self._optimizer.step()
 
 

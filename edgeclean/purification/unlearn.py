@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from edgeclean.distil import Likeness, logit_variance
+from edgeclean.finite import require_finite_loss
 from edgeclean.frozen import folding_norms
 from edgeclean.memory import images_at_once
 from edgeclean.precision import device_of, mixed_precision
@@ -128,7 +129,9 @@ def unlearn(
             )
             optimizer.zero_grad()
             for part in _parts(clean, stamped, shown, at_once):
-                _distillation(learner, ground.teacher, part, likeness).backward()
+                loss = _distillation(learner, ground.teacher, part, likeness)
+                require_finite_loss(loss, "purify")
+                loss.backward()
             nn.utils.clip_grad_norm_(parameters, 5.0)
             optimizer.step()
             schedule.step()

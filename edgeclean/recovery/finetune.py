@@ -26,6 +26,7 @@ from torch.nn import functional
 from edgeclean.cost import count_macs, count_params
 from edgeclean.distil import Compare, Likeness, label_answers, logit_variance
 from edgeclean.errors import UsageError
+from edgeclean.finite import require_finite_loss
 from edgeclean.frozen import folding_norms, frozen
 from edgeclean.memory import images_at_once
 from edgeclean.pixels import pixel_copy
@@ -220,6 +221,7 @@ class _Lesson:
             part = slice(start, start + self._at_once)
             share = len(pixels[part]) / len(pixels)
             loss = share * self._loss(pixels[part], labels[part], own, given, generator)
+            require_finite_loss(loss, "finetune")
             loss.backward()
             total += float(loss.detach())
         return total

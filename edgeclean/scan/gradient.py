@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from edgeclean.finite import require_finite_loss
 from edgeclean.memory import images_at_once
 from edgeclean.precision import device_of, mixed_precision
 from edgeclean.scan.families import Family
@@ -113,7 +114,9 @@ def _search_chunk(
         own = evidence.predictions[rows]
         cost = hypothesis.cost()
         optimizer.zero_grad()
-        (class_loss(logits, targets, own).mean(1) + tracker.weight * cost).sum().backward()
+        loss = class_loss(logits, targets, own).mean(1) + tracker.weight * cost
+        require_finite_loss(loss, f"{family.name} search")
+        loss.sum().backward()
         hits = arrived(logits, targets, own).float().mean(1)
         tracker.update(step, hits, cost.detach(), settings.success, hypothesis)
         optimizer.step()

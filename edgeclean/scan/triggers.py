@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from edgeclean.finite import require_finite
+
 
 @runtime_checkable
 class Trigger(Protocol):
@@ -84,7 +86,13 @@ class WarpTrigger:
 def warp(
     pixels: Float[Tensor, "n c h w"], flow: Float[Tensor, "n h w 2"]
 ) -> Float[Tensor, "n c h w"]:
-    """Each image sampled bilinearly at the identity grid plus its flow."""
+    """Each image sampled bilinearly at the identity grid plus its flow.
+
+    Raises:
+        NotFiniteError: the flow is NaN or infinite somewhere.
+    """
+    # Native code makes an address of each place that it samples at: of NaN, one outside the image.
+    require_finite(flow, "warp")
     identity = torch.eye(2, 3, dtype=pixels.dtype, device=pixels.device)
     grid = functional.affine_grid(
         identity.expand(pixels.shape[0], -1, -1), list(pixels.shape), align_corners=True

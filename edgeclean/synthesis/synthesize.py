@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeclean.errors import UsageError
+from edgeclean.finite import require_finite_loss
 from edgeclean.memory import images_at_once
 from edgeclean.pixels import pixel_copy
 from edgeclean.precision import device_of, mixed_precision
@@ -194,7 +195,9 @@ def _invert(
             # Without statistics, what keeps an image natural is the procedural one it came from.
             prior = statistics.distance() if has_statistics else (pixels - start).square().mean()
             optimizer.zero_grad()
-            (loss + prior).backward()
+            loss = loss + prior
+            require_finite_loss(loss, "synthesize")
+            loss.backward()
             optimizer.step()
             schedule.step()
             tell(step + 1)

@@ -1,0 +1,56 @@
+"""What every command has in common: numbers that are numbers, and an end at Ctrl-C."""
+
+from __future__ import annotations
+
+import math
+import signal
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from edgeclean.errors import EndedBySignalError, UsageError
+
+LARGEST = 2**63 - 1
+SHOWN = 200  # characters of a message in which a value stands
+
+
+class Command(TyperCommand):
+    """A command none of whose options takes NaN, infinity or a number beyond 64 bits."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """As any command; Ctrl-C is one line.
+
+        Raises:
+            EndedBySignalError: on Ctrl-C.
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise EndedBySignalError(
+                "stopped by SIGINT; what was there before is untouched",
+                exit_code=128 + signal.SIGINT,
+                signal="SIGINT",
+            ) from None
+
+    def parse_args(self, ctx: Any, words: list[str]) -> list[str]:
+        """As any command, and then look at the numbers.
+
+        Raises:
+            UsageError: naming the option.
+        """
+        try:
+            rest = super().parse_args(ctx, words)
+        except typer.BadParameter as wrong:  # it may quote thousands of digits
+            if len(wrong.message) > SHOWN:
+                wrong.message = f"{wrong.message[:SHOWN]}..."
+            raise
+        for parameter in self.params:
+            number = ctx.params.get(parameter.name)
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UsageError(f"{parameter.opts[0]} is {number}; it must be a finite number")
+            if isinstance(number, int) and abs(number) > LARGEST:
+                raise UsageError(
+                    f"{parameter.opts[0]} is {str(number)[:20]}...; a number has 64 bits at most"
+                )
+        return rest

@@ -1,0 +1,187 @@
+"""The long commands work in a process of their own, and this one clears up after it.
+
+PyTorch, ONNX Runtime and the drivers below them are native code: where that crashes, or the system
+ends a process that takes too much memory, no Python code of that process runs any more. So the
+command is split by a fork before anything heavy is imported: the child works, as if it were alone,
+on the same terminal; the parent passes signals on, waits, and, should the child die of a signal,
+removes what it left and says so in one line.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+from types import FrameType
+
+from edgeclean.errors import EdgecleanError, EndedBySignalError
+
+COMMANDS = ("compress", "scan", "inspect", "export", "latency-table", "bench", "build-engine")
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+MAX_NOTES_BYTES = 1 << 16  # what a pipe holds
+ANSWERED = "answered"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_NOTES: ContextVar[int | None] = ContextVar("_NOTES", default=None)
+
+
+def note_answer() -> None:
+    """Tell the parent, if there is one, that stdout has its document."""
+    _note(ANSWERED)
+
+
+def note_output(path: Path) -> None:
+    """Tell the parent, if there is one, which folder will be held."""
+    _note(str(path.absolute()))
+
+
+def is_wanted(words: Sequence[str]) -> bool:
+    """Whether these words start a long command in a process that can still be split.
+
+    With other threads, or native libraries that may have some, a fork is not safe: a program that
+    calls this package's `main` itself goes without.
+    """
+    long = bool(words) and words[0] in COMMANDS and "--help" not in words
+    alone = "torch" not in sys.modules and threading.active_count() == 1
+    return long and alone and hasattr(os, "fork")
+
+
+def split() -> bool:
+    """Go on in a child; in this process, wait for it and exit as it does.
+
+    Returns:
+        True, in the child alone.
+
+    Raises:
+        SystemExit: in the parent, with the child's exit code.
+        EndedBySignalError: in the parent; the child was ended by a signal, and is cleared up after.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    parent, (ear, mouth) = os.getpid(), os.pipe()
+    with _held_back():
+        child = os.fork()
+        if child == 0:
+            os.close(ear)
+            _NOTES.set(mouth)
+            _die_with(parent)
+            _heed_one_interrupt()
+            return True
+        os.close(mouth)
+        kept = {number: _pass_on(number, child) for number in PASSED_ON}
+    try:
+        _, status = os.waitpid(child, 0)
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+    notes = _read(ear)
+    if os.WIFEXITED(status):
+        raise SystemExit(os.WEXITSTATUS(status))
+    for note in notes:
+        if note != ANSWERED:
+            _clear_up(Path(note))
+    raise _what_happened(os.WTERMSIG(status), answered=ANSWERED in notes)
+
+
+def _note(text: str) -> None:
+    notes = _NOTES.get()
+    if notes is not None:
+        with suppress(OSError):  # the parent is gone: there is nobody to tell
+            os.write(notes, os.fsencode(text) + b"\0")
+
+
+def _read(ear: int) -> list[str]:
+    """What was noted; not waited for, as a process that the child left might hold the other end."""
+    os.set_blocking(ear, False)
+    try:
+        said = os.read(ear, MAX_NOTES_BYTES)
+    except BlockingIOError:
+        said = b""
+    finally:
+        os.close(ear)
+    return [os.fsdecode(note) for note in said.split(b"\0") if note]
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Within, signals wait: none is lost between the fork and the handlers."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _pass_on(number: int, child: int) -> signal._HANDLER:
+    """Send the child what is sent to this process; the handler that was there before."""
+    if signal.getsignal(number) is signal.SIG_IGN:  # nohup, and jobs behind a script's &
+        return signal.SIG_IGN
+
+    def handler(received: int, _frame: FrameType | None) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(child, received)
+
+    return signal.signal(number, handler)
+
+
+def _heed_one_interrupt() -> None:
+    """Ctrl-C reaches both processes, and the parent passes it on: the second must not cut the
+    clearing up of the first short."""  # noqa: D205, D209
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+
+    def once(_received: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, once)
+
+
+def _die_with(parent: int) -> None:
+    """A parent that is killed takes the child along, where the system can do that.
+
+    Source: prctl(2), PR_SET_PDEATHSIG.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        with suppress(AttributeError, OSError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _clear_up(output: Path) -> None:
+    """As the next run would: finish or undo what was half done, and let go of the folder."""
+    from edgeclean.bundles.atomic import hold_folder, staging_name
+
+    with suppress(EdgecleanError, OSError):
+        if output.resolve().with_name(staging_name(output.resolve().name)).exists():
+            with hold_folder(output, refuse=lambda _folder, _named: None):  # nothing is replaced
+                pass
+
+
+def _what_happened(number: int, *, answered: bool) -> EndedBySignalError:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        name = f"signal {number}"
+    code, said = 1, f"native code crashed ({name}): a defect of edgeclean or of a library below it"
+    if number in PASSED_ON:
+        code, said = 128 + number, f"stopped by {name}"
+    elif number == signal.SIGKILL:
+        said = f"the process was killed ({name}), most often because the machine has no memory left"
+    elif number not in (
+        signal.SIGSEGV,
+        signal.SIGBUS,
+        signal.SIGILL,
+        signal.SIGFPE,
+        signal.SIGABRT,
+    ):
+        said = f"the process was ended by {name}"
+    left = "the answer was given before" if answered else "what was there before is untouched"
+    return EndedBySignalError(f"{said}; {left}", exit_code=code, answered=answered, signal=name)
