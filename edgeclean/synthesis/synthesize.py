@@ -31,7 +31,7 @@ from edgeclean.pixels import pixel_copy
 from edgeclean.precision import device_of, mixed_precision
 from edgeclean.progress import Progress, silent
 from edgeclean.states import Network, SyntheticImages
-from edgeclean.synthesis.batchnorm import StatisticsDistance, batchnorm_layers
+from edgeclean.synthesis.batchnorm import StatisticsDistance, running_batchnorm_layers
 from edgeclean.synthesis.priors import procedural_images
 
 
@@ -102,7 +102,6 @@ def synthesize(
     generator = torch.Generator().manual_seed(seed)
     source = pixel_copy(network).requires_grad_(False)
     judge = source if classifier is None else pixel_copy(classifier).requires_grad_(False)
-    has_statistics = bool(batchnorm_layers(source))
     seeing = (source,) if judge is source else (source, judge)
     at_once = images_at_once(network.spec.input_shape, *seeing)
     sizes = _batch_sizes(settings.count, min(settings.batch_size, at_once))
@@ -119,6 +118,7 @@ def synthesize(
         batch = _Batch(start=start, targets=targets, generator=generator)
         pixels.append(_invert(source, judge, batch, settings, tell))
         labels.append(classes)
+    has_statistics = bool(running_batchnorm_layers(source, pixels[0][:1]))
     origin = "batch-norm inversion" if has_statistics else "class inversion of procedural images"
     return SyntheticImages(pixels=torch.cat(pixels), labels=torch.cat(labels), origin=origin)
 
@@ -180,7 +180,7 @@ def _invert(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: 0.05 + 0.475 * (1 + math.cos(math.pi * step / settings.steps))
     )
-    has_statistics = bool(batchnorm_layers(source))
+    has_statistics = bool(running_batchnorm_layers(source, start[:1]))
     with StatisticsDistance(source) as statistics:
         for step in range(settings.steps):
             pixels = torch.sigmoid(logits)
