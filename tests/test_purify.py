@@ -246,7 +246,7 @@ def test_a_stamp_that_does_as_well_towards_other_classes_asks_for_no_further_rou
     def scored(module, evidence, bank, classes, generator):
         success = torch.full((len(bank), classes), elsewhere)
         success[:, TARGET] = towards
-        return BankScore(bank, success)
+        return BankScore(bank, success, torch.full((len(bank),), elsewhere))
 
     def dear(module, evidence, slots, *rest):
         return [Found(slot, math.inf, 0.0, None) for slot in slots]

@@ -87,7 +87,7 @@ def bank_stamps(evidence: Evidence, score: BankScore | None) -> list[Found]:
     """The bank's candidates that move most images; where gradients are masked, these are left."""
     if score is None:
         return []
-    moved, (height, width) = score.moved(), evidence.pixels.shape[-2:]
+    moved, (height, width) = score.moved, evidence.pixels.shape[-2:]
     area = (score.bank.candidates[:, 0] * score.bank.candidates[:, 1]).tolist()
     return [
         Found(
