@@ -88,7 +88,7 @@ def import_onnx(contents: bytes, limits: LoadLimits, *, folder: Path) -> Importe
         folder: where plain files with its weights may lie.
 
     Raises:
-        InputRejectedError: it breaks a rule of ``onnx_guard``, a file with weights is missing or
+        InputRejectedError: it breaks a rule of ``guard``, a file with weights is missing or
             no plain file, or a node cannot be converted; names the node or tensor.
     """
     checked = parse_isolated("onnx", contents, limits)
