@@ -76,6 +76,8 @@ def export_onnx(network: Network, settings: ExportSettings | None = None) -> byt
     settings = settings or ExportSettings()
     _refuse_oversize(network.module)
     module = copy.deepcopy(network.module).cpu().float().eval()
+    # As the code was written for: a view of what channels-last weights put out may not be had.
+    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     proto = onnx.load_model_from_string(_trace(module, network.spec, settings))
     _strip(proto)  # before simplifying: what onnxsim does must not depend on it
     simplified = _simplify(proto)

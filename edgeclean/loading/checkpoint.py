@@ -43,6 +43,7 @@ from edgeclean.loading.state_dict import (
     fit_weights,
     strip_prefix,
 )
+from edgeclean.loading.views import free_of_layout_
 from edgeclean.printable import printable
 from edgeclean.states import JsonValue, LoadedNetwork, ModelSpec, StageRecord, settings_as_json
 
@@ -82,6 +83,7 @@ def load_checkpoint(
     try:
         module, notes = _network(path.parent, contents, kind, spec, limits, code_folder)
         _check_signature(module, spec, limits)
+        free_of_layout_(module, spec.input_shape)
     except InputRejectedError as error:
         # Names in the message are the stranger's: none of them may steer a terminal.
         raise InputRejectedError(printable(f"{path}: {error}")) from error.__cause__

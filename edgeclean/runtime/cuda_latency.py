@@ -122,7 +122,7 @@ def captured(module: nn.Module, images: torch.Tensor) -> Replay:  # pragma: no c
 
 
 def _times(
-    replays: list[Callable[[], None]], runs: int, deadline: float
+    replays: list[Replay], runs: int, deadline: float
 ) -> NDArray[np.float64]:  # pragma: no cover - needs a GPU
     """Latencies [runs, 2] in milliseconds; the first of each pair alternates."""
     latencies = np.empty((runs, 2))

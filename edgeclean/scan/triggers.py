@@ -85,10 +85,14 @@ def warp(
     pixels: Float[Tensor, "n c h w"], flow: Float[Tensor, "n h w 2"]
 ) -> Float[Tensor, "n c h w"]:
     """Each image sampled bilinearly at the identity grid plus its flow."""
-    identity = torch.eye(2, 3, dtype=pixels.dtype, device=pixels.device)
-    grid = functional.affine_grid(
-        identity.expand(pixels.shape[0], -1, -1), list(pixels.shape), align_corners=True
-    )
+    down, right = (_along(side, pixels) for side in pixels.shape[-2:])
+    grid = torch.stack(torch.meshgrid(right, down, indexing="xy"), 2)
     return functional.grid_sample(
         pixels, (grid + flow).clamp(-1, 1), padding_mode="border", align_corners=True
     )
+
+
+def _along(side: int, like: Tensor) -> Float[Tensor, " n"]:
+    """Where the pixels of a side lie, from -1 to 1; one alone lies in the middle."""
+    ends = (-1.0, 1.0) if side > 1 else (0.0, 0.0)
+    return torch.linspace(*ends, side, dtype=like.dtype, device=like.device)

@@ -202,10 +202,11 @@ def _invert(
 
 
 def total_variation(pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, ""]:
-    """Mean absolute difference of neighbours, rows plus columns."""
-    rows = (pixels[:, :, 1:] - pixels[:, :, :-1]).abs().mean()
-    columns = (pixels[:, :, :, 1:] - pixels[:, :, :, :-1]).abs().mean()
-    return rows + columns
+    """Mean absolute difference of neighbours, rows plus columns; a side of one pixel has none."""
+    rows = (pixels[:, :, 1:] - pixels[:, :, :-1]).abs()
+    columns = (pixels[:, :, :, 1:] - pixels[:, :, :, :-1]).abs()
+    means = [one.mean() for one in (rows, columns) if one.numel()]
+    return sum(means, torch.zeros((), device=pixels.device))
 
 
 def _batch_sizes(count: int, batch_size: int) -> list[int]:
