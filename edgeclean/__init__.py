@@ -2,8 +2,9 @@
 
 The stages, in order, each a function from one value to a new one:
 
-    load_checkpoint -> scan -> purify -> decompose -> scale -> truncate
-    -> synthesize -> finetune -> export -> check -> measure -> write_bundle
+    load_checkpoint -> synthesize -> scan -> purify -> synthesize -> decompose -> scale
+    -> choose_ranks -> truncate -> finetune -> export_onnx -> check_parity -> lower_precision
+    -> measure_pair -> write_bundle
 
 ``edgeclean.pipeline.compress`` runs them all; the command ``edgeclean compress`` is the same
 function behind options. This module imports nothing heavy, so ``edgeclean --help`` stays fast.

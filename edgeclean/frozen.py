@@ -65,9 +65,9 @@ class NormedConv(nn.Module):
         super().__init__()
         self.conv, self.norm = conv, norm
 
-    def forward(self, features: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d p q"]:
-        """``norm(conv(features))``."""
-        outputs: Tensor = self.conv._conv_forward(features, *self._weight_and_bias())
+    def forward(self, input: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d p q"]:
+        """``norm(conv(input))``; the name is `nn.Conv2d`'s, by which code may call it."""
+        outputs: Tensor = self.conv._conv_forward(input, *self._weight_and_bias())
         return outputs
 
     def _weight_and_bias(self) -> tuple[Tensor, Tensor]:
@@ -137,14 +137,17 @@ def _pairs(module: nn.Module, example: Float[Tensor, "n c h w"]) -> list[tuple[s
     pairs: list[tuple[str, str]] = []
 
     def watch(name: str, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def ran(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def ran(
+            _layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
+        ) -> None:
+            entered = inputs[0] if inputs else named["input"]
             if type(layer) is nn.Conv2d:
                 makers[id(output)] = name
                 alive.append(output)
-            elif id(inputs[0]) in makers:
-                pairs.append((makers[id(inputs[0])], name))
+            elif id(entered) in makers:
+                pairs.append((makers[id(entered)], name))
 
-        return layer.register_forward_hook(ran)
+        return layer.register_forward_hook(ran, with_kwargs=True)
 
     handles = [
         watch(name, layer)

@@ -2,7 +2,7 @@
 
 The TorchScript-based exporter (``dynamo=False``) is used for every opset: the newer one cannot go
 below 18 (it warns and writes 18), turns global average pooling into ReduceMean, which a DLA does
-not take, and puts source paths into the file (edge-deployment.md, section 0, findings 2 and 3).
+not take, and puts source paths into the file.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import edgeclean
 from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.runtime.onnx_check import open_onnx, opset_of
 from edgeclean.states import ModelSpec, Network
+from exporters.silence import nothing_on_stdout
 
 INPUT_NAME = "input"
 OUTPUT_NAME = "logits"
@@ -75,6 +76,8 @@ def export_onnx(network: Network, settings: ExportSettings | None = None) -> byt
     settings = settings or ExportSettings()
     _refuse_oversize(network.module)
     module = copy.deepcopy(network.module).cpu().float().eval()
+    # As the code was written for: a view of what channels-last weights put out may not be had.
+    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     proto = onnx.load_model_from_string(_trace(module, network.spec, settings))
     _strip(proto)  # before simplifying: what onnxsim does must not depend on it
     simplified = _simplify(proto)
@@ -99,7 +102,7 @@ def _trace(module: nn.Module, spec: ModelSpec, settings: ExportSettings) -> byte
     images = torch.zeros(settings.batch or 2, *spec.input_shape)
     open_batch = {INPUT_NAME: {0: "batch"}, OUTPUT_NAME: {0: "batch"}}
     try:
-        with warnings.catch_warnings():
+        with nothing_on_stdout(), warnings.catch_warnings():
             _expect_legacy_warnings()
             torch.onnx.export(
                 module,
@@ -137,7 +140,8 @@ def _simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
     `exporters.parity` compares the finished file with PyTorch, which is the stronger check.
     """
     # certify=False: it would otherwise do more, and write more, where Z3 is installed.
-    simplified, is_valid = onnxsim.simplify(proto, certify=False)
+    with nothing_on_stdout():
+        simplified, is_valid = onnxsim.simplify(proto, certify=False)
     if not is_valid:
         raise InputRejectedError(
             "onnxsim could not simplify the network without changing what it computes"

@@ -210,10 +210,13 @@ def _split(
 
 
 def _lowered(choice: Choice, settings: PrecisionSettings, layers: tuple[str, ...]) -> LoweredModel:
-    if choice.agreement.signal_to_noise_db < 0:  # more noise than signal; also where not finite
+    found, asked = choice.agreement, settings.threshold
+    if not asked.holds(found):
         raise ParityError(
             f"the network in {settings.format} does not compute what it does in fp32 on synthetic "
-            f"images ({choice.agreement.signal_to_noise_db:.0f} dB); use a higher precision"
+            f"images, whatever is kept in fp32: {found.top1_agreement:.1%} keep their class at "
+            f"{found.signal_to_noise_db:.0f} dB, and {asked.agreement:.1%} at "
+            f"{asked.signal_to_noise_db:.0f} dB were asked; ask for less, or use a higher precision"
         )
     return LoweredModel(
         model=choice.model,

@@ -46,7 +46,7 @@ def to_int8(
     """The network with every convolution between quantise-dequantise pairs.
 
     Args:
-        model: a float32 ONNX file at opset 13 or above, of one image a run or an open batch.
+        model: a float32 ONNX file at opset 13 or above, of any batch.
         images: [n, c, h, w] normalised, from which the ranges of the activations are taken.
         calibration: how: the extremes, their 99.99th percentile, or the least divergence.
 
@@ -125,7 +125,9 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc] # the library is not
         self._name = entry.name
         batch = entry.type.tensor_type.shape.dim[0]
         if batch.HasField("dim_value") and batch.dim_value != 1:
-            images = images[: len(images) // batch.dim_value * batch.dim_value]
+            runs = max(1, len(images) // batch.dim_value)
+            # Too few for one run are given again until it is full: ranges stay what they were.
+            images = np.resize(images, (runs * batch.dim_value, *images.shape[1:]))
             self._batches = images.reshape(-1, batch.dim_value, *images.shape[1:])
         else:
             self._batches = images[:, None]

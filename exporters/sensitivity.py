@@ -134,8 +134,9 @@ def choose_kept(
         progress: told after each layer.
 
     Returns:
-        The file with the fewest kept layers, in order of their damage, that holds the threshold;
-        keeping all of them always does.
+        The file with the fewest kept layers, in order of their damage, that holds the threshold.
+        Where none does, the one that keeps them all: what stands between layers is lowered in it
+        too, so the caller looks at its agreement.
     """
     always = tuple(always_kept)
     whole = lowering(frozenset(always))
@@ -152,7 +153,7 @@ def choose_kept(
         sensitivity[name] = judge(alone).signal_to_noise_db
     progress("Measuring the sensitivity of layers", len(free), len(free))
     order = sorted(free, key=lambda name: (sensitivity[name], name))
-    low, high = 1, len(order)  # the fewest that may do, and a number that does
+    low, high = 1, len(order)  # the fewest that may do, and the most there are
     best = None
     while low <= high:
         middle = (low + high) // 2

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
-from edgeclean.kit.storage import engine_key
+from edgeclean.kit.storage import engine_key, engine_name
 from edgeclean.kit.trtexec_lines import precisions_of
 from exporters.tensorrt_versions import differences
 
@@ -161,8 +161,7 @@ def cached_engine(
     """
     trt, capability = local_tensorrt()
     key = engine_key(onnx_sha256, trt.__version__, capability, settings.precision)
-    if settings.dla_core is not None:
-        key += f"-dla{settings.dla_core}"
+    key = engine_name(key, settings.workspace_mib, settings.dla_core, settings.gpu_fallback)
     plan, record, timing = (
         folder / f"{key}.plan",
         folder / f"{key}.json",
@@ -172,21 +171,21 @@ def cached_engine(
         known: dict[str, Any] = json.loads(record.read_text("utf-8"))
         return plan, {**known, "cached": True}
     before = timing.read_bytes() if timing.is_file() else b""
-    engine = build_engine(trt, model, onnx_sha256, capability, settings, timing_cache=before)
+    made = build_engine(trt, model, onnx_sha256, capability, settings, timing_cache=before)
     about = {
         "key": key,
-        "tensorrt": engine.tensorrt,
+        "tensorrt": made.tensorrt,
         "compute_capability": capability,
         "precision": settings.precision,
-        "bytes": len(engine.contents),
-        "layer_precisions": engine.layer_precisions,
+        "bytes": len(made.contents),
+        "layer_precisions": made.layer_precisions,
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(about, indent=2, sort_keys=True) + "\n"
         for path, content in (
-            (timing, engine.timing_cache),
-            (plan, engine.contents),
+            (timing, made.timing_cache),
+            (plan, made.contents),
             (record, text.encode()),  # last: its presence says that the engine is whole
         ):
             _put(path, content)
@@ -242,5 +241,5 @@ def _read_back(
     if engine is None:
         raise ToolchainError("TensorRT cannot load the engine that it has just built")
     inspector = engine.create_engine_inspector()
-    text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-    return precisions_of(json.loads(text))
+    layers = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    return precisions_of(json.loads(layers))

@@ -92,7 +92,6 @@ def scan_report(*, suspected: bool = True, side: int = SIDE) -> ScanReport:
     mask[:, 8:11, 8:11] = 1
     suspect = Suspect(
         target=2,
-        source=None,
         search="masked patch",
         score=7.5,
         cost=9.0,

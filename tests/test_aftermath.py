@@ -15,7 +15,6 @@ def report(target: int | None) -> ScanReport:
     mask[:, -2:, -2:] = 1
     suspect = Suspect(
         target=target,
-        source=None,
         search="masked patch",
         score=5.0,
         cost=4.0,

@@ -12,7 +12,7 @@ from edgeclean.purification.purify import PurifySettings, purify
 from edgeclean.purification.unlearn import UnlearnSettings
 from edgeclean.scan import ScanSettings, scan
 from edgeclean.scan.all_to_all import MAP_SCORE, bank_stamps, class_map
-from edgeclean.scan.bank import Bank, BankScore
+from edgeclean.scan.bank import build_bank, score_bank
 from edgeclean.scan.gradient import ELSEWHERE, Evidence, arrived, class_loss
 from edgeclean.states import LoadedNetwork, ModelSpec, SyntheticImages
 from edgeclean.synthesis.priors import procedural_images
@@ -90,11 +90,34 @@ def test_without_a_roll_no_map_is_suspected(images, strength):
     assert scan(planted(strength), images, SEARCH, seed=0).verdict == "not found"
 
 
-def test_moved_is_the_share_that_goes_anywhere():
-    # Ten of twelve images, two of each class, go evenly to the other classes.
-    success = torch.full((1, CLASSES), 10 / 6 / 10)
-    bank = Bank(torch.zeros(1, 3, 9, 9), torch.zeros(1, 5, dtype=torch.int64))
-    assert float(BankScore(bank, success).moved()) == pytest.approx(10 / 12)
+class Swapped(nn.Module):
+    """Dark images are of class 0, others of class 1, a light dot anywhere turns that round.
+
+    No image is ever of the other classes.
+    """
+
+    def forward(self, images):
+        side = images.mean((1, 2, 3)) - 0.3
+        dot = (images.amax((1, 2, 3)) > 0.9).float()
+        first = side * (2 * dot - 1)
+        return torch.stack([first, -first, *[torch.full_like(first, -9.0)] * (CLASSES - 2)], 1)
+
+
+@pytest.mark.parametrize("dark", [32, 60])
+def test_moved_is_the_share_that_goes_anywhere(dark):
+    """However unevenly the images lie in the classes: here in two of six."""
+    levels = torch.full((64, 1, 1, 1), 0.5)
+    levels[:dark] = 0.1
+    pixels = levels.expand(64, 3, SIZE, SIZE).contiguous()
+    evidence = Evidence(pixels, Swapped()(pixels).argmax(1))
+    assert evidence.predictions.bincount().tolist() == [dark, 64 - dark]
+    bank = build_bank((3, SIZE, SIZE), torch.Generator().manual_seed(0))
+    score = score_bank(Swapped(), evidence, bank, CLASSES, torch.Generator().manual_seed(0))
+    small = score.bank.candidates[:, 0] * score.bank.candidates[:, 1] == 4
+    assert score.moved.max() == 1  # every image, and no more
+    assert score.moved.min() >= 0
+    assert small.any()
+    assert all(0 <= found.success <= 1 for found in bank_stamps(evidence, score))
 
 
 class Learned(nn.Module):

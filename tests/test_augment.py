@@ -3,6 +3,8 @@
 import torch
 
 from edgeclean.synthesis.augment import augmented, mixed, patched, recoloured
+from edgeclean.synthesis.priors import procedural_images
+from edgeclean.synthesis.synthesize import shifted, total_variation
 
 COUNT = 64
 
@@ -20,6 +22,23 @@ def test_every_view_keeps_shape_and_range_and_repeats_with_its_seed():
         assert float(first.max()) <= 1
         assert torch.equal(first, view(pixels(), torch.Generator().manual_seed(3)))
         assert not torch.equal(first, pixels())
+
+
+def test_sides_of_one_pixel_are_not_shifted_and_their_images_are_numbers():
+    """Signals are images of one row; priors, smoothness and views must make sense of them."""
+    for shape in ((3, 1, 32), (3, 32, 1), (1, 1, 1), (2, 2, 3)):
+        images = procedural_images(COUNT, shape, torch.Generator().manual_seed(0))
+        assert images.shape == (COUNT, *shape)
+        assert images.isfinite().all()
+        assert float(images.std(0).min()) > 0  # different images
+        for view in (augmented, mixed, patched, recoloured, shifted):
+            seen = view(images, torch.Generator().manual_seed(3))
+            assert seen.shape == images.shape
+            assert seen.isfinite().all()
+        assert total_variation(images).isfinite()
+    row = torch.rand(2, 3, 1, 9, generator=torch.Generator().manual_seed(0))
+    assert float(total_variation(row)) == float((row[..., 1:] - row[..., :-1]).abs().mean())
+    assert float(total_variation(row.transpose(2, 3))) == float(total_variation(row))
 
 
 def test_new_colours_are_one_contrast_and_one_shift_for_each_channel_of_an_image():

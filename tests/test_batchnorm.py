@@ -11,6 +11,7 @@ from edgeclean.synthesis.batchnorm import (
     StatisticsDistance,
     batchnorm_layers,
     reestimate_batchnorm_,
+    running_batchnorm_layers,
 )
 
 
@@ -56,6 +57,26 @@ def test_distance_is_zero_for_the_remembered_batch_and_listens_to_inputs():
     assert own < 1e-4 < other
 
 
+def test_distance_is_of_means_and_deviations_in_units_of_the_running_deviation():
+    pixels = tiny_pixels(16)
+    wide, narrow = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    module = nn.Sequential(wide, narrow).eval()
+    terms = []
+    for layer, mean, variance in ((wide, 3.0, 4.0), (narrow, -0.2, 0.25)):
+        layer.running_mean.fill_(mean)
+        layer.running_var.fill_(variance)
+    with StatisticsDistance(module) as statistics, torch.no_grad():
+        after = module(pixels)
+        found = float(statistics.distance())
+        for layer, inputs in ((wide, pixels), (narrow, wide(pixels))):
+            deviation = layer.running_var.sqrt()
+            terms.append(((inputs.mean((0, 2, 3)) - layer.running_mean) / deviation).square())
+            terms.append((inputs.std((0, 2, 3), correction=0) / deviation - 1).square())
+    assert after.isfinite().all()
+    assert all(float(term.mean()) > 0.1 for term in terms)  # each of the four matters
+    assert found == pytest.approx(2 * float(torch.stack(terms).mean()), rel=1e-3)
+
+
 def test_reestimation_equals_the_statistics_of_all_images():
     network = tiny_network()
     module, pixels = pixel_network(network), tiny_pixels(64)
@@ -70,6 +91,39 @@ def test_reestimation_equals_the_statistics_of_all_images():
     torch.testing.assert_close(first.running_var, inputs.var((0, 2, 3)), rtol=0.05, atol=1e-3)
     assert not first.training
     assert first.momentum == pytest.approx(0.1)
+
+
+class Auxiliary(nn.Module):
+    """A trunk whose BatchNorm is called by name, and a head that evaluation never runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head_norm = nn.BatchNorm2d(3)  # registered first, so that no place in a list fits
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, pixels):
+        seen = self.norm(input=pixels)
+        return (seen, self.head_norm(pixels)) if self.training else seen
+
+
+def test_layers_that_evaluation_does_not_run_say_nothing_and_keep_their_statistics():
+    module, pixels = Auxiliary().eval(), tiny_pixels(32)
+    module.head_norm.running_mean.fill_(7)
+    module.head_norm.running_var.fill_(5)
+    assert running_batchnorm_layers(module, pixels) == [module.norm]
+    alone = nn.Sequential(nn.BatchNorm2d(3)).eval()
+    distances = []
+    for one in (module, alone):
+        with StatisticsDistance(one) as statistics, torch.no_grad():
+            one(pixels)
+            distances.append(float(statistics.distance()))
+    assert distances[0] == distances[1] > 0
+    before = {name: value.clone() for name, value in module.head_norm.state_dict().items()}
+    reestimate_batchnorm_(module, pixels)
+    assert all(torch.equal(v, before[n]) for n, v in module.head_norm.state_dict().items())
+    assert module.head_norm.momentum == pytest.approx(0.1)
+    assert not module.head_norm.training
+    torch.testing.assert_close(module.norm.running_mean, pixels.mean((0, 2, 3)))
 
 
 def test_a_network_without_batchnorm_has_nothing_to_set_anew():

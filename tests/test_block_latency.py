@@ -1,7 +1,9 @@
 """A latency table is measured."""
 
+import gc
 import math
 import time
+import weakref
 
 import numpy as np
 import onnx
@@ -20,6 +22,7 @@ from edgeclean.ranks.signatures import layer_signatures, signature_of
 from edgeclean.runtime import block_latency, quiet
 from edgeclean.runtime.block_backends import OnnxBackend, chain_model, chain_module, open_backend
 from edgeclean.runtime.block_latency import BlockLatencySettings, measure_table
+from edgeclean.runtime.cuda_latency import Replay
 from exporters.onnx_exporter import ExportSettings, export_onnx
 
 
@@ -40,6 +43,20 @@ def test_a_form_in_onnx_computes_what_it_does_in_pytorch():
     (computed,) = session.run(None, {"at0": images})
     assert np.allclose(computed, expected.numpy(), atol=1e-4)
     assert np.abs(computed).mean() > 0.01  # random weights keep their scale
+
+
+def test_a_replay_holds_what_its_graph_reads():
+    """A CUDA graph holds neither weights nor images, and runs on where they were."""
+
+    runs = []
+    module, images = nn.Conv2d(3, 4, 3), torch.rand(1, 3, 8, 8)
+    read = [weakref.ref(module), weakref.ref(images)]
+    replay = Replay(lambda: runs.append(1), module, images)
+    del module, images
+    gc.collect()
+    assert all(one() is not None for one in read)
+    replay()
+    assert runs == [1]
 
 
 class Counted:

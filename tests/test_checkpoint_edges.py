@@ -56,6 +56,18 @@ def test_a_network_without_weights(tmp_path: Path) -> None:
         load_checkpoint(onnx_file(tmp_path), ONNX)
 
 
+def test_a_batchnorm_without_statistics_is_refused_when_it_is_loaded(tmp_path: Path) -> None:
+    """Its answer for an image hangs on the others of the batch."""
+    code = CODE.replace("BatchNorm2d(4)", "BatchNorm2d(4, track_running_stats=False)")
+    (tmp_path / "net.py").write_text(code, encoding="utf-8")
+    path = tmp_path / "a.pth"
+    weights = {k: v for k, v in tiny().state_dict().items() if "running" not in k}
+    path.write_bytes(saved({k: v for k, v in weights.items() if "num_batches" not in k}))
+    with pytest.raises(InputRejectedError, match="BatchNorm '1' keeps no statistics") as caught:
+        load_checkpoint(path, SPEC, code_folder=tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     "limits", [LoadLimits(macs=4 * 27 * 4), LoadLimits(activations=60)], ids=["macs", "activations"]
 )

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 from small_checkpoint import QUICK, quick_settings, spec, write_checkpoint
 from tiny_networks import tiny_network
+from torch import nn
 
 from edgeclean.bundles.verify import verify_bundle
 from edgeclean.config import settings_for
@@ -26,7 +29,7 @@ from edgeclean.pixels import pixel_copy
 from edgeclean.precision import device_of
 from edgeclean.recovery.finetune import finetune
 from edgeclean.runtime.block_latency import BlockLatencySettings, measure_table
-from edgeclean.runtime.cuda_latency import measure_pair_on_cuda
+from edgeclean.runtime.cuda_latency import captured, measure_pair_on_cuda
 from edgeclean.runtime.latency import LatencySettings
 from edgeclean.stages import run_stages
 from edgeclean.states import LoadedNetwork
@@ -111,6 +114,21 @@ def test_a_pair_is_measured_run_by_run(checkpoint: Path) -> None:
         assert min(sample.latencies_ms) > 0
     assert report.speedup == report.original.p50_ms / report.compressed.p50_ms
     assert report.provider == torch.cuda.get_device_name()
+
+
+def test_what_a_graph_reads_lives_as_long_as_it_is_replayed() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).cuda().eval()
+    images = torch.rand(2, 3, 8, 8, device=DEVICE)
+    read = [weakref.ref(module), weakref.ref(images)]
+    replay = captured(module, images)
+    del module, images
+    gc.collect()
+    assert all(one() is not None for one in read)
+    replay()
+    torch.cuda.synchronize()
+    del replay
+    gc.collect()
+    assert all(one() is None for one in read)
 
 
 def test_a_latency_table_of_the_device(checkpoint: Path) -> None:

@@ -75,6 +75,18 @@ class Standardised(nn.Conv2d):
         return self._conv_forward(images, weight, self.bias)
 
 
+class Named(nn.Module):
+    """Calls its layers by the names of their arguments, and never its auxiliary head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.head = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.norm(input=self.conv(input=images))
+
+
 class Reading(nn.Module):
     """Code that looks into its layers besides running them."""
 
@@ -129,6 +141,19 @@ def test_a_batchnorm_without_affine_is_folded() -> None:
     copied = frozen(module, images)
     assert norms(copied) == 0
     assert torch.allclose(copied(images), module(images), atol=1e-6)
+
+
+@pytest.mark.usefixtures("exact")
+def test_layers_called_by_name_are_folded_and_those_that_never_run_stay() -> None:
+    images = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(3))
+    module = lively(Named())
+    copied = frozen(module, images)
+    assert isinstance(copied.get_submodule("norm"), nn.Identity)
+    assert isinstance(copied.get_submodule("head.1"), nn.BatchNorm2d)
+    assert torch.allclose(copied(images), module(images), atol=1e-6)
+    with folding_norms(module, images):
+        assert isinstance(module.get_submodule("conv"), frozen_module.NormedConv)
+        assert torch.allclose(copied(images), module(images), atol=1e-6)
 
 
 def test_a_network_of_nan_stays_as_it_is() -> None:

@@ -85,6 +85,16 @@ def test_engines_are_kept_and_a_broken_one_is_built_again(parts: Parts) -> None:
     assert sorted(one["cached"] for one in parts.result()["engines"].values()) == [False, True]
 
 
+def test_an_engine_is_not_taken_for_one_with_other_scratch_memory(parts: Parts) -> None:
+    keys = []
+    for words in ([], ["--workspace-mib", "64"], ["--dla-core", "0"]):
+        assert parts(*words) == 0
+        engines = parts.result()["engines"].values()
+        assert [one["cached"] for one in engines] == [False, False]
+        keys += [one["key"] for one in engines]
+    assert len(set(keys)) == 6
+
+
 def test_a_run_that_was_cut_off_goes_on_with_its_rounds(parts: Parts) -> None:
     failing = parts.folder / "fail-now"
     script = f"[ -e '{failing}' ] && case \"$*\" in *--loadEngine*) exit 1;; esac\n"

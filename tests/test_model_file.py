@@ -145,3 +145,23 @@ def test_bad_file_is_not_mended_by_options(tmp_path: Path) -> None:
     path = written(tmp_path, GOOD.replace("classes = 10", "classes = 0"))
     with pytest.raises(InputRejectedError, match="classes is '0'"):
         spec_from_options(model_file=path, classes=10)
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "message"),
+    [
+        ("input_shape", "1x32x24", "--mean|mean has 3 numbers for 1 channels.*--input-shape"),
+        ("mean", "0.5", "^--mean has 1 numbers for 3 channels.*model.toml: input-shape"),
+        ("std", "1,1,0", "^--std is"),
+        ("classes", 0, "^--classes is '0'"),
+        pytest.param("classes", 10**5000, "^--classes is a number of thousands", id="huge"),
+        ("arch", "a\x1bb", "^--arch is"),
+    ],
+)
+def test_a_bad_option_is_blamed_itself_and_not_the_file(
+    option: str, text: object, message: str, tmp_path: Path
+) -> None:
+    path = written(tmp_path, GOOD)
+    with pytest.raises(UsageError, match=message) as caught:
+        spec_from_options(model_file=path, **{option: text})  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 300 + len(str(path))

@@ -60,3 +60,44 @@ def test_the_file_knows_its_name_and_place(tmp_path: Path) -> None:
     source = "from torch import nn\ndef make(): return nn.Linear(len(__file__), len(__name__))\n"
     (tmp_path / "net.py").write_text(source, encoding="utf-8")
     assert sides(tmp_path) == (3, len(str(tmp_path / "net.py")))
+
+
+DATACLASS = """
+from __future__ import annotations
+from dataclasses import dataclass
+from torch import nn
+
+@dataclass
+class Settings:
+    sides: int = 2
+
+def make():
+    @dataclass
+    class Late:
+        sides: int = 5
+    return nn.Linear(Settings().sides, Late().sides)
+"""
+
+
+def test_the_code_may_have_dataclasses_and_leaves_no_module_behind(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(DATACLASS, encoding="utf-8")
+    before = dict(sys.modules)
+    assert sides(tmp_path) == (5, 2)
+    assert "net" not in sys.modules
+    assert {name: sys.modules[name] for name in before} == before
+
+
+@pytest.mark.parametrize("name", ["json", "chunk_of_torch", "this"])
+def test_a_file_never_stands_in_for_a_module_of_its_name(tmp_path: Path, name: str) -> None:
+    """Neither for one that was imported before nor for one that its code imports."""
+    text = f"import importlib\n{SEEN}\nkept = importlib.import_module({name!r})\n"
+    if name == "chunk_of_torch":  # nothing else has this name: the file is found itself
+        text = SEEN
+    (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+    before = sys.modules.get(name)
+    module = build_named(f"{name}.py:make", SPEC, tmp_path)
+    assert isinstance(module, nn.Linear)
+    if before is not None:
+        assert sys.modules[name] is before
+    elif name in sys.modules:
+        assert sys.modules[name].__file__ != str(tmp_path / f"{name}.py")

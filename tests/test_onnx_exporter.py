@@ -231,3 +231,27 @@ def _conv_then_batchnorm() -> bytes:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     return bytes(model.SerializeToString())
+
+
+class Sized(nn.Module):
+    """Pools over a plane whose size it asks the image for: not known to the exporter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 2, 1)
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        made = self.conv(nn.functional.pad(images, (0, 1, 0, 1)))
+        return self.fc(nn.functional.avg_pool2d(made, made.size()[2:]).flatten(1))
+
+
+def test_what_the_exporter_prints_is_not_heard(capfd: pytest.CaptureFixture[str]) -> None:
+    """Nor lost: what stood in a buffer before is still written."""
+    network = replace(tiny_network(), module=Sized().eval())
+    print("before")  # noqa: T201
+    with pytest.raises(InputRejectedError, match="cannot be written as ONNX") as caught:
+        export_onnx(network)
+    print("after")  # noqa: T201
+    assert len(str(caught.value).splitlines()) == 1
+    assert capfd.readouterr() == ("before\nafter\n", "")

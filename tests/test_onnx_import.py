@@ -124,3 +124,15 @@ def test_names_of_the_graph_become_plain_module_names() -> None:
     model.graph.node[1].name = "forward"
     names = [name for name, _ in converted(model.SerializeToString()).named_children()]
     assert names == ["a_0_import_os_system_x", "forward_1"]
+
+
+@pytest.mark.parametrize(
+    "name", ["input_name", "output_name", "steps", "training", "parameters", "_modules", "class"]
+)
+def test_a_scope_may_have_any_name(name: str) -> None:
+    """Also one that the network has for something else, or that Python has."""
+    model = relu_graph()
+    model.graph.node[0].name = f"/{name}/Conv"
+    network = converted(model.SerializeToString())
+    assert any(name.strip("_") in child for child, _ in network.named_children())
+    assert network(torch.rand(2, 3, 8, 8)).shape[0] == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +12,19 @@ from typing import Any
 
 import pytest
 import torch
+from report_evidence import scan_report
 from small_checkpoint import QUICK, quick_settings, spec, write_checkpoint
 
 from edgeclean import stages
 from edgeclean.bundles.verify import verify_bundle
 from edgeclean.config import PipelineSettings, overlay, settings_for, settings_from
-from edgeclean.cost import count_macs
+from edgeclean.cost import count_macs, count_params
 from edgeclean.loading.checkpoint import load_checkpoint
 from edgeclean.pipeline import WrittenOutcome, compress, plan_checkpoint, scan_checkpoint
+from edgeclean.purification.purify import purify
 from edgeclean.reports.report import check_report, same_weights
 from edgeclean.runtime.onnx_check import open_onnx, opset_of
+from edgeclean.scan.triggers import MaskedTrigger
 from edgeclean.synthesis.synthesize import synthesize
 from edgeclean.targets.targets import load_target
 
@@ -52,10 +56,20 @@ def told() -> list[tuple[str, int, int]]:
 
 
 @pytest.fixture(scope="module")
+def took() -> list[float]:
+    """Seconds of the whole run."""
+    return []
+
+
+@pytest.fixture(scope="module")
 def written(
-    checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, told: list[tuple[str, int, int]]
+    checkpoint: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    told: list[tuple[str, int, int]],
+    took: list[float],
 ) -> WrittenOutcome:
-    return compress(
+    start = time.perf_counter()
+    made = compress(
         checkpoint,
         spec(),
         tmp_path_factory.mktemp("out") / "bundle",
@@ -63,6 +77,8 @@ def written(
         code_folder=checkpoint.parent,
         progress=lambda *step: told.append(step),
     )
+    took.append(time.perf_counter() - start)
+    return made
 
 
 def test_a_bundle_comes_out_that_verifies(written: WrittenOutcome) -> None:
@@ -89,6 +105,93 @@ def test_grey_images_that_are_not_square_go_all_the_way(tmp_path: Path) -> None:
     assert tuple(side.dim_value for side in declared.type.tensor_type.shape.dim[1:]) == shape
 
 
+SIGNALS = """
+from torch import nn
+
+def make(classes=4):
+    return nn.Sequential(
+        nn.Conv2d(3, 16, (1, 7), (1, 2), (0, 3)), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 24, (1, 7), (1, 2), (0, 3)), nn.BatchNorm2d(24), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, classes),
+    )
+"""
+
+
+def test_signals_of_one_row_go_all_the_way(tmp_path: Path) -> None:
+    """As images of 3x1xN; once more with a suspect, so that the rounds of unlearning run."""
+    (tmp_path / "net.py").write_text(SIGNALS, encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec(SIGNALS, names)  # noqa: S102 - the code above
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.save(names["make"]().state_dict(), tmp_path / "net.pth")
+    signals = replace(spec(), input_shape=(3, 1, 64))
+    settings = quick_settings(ranks=QUICK["ranks"] | {"ratio": 1.2})
+    made = compress(
+        tmp_path / "net.pth", signals, tmp_path / "bundle", settings, code_folder=tmp_path
+    )
+    verify_bundle(made.bundle.path)
+    outcome = made.outcome
+    assert outcome.images.pixels.isfinite().all()
+    assert not same_weights(outcome.original.module, outcome.purified.module)
+    for network in (outcome.purified, outcome.compressed):
+        assert all(value.isfinite().all() for value in network.module.state_dict().values())
+    assert {"masked patch", "warp"} <= {record.name for record in outcome.scan.searches}
+    suspect = replace(scan_report(side=64).suspects[0], trigger=_row_trigger(64))
+    found = replace(outcome.scan, verdict="suspected", suspects=(suspect,))
+    purified = purify(outcome.original, outcome.images, found, settings.purify, seed=0)
+    assert all(value.isfinite().all() for value in purified.module.state_dict().values())
+
+
+def _row_trigger(width: int) -> MaskedTrigger:
+    mask = torch.zeros(1, 1, width)
+    mask[..., -3:] = 1
+    return MaskedTrigger(mask, torch.ones(3, 1, width))
+
+
+FLATTENING = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 24, 3, 2)
+        self.fc = nn.Linear(24 * 4 * 4, classes)
+
+    def forward(self, x):
+        x = self.second(self.first(x).relu()).relu()
+        return self.fc(x.view(x.size(0), -1))
+
+def make(classes=4):
+    return Net(classes)
+"""
+
+
+def test_a_network_that_flattens_by_a_view_goes_all_the_way(tmp_path: Path) -> None:
+    """Its code was written for images in another order of memory than is computed in."""
+    (tmp_path / "net.py").write_text(FLATTENING, encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec(FLATTENING, names)  # noqa: S102 - the code above
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        plain = names["make"]().eval()
+    torch.save(plain.state_dict(), tmp_path / "net.pth")
+    loaded = load_checkpoint(tmp_path / "net.pth", spec(), code_folder=tmp_path)
+    assert list(loaded.module.state_dict()) == list(plain.state_dict())
+    images = torch.rand(3, *spec().input_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.module(images), plain(images))
+        last = images.to(memory_format=torch.channels_last)
+        torch.testing.assert_close(loaded.module(last), plain(images))
+    with pytest.raises(RuntimeError, match="size"):
+        loaded.module.get_parameter("fc.weight").view(7)  # outside, a view is a view
+    settings = quick_settings(ranks=QUICK["ranks"] | {"ratio": 1.2})
+    made = compress(
+        tmp_path / "net.pth", spec(), tmp_path / "bundle", settings, code_folder=tmp_path
+    )
+    verify_bundle(made.bundle.path)
+
+
 def test_the_ratio_is_met(written: WrittenOutcome) -> None:
     outcome = written.outcome
     before = count_macs(outcome.original.module, spec().input_shape)
@@ -105,11 +208,22 @@ def test_the_original_is_not_changed(checkpoint: Path, written: WrittenOutcome) 
 
 
 def test_every_stage_is_timed_told_and_in_order(
-    written: WrittenOutcome, told: list[tuple[str, int, int]]
+    written: WrittenOutcome, told: list[tuple[str, int, int]], took: list[float]
 ) -> None:
     stages = [stage["stage"] for stage in written.report["stages"]]
     assert stages == list(STAGES)
-    assert all(stage["seconds"] >= 0 for stage in written.report["stages"])
+    seconds = {stage["stage"]: stage["seconds"] for stage in written.report["stages"]}
+    assert all(seconds[stage] > 0 for stage in ("load", "synthesize", "scan", "purify", "finetune"))
+    assert sum(seconds.values()) <= took[0]  # each stage's own, and none counted twice
+    sizes = {stage["stage"]: (stage["params"], stage["macs"]) for stage in written.report["stages"]}
+    shape = spec().input_shape
+    for stage, network in (
+        ("purify", written.outcome.purified),
+        ("scale", written.outcome.scaled),
+        ("finetune", written.outcome.compressed),
+    ):
+        module = network.module
+        assert sizes[stage] == (count_params(module), count_macs(module, shape)), stage
     last = {description.partition(":")[0]: (done, total) for description, done, total in told}
     assert {"Loading", "Synthesising images", "Exporting", "Measuring latency"} <= set(last)
     assert all(done == total for done, total in last.values())

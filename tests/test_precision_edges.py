@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from onnx import helper, version_converter
 from test_precision import IMAGES, NETWORK
 from tiny_networks import tiny_pixels
 
 from edgeclean.config import settings_for
-from edgeclean.errors import InputRejectedError, UsageError
+from edgeclean.errors import InputRejectedError, ParityError, UsageError
 from edgeclean.runtime.onnx_check import open_onnx, opset_of
+from edgeclean.runtime.session import OnnxSession
 from edgeclean.targets.targets import load_target
-from exporters.half_precision import to_bf16
-from exporters.onnx_exporter import export_onnx
+from exporters.half_precision import layers_of, to_bf16, to_fp16
+from exporters.onnx_exporter import ExportSettings, export_onnx
 from exporters.precision import PrecisionSettings, lower_precision
 from exporters.quantization import quantised_layers, to_int8, without
 from exporters.sensitivity import Judge, Threshold, choose_kept
@@ -68,6 +70,30 @@ def test_int8_needs_images_and_a_convolution(model: bytes) -> None:
 def test_one_image_calibrates_and_judges(model: bytes) -> None:
     lowered = lower_precision(model, NETWORK.spec, tiny_pixels(1), PrecisionSettings(format="int8"))
     assert lowered.agreement.images == 1
+
+
+@pytest.mark.parametrize("batch", [4, 16, 48])
+def test_int8_of_files_with_more_images_a_run_than_there_are(batch: int, model: bytes) -> None:
+    """Calibrated on the images that there are, as the same network of one image a run is."""
+    export = ExportSettings(batch=batch)
+    few = IMAGES[:4]
+    made = to_int8(export_onnx(NETWORK, export), few, "minmax")
+    alone = to_int8(model, few, "minmax")
+    judged = OnnxSession(made).predict(IMAGES), OnnxSession(alone).predict(IMAGES)
+    np.testing.assert_allclose(*judged, rtol=1e-4, atol=1e-4)
+    asked = PrecisionSettings(format="int8", images=4)
+    pixels = tiny_pixels(8)
+    assert lower_precision(export_onnx(NETWORK, export), NETWORK.spec, pixels, asked).layers > 0
+
+
+def test_a_file_that_never_comes_near_enough_is_refused(model: bytes) -> None:
+    """Keeping every layer is no promise: what stands between the layers is lowered as well."""
+    layers, pixels = layers_of(model), tiny_pixels(16)
+    nearest = Judge(model, IMAGES)(to_fp16(model, frozenset(layers))).signal_to_noise_db
+    assert nearest < 140
+    asked = PrecisionSettings(format="fp16", fp16_signal_db=150.0)
+    with pytest.raises(ParityError, match=r"at \d+ dB, and 98.0% at 150 dB were asked"):
+        lower_precision(model, NETWORK.spec, pixels, asked)
 
 
 def test_bf16_of_a_network_at_opset_22_keeps_its_opset(model: bytes) -> None:

@@ -123,6 +123,21 @@ def test_a_learned_backdoor_is_found_and_unlearned(backdoored, images, report):
     assert rates(backdoored) == (right, hit)  # the input state is as it was
 
 
+def test_only_classes_that_were_worked_on_are_recorded(backdoored, images, report):
+    """A class that is a little suspicious beside a strong one is left as it is."""
+    strong = next(suspect for suspect in report.suspects if suspect.target == TARGET)
+    other = (TARGET + 1) % CLASSES
+    weak = replace(strong, target=other, score=strong.score / 4)
+    anywhere = replace(strong, target=None)
+    quick = replace(QUICK, rounds=1, restarts=1, search_steps=2, candidates=4)
+    quick = replace(quick, unlearn=UnlearnSettings(steps=1))
+    for suspects, worked_on in (((strong, weak), [TARGET]), ((anywhere, strong, weak), [TARGET])):
+        found = replace(report, suspects=suspects)
+        assert other in found.targets
+        notes = purify(backdoored, images, found, quick, seed=0).history[-1].notes
+        assert notes["targets"] == worked_on
+
+
 def test_mode_none_changes_no_weight(backdoored, images, report):
     same = purify(backdoored, images, report, PurifySettings(mode="none"), seed=0)
     assert same.module is not backdoored.module
@@ -152,7 +167,7 @@ def test_a_suspect_in_the_shade_of_a_strong_one_is_left_alone():
     def reported(*scores):
         suspects = tuple(
             Suspect(
-                target=target, source=None, search="masked patch", score=score, cost=1.0,
+                target=target, search="masked patch", score=score, cost=1.0,
                 success=1.0, trigger=trigger,
             )
             for target, score in scores
@@ -246,7 +261,7 @@ def test_a_stamp_that_does_as_well_towards_other_classes_asks_for_no_further_rou
     def scored(module, evidence, bank, classes, generator):
         success = torch.full((len(bank), classes), elsewhere)
         success[:, TARGET] = towards
-        return BankScore(bank, success)
+        return BankScore(bank, success, torch.full((len(bank),), elsewhere))
 
     def dear(module, evidence, slots, *rest):
         return [Found(slot, math.inf, 0.0, None) for slot in slots]

@@ -234,3 +234,11 @@ def test_a_shown_page_is_not_the_same_for_other_numbers(report: dict[str, Any], 
     page = render_html(MANIFEST, other, images=synthetic_images(), scan=scan_report())
     digests = {hashlib.sha256(text.encode()).digest() for text in (page, html)}
     assert len(digests) == 2
+
+
+def test_the_page_says_of_which_network_the_images_are(html: str) -> None:
+    """Those of the network as it came are shown first, and may carry its trigger."""
+    said = " ".join(Page(html).text.split())
+    assert "images made from the network itself, as it came or as it was purified" in said
+    assert "Where both were used, those of the network as it came are the first" in said
+    assert "purified network alone" not in said

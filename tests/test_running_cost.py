@@ -15,7 +15,7 @@ SHAPE = (3, 10, 9)
 
 
 class Named(nn.Module):
-    """Calls its layer by name, on what need not be an image."""
+    """Calls its layer by the name of its argument."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,8 +86,18 @@ def test_a_layer_is_not_run_that_would_be_too_dear() -> None:
         raise AssertionError("the image itself is over the limit")
 
 
+def test_an_image_given_by_name_is_counted() -> None:
+    activations, macs = 3 * 10 * 9 + 4 * 8 * 7, 4 * 8 * 7 * 3 * 3 * 3
+    run(Named(), LoadLimits(activations=activations, macs=macs))
+    for less in (
+        LoadLimits(activations=activations - 1, macs=macs),
+        LoadLimits(activations=activations, macs=macs - 1),
+    ):
+        with pytest.raises(InputRejectedError):
+            run(Named(), less)
+
+
 def test_what_is_no_image_is_the_layers_own_matter() -> None:
-    run(Named(), LoadLimits(activations=300, macs=1))
     line = nn.Linear(2, 2)
     with pytest.raises((RuntimeError, IndexError)), bounded_cost(line, SHAPE, LoadLimits()):
         line(torch.zeros(()))

@@ -19,7 +19,14 @@ from edgeclean.scan.report import SearchRecord, Suspect
 from edgeclean.scan.scan import most_suspicious_first
 from edgeclean.scan.searches import suspicion_threshold
 from edgeclean.scan.triggers import MaskedTrigger
-from edgeclean.states import LoadedNetwork, ModelSpec, SyntheticImages
+from edgeclean.states import (
+    LoadedNetwork,
+    ModelSpec,
+    PurifiedNetwork,
+    ScaledNetwork,
+    SyntheticImages,
+    TruncatedNetwork,
+)
 from edgeclean.synthesis.priors import procedural_images
 
 TARGET, CLASSES, SIZE = 2, 6, 12
@@ -164,8 +171,17 @@ def test_the_scan_accepts_a_network_of_any_stage():
     network = tiny_network(size=8)
     pixels = procedural_images(40, (3, 8, 8), torch.Generator().manual_seed(0))
     images = SyntheticImages(pixels=pixels, labels=torch.zeros(40, dtype=torch.int64), origin="x")
-    report = scan(network, images, ScanSettings(steps=3, bank_candidates=50), seed=0)
-    assert len(report.searches) == len(ScanSettings().searches)
+    settings = ScanSettings(steps=3, bank_candidates=50)
+    report = scan(network, images, settings, seed=0)
+    assert [record.name for record in report.searches] == list(settings.searches)
+    for record in report.searches:
+        of_classes = (record.costs, record.successes, record.scores)
+        assert {len(one) for one in of_classes} == {network.spec.classes}
+    assert report.images == 40
+    # Of two stages with one and the same network in them, it says the same.
+    for stage in (LoadedNetwork, PurifiedNetwork, ScaledNetwork, TruncatedNetwork):
+        same = stage(module=network.module, spec=network.spec, source_sha256="0" * 64)
+        assert scan(same, images, settings, seed=0).summary() == report.summary()
 
 
 def test_a_candidate_that_scored_well_on_few_images_must_hold_on_all(images):
@@ -182,7 +198,7 @@ def test_a_candidate_that_scored_well_on_few_images_must_hold_on_all(images):
         seed=0,
     )
     few = bank.drawn(40, torch.Generator().manual_seed(0))
-    probe.__dict__["bank_score"] = BankScore(few, torch.ones(40, CLASSES))
+    probe.__dict__["bank_score"] = BankScore(few, torch.ones(40, CLASSES), torch.ones(40))
     record, suspects = searches.search_bank(probe, "patch bank", torch.Generator())
     assert record.costs == (math.inf,) * CLASSES
     assert suspects == []

@@ -23,6 +23,31 @@ def distance(network, pixels):
         return float(statistics.distance())
 
 
+def misses(network, pixels):
+    """How far means and deviations are from what the first and the last BatchNorm remember.
+
+    Computed from the layers' inputs alone: the tool's own distance is what is on trial.
+    """
+    module = pixel_network(network)
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    seen = []
+    handles = [
+        layer.register_forward_pre_hook(lambda _layer, inputs: seen.append(inputs[0]))
+        for layer in layers
+    ]
+    with torch.no_grad():
+        module(pixels)
+    for handle in handles:
+        handle.remove()
+    found = []
+    for layer, inputs in ((layers[0], seen[0]), (layers[-1], seen[-1])):
+        deviation = layer.running_var.sqrt()
+        means = (inputs.mean((0, 2, 3)) - layer.running_mean) / deviation
+        spreads = inputs.std((0, 2, 3), correction=0) / deviation - 1
+        found += [float(means.square().mean()), float(spreads.square().mean())]
+    return found
+
+
 def test_images_are_pixels_balanced_and_repeatable():
     network = tiny_network()
     first = synthesize(network, SETTINGS, seed=3)
@@ -44,6 +69,8 @@ def test_the_statistics_alone_pull_images_towards_them():
     only_statistics = replace(SETTINGS, class_weight=0.0, smoothness_weight=0.0)
     made = synthesize(network, only_statistics, seed=3)
     assert distance(network, made.pixels) < 0.3 * distance(network, start)
+    for after, before in zip(misses(network, made.pixels), misses(network, start), strict=True):
+        assert after < 0.5 * before
 
 
 def test_each_image_starts_as_a_procedural_one():
@@ -82,6 +109,22 @@ def test_a_network_without_batchnorm_says_so():
     images = synthesize(plain, SETTINGS, seed=0)
     assert images.origin == "class inversion of procedural images"
     assert synthesize(tiny_network(), SETTINGS, seed=0).origin == "batch-norm inversion"
+
+
+def test_batchnorm_layers_that_never_run_are_left_alone():
+    """An auxiliary head helps training only."""
+    plain = tiny_network(nn.Identity())
+    plain.module[1] = nn.Identity()
+    plain.module.forward = nn.Sequential(*plain.module).forward
+    plain.module.head = nn.BatchNorm2d(3)
+    assert synthesize(plain, SETTINGS, seed=0).origin == "class inversion of procedural images"
+    network = tiny_network()
+    wanted = synthesize(network, SETTINGS, seed=0)
+    network.module.forward = nn.Sequential(*network.module).forward
+    network.module.head = nn.BatchNorm2d(3)
+    made = synthesize(network, SETTINGS, seed=0)
+    assert made.origin == "batch-norm inversion"
+    assert torch.equal(made.pixels, wanted.pixels)
 
 
 def test_soft_labels_are_distributions_led_by_the_first_class():

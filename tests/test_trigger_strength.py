@@ -18,9 +18,7 @@ PATCH = MaskedTrigger(mask=torch.eye(8)[None], pattern=torch.zeros(3, 8, 8))
 
 
 def suspect(target, search, trigger):
-    return Suspect(
-        target=target, source=None, search=search, score=9.0, cost=1.0, success=1.0, trigger=trigger
-    )
+    return Suspect(target=target, search=search, score=9.0, cost=1.0, success=1.0, trigger=trigger)
 
 
 def record(name, *costs):

@@ -55,6 +55,10 @@ class Face:
         elif not self.quiet:
             console = Console(highlight=False)
             for table in tables:
+                # A title is a sentence: as wide as it is, not as what stands below it.
+                title, table.title = table.title, None
+                if title is not None:
+                    console.print(Text(str(title), style="bold"), soft_wrap=True)
                 console.print(table)
 
     @contextmanager

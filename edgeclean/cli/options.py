@@ -44,7 +44,10 @@ Arch = Annotated[
     ),
 ]
 InputShape = Annotated[str | None, typer.Option(help="Such as 3x32x32.", rich_help_panel=NETWORK)]
-Classes = Annotated[int | None, typer.Option(help="Outputs.", rich_help_panel=NETWORK)]
+# A text to Typer, whose own refusal of a number would repeat the whole of it.
+Classes = Annotated[
+    str | None, typer.Option(metavar="INTEGER", help="Outputs.", rich_help_panel=NETWORK)
+]
 Mean = Annotated[
     str | None,
     typer.Option(help="Per channel, of pixels in [0, 1]: R,G,B.", rich_help_panel=NETWORK),
@@ -104,15 +107,20 @@ def model_spec(
     model: Path | None,
     arch: str | None,
     input_shape: str | None,
-    classes: int | None,
+    classes: str | None,
     mean: str | None,
     std: str | None,
 ) -> tuple[ModelSpec, Path | None]:
     """The spec, and the folder that ``file.py:callable`` is relative to."""
-    from edgeclean.loading.model_file import spec_from_options
+    from edgeclean.loading.model_file import parse_classes, spec_from_options
 
     spec = spec_from_options(
-        model_file=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
+        model_file=model,
+        arch=arch,
+        input_shape=input_shape,
+        classes=None if classes is None else parse_classes(classes),
+        mean=mean,
+        std=std,
     )
     from_file = model is not None and arch is None
     return spec, model.parent if from_file and model is not None else Path()

@@ -105,15 +105,11 @@ def verdict_in_words(found: ScanReport) -> str:
 
 
 def _verdict(found: ScanReport) -> Table:
-    table = plain_table(
-        "target", "source", "search", ">score", ">success", title=verdict_in_words(found)
-    )
+    table = plain_table("target", "search", ">score", ">success", title=verdict_in_words(found))
     for one in found.suspects:
-        source = "any" if one.source is None else one.source
         table.add_row(
             *cells(
                 "another each" if one.target is None else one.target,
-                source,
                 one.search,
                 f"{one.score:.3g}",
                 f"{one.success:.0%}",

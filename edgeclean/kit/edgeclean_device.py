@@ -30,6 +30,7 @@ from edgeclean.kit.storage import (
     SPARE_BYTES,
     Stop,
     engine_key,
+    engine_name,
     file_hash,
     find_trtexec,
     full_disk,
@@ -190,8 +191,7 @@ def build(kit: Kit, name: str) -> Dict[str, Any]:
     source = BUNDLE / about["file"]
     sha256 = file_hash(source)
     key = engine_key(sha256, kit.version_text(), kit.capability["value"], about["precision"])
-    if kit.options.dla_core is not None:
-        key += "-dla%d" % kit.options.dla_core
+    key = engine_name(key, kit.options.workspace_mib, kit.options.dla_core)
     cache = kit.work / "engines"
     cache.mkdir(exist_ok=True)
     record = cache / (key + ".json")

@@ -89,3 +89,18 @@ def engine_key(onnx_sha256: str, tensorrt: str, capability: str, precision: str)
     """The name of an engine: it is good for exactly these four."""
     whole = "\n".join((onnx_sha256, tensorrt, capability, precision))
     return hashlib.sha256(whole.encode()).hexdigest()[:32]
+
+
+def engine_name(
+    key: str, workspace_mib: int, dla_core: Optional[int], gpu_fallback: bool = True
+) -> str:
+    """What an engine's files are called: its key, and all that it was asked to be built with.
+
+    Less scratch memory leaves fewer ways to compute a layer, and an engine that may fall back on
+    the GPU is not one that may not, so neither stands in for the other.
+    """
+    name = "%s-%dmib" % (key, workspace_mib)
+    if dla_core is not None:
+        name += "-dla%d" % dla_core
+        name += "" if gpu_fallback else "-alone"
+    return name

@@ -1,8 +1,9 @@
 """Trust boundary 1: from a stranger's file to a network, executing nothing of the file.
 
-A file is read once, its bytes are hashed and checked (``input_guard``), parsed in a process of
-their own (``isolation``), and what comes back, plain tensors, is fitted by name and shape to an
-architecture whose code we or the user brought (``architectures``, ``state_dict``).
+A file is read once, its bytes are hashed and checked (``input_guard``); a pickle or an ONNX graph
+is parsed in a process of its own (``isolation``). Plain tensors are fitted by name and shape to an
+architecture whose code we or the user brought (``architectures``, ``state_dict``); a checked graph
+becomes stock layers (``onnx.importer``).
 
 ``torch.load`` is called here and nowhere else, with ``weights_only=True`` and no way around it.
 """
@@ -18,6 +19,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from edgeclean.cost import count_macs, count_params
@@ -42,6 +44,7 @@ from edgeclean.loading.state_dict import (
     fit_weights,
     strip_prefix,
 )
+from edgeclean.loading.views import free_of_layout_
 from edgeclean.printable import printable
 from edgeclean.states import JsonValue, LoadedNetwork, ModelSpec, StageRecord, settings_as_json
 
@@ -81,6 +84,7 @@ def load_checkpoint(
     try:
         module, notes = _network(path.parent, contents, kind, spec, limits, code_folder)
         _check_signature(module, spec, limits)
+        free_of_layout_(module, spec.input_shape)
         check_answers(module, spec)
     except InputRejectedError as error:
         # Names in the message are the stranger's: none of them may steer a terminal.
@@ -198,6 +202,12 @@ def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> 
     shape = "x".join(str(side) for side in spec.input_shape)
     if not any(True for _ in module.parameters()):
         raise InputRejectedError("the network has no parameters; there is nothing to compress")
+    for name, layer in module.named_modules():
+        if isinstance(layer, _BatchNorm) and layer.running_var is None:
+            raise InputRejectedError(
+                f"BatchNorm {name!r} keeps no statistics, so that the answer for an image hangs on "
+                "the others of its batch; train with track_running_stats=True"
+            )
     try:
         with torch.no_grad(), bounded_cost(module, spec.input_shape, limits):
             logits = module(torch.zeros(1, *spec.input_shape))

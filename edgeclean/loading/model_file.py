@@ -15,7 +15,7 @@ and the caller gives the folder to ``load_checkpoint(..., code_folder=...)``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,12 @@ def read_model_file(path: Path) -> ModelSpec:
         InputRejectedError: the file is missing, too large, not TOML, or a value is out of range.
     """
     entries = _read_toml(path)
-    _check_entries(entries, where=str(path), error=InputRejectedError)
     missing = [key for key in KEYS if key not in entries]
     if missing:
         raise InputRejectedError(
             f"{path}: missing {', '.join(missing)}; a model file needs {', '.join(KEYS)}"
         )
-    return _spec(entries, where=str(path), error=InputRejectedError)
+    return _spec(entries, name=_in_file(path), error=InputRejectedError)
 
 
 def spec_from_options(
@@ -86,37 +85,47 @@ def spec_from_options(
         "mean": None if mean is None else _parse_numbers("--mean", mean),
         "std": None if std is None else _parse_numbers("--std", std),
     }
-    if model_file is not None:
-        _check_entries(entries, where=str(model_file), error=InputRejectedError)
-    for key, given in options.items():
-        problem = "" if given is None else _CHECKS[key](given)
-        if problem:
-            raise UsageError(f"{OPTIONS[key]} is {str(given)[:60]!r}; it must be {problem}")
-    merged = {**entries, **{key: given for key, given in options.items() if given is not None}}
+    given = {key: entry for key, entry in options.items() if entry is not None}
+    _check_entries(given, name=OPTIONS.__getitem__, error=UsageError)
+    merged = {**entries, **given}
     missing = [OPTIONS[key] for key in KEYS if key not in merged]
     if missing:
         raise UsageError(
             f"the checkpoint does not say it and neither did you: give {', '.join(missing)}, "
             "or --model-file with a model.toml that holds them"
         )
-    if model_file is not None and not any(options[key] for key in ("input-shape", "mean", "std")):
-        return _spec(merged, where=str(model_file), error=InputRejectedError)
-    return _spec(merged, where="options", error=UsageError)
+    if model_file is None:
+        return _spec(merged, name=OPTIONS.__getitem__, error=UsageError)
+    in_file = _in_file(model_file)
+    return _spec(
+        merged,
+        name=lambda key: OPTIONS[key] if key in given else in_file(key),
+        # Only numbers for each channel are held against something that the other one may say.
+        error=UsageError if {"input-shape", "mean", "std"} & set(given) else InputRejectedError,
+    )
+
+
+def _in_file(path: Path) -> Callable[[str], str]:
+    return lambda key: f"{path}: {key}"
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    """What a model file says, each entry checked by itself."""
     hint = "a model file is a few lines of TOML"
-    return read_small_toml(path, MAX_FILE_BYTES, hint=hint, error=InputRejectedError)
+    entries = read_small_toml(path, MAX_FILE_BYTES, hint=hint, error=InputRejectedError)
+    _check_entries(entries, name=_in_file(path), error=InputRejectedError)
+    return entries
 
 
-def _spec(entries: Mapping[str, Any], *, where: str, error: type[EdgecleanError]) -> ModelSpec:
-    _check_entries(entries, where=where, error=error)
+def _spec(
+    entries: Mapping[str, Any], *, name: Callable[[str], str], error: type[EdgecleanError]
+) -> ModelSpec:
     channels, height, width = entries["input-shape"]
     for key in ("mean", "std"):
         if len(entries[key]) != channels:
             raise error(
-                f"{where}: {key} has {len(entries[key])} numbers for {channels} channels; "
-                "give one per channel"
+                f"{name(key)} has {len(entries[key])} numbers for {channels} channels; give one "
+                f"per channel of {name('input-shape')}"
             )
     return ModelSpec(
         architecture=entries["architecture"],
@@ -127,14 +136,25 @@ def _spec(entries: Mapping[str, Any], *, where: str, error: type[EdgecleanError]
     )
 
 
-def _check_entries(entries: Mapping[str, Any], *, where: str, error: type[EdgecleanError]) -> None:
-    """Types and ranges of the keys that are there."""
+def _check_entries(
+    entries: Mapping[str, Any], *, name: Callable[[str], str], error: type[EdgecleanError]
+) -> None:
+    """Types and ranges of the keys that are there; ``name`` says where a key was given."""
     for key, entry in entries.items():
         if key not in KEYS:
-            raise error(f"{where}: unknown key {key[:60]!r}; allowed are {', '.join(KEYS)}")
+            said = name("unknown key")
+            raise error(f"{said} {key[:60]!r}; allowed are {', '.join(KEYS)}")
         problem = _CHECKS[key](entry)
         if problem:
-            raise error(f"{where}: {key} is {str(entry)[:60]!r}; it must be {problem}")
+            raise error(f"{name(key)} is {_short(entry)}; it must be {problem}")
+
+
+def _short(entry: Any) -> str:
+    try:
+        text = str(entry)
+    except ValueError:  # Python writes no whole number of more than some thousand digits
+        return "a number of thousands of digits"
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 def _check_architecture(entry: Any) -> str:
@@ -182,11 +202,22 @@ _CHECKS = {
 }
 
 
+def parse_classes(text: str) -> int:
+    """The number that ``--classes`` gives; its range is checked with the other options.
+
+    Raises:
+        UsageError: it is no whole number, or has more digits than any allowed one.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise UsageError(f"--classes is {_short(text)}; it must be {_check_classes(text)}")
+    return int(text)
+
+
 def _parse_shape(text: str) -> list[int]:
     sides = text.lower().split("x")
     if len(sides) != 3 or not all(side.isascii() and side.isdigit() for side in sides):
         raise UsageError(
-            f"--input-shape is {text[:60]!r}; it must be CHANNELSxHEIGHTxWIDTH, such as 3x32x32"
+            f"--input-shape is {_short(text)}; it must be CHANNELSxHEIGHTxWIDTH, such as 3x32x32"
         )
     return [int(side[:9]) for side in sides]
 
@@ -198,6 +229,6 @@ def _parse_numbers(option: str, text: str) -> list[float]:
         numbers = [math.nan]
     if not all(math.isfinite(number) for number in numbers):
         raise UsageError(
-            f"{option} is {text[:60]!r}; it must be comma-separated numbers, one per channel"
+            f"{option} is {_short(text)}; it must be comma-separated numbers, one per channel"
         )
     return numbers

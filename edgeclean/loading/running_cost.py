@@ -36,7 +36,7 @@ def bounded_cost(
     handles = []
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            handles.append(layer.register_forward_pre_hook(bill.before))
+            handles.append(layer.register_forward_pre_hook(bill.before, with_kwargs=True))
         elif not any(layer.children()):
             handles.append(layer.register_forward_hook(bill.after))
     try:
@@ -65,11 +65,11 @@ class _Bill:
                 f"activations {limits.activations} and macs {limits.macs}"
             )
 
-    def before(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def before(self, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         assert isinstance(layer, nn.Conv2d | nn.Linear)  # noqa: S101 - the hooked kinds
-        images = inputs[0] if inputs else None
+        images = inputs[0] if inputs else named.get("input")
         if not isinstance(images, Tensor) or not images.dim():
-            return  # given by name, or no image: the layer itself says whether it takes that
+            return  # no image: the layer itself says whether it takes that
         if isinstance(layer, nn.Linear):
             activations = images.numel() // max(1, images.shape[-1]) * layer.out_features
         else:

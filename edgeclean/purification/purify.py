@@ -112,7 +112,9 @@ def purify(
         return _purified(network, copy.deepcopy(network.module), settings, [], ())
     game = _Game(network, images, report, settings, seed)
     log = game.play(report, progress) if report.suspects else game.generalise(progress)
-    return _purified(network, game.module(), settings, log, report.targets)
+    plain = _plain_suspects(report)
+    unlearned = tuple(target for target in report.targets if target in plain)
+    return _purified(network, game.module(), settings, log, unlearned)
 
 
 class _Game:

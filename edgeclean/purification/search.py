@@ -114,7 +114,7 @@ def search_bank(facing: Round, bank: Bank, most: int) -> tuple[list[Wanted], dic
     score = score_bank(facing.student, evidence, bank, facing.classes, facing.generator)
     yardstick = float(score.success.amax(0)[others].median()) if others else 0.0
     success = {
-        target: score.moved() if target == ELSEWHERE else score.success[:, target]
+        target: score.moved if target == ELSEWHERE else score.success[:, target]
         for target in facing.targets
     }
     best = max((float(rates.max()) for rates in success.values()), default=0.0)

@@ -125,7 +125,6 @@ def _trigger_pictures(suspect: Suspect, images: SyntheticImages) -> dict[str, Js
     sample = images.pixels[int(others[0]) if len(others) else 0]
     return {
         "target": suspect.target,
-        "source": suspect.source,
         "search": suspect.search,
         "score": suspect.score,
         "success": suspect.success,

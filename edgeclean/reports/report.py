@@ -1,4 +1,4 @@
-"""The report of one run as a JSON document with a schema; `report_page` shows it.
+"""The report of one run as a JSON document with a schema; `reports.page` shows it.
 
 It holds measurements, so it differs from run to run; it names the manifest, which does not.
 """

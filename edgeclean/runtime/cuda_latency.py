@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -88,9 +89,24 @@ def measure_pair_on_cuda(
     )
 
 
-def captured(
-    module: nn.Module, images: torch.Tensor
-) -> Callable[[], None]:  # pragma: no cover - needs a GPU
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """One captured run of a network.
+
+    A CUDA graph reads weights and images at fixed addresses and holds neither: whoever holds this
+    holds all three.
+    """
+
+    run: Callable[[], None]
+    module: nn.Module
+    images: torch.Tensor
+
+    def __call__(self) -> None:
+        """Run it once more."""
+        self.run()
+
+
+def captured(module: nn.Module, images: torch.Tensor) -> Replay:  # pragma: no cover - needs a GPU
     """What replays one run of a network on these images, which stay where they are."""
     with torch.no_grad():
         side = torch.cuda.Stream()
@@ -102,11 +118,11 @@ def captured(
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             module(images)
-    return graph.replay
+    return Replay(graph.replay, module, images)
 
 
 def _times(
-    replays: list[Callable[[], None]], runs: int, deadline: float
+    replays: list[Replay], runs: int, deadline: float
 ) -> NDArray[np.float64]:  # pragma: no cover - needs a GPU
     """Latencies [runs, 2] in milliseconds; the first of each pair alternates."""
     latencies = np.empty((runs, 2))

@@ -1,7 +1,7 @@
 """An ONNX Runtime session, made from bytes and never from a path.
 
-Given a path, ONNX Runtime would follow the hard links of a stranger's external data
-(edge-deployment.md, section 0.9); given bytes, there is no folder to follow anything in.
+Given a path, ONNX Runtime would follow the hard links of a stranger's external data; given bytes,
+there is no folder to follow anything in.
 """
 
 from __future__ import annotations

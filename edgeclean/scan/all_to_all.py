@@ -31,7 +31,8 @@ STARTS = 4  # independent starts of each family, searched together
 SUCCESS = 0.8  # published all-to-all attacks reach less than all-to-one attacks do
 FEWEST_IMAGES = 3  # of a class, to say where it goes
 # Suspected from here on. Six published networks without such a backdoor score 0.13 to 0.18
-# (benchmarks/results/compress-zoo.json); no really trained one with it has been tried yet.
+# (benchmarks/results/compress-zoo.json); two that were trained with it score 0.8 and 0.6
+# (badnets-a2a and input-aware-a2a in benchmarks/results/cpu.md).
 MAP_SCORE = 0.5
 
 
@@ -87,7 +88,7 @@ def bank_stamps(evidence: Evidence, score: BankScore | None) -> list[Found]:
     """The bank's candidates that move most images; where gradients are masked, these are left."""
     if score is None:
         return []
-    moved, (height, width) = score.moved(), evidence.pixels.shape[-2:]
+    moved, (height, width) = score.moved, evidence.pixels.shape[-2:]
     area = (score.bank.candidates[:, 0] * score.bank.candidates[:, 1]).tolist()
     return [
         Found(

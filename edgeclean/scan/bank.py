@@ -92,22 +92,17 @@ def build_bank(shape: tuple[int, int, int], generator: torch.Generator) -> Bank:
 
 @dataclass(frozen=True, slots=True)
 class BankScore:
-    """The best candidates and the share of images that each sends to each class.
+    """The best candidates, with what each does to the images that it was tried on.
 
-    An image counts for a class only if it was not of that class before the stamp.
+    Attributes:
+        bank: the candidates.
+        success: of the images that were not of a class, the share that is sent to it.
+        moved: of all images, the share that is sent to any class but its own.
     """
 
     bank: Bank
     success: Float[Tensor, "n classes"]
-
-    def moved(self) -> Float[Tensor, " n"]:
-        """About the share of images that each sends anywhere else.
-
-        Every class's success is a share of the images that were not of that class: with the images
-        spread evenly over k classes, their sum is k / (k - 1) times the share that moved.
-        """
-        classes = self.success.shape[1]
-        return self.success.sum(1) * (classes - 1) / classes
+    moved: Float[Tensor, " n"]
 
 
 @torch.no_grad()
@@ -121,19 +116,19 @@ def score_bank(
     """Successive halving: all candidates on 4 images, the better ones on 12, the best on 32."""
     best = bank
     for images, keep in ((4, max(64, len(bank) // (10 * classes))), (12, 48)):
-        success = _success(module, evidence, best, classes, images, generator)
-        best = best.kept(_leaders(success, keep))
-    return BankScore(best, _success(module, evidence, best, classes, 32, generator))
+        score = _score(module, evidence, best, classes, images, generator)
+        best = best.kept(_leaders(score, keep))
+    return _score(module, evidence, best, classes, 32, generator)
 
 
-def _success(
+def _score(
     module: nn.Module,
     evidence: Evidence,
     bank: Bank,
     classes: int,
     images: int,
     generator: torch.Generator,
-) -> Float[Tensor, "n classes"]:
+) -> BankScore:
     device = device_of(module)
     at_once = min(FORWARD_BATCH, images_at_once(evidence.pixels.shape[1:], module))
     hits, tries = torch.zeros(len(bank), classes), torch.zeros(len(bank), classes)
@@ -149,17 +144,14 @@ def _success(
             hits[rows[moved], after[moved]] += 1
             tries[rows] += 1
             tries[rows, before] -= 1
-    return hits / tries.clamp_min(1)
+    return BankScore(bank, hits / tries.clamp_min(1), hits.sum(1) / images)
 
 
-def _leaders(success: Float[Tensor, "n classes"], keep: int) -> Bool[Tensor, " n"]:
+def _leaders(score: BankScore, keep: int) -> Bool[Tensor, " n"]:
     """The ``keep`` best of every class, and those that move most images anywhere."""
-    chosen = torch.zeros(len(success), dtype=torch.bool)
-    best = (
-        torch.cat([success, success.sum(1, keepdim=True)], 1)
-        .topk(min(keep, len(success)), dim=0)
-        .indices
-    )
+    chosen = torch.zeros(len(score.bank), dtype=torch.bool)
+    rates = torch.cat([score.success, score.moved[:, None]], 1)
+    best = rates.topk(min(keep, len(rates)), dim=0).indices
     chosen[best.flatten()] = True
     return chosen
 

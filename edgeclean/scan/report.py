@@ -20,7 +20,6 @@ class Suspect:
     Attributes:
         target: the class that triggered images go to; None: each class to another of its own
             (all-to-all).
-        source: the only class whose images go there, or None for all.
         search: the search that raised the suspicion.
         score: robust deviations below the other classes; of all-to-all, how near the map of
             classes is to a permutation, 0..1.
@@ -30,7 +29,6 @@ class Suspect:
     """
 
     target: int | None
-    source: int | None
     search: str
     score: float
     cost: float
@@ -96,7 +94,6 @@ class ScanReport:
             "suspects": [
                 {
                     "target": suspect.target,
-                    "source": suspect.source,
                     "search": suspect.search,
                     "score": round(suspect.score, 4),
                     "cost": round(suspect.cost, 4),

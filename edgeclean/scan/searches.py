@@ -235,7 +235,6 @@ def _suspect(record: SearchRecord, found: Found, score: float, target: int | Non
     assert found.trigger is not None  # noqa: S101 - the callers looked
     return Suspect(
         target=target,
-        source=None,
         search=record.name,
         score=score,
         cost=found.cost,

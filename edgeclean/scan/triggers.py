@@ -93,10 +93,14 @@ def warp(
     """
     # Native code makes an address of each place that it samples at: of NaN, one outside the image.
     require_finite(flow, "warp")
-    identity = torch.eye(2, 3, dtype=pixels.dtype, device=pixels.device)
-    grid = functional.affine_grid(
-        identity.expand(pixels.shape[0], -1, -1), list(pixels.shape), align_corners=True
-    )
+    down, right = (_along(side, pixels) for side in pixels.shape[-2:])
+    grid = torch.stack(torch.meshgrid(right, down, indexing="xy"), 2)
     return functional.grid_sample(
         pixels, (grid + flow).clamp(-1, 1), padding_mode="border", align_corners=True
     )
+
+
+def _along(side: int, like: Tensor) -> Float[Tensor, " n"]:
+    """Where the pixels of a side lie, from -1 to 1; one alone lies in the middle."""
+    ends = (-1.0, 1.0) if side > 1 else (0.0, 0.0)
+    return torch.linspace(*ends, side, dtype=like.dtype, device=like.device)

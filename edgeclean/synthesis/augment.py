@@ -11,9 +11,12 @@ from torch.nn import functional
 def augmented(
     pixels: Float[Tensor, "n c h w"], generator: torch.Generator, share: float = 1 / 16
 ) -> Float[Tensor, "n c h w"]:
-    """Half of the images mirrored, all shifted alike by up to ``share``, edges reflected."""
+    """Half of the images mirrored, all shifted alike by up to ``share``, edges reflected.
+
+    A side of one pixel, as signals have, has nothing to reflect and is not shifted.
+    """
     count, _, height, width = pixels.shape
-    rows, columns = max(1, round(height * share)), max(1, round(width * share))
+    rows, columns = (min(max(1, round(side * share)), side - 1) for side in (height, width))
     mirrored = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
     flipped = torch.where(mirrored, pixels.flip(3), pixels)
     padded = functional.pad(flipped, (columns, columns, rows, rows), mode="reflect")

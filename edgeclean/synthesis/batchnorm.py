@@ -24,6 +24,30 @@ def batchnorm_layers(module: nn.Module) -> list[nn.BatchNorm2d]:
     ]
 
 
+@torch.no_grad()
+def running_batchnorm_layers(
+    module: nn.Module, pixels: Float[Tensor, "n c h w"]
+) -> list[nn.BatchNorm2d]:
+    """Those of `batchnorm_layers` that a pass over ``pixels`` runs.
+
+    An auxiliary head that only training runs (GoogLeNet, Inception) is not among them: it says
+    nothing of the images, and no image says anything to it.
+    """
+    ran: set[nn.Module] = set()
+
+    def note(layer: nn.Module, _inputs: Any) -> None:
+        ran.add(layer)
+
+    layers = batchnorm_layers(module)
+    handles = [layer.register_forward_pre_hook(note) for layer in layers]
+    try:
+        module(pixels.to(device_of(module)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [layer for layer in layers if layer in ran]
+
+
 class StatisticsDistance:
     """Listens to the *inputs* of every BatchNorm and compares batch against running statistics.
 
@@ -33,27 +57,25 @@ class StatisticsDistance:
 
     def __init__(self, module: nn.Module) -> None:
         self._layers = batchnorm_layers(module)
-        self._inputs: dict[int, Tensor] = {}
+        self._inputs: dict[nn.Module, Tensor] = {}
         self._handles = [
-            layer.register_forward_pre_hook(self._keep(index))
-            for index, layer in enumerate(self._layers)
+            layer.register_forward_pre_hook(self._keep, with_kwargs=True) for layer in self._layers
         ]
 
-    def _keep(self, index: int) -> Any:
-        def hook(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self._inputs[index] = inputs[0]
-
-        return hook
+    def _keep(self, layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        self._inputs[layer] = inputs[0] if inputs else named["input"]
 
     def distance(self) -> Float[Tensor, ""]:
         """Mean over layers and channels of the squared distances of means and deviations.
 
         Both are divided by the running variance, so every layer and channel weighs the same
-        whatever its scale (ZeroQ, Cai et al. 2020, sums them undivided).
+        whatever its scale (ZeroQ, Cai et al. 2020, sums them undivided). Layers that the passes
+        since the last call did not run are left out.
         """
         total = torch.zeros(())
-        for index, layer in enumerate(self._layers):
-            mean, variance = BatchMoments.apply(self._inputs[index])  # type: ignore[no-untyped-call]
+        ran = [layer for layer in self._layers if layer in self._inputs]
+        for layer in ran:
+            mean, variance = BatchMoments.apply(self._inputs[layer])  # type: ignore[no-untyped-call]
             expected_mean, expected_variance = layer.running_mean, layer.running_var
             assert isinstance(expected_mean, Tensor)  # noqa: S101 - batchnorm_layers chose them
             assert isinstance(expected_variance, Tensor)  # noqa: S101
@@ -64,7 +86,7 @@ class StatisticsDistance:
             ).square() / scale + deviation.square() / scale
             total = total.to(layer_distance.device) + layer_distance.mean()
         self._inputs.clear()
-        return total / max(1, len(self._layers))
+        return total / max(1, len(ran))
 
     def __enter__(self) -> StatisticsDistance:
         return self
@@ -122,13 +144,13 @@ def reestimate_batchnorm_(
 ) -> None:
     """Set every running statistic, in place, to its average over ``pixels``.
 
-    The module is left in evaluation mode.
+    Layers that evaluation does not run keep theirs. The module is left in evaluation mode.
     """
-    layers = batchnorm_layers(pixel_module)
-    if not layers:
+    if not batchnorm_layers(pixel_module):
         return
-    momenta = [layer.momentum for layer in layers]
     pixel_module.eval()
+    layers = running_batchnorm_layers(pixel_module, pixels[:1])
+    momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # None: a cumulative average over all batches

@@ -69,7 +69,8 @@ def _fractal_noise(
     )
     noise = torch.fft.irfft2(spectrum / frequency**slope, s=(height, width))
     noise = noise - noise.mean((2, 3), keepdim=True)
-    noise = noise / noise.std((2, 3), keepdim=True).clamp_min(1e-6)
+    if height * width > 1:  # one pixel has no deviation, and is zero by now
+        noise = noise / noise.std((2, 3), keepdim=True).clamp_min(1e-6)
     grey = noise.mean(1, keepdim=True) * channels**0.5
     colourfulness = 0.5 * torch.rand(count, 1, 1, 1, generator=generator)
     mixture: Tensor = colourfulness * noise + (1 - colourfulness) * grey

@@ -32,7 +32,7 @@ from edgeclean.pixels import pixel_copy
 from edgeclean.precision import device_of, mixed_precision
 from edgeclean.progress import Progress, silent
 from edgeclean.states import Network, SyntheticImages
-from edgeclean.synthesis.batchnorm import StatisticsDistance, batchnorm_layers
+from edgeclean.synthesis.batchnorm import StatisticsDistance, running_batchnorm_layers
 from edgeclean.synthesis.priors import procedural_images
 
 
@@ -103,7 +103,6 @@ def synthesize(
     generator = torch.Generator().manual_seed(seed)
     source = pixel_copy(network).requires_grad_(False)
     judge = source if classifier is None else pixel_copy(classifier).requires_grad_(False)
-    has_statistics = bool(batchnorm_layers(source))
     seeing = (source,) if judge is source else (source, judge)
     at_once = images_at_once(network.spec.input_shape, *seeing)
     sizes = _batch_sizes(settings.count, min(settings.batch_size, at_once))
@@ -120,6 +119,7 @@ def synthesize(
         batch = _Batch(start=start, targets=targets, generator=generator)
         pixels.append(_invert(source, judge, batch, settings, tell))
         labels.append(classes)
+    has_statistics = bool(running_batchnorm_layers(source, pixels[0][:1]))
     origin = "batch-norm inversion" if has_statistics else "class inversion of procedural images"
     return SyntheticImages(pixels=torch.cat(pixels), labels=torch.cat(labels), origin=origin)
 
@@ -181,7 +181,7 @@ def _invert(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: 0.05 + 0.475 * (1 + math.cos(math.pi * step / settings.steps))
     )
-    has_statistics = bool(batchnorm_layers(source))
+    has_statistics = bool(running_batchnorm_layers(source, start[:1]))
     with StatisticsDistance(source) as statistics:
         for step in range(settings.steps):
             pixels = torch.sigmoid(logits)
@@ -205,10 +205,11 @@ def _invert(
 
 
 def total_variation(pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, ""]:
-    """Mean absolute difference of neighbours, rows plus columns."""
-    rows = (pixels[:, :, 1:] - pixels[:, :, :-1]).abs().mean()
-    columns = (pixels[:, :, :, 1:] - pixels[:, :, :, :-1]).abs().mean()
-    return rows + columns
+    """Mean absolute difference of neighbours, rows plus columns; a side of one pixel has none."""
+    rows = (pixels[:, :, 1:] - pixels[:, :, :-1]).abs()
+    columns = (pixels[:, :, :, 1:] - pixels[:, :, :, :-1]).abs()
+    means = [one.mean() for one in (rows, columns) if one.numel()]
+    return sum(means, torch.zeros((), device=pixels.device))
 
 
 def _batch_sizes(count: int, batch_size: int) -> list[int]:

@@ -56,6 +56,36 @@ def test_every_error_has_its_exit_code_and_one_line(
     assert said == (code, "", "error: one two \\x1b[31m[red]three\n")
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--classes", "0"),
+        ("--classes", "9" * 6000),
+        ("--classes", "ten"),
+        ("--input-shape", "3x" + "9" * 6000 + "x9"),
+        ("--mean", "0.5"),
+        ("--mean", "7," * 6000 + "x"),
+        ("--std", "0,1,1"),
+    ],
+)
+@pytest.mark.parametrize("with_file", [False, True])
+def test_a_bad_option_is_named_and_cut(
+    terminal: Terminal, tmp_path: Path, option: str, value: str, with_file: bool
+) -> None:
+    words: list[object] = [*OPTIONS]
+    if with_file:
+        words = ["--model", tmp_path / "model.toml"]
+        (tmp_path / "model.toml").write_text(
+            'architecture = "resnet20"\ninput-shape = [3, 32, 32]\nclasses = 10\n'
+            "mean = [0, 0, 0]\nstd = [1, 1, 1]\n"
+        )
+    said = terminal("scan", tmp_path / "x.pth", *words, option, value)
+    assert said.code == 2
+    assert said.out == ""
+    assert said.err.startswith(f"error: {option} ")
+    assert len(said.err) < 400 + len(str(tmp_path))
+
+
 def test_a_defect_keeps_its_traceback() -> None:
     finished = subprocess.run(
         [

@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -36,11 +38,13 @@ def build_named(name: str, spec: ModelSpec, code_folder: Path | None = None) -> 
     module_name, _, attribute = name.rpartition(":")
     if not module_name or not attribute.isidentifier():
         raise UsageError(f"--arch {name!r}: must be package.module:callable or file.py:callable")
-    builder = getattr(_import(module_name, name, code_folder), attribute, None)
+    code = _import(module_name, name, code_folder)
+    builder = getattr(code, attribute, None)
     if not callable(builder):
         raise UsageError(f"--arch {name!r}: there is no callable {attribute!r} in {module_name}")
     try:
-        module = builder(**_accepted(builder, spec))
+        with _known(code):
+            module = builder(**_accepted(builder, spec))
     except Exception as error:
         raise UsageError(f"--arch {name!r}: raised {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
@@ -69,10 +73,39 @@ def _import_file(path: Path) -> ModuleType:
     loader = _SourceAlone(path.stem, str(path))
     spec = ModuleSpec(path.stem, loader, origin=str(path))
     spec.has_location = True
-    # Kept out of sys.modules: two files of one name in two folders do not get mixed up.
     module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
+    with _known(module):
+        loader.exec_module(module)
     return module
+
+
+@contextmanager
+def _known(module: ModuleType) -> Iterator[None]:
+    """Within, the module is in `sys.modules`, where dataclasses look their annotations up.
+
+    Not for good: two files of one name in two folders do not get mixed up. And not in the place of
+    another module, which code that is imported within may mean.
+    """
+    name = module.__name__
+    if name in sys.modules or _elsewhere(name, module.__file__):
+        yield
+        return
+    sys.modules[name] = module
+    try:
+        yield
+    finally:
+        sys.modules.pop(name, None)
+
+
+def _elsewhere(name: str, file: str | None) -> bool:
+    """Whether an import of this name would find another file."""
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return True
+    if found is None:
+        return False
+    return found.origin is None or file is None or not Path(found.origin).samefile(file)
 
 
 class _SourceAlone(SourceFileLoader):

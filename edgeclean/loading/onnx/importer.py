@@ -66,6 +66,10 @@ class OnnxNetwork(nn.Module):
         return values[self.output_name]
 
 
+# Whatever stands on a network, its own attributes too: no module can have such a name.
+_TAKEN = frozenset(dir(OnnxNetwork({}, (), ("", ""))))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportedOnnx:
     """The network, the image shape that the graph fixes, and the sha256 of each file it read."""
@@ -84,7 +88,7 @@ def import_onnx(contents: bytes, limits: LoadLimits, *, folder: Path) -> Importe
         folder: where plain files with its weights may lie.
 
     Raises:
-        InputRejectedError: it breaks a rule of ``onnx_guard``, a file with weights is missing or
+        InputRejectedError: it breaks a rule of ``guard``, a file with weights is missing or
             no plain file, or a node cannot be converted; names the node or tensor.
     """
     checked = parse_isolated("onnx", contents, limits)
@@ -207,7 +211,7 @@ def _module_name(node: NodeProto, taken: Mapping[str, nn.Module]) -> str:
     base = plain or node.op_type.lower()
     base = base if base[0].isalpha() else f"node_{base}"
     name, number = base, 1
-    while name in taken or hasattr(OnnxNetwork, name) or name in ("steps", "training"):
+    while name in taken or name in _TAKEN:
         name, number = f"{base}_{number}", number + 1
     return name
 
