@@ -48,7 +48,9 @@ def _section(name: str, command: Any) -> str:
             panels.setdefault(one.rich_help_panel or "Options", []).append(one)
     for panel, members in panels.items():
         lines += [f"**{panel}**", ""]
-        lines += [table(["option", "value", "default", "meaning"], [_row(o, hints) for o in members])]
+        lines += [
+            table(["option", "value", "default", "meaning"], [_row(o, hints) for o in members])
+        ]
     return "\n".join(lines)
 
 

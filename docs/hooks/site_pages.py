@@ -1,8 +1,8 @@
 """The hook of mkdocs: fills the generated parts of pages, and adds the files outside ``docs/``.
 
 A page says ``<!-- generated:NAME -->`` where a part of it is read from the code. README.md is the
-site's first page; SECURITY.md, CONTRIBUTING.md, CHANGELOG.md and benchmarks/README.md are pages too,
-so that each text stands in one place.
+site's first page; SECURITY.md, CONTRIBUTING.md, CHANGELOG.md and benchmarks/README.md are pages
+too, so that each text stands in one place.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     depth = page.file.src_uri.count("/")
     to_root = "../" * depth
     text = re.sub(r"\]\((?:\.\./)+benchmarks/results/", f"]({to_root}results/", markdown)
-    text = re.sub(r"\]\((?:\.\./)+(SECURITY|CONTRIBUTING|CHANGELOG|README)\.md", _upper(to_root), text)
+    text = re.sub(
+        r"\]\((?:\.\./)+(SECURITY|CONTRIBUTING|CHANGELOG|README)\.md", _upper(to_root), text
+    )
     text = re.sub(r"\]\((?:\.\./)+benchmarks/README\.md", f"]({to_root}benchmarks.md", text)
     return MARK.sub(lambda match: GENERATED[match[1]](), text)
 

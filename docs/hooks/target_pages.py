@@ -1,20 +1,21 @@
-"""Every target with every fact about it and the source of each, as `edgeclean targets` tells them."""
+"""Every target with every fact about it and its source, as `edgeclean targets` prints them."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 from markdown_tables import code, table
+from typer.testing import CliRunner
+
+from edgeclean import cli
 
 OVERVIEW = ("title", "runtime", "opset", "precisions", "jetpacks")
 
 
 def _asked(*words: str) -> Any:
-    command = [sys.executable, "-m", "edgeclean", "targets", *words, "--json"]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    done = CliRunner().invoke(cli.app, ["targets", *words, "--json"], catch_exceptions=False)
+    return json.loads(done.stdout)
 
 
 def targets() -> list[dict[str, Any]]:
