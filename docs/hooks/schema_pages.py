@@ -32,7 +32,10 @@ def reference(name: str) -> str:
 
 
 def _keys(one: Schema) -> str:
-    return table(["key", "value", "always there", "meaning"], _rows(one, ""))
+    head, rows = ["key", "value", "always there", "meaning"], list(_rows(one, ""))
+    if not any(row[-1] for row in rows):
+        return table(head[:-1], [row[:-1] for row in rows])
+    return table(head, rows)
 
 
 def _rows(one: Schema, prefix: str) -> Iterator[tuple[str, str, str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -159,9 +160,14 @@ def test_every_error_and_target_is_in_the_reference(site: Path) -> None:
 
 @pytest.mark.parametrize("name", ["report", "manifest"])
 def test_every_key_of_a_document_is_in_the_reference(site: Path, name: str) -> None:
-    import json
-
     text = (site / "reference" / f"{name}.html").read_text("utf-8")
     schema = json.loads((ROOT / f"edgeclean/schemas/{name}.schema.json").read_text("utf-8"))
     for key in schema["properties"]:
         assert f"<td><code>{key}</code></td>" in text, key
+
+
+def test_every_part_of_a_report_is_explained() -> None:
+    page = (ROOT / "docs" / "reference" / "report.md").read_text("utf-8")
+    schema = json.loads((ROOT / "edgeclean/schemas/report.schema.json").read_text("utf-8"))
+    for key in schema["properties"]:
+        assert re.search(rf"^\| .*`{key}`.* \|.{{10,}}\|$", page, re.MULTILINE), key
