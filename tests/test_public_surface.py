@@ -47,7 +47,9 @@ def all_errors(root: type[EdgecleanError] = EdgecleanError) -> list[type[Edgecle
 
 
 def test_the_texts_name_every_command_and_no_other() -> None:
-    named = set(re.findall(r"(?:^|`|\()edgeclean ([a-z][\w-]+)", TEXTS, re.MULTILINE))
+    shell = "".join(re.findall(r"```(?:sh|bash)\n(.*?)```", TEXTS, re.DOTALL))
+    named = set(re.findall(r"^edgeclean ([a-z][\w-]+)", shell, re.MULTILINE))
+    named |= set(re.findall(r"[`(]edgeclean ([a-z][\w-]+)", TEXTS))
     assert named == set(commands())
 
 
