@@ -65,18 +65,7 @@ def ranges(owner: type) -> dict[str, str]:
         from edgeclean.settings import describe  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         return {}
-    described: Any = describe(owner)
-    if isinstance(described, dict):
-        items = [(str(name), one) for name, one in described.items()]
-    else:
-        items = [(str(_part(one, "name")), one) for one in described]
-    return {name: str(_part(one, "range") or "") for name, one in items}
-
-
-def _part(described: Any, name: str) -> Any:
-    if isinstance(described, dict):
-        return described.get(name)
-    return getattr(described, name, None)
+    return {one.name: one.range for one in describe(owner)}
 
 
 def _default(one: dataclasses.Field[Any]) -> object:
