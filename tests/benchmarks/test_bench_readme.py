@@ -1,23 +1,29 @@
-"""Every table in a README is the one in the results."""
+"""Every table in a page is the one in the results."""
 
 import pytest
 
-from benchmarks.readme import READMES, SECTION, filled
+from benchmarks.readme import RESULTS, SECTION, filled, pages
 
 
-@pytest.mark.parametrize("readme", READMES, ids=["main", "benchmarks"])
-def test_the_tables_in_a_readme_are_those_of_the_results(readme):
-    text = readme.read_text()
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
+def test_the_tables_in_a_page_are_those_of_the_results(page):
+    text = page.read_text()
     assert SECTION.search(text)
-    assert filled(text, readme.parent) == text
+    assert filled(text, page.parent) == text
 
 
-def test_pictures_are_found_from_a_readme(tmp_path, monkeypatch):
+def test_every_table_of_the_results_stands_in_a_page():
+    shown = {found["name"] for page in pages() for found in SECTION.finditer(page.read_text())}
+    assert {path.stem for path in RESULTS.glob("*.md")} <= shown
+
+
+def test_pictures_are_found_from_a_page(tmp_path, monkeypatch):
     text = "<!-- measured:x -->\n\n<!-- /measured:x -->"
     (folder := tmp_path / "results").mkdir()
     (folder / "x.md").write_text("![a](pictures/a.png)")
     monkeypatch.setattr("benchmarks.readme.RESULTS", folder)
     assert "![a](results/pictures/a.png)" in filled(text, tmp_path)
+    assert "![a](../../results/pictures/a.png)" in filled(text, tmp_path / "docs" / "results")
 
 
 def test_a_typed_number_is_noticed():
