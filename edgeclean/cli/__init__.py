@@ -17,7 +17,7 @@ from edgeclean.cli.bench import bench
 from edgeclean.cli.build_engine import build_engine
 from edgeclean.cli.bundle import verify
 from edgeclean.cli.compress import compress
-from edgeclean.cli.console import answer_failure, show_error
+from edgeclean.cli.console import answer_failure, interruptible, show_error
 from edgeclean.cli.doctor import doctor
 from edgeclean.cli.embed import embed
 from edgeclean.cli.export import export
@@ -32,7 +32,8 @@ from edgeclean.errors import EdgecleanError, UsageError
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 a defect of edgeclean, 2 usage, 3 input rejected, 4 backdoor suspected, "
-    "5 parity or accuracy gate, 6 ratio, latency or size out of reach, 7 toolchain missing."
+    "5 parity or accuracy gate, 6 ratio, latency or size out of reach, 7 toolchain missing, "
+    "130 interrupted."
 )
 
 app = typer.Typer(
@@ -66,7 +67,7 @@ for command in (
     *(compress, scan, inspect, export, latency_table, build_engine, bench, verify),
     *(sign, embed, parts, targets, doctor),
 ):
-    app.command()(command)
+    app.command()(interruptible(command))
 
 
 def main() -> None:

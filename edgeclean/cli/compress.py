@@ -28,7 +28,7 @@ from edgeclean.cli.compress_options import (
     goal,
     table_of,
 )
-from edgeclean.cli.console import Face, cells, plain_table
+from edgeclean.cli.console import KEEPS, Face, cells, plain_table
 from edgeclean.cli.dependencies import (
     Depfile,
     InputFiles,
@@ -51,6 +51,7 @@ from edgeclean.cli.options import (
     Checkpoint,
     Classes,
     Config,
+    EffortLevel,
     Gpu,
     InputShape,
     JetPack,
@@ -116,6 +117,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     mean: Mean = None,
     std: Std = None,
     config: Config = None,
+    effort: EffortLevel = None,
     seed: Seed = None,
     threads: Threads = None,
     gpu: Gpu = False,
@@ -129,7 +131,12 @@ def compress(  # noqa: PLR0913 - the options are the interface
         model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
     )
     options: dict[str, Any] = {"seed": seed, "target": target, "compute": compute_of(gpu)}
-    options |= {"jetpack": jetpack, "purify": {"mode": purify}, "decompose": {"keep": keep or None}}
+    options |= {
+        "jetpack": jetpack,
+        "effort": effort,
+        "purify": {"mode": purify},
+        "decompose": {"keep": keep or None},
+    }
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
     wanted = goal(ratio, measure, rank_multiple, speedup, latency_budget_ms, size_budget)
     options |= {"precision": {"format": precision}, "ranks": _overrides(ranks_file) | wanted}
@@ -168,6 +175,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
 
 def _cache(folder: Path | None, unwanted: bool, tell: Callable[[str], None]) -> Cache | None:
     """The XDG cache folder, if none is named; where there is no home folder, none."""
+    KEEPS.set(False)
     if unwanted:
         if folder is not None:
             raise UsageError("--cache names a folder, and --no-cache wants none; give one of them")
@@ -180,6 +188,7 @@ def _cache(folder: Path | None, unwanted: bool, tell: Callable[[str], None]) -> 
         if not above.startswith("/"):
             return None
         folder = Path(above) / "edgeclean"
+    KEEPS.set(True)
     return Cache(folder=folder.absolute(), tell=tell)
 
 

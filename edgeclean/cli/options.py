@@ -75,6 +75,14 @@ Config = Annotated[
     Path | None,
     typer.Option(help="A TOML file with any setting of any stage.", rich_help_panel=RUN),
 ]
+EffortLevel = Annotated[
+    str | None,
+    typer.Option(
+        "--effort",
+        help="How long every stage is: quick, standard or thorough; single settings win over it.",
+        rich_help_panel=RUN,
+    ),
+]
 Seed = Annotated[
     int | None,
     typer.Option(min=0, help="Of every random choice; 0 if not given.", rich_help_panel=RUN),

@@ -17,6 +17,7 @@ from edgeclean.cli.options import (
     Checkpoint,
     Classes,
     Config,
+    EffortLevel,
     Gpu,
     InputShape,
     Mean,
@@ -62,6 +63,7 @@ def scan(  # noqa: PLR0913 - the options are the interface
     mean: Mean = None,
     std: Std = None,
     config: Config = None,
+    effort: EffortLevel = None,
     seed: Seed = None,
     threads: Threads = None,
     gpu: Gpu = False,
@@ -73,7 +75,8 @@ def scan(  # noqa: PLR0913 - the options are the interface
     spec, code_folder = model_spec(
         model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
     )
-    settings, _ = pipeline_settings(config, {"seed": seed, "compute": compute_of(gpu)})
+    options = {"seed": seed, "compute": compute_of(gpu), "effort": effort}
+    settings, _ = pipeline_settings(config, options)
     use_threads(threads)
     from edgeclean.pipeline import scan_checkpoint
     from edgeclean.reports.page import trigger_files

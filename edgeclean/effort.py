@@ -1,0 +1,53 @@
+"""How long a run may take: one word that scales the length of every stage.
+
+``standard`` is what the settings' own defaults say; the other levels are what they change of them.
+No length was chosen by what it does to one network: ``quick`` is about a sixth of the work of every
+stage, ``thorough`` about twice, by the counts that multiply: images, steps, restarts, rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+Effort = Literal["quick", "standard", "thorough"]
+LEVELS: tuple[Effort, ...] = get_args(Effort)
+
+# By stage, as in a configuration file. Nothing but lengths: what a stage does is the same.
+LENGTHS: Mapping[Effort, Mapping[str, Any]] = {
+    "quick": {
+        "synthesize": {"count": 320, "steps": 30, "recovery_count": 512, "recovery_steps": 15},
+        "scan": {"images": 256, "steps": 40, "restarts": 1, "bank_candidates": 1250},
+        "purify": {
+            "rounds": 2,
+            "restarts": 3,
+            "search_steps": 40,
+            "candidates": 1250,
+            "procedural": 256,
+            "unlearn": {"steps": 40},
+        },
+        "ranks": {"images": 48},
+        "finetune": {"steps": 300},
+    },
+    "standard": {},
+    "thorough": {
+        "synthesize": {"count": 960, "steps": 110, "recovery_count": 1536, "recovery_steps": 55},
+        "scan": {"steps": 140, "restarts": 3, "bank_candidates": 10000},
+        "purify": {
+            "rounds": 4,
+            "restarts": 8,
+            "search_steps": 120,
+            "candidates": 10000,
+            "unlearn": {"steps": 240},
+        },
+        "finetune": {"steps": 3600},
+    },
+}
+
+
+def lengths_of(level: object) -> dict[str, Any]:
+    """What a level changes of the defaults, as a configuration file would say it.
+
+    Anything that is no level changes nothing: the settings' own check refuses it by name.
+    """
+    return dict(LENGTHS[level]) if isinstance(level, str) and level in LEVELS else {}
