@@ -24,10 +24,10 @@ LENGTHS: Mapping[Effort, Mapping[str, Any]] = {
             "search_steps": 40,
             "candidates": 1250,
             "procedural": 256,
-            "unlearn": {"steps": 40},
+            "unlearn": {"steps": 60},
         },
         "ranks": {"images": 48},
-        "finetune": {"steps": 300},
+        "finetune": {"steps": 450},
     },
     "standard": {},
     "thorough": {

@@ -76,12 +76,6 @@ class RatioError(BudgetError):
     """The asked compression ratio is out of reach; the message names the nearest."""
 
 
-class InterruptedRunError(EdgecleanError):
-    """The user stopped the run; 130 is what a shell says of a program that SIGINT ended."""
-
-    exit_code = 130
-
-
 class ToolchainError(EdgecleanError):
     """A tool that the target needs is missing."""
 

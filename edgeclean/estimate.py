@@ -21,7 +21,7 @@ from edgeclean.frozen import frozen
 from edgeclean.memory import images_at_once
 from edgeclean.pixels import pixel_copy
 from edgeclean.precision import channels_last, device_of, mixed_precision
-from edgeclean.progress import Part
+from edgeclean.progress import Part, PlannedProgress, Progress
 from edgeclean.scan.searches import ALL_TO_ALL, BANK
 from edgeclean.states import Network
 
@@ -78,11 +78,13 @@ def pass_seconds(network: Network) -> PassSeconds:
     )
 
 
-def planned(
-    network: Network, settings: PipelineSettings, *, only_scan: bool = False
-) -> tuple[Part, ...]:
-    """`parts_of` with what this machine takes for this network."""
-    return parts_of(settings, network.spec.classes, pass_seconds(network), only_scan=only_scan)
+def announce(
+    progress: Progress, network: Network, settings: PipelineSettings, *, only_scan: bool = False
+) -> None:
+    """Tell ``progress`` what is to come, if it wants to know: only then is anything measured."""
+    if isinstance(progress, PlannedProgress):
+        each = pass_seconds(network)
+        progress.expect(parts_of(settings, network.spec.classes, each, only_scan=only_scan))
 
 
 def parts_of(

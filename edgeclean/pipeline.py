@@ -16,7 +16,7 @@ from edgeclean.compute import gpu_name, placed, require_compute
 from edgeclean.config import PipelineSettings
 from edgeclean.environment import describe_environment
 from edgeclean.errors import UsageError
-from edgeclean.estimate import planned
+from edgeclean.estimate import announce
 from edgeclean.factors.decompose import decompose
 from edgeclean.factors.scale import scale
 from edgeclean.gates.evaluation import evaluate
@@ -24,7 +24,7 @@ from edgeclean.gates.labelled_images import LabelledImages
 from edgeclean.gates.policy import Policy
 from edgeclean.gates.verdicts import judge_result, judge_scan, refuse_failed
 from edgeclean.loading.checkpoint import load_checkpoint
-from edgeclean.progress import Progress, announce, silent
+from edgeclean.progress import Progress, silent
 from edgeclean.ranks.choose import choose_ranks
 from edgeclean.ranks.latency_table import LatencyTable
 from edgeclean.ranks.truncate import truncate
@@ -123,7 +123,6 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         original = placed(original, chosen.compute)
         kept = keep_nothing if cache is None else cache.of(original, chosen.seed)
         table = latency_table or _measured(original, chosen, cache, timed, progress)
-        announce(progress, lambda: planned(original, chosen))
         outcome = run_stages(
             original,
             chosen,
@@ -157,13 +156,10 @@ def scan_checkpoint(
     require_compute(settings.compute)
     loaded = load_checkpoint(checkpoint, spec, limits=settings.load, code_folder=code_folder)
     loaded = placed(loaded, settings.compute)
-    announce(progress, lambda: planned(loaded, settings, only_scan=True))
+    announce(progress, loaded, settings, only_scan=True)
     images = synthesize(loaded, settings.synthesize, seed=settings.seed, progress=progress)
-    return (
-        loaded,
-        images,
-        scan(loaded, images, settings.scan, seed=settings.seed, progress=progress),
-    )
+    found = scan(loaded, images, settings.scan, seed=settings.seed, progress=progress)
+    return loaded, images, found
 
 
 def plan_checkpoint(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -43,12 +43,6 @@ class PlannedProgress(Progress, Protocol):
     def expect(self, parts: Sequence[Part]) -> None:
         """Take the parts of the run; called once, before the first of them."""
         ...
-
-
-def announce(progress: Progress, parts: Callable[[], Sequence[Part]]) -> None:
-    """Tell ``progress`` what is to come, if it wants to know: only then is it worked out."""
-    if isinstance(progress, PlannedProgress):
-        progress.expect(parts())
 
 
 def silent(description: str, done: int, total: int) -> None:

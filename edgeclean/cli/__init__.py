@@ -17,12 +17,13 @@ from edgeclean.cli.bench import bench
 from edgeclean.cli.build_engine import build_engine
 from edgeclean.cli.bundle import verify
 from edgeclean.cli.compress import compress
-from edgeclean.cli.console import answer_failure, interruptible, show_error
+from edgeclean.cli.console import answer_failure, show_error
 from edgeclean.cli.doctor import doctor
 from edgeclean.cli.embed import embed
 from edgeclean.cli.export import export
 from edgeclean.cli.files import no_lasting_writes
 from edgeclean.cli.inspect import inspect
+from edgeclean.cli.interrupt import interruptible
 from edgeclean.cli.latency_table import latency_table
 from edgeclean.cli.parts import parts
 from edgeclean.cli.scan import scan

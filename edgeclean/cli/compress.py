@@ -28,7 +28,7 @@ from edgeclean.cli.compress_options import (
     goal,
     table_of,
 )
-from edgeclean.cli.console import KEEPS, Face, cells, plain_table
+from edgeclean.cli.console import Face, cells, plain_table
 from edgeclean.cli.dependencies import (
     Depfile,
     InputFiles,
@@ -45,6 +45,7 @@ from edgeclean.cli.gates import (
     labelled_images,
     policy_of,
 )
+from edgeclean.cli.interrupt import KEEPS
 from edgeclean.cli.options import (
     Arch,
     AsJson,
@@ -64,9 +65,9 @@ from edgeclean.cli.options import (
     TargetFile,
     TargetName,
     Threads,
-    compute_of,
     model_spec,
     pipeline_settings,
+    run_options,
     use_threads,
 )
 from edgeclean.cli.scan import verdict_in_words
@@ -130,13 +131,8 @@ def compress(  # noqa: PLR0913 - the options are the interface
     spec, code_folder = model_spec(
         model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
     )
-    options: dict[str, Any] = {"seed": seed, "target": target, "compute": compute_of(gpu)}
-    options |= {
-        "jetpack": jetpack,
-        "effort": effort,
-        "purify": {"mode": purify},
-        "decompose": {"keep": keep or None},
-    }
+    options = run_options(seed, gpu, effort) | {"target": target, "jetpack": jetpack}
+    options |= {"purify": {"mode": purify}, "decompose": {"keep": keep or None}}
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
     wanted = goal(ratio, measure, rank_multiple, speedup, latency_budget_ms, size_budget)
     options |= {"precision": {"format": precision}, "ranks": _overrides(ranks_file) | wanted}

@@ -153,9 +153,9 @@ def without_none(options: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def compute_of(gpu: bool) -> str | None:
-    """The setting that ``--gpu`` stands for; without it the configuration decides."""
-    return "cuda" if gpu else None
+def run_options(seed: int | None, gpu: bool, effort: str | None) -> dict[str, Any]:
+    """What the long commands share; without ``--gpu`` the configuration decides."""
+    return {"seed": seed, "compute": "cuda" if gpu else None, "effort": effort}
 
 
 def use_threads(threads: int | None) -> None:

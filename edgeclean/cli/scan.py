@@ -26,9 +26,9 @@ from edgeclean.cli.options import (
     Seed,
     Std,
     Threads,
-    compute_of,
     model_spec,
     pipeline_settings,
+    run_options,
     use_threads,
 )
 from edgeclean.errors import BackdoorSuspectedError
@@ -75,8 +75,7 @@ def scan(  # noqa: PLR0913 - the options are the interface
     spec, code_folder = model_spec(
         model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
     )
-    options = {"seed": seed, "compute": compute_of(gpu), "effort": effort}
-    settings, _ = pipeline_settings(config, options)
+    settings, _ = pipeline_settings(config, run_options(seed, gpu, effort))
     use_threads(threads)
     from edgeclean.pipeline import scan_checkpoint
     from edgeclean.reports.page import trigger_files
