@@ -123,6 +123,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         original = placed(original, chosen.compute)
         kept = keep_nothing if cache is None else cache.of(original, chosen.seed)
         table = latency_table or _measured(original, chosen, cache, timed, progress)
+        announce(progress, original, chosen)
         outcome = run_stages(
             original,
             chosen,

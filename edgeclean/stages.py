@@ -13,7 +13,6 @@ from typing import ParamSpec, TypeVar
 
 from edgeclean.config import PipelineSettings
 from edgeclean.cost import count_params
-from edgeclean.estimate import announce
 from edgeclean.factors.decompose import decompose
 from edgeclean.factors.scale import scale
 from edgeclean.factors.threshold import choose_tau
@@ -109,7 +108,6 @@ def run_stages(  # noqa: PLR0913 - what a run is of, and what it tells
     """
     clock = timed or Stopwatch(progress)
     run = _Run(original, settings, kept, clock, progress, table)
-    announce(progress, original, settings)
     images = run.synthesized(original, settings.seed)
     found = run(scan, settings.scan)(
         original, images, settings.scan, seed=settings.seed, progress=progress
