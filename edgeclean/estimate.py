@@ -28,11 +28,13 @@ from edgeclean.states import Network
 MOST_IMAGES = 64  # in a measured pass
 LONG_ENOUGH = 0.1  # seconds of a pass: a longer one says no more
 SEARCH_BATCH = 16  # images of a slot in a step of a gradient search
-FINISH_SECONDS = 8.0  # files, checks, latency and the report of a small network
+FINISH_SECONDS = 5.0  # files, checks, latency and the report of a small network
 
-STATISTICS = 1.6  # of a pass that also measures every BatchNorm's inputs
-STAMPS = 1.1  # of a search's pass that also stamps its images
-LESSON = 1.5  # of a lesson's pass: images are augmented, features compared
+# What an image costs in a stage, in measured passes; measured, as the module says.
+STATISTICS = 1.9  # every BatchNorm's inputs are measured as well
+SEARCH = 0.85  # stamps cost something, larger batches save more
+LESSON = 1.0  # images are augmented and features compared, by a student of fewer operations
+MEASURED, FITTED = 8, 4  # forwards of an image for each layer that ranks are chosen for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +134,7 @@ def _scan(settings: PipelineSettings, classes: int, each: PassSeconds) -> Iterat
             again = min(classes, max(10, classes // 4))
             slots = classes + (chosen.restarts - 1) * again
             passes, forwards = passes * slots, slots * chosen.images
-        seconds = passes * each.images * STAMPS + forwards * each.forward * STAMPS
+        seconds = passes * each.images * SEARCH + forwards * each.forward * SEARCH
         yield Part(stage="scan", title=f"Scanning: {name}", seconds=seconds)
 
 
@@ -146,13 +148,13 @@ def _purification(settings: PipelineSettings, classes: int, each: PassSeconds) -
     """One suspected class, unlearned in one round, is the usual case, and what is planned."""
     chosen, game = settings.purify, settings.purify.unlearn
     slots = chosen.restarts + min(5, classes - 1)
-    search = SEARCH_BATCH * chosen.search_steps * slots * each.images * STAMPS
-    search += _bank(chosen.candidates, classes) * each.forward * STAMPS
+    search = SEARCH_BATCH * chosen.search_steps * slots * each.images * SEARCH
+    search += _bank(chosen.candidates, classes) * each.forward * SEARCH
     batch = game.batch_size * (1 + game.stamped_share)
     lesson = game.steps * (batch * each.weights + game.batch_size * each.forward) * LESSON
     turns = game.steps / game.ascent_every * game.ascent_steps
     triggers = 4 * (chosen.restarts + chosen.bank_triggers)  # each on four images
-    ascent = turns * triggers * each.images * STAMPS
+    ascent = turns * triggers * each.images * SEARCH
     for number in range(1, chosen.rounds + 1):
         yield Part(
             stage="purify",
@@ -172,8 +174,8 @@ def _purification(settings: PipelineSettings, classes: int, each: PassSeconds) -
 def _ranks(settings: PipelineSettings, each: PassSeconds) -> Iterator[Part]:
     """Six forms of every layer are tried on the images, and each chosen one is fitted to them."""
     passes = settings.ranks.images * each.layers * each.forward
-    yield Part(stage="ranks", title="Measuring layers", seconds=12 * passes)
-    yield Part(stage="ranks", title="Fitting layers", seconds=6 * passes)
+    yield Part(stage="ranks", title="Measuring layers", seconds=MEASURED * passes)
+    yield Part(stage="ranks", title="Fitting layers", seconds=FITTED * passes)
 
 
 def _lesson(settings: PipelineSettings, each: PassSeconds) -> Part:

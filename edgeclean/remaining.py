@@ -14,7 +14,7 @@ from edgeclean.progress import Part
 
 AT_ONCE = 0.02  # of its expected length: a part that took no more was not run
 TELLING = 0.1  # of a part: from here on its own progress says how long the rest takes
-TRUST = 0.02  # of the whole plan: how much measured work outweighs the plan's own word
+TRUST = 0.005  # of the whole plan: how much measured work outweighs the plan's own word
 
 
 class Remaining:
@@ -101,12 +101,12 @@ class Remaining:
 
 def in_words(seconds: float) -> str:
     """A length of time as a guess is told: "about 6 min", "about 40 s"."""
-    if seconds < 55:
-        return f"about {max(5, 5 * round(seconds / 5))} s"
+    if seconds < 5:
+        return "a few seconds"
+    if seconds < 57:
+        return f"about {5 * round(seconds / 5)} s"
     minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"about {minutes} min"
-    return f"about {seconds / 3600:.1f} h"
+    return f"about {minutes} min" if minutes < 100 else f"about {seconds / 3600:.1f} h"
 
 
 def forecast(parts: Sequence[Part]) -> str:
