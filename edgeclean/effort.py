@@ -1,10 +1,10 @@
 """How long a run may take: one word that scales the length of every stage.
 
 ``standard`` is what the settings' own defaults say; the other levels are what they change of them.
-No length was chosen by what it does to one network: ``quick`` is about a fifth of the work of a run,
-``thorough`` about twice, by the counts that multiply: images, steps, restarts. What ``quick`` leaves
-whole is a round of unlearning, but it makes one where the others search again afterwards: what they
-would still find, it leaves in the network.
+No length was chosen by what it does to one network: ``quick`` is about a fifth of the work of a
+run, ``thorough`` about twice, by the counts that multiply: images, steps, restarts. What ``quick``
+leaves whole is a round of unlearning; but it makes one, where the others search again afterwards:
+what a second search would still find, it leaves in the network.
 """
 
 from __future__ import annotations
