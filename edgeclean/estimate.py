@@ -101,25 +101,25 @@ def parts_of(
         only_scan: of a run that ends with the scan.
     """
     drawn = settings.synthesize
-    parts = [_synthesis("synthesize", drawn.count * drawn.steps, each)]
+    parts = [_synthesis(drawn.count * drawn.steps, each)]
     parts += _scan(settings, classes, each)
     if only_scan:
         return tuple(parts)
     deck = settings.purify.mode == "deck"
     if settings.purify.mode == "guided":
         parts += _purification(settings, classes, each)
-        parts.append(_synthesis("images", drawn.recovery_count * drawn.recovery_steps, each))
+        parts.append(_synthesis(drawn.recovery_count * drawn.recovery_steps, each))
     parts += _ranks(settings, each)
     if deck:
-        parts.append(_synthesis("images", drawn.count * drawn.steps, each))
+        parts.append(_synthesis(drawn.count * drawn.steps, each))
     parts.append(_lesson(settings, each))
     parts.append(Part(stage="checks", title="Exporting", seconds=FINISH_SECONDS))
     return tuple(parts)
 
 
-def _synthesis(stage: str, passes: int, each: PassSeconds) -> Part:
+def _synthesis(passes: int, each: PassSeconds) -> Part:
     seconds = passes * each.images * STATISTICS
-    return Part(stage=stage, title="Synthesising images", seconds=seconds)
+    return Part(stage="synthesize", title="Synthesising images", seconds=seconds)
 
 
 def _scan(settings: PipelineSettings, classes: int, each: PassSeconds) -> Iterator[Part]:
@@ -183,7 +183,7 @@ def _lesson(settings: PipelineSettings, each: PassSeconds) -> Part:
     chosen = settings.finetune
     image = each.weights + each.forward + chosen.adversarial_share * (each.weights + each.images)
     seconds = chosen.steps * chosen.batch_size * image * LESSON
-    return Part(stage="recover", title="Recovering accuracy", seconds=seconds)
+    return Part(stage="finetune", title="Recovering accuracy", seconds=seconds)
 
 
 def _run(module: nn.Module, images: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from edgeclean.progress import Part
 
 AT_ONCE = 0.02  # of its expected length: a part that took no more was not run
 TELLING = 0.1  # of a part: from here on its own progress says how long the rest takes
-TRUST = 0.005  # of the whole plan: how much measured work outweighs the plan's own word
+TRUST = 3.0  # seconds of measured work that weigh as much as the plan: a first step is slow
+TOLD = 0.05  # of the run: shorter stages are not worth a word
 
 
 class Remaining:
@@ -87,8 +88,7 @@ class Remaining:
         if self._share >= TELLING and spent > AT_ONCE * self._share * current:
             expected += self._share * current
             measured += spent
-        trust = TRUST * sum(part.seconds for part in self._parts)
-        return (measured + trust) / (expected + trust) if expected + trust > 0 else 1.0
+        return (measured + TRUST) / (expected + TRUST)
 
     def _current(self, now: float) -> float:
         """Of the part that is running."""
@@ -110,10 +110,12 @@ def in_words(seconds: float) -> str:
 
 
 def forecast(parts: Sequence[Part]) -> str:
-    """The plan as one line: the whole run, and its stages in order."""
+    """The plan as one line: the whole run, and its longer stages in order."""
     seconds = expected_seconds(parts)
-    stages = ", ".join(f"{stage} {_short(one)}" for stage, one in seconds.items())
-    return f"{in_words(sum(seconds.values()))} on this machine ({stages})"
+    total = sum(seconds.values())
+    told = [(stage, one) for stage, one in seconds.items() if one >= max(5.0, TOLD * total)]
+    stages = ", ".join(f"{stage} {in_words(one).removeprefix('about ')}" for stage, one in told)
+    return f"{in_words(total)} on this machine" + (f" ({stages})" if stages else "")
 
 
 def expected_seconds(parts: Sequence[Part]) -> dict[str, float]:
@@ -122,7 +124,3 @@ def expected_seconds(parts: Sequence[Part]) -> dict[str, float]:
     for part in parts:
         seconds[part.stage] = seconds.get(part.stage, 0.0) + part.seconds * part.expected
     return seconds
-
-
-def _short(seconds: float) -> str:
-    return in_words(seconds).removeprefix("about ")
