@@ -92,6 +92,8 @@ def test_parts_from_the_cache_count_nothing() -> None:
     for index in (0, 1):  # told, and over at once
         again.note(f"part {index}", 0, 10, 0.01 * index)
         again.note(f"part {index}", 10, 10, 0.01 * (index + 1))
+        later = (80, 50)[index]
+        assert again.seconds_left(0.01 * (index + 1)) == pytest.approx(later)
     again.note("part 2", 0, 10, 0.02)
     assert again.seconds_left(0.02) == pytest.approx(50)
 

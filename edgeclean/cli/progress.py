@@ -102,7 +102,7 @@ class Lines(_Job):
         with self._lock:
             if self._left is not None:
                 self._left.end()
-                self._say("[100 %] done")
+                self._say(f"[{self._left.percent(self._clock())} %] done")
 
     def _tell(self, count: str) -> None:
         description = self._told[0]
