@@ -109,7 +109,7 @@ class Lines(_Job):
         self._spoke = now = self._clock()
         if self._left is not None:
             left = in_words(self._left.seconds_left(now))
-            self._say(f"[{self._left.percent(now):3d} %] {description}, {left} left")
+            self._say(f"[{self._left.percent(now):3d} %] {description} ... {left} left")
         else:
             self._say(f"{description} ...{count}")
 

@@ -94,7 +94,7 @@ def test_a_planned_run_says_where_it_is_at_least_every_ten_seconds() -> None:
     percents = [int(found[1]) for _, line in said if (found := re.match(r"\[ *(\d+) %\]", line))]
     assert percents == sorted(percents)
     assert (percents[0], percents[-1], said[-1][1]) == (0, 100, "[100 %] done")
-    assert (1070.0, "[ 23 %] Scan: b, about 4 min left") in said
+    assert (1070.0, "[ 23 %] Scan: b ... about 4 min left") in said
 
 
 def test_a_run_without_a_plan_says_its_steps_every_ten_seconds() -> None:
