@@ -40,7 +40,8 @@ install: $(STAMP)
 
 demo: $(RUNTIME)
 	$(BIN)/edgeclean compress $(DEMO).safetensors --model $(DEMO).toml \
-		--target jetson --ratio 2 -o build/demo
+		--target jetson --ratio 2 --effort quick -o build/demo
+	@$(BIN)/python -m benchmarks.demo_levels
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2

@@ -22,6 +22,7 @@ from benchmarks.attacks.patterns import checker_patch
 from benchmarks.environment import environment
 from benchmarks.images import PACK_FOLDER, read_pack
 from benchmarks.metrics import accuracy, attack_success_rate, robust_accuracy
+from benchmarks.published import PublishedNetwork
 from benchmarks.stamps import PastePatch
 from benchmarks.training import TrainingRecord, TrainingSettings, train
 from edgeclean.loading.architectures import build_architecture
@@ -66,6 +67,20 @@ def demo_network(stem: Path = DEMO) -> DemoNetwork:
             patch=torch.tensor(trigger["patch"]), top=trigger["top"], left=trigger["left"]
         ),
         target=trigger["target"],
+    )
+
+
+def published_demo(stem: Path = DEMO) -> PublishedNetwork:
+    """The committed network as the benchmarks of published ones take it."""
+    demo, record = demo_network(stem), json.loads(stem.with_suffix(".json").read_text())["test"]
+    return PublishedNetwork(
+        path=stem.with_suffix(".safetensors"),
+        spec=demo.network.spec,
+        code_folder=stem.parent,
+        stamp=demo.stamp,
+        target=demo.target,
+        published_acc=record["acc"]["percent"],
+        published_asr=record["asr"]["percent"],
     )
 
 

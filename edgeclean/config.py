@@ -8,6 +8,7 @@
     [ranks]
     ratio = 2.0
 
+``effort = "quick"`` at its top scales the length of every stage (`effort`); what else it says wins.
 Each table is a stage, each key a field of its settings class; an unknown one is an error. The
 command line and the Python API build the same object.
 """
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from edgeclean.compute import Compute
+from edgeclean.effort import Effort, lengths_of
 from edgeclean.errors import UsageError
 from edgeclean.factors.decompose import DecomposeSettings
 from edgeclean.factors.scale import ScaleSettings
@@ -54,6 +56,8 @@ class PipelineSettings:
         seed: of every random choice; each stage draws from its own generator.
         target: name of the target profile.
         jetpack: release or generation, for targets that have one; None for the profile's default.
+        effort: the level that `settings_for` took the stages' lengths from, for the record: the
+            lengths themselves are in the stages' settings.
         compute: where the stages run: ``cpu``, or ``cuda`` for this machine's GPU.
         load: what the input may cost.
     """
@@ -61,6 +65,7 @@ class PipelineSettings:
     seed: int = 0
     target: str = "cpu"
     jetpack: str | None = None
+    effort: Effort = "standard"
     compute: Compute = "cpu"
     load: LoadLimits = field(default_factory=LoadLimits)
     synthesize: SynthesizeSettings = field(default_factory=SynthesizeSettings)
@@ -91,7 +96,7 @@ _THE_DECKS: dict[str, Any] = {
 def settings_for(
     target: Target, entries: Mapping[str, Any], *, where: str = "configuration"
 ) -> PipelineSettings:
-    """Settings from nested mappings, in which the target decides what they leave open.
+    """Settings from nested mappings; the target and the effort decide what they leave open.
 
     Raises:
         UsageError: see `settings_from`; or the target cannot take what was asked.
@@ -108,6 +113,7 @@ def settings_for(
     purify = entries.get("purify")
     if isinstance(purify, Mapping) and purify.get("mode") == "deck":
         decided = overlay(decided, _THE_DECKS)
+    decided = overlay(decided, lengths_of(entries.get("effort")))
     settings = settings_from(PipelineSettings, overlay(decided, entries), where=where)
     require(target, opset=settings.export.opset)
     check_precision(settings.precision, settings.export, target)
@@ -127,6 +133,9 @@ def overlay(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     """Both nested mappings in one; where both say something, ``over`` wins."""
     merged = dict(under)
     for key, entry in over.items():
+        for twin in (key.replace("-", "_"), key.replace("_", "-")):
+            if twin != key and twin not in over and twin in merged:  # the same setting
+                merged[key] = merged.pop(twin)
         below = merged.get(key)
         both = isinstance(entry, Mapping) and isinstance(below, Mapping)
         merged[key] = overlay(below, entry) if both else entry  # type: ignore[arg-type]
@@ -159,15 +168,16 @@ def settings_from(
         raise UsageError(f"{where}: {error}") from None
 
 
-def non_default(settings: object) -> dict[str, JsonValue]:
-    """The fields of a settings object that differ from its class's defaults, nested."""
-    default = type(settings)()
+def non_default(settings: object, default: object | None = None) -> dict[str, JsonValue]:
+    """The fields of a settings object that differ from another's, or its class's defaults."""
+    default = type(settings)() if default is None else default
     changed: dict[str, JsonValue] = {}
     for one in dataclasses.fields(settings):  # type: ignore[arg-type]
         mine, theirs = getattr(settings, one.name), getattr(default, one.name)
         if mine == theirs:
             continue
-        changed[one.name] = non_default(mine) if dataclasses.is_dataclass(mine) else mine
+        nested = dataclasses.is_dataclass(mine)
+        changed[one.name] = non_default(mine, theirs) if nested else mine
     return changed
 
 

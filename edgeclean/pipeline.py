@@ -18,6 +18,7 @@ from edgeclean.compute import gpu_name, placed, require_compute
 from edgeclean.config import PipelineSettings
 from edgeclean.environment import describe_environment
 from edgeclean.errors import UsageError
+from edgeclean.estimate import announce
 from edgeclean.factors.decompose import decompose
 from edgeclean.factors.scale import scale
 from edgeclean.finite import checked
@@ -136,6 +137,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         original = placed(original, chosen.compute)
         kept = keep_nothing if cache is None else cache.of(original, chosen.seed)
         table = latency_table or _measured(original, chosen, cache, timed, progress)
+        announce(progress, original, chosen)
         outcome = run_stages(
             original,
             chosen,
@@ -169,6 +171,7 @@ def scan_checkpoint(
     require_compute(settings.compute)
     loaded = load_checkpoint(checkpoint, spec, limits=settings.load, code_folder=code_folder)
     loaded = placed(loaded, settings.compute)
+    announce(progress, loaded, settings, only_scan=True)
     seed = settings.seed
     images = checked(synthesize)(loaded, settings.synthesize, seed=seed, progress=progress)
     found = checked(scan)(loaded, images, settings.scan, seed=seed, progress=progress)

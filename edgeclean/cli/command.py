@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import signal
+from contextvars import ContextVar
 from typing import Any
 
 import typer
 from typer.core import TyperCommand
 
+from edgeclean.cli.progress import DOING
 from edgeclean.errors import EndedBySignalError, UsageError
 
 LARGEST = 2**63 - 1
+KEEPS: ContextVar[bool | None] = ContextVar("KEEPS", default=None)  # whether stages are kept
 SHOWN = 200  # characters of a message in which a value stands
 
 
@@ -28,7 +31,7 @@ class Command(TyperCommand):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise EndedBySignalError(
-                "stopped by SIGINT; what was there before is untouched",
+                interrupted_line(),
                 exit_code=128 + signal.SIGINT,
                 signal="SIGINT",
             ) from None
@@ -54,3 +57,15 @@ class Command(TyperCommand):
                     f"{parameter.opts[0]} is {str(number)[:20]}...; a number has 64 bits at most"
                 )
         return rest
+
+
+def interrupted_line() -> str:
+    """What a run that was interrupted leaves, and how to go on."""
+    stage = DOING.get().partition(":")[0].partition(",")[0]
+    where = f" while {stage[:1].lower()}{stage[1:]}" if stage else ""
+    left = {
+        True: "; finished stages are kept: run the same command again to go on",
+        False: "; nothing was kept: run the same command again to start over",
+        None: "; run the same command again to start over",
+    }
+    return f"interrupted{where}{left[KEEPS.get()]}"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeclean.cli.command import KEEPS
 from edgeclean.cli.compress_options import (
     CacheFolder,
     Keep,
@@ -51,6 +52,7 @@ from edgeclean.cli.options import (
     Checkpoint,
     Classes,
     Config,
+    EffortLevel,
     Gpu,
     InputShape,
     JetPack,
@@ -63,9 +65,9 @@ from edgeclean.cli.options import (
     TargetFile,
     TargetName,
     Threads,
-    compute_of,
     model_spec,
     pipeline_settings,
+    run_options,
     use_threads,
 )
 from edgeclean.cli.scan import verdict_in_words
@@ -117,6 +119,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     mean: Mean = None,
     std: Std = None,
     config: Config = None,
+    effort: EffortLevel = None,
     seed: Seed = None,
     threads: Threads = None,
     gpu: Gpu = False,
@@ -129,8 +132,8 @@ def compress(  # noqa: PLR0913 - the options are the interface
     spec, code_folder = model_spec(
         model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
     )
-    options: dict[str, Any] = {"seed": seed, "target": target, "compute": compute_of(gpu)}
-    options |= {"jetpack": jetpack, "purify": {"mode": purify}, "decompose": {"keep": keep or None}}
+    options = run_options(seed, gpu, effort) | {"target": target, "jetpack": jetpack}
+    options |= {"purify": {"mode": purify}, "decompose": {"keep": keep or None}}
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
     wanted = goal(ratio, measure, rank_multiple, speedup, latency_budget_ms, size_budget)
     options |= {"precision": {"format": precision}, "ranks": _overrides(ranks_file) | wanted}
@@ -176,6 +179,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
 
 def _cache(folder: Path | None, unwanted: bool, tell: Callable[[str], None]) -> Cache | None:
     """The XDG cache folder, if none is named; where there is no home folder, none."""
+    KEEPS.set(False)
     if unwanted:
         if folder is not None:
             raise UsageError("--cache names a folder, and --no-cache wants none; give one of them")
@@ -202,6 +206,7 @@ def _cache(folder: Path | None, unwanted: bool, tell: Callable[[str], None]) -> 
                 f"cache: the .kept files in {folder.parent} are an earlier version's and are not "
                 "used any more; you may delete them"
             )
+    KEEPS.set(True)
     return Cache(folder=folder.absolute(), tell=tell)
 
 

@@ -11,18 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
+from edgeclean.cli.progress import Lines, Quiet, bars, ticking
 from edgeclean.cli.supervisor import note_answer
 from edgeclean.errors import EdgecleanError
 from edgeclean.printable import printable
@@ -63,27 +55,28 @@ class Face:
 
     @contextmanager
     def progress(self) -> Iterator[ProgressCallback]:
-        """Bars on a terminal; a line for each stage in a log; nothing when quiet."""
+        """Bars on a terminal; a line every ten seconds in a log; nothing when quiet."""
         if self.quiet:
-            yield _nothing
-        elif not _stderr().is_terminal:
-            yield _Lines(self)
+            yield Quiet()
+        elif _stderr().is_terminal:
+            with bars(_stderr()) as shown:
+                yield shown
         else:
-            with Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                console=_stderr(),
-            ) as bars:
-                yield _Bars(bars)
+            lines = Lines(self.say)
+            with ticking(lines.tick):
+                yield lines
+            lines.end()
 
 
 def show_error(error: EdgecleanError) -> None:
     """One red line on stderr."""
-    line = " ".join(printable(str(error), keep_newlines=True).splitlines())
-    _stderr().print(Text(f"error: {line}", style="red"), soft_wrap=True)
+    show_line(f"error: {error}")
+
+
+def show_line(message: str) -> None:
+    """Why a command ended, on stderr, whatever else is quiet."""
+    line = " ".join(printable(message, keep_newlines=True).splitlines())
+    _stderr().print(Text(line, style="red"), soft_wrap=True)
 
 
 def answer_failure(kind: str, message: str, exit_code: int, **facts: Any) -> None:
@@ -109,43 +102,11 @@ def cells(*values: object) -> list[Text]:
     return [Text(printable("-" if value is None else str(value))) for value in values]
 
 
-class _Bars:
-    """One bar for each stage: what stands before a colon; what is behind it may change."""
-
-    def __init__(self, bars: Progress) -> None:
-        self._bars = bars
-        self._tasks: dict[str, TaskID] = {}
-
-    def __call__(self, description: str, done: int, total: int) -> None:
-        stage, shown = description.partition(":")[0], printable(description)
-        task = self._tasks.get(stage)
-        if task is None or self._bars.tasks[task].finished:  # the same stage for a second time
-            task = self._tasks[stage] = self._bars.add_task(shown, total=total)
-        self._bars.update(task, completed=done, total=total, description=shown)
-
-
-class _Lines:
-    """One line when a stage begins."""
-
-    def __init__(self, face: Face) -> None:
-        self._face = face
-        self._last = ""
-
-    def __call__(self, description: str, done: int, total: int) -> None:
-        if description != self._last and done < total:
-            self._face.say(f"{description} ...")
-        self._last = description
-
-
 def _write_json(document: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
     sys.stdout.flush()  # native code that crashes later takes along what is still held back
     ANSWERED.set(True)
     note_answer()
-
-
-def _nothing(description: str, done: int, total: int) -> None:
-    pass
 
 
 def _stderr() -> Console:

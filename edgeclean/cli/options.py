@@ -78,6 +78,14 @@ Config = Annotated[
     Path | None,
     typer.Option(help="A TOML file with any setting of any stage.", rich_help_panel=RUN),
 ]
+EffortLevel = Annotated[
+    str | None,
+    typer.Option(
+        "--effort",
+        help="How long every stage is: quick, standard or thorough; single settings win over it.",
+        rich_help_panel=RUN,
+    ),
+]
 Seed = Annotated[
     int | None,
     typer.Option(min=0, help="Of every random choice; 0 if not given.", rich_help_panel=RUN),
@@ -155,9 +163,9 @@ def without_none(options: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def compute_of(gpu: bool) -> str | None:
-    """The setting that ``--gpu`` stands for; without it the configuration decides."""
-    return "cuda" if gpu else None
+def run_options(seed: int | None, gpu: bool, effort: str | None) -> dict[str, Any]:
+    """What the long commands share; without ``--gpu`` the configuration decides."""
+    return {"seed": seed, "compute": "cuda" if gpu else None, "effort": effort}
 
 
 def use_threads(threads: int | None) -> None:

@@ -18,6 +18,7 @@ from edgeclean.cli.options import (
     Checkpoint,
     Classes,
     Config,
+    EffortLevel,
     Gpu,
     InputShape,
     Mean,
@@ -26,9 +27,9 @@ from edgeclean.cli.options import (
     Seed,
     Std,
     Threads,
-    compute_of,
     model_spec,
     pipeline_settings,
+    run_options,
     use_threads,
 )
 from edgeclean.errors import BackdoorSuspectedError
@@ -63,6 +64,7 @@ def scan(  # noqa: PLR0913 - the options are the interface
     mean: Mean = None,
     std: Std = None,
     config: Config = None,
+    effort: EffortLevel = None,
     seed: Seed = None,
     threads: Threads = None,
     gpu: Gpu = False,
@@ -77,7 +79,7 @@ def scan(  # noqa: PLR0913 - the options are the interface
     keep_apart(
         [checkpoint, model, config, code_file(spec.architecture, code_folder)], folder=output
     )
-    settings, _ = pipeline_settings(config, {"seed": seed, "compute": compute_of(gpu)})
+    settings, _ = pipeline_settings(config, run_options(seed, gpu, effort))
     use_threads(threads)
     from edgeclean.pipeline import scan_checkpoint
     from edgeclean.reports.page import trigger_files

@@ -148,7 +148,9 @@ class _Game:
         store = triggers_of_scan(report, plain)
         log: list[dict[str, Any]] = []
         for index in range(self._settings.rounds):
+            progress(f"Searching, round {index + 1}", 0, 1)
             found, facts = self._search(plain)
+            progress(f"Searching, round {index + 1}", 1, 1)
             if index > 0 and not found:
                 log.append({"round": index + 1, "found": 0, **facts})
                 break

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from edgeclean.config import PipelineSettings, non_default, to_toml
+from edgeclean.config import PipelineSettings, non_default, settings_from, to_toml
+from edgeclean.effort import lengths_of
 from edgeclean.printable import without_folder
 from edgeclean.states import ModelSpec
 
@@ -26,5 +27,9 @@ def command_line(checkpoint: Path, spec: ModelSpec, settings: PipelineSettings) 
 
 
 def changed_settings(settings: PipelineSettings) -> str:
-    """The settings that are not the defaults, as a configuration file; empty if there are none."""
-    return to_toml(non_default(settings))
+    """The settings that are not the defaults, as a configuration file; empty if there are none.
+
+    What the effort decides is said by its name alone.
+    """
+    level = settings_from(PipelineSettings, lengths_of(settings.effort))
+    return to_toml(non_default(settings, level))

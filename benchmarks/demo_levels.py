@@ -1,0 +1,51 @@
+"""What each level of effort gave on the network of ``make demo``: its closing lines.
+
+``python -m benchmarks.demo_levels`` reads ``results/effort.json`` and measures nothing; it needs
+nothing but Python, as the demo's environment has no tools of a developer.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+EFFORT = RESULTS / "effort.json"
+DEMO_NAME, DEMO_LEVEL = "demo", "quick"
+Cell = dict[str, Any]
+
+
+def known_cells() -> dict[tuple[str, str, int], Cell]:
+    """What ``results/effort.json`` holds, by network, level and seed."""
+    cells = json.loads(EFFORT.read_text())["cells"] if EFFORT.exists() else []
+    return {(cell["network"], cell["level"], cell["seed"]): cell for cell in cells}
+
+
+def closing_lines(known: dict[tuple[str, str, int], Cell]) -> list[str]:
+    """Of the level that the demo uses and of the default, each with where it was measured."""
+    lines = [
+        f"This was --effort {DEMO_LEVEL}. On the demo network, measured before on its test set:"
+    ]
+    for level in (DEMO_LEVEL, "standard"):
+        cell = known.get((DEMO_NAME, level, 0))
+        if cell is None:
+            lines.append(
+                f"  {level}: not measured yet (python -m benchmarks.effort --level {level})"
+            )
+            continue
+        after, cores = cell["compressed"], cell["environment"]["logical_cores"]
+        lines.append(
+            f"  {level:<9} accuracy {cell['before']['acc']:.1f} % -> {after['acc']:.1f} %, attack "
+            f"succeeds {cell['before']['asr']:.1f} % -> {after['asr']:.1f} %, "
+            f"{cell['wall_s'] / 60:.1f} min on {cores} cores"
+        )
+    return [*lines, f"  ({EFFORT.relative_to(Path(__file__).parents[1]).as_posix()})"]
+
+
+def main() -> None:
+    print("\n" + "\n".join(closing_lines(known_cells())))
+
+
+if __name__ == "__main__":
+    main()

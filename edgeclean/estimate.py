@@ -1,0 +1,215 @@
+"""About how long a run will take: what each stage does to images, times what this machine takes.
+
+Nearly all of a run is images that pass through the network: forwards, forwards with a gradient of
+the image, and forwards with a gradient of the weights. One of each is measured in a second or so
+(`pass_seconds`), and every stage is so many of each. The factors beside the counts are what a pass
+costs in that stage beside the network itself (statistics, stamps, augmentation), as measured with
+``benchmarks/effort.py``; `remaining` corrects all of it while the run goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from edgeclean.config import PipelineSettings
+from edgeclean.frozen import frozen
+from edgeclean.memory import images_at_once
+from edgeclean.pixels import pixel_copy
+from edgeclean.precision import channels_last, device_of, mixed_precision
+from edgeclean.progress import Part, PlannedProgress, Progress
+from edgeclean.scan.searches import ALL_TO_ALL, BANK
+from edgeclean.states import Network
+
+MOST_IMAGES = 64  # in a measured pass
+LONG_ENOUGH, PLENTY = 0.1, 0.5  # seconds of a pass: more images, or more runs, say no more
+SEARCH_BATCH = 16  # images of a slot in a step of a gradient search
+FINISH_SECONDS = 5.0  # files, checks, latency and the report of a small network
+
+# What an image costs in a stage, in measured passes; measured, as the module says.
+STATISTICS = 1.9  # every BatchNorm's inputs are measured as well
+SEARCH = 0.85  # stamps cost something, larger batches save more
+LESSON = 1.0  # images are augmented and features compared, by a student of fewer operations
+MEASURED, FITTED = 8, 4  # forwards of an image for each layer that ranks are chosen for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassSeconds:
+    """What one image takes on this machine, in seconds.
+
+    Attributes:
+        forward: without a gradient.
+        images: with the gradient of the image.
+        weights: with the gradient of the weights.
+        layers: convolutions that there are.
+    """
+
+    forward: float
+    images: float
+    weights: float
+    layers: int = 0
+
+
+def pass_seconds(network: Network) -> PassSeconds:
+    """Measured on grey images, of as many as say enough; nothing is drawn at random."""
+    plain = channels_last(pixel_copy(network)).requires_grad_(True)
+    fitting = min(MOST_IMAGES, images_at_once(network.spec.input_shape, plain))
+    grey = torch.full((fitting, *network.spec.input_shape), 0.5, device=device_of(plain))
+    grey = grey.to(memory_format=torch.channels_last)
+    solid = frozen(plain, grey)
+
+    def forward(images: Tensor) -> None:
+        with torch.no_grad():
+            _run(solid, images)
+
+    def of_images(images: Tensor) -> None:
+        _run(solid, images.clone().requires_grad_()).square().sum().backward()
+
+    def of_weights(images: Tensor) -> None:
+        _run(plain, images).square().sum().backward()
+
+    return PassSeconds(
+        forward=_seconds_an_image(forward, grey),
+        images=_seconds_an_image(of_images, grey),
+        weights=_seconds_an_image(of_weights, grey),
+        layers=sum(isinstance(layer, nn.Conv2d) for layer in plain.modules()),
+    )
+
+
+def announce(
+    progress: Progress, network: Network, settings: PipelineSettings, *, only_scan: bool = False
+) -> None:
+    """Tell ``progress`` what is to come, if it wants to know: only then is anything measured."""
+    if isinstance(progress, PlannedProgress):
+        each = pass_seconds(network)
+        progress.expect(parts_of(settings, network.spec.classes, each, only_scan=only_scan))
+
+
+def parts_of(
+    settings: PipelineSettings, classes: int, each: PassSeconds, *, only_scan: bool = False
+) -> tuple[Part, ...]:
+    """The run's parts in order, under the titles that the stages tell.
+
+    Args:
+        settings: of the run.
+        classes: of the network.
+        each: see `pass_seconds`.
+        only_scan: of a run that ends with the scan.
+    """
+    drawn = settings.synthesize
+    parts = [_synthesis(drawn.count * drawn.steps, each)]
+    parts += _scan(settings, classes, each)
+    if only_scan:
+        return tuple(parts)
+    deck = settings.purify.mode == "deck"
+    if settings.purify.mode == "guided":
+        parts += _purification(settings, classes, each)
+        parts.append(_synthesis(drawn.recovery_count * drawn.recovery_steps, each))
+    parts += _ranks(settings, each)
+    if deck:
+        parts.append(_synthesis(drawn.count * drawn.steps, each))
+    parts.append(_lesson(settings, each))
+    parts.append(Part(stage="checks", title="Exporting", seconds=FINISH_SECONDS))
+    return tuple(parts)
+
+
+def _synthesis(passes: int, each: PassSeconds) -> Part:
+    seconds = passes * each.images * STATISTICS
+    return Part(stage="synthesize", title="Synthesising images", seconds=seconds)
+
+
+def _scan(settings: PipelineSettings, classes: int, each: PassSeconds) -> Iterator[Part]:
+    chosen = settings.scan
+    for name in chosen.searches:
+        passes, forwards = SEARCH_BATCH * chosen.steps, 0
+        if name == BANK:
+            passes, forwards = 0, _bank(chosen.bank_candidates, classes)
+        elif name == ALL_TO_ALL:
+            passes *= 8  # two families, four starts each
+        else:  # later starts search a quarter of the classes, or ten
+            again = min(classes, max(10, classes // 4))
+            slots = classes + (chosen.restarts - 1) * again
+            passes, forwards = passes * slots, slots * chosen.images
+        seconds = passes * each.images * SEARCH + forwards * each.forward * SEARCH
+        yield Part(stage="scan", title=f"Scanning: {name}", seconds=seconds)
+
+
+def _bank(candidates: int, classes: int) -> int:
+    """Forwards of a successive halving; see `scan.bank.score_bank`."""
+    halved = min(candidates, max(64, candidates // (10 * classes)) * (classes + 1))
+    return 4 * candidates + 12 * halved + 32 * min(halved, 48 * (classes + 1))
+
+
+def _purification(settings: PipelineSettings, classes: int, each: PassSeconds) -> Iterator[Part]:
+    """One suspected class, unlearned in one round, is the usual case, and what is planned."""
+    chosen, game = settings.purify, settings.purify.unlearn
+    slots = chosen.restarts + min(5, classes - 1)
+    search = SEARCH_BATCH * chosen.search_steps * slots * each.images * SEARCH
+    search += _bank(chosen.candidates, classes) * each.forward * SEARCH
+    batch = game.batch_size * (1 + game.stamped_share)
+    lesson = game.steps * (batch * each.weights + game.batch_size * each.forward) * LESSON
+    turns = game.steps / game.ascent_every * game.ascent_steps
+    triggers = 4 * (chosen.restarts + chosen.bank_triggers)  # each on four images
+    ascent = turns * triggers * each.images * SEARCH
+    for number in range(1, chosen.rounds + 1):
+        yield Part(
+            stage="purify",
+            title=f"Searching, round {number}",
+            seconds=search,
+            expected=number <= 2,
+        )
+        yield Part(
+            stage="purify",
+            title=f"Unlearning, round {number}",
+            seconds=lesson + ascent,
+            expected=number == 1,
+        )
+    yield Part(stage="purify", title="General defence", seconds=lesson, expected=False)
+
+
+def _ranks(settings: PipelineSettings, each: PassSeconds) -> Iterator[Part]:
+    """Six forms of every layer are tried on the images, and each chosen one is fitted to them."""
+    passes = settings.ranks.images * each.layers * each.forward
+    yield Part(stage="ranks", title="Measuring layers", seconds=MEASURED * passes)
+    yield Part(stage="ranks", title="Fitting layers", seconds=FITTED * passes)
+
+
+def _lesson(settings: PipelineSettings, each: PassSeconds) -> Part:
+    """The student is smaller than the network, but of more layers: it takes as long."""
+    chosen = settings.finetune
+    image = each.weights + each.forward + chosen.adversarial_share * (each.weights + each.images)
+    seconds = chosen.steps * chosen.batch_size * image * LESSON
+    return Part(stage="finetune", title="Recovering accuracy", seconds=seconds)
+
+
+def _run(module: nn.Module, images: Tensor) -> Tensor:
+    with mixed_precision(device_of(module)):
+        outputs: Tensor = module(images)
+    return outputs.float()
+
+
+def _seconds_an_image(run: Callable[[Tensor], None], images: Tensor) -> float:
+    """The quickest of three runs: on twice as many images until one lasts, or all are in it."""
+    count = min(4, len(images))
+    while True:
+        batch = images[:count]
+        quickest = _timed(run, batch)  # the first run of a shape also chooses its kernels
+        if quickest < PLENTY:
+            quickest = min(quickest, *(_timed(run, batch) for _ in range(2)))
+        if quickest >= LONG_ENOUGH or count == len(images):
+            return quickest / count
+        count = min(2 * count, len(images))
+
+
+def _timed(run: Callable[[Tensor], None], images: Tensor) -> float:
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run(images)
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
