@@ -8,6 +8,7 @@ checkpoint.
 
 from __future__ import annotations
 
+import errno
 import hmac
 import os
 import secrets
@@ -52,6 +53,9 @@ class Store:
             # Not followed, and not waited for: a link or a pipe is nobody's result.
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             descriptor = os.open(path, flags)
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):  # which no file can be made of
+                os.close(descriptor)
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         except FileNotFoundError:
             return None
         except OSError as error:
