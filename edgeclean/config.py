@@ -27,13 +27,14 @@ from edgeclean.errors import UsageError
 from edgeclean.factors.decompose import DecomposeSettings
 from edgeclean.factors.scale import ScaleSettings
 from edgeclean.loading.input_guard import LoadLimits
+from edgeclean.printable import shown
 from edgeclean.purification.purify import PurifySettings
 from edgeclean.ranks.choose import RankSettings
 from edgeclean.ranks.truncate import TruncateSettings
 from edgeclean.recovery.finetune import FinetuneSettings
 from edgeclean.runtime.latency import LatencySettings
 from edgeclean.scan import ScanSettings
-from edgeclean.settings import MOST_NAME, Settings, checked, setting, shown
+from edgeclean.settings import MOST_NAME, Settings, checked, setting
 from edgeclean.small_files import read_small_toml
 from edgeclean.states import JsonValue
 from edgeclean.synthesis.synthesize import SynthesizeSettings

@@ -16,75 +16,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-import math
 import re
-import reprlib
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from edgeclean.errors import UsageError
-from edgeclean.printable import printable
+from edgeclean.limits import NO_LIMITS, Limits, choices_of, type_in_words
+from edgeclean.printable import printable, shown
 
 T = TypeVar("T")
-MOST_SHOWN = 80  # characters of what was got
 MOST_NAME = 200  # characters of a name or path, where nothing narrower is known
 _LIMITS = "limits"  # the key of a field's metadata
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What a field takes beside its type; of a tuple or table, what each of its entries takes.
-
-    Attributes:
-        at_least: the least number.
-        above: the number that all are greater than.
-        at_most: the greatest number.
-        below: the number that all are less than.
-        one_of: the texts that are allowed; none for any.
-        longest: the most characters of a text.
-        entries: the least and the most entries of a tuple or table.
-    """
-
-    at_least: float | int | None = None
-    above: float | int | None = None
-    at_most: float | int | None = None
-    below: float | int | None = None
-    one_of: tuple[str, ...] = ()
-    longest: int | None = None
-    entries: tuple[int, int] | None = None
-
-    def hold(self, number: float | int) -> bool:
-        """Whether a number is finite and within."""
-        return (
-            (self.at_least is None or number >= self.at_least)
-            and (self.above is None or number > self.above)
-            and (self.at_most is None or number <= self.at_most)
-            and (self.below is None or number < self.below)
-            and (isinstance(number, int) or math.isfinite(number))
-        )
-
-    def in_words(self) -> str:
-        """Such as "from 0 to 1" or "above 0 and below 1"; empty where there are none."""
-        if self.one_of:
-            return "one of " + ", ".join(self.one_of)
-        if self.longest is not None:
-            return f"of at most {self.longest} characters"
-        if self.at_least is not None and self.at_most is not None:
-            return f"from {_number(self.at_least)} to {_number(self.at_most)}"
-        named = (
-            ("at least", self.at_least),
-            ("above", self.above),
-            ("at most", self.at_most),
-            ("below", self.below),
-        )
-        return " and ".join(f"{word} {_number(edge)}" for word, edge in named if edge is not None)
-
-
-NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +66,8 @@ class Settings:
             UsageError: a field has the wrong type or lies outside of its range, or two fields
                 contradict each other.
         """
-        for name, (hint, limits) in _fields(type(self)).items():
+        own: Any = type(self)
+        for name, (hint, limits) in _fields(own).items():
             object.__setattr__(self, name, checked(hint, getattr(self, name), name, limits))
         self.check_together()
 
@@ -171,7 +116,7 @@ def checked(hint: Any, value: Any, name: str, limits: Limits = NO_LIMITS) -> Any
     """
     if hint is Any:
         return value
-    for choice in _choices(hint):
+    for choice in choices_of(hint):
         if value is None and choice is type(None):
             return None
         if _is_of(choice, value):
@@ -186,35 +131,15 @@ def describe(settings_class: type) -> tuple[FieldDescription, ...]:
     return tuple(
         FieldDescription(
             name=name,
-            type=_type_in_words(hint, limits),
+            type=type_in_words(hint, limits),
             default=_default_of(fields[name]),
-            range=_range_in_words(hint, limits),
+            range=limits.in_words(),
             text=texts.get(name, ""),
             hint=hint,
             limits=limits,
         )
         for name, (hint, limits) in _fields(settings_class).items()
     )
-
-
-def shown(value: object) -> str:
-    """At most 80 printable characters of any value: a huge or deeply nested one costs nothing."""
-    return printable(_SHOWN.repr(value))[:MOST_SHOWN]
-
-
-class _Bounded(reprlib.Repr):
-    """Python refuses to write very long numbers in decimal, and recursion ends somewhere."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel, self.maxstring, self.maxother = 3, MOST_SHOWN - 2, MOST_SHOWN
-
-    def repr_int(self, x: int, level: int) -> str:
-        """Short numbers as they are, of long ones the length."""
-        return repr(x) if x.bit_length() <= 250 else f"a number of {x.bit_length()} bits"
-
-
-_SHOWN = _Bounded()
 
 
 @cache
@@ -225,10 +150,6 @@ def _fields(settings_class: Any) -> dict[str, tuple[Any, Limits]]:
         one.name: (hints[one.name], one.metadata.get(_LIMITS, NO_LIMITS))
         for one in dataclasses.fields(settings_class)
     }
-
-
-def _choices(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _is_of(hint: Any, value: Any) -> bool:
@@ -291,46 +212,11 @@ def _check_count(name: str, count: int, limits: Limits) -> None:
 
 
 def _refuse(name: str, value: object, hint: Any, limits: Limits) -> NoReturn:
-    words = [_type_in_words(hint, limits), _range_in_words(hint, limits)]
+    words = [type_in_words(hint, limits), limits.in_words()]
     allowed = " ".join(word for word in words if word)
-    if type(None) in _choices(hint):
+    if type(None) in choices_of(hint):
         allowed += ", or nothing"
     raise UsageError(f"{printable(name)} is {shown(value)}; it must be {allowed}")
-
-
-def _type_in_words(hint: Any, limits: Limits) -> str:
-    return " or ".join(
-        _one_type_in_words(one, limits) for one in _choices(hint) if one is not type(None)
-    )
-
-
-def _one_type_in_words(hint: Any, limits: Limits) -> str:
-    origin = get_origin(hint)
-    if origin is Literal:
-        return "one of " + ", ".join(str(word) for word in get_args(hint))
-    if origin is tuple:
-        inside = get_args(hint)
-        if inside[1:] == (...,):
-            return "a list, each entry " + _one_type_in_words(inside[0], limits)
-        return f"a list of {len(inside)}, each " + _one_type_in_words(inside[0], limits)
-    if dataclasses.is_dataclass(hint) or origin in (dict, Mapping):
-        return "a table"
-    return "" if limits.one_of else _WORDS.get(hint, str(hint))
-
-
-def _range_in_words(hint: Any, limits: Limits) -> str:
-    return limits.in_words()
-
-
-def _number(edge: float | int) -> str:
-    """Round powers as such: 2^63-1, 10^6."""
-    if isinstance(edge, int) and edge >= 10**6:
-        for base in (10, 2):
-            for less in (0, 1):
-                power = round(math.log(edge + less, base))
-                if base**power == edge + less:
-                    return f"{base}^{power}" + ("-1" if less else "")
-    return f"{edge:g}" if isinstance(edge, float) else str(edge)
 
 
 def _default_of(field: dataclasses.Field[Any]) -> Any:

@@ -18,8 +18,7 @@ from small_checkpoint import quick_settings, spec
 
 from edgeclean.errors import EdgecleanError
 from edgeclean.pipeline import compress
-from edgeclean.reports.stopwatch import Stopwatch
-from edgeclean.resume.stages import Cache
+from edgeclean.runner import Cache, Stopwatch
 
 
 def main() -> None:

@@ -21,14 +21,13 @@ from edgeclean.factors.scale import ScaleSettings
 from edgeclean.factors.threshold import choose_tau
 from edgeclean.frozen import NormedConv, folding_norms
 from edgeclean.loading.checkpoint import load_checkpoint
-from edgeclean.pipeline import compress
+from edgeclean.pipeline import compress, run_stages
 from edgeclean.pixels import pixel_copy
 from edgeclean.precision import device_of
 from edgeclean.recovery.finetune import finetune
 from edgeclean.runtime.block_latency import BlockLatencySettings, measure_table
 from edgeclean.runtime.cuda_latency import measure_pair_on_cuda
 from edgeclean.runtime.latency import LatencySettings
-from edgeclean.stages import run_stages
 from edgeclean.states import LoadedNetwork
 from edgeclean.synthesis.synthesize import synthesize
 from edgeclean.targets.targets import load_target
@@ -52,7 +51,7 @@ def on_cuda(checkpoint: Path) -> LoadedNetwork:
     return network
 
 
-@pytest.mark.parametrize("mode", ["guided", "deck", "none"])
+@pytest.mark.parametrize("mode", ["guided", "clean-compact", "none"])
 def test_every_stage_runs_where_the_network_lies(checkpoint: Path, mode: str) -> None:
     asked = QUICK | {"purify": QUICK["purify"] | {"mode": mode}}
     outcome = run_stages(on_cuda(checkpoint), settings_for(load_target("cpu"), asked))
@@ -65,7 +64,7 @@ def test_every_stage_runs_where_the_network_lies(checkpoint: Path, mode: str) ->
 def test_a_bundle_made_on_the_gpu_verifies(checkpoint: Path, tmp_path: Path) -> None:
     asked = settings_for(load_target("cpu"), QUICK | {"compute": "cuda"})
     written = compress(checkpoint, spec(), tmp_path / "b", asked, code_folder=checkpoint.parent)
-    assert device_of(written.outcome.compressed.module).type == "cuda"
+    assert device_of(written.result.compressed.module).type == "cuda"
     verify_bundle(written.bundle.path)
     assert written.report["environment"]["gpu"] == torch.cuda.get_device_name()
 

@@ -42,7 +42,7 @@ def test_what_is_allowed_is_said(make: Callable[[], object], words: str) -> None
         ({"ranks": {"overrides": 3}}, "it must be a table"),
         ({"ranks": {"keep": "layer1"}}, r"it must be a list"),
         ({"ranks": {"ratio": "two"}}, "it must be a number"),
-        ({"purify": {"mode": "none at all"}}, "it must be one of guided, deck, none"),
+        ({"purify": {"mode": "none at all"}}, "it must be one of guided, clean-compact, none"),
     ],
 )
 def test_a_wrong_entry_is_told_in_the_words_of_toml(entries: dict[str, object], words: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgeclean.reports.stopwatch import Stopwatch, peak_memory_mib
+from edgeclean.runner import Stopwatch, peak_memory_mib
 
 
 def test_a_stopwatch_adds_up_and_tells() -> None:

@@ -16,7 +16,8 @@ from edgeclean.bundles import manifest as texts
 from edgeclean.bundles.verify import verify_bundle
 from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.loading.input_guard import LoadLimits, read_input
-from edgeclean.settings import Settings, setting, shown
+from edgeclean.printable import shown
+from edgeclean.settings import Settings, setting
 
 Form = Literal["c", "incbin"]
 BYTES_PER_LINE = 12

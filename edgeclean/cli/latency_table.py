@@ -67,7 +67,7 @@ def latency_table(  # noqa: PLR0913 - the options are the interface
     spec, code_folder = model_spec(
         model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
     )
-    settings, _ = pipeline_settings(config, {})
+    settings, _ = pipeline_settings(config, {}, tell=face.say)
     from edgeclean.config import settings_from
     from edgeclean.loading.checkpoint import load_checkpoint
     from edgeclean.resume.tables import measured_table

@@ -73,7 +73,8 @@ def scan(  # noqa: PLR0913 - the options are the interface
     spec, code_folder = model_spec(
         model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
     )
-    settings, _ = pipeline_settings(config, {"seed": seed, "compute": compute_of(gpu)})
+    options = {"seed": seed, "compute": compute_of(gpu)}
+    settings, _ = pipeline_settings(config, options, tell=face.say)
     use_threads(threads)
     from edgeclean.pipeline import scan_checkpoint
     from edgeclean.reports.page import trigger_files

@@ -21,7 +21,8 @@ from typing import Any
 
 from edgeclean.config import overlay, read_config, settings_from
 from edgeclean.errors import UsageError
-from edgeclean.settings import Settings, setting, shown
+from edgeclean.printable import shown
+from edgeclean.settings import Settings, setting
 
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(B|kB|MB|GB|KiB|MiB|GiB)?", re.IGNORECASE)
 _UNITS = {

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeclean.errors import EdgecleanError, InputRejectedError, UsageError
+from edgeclean.printable import shown
 from edgeclean.small_files import read_small_toml
 from edgeclean.states import ModelSpec
 
@@ -127,7 +128,7 @@ def _check_entries(entries: Mapping[str, Any], *, where: str, error: type[Edgecl
             raise error(f"{where}: unknown key {key[:60]!r}; allowed are {', '.join(KEYS)}")
         problem = _CHECKS[key](entry)
         if problem:
-            raise error(f"{where}: {key} is {str(entry)[:60]!r}; it must be {problem}")
+            raise error(f"{where}: {key} is {shown(entry)}; it must be {problem}")
 
 
 def _check_architecture(entry: Any) -> str:

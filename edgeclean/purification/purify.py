@@ -57,7 +57,7 @@ class PurifySettings(Settings):
     Attributes:
         mode: ``guided`` unlearns what the scan suspects, or runs the general defence if it
             suspects nothing; ``none`` and ``clean-compact`` pass the network on unchanged, the
-            latter to be clamped, truncated and tuned as Clean & Compact's slides do it (`pipeline`).
+            latter to be clamped, truncated and tuned as Clean & Compact's slides do (`pipeline`).
         rounds: at most so many of search and unlearning.
         restarts: gradient searches towards each suspected class in a round.
         search_steps: Adam steps of each of them.

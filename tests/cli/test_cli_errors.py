@@ -87,7 +87,7 @@ def test_a_defect_keeps_its_traceback() -> None:
         (["compress", "x.pth", *OPTIONS, "-o", "b", "--ratio", "0.5"], 2, "must be 1 or more"),
         (["compress", "x.pth", *OPTIONS, "-o", "b", "--target", "orin"], 2, "did you mean"),
         (
-            ["compress", "x.pth", *OPTIONS, "-o", "b", "--purify", "deck"],
+            ["compress", "x.pth", *OPTIONS, "-o", "b", "--purify", "clean-compact"],
             3,
             "x.pth: cannot be read",
         ),
@@ -96,7 +96,11 @@ def test_a_defect_keeps_its_traceback() -> None:
             2,
             "no.toml: cannot",
         ),
-        (["compress", "x.pth", *OPTIONS, "-o", "b", "--purify", "hard"], 2, "guided, deck, none"),
+        (
+            ["compress", "x.pth", *OPTIONS, "-o", "b", "--purify", "hard"],
+            2,
+            "guided, clean-compact, none",
+        ),
         (["compress", "x.pth", *OPTIONS, "-o", "b", "--config", "no.toml"], 2, "no.toml: cannot"),
         (
             ["compress", "x.pth", *OPTIONS, "-o", "b", "--target", "tx2", "--opset", "17"],

@@ -10,10 +10,10 @@ from kept_things import Ear, small_network
 from small_checkpoint import quick_settings, spec, write_checkpoint
 from torch import nn
 
-from edgeclean import stages
+from edgeclean import pipeline
 from edgeclean.bundles.atomic import hold_folder
 from edgeclean.pipeline import compress
-from edgeclean.resume.stages import Cache, KeptStages
+from edgeclean.runner import Cache, KeptStages
 from edgeclean.states import LoadedNetwork
 
 KEPT = ("synthesize", "scan", "purify", "choose_ranks", "finetune")
@@ -26,7 +26,7 @@ def test_a_key_changes_with_all_that_decides_a_result(tmp_path: Path, ear: Ear) 
     def key(network: LoadedNetwork, seed: int, *chosen: object) -> str:
         kept = KeptStages(tmp_path, network, seed, ear)
         for one in chosen:
-            kept(stages.scan, one)
+            kept(pipeline.scan, one)
         return kept._key
 
     network = small_network()
@@ -75,13 +75,13 @@ def test_a_second_run_takes_up_every_stage_and_gives_the_same_bytes(
     assert run(checkpoint, tmp_path / "first", cache, ear) == plain
     assert ear.heard == []
     for name in KEPT:
-        stage = getattr(stages, name)
+        stage = getattr(pipeline, name)
 
         def refuse(*_: object, **__: object) -> None:
             raise AssertionError("the stage was run again")
 
         refuse.__name__ = stage.__name__
-        monkeypatch.setattr(stages, name, refuse)
+        monkeypatch.setattr(pipeline, name, refuse)
     assert run(checkpoint, tmp_path / "second", cache, ear) == plain
     taken = [line.partition(":")[0] for line in ear.heard]
     assert sorted(set(taken)) == sorted(KEPT)
@@ -103,7 +103,7 @@ def test_a_stage_that_fails_keeps_those_before_it(
         raise KeyboardInterrupt
 
     fail.__name__ = "finetune"
-    monkeypatch.setattr(stages, "finetune", fail)
+    monkeypatch.setattr(pipeline, "finetune", fail)
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint, tmp_path / "out", tmp_path / "cache", ear)
     assert not (tmp_path / "out").exists()
