@@ -184,9 +184,8 @@ def run_stages(
     compressed = run.once(
         "finetune", finetune, truncated, purified, images, settings.finetune, seed=seed
     )
-    original_model, parity, lowered, latency = _exported(
-        original, compressed, images, settings, run
-    )
+    files = _exported(original, compressed, images, settings, run)
+    original_model, parity, lowered, latency = files
     if table is not None and is_of_this_machine(table):
         refuse_slower(latency)
     return Result(
@@ -235,8 +234,8 @@ def _truncated(
     truncated = run("truncate", truncate, scaled, plan, settings.truncate)
     if table is not None and is_of_this_machine(table):  # now: what follows takes minutes
         early = replace(settings.latency, runs=min(EARLY_RUNS, settings.latency.runs))
-        networks = original, truncated
-        refuse_slower(run("early latency", _early_latency, *networks, settings.export, early))
+        both = original, truncated
+        refuse_slower(run("early latency", _early_latency, *both, settings.export, early))
     return truncated
 
 
