@@ -20,7 +20,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 from edgeclean.compute import Compute
 from edgeclean.errors import UsageError
@@ -34,7 +34,7 @@ from edgeclean.ranks.truncate import TruncateSettings
 from edgeclean.recovery.finetune import FinetuneSettings
 from edgeclean.runtime.latency import LatencySettings
 from edgeclean.scan import ScanSettings
-from edgeclean.settings import MOST_NAME, Settings, checked, setting
+from edgeclean.settings import MOST_NAME, Settings, checked, fields_of, setting
 from edgeclean.small_files import read_small_toml
 from edgeclean.states import JsonValue
 from edgeclean.synthesis.synthesize import SynthesizeSettings
@@ -58,6 +58,18 @@ class PipelineSettings(Settings):
         jetpack: release or generation, for targets that have one; None for the profile's default.
         compute: where the stages run: ``cpu``, or ``cuda`` for this machine's GPU.
         load: what the input may cost.
+        synthesize: the images that are made from the network.
+        scan: the searches for a backdoor.
+        purify: how what was found is unlearned.
+        decompose: which layers are factored.
+        scale: the clamp on singular values.
+        ranks: how small or how fast the network is to be.
+        truncate: what the truncated network must hold to.
+        finetune: how accuracy is recovered.
+        export: what the ONNX file must be.
+        parity: how closely the file must compute what the network does.
+        precision: what the file computes in.
+        latency: how both networks are measured.
     """
 
     seed: int = setting(0, at_least=0, at_most=2**63 - 1)
@@ -155,21 +167,21 @@ def settings_from(
     Raises:
         UsageError: a key is unknown, a value has the wrong type, or the settings refuse it.
     """
-    hints = get_type_hints(settings_class)
+    fields = fields_of(settings_class)
     given: dict[str, Any] = {}
-    for key, entry in entries.items():
-        name = key[:MOST_NAME].replace("-", "_")
-        if name not in hints:
-            near = difflib.get_close_matches(name, hints, n=3, cutoff=0.5) or sorted(hints)
-            raise UsageError(f"{where}: unknown key {shown(key)}; nearest: {', '.join(near)}")
-        if name in given:
-            raise UsageError(f"{where}: {key!r} is given twice, with - and with _; keep one")
-        if dataclasses.is_dataclass(hints[name]) and isinstance(entry, Mapping):
-            entry = settings_from(hints[name], entry, where=f"{where}: {key}")
-        given[name] = entry
     try:
-        if not issubclass(settings_class, Settings):  # which looks at its fields itself
-            given = {name: checked(hints[name], one, name) for name, one in given.items()}
+        for key, entry in entries.items():
+            name = key[:MOST_NAME].replace("-", "_")
+            if name not in fields:
+                near = difflib.get_close_matches(name, fields, n=3, cutoff=0.5) or sorted(fields)
+                raise UsageError(f"unknown key {shown(key)}; nearest: {', '.join(near)}")
+            if name in given:
+                raise UsageError(f"{key!r} is given twice, with - and with _; keep one")
+            hint, limits = fields[name]
+            if dataclasses.is_dataclass(hint) and isinstance(entry, Mapping):
+                given[name] = settings_from(hint, entry, where=name)  # type: ignore[arg-type]
+            else:
+                given[name] = checked(hint, entry, name, limits)
         return settings_class(**given)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None

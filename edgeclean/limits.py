@@ -69,25 +69,23 @@ def choices_of(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def type_in_words(hint: Any, limits: Limits) -> str:
+def type_in_words(hint: Any) -> str:
     """Such as "a whole number" or "a list, each entry a text"."""
-    return " or ".join(
-        _one_type_in_words(one, limits) for one in choices_of(hint) if one is not type(None)
-    )
+    return " or ".join(_one_type_in_words(one) for one in choices_of(hint) if one is not type(None))
 
 
-def _one_type_in_words(hint: Any, limits: Limits) -> str:
+def _one_type_in_words(hint: Any) -> str:
     origin = get_origin(hint)
     if origin is Literal:
         return "one of " + ", ".join(str(word) for word in get_args(hint))
     if origin is tuple:
         inside = get_args(hint)
         if inside[1:] == (...,):
-            return "a list, each entry " + _one_type_in_words(inside[0], limits)
-        return f"a list of {len(inside)}, each " + _one_type_in_words(inside[0], limits)
+            return "a list, each entry " + _one_type_in_words(inside[0])
+        return f"a list of {len(inside)}, each " + _one_type_in_words(inside[0])
     if dataclasses.is_dataclass(hint) or origin in (dict, Mapping):
         return "a table"
-    return "" if limits.one_of else _WORDS.get(hint, str(hint))
+    return _WORDS.get(hint, str(hint))
 
 
 def _number(edge: float | int) -> str:

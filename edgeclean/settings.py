@@ -66,8 +66,7 @@ class Settings:
             UsageError: a field has the wrong type or lies outside of its range, or two fields
                 contradict each other.
         """
-        own: Any = type(self)
-        for name, (hint, limits) in _fields(own).items():
+        for name, (hint, limits) in fields_of(type(self)).items():
             object.__setattr__(self, name, checked(hint, getattr(self, name), name, limits))
         self.check_together()
 
@@ -108,6 +107,12 @@ def setting(  # noqa: PLR0913 - the kinds of limits are the interface
     return made  # type: ignore[no-any-return]
 
 
+def fields_of(settings_class: type) -> dict[str, tuple[Any, Limits]]:
+    """The annotation and the limits of every field of a settings class, by name."""
+    own: Any = settings_class  # mypy takes no class for hashable
+    return dict(_fields(own))
+
+
 def checked(hint: Any, value: Any, name: str, limits: Limits = NO_LIMITS) -> Any:
     """The value as the type that is asked, within its limits.
 
@@ -131,20 +136,19 @@ def describe(settings_class: type) -> tuple[FieldDescription, ...]:
     return tuple(
         FieldDescription(
             name=name,
-            type=type_in_words(hint, limits),
+            type=type_in_words(hint),
             default=_default_of(fields[name]),
             range=limits.in_words(),
             text=texts.get(name, ""),
             hint=hint,
             limits=limits,
         )
-        for name, (hint, limits) in _fields(settings_class).items()
+        for name, (hint, limits) in fields_of(settings_class).items()
     )
 
 
 @cache
 def _fields(settings_class: Any) -> dict[str, tuple[Any, Limits]]:
-    """The annotation and the limits of every field."""
     hints = get_type_hints(settings_class)
     return {
         one.name: (hints[one.name], one.metadata.get(_LIMITS, NO_LIMITS))
@@ -212,8 +216,8 @@ def _check_count(name: str, count: int, limits: Limits) -> None:
 
 
 def _refuse(name: str, value: object, hint: Any, limits: Limits) -> NoReturn:
-    words = [type_in_words(hint, limits), limits.in_words()]
-    allowed = " ".join(word for word in words if word)
+    words = (type_in_words(hint), limits.in_words())
+    allowed = (", " if limits.one_of else " ").join(word for word in words if word)
     if type(None) in choices_of(hint):
         allowed += ", or nothing"
     raise UsageError(f"{printable(name)} is {shown(value)}; it must be {allowed}")

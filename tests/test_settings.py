@@ -56,6 +56,13 @@ def test_every_settings_class_checks_itself() -> None:
     assert len(CLASSES) >= 17
 
 
+def built(settings_class: Any, **given: Any) -> Any:
+    """As a user's program builds it: under test, jaxtyping looks at the types before."""
+    made = settings_class.__new__(settings_class)
+    inspect.unwrap(settings_class.__init__)(made, **given)
+    return made
+
+
 def wrong_values(hint: Any, limits: Limits) -> Iterator[Any]:
     """What a field of this kind and these limits must refuse."""
     kinds = [one for one in choices_of(hint) if one is not type(None)]
@@ -69,7 +76,9 @@ def wrong_values(hint: Any, limits: Limits) -> Iterator[Any]:
     if bool not in kinds:
         yield from (True, False)
     for kind in kinds:
-        yield from wrong_values_of(kind, limits)
+        yield from (
+            one for one in wrong_values_of(kind, limits) if not (str in kinds and one == "3")
+        )
 
 
 def wrong_values_of(kind: Any, limits: Limits) -> Iterator[Any]:
@@ -113,7 +122,7 @@ def test_what_a_field_cannot_bear_is_refused_by_name(
     count = 0
     for value in wrong_values(field.hint, field.limits):
         for make in (
-            lambda value=value: settings_class(**{field.name: value}),
+            lambda value=value: built(settings_class, **{field.name: value}),
             lambda value=value: settings_from(settings_class, {field.name: value}),
         ):
             if isinstance(value, Mapping) and dataclasses.is_dataclass(field.hint):
@@ -226,14 +235,14 @@ def test_settings_are_described_for_a_table() -> None:
     assert degrees.range == "above 0 and below 300"
     assert degrees.text == "how hot it gets."
     assert (minutes.range, minutes.text) == ("from 1 to 10^6", "how long, on a clock.")
-    assert (shelves.type, shelves.range) == ("a list, each entry", "one of middle, top")
+    assert (shelves.type, shelves.range) == ("a list, each entry a text", "one of middle, top")
 
 
 def test_a_refusal_says_what_was_got_and_what_is_allowed() -> None:
     for wrong, words in (
         ({"degrees": 300}, "degrees is 300; it must be a number above 0 and below 300"),
         ({"minutes": 0}, "minutes is 0; it must be a whole number from 1 to 10^6"),
-        ({"shelves": ["low"]}, "shelves[0] is 'low'; it must be one of middle, top"),
+        ({"shelves": ["low"]}, "shelves[0] is 'low'; it must be a text, one of middle, top"),
         ({"shelves": []}, "shelves has 0 entries; it must have 1 to 2"),
         ({"minutes": HUGE}, "minutes is a number of 80000 bits; it must be a whole number"),
         ({"degrees": 260, "minutes": 61}, "that would burn"),
@@ -258,6 +267,7 @@ def test_whole_numbers_and_lists_become_what_is_asked() -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_any_value_is_shown_in_a_short_printable_line(value: object) -> None:
+    __tracebackhide__ = True
     text = shown(value)
     assert 0 < len(text) <= 80
     assert text.isprintable()

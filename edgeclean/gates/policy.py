@@ -49,7 +49,11 @@ class Policy(Settings):
 
     def check_together(self) -> None:
         """Refuse a size that nothing could keep to."""
-        if self.max_size is not None and self.max_size_bytes < 1:
+        try:
+            size = self.max_size_bytes
+        except UsageError as error:
+            raise UsageError(f"max_size: {error}") from None
+        if self.max_size is not None and size < 1:
             raise UsageError(f"max_size is {shown(self.max_size)}; it must be 1 byte or more")
 
     @property

@@ -61,9 +61,13 @@ class Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientSettings(Settings):
-    """How hard to search: Adam ``steps`` with ``batch_size`` images a slot in each.
+    """How hard to search.
 
-    ``slots_at_once`` is the most; of large images they are as many as fit into memory (`memory`).
+    Attributes:
+        steps: of Adam.
+        batch_size: images a slot in each step.
+        success: the share of a slot's images that a trigger must send to its target.
+        slots_at_once: the most; of large images they are as many as fit into memory (`memory`).
     """
 
     steps: int = setting(100, at_least=1, at_most=10**6)
