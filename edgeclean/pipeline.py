@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edgeclean.bundles.bundle import Bundle, hold_output, write_bundle
 from edgeclean.bundles.signing import Signer
+from edgeclean.compression import Compression, contents_of, evidence_of, judged
 from edgeclean.compute import placed, require_compute
 from edgeclean.config import PipelineSettings
 from edgeclean.errors import UsageError
@@ -31,7 +32,6 @@ from edgeclean.ranks.truncate import truncate
 from edgeclean.recovery.finetune import finetune
 from edgeclean.reports.report import build_report, same_weights
 from edgeclean.reports.reproduce import command_line
-from edgeclean.results import Result, contents_of, evidence_of, judged
 from edgeclean.resume.tables import check_goal, is_of_this_machine, table_of_this_machine
 from edgeclean.runner import Cache, Runner
 from edgeclean.runtime.latency import LatencyReport, LatencySettings, measure_pair
@@ -59,16 +59,16 @@ TAU_IMAGES = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WrittenResult:
+class WrittenCompression:
     """What a run made, with the bundle that holds it.
 
     Attributes:
-        result: what was made.
+        compression: what was made.
         bundle: the files that were written.
         report: the content of ``report.json``.
     """
 
-    result: Result
+    compression: Compression
     bundle: Bundle
     report: dict[str, JsonValue]
 
@@ -87,7 +87,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     signer: Signer | None = None,
     cache: Cache | None = None,
     progress: Progress = silent,
-) -> WrittenResult:
+) -> WrittenCompression:
     """Run every stage and write the bundle, which appears whole or not at all.
 
     Args:
@@ -129,17 +129,17 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
             store = None if cache is None else cache.store
             ways = chosen.ranks.overrides, chosen.latency
             table = runner("latency table", table_of_this_machine, original, *ways, kept=store)
-        result = run_stages(original, chosen, table=table, policy=policy, runner=runner)
+        compression = run_stages(original, chosen, table=table, policy=policy, runner=runner)
         evaluation = None
         if labelled is not None:
-            models = result.original_model, result.model
+            models = compression.original_model, compression.model
             evaluation = runner("evaluate", evaluate, *models, labelled, original.spec)
-        result = judged(result, policy, evaluation)
+        compression = judged(compression, policy, evaluation)
         again = command_line(checkpoint, spec, chosen)
-        report = build_report(evidence_of(result, chosen, device, runner.seconds, again))
-        bundle = write_bundle(held, contents_of(result, chosen, device, report), signer=signer)
+        report = build_report(evidence_of(compression, chosen, device, runner.seconds, again))
+        bundle = write_bundle(held, contents_of(compression, chosen, device, report), signer=signer)
     whole = {**report, "manifest_sha256": bundle.manifest_sha256}
-    return WrittenResult(result=result, bundle=bundle, report=whole)
+    return WrittenCompression(compression=compression, bundle=bundle, report=whole)
 
 
 def run_stages(
@@ -149,7 +149,7 @@ def run_stages(
     table: LatencyTable | None = None,
     policy: Policy = NO_GATES,
     runner: Runner | None = None,
-) -> Result:
+) -> Compression:
     """Every stage between the loaded network and the bundle; nothing but the cache is written.
 
     Args:
@@ -188,7 +188,7 @@ def run_stages(
     original_model, parity, lowered, latency = files
     if table is not None and is_of_this_machine(table):
         refuse_slower(latency)
-    return Result(
+    return Compression(
         original=original,
         purified=purified,
         scaled=scaled,

@@ -115,13 +115,13 @@ class Runner:
         return stage(*given.args, **given.kwargs)
 
     def _given(
-        self, stage: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, stage: Callable[..., object], listed: tuple[Any, ...], named: dict[str, Any]
     ) -> inspect.BoundArguments:
         """All that the stage is called with, defaults included."""
         signature = inspect.signature(stage)
         if "progress" in signature.parameters:
-            kwargs = {"progress": self._progress, **kwargs}
-        given = signature.bind(*args, **kwargs)
+            named = {"progress": self._progress, **named}
+        given = signature.bind(*listed, **named)
         given.apply_defaults()
         return given
 

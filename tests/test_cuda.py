@@ -64,7 +64,7 @@ def test_every_stage_runs_where_the_network_lies(checkpoint: Path, mode: str) ->
 def test_a_bundle_made_on_the_gpu_verifies(checkpoint: Path, tmp_path: Path) -> None:
     asked = settings_for(load_target("cpu"), QUICK | {"compute": "cuda"})
     written = compress(checkpoint, spec(), tmp_path / "b", asked, code_folder=checkpoint.parent)
-    assert device_of(written.result.compressed.module).type == "cuda"
+    assert device_of(written.compression.compressed.module).type == "cuda"
     verify_bundle(written.bundle.path)
     assert written.report["environment"]["gpu"] == torch.cuda.get_device_name()
 

@@ -20,7 +20,7 @@ from edgeclean.config import overlay
 from edgeclean.environment import describe_environment
 from edgeclean.errors import BudgetError, UsageError
 from edgeclean.loading.checkpoint import load_checkpoint
-from edgeclean.pipeline import WrittenResult, compress
+from edgeclean.pipeline import WrittenCompression, compress
 from edgeclean.ranks.latency_file import read_latency_table
 from edgeclean.ranks.latency_table import LatencyTable
 from edgeclean.reports.report import check_report
@@ -48,7 +48,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return Terminal(monkeypatch, capsys)
 
 
-def run(source: Path, output: Path, goal: dict[str, Any], **more: Any) -> WrittenResult:
+def run(source: Path, output: Path, goal: dict[str, Any], **more: Any) -> WrittenCompression:
     settings = quick_settings(**overlay(QUICK, {"ranks": goal, "purify": {"mode": "none"}}))
     return compress(source, spec(), output, settings, code_folder=source.parent, **more)
 
@@ -170,9 +170,9 @@ def test_a_table_that_is_measured_here_is_kept(
 def test_a_size_budget_is_kept_and_a_larger_file_refused(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = len(run(source, tmp_path / "a", {"ratio": 1.0}).result.model)
+    whole = len(run(source, tmp_path / "a", {"ratio": 1.0}).compression.model)
     budget = whole - 4000
-    assert len(run(source, tmp_path / "b", {"size_budget": budget}).result.model) <= budget
+    assert len(run(source, tmp_path / "b", {"size_budget": budget}).compression.model) <= budget
     monkeypatch.setattr(file_size, "NODE_BYTES", -20_000)  # as if less were foretold than comes
     with pytest.raises(BudgetError, match="ask for a little less") as refusal:
         run(source, tmp_path / "c", {"size_budget": budget})

@@ -18,7 +18,7 @@ from edgeclean.bundles.verify import verify_bundle
 from edgeclean.config import PipelineSettings, overlay, settings_for, settings_from
 from edgeclean.cost import count_macs
 from edgeclean.loading.checkpoint import load_checkpoint
-from edgeclean.pipeline import WrittenResult, compress, plan_checkpoint, scan_checkpoint
+from edgeclean.pipeline import WrittenCompression, compress, plan_checkpoint, scan_checkpoint
 from edgeclean.reports.report import check_report, same_weights
 from edgeclean.runner import Runner
 from edgeclean.runtime.onnx_check import open_onnx, opset_of
@@ -55,7 +55,7 @@ def told() -> list[tuple[str, int, int]]:
 @pytest.fixture(scope="module")
 def written(
     checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, told: list[tuple[str, int, int]]
-) -> WrittenResult:
+) -> WrittenCompression:
     return compress(
         checkpoint,
         spec(),
@@ -66,7 +66,7 @@ def written(
     )
 
 
-def test_a_bundle_comes_out_that_verifies(written: WrittenResult) -> None:
+def test_a_bundle_comes_out_that_verifies(written: WrittenCompression) -> None:
     record = verify_bundle(written.bundle.path)
     assert record.manifest_sha256 == written.bundle.manifest_sha256
     assert {"model.onnx", "manifest.json", "report.json", "report.html"} <= set(record.files)
@@ -74,7 +74,7 @@ def test_a_bundle_comes_out_that_verifies(written: WrittenResult) -> None:
     check_report(report)
     assert report == written.report
     assert report["environment"]["gpu"] is None
-    assert (written.bundle.path / "model.onnx").read_bytes() == written.result.model
+    assert (written.bundle.path / "model.onnx").read_bytes() == written.compression.model
 
 
 def test_grey_images_that_are_not_square_go_all_the_way(tmp_path: Path) -> None:
@@ -85,13 +85,13 @@ def test_grey_images_that_are_not_square_go_all_the_way(tmp_path: Path) -> None:
         checkpoint, grey, tmp_path / "bundle", quick_settings(), code_folder=checkpoint.parent
     )
     assert verify_bundle(made.bundle.path).manifest_sha256 == made.bundle.manifest_sha256
-    assert made.result.images.pixels.shape[1:] == shape
-    (declared,) = open_onnx(made.result.model).graph.input
+    assert made.compression.images.pixels.shape[1:] == shape
+    (declared,) = open_onnx(made.compression.model).graph.input
     assert tuple(side.dim_value for side in declared.type.tensor_type.shape.dim[1:]) == shape
 
 
-def test_the_ratio_is_met(written: WrittenResult) -> None:
-    outcome = written.result
+def test_the_ratio_is_met(written: WrittenCompression) -> None:
+    outcome = written.compression
     before = count_macs(outcome.original.module, spec().input_shape)
     after = count_macs(outcome.compressed.module, spec().input_shape)
     assert before / after >= 2
@@ -99,14 +99,14 @@ def test_the_ratio_is_met(written: WrittenResult) -> None:
     assert outcome.parity.max_relative_difference <= 1e-4
 
 
-def test_the_original_is_not_changed(checkpoint: Path, written: WrittenResult) -> None:
+def test_the_original_is_not_changed(checkpoint: Path, written: WrittenCompression) -> None:
     fresh = load_checkpoint(checkpoint, spec(), code_folder=checkpoint.parent)
-    assert same_weights(fresh.module, written.result.original.module)
-    assert not same_weights(fresh.module, written.result.purified.module)
+    assert same_weights(fresh.module, written.compression.original.module)
+    assert not same_weights(fresh.module, written.compression.purified.module)
 
 
 def test_every_stage_is_timed_told_and_in_order(
-    written: WrittenResult, told: list[tuple[str, int, int]]
+    written: WrittenCompression, told: list[tuple[str, int, int]]
 ) -> None:
     stages = [stage["stage"] for stage in written.report["stages"]]
     assert stages == list(STAGES)
@@ -117,7 +117,7 @@ def test_every_stage_is_timed_told_and_in_order(
 
 
 def test_two_runs_from_two_folders_give_the_same_bytes(
-    written: WrittenResult, tmp_path: Path
+    written: WrittenCompression, tmp_path: Path
 ) -> None:
     elsewhere = write_checkpoint(tmp_path / "quite-another" / "place")
     again = compress(
@@ -131,10 +131,10 @@ def test_two_runs_from_two_folders_give_the_same_bytes(
     assert b"quite-another" not in everything
 
 
-def test_another_seed_gives_another_network(written: WrittenResult, checkpoint: Path) -> None:
+def test_another_seed_gives_another_network(written: WrittenCompression, checkpoint: Path) -> None:
     loaded = load_checkpoint(checkpoint, spec(), code_folder=checkpoint.parent)
     outcome = pipeline.run_stages(loaded, quick_settings(seed=1))
-    assert outcome.model != written.result.model
+    assert outcome.model != written.compression.model
 
 
 def test_without_purification_images_are_made_once_and_of_the_original(checkpoint: Path) -> None:
@@ -152,9 +152,9 @@ def test_without_purification_images_are_made_once_and_of_the_original(checkpoin
 
 
 def test_the_compressed_network_is_taught_on_images_of_the_purified_one(
-    written: WrittenResult,
+    written: WrittenCompression,
 ) -> None:
-    outcome, settings = written.result, quick_settings()
+    outcome, settings = written.compression, quick_settings()
     fresh = synthesize(outcome.purified, settings.synthesize.recovery(), seed=settings.seed + 1)
     first = synthesize(outcome.original, settings.synthesize, seed=settings.seed)
     expected = torch.cat([first.pixels, fresh.pixels])
@@ -197,7 +197,7 @@ def test_clean_compact_clamps_truncates_and_tunes_on_its_own_images(checkpoint: 
     assert told.scaled.history[-1].settings["tau"] == 0.4
 
 
-def test_what_the_command_says_gives_the_same_settings(written: WrittenResult) -> None:
+def test_what_the_command_says_gives_the_same_settings(written: WrittenCompression) -> None:
     again = written.report["reproduce"]
     settings = settings_from(PipelineSettings, tomllib.loads(again["settings_toml"]))
     assert settings == quick_settings()
@@ -230,7 +230,7 @@ def test_the_exported_file_has_the_targets_opset(checkpoint: Path, tmp_path: Pat
         target=nano,
         code_folder=checkpoint.parent,
     )
-    assert opset_of(open_onnx(written.result.model)) == 13
+    assert opset_of(open_onnx(written.compression.model)) == 13
     assert written.bundle.manifest["target"]["name"] == "jetson-nano"
     assert written.report["target"]["name"] == "jetson-nano"
 

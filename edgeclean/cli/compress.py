@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edgeclean.bundles.signing import Signer
-    from edgeclean.pipeline import WrittenResult
+    from edgeclean.pipeline import WrittenCompression
     from edgeclean.runner import Cache
 
 
@@ -160,7 +160,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
             signer=signer,
             cache=_cache(cache, no_cache, face.say),
         )
-    inputs.add(*external_files(checkpoint, written.result.original))
+    inputs.add(*external_files(checkpoint, written.compression.original))
     inputs.write()
     face.answer(_document(written), _summary(written), _checks(written), _files(written))
     face.say(f"report: {written.bundle.path / 'report.html'}")
@@ -209,10 +209,10 @@ def _overrides(ranks_file: Path | None) -> dict[str, Any]:
     }
 
 
-def _document(written: WrittenResult) -> dict[str, Any]:
+def _document(written: WrittenCompression) -> dict[str, Any]:
     """The answer in short; the whole report lies in the bundle."""
     report = written.report
-    latency = written.result.latency
+    latency = written.compression.latency
     return {
         "bundle": str(written.bundle.path),
         "manifest_sha256": written.bundle.manifest_sha256,
@@ -237,10 +237,10 @@ def _document(written: WrittenResult) -> dict[str, Any]:
     }
 
 
-def _summary(written: WrittenResult) -> Table:
+def _summary(written: WrittenCompression) -> Table:
     from edgeclean.reports.report import byte_size, si_number
 
-    size, latency = written.report["size"], written.result.latency
+    size, latency = written.report["size"], written.compression.latency
     table = plain_table("", ">original", ">compressed", ">ratio")
     for title, key, shown in (
         ("parameters", "params", si_number),
@@ -254,25 +254,25 @@ def _summary(written: WrittenResult) -> Table:
     return table
 
 
-def _checks(written: WrittenResult) -> Table:
-    parity, changed = written.result.parity, written.report["purify"]["changed"]
+def _checks(written: WrittenCompression) -> Table:
+    parity, changed = written.compression.parity, written.report["purify"]["changed"]
     difference = f"{parity.max_relative_difference:.1e}, allowed {parity.tolerance:.0e}"
     table = plain_table("", "")
-    table.add_row(*cells("scan of the original", verdict_in_words(written.result.scan)))
+    table.add_row(*cells("scan of the original", verdict_in_words(written.compression.scan)))
     table.add_row(*cells("purification", "changed weights" if changed else "changed nothing"))
     shares = written.report["trigger_success"]
     if shares:
         worst = [max(one[name] for one in shares) for name in ("original", "compressed")]
         table.add_row(*cells("success of its triggers", f"{worst[0]:.0%} -> {worst[1]:.0%}"))
     table.add_row(*cells("parity of ONNX with PyTorch", difference))
-    if written.result.evaluation is not None:
-        own = written.result.evaluation
+    if written.compression.evaluation is not None:
+        own = written.compression.evaluation
         accuracy = f"{own.original_accuracy:.2%} -> {own.compressed_accuracy:.2%}"
         table.add_row(*cells(f"accuracy on {own.images} images", accuracy))
-    for gate in written.result.gates:
+    for gate in written.compression.gates:
         words = f"passed: {gate.measured:.6g} {gate.unit}, asked {gate.asked:.6g}"
         table.add_row(*cells(gate.gate, words))
-    lowered = written.result.lowered
+    lowered = written.compression.lowered
     agreement = lowered.agreement
     close = f"{agreement.top1_agreement:.1%} agree with fp32, {agreement.signal_to_noise_db:.0f} dB"
     kept = f", {len(lowered.kept)} nodes kept in fp32" if lowered.kept else ""
@@ -281,7 +281,7 @@ def _checks(written: WrittenResult) -> Table:
     return table
 
 
-def _files(written: WrittenResult) -> Table:
+def _files(written: WrittenCompression) -> Table:
     from edgeclean.reports.report import byte_size
 
     table = plain_table("file", ">size", title=printable(str(written.bundle.path)))

@@ -39,7 +39,7 @@ GOLDEN_IMAGES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class Compression:
     """What a run made.
 
     Attributes:
@@ -73,20 +73,20 @@ class Result:
     gates: tuple[GateVerdict, ...] = ()
 
 
-def judged(result: Result, policy: Policy, evaluation: Evaluation | None) -> Result:
-    """The result with its verdicts, all of which passed.
+def judged(compression: Compression, policy: Policy, evaluation: Evaluation | None) -> Compression:
+    """The compression with its verdicts, all of which passed.
 
     Raises:
         EdgecleanError: of the kind of the first gate that failed.
     """
-    gates = judge_scan(policy, result.scan)
-    gates += judge_result(policy, evaluation, len(result.model), result.latency)
+    gates = judge_scan(policy, compression.scan)
+    gates += judge_result(policy, evaluation, len(compression.model), compression.latency)
     refuse_failed(gates)
-    return replace(result, evaluation=evaluation, gates=gates)
+    return replace(compression, evaluation=evaluation, gates=gates)
 
 
 def evidence_of(
-    result: Result,
+    compression: Compression,
     settings: PipelineSettings,
     target: Target,
     seconds: Mapping[str, float],
@@ -95,34 +95,34 @@ def evidence_of(
     """All that the report tells of a run.
 
     Args:
-        result: what it made.
+        compression: what it made.
         settings: that it was made with.
         target: what it is for.
         seconds: wall time by stage, in order.
         command: how to run it again, without paths.
     """
-    clamped = result.scaled if result.scaled.history[-1].notes["scaled"] else None
+    clamped = compression.scaled if compression.scaled.history[-1].notes["scaled"] else None
     networks: dict[str, Network] = {
-        "original": result.original,
-        "purified": result.purified,
-        "compressed": result.compressed,
+        "original": compression.original,
+        "purified": compression.purified,
+        "compressed": compression.compressed,
     }
     return Evidence(
-        original=result.original,
-        purified=result.purified,
-        compressed=result.compressed,
-        images=result.images,
-        scan=result.scan,
-        trigger_success=trigger_success(result.scan, networks, result.images.pixels),
-        layers=layer_rows(result.original, result.compressed),
-        spectra=spectra(result.purified, clamped, result.compressed),
-        original_onnx_bytes=len(result.original_model),
-        onnx_bytes=len(result.model),
-        parity=result.parity,
-        precision=result.lowered.summary(),
-        latency=result.latency,
-        evaluation=result.evaluation,
-        gates=result.gates,
+        original=compression.original,
+        purified=compression.purified,
+        compressed=compression.compressed,
+        images=compression.images,
+        scan=compression.scan,
+        trigger_success=trigger_success(compression.scan, networks, compression.images.pixels),
+        layers=layer_rows(compression.original, compression.compressed),
+        spectra=spectra(compression.purified, clamped, compression.compressed),
+        original_onnx_bytes=len(compression.original_model),
+        onnx_bytes=len(compression.model),
+        parity=compression.parity,
+        precision=compression.lowered.summary(),
+        latency=compression.latency,
+        evaluation=compression.evaluation,
+        gates=compression.gates,
         target={"name": target.name, "description": target.description},
         stage_seconds=seconds,
         peak_memory_mib=peak_memory_mib(),
@@ -134,30 +134,33 @@ def evidence_of(
 
 
 def contents_of(
-    result: Result, settings: PipelineSettings, target: Target, report: dict[str, JsonValue]
+    compression: Compression,
+    settings: PipelineSettings,
+    target: Target,
+    report: dict[str, JsonValue],
 ) -> BundleContents:
     """The files of the bundle, with what goes along to a device that builds its own engines."""
     kit: dict[str, bytes] = {}
     if target.runtime == "tensorrt":  # engines are built on the device: what does that goes along
         kit = kit_files(
-            result.original_model,
+            compression.original_model,
             asdict(target),
             precision=settings.precision.format,
             batch=settings.export.batch,
         )
     return BundleContents(
-        model=result.model,
-        network=result.compressed,
+        model=compression.model,
+        network=compression.compressed,
         configuration=settings_as_json(settings),
         seed=settings.seed,
         target=asdict(target),
-        golden_pixels=result.images.pixels[:GOLDEN_IMAGES],
+        golden_pixels=compression.images.pixels[:GOLDEN_IMAGES],
         golden_tolerance=max(
             settings.parity.tolerance, GOLDEN_TOLERANCE.get(settings.precision.format, 0.0)
         ),
         measurements=report,
         page=lambda manifest, whole: render_html(
-            manifest, whole, images=result.images, scan=result.scan
+            manifest, whole, images=compression.images, scan=compression.scan
         ),
-        reproducible_files={**trigger_files(result.scan), **kit},
+        reproducible_files={**trigger_files(compression.scan), **kit},
     )
