@@ -10,6 +10,7 @@ import pytest
 
 from edgeclean.config import (
     PipelineSettings,
+    in_new_words,
     non_default,
     overlay,
     read_config,
@@ -111,6 +112,22 @@ def test_overlay_goes_into_tables() -> None:
     under = {"a": {"x": 1, "y": 2}, "b": 1}
     assert overlay(under, {"a": {"y": 3}, "b": {"z": 1}}) == {"a": {"x": 1, "y": 3}, "b": {"z": 1}}
     assert under == {"a": {"x": 1, "y": 2}, "b": 1}
+
+
+def test_a_word_that_was_renamed_is_read_and_told() -> None:
+    told: list[str] = []
+    asked = {"purify": {"mode": "deck", "rounds": 2}, "seed": 3}
+    entries = in_new_words(asked, told.append)
+    assert entries == {"purify": {"mode": "clean-compact", "rounds": 2}, "seed": 3}
+    assert asked == {"purify": {"mode": "deck", "rounds": 2}, "seed": 3}
+    assert told == ["purify mode 'deck' is called 'clean-compact' now; please write that"]
+    assert in_new_words(entries, told.append) == entries
+    strange: list[dict[str, Any]] = [{"purify": 3}, {"purify": {"mode": ["deck"]}}, {}]
+    for one in strange:
+        assert in_new_words(one, told.append) == one
+    assert len(told) == 1
+    with pytest.raises(UsageError, match="mode is 'deck'; it must be one of guided, clean-compact"):
+        settings_from(PipelineSettings, asked)
 
 
 def test_what_is_true_false_or_left_out_is_written_and_read() -> None:

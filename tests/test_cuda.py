@@ -25,6 +25,7 @@ from edgeclean.pipeline import compress, run_stages
 from edgeclean.pixels import pixel_copy
 from edgeclean.precision import device_of
 from edgeclean.recovery.finetune import finetune
+from edgeclean.runner import Cache
 from edgeclean.runtime.block_latency import BlockLatencySettings, measure_table
 from edgeclean.runtime.cuda_latency import measure_pair_on_cuda
 from edgeclean.runtime.latency import LatencySettings
@@ -67,6 +68,24 @@ def test_a_bundle_made_on_the_gpu_verifies(checkpoint: Path, tmp_path: Path) -> 
     assert device_of(written.compression.compressed.module).type == "cuda"
     verify_bundle(written.bundle.path)
     assert written.report["environment"]["gpu"] == torch.cuda.get_device_name()
+
+
+def test_a_second_run_takes_up_what_the_first_kept_on_the_gpu(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    asked = settings_for(load_target("cpu"), QUICK | {"compute": "cuda"})
+    told: list[str] = []
+    cache = Cache(folder=tmp_path / "cache", tell=told.append)
+    first, second = (
+        compress(
+            checkpoint, spec(), tmp_path / name, asked, code_folder=checkpoint.parent, cache=cache
+        )
+        for name in ("first", "second")
+    )
+    assert second.compression.model == first.compression.model
+    assert device_of(second.compression.compressed.module).type == "cuda"
+    taken = {line.partition(":")[0] for line in told}
+    assert taken == {"synthesize", "scan", "purify", "ranks", "finetune"}
 
 
 def test_a_network_says_the_same_as_on_the_cpu() -> None:
