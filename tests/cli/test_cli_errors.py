@@ -285,6 +285,7 @@ def test_the_old_name_of_a_mode_is_taken_and_told_once(
     words = ["--purify", "deck"] if as_option else ["--config", "e.toml"]
     said = terminal("compress", "x.pth", *OPTIONS, "-o", "b", *words)
     assert said.code == 3
-    told, refused = said.err.splitlines()
+    told, *_, refused = said.err.splitlines()
     assert "'deck' is called 'clean-compact' now" in told
+    assert said.err.count("deck") == 1
     assert "x.pth: cannot be read" in refused
