@@ -32,7 +32,7 @@ from edgeclean.purification.unlearn import UnlearnSettings
 from edgeclean.ranks.choose import choose_ranks
 from edgeclean.ranks.truncate import truncate
 from edgeclean.recovery.finetune import FinetuneSettings, finetune
-from edgeclean.resume.stages import Cache
+from edgeclean.runner import Cache, Runner
 from edgeclean.scan import scan
 from edgeclean.states import JsonValue, Network, PurifiedNetwork, SyntheticImages, TruncatedNetwork
 from edgeclean.synthesis.synthesize import SynthesizeSettings, joined, synthesize
@@ -41,12 +41,12 @@ from edgeclean.targets.targets import load_target
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
-    """One way to win accuracy back.
+    """How accuracy is won back.
 
     Attributes:
         settings: of the fine-tuning.
         synthesis: of the images made from the purified network, beside those of the scan.
-        real: real training images instead, as many: no way for a user without data, but what the
+        real: real training images instead, as many: not for a user without data, but what the
             same steps reach with the best of images.
     """
 
@@ -119,11 +119,13 @@ class Study:
         if self._path.exists():
             self._rows = json.loads(self._path.read_text())["rows"]
         self._fresh: dict[SynthesizeSettings, SyntheticImages] = {}
-        self._kept = Cache(folder=KEPT, tell=lambda _: None).of(self._network, seed)
-        draw = self._kept(synthesize, self._settings.synthesize)
-        self._images = draw(self._network, self._settings.synthesize, seed=seed)
-        look = self._kept(scan, self._settings.scan)
-        self._found = look(self._network, self._images, self._settings.scan, seed=seed)
+        self._run = Runner(Cache(folder=KEPT, tell=lambda _: None))
+        self._images = self._run.once(
+            "synthesize", synthesize, self._network, self._settings.synthesize, seed=seed
+        )
+        self._found = self._run.once(
+            "scan", scan, self._network, self._images, self._settings.scan, seed=seed
+        )
 
     def unlearn(self, names: list[str]) -> None:
         """Every row that is not there yet."""
@@ -131,15 +133,15 @@ class Study:
             settings, row = UNLEARNING[name], f"unlearning: {name}"
             if row not in self._rows:
                 start = time.process_time()
-                healed = purify(self._network, self._images, self._found, settings, seed=self._seed)
-                self._keep(row, healed, {"processor_seconds": _since(start)})
+                purified = purify(
+                    self._network, self._images, self._found, settings, seed=self._seed
+                )
+                self._keep(row, purified, {"processor_seconds": _since(start)})
 
     def recover(self, names: list[str]) -> None:
         """Every row that is not there yet, all from one truncated network."""
-        heal = self._kept(purify, self._settings.purify, like=self._network)
-        teacher = heal(
-            self._network, self._images, self._found, self._settings.purify, seed=self._seed
-        )
+        found = self._network, self._images, self._found
+        teacher = self._run.once("purify", purify, *found, self._settings.purify, seed=self._seed)
         train = read_pack(PACK_FOLDER / "cifar10-train.npz", 2 * TEST_IMAGES)
         judges, real = train.floats()[:TEST_IMAGES], train.floats()[TEST_IMAGES:]
         expected = _classes(teacher, judges)
@@ -148,19 +150,19 @@ class Study:
             row = f"recovery at {self._settings.ranks.ratio:g}x: {name}"
             if row in self._rows:
                 continue
-            way, start = RECOVERY[name], time.process_time()
-            images = self._recovery_images(teacher, way)
-            if way.real:
+            recovery, start = RECOVERY[name], time.process_time()
+            images = self._recovery_images(teacher, recovery)
+            if recovery.real:
                 count = len(images)
                 labels = expected.new_zeros(count)  # answers are compared, not labels
                 images = SyntheticImages(pixels=real[:count], labels=labels, origin="real")
-            student = finetune(truncated, teacher, images, way.settings, seed=self._seed)
+            student = finetune(truncated, teacher, images, recovery.settings, seed=self._seed)
             agreed = (_classes(student, judges) == expected).double().mean()
             facts = {"agreement": round(100 * float(agreed), 2), "images": len(images)}
             self._keep(row, student, {**facts, "processor_seconds": _since(start)})
 
-    def _recovery_images(self, teacher: Network, way: Recovery) -> SyntheticImages:
-        chosen = way.synthesis.recovery()
+    def _recovery_images(self, teacher: Network, recovery: Recovery) -> SyntheticImages:
+        chosen = recovery.synthesis.recovery()
         if chosen not in self._fresh:
             self._fresh[chosen] = synthesize(teacher, chosen, seed=self._seed + 1)
         return joined(self._images, self._fresh[chosen])

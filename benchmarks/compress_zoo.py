@@ -33,9 +33,9 @@ from benchmarks.published import (
 )
 from edgeclean.config import settings_for
 from edgeclean.cost import count_macs, count_params
-from edgeclean.pipeline import WrittenOutcome, compress
+from edgeclean.pipeline import WrittenCompression, compress
 from edgeclean.pixels import pixel_network
-from edgeclean.resume.stages import Cache
+from edgeclean.runner import Cache
 from edgeclean.states import JsonValue, Network
 from edgeclean.targets.targets import load_target
 
@@ -118,8 +118,8 @@ def _write_cell(name: str, seed: int, ratio: float, target_name: str) -> None:
     path.write_text(json.dumps(cell, indent=1, sort_keys=True) + "\n")
 
 
-def _cell(name: str, published: PublishedNetwork, written: WrittenOutcome) -> Cell:
-    outcome = written.outcome
+def _cell(name: str, published: PublishedNetwork, written: WrittenCompression) -> Cell:
+    outcome = written.compression
     images = read_pack(PACK_FOLDER / "cifar10-test.npz", TEST_IMAGES)
     states = {
         "before": outcome.original,

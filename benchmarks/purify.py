@@ -36,11 +36,11 @@ from edgeclean.config import PipelineSettings, overlay, settings_for
 from edgeclean.errors import RatioError
 from edgeclean.factors.decompose import decompose
 from edgeclean.factors.scale import scale
+from edgeclean.pipeline import run_stages
 from edgeclean.ranks.choose import choose_ranks
 from edgeclean.ranks.truncate import truncate
 from edgeclean.recovery.finetune import finetune
-from edgeclean.resume.stages import Cache
-from edgeclean.stages import run_stages
+from edgeclean.runner import Cache, Runner
 from edgeclean.states import LoadedNetwork, Network, PurifiedNetwork, SyntheticImages
 from edgeclean.synthesis.synthesize import synthesize
 from edgeclean.targets.targets import load_target
@@ -54,7 +54,7 @@ PLAIN, CLP = "plain Tucker-2", "CLP"
 METHODS: dict[str, dict[str, Any]] = {
     PLAIN: {"ranks": {"factors": "weights"}, "finetune": {"steps": 0}},
     CLP: {},
-    "the deck's method": {"purify": {"mode": "deck"}},
+    "the deck's method": {"purify": {"mode": "clean-compact"}},
     "scan-guided (the default)": {},
     "all together": {"scale": {"tau": 0.8}},
 }
@@ -169,18 +169,17 @@ class _ByEdgeclean:
         self._original, self._seed = original, seed
 
     def __call__(self, settings: PipelineSettings) -> tuple[Network, Network, Cell]:
-        # Of this ratio's run alone: each stage's key holds all stages asked for before it.
-        kept = Cache(folder=KEPT, tell=lambda _: None).of(self._original, self._seed)
-        outcome = run_stages(self._original, settings, kept=kept)
-        scores = [suspect.score for suspect in outcome.scan.suspects]
+        runner = Runner(Cache(folder=KEPT, tell=lambda _: None))
+        made = run_stages(self._original, settings, runner=runner)
+        scores = [suspect.score for suspect in made.scan.suspects]
         facts: Cell = {
-            "verdict": outcome.scan.verdict,
-            "suspected": list(outcome.scan.targets),
+            "verdict": made.scan.verdict,
+            "suspected": list(made.scan.targets),
             "score": round(max(scores), 2) if scores else None,
-            "found": [told.get("found") for told in outcome.purified.history[-1].notes["rounds"]],
-            "tau": outcome.scaled.history[-1].settings["tau"],
+            "found": [told.get("found") for told in made.purified.history[-1].notes["rounds"]],
+            "tau": made.scaled.history[-1].settings["tau"],
         }
-        return outcome.purified, outcome.compressed, facts
+        return made.purified, made.compressed, facts
 
 
 class _ByCompression:

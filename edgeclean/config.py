@@ -18,11 +18,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 from edgeclean.compute import Compute
 from edgeclean.effort import Effort, lengths_of
@@ -30,12 +29,14 @@ from edgeclean.errors import UsageError
 from edgeclean.factors.decompose import DecomposeSettings
 from edgeclean.factors.scale import ScaleSettings
 from edgeclean.loading.input_guard import LoadLimits
+from edgeclean.printable import shown
 from edgeclean.purification.purify import PurifySettings
 from edgeclean.ranks.choose import RankSettings
 from edgeclean.ranks.truncate import TruncateSettings
 from edgeclean.recovery.finetune import FinetuneSettings
 from edgeclean.runtime.latency import LatencySettings
 from edgeclean.scan import ScanSettings
+from edgeclean.settings import MOST_NAME, Settings, checked, fields_of, setting
 from edgeclean.small_files import read_small_toml
 from edgeclean.states import JsonValue
 from edgeclean.synthesis.synthesize import SynthesizeSettings
@@ -45,11 +46,12 @@ from exporters.parity import ParitySettings
 from exporters.precision import PrecisionSettings, check_precision
 
 MAX_FILE_BYTES = 1 << 20
-Settings = TypeVar("Settings")
+S = TypeVar("S")
+OLD_WORDS = {("purify", "mode"): {"deck": "clean-compact"}}  # still read, and told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PipelineSettings:
+class PipelineSettings(Settings):
     """Everything that decides what `pipeline.compress` does.
 
     Attributes:
@@ -60,11 +62,23 @@ class PipelineSettings:
             lengths themselves are in the stages' settings.
         compute: where the stages run: ``cpu``, or ``cuda`` for this machine's GPU.
         load: what the input may cost.
+        synthesize: the images that are made from the network.
+        scan: the searches for a backdoor.
+        purify: how what was found is unlearned.
+        decompose: which layers are factored.
+        scale: the clamp on singular values.
+        ranks: how small or how fast the network is to be.
+        truncate: what the truncated network must hold to.
+        finetune: how accuracy is recovered.
+        export: what the ONNX file must be.
+        parity: how closely the file must compute what the network does.
+        precision: what the file computes in.
+        latency: how both networks are measured.
     """
 
-    seed: int = 0
-    target: str = "cpu"
-    jetpack: str | None = None
+    seed: int = setting(0, at_least=0, at_most=2**63 - 1)
+    target: str = setting("cpu", longest=MOST_NAME)
+    jetpack: str | None = setting(None, longest=MOST_NAME)
     effort: Effort = "standard"
     compute: Compute = "cpu"
     load: LoadLimits = field(default_factory=LoadLimits)
@@ -81,13 +95,9 @@ class PipelineSettings:
     precision: PrecisionSettings = field(default_factory=PrecisionSettings)
     latency: LatencySettings = field(default_factory=LatencySettings)
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**63:
-            raise UsageError(f"seed {self.seed} was given; it must lie in 0..2^63-1")
 
-
-# What the deck's way does otherwise: leading ranks of the clamped weights, labels, attacked images.
-_THE_DECKS: dict[str, Any] = {
+# What this mode does otherwise: leading ranks of the clamped weights, labels, attacked images.
+_CLEAN_COMPACT: dict[str, Any] = {
     "ranks": {"sensitivity": "energy", "factors": "weights"},
     "finetune": {"compare": "labels", "feature_weight": 0.0, "adversarial_share": 0.5},
 }
@@ -111,8 +121,8 @@ def settings_for(
         "export": {"opset": target.opset},
     }
     purify = entries.get("purify")
-    if isinstance(purify, Mapping) and purify.get("mode") == "deck":
-        decided = overlay(decided, _THE_DECKS)
+    if isinstance(purify, Mapping) and purify.get("mode") == "clean-compact":
+        decided = overlay(decided, _CLEAN_COMPACT)
     decided = overlay(decided, lengths_of(entries.get("effort")))
     settings = settings_from(PipelineSettings, overlay(decided, entries), where=where)
     require(target, opset=settings.export.opset)
@@ -142,9 +152,23 @@ def overlay(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
+def in_new_words(
+    entries: Mapping[str, Any], tell: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """The entries with words that were renamed as they are now; ``tell`` hears of each, once."""
+    renamed = dict(entries)
+    for (table, key), words in OLD_WORDS.items():
+        inside = entries.get(table)
+        old = inside.get(key) if isinstance(inside, Mapping) else None
+        if isinstance(old, str) and old in words:
+            renamed = overlay(renamed, {table: {key: words[old]}})
+            tell(f"{table} {key} {old!r} is called {words[old]!r} now; please write that")
+    return renamed
+
+
 def settings_from(
-    settings_class: type[Settings], entries: Mapping[str, Any], *, where: str = "configuration"
-) -> Settings:
+    settings_class: type[S], entries: Mapping[str, Any], *, where: str = "configuration"
+) -> S:
     """A settings object from nested mappings, strictly: no unknown key, no silent conversion.
 
     A whole number is taken where a float is asked, a list where a tuple is.
@@ -152,17 +176,21 @@ def settings_from(
     Raises:
         UsageError: a key is unknown, a value has the wrong type, or the settings refuse it.
     """
-    hints = get_type_hints(settings_class)
-    given = {}
-    for key, entry in entries.items():
-        name = key.replace("-", "_")
-        if name not in hints:
-            near = difflib.get_close_matches(name, hints, n=3, cutoff=0.5) or sorted(hints)
-            raise UsageError(f"{where}: unknown key {key!r}; nearest: {', '.join(near)}")
-        if name in given:
-            raise UsageError(f"{where}: {key!r} is given twice, with - and with _; keep one")
-        given[name] = _convert(hints[name], entry, f"{where}: {key}")
+    fields = fields_of(settings_class)
+    given: dict[str, Any] = {}
     try:
+        for key, entry in entries.items():
+            name = key[:MOST_NAME].replace("-", "_")
+            if name not in fields:
+                near = difflib.get_close_matches(name, fields, n=3, cutoff=0.5) or sorted(fields)
+                raise UsageError(f"unknown key {shown(key)}; nearest: {', '.join(near)}")
+            if name in given:
+                raise UsageError(f"{key!r} is given twice, with - and with _; keep one")
+            hint, limits = fields[name]
+            if dataclasses.is_dataclass(hint) and isinstance(entry, Mapping):
+                given[name] = settings_from(hint, entry, where=name)  # type: ignore[arg-type]
+            else:
+                given[name] = checked(hint, entry, name, limits)
         return settings_class(**given)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
@@ -196,56 +224,6 @@ def to_toml(entries: Mapping[str, JsonValue], prefix: str = "") -> str:
             heading = f"[{path}]\n" if not inside.startswith("[") else ""
             blocks.append(heading + inside)
     return "\n".join(blocks)
-
-
-def _convert(hint: Any, entry: Any, where: str) -> Any:
-    """The entry as the type that is asked, or a UsageError naming both."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return entry
-    if dataclasses.is_dataclass(hint) and isinstance(entry, Mapping):
-        return settings_from(hint, entry, where=where)  # type: ignore[arg-type]
-    if origin is Literal and entry in arguments:
-        return entry
-    if origin in (Union, types.UnionType):
-        return _convert_union(arguments, entry, where)
-    if origin is tuple and isinstance(entry, Sequence) and not isinstance(entry, str):
-        wanted = arguments[:1] * len(entry) if arguments[1:] == (...,) else arguments
-        if len(wanted) == len(entry):
-            return tuple(
-                _convert(one, part, where) for one, part in zip(wanted, entry, strict=True)
-            )
-    if origin in (dict, Mapping) and isinstance(entry, Mapping):
-        return {str(key): _convert(arguments[1], part, where) for key, part in entry.items()}
-    if hint is float and type(entry) in (int, float):
-        return float(entry)
-    if hint in (int, str, bool) and type(entry) is hint:
-        return entry
-    raise UsageError(f"{where} is {str(entry)[:80]!r}; it must be {_in_words(hint)}")
-
-
-def _convert_union(choices: tuple[Any, ...], entry: Any, where: str) -> Any:
-    if entry is None and type(None) in choices:
-        return None
-    for choice in choices:
-        if choice is not type(None):
-            try:
-                return _convert(choice, entry, where)
-            except UsageError:
-                continue
-    allowed = " or ".join(_in_words(choice) for choice in choices if choice is not type(None))
-    raise UsageError(f"{where} is {str(entry)[:80]!r}; it must be {allowed}")
-
-
-def _in_words(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(str(choice) for choice in get_args(hint))
-    if dataclasses.is_dataclass(hint) or get_origin(hint) in (dict, Mapping):
-        return "a table"
-    if get_origin(hint) is tuple:
-        return f"a list ({str(hint).replace('tuple', '')})"
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    return words.get(hint, str(hint))
 
 
 def _toml_key(key: str) -> str:

@@ -105,12 +105,11 @@ def parts_of(
     parts += _scan(settings, classes, each)
     if only_scan:
         return tuple(parts)
-    deck = settings.purify.mode == "deck"
     if settings.purify.mode == "guided":
         parts += _purification(settings, classes, each)
         parts.append(_synthesis(drawn.recovery_count * drawn.recovery_steps, each))
     parts += _ranks(settings, each)
-    if deck:
+    if settings.purify.mode == "clean-compact":
         parts.append(_synthesis(drawn.count * drawn.steps, each))
     parts.append(_lesson(settings, each))
     parts.append(Part(stage="checks", title="Exporting", seconds=FINISH_SECONDS))

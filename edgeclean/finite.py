@@ -3,41 +3,24 @@
 Weights that are finite may still answer with NaN, and a setting may drive a stage there. Left
 alone, such numbers travel: a flow that is NaN reads outside of an image inside PyTorch's native
 code, and a comparison with NaN passes gates. So each stage's result is looked at before the next
-one has it (`checked`), and each loss before its gradient is taken (`require_finite_loss`).
+one has it (`runner.Runner`), and each loss before its gradient is taken (`require_finite_loss`).
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from edgeclean.errors import NotFiniteError
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 HINT = (
     "float32 does not hold what this network computes, or a setting of this stage is far too large"
 )
 MAY_BE_INFINITE = ("costs",)  # of a search: what was not found costs infinitely much
-
-
-def checked(stage: Callable[P, T]) -> Callable[P, T]:
-    """The same function, whose result goes through `require_finite` under its name."""
-
-    @functools.wraps(stage)
-    def looked_at(*args: P.args, **kwargs: P.kwargs) -> T:
-        state = stage(*args, **kwargs)
-        require_finite(state, stage.__name__)
-        return state
-
-    return looked_at
 
 
 def require_finite(state: object, stage: str) -> None:

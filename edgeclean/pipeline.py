@@ -1,61 +1,64 @@
 """The stages in order. What each does, and may be told, is in its own module.
 
 load -> synthesize -> scan -> purify -> decompose -> scale -> choose ranks -> truncate
-     -> finetune -> export -> check parity -> measure -> write the bundle
+     -> finetune -> export -> check parity -> lower the precision -> measure -> write the bundle
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgeclean.bundles.bundle import Bundle, BundleContents, hold_output, write_bundle
-from edgeclean.bundles.device_kit import kit_files
+from edgeclean.bundles.bundle import Bundle, hold_output, write_bundle
 from edgeclean.bundles.signing import Signer
-from edgeclean.compute import gpu_name, placed, require_compute
+from edgeclean.compression import Compression, contents_of, evidence_of, judged
+from edgeclean.compute import placed, require_compute
 from edgeclean.config import PipelineSettings
-from edgeclean.environment import describe_environment
 from edgeclean.errors import UsageError
 from edgeclean.estimate import announce
 from edgeclean.factors.decompose import decompose
 from edgeclean.factors.scale import scale
-from edgeclean.finite import checked
+from edgeclean.factors.threshold import choose_tau
 from edgeclean.gates.evaluation import evaluate
 from edgeclean.gates.labelled_images import LabelledImages
 from edgeclean.gates.policy import Policy
-from edgeclean.gates.verdicts import judge_result, judge_scan, refuse_failed
+from edgeclean.gates.promise import refuse_larger, refuse_slower
+from edgeclean.gates.verdicts import judge_scan, refuse_failed
 from edgeclean.loading.checkpoint import load_checkpoint
 from edgeclean.progress import Progress, silent
+from edgeclean.purification.purify import purify
 from edgeclean.ranks.choose import choose_ranks
 from edgeclean.ranks.latency_table import LatencyTable
 from edgeclean.ranks.truncate import truncate
-from edgeclean.reports.layer_table import layer_rows, spectra
-from edgeclean.reports.page import render_html, trigger_files
-from edgeclean.reports.report import Evidence, build_report
-from edgeclean.reports.reproduce import changed_settings, command_line
-from edgeclean.reports.stopwatch import Stopwatch, peak_memory_mib
-from edgeclean.resume.stages import Cache, keep_nothing
-from edgeclean.resume.tables import check_table, measured_table
-from edgeclean.runtime.block_latency import BlockLatencySettings
+from edgeclean.recovery.finetune import finetune
+from edgeclean.reports.report import build_report, same_weights
+from edgeclean.reports.reproduce import command_line
+from edgeclean.resume.tables import check_goal, is_of_this_machine, table_of_this_machine
+from edgeclean.runner import Cache, Runner
+from edgeclean.runtime.latency import LatencyReport, LatencySettings, measure_pair
 from edgeclean.scan import ScanReport, scan
-from edgeclean.scan.aftermath import trigger_success
-from edgeclean.stages import BYTES_PER_PARAM, NO_GATES, Outcome, run_stages
 from edgeclean.states import (
+    FinetunedNetwork,
     JsonValue,
     LoadedNetwork,
     ModelSpec,
-    Network,
+    PurifiedNetwork,
+    ScaledNetwork,
     SyntheticImages,
     TruncatedNetwork,
-    settings_as_json,
 )
-from edgeclean.synthesis.synthesize import synthesize
+from edgeclean.synthesis.synthesize import joined, synthesize
 from edgeclean.targets.targets import Target, load_target, require
-from exporters.precision import GOLDEN_TOLERANCE, check_precision
+from exporters.file_size import foretell_size
+from exporters.onnx_exporter import ExportSettings, export_onnx
+from exporters.parity import ParityRecord, check_parity
+from exporters.precision import LoweredModel, check_precision, lower_precision
 
-GOLDEN_IMAGES = 16
+NO_GATES = Policy()
+EARLY_RUNS = 40  # measured of the truncated network, before the minutes of fine-tuning
+TAU_IMAGES = 256
 
 Alongside = Callable[[LoadedNetwork], AbstractContextManager[None]]
 
@@ -66,16 +69,16 @@ def nothing_alongside(_network: LoadedNetwork) -> AbstractContextManager[None]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WrittenOutcome:
-    """An outcome with the bundle that holds it.
+class WrittenCompression:
+    """What a run made, with the bundle that holds it.
 
     Attributes:
-        outcome: what was made.
+        compression: what was made.
         bundle: the files that were written.
         report: the content of ``report.json``.
     """
 
-    outcome: Outcome
+    compression: Compression
     bundle: Bundle
     report: dict[str, JsonValue]
 
@@ -95,7 +98,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     cache: Cache | None = None,
     alongside: Alongside = nothing_alongside,
     progress: Progress = silent,
-) -> WrittenOutcome:
+) -> WrittenCompression:
     """Run every stage and write the bundle, which appears whole or not at all.
 
     Args:
@@ -123,40 +126,160 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     require(device, opset=chosen.export.opset)
     require_compute(chosen.compute)
     check_precision(chosen.precision, chosen.export, device)
-    _check_goal(chosen, device, latency_table)
+    check_goal(chosen, device, latency_table)
     if policy.max_accuracy_drop is not None and labelled is None:
         raise UsageError(
             "max-accuracy-drop needs labelled images to measure accuracy on; give --evaluate"
         )
-    timed = Stopwatch(progress)
+    runner = Runner(cache, progress)
     with hold_output(output) as held:
-        original = timed(load_checkpoint, "Loading")(
-            checkpoint, spec, limits=chosen.load, code_folder=code_folder
+        original = runner(
+            "load", load_checkpoint, checkpoint, spec, limits=chosen.load, code_folder=code_folder
         )
         beside = alongside(original)
         original = placed(original, chosen.compute)
-        kept = keep_nothing if cache is None else cache.of(original, chosen.seed)
-        table = latency_table or _measured(original, chosen, cache, timed, progress)
+        table = latency_table
+        if table is None and chosen.ranks.needs_table:
+            store = None if cache is None else cache.store
+            ways = chosen.ranks.overrides, chosen.latency
+            table = runner("latency table", table_of_this_machine, original, *ways, kept=store)
         announce(progress, original, chosen)
-        outcome = run_stages(
-            original,
-            chosen,
-            table=table,
-            policy=policy,
-            kept=kept,
-            timed=timed,
-            progress=progress,
-        )
-        outcome = _judged(outcome, policy, labelled, timed)
+        compression = run_stages(original, chosen, table=table, policy=policy, runner=runner)
+        evaluation = None
+        if labelled is not None:
+            models = compression.original_model, compression.model
+            evaluation = runner("evaluate", evaluate, *models, labelled, original.spec)
+        compression = judged(compression, policy, evaluation)
         again = command_line(checkpoint, spec, chosen)
-        report = build_report(_evidence(outcome, chosen, device, timed, again))
-        contents = _contents(outcome, chosen, device, report)
+        report = build_report(evidence_of(compression, chosen, device, runner.seconds, again))
+        contents = contents_of(compression, chosen, device, report)
         bundle = write_bundle(held, contents, signer=signer, alongside=beside)
-    return WrittenOutcome(
-        outcome=outcome,
-        bundle=bundle,
-        report={**report, "manifest_sha256": bundle.manifest_sha256},
+    whole = {**report, "manifest_sha256": bundle.manifest_sha256}
+    return WrittenCompression(compression=compression, bundle=bundle, report=whole)
+
+
+def run_stages(
+    original: LoadedNetwork,
+    settings: PipelineSettings,
+    *,
+    table: LatencyTable | None = None,
+    policy: Policy = NO_GATES,
+    runner: Runner | None = None,
+) -> Compression:
+    """Every stage between the loaded network and the bundle; nothing but the cache is written.
+
+    Args:
+        original: as it was loaded.
+        settings: of every stage.
+        table: what forms of layers take on the device; None plans without.
+        policy: whose gate on the scan refuses before what takes minutes.
+        runner: times the stages, tells of them and keeps their results; None keeps nothing.
+
+    Raises:
+        BackdoorSuspectedError: the policy forbids what the scan suspects.
+        BudgetError: with a latency table of this machine, the network is slower than the original;
+            or the file is above the size budget.
+    """
+    run, seed = runner or Runner(), settings.seed
+    images = run.once("synthesize", synthesize, original, settings.synthesize, seed=seed)
+    found = run.once("scan", scan, original, images, settings.scan, seed=seed)
+    refuse_failed(judge_scan(policy, found))
+    purified = run.once("purify", purify, original, images, found, settings.purify, seed=seed)
+    if not same_weights(original.module, purified.module):
+        # Images of a backdoored network may carry its trigger; the purified teacher's answers
+        # to them do not, and its own images add what the first ones miss.
+        more = settings.synthesize.recovery()
+        images = joined(images, run.once("synthesize", synthesize, purified, more, seed=seed + 1))
+    scaled = _scaled(purified, images, settings, run)
+    truncated = _truncated(original, scaled, images, settings, table, run)
+    if settings.purify.mode == "clean-compact":  # the constrained network takes their class loss
+        drawn = settings.synthesize
+        images = run.once(
+            "synthesize", synthesize, purified, drawn, seed=seed + 1, classifier=truncated
+        )
+    compressed = run.once(
+        "finetune", finetune, truncated, purified, images, settings.finetune, seed=seed
     )
+    files = _exported(original, compressed, images, settings, run)
+    original_model, parity, lowered, latency = files
+    if table is not None and is_of_this_machine(table):
+        refuse_slower(latency)
+    return Compression(
+        original=original,
+        purified=purified,
+        scaled=scaled,
+        compressed=compressed,
+        images=images,
+        scan=found,
+        model=lowered.model,
+        original_model=original_model,
+        parity=parity,
+        lowered=lowered,
+        latency=latency,
+    )
+
+
+def _scaled(
+    purified: PurifiedNetwork, images: SyntheticImages, settings: PipelineSettings, run: Runner
+) -> ScaledNetwork:
+    """Decomposed, and clamped at a tau that is given or, for clean-compact, chosen."""
+    decomposed = run("decompose", decompose, purified, settings.decompose)
+    clamp = settings.scale
+    if clamp.tau is None and settings.purify.mode == "clean-compact":
+        some = images.pixels[:TAU_IMAGES]
+        clamp = run("choose_tau", choose_tau, decomposed, some, clamp)
+    return run("scale", scale, decomposed, clamp)
+
+
+def _truncated(
+    original: LoadedNetwork,
+    scaled: ScaledNetwork,
+    images: SyntheticImages,
+    settings: PipelineSettings,
+    table: LatencyTable | None,
+    run: Runner,
+) -> TruncatedNetwork:
+    """Ranks chosen on the images, and the network cut to them."""
+    file = None
+    if settings.ranks.size_budget is not None:
+        precision = settings.precision.format
+        file = run("file size", foretell_size, original, settings.export, precision)
+    plan = run.once(
+        "ranks", choose_ranks, scaled, settings.ranks, images=images, table=table, file=file
+    )
+    truncated = run("truncate", truncate, scaled, plan, settings.truncate)
+    if table is not None and is_of_this_machine(table):  # now: what follows takes minutes
+        early = replace(settings.latency, runs=min(EARLY_RUNS, settings.latency.runs))
+        both = original, truncated
+        refuse_slower(run("early latency", _early_latency, *both, settings.export, early))
+    return truncated
+
+
+def _early_latency(
+    original: LoadedNetwork,
+    truncated: TruncatedNetwork,
+    export: ExportSettings,
+    latency: LatencySettings,
+) -> LatencyReport:
+    return measure_pair(export_onnx(original, export), export_onnx(truncated, export), latency)
+
+
+def _exported(
+    original: LoadedNetwork,
+    compressed: FinetunedNetwork,
+    images: SyntheticImages,
+    settings: PipelineSettings,
+    run: Runner,
+) -> tuple[bytes, ParityRecord, LoweredModel, LatencyReport]:
+    """The original's file, and of the compressed network's how close, in what and how fast."""
+    pixels, spec = images.pixels, compressed.spec
+    model = run("export", export_onnx, compressed, settings.export)
+    original_model = run("export", export_onnx, original, settings.export)
+    parity = run("parity", check_parity, compressed, model, pixels, settings.parity)
+    lowered = run("precision", lower_precision, model, spec, pixels, settings.precision)
+    refuse_larger(settings.ranks.size_budget, len(lowered.model))
+    latency = run("latency", measure_pair, original_model, lowered.model, settings.latency)
+    return original_model, parity, lowered, latency
 
 
 def scan_checkpoint(
@@ -167,15 +290,14 @@ def scan_checkpoint(
     code_folder: Path | None = None,
     progress: Progress = silent,
 ) -> tuple[LoadedNetwork, SyntheticImages, ScanReport]:
-    """Load a network, make images of it, and look for a backdoor; nothing is changed."""
+    """Load a network, make images of it, and search it for a backdoor; nothing is changed."""
     require_compute(settings.compute)
+    run, seed = Runner(progress=progress), settings.seed
     loaded = load_checkpoint(checkpoint, spec, limits=settings.load, code_folder=code_folder)
     loaded = placed(loaded, settings.compute)
     announce(progress, loaded, settings, only_scan=True)
-    seed = settings.seed
-    images = checked(synthesize)(loaded, settings.synthesize, seed=seed, progress=progress)
-    found = checked(scan)(loaded, images, settings.scan, seed=seed, progress=progress)
-    return loaded, images, found
+    images = run("synthesize", synthesize, loaded, settings.synthesize, seed=seed)
+    return loaded, images, run("scan", scan, loaded, images, settings.scan, seed=seed)
 
 
 def plan_checkpoint(
@@ -187,128 +309,9 @@ def plan_checkpoint(
     progress: Progress = silent,
 ) -> tuple[LoadedNetwork, TruncatedNetwork]:
     """What would be replaced at a ratio: the same ranks but for the synthetic images' say."""
+    run = Runner(progress=progress)
     loaded = load_checkpoint(checkpoint, spec, limits=settings.load, code_folder=code_folder)
-    decomposed = checked(decompose)(loaded, settings.decompose, progress=progress)
-    scaled = checked(scale)(decomposed, settings.scale, progress=progress)
-    plan = checked(choose_ranks)(scaled, settings.ranks, progress=progress)
-    return loaded, checked(truncate)(scaled, plan, settings.truncate, progress=progress)
-
-
-def _check_goal(settings: PipelineSettings, target: Target, table: LatencyTable | None) -> None:
-    """Refuse goals that cannot be planned for this target, before anything is loaded.
-
-    Raises:
-        UsageError: the table is of another precision, there is none and none can be measured here,
-            or a size is asked of a precision whose file sizes cannot be foretold.
-    """
-    precision, goal = settings.precision.format, settings.ranks
-    if table is not None:
-        measured = settings.latency
-        check_table(table, precision=precision, threads=measured.threads, batch=measured.batch)
-    elif goal.needs_table and (target.runtime != "onnxruntime" or precision != "fp32"):
-        raise UsageError(
-            f"a goal of time was asked for {target.name} in {precision}, which cannot be measured "
-            "here; give --latency-table with one measured there, or ask for --ratio"
-        )
-    if goal.size_budget is not None and precision not in BYTES_PER_PARAM:
-        raise UsageError(
-            f"--size-budget cannot be planned for {precision}, whose layers may stay in fp32; ask "
-            "for --ratio with --measure params, and refuse larger files with --max-size"
-        )
-
-
-def _measured(
-    original: LoadedNetwork,
-    settings: PipelineSettings,
-    cache: Cache | None,
-    timed: Stopwatch,
-    progress: Progress,
-) -> LatencyTable | None:
-    """A table of this machine, where the goal is one of time."""
-    if not settings.ranks.needs_table:
-        return None
-    return timed(measured_table)(
-        original,
-        BlockLatencySettings(threads=settings.latency.threads, batch=settings.latency.batch),
-        overrides=dict(settings.ranks.overrides),
-        kept=None if cache is None else cache.store,
-        progress=progress,
-    )
-
-
-def _judged(
-    outcome: Outcome, policy: Policy, labelled: LabelledImages | None, timed: Stopwatch
-) -> Outcome:
-    """The outcome with its verdicts, all of which passed."""
-    evaluation = None
-    if labelled is not None:
-        files = outcome.original_model, outcome.model
-        evaluation = timed(evaluate)(*files, labelled, outcome.original.spec)
-    gates = judge_scan(policy, outcome.scan)
-    gates += judge_result(policy, evaluation, len(outcome.model), outcome.latency)
-    refuse_failed(gates)
-    return replace(outcome, evaluation=evaluation, gates=gates)
-
-
-def _evidence(
-    outcome: Outcome, settings: PipelineSettings, target: Target, timed: Stopwatch, command: str
-) -> Evidence:
-    clamped = outcome.scaled if outcome.scaled.history[-1].notes["scaled"] else None
-    networks: dict[str, Network] = {
-        "original": outcome.original,
-        "purified": outcome.purified,
-        "compressed": outcome.compressed,
-    }
-    return Evidence(
-        original=outcome.original,
-        purified=outcome.purified,
-        compressed=outcome.compressed,
-        images=outcome.images,
-        scan=outcome.scan,
-        trigger_success=trigger_success(outcome.scan, networks, outcome.images.pixels),
-        layers=layer_rows(outcome.original, outcome.compressed),
-        spectra=spectra(outcome.purified, clamped, outcome.compressed),
-        original_onnx_bytes=len(outcome.original_model),
-        onnx_bytes=len(outcome.model),
-        parity=outcome.parity,
-        precision=outcome.lowered.summary(),
-        latency=outcome.latency,
-        evaluation=outcome.evaluation,
-        gates=outcome.gates,
-        target={"name": target.name, "description": target.description},
-        stage_seconds=timed.seconds,
-        peak_memory_mib=peak_memory_mib(),
-        environment=describe_environment(gpu=gpu_name(settings.compute)),
-        seed=settings.seed,
-        command=command,
-        settings_toml=changed_settings(settings),
-    )
-
-
-def _contents(
-    outcome: Outcome, settings: PipelineSettings, target: Target, report: dict[str, JsonValue]
-) -> BundleContents:
-    kit: dict[str, bytes] = {}
-    if target.runtime == "tensorrt":  # engines are built on the device: what does that goes along
-        kit = kit_files(
-            outcome.original_model,
-            asdict(target),
-            precision=settings.precision.format,
-            batch=settings.export.batch,
-        )
-    return BundleContents(
-        model=outcome.model,
-        network=outcome.compressed,
-        configuration=settings_as_json(settings),
-        seed=settings.seed,
-        target=asdict(target),
-        golden_pixels=outcome.images.pixels[:GOLDEN_IMAGES],
-        golden_tolerance=max(
-            settings.parity.tolerance, GOLDEN_TOLERANCE.get(settings.precision.format, 0.0)
-        ),
-        measurements=report,
-        page=lambda manifest, whole: render_html(
-            manifest, whole, images=outcome.images, scan=outcome.scan
-        ),
-        reproducible_files={**trigger_files(outcome.scan), **kit},
-    )
+    decomposed = run("decompose", decompose, loaded, settings.decompose)
+    scaled = run("scale", scale, decomposed, settings.scale)
+    plan = run("ranks", choose_ranks, scaled, settings.ranks)
+    return loaded, run("truncate", truncate, scaled, plan, settings.truncate)

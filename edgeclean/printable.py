@@ -7,8 +7,10 @@ text escapes it for where it goes.
 
 from __future__ import annotations
 
+import reprlib
 import unicodedata
 
+MOST_SHOWN = 80  # characters of what was got, in a refusal
 UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"})
 
 
@@ -29,6 +31,11 @@ def printable(text: str, *, keep_newlines: bool = False) -> str:
     )
 
 
+def shown(value: object) -> str:
+    """At most 80 printable characters of any value: a huge or deeply nested one costs nothing."""
+    return printable(_SHOWN.repr(value))[:MOST_SHOWN]
+
+
 def without_folder(architecture: str) -> str:
     """``folder/net.py:make`` names a place on one machine; ``net.py:make`` is what matters."""
     return architecture.replace("\\", "/").rsplit("/", maxsplit=1)[-1]
@@ -44,3 +51,18 @@ def short_label(text: str, length: int = 26) -> str:
         return plain
     tail = (length - 2) // 2
     return f"{plain[: length - 2 - tail]}..{plain[len(plain) - tail :]}"
+
+
+class _Bounded(reprlib.Repr):
+    """Python refuses to write very long numbers in decimal, and recursion ends somewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, MOST_SHOWN - 2, MOST_SHOWN
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Short numbers as they are, of long ones the length."""
+        return repr(x) if x.bit_length() <= 250 else f"a number of {x.bit_length()} bits"
+
+
+_SHOWN = _Bounded()

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from edgeclean.cost import count_macs, count_params
+
 JsonValue = Any  # a value that json.dumps takes without a hook
+N = TypeVar("N", bound="Network")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,3 +118,38 @@ def settings_as_json(settings: object) -> dict[str, JsonValue]:
     if not is_dataclass(settings) or isinstance(settings, type):
         raise TypeError(f"settings must be a dataclass instance, got {type(settings).__name__}")
     return asdict(settings)
+
+
+def record(
+    stage: str,
+    module: nn.Module,
+    spec: ModelSpec,
+    settings: object,
+    notes: Mapping[str, JsonValue],
+) -> StageRecord:
+    """The history's entry of a stage that made ``module``, whose cost is counted here.
+
+    Args:
+        stage: its name.
+        module: what it made.
+        spec: of the network.
+        settings: the stage's settings, or a mapping of JSON values.
+        notes: what it decided, as JSON values.
+    """
+    return StageRecord(
+        stage=stage,
+        settings=settings if isinstance(settings, Mapping) else settings_as_json(settings),
+        params=count_params(module),
+        macs=count_macs(module, spec.input_shape),
+        notes=notes,
+    )
+
+
+def following(network: Network, kind: type[N], module: nn.Module, made_by: StageRecord) -> N:
+    """The next state of ``network``: another module, and a history that is one entry longer."""
+    return kind(
+        module=module,
+        spec=network.spec,
+        source_sha256=network.source_sha256,
+        history=(*network.history, made_by),
+    )

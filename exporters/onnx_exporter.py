@@ -21,8 +21,9 @@ from torch import nn
 from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
 import edgeclean
-from edgeclean.errors import InputRejectedError, UsageError
+from edgeclean.errors import InputRejectedError
 from edgeclean.runtime.onnx_check import open_onnx, opset_of
+from edgeclean.settings import Settings, setting
 from edgeclean.states import ModelSpec, Network
 from exporters.silence import nothing_on_stdout
 
@@ -33,7 +34,7 @@ MAX_WEIGHT_BYTES = 1_500_000_000  # a protobuf file ends at 2 GiB; onnxsim's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExportSettings:
+class ExportSettings(Settings):
     """What the file must be.
 
     Attributes:
@@ -41,18 +42,8 @@ class ExportSettings:
         batch: images per run, or None to leave it open (DLA and many edge runtimes need it fixed).
     """
 
-    opset: int = 17
-    batch: int | None = 1
-
-    def __post_init__(self) -> None:
-        if self.opset not in OPSETS:
-            raise UsageError(
-                f"opset {self.opset} was asked; {OPSETS.start} to {OPSETS.stop - 1} can be written"
-            )
-        if self.batch is not None and self.batch < 1:
-            raise UsageError(
-                f"batch {self.batch} was asked; it must be at least 1, or None to leave it open"
-            )
+    opset: int = setting(17, at_least=OPSETS.start, at_most=OPSETS.stop - 1)
+    batch: int | None = setting(1, at_least=1, at_most=2**16)
 
 
 def export_onnx(network: Network, settings: ExportSettings | None = None) -> bytes:

@@ -15,13 +15,14 @@ from edgeclean.errors import ParityError, UsageError
 from edgeclean.pixels import normalize
 from edgeclean.precision import exact_float32
 from edgeclean.runtime.session import OnnxSession
+from edgeclean.settings import Settings, setting
 from edgeclean.states import Network
 
 PYTORCH_BATCH = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ParitySettings:
+class ParitySettings(Settings):
     """How close the two must be.
 
     Attributes:
@@ -29,14 +30,8 @@ class ParitySettings:
         threads: of ONNX Runtime.
     """
 
-    tolerance: float = 1e-4
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 < self.tolerance < 1:
-            raise UsageError(f"the parity tolerance is {self.tolerance}; it must be in (0, 1)")
-        if self.threads < 1:
-            raise UsageError(f"threads is {self.threads}; it must be at least 1")
+    tolerance: float = setting(1e-4, above=0, below=1)
+    threads: int = setting(1, at_least=1, at_most=1024)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

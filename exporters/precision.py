@@ -19,6 +19,7 @@ from edgeclean.environment import versions
 from edgeclean.errors import ParityError, UsageError
 from edgeclean.pixels import normalize
 from edgeclean.progress import Progress, silent
+from edgeclean.settings import Settings, setting
 from edgeclean.states import JsonValue, ModelSpec
 from edgeclean.targets.targets import Target, require
 from exporters.half_precision import BF16_OPSET, layers_of, out_of_range, to_bf16, to_fp16
@@ -40,7 +41,7 @@ GOLDEN_TOLERANCE = {"fp16": 1e-2, "bf16": 1e-2, "int8": 1e-1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PrecisionSettings:
+class PrecisionSettings(Settings):
     """What the exported network computes in.
 
     Attributes:
@@ -55,20 +56,11 @@ class PrecisionSettings:
 
     format: Precision = "fp32"
     calibration: Calibration = "percentile"
-    images: int = 128
-    agreement: float = 0.98
-    int8_signal_db: float = 20.0
-    fp16_signal_db: float = 35.0
-    bf16_signal_db: float = 25.0
-
-    def __post_init__(self) -> None:
-        if self.images < 1:
-            raise UsageError(f"precision images is {self.images}; it must be at least 1")
-        if not 0 <= self.agreement <= 1:
-            raise UsageError(f"agreement is {self.agreement}; it must lie in [0, 1]")
-        for name in ("int8_signal_db", "fp16_signal_db", "bf16_signal_db"):
-            if not 0 <= getattr(self, name) <= 150:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must lie in 0 to 150 dB")
+    images: int = setting(128, at_least=1, at_most=10**5)
+    agreement: float = setting(0.98, at_least=0, at_most=1)
+    int8_signal_db: float = setting(20.0, at_least=0, at_most=150)
+    fp16_signal_db: float = setting(35.0, at_least=0, at_most=150)
+    bf16_signal_db: float = setting(25.0, at_least=0, at_most=150)
 
     @property
     def threshold(self) -> Threshold:

@@ -21,13 +21,14 @@ import torch
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
 from edgeclean.kit.storage import engine_key, engine_name
 from edgeclean.kit.trtexec_lines import precisions_of
+from edgeclean.settings import Settings, setting
 from exporters.tensorrt_versions import differences
 
 MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
+class EngineSettings(Settings):
     """How an engine is built.
 
     Attributes:
@@ -37,16 +38,10 @@ class EngineSettings:
         gpu_fallback: layers that the accelerator cannot run go to the GPU; refused otherwise.
     """
 
-    precision: str = "fp32"
-    workspace_mib: int = 1024
-    dla_core: int | None = None
+    precision: str = setting("fp32", one_of=("fp32", "fp16", "bf16", "int8"))
+    workspace_mib: int = setting(1024, at_least=1, at_most=2**20)
+    dla_core: int | None = setting(None, at_least=0, at_most=15)
     gpu_fallback: bool = True
-
-    def __post_init__(self) -> None:
-        if self.workspace_mib < 1:
-            raise UsageError(f"workspace_mib is {self.workspace_mib}; it must be at least 1")
-        if self.dla_core is not None and self.dla_core < 0:
-            raise UsageError(f"dla_core is {self.dla_core}; it must be 0 or above")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,8 +18,7 @@ from small_checkpoint import quick_settings, spec
 
 from edgeclean.errors import EdgecleanError
 from edgeclean.pipeline import compress
-from edgeclean.reports.stopwatch import Stopwatch
-from edgeclean.resume.stages import Cache
+from edgeclean.runner import Cache, Runner
 
 
 def main() -> None:
@@ -65,21 +64,17 @@ def run(asked: dict[str, Any]) -> NoReturn:
 
 
 def _die_after(stage: str) -> None:
-    """Every stage is timed: its time is over when its result is kept."""
-    wrap = Stopwatch.__call__
+    """When the runner returns its result, which is kept by then."""
+    for method in ("__call__", "once"):
+        plain = getattr(Runner, method)
 
-    def wrap_deadly(self: Stopwatch, one: Any, title: str = "") -> Any:
-        timed = wrap(self, one, title)
-
-        def deadly(*parts: Any, **named: Any) -> Any:
-            made = timed(*parts, **named)
-            if one.__name__ == stage:
+        def deadly(self: Runner, name: str, *parts: Any, plain: Any = plain, **named: Any) -> Any:
+            made = plain(self, name, *parts, **named)
+            if name == stage:
                 os.kill(os.getpid(), signal.SIGKILL)
             return made
 
-        return deadly
-
-    Stopwatch.__call__ = wrap_deadly  # type: ignore[method-assign, assignment]
+        setattr(Runner, method, deadly)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """What a run keeps for the next, and what of a bundle does not depend on the run."""
 
-KEPT = ("synthesize", "scan", "purify", "choose_ranks", "finetune")
+KEPT = ("synthesize", "scan", "purify", "ranks", "finetune")
+FUNCTIONS = ("synthesize", "scan", "purify", "choose_ranks", "finetune")
 BOUND = ("model.onnx", "manifest.json", "golden.safetensors", "bom.cdx.json")

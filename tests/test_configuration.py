@@ -10,6 +10,7 @@ import pytest
 
 from edgeclean.config import (
     PipelineSettings,
+    in_new_words,
     non_default,
     overlay,
     read_config,
@@ -37,7 +38,7 @@ def test_the_target_decides_what_was_left_open() -> None:
         ({"synthesise": {}}, "unknown key 'synthesise'; nearest: synthesize"),
         ({"ranks": {"ration": 2}}, "ranks: unknown key 'ration'; nearest: ratio"),
         ({"ranks": {"ratio": "two"}}, "ranks: ratio is 'two'; it must be a number"),
-        ({"ranks": {"ratio": True}}, "ratio is 'True'; it must be a number"),
+        ({"ranks": {"ratio": True}}, "ratio is True; it must be a number"),
         ({"ranks": {"ratio": 0.5}}, "must be 1 or more"),
         ({"ranks": {"rank_multiple": 2.0}}, "must be a whole number"),
         ({"ranks": {"rank_multiple": True}}, "must be a whole number"),
@@ -48,7 +49,7 @@ def test_the_target_decides_what_was_left_open() -> None:
         ({"scale": {"tau": "low"}}, "it must be a number"),
         ({"ranks": 2}, "it must be a table"),
         ({"finetune": {"reestimate": 1}}, "must be true or false"),
-        ({"seed": -1}, "0..2\\^63-1"),
+        ({"seed": -1}, "from 0 to 2\\^63-1"),
     ],
 )
 def test_configuration_is_strict(entries: dict[str, Any], words: str) -> None:
@@ -111,6 +112,22 @@ def test_overlay_goes_into_tables() -> None:
     under = {"a": {"x": 1, "y": 2}, "b": 1}
     assert overlay(under, {"a": {"y": 3}, "b": {"z": 1}}) == {"a": {"x": 1, "y": 3}, "b": {"z": 1}}
     assert under == {"a": {"x": 1, "y": 2}, "b": 1}
+
+
+def test_a_word_that_was_renamed_is_read_and_told() -> None:
+    told: list[str] = []
+    asked = {"purify": {"mode": "deck", "rounds": 2}, "seed": 3}
+    entries = in_new_words(asked, told.append)
+    assert entries == {"purify": {"mode": "clean-compact", "rounds": 2}, "seed": 3}
+    assert asked == {"purify": {"mode": "deck", "rounds": 2}, "seed": 3}
+    assert told == ["purify mode 'deck' is called 'clean-compact' now; please write that"]
+    assert in_new_words(entries, told.append) == entries
+    strange: list[dict[str, Any]] = [{"purify": 3}, {"purify": {"mode": ["deck"]}}, {}]
+    for one in strange:
+        assert in_new_words(one, told.append) == one
+    assert len(told) == 1
+    with pytest.raises(UsageError, match="mode is 'deck'; it must be one of guided, clean-compact"):
+        settings_from(PipelineSettings, asked)
 
 
 def test_what_is_true_false_or_left_out_is_written_and_read() -> None:

@@ -24,14 +24,14 @@ from edgeclean.factors.scale import ScaleSettings
 from edgeclean.factors.threshold import choose_tau
 from edgeclean.frozen import NormedConv, folding_norms
 from edgeclean.loading.checkpoint import load_checkpoint
-from edgeclean.pipeline import compress
+from edgeclean.pipeline import compress, run_stages
 from edgeclean.pixels import pixel_copy
 from edgeclean.precision import device_of
 from edgeclean.recovery.finetune import finetune
+from edgeclean.runner import Cache
 from edgeclean.runtime.block_latency import BlockLatencySettings, measure_table
 from edgeclean.runtime.cuda_latency import captured, measure_pair_on_cuda
 from edgeclean.runtime.latency import LatencySettings
-from edgeclean.stages import run_stages
 from edgeclean.states import LoadedNetwork
 from edgeclean.synthesis.synthesize import synthesize
 from edgeclean.targets.targets import load_target
@@ -55,7 +55,7 @@ def on_cuda(checkpoint: Path) -> LoadedNetwork:
     return network
 
 
-@pytest.mark.parametrize("mode", ["guided", "deck", "none"])
+@pytest.mark.parametrize("mode", ["guided", "clean-compact", "none"])
 def test_every_stage_runs_where_the_network_lies(checkpoint: Path, mode: str) -> None:
     asked = QUICK | {"purify": QUICK["purify"] | {"mode": mode}}
     outcome = run_stages(on_cuda(checkpoint), settings_for(load_target("cpu"), asked))
@@ -68,9 +68,27 @@ def test_every_stage_runs_where_the_network_lies(checkpoint: Path, mode: str) ->
 def test_a_bundle_made_on_the_gpu_verifies(checkpoint: Path, tmp_path: Path) -> None:
     asked = settings_for(load_target("cpu"), QUICK | {"compute": "cuda"})
     written = compress(checkpoint, spec(), tmp_path / "b", asked, code_folder=checkpoint.parent)
-    assert device_of(written.outcome.compressed.module).type == "cuda"
+    assert device_of(written.compression.compressed.module).type == "cuda"
     verify_bundle(written.bundle.path)
     assert written.report["environment"]["gpu"] == torch.cuda.get_device_name()
+
+
+def test_a_second_run_takes_up_what_the_first_kept_on_the_gpu(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    asked = settings_for(load_target("cpu"), QUICK | {"compute": "cuda"})
+    told: list[str] = []
+    cache = Cache(folder=tmp_path / "cache", tell=told.append)
+    first, second = (
+        compress(
+            checkpoint, spec(), tmp_path / name, asked, code_folder=checkpoint.parent, cache=cache
+        )
+        for name in ("first", "second")
+    )
+    assert second.compression.model == first.compression.model
+    assert device_of(second.compression.compressed.module).type == "cuda"
+    taken = {line.partition(":")[0] for line in told}
+    assert taken == {"synthesize", "scan", "purify", "ranks", "finetune"}
 
 
 def test_a_network_says_the_same_as_on_the_cpu() -> None:

@@ -168,8 +168,9 @@ def test_a_file_that_changes_after_it_was_verified_is_not_embedded(
     [
         *(({"symbol": name}, "name in C") for name in ("", "1a", "_a", "a__b", "a-b", "int", "ä")),
         ({"symbol": 'x"; system("x'}, "name in C"),
-        ({"symbol": "a" * 101}, "name in C"),
-        *(({"align": number}, "power of two") for number in (0, -8, 3, 8192)),
+        ({"symbol": "a" * 101}, "of at most 100 characters"),
+        ({"align": 3}, "power of two"),
+        *(({"align": number}, "from 1 to 4096") for number in (0, -8, 8192)),
         ({"form": "s"}, "one of c, incbin"),
     ],
 )

@@ -28,14 +28,14 @@ from edgeclean.bundles.verify import verify_bundle
 
 RANDOM_KILLS = 20
 STAGES = (
-    "load_checkpoint",
+    "load",
     *KEPT,
     "decompose",
     "scale",
     "truncate",
-    "export_onnx",
-    "check_parity",
-    "measure_pair",
+    "export",
+    "parity",
+    "latency",
 )
 ROOT = Path(__file__).parents[1]
 

@@ -14,19 +14,16 @@ from tiny_networks import tiny_network
 from torch import Tensor, nn
 
 from edgeclean.errors import InputRejectedError, NotFiniteError
-from edgeclean.finite import checked, require_finite
+from edgeclean.finite import require_finite
 from edgeclean.loading.finite import check_answers
-from edgeclean.progress import silent
 from edgeclean.purification.purify import PurifySettings, purify
 from edgeclean.ranks.plan import LayerPlan
 from edgeclean.recovery.finetune import FinetuneSettings, finetune
-from edgeclean.reports.stopwatch import Stopwatch
-from edgeclean.resume.stages import keep_nothing
+from edgeclean.runner import Runner
 from edgeclean.scan.families import FAMILIES, WarpFamily
 from edgeclean.scan.gradient import Evidence, GradientSettings, Slot, cheapest_triggers
 from edgeclean.scan.report import ScanReport, SearchRecord, Suspect
 from edgeclean.scan.triggers import MaskedTrigger, WarpTrigger
-from edgeclean.stages import _Run
 from edgeclean.states import LoadedNetwork, ModelSpec, SyntheticImages
 from edgeclean.synthesis.synthesize import SynthesizeSettings, synthesize
 
@@ -115,9 +112,7 @@ def images(pixels: Tensor | None = None) -> SyntheticImages:
 
 
 def report(trigger: Any, cost: float = 3.0, costs: tuple[float, ...] = (3.0, math.inf)) -> Any:
-    suspect = Suspect(
-        target=1, source=None, search="x", score=2.0, cost=cost, success=1.0, trigger=trigger
-    )
+    suspect = Suspect(target=1, search="x", score=2.0, cost=cost, success=1.0, trigger=trigger)
     record = SearchRecord(
         name="x",
         sees="",
@@ -183,15 +178,15 @@ def test_one_number_of_any_weight_or_statistic_is_enough(
         require_finite(network, "stage")
 
 
-def test_a_checked_stage_keeps_its_name_and_gives_it() -> None:
-    def truncate(value: float) -> float:
-        """Of something."""
-        return value
+def stage(value: float) -> float:
+    """What it is given."""
+    return value
 
-    assert checked(truncate)(1.5) == 1.5
-    assert checked(truncate).__name__ == "truncate"
+
+def test_the_runner_hands_on_what_is_finite_and_names_the_stage_of_what_is_not() -> None:
+    assert Runner()("truncate", stage, 1.5) == 1.5
     with pytest.raises(NotFiniteError, match=r"^truncate: "):
-        checked(truncate)(math.nan)
+        Runner()("truncate", stage, math.nan)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -265,10 +260,7 @@ def test_every_loop_ends_at_the_first_loss_that_is_no_number() -> None:
 
 
 def test_what_only_the_last_step_broke_does_not_reach_the_next_stage() -> None:
-    from edgeclean.config import PipelineSettings
-
     network = loaded()
-    run = _Run(network, PipelineSettings(), keep_nothing, Stopwatch(), silent, None)
     last = forced(FinetuneSettings(steps=1, batch_size=4, procedural=4), learning_rate=math.inf)
     with pytest.raises(NotFiniteError, match=r"^finetune: .* numbers of \S+ came out"):
-        run(finetune, last)(network, network, images(), last, seed=0)
+        Runner()("finetune", finetune, network, network, images(), last, seed=0)

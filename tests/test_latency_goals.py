@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from dataclasses import replace
@@ -14,19 +15,20 @@ from latency_tables import made_up_table
 from report_evidence import evidence
 from small_checkpoint import OPTIONS, QUICK, quick_config, quick_settings, spec, write_checkpoint
 
-from edgeclean import pipeline, stages
+from edgeclean import pipeline
 from edgeclean.config import overlay
 from edgeclean.environment import describe_environment
 from edgeclean.errors import BudgetError, UsageError
 from edgeclean.loading.checkpoint import load_checkpoint
-from edgeclean.pipeline import WrittenOutcome, compress
+from edgeclean.pipeline import WrittenCompression, compress
 from edgeclean.ranks.latency_file import read_latency_table
 from edgeclean.ranks.latency_table import LatencyTable
 from edgeclean.reports.report import check_report
-from edgeclean.resume.stages import Cache
 from edgeclean.resume.tables import is_of_this_machine
+from edgeclean.runner import Cache
 from edgeclean.runtime.latency import LatencyReport
 from edgeclean.targets.targets import load_target
+from exporters import file_size
 
 BYTES = ("manifest.json", "model.onnx")
 
@@ -46,7 +48,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return Terminal(monkeypatch, capsys)
 
 
-def run(source: Path, output: Path, goal: dict[str, Any], **more: Any) -> WrittenOutcome:
+def run(source: Path, output: Path, goal: dict[str, Any], **more: Any) -> WrittenCompression:
     settings = quick_settings(**overlay(QUICK, {"ranks": goal, "purify": {"mode": "none"}}))
     return compress(source, spec(), output, settings, code_folder=source.parent, **more)
 
@@ -115,7 +117,7 @@ def test_a_slower_network_is_refused_on_the_machine_of_its_table(
     here: bool,
     refused: bool,
 ) -> None:
-    monkeypatch.setattr(stages, "measure_pair", lambda *_: latency(speedup))
+    monkeypatch.setattr(pipeline, "measure_pair", lambda *_: latency(speedup))
     given = of_here(table) if here else table
     assert is_of_this_machine(given) == here
     if not refused:
@@ -131,16 +133,17 @@ def test_it_is_refused_before_it_is_tuned_and_again_at_the_end(
     source: Path, table: LatencyTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tuned = []
-    real = stages.finetune
+    real = pipeline.finetune
 
+    @functools.wraps(real)
     def finetune(*args: Any, **kwargs: Any) -> Any:
         tuned.append(True)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(stages, "finetune", finetune)
+    monkeypatch.setattr(pipeline, "finetune", finetune)
     for reports, times in (([0.9], 0), ([1.1, 0.9], 1)):
         left = [latency(one) for one in reports]
-        monkeypatch.setattr(stages, "measure_pair", lambda *_, left=left: left.pop(0))
+        monkeypatch.setattr(pipeline, "measure_pair", lambda *_, left=left: left.pop(0))
         tuned.clear()
         with pytest.raises(BudgetError, match="slower"):
             run(source, tmp_path / "b", {"speedup": 1.3}, latency_table=of_here(table))
@@ -150,7 +153,7 @@ def test_it_is_refused_before_it_is_tuned_and_again_at_the_end(
 def test_a_table_that_is_measured_here_is_kept(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "measure_pair", lambda *_: latency(1.1))
+    monkeypatch.setattr(pipeline, "measure_pair", lambda *_: latency(1.1))
     cache = Cache(folder=tmp_path / "cache", tell=lambda _: None)
     first, second = (
         run(source, tmp_path / name, {"latency_budget_ms": 1e3}, cache=cache) for name in "ab"
@@ -167,10 +170,10 @@ def test_a_table_that_is_measured_here_is_kept(
 def test_a_size_budget_is_kept_and_a_larger_file_refused(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = len(run(source, tmp_path / "a", {"ratio": 1.0}).outcome.model)
+    whole = len(run(source, tmp_path / "a", {"ratio": 1.0}).compression.model)
     budget = whole - 4000
-    assert len(run(source, tmp_path / "b", {"size_budget": budget}).outcome.model) <= budget
-    monkeypatch.setattr(stages, "NODE_BYTES", -20_000)  # as if less were foretold than comes
+    assert len(run(source, tmp_path / "b", {"size_budget": budget}).compression.model) <= budget
+    monkeypatch.setattr(file_size, "NODE_BYTES", -20_000)  # as if less were foretold than comes
     with pytest.raises(BudgetError, match="ask for a little less") as refusal:
         run(source, tmp_path / "c", {"size_budget": budget})
     assert refusal.value.exit_code == 6

@@ -151,12 +151,12 @@ def test_more_weights_than_one_file_holds_are_refused_before_they_are_copied() -
 
 @pytest.mark.parametrize("opset", [10, 21])
 def test_an_opset_out_of_reach_is_refused(opset: int) -> None:
-    with pytest.raises(UsageError, match="11 to 20 can be written"):
+    with pytest.raises(UsageError, match=r"opset is \d+; .* from 11 to 20$"):
         ExportSettings(opset=opset)
 
 
 def test_an_impossible_batch_is_refused() -> None:
-    with pytest.raises(UsageError, match="at least 1"):
+    with pytest.raises(UsageError, match="batch is 0; it must be a whole number from 1 "):
         ExportSettings(batch=0)
 
 

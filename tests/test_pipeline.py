@@ -15,14 +15,15 @@ import torch
 from report_evidence import scan_report
 from small_checkpoint import QUICK, quick_settings, spec, write_checkpoint
 
-from edgeclean import stages
+from edgeclean import pipeline
 from edgeclean.bundles.verify import verify_bundle
 from edgeclean.config import PipelineSettings, overlay, settings_for, settings_from
 from edgeclean.cost import count_macs, count_params
 from edgeclean.loading.checkpoint import load_checkpoint
-from edgeclean.pipeline import WrittenOutcome, compress, plan_checkpoint, scan_checkpoint
+from edgeclean.pipeline import WrittenCompression, compress, plan_checkpoint, scan_checkpoint
 from edgeclean.purification.purify import purify
 from edgeclean.reports.report import check_report, same_weights
+from edgeclean.runner import Runner
 from edgeclean.runtime.onnx_check import open_onnx, opset_of
 from edgeclean.scan.triggers import MaskedTrigger
 from edgeclean.synthesis.synthesize import synthesize
@@ -67,7 +68,7 @@ def written(
     tmp_path_factory: pytest.TempPathFactory,
     told: list[tuple[str, int, int]],
     took: list[float],
-) -> WrittenOutcome:
+) -> WrittenCompression:
     start = time.perf_counter()
     made = compress(
         checkpoint,
@@ -81,7 +82,7 @@ def written(
     return made
 
 
-def test_a_bundle_comes_out_that_verifies(written: WrittenOutcome) -> None:
+def test_a_bundle_comes_out_that_verifies(written: WrittenCompression) -> None:
     record = verify_bundle(written.bundle.path)
     assert record.manifest_sha256 == written.bundle.manifest_sha256
     assert {"model.onnx", "manifest.json", "report.json", "report.html"} <= set(record.files)
@@ -89,7 +90,7 @@ def test_a_bundle_comes_out_that_verifies(written: WrittenOutcome) -> None:
     check_report(report)
     assert report == written.report
     assert report["environment"]["gpu"] is None
-    assert (written.bundle.path / "model.onnx").read_bytes() == written.outcome.model
+    assert (written.bundle.path / "model.onnx").read_bytes() == written.compression.model
 
 
 def test_grey_images_that_are_not_square_go_all_the_way(tmp_path: Path) -> None:
@@ -100,8 +101,8 @@ def test_grey_images_that_are_not_square_go_all_the_way(tmp_path: Path) -> None:
         checkpoint, grey, tmp_path / "bundle", quick_settings(), code_folder=checkpoint.parent
     )
     assert verify_bundle(made.bundle.path).manifest_sha256 == made.bundle.manifest_sha256
-    assert made.outcome.images.pixels.shape[1:] == shape
-    (declared,) = open_onnx(made.outcome.model).graph.input
+    assert made.compression.images.pixels.shape[1:] == shape
+    (declared,) = open_onnx(made.compression.model).graph.input
     assert tuple(side.dim_value for side in declared.type.tensor_type.shape.dim[1:]) == shape
 
 
@@ -131,7 +132,7 @@ def test_signals_of_one_row_go_all_the_way(tmp_path: Path) -> None:
         tmp_path / "net.pth", signals, tmp_path / "bundle", settings, code_folder=tmp_path
     )
     verify_bundle(made.bundle.path)
-    outcome = made.outcome
+    outcome = made.compression
     assert outcome.images.pixels.isfinite().all()
     assert not same_weights(outcome.original.module, outcome.purified.module)
     for network in (outcome.purified, outcome.compressed):
@@ -192,8 +193,8 @@ def test_a_network_that_flattens_by_a_view_goes_all_the_way(tmp_path: Path) -> N
     verify_bundle(made.bundle.path)
 
 
-def test_the_ratio_is_met(written: WrittenOutcome) -> None:
-    outcome = written.outcome
+def test_the_ratio_is_met(written: WrittenCompression) -> None:
+    outcome = written.compression
     before = count_macs(outcome.original.module, spec().input_shape)
     after = count_macs(outcome.compressed.module, spec().input_shape)
     assert before / after >= 2
@@ -201,14 +202,14 @@ def test_the_ratio_is_met(written: WrittenOutcome) -> None:
     assert outcome.parity.max_relative_difference <= 1e-4
 
 
-def test_the_original_is_not_changed(checkpoint: Path, written: WrittenOutcome) -> None:
+def test_the_original_is_not_changed(checkpoint: Path, written: WrittenCompression) -> None:
     fresh = load_checkpoint(checkpoint, spec(), code_folder=checkpoint.parent)
-    assert same_weights(fresh.module, written.outcome.original.module)
-    assert not same_weights(fresh.module, written.outcome.purified.module)
+    assert same_weights(fresh.module, written.compression.original.module)
+    assert not same_weights(fresh.module, written.compression.purified.module)
 
 
 def test_every_stage_is_timed_told_and_in_order(
-    written: WrittenOutcome, told: list[tuple[str, int, int]], took: list[float]
+    written: WrittenCompression, told: list[tuple[str, int, int]], took: list[float]
 ) -> None:
     stages = [stage["stage"] for stage in written.report["stages"]]
     assert stages == list(STAGES)
@@ -230,7 +231,7 @@ def test_every_stage_is_timed_told_and_in_order(
 
 
 def test_two_runs_from_two_folders_give_the_same_bytes(
-    written: WrittenOutcome, tmp_path: Path
+    written: WrittenCompression, tmp_path: Path
 ) -> None:
     elsewhere = write_checkpoint(tmp_path / "quite-another" / "place")
     again = compress(
@@ -244,28 +245,30 @@ def test_two_runs_from_two_folders_give_the_same_bytes(
     assert b"quite-another" not in everything
 
 
-def test_another_seed_gives_another_network(written: WrittenOutcome, checkpoint: Path) -> None:
+def test_another_seed_gives_another_network(written: WrittenCompression, checkpoint: Path) -> None:
     loaded = load_checkpoint(checkpoint, spec(), code_folder=checkpoint.parent)
-    outcome = stages.run_stages(loaded, quick_settings(seed=1))
-    assert outcome.model != written.outcome.model
+    outcome = pipeline.run_stages(loaded, quick_settings(seed=1))
+    assert outcome.model != written.compression.model
 
 
 def test_without_purification_images_are_made_once_and_of_the_original(checkpoint: Path) -> None:
     loaded = load_checkpoint(checkpoint, spec(), code_folder=checkpoint.parent)
     told: list[str] = []
-    outcome = stages.run_stages(
+    outcome = pipeline.run_stages(
         loaded,
         quick_settings(purify={"mode": "none"}),
-        progress=lambda description, done, _: told.append(description) if done == 0 else None,
+        runner=Runner(
+            progress=lambda description, done, _: told.append(description) if done == 0 else None
+        ),
     )
     assert same_weights(outcome.original.module, outcome.purified.module)
     assert told.count("Synthesising images") == 1
 
 
 def test_the_compressed_network_is_taught_on_images_of_the_purified_one(
-    written: WrittenOutcome,
+    written: WrittenCompression,
 ) -> None:
-    outcome, settings = written.outcome, quick_settings()
+    outcome, settings = written.compression, quick_settings()
     fresh = synthesize(outcome.purified, settings.synthesize.recovery(), seed=settings.seed + 1)
     first = synthesize(outcome.original, settings.synthesize, seed=settings.seed)
     expected = torch.cat([first.pixels, fresh.pixels])
@@ -275,38 +278,40 @@ def test_the_compressed_network_is_taught_on_images_of_the_purified_one(
 def test_the_purified_network_teaches_and_not_the_one_that_came(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taught, real = [], stages.finetune
+    taught, real = [], pipeline.finetune
 
     @functools.wraps(real)
     def watched(network: Any, teacher: Any, *rest: Any, **named: Any) -> Any:
         taught.append(teacher)
         return real(network, teacher, *rest, **named)
 
-    monkeypatch.setattr(stages, "finetune", watched)
+    monkeypatch.setattr(pipeline, "finetune", watched)
     loaded = load_checkpoint(checkpoint, spec(), code_folder=checkpoint.parent)
-    outcome = stages.run_stages(loaded, quick_settings())
+    outcome = pipeline.run_stages(loaded, quick_settings())
     assert not same_weights(outcome.original.module, outcome.purified.module)
     assert [same_weights(one.module, outcome.purified.module) for one in taught] == [True]
 
 
-def test_the_decks_way_clamps_truncates_and_tunes_on_its_own_images(checkpoint: Path) -> None:
+def test_clean_compact_clamps_truncates_and_tunes_on_its_own_images(checkpoint: Path) -> None:
     loaded = load_checkpoint(checkpoint, spec(), code_folder=checkpoint.parent)
-    settings = settings_for(load_target("cpu"), overlay(QUICK, {"purify": {"mode": "deck"}}))
+    settings = settings_for(
+        load_target("cpu"), overlay(QUICK, {"purify": {"mode": "clean-compact"}})
+    )
     assert settings.finetune.compare == "labels"
     assert settings.ranks.factors == "weights"
-    outcome = stages.run_stages(loaded, settings)
+    outcome = pipeline.run_stages(loaded, settings)
     assert same_weights(outcome.original.module, outcome.purified.module)
     clamp = outcome.scaled.history[-1]
     assert 0 < clamp.settings["tau"] <= 1  # chosen, as none was given
     first = synthesize(loaded, settings.synthesize, seed=settings.seed)
     assert not torch.equal(outcome.images.pixels, first.pixels)
     assert len(outcome.images) == settings.synthesize.count
-    asked = overlay(QUICK, {"purify": {"mode": "deck"}, "scale": {"tau": 0.4}})
-    told = stages.run_stages(loaded, settings_for(load_target("cpu"), asked))
+    asked = overlay(QUICK, {"purify": {"mode": "clean-compact"}, "scale": {"tau": 0.4}})
+    told = pipeline.run_stages(loaded, settings_for(load_target("cpu"), asked))
     assert told.scaled.history[-1].settings["tau"] == 0.4
 
 
-def test_what_the_command_says_gives_the_same_settings(written: WrittenOutcome) -> None:
+def test_what_the_command_says_gives_the_same_settings(written: WrittenCompression) -> None:
     again = written.report["reproduce"]
     settings = settings_from(PipelineSettings, tomllib.loads(again["settings_toml"]))
     assert settings == quick_settings()
@@ -339,7 +344,7 @@ def test_the_exported_file_has_the_targets_opset(checkpoint: Path, tmp_path: Pat
         target=nano,
         code_folder=checkpoint.parent,
     )
-    assert opset_of(open_onnx(written.outcome.model)) == 13
+    assert opset_of(open_onnx(written.compression.model)) == 13
     assert written.bundle.manifest["target"]["name"] == "jetson-nano"
     assert written.report["target"]["name"] == "jetson-nano"
 
@@ -348,5 +353,5 @@ def test_the_global_generators_are_left_alone(checkpoint: Path) -> None:
     loaded = load_checkpoint(checkpoint, spec(), code_folder=checkpoint.parent)
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    stages.run_stages(loaded, quick_settings())
+    pipeline.run_stages(loaded, quick_settings())
     assert torch.equal(torch.get_rng_state(), state)

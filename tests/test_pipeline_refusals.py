@@ -9,7 +9,7 @@ import pytest
 from report_evidence import scan_report
 from small_checkpoint import QUICK, quick_settings, spec, write_checkpoint
 
-from edgeclean import stages
+from edgeclean import pipeline
 from edgeclean.bundles.verify import verify_bundle
 from edgeclean.config import overlay
 from edgeclean.errors import (
@@ -88,7 +88,7 @@ def test_a_suspicion_stops_the_run_only_if_asked(
     def suspicious_scan(*_: Any, **__: Any) -> Any:
         return scan_report()
 
-    monkeypatch.setattr(stages, "scan", suspicious_scan)
+    monkeypatch.setattr(pipeline, "scan", suspicious_scan)
     with pytest.raises(BackdoorSuspectedError, match="class 2"):
         compress(
             checkpoint,

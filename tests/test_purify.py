@@ -157,7 +157,7 @@ def test_purifying_is_repeatable(backdoored, images, report):
 
 
 def test_senseless_settings_are_refused():
-    with pytest.raises(UsageError, match="must be at least 1"):
+    with pytest.raises(UsageError, match="rounds is 0; it must be a whole number from 1 "):
         PurifySettings(rounds=0)
 
 

@@ -163,7 +163,9 @@ def test_outlier_scores():
 
 
 def test_an_unknown_search_is_refused_by_name():
-    with pytest.raises(UsageError, match="unknown search psychic; choose from patch bank"):
+    with pytest.raises(
+        UsageError, match=r"searches\[0\] is 'psychic'; it must be a text, one of patch bank"
+    ):
         ScanSettings(searches=("psychic",))
 
 

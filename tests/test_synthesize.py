@@ -135,7 +135,7 @@ def test_soft_labels_are_distributions_led_by_the_first_class():
 
 
 def test_a_senseless_count_is_refused():
-    with pytest.raises(UsageError, match="count=0"):
+    with pytest.raises(UsageError, match="count is 0; it must be a whole number from 1 "):
         SynthesizeSettings(count=0)
 
 

@@ -1,4 +1,4 @@
-"""edgeclean as it comes: `edgeclean.stages.run_stages` without its export and measurements."""
+"""edgeclean as it comes: `edgeclean.pipeline.run_stages` without its export and measurements."""
 
 from __future__ import annotations
 

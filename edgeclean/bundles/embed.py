@@ -16,6 +16,8 @@ from edgeclean.bundles import manifest as texts
 from edgeclean.bundles.verify import verify_bundle
 from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.loading.input_guard import LoadLimits, read_input
+from edgeclean.printable import shown
+from edgeclean.settings import Settings, setting
 
 Form = Literal["c", "incbin"]
 BYTES_PER_LINE = 12
@@ -32,7 +34,7 @@ throw true try typedef typeid typename typeof union unsigned using virtual void 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EmbedSettings:
+class EmbedSettings(Settings):
     """How the network is written.
 
     Attributes:
@@ -42,21 +44,19 @@ class EmbedSettings:
             the bytes from a file beside it (GNU as or clang, ELF), which compiles at once.
     """
 
-    symbol: str = "edgeclean_model"
-    align: int = 64
+    symbol: str = setting("edgeclean_model", longest=100)
+    align: int = setting(64, at_least=1, at_most=MAX_ALIGNMENT)
     form: Form = "c"
 
-    def __post_init__(self) -> None:
+    def check_together(self) -> None:
         """Refuse names that no compiler takes and alignments that are none."""
         if not _SYMBOL.fullmatch(self.symbol) or self.symbol in _KEYWORDS.split():
             raise UsageError(
-                f"symbol {self.symbol[:60]!r} was given; it must be a name in C and C++: letters, "
+                f"symbol is {shown(self.symbol)}; it must be a name in C and C++: letters, "
                 "digits and single _, a letter first, no keyword"
             )
-        if not 1 <= self.align <= MAX_ALIGNMENT or self.align & (self.align - 1):
-            raise UsageError(
-                f"alignment {self.align} was given; it must be a power of two in 1..{MAX_ALIGNMENT}"
-            )
+        if self.align & (self.align - 1):
+            raise UsageError(f"align is {self.align}; it must be a power of two")
 
     @property
     def file_names(self) -> tuple[str, ...]:

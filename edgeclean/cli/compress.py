@@ -79,8 +79,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edgeclean.bundles.signing import Signer
-    from edgeclean.pipeline import WrittenOutcome
-    from edgeclean.resume.stages import Cache
+    from edgeclean.pipeline import WrittenCompression
+    from edgeclean.runner import Cache
 
 
 def compress(  # noqa: PLR0913 - the options are the interface
@@ -137,7 +137,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
     wanted = goal(ratio, measure, rank_multiple, speedup, latency_budget_ms, size_budget)
     options |= {"precision": {"format": precision}, "ranks": _overrides(ranks_file) | wanted}
-    settings, device = pipeline_settings(config, options, target_file)
+    settings, device = pipeline_settings(config, options, target_file, tell=face.say)
     gates = {"fail_on_backdoor": fail_on_backdoor, "max_accuracy_drop": max_accuracy_drop}
     asked = policy_of(policy, **gates, max_size=max_size, min_speedup=min_speedup)
     stages = _cache(cache, no_cache, face.say)
@@ -158,7 +158,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     labelled = labelled_images(evaluate, spec)
     inputs.add(*(labelled.files if labelled else ()))
     with face.progress() as progress:
-        outcome = pipeline.compress(
+        written = pipeline.compress(
             checkpoint,
             spec,
             output,
@@ -173,8 +173,8 @@ def compress(  # noqa: PLR0913 - the options are the interface
             cache=stages,
             alongside=lambda network: inputs.add_external(checkpoint, network),
         )
-    face.answer(_document(outcome), _summary(outcome), _checks(outcome), _files(outcome))
-    face.say(f"report: {outcome.bundle.path / 'report.html'}")
+    face.answer(_document(written), _summary(written), _checks(written), _files(written))
+    face.say(f"report: {written.bundle.path / 'report.html'}")
 
 
 def _cache(folder: Path | None, unwanted: bool, tell: Callable[[str], None]) -> Cache | None:
@@ -184,8 +184,8 @@ def _cache(folder: Path | None, unwanted: bool, tell: Callable[[str], None]) -> 
         if folder is not None:
             raise UsageError("--cache names a folder, and --no-cache wants none; give one of them")
         return None
-    from edgeclean.resume.stages import Cache
     from edgeclean.resume.store import foreign_entry
+    from edgeclean.runner import Cache
 
     if folder is not None:
         keep_apart([], folder=folder)
@@ -236,10 +236,10 @@ def _overrides(ranks_file: Path | None) -> dict[str, Any]:
     }
 
 
-def _document(written: WrittenOutcome) -> dict[str, Any]:
+def _document(written: WrittenCompression) -> dict[str, Any]:
     """The answer in short; the whole report lies in the bundle."""
     report = written.report
-    latency = written.outcome.latency
+    latency = written.compression.latency
     return {
         "bundle": str(written.bundle.path),
         "manifest_sha256": written.bundle.manifest_sha256,
@@ -264,10 +264,10 @@ def _document(written: WrittenOutcome) -> dict[str, Any]:
     }
 
 
-def _summary(written: WrittenOutcome) -> Table:
+def _summary(written: WrittenCompression) -> Table:
     from edgeclean.reports.report import byte_size, si_number
 
-    size, latency = written.report["size"], written.outcome.latency
+    size, latency = written.report["size"], written.compression.latency
     table = plain_table("", ">original", ">compressed", ">ratio")
     for title, key, shown in (
         ("parameters", "params", si_number),
@@ -281,25 +281,25 @@ def _summary(written: WrittenOutcome) -> Table:
     return table
 
 
-def _checks(written: WrittenOutcome) -> Table:
-    parity, changed = written.outcome.parity, written.report["purify"]["changed"]
+def _checks(written: WrittenCompression) -> Table:
+    parity, changed = written.compression.parity, written.report["purify"]["changed"]
     difference = f"{parity.max_relative_difference:.1e}, allowed {parity.tolerance:.0e}"
     table = plain_table("", "")
-    table.add_row(*cells("scan of the original", verdict_in_words(written.outcome.scan)))
+    table.add_row(*cells("scan of the original", verdict_in_words(written.compression.scan)))
     table.add_row(*cells("purification", "changed weights" if changed else "changed nothing"))
     shares = written.report["trigger_success"]
     if shares:
         worst = [max(one[name] for one in shares) for name in ("original", "compressed")]
         table.add_row(*cells("success of its triggers", f"{worst[0]:.0%} -> {worst[1]:.0%}"))
     table.add_row(*cells("parity of ONNX with PyTorch", difference))
-    if written.outcome.evaluation is not None:
-        own = written.outcome.evaluation
+    if written.compression.evaluation is not None:
+        own = written.compression.evaluation
         accuracy = f"{own.original_accuracy:.2%} -> {own.compressed_accuracy:.2%}"
         table.add_row(*cells(f"accuracy on {own.images} images", accuracy))
-    for gate in written.outcome.gates:
+    for gate in written.compression.gates:
         words = f"passed: {gate.measured:.6g} {gate.unit}, asked {gate.asked:.6g}"
         table.add_row(*cells(gate.gate, words))
-    lowered = written.outcome.lowered
+    lowered = written.compression.lowered
     agreement = lowered.agreement
     close = f"{agreement.top1_agreement:.1%} agree with fp32, {agreement.signal_to_noise_db:.0f} dB"
     kept = f", {len(lowered.kept)} nodes kept in fp32" if lowered.kept else ""
@@ -308,7 +308,7 @@ def _checks(written: WrittenOutcome) -> Table:
     return table
 
 
-def _files(written: WrittenOutcome) -> Table:
+def _files(written: WrittenCompression) -> Table:
     from edgeclean.reports.report import byte_size
 
     table = plain_table("file", ">size", title=printable(str(written.bundle.path)))

@@ -71,15 +71,16 @@ RanksFile = Annotated[
 Purify = Annotated[
     str | None,
     typer.Option(
-        help="guided (by the scan), deck (clamp at tau, truncate, tune on labels), or none.",
+        help="guided (by the scan), clean-compact (clamp at tau, truncate, tune on labels), or "
+        "none.",
         rich_help_panel=PURIFY,
     ),
 ]
 Tau = Annotated[
     float | None,
     typer.Option(
-        help="Clamp singular values at this share of the largest; with --purify deck it is chosen "
-        "on the synthetic images if not given.",
+        help="Clamp singular values at this share of the largest; with --purify clean-compact it "
+        "is chosen on the synthetic images if not given.",
         rich_help_panel=PURIFY,
     ),
 ]

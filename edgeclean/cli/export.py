@@ -68,7 +68,7 @@ def export(  # noqa: PLR0913 - the options are the interface
     check_place(output, is_our_onnx)
     options: dict[str, Any] = {"seed": seed, "target": target, "jetpack": jetpack}
     options |= {"export": {"opset": opset}, "precision": {"format": precision}}
-    settings, _ = pipeline_settings(config, options)
+    settings, _ = pipeline_settings(config, options, tell=face.say)
     import torch
 
     from edgeclean.loading.checkpoint import load_checkpoint

@@ -85,6 +85,7 @@ def inspect(  # noqa: PLR0913 - the options are the interface
             "decompose": {"keep": keep or None},
             "ranks": {"ratio": ratio, "measure": measure},
         },
+        tell=face.say,
     )
     use_threads(threads)
     from edgeclean.pipeline import plan_checkpoint

@@ -75,7 +75,7 @@ def latency_table(  # noqa: PLR0913 - the options are the interface
     read = [checkpoint, model, config, code_file(spec.architecture, code_folder)]
     keep_apart(read, files=[output])
     check_place(output, IS_TABLE)
-    settings, _ = pipeline_settings(config, {})
+    settings, _ = pipeline_settings(config, {}, tell=face.say)
     from edgeclean.config import settings_from
     from edgeclean.loading.checkpoint import load_checkpoint
     from edgeclean.resume.tables import measured_table

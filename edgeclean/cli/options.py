@@ -5,12 +5,14 @@ Nothing heavy is imported before a command runs: `--help` and completion stay fa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgeclean.errors import UsageError
+from edgeclean.printable import shown
 
 if TYPE_CHECKING:
     from edgeclean.config import PipelineSettings
@@ -135,18 +137,26 @@ def model_spec(
 
 
 def pipeline_settings(
-    config: Path | None, options: dict[str, Any], target_file: Path | None = None
+    config: Path | None,
+    options: dict[str, Any],
+    target_file: Path | None = None,
+    *,
+    tell: Callable[[str], None],
 ) -> tuple[PipelineSettings, Target]:
-    """The configuration file with the options that were given on top, and the target they name."""
-    from edgeclean.config import overlay, read_config, settings_for
+    """The configuration file with the options that were given on top, and the target they name.
+
+    ``tell`` hears of words that have another name now.
+    """
+    from edgeclean.config import in_new_words, overlay, read_config, settings_for
     from edgeclean.targets.targets import load_target
 
     entries = overlay({} if config is None else read_config(config), without_none(options))
+    entries = in_new_words(entries, tell)
     where = "options" if config is None else str(config)
     name, jetpack = entries.get("target"), entries.get("jetpack")
     for key, entry in (("target", name), ("jetpack", jetpack)):
         if not isinstance(entry, str | None):
-            raise UsageError(f"{where}: {key} is {str(entry)[:80]!r}; it must be a text")
+            raise UsageError(f"{where}: {key} is {shown(entry)}; it must be a text")
     if name is None and target_file is None:
         name = DEFAULT_TARGET
     target = load_target(name, jetpack=jetpack, target_file=target_file)

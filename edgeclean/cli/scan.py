@@ -79,7 +79,7 @@ def scan(  # noqa: PLR0913 - the options are the interface
     keep_apart(
         [checkpoint, model, config, code_file(spec.architecture, code_folder)], folder=output
     )
-    settings, _ = pipeline_settings(config, run_options(seed, gpu, effort))
+    settings, _ = pipeline_settings(config, run_options(seed, gpu, effort), tell=face.say)
     use_threads(threads)
     from edgeclean.pipeline import scan_checkpoint
     from edgeclean.reports.page import trigger_files

@@ -24,6 +24,7 @@ from edgeclean.bundles.manifest import CHECKSUMS, read_checksums, sha256
 from edgeclean.bundles.verify import verify_bundle
 from edgeclean.device.ssh import Device
 from edgeclean.errors import EdgecleanError, InputRejectedError, ToolchainError, UsageError
+from edgeclean.settings import Settings, setting
 from edgeclean.states import JsonValue
 
 MAX_ANSWER_BYTES = 4 << 20
@@ -40,7 +41,7 @@ Told = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RemoteSettings:
+class RemoteSettings(Settings):
     """How to measure on the device.
 
     Attributes:
@@ -51,18 +52,11 @@ class RemoteSettings:
         trtexec: its path on the device; None to look for it.
     """
 
-    rounds: int = 5
-    seconds: int = 2
-    workspace_mib: int = 1024
-    dla_core: int | None = None
-    trtexec: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("rounds", "seconds", "workspace_mib"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.dla_core is not None and self.dla_core < 0:
-            raise UsageError(f"dla_core is {self.dla_core}; it must be 0 or above")
+    rounds: int = setting(5, at_least=1, at_most=10**6)
+    seconds: int = setting(2, at_least=1, at_most=86_400)
+    workspace_mib: int = setting(1024, at_least=1, at_most=2**20)
+    dla_core: int | None = setting(None, at_least=0, at_most=15)
+    trtexec: str | None = setting(None, longest=1000)
 
 
 def bench_on_device(

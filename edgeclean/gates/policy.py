@@ -21,6 +21,8 @@ from typing import Any
 
 from edgeclean.config import overlay, read_config, settings_from
 from edgeclean.errors import UsageError
+from edgeclean.printable import shown
+from edgeclean.settings import Settings, setting
 
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(B|kB|MB|GB|KiB|MiB|GiB)?", re.IGNORECASE)
 _UNITS = {
@@ -30,7 +32,7 @@ _UNITS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class Policy(Settings):
     """The gates that are asked; None for one that is not.
 
     Attributes:
@@ -41,21 +43,18 @@ class Policy:
     """
 
     fail_on_backdoor: bool = False
-    max_accuracy_drop: float | None = None
-    min_speedup: float | None = None
-    max_size: int | str | None = None
+    max_accuracy_drop: float | None = setting(None, at_least=0, at_most=100)
+    min_speedup: float | None = setting(None, above=0, at_most=10**6)
+    max_size: int | str | None = setting(None, at_least=1, at_most=2**63 - 1, longest=40)
 
-    def __post_init__(self) -> None:
-        """Refuse gates that nothing, or everything, could pass."""
-        drop, speedup = self.max_accuracy_drop, self.min_speedup
-        if drop is not None and not 0 <= drop <= 100:
-            raise UsageError(
-                f"max-accuracy-drop {drop:g} was given; it is percentage points, in 0..100"
-            )
-        if speedup is not None and not 0 < speedup < float("inf"):
-            raise UsageError(f"min-speedup {speedup:g} was given; it must be a number above 0")
-        if self.max_size is not None and self.max_size_bytes < 1:
-            raise UsageError(f"max-size {self.max_size!r} was given; it must be 1 byte or more")
+    def check_together(self) -> None:
+        """Refuse a size that nothing could keep to."""
+        try:
+            size = self.max_size_bytes
+        except UsageError as error:
+            raise UsageError(f"max_size: {error}") from None
+        if self.max_size is not None and size < 1:
+            raise UsageError(f"max_size is {shown(self.max_size)}; it must be 1 byte or more")
 
     @property
     def max_size_bytes(self) -> int:

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from edgeclean.cost import count_macs, count_params
 from edgeclean.errors import InputRejectedError
 from edgeclean.loading.architectures import build_architecture, list_architectures
 from edgeclean.loading.finite import check_answers
@@ -46,7 +45,7 @@ from edgeclean.loading.state_dict import (
 )
 from edgeclean.loading.views import free_of_layout_
 from edgeclean.printable import printable
-from edgeclean.states import JsonValue, LoadedNetwork, ModelSpec, StageRecord, settings_as_json
+from edgeclean.states import JsonValue, LoadedNetwork, ModelSpec, record
 
 __all__ = ["LoadLimits", "load_checkpoint", "parse_torch", "read_tensors"]
 
@@ -89,18 +88,11 @@ def load_checkpoint(
     except InputRejectedError as error:
         # Names in the message are the stranger's: none of them may steer a terminal.
         raise InputRejectedError(printable(f"{path}: {error}")) from error.__cause__
-    record = StageRecord(
-        stage="load",
-        settings=settings_as_json(limits),
-        params=count_params(module),
-        macs=count_macs(module, spec.input_shape),
-        notes=notes,
-    )
     return LoadedNetwork(
         module=module,
         spec=spec,
         source_sha256=hashlib.sha256(contents).hexdigest(),
-        history=(record,),
+        history=(record("load", module, spec, limits, notes),),
     )
 
 

@@ -12,12 +12,13 @@ import stat
 import struct
 import zipfile
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeclean.errors import InputRejectedError, UsageError
+from edgeclean.errors import InputRejectedError
 from edgeclean.printable import printable
+from edgeclean.settings import Settings, setting
 
 MIB = 1024**2
 ZIP_MAGIC = b"PK\x03\x04"
@@ -27,7 +28,7 @@ Kind = Literal["torch-zip", "torch-legacy", "safetensors", "onnx"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadLimits:
+class LoadLimits(Settings):
     """What one input may cost; a real network that needs more is a reason to raise a limit.
 
     Attributes:
@@ -42,23 +43,15 @@ class LoadLimits:
         cpu_seconds: processor time of the parsing process, beside a second for each 32 MiB.
     """
 
-    file_bytes: int = 1024 * MIB
-    entries: int = 20_000
-    zip_ratio: int = 20
-    header_bytes: int = 16 * MIB
-    onnx_nodes: int = 20_000
-    activations: int = 2**27
-    macs: int = 10**11
-    memory_bytes: int = 1024 * MIB
-    cpu_seconds: int = 10
-
-    def __post_init__(self) -> None:
-        """Refuse limits that nothing could pass."""
-        for field in fields(self):
-            if getattr(self, field.name) < 1:
-                raise UsageError(
-                    f"limit {field.name} is {getattr(self, field.name)}; it must be at least 1"
-                )
+    file_bytes: int = setting(1024 * MIB, at_least=1, at_most=2**40)
+    entries: int = setting(20_000, at_least=1, at_most=10**7)
+    zip_ratio: int = setting(20, at_least=1, at_most=10**6)
+    header_bytes: int = setting(16 * MIB, at_least=1, at_most=2**30)
+    onnx_nodes: int = setting(20_000, at_least=1, at_most=10**7)
+    activations: int = setting(2**27, at_least=1, at_most=2**40)
+    macs: int = setting(10**11, at_least=1, at_most=10**15)
+    memory_bytes: int = setting(1024 * MIB, at_least=1, at_most=2**44)
+    cpu_seconds: int = setting(10, at_least=1, at_most=10**6)
 
 
 def read_input(path: Path, limit_bytes: int) -> bytes:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeclean.errors import EdgecleanError, InputRejectedError, UsageError
+from edgeclean.printable import shown
 from edgeclean.small_files import read_small_toml
 from edgeclean.states import ModelSpec
 
@@ -146,15 +147,7 @@ def _check_entries(
             raise error(f"{said} {key[:60]!r}; allowed are {', '.join(KEYS)}")
         problem = _CHECKS[key](entry)
         if problem:
-            raise error(f"{name(key)} is {_short(entry)}; it must be {problem}")
-
-
-def _short(entry: Any) -> str:
-    try:
-        text = str(entry)
-    except ValueError:  # Python writes no whole number of more than some thousand digits
-        return "a number of thousands of digits"
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+            raise error(f"{name(key)} is {shown(entry)}; it must be {problem}")
 
 
 def _check_architecture(entry: Any) -> str:
@@ -209,7 +202,7 @@ def parse_classes(text: str) -> int:
         UsageError: it is no whole number, or has more digits than any allowed one.
     """
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
-        raise UsageError(f"--classes is {_short(text)}; it must be {_check_classes(text)}")
+        raise UsageError(f"--classes is {shown(text)}; it must be {_check_classes(text)}")
     return int(text)
 
 
@@ -217,7 +210,7 @@ def _parse_shape(text: str) -> list[int]:
     sides = text.lower().split("x")
     if len(sides) != 3 or not all(side.isascii() and side.isdigit() for side in sides):
         raise UsageError(
-            f"--input-shape is {_short(text)}; it must be CHANNELSxHEIGHTxWIDTH, such as 3x32x32"
+            f"--input-shape is {shown(text)}; it must be CHANNELSxHEIGHTxWIDTH, such as 3x32x32"
         )
     return [int(side[:9]) for side in sides]
 
@@ -229,6 +222,6 @@ def _parse_numbers(option: str, text: str) -> list[float]:
         numbers = [math.nan]
     if not all(math.isfinite(number) for number in numbers):
         raise UsageError(
-            f"{option} is {_short(text)}; it must be comma-separated numbers, one per channel"
+            f"{option} is {shown(text)}; it must be comma-separated numbers, one per channel"
         )
     return numbers

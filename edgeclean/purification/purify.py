@@ -20,8 +20,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from edgeclean.cost import count_macs, count_params
-from edgeclean.errors import UsageError
 from edgeclean.frozen import frozen
 from edgeclean.pixels import pixel_copy
 from edgeclean.precision import channels_last, device_of
@@ -41,24 +39,25 @@ from edgeclean.scan.families import FAMILIES
 from edgeclean.scan.gradient import Evidence
 from edgeclean.scan.report import ScanReport
 from edgeclean.scan.scan import predictions
+from edgeclean.settings import Settings, setting
 from edgeclean.states import (
     Network,
     PurifiedNetwork,
-    StageRecord,
     SyntheticImages,
-    settings_as_json,
+    following,
+    record,
 )
 from edgeclean.synthesis.priors import procedural_images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PurifySettings:
+class PurifySettings(Settings):
     """How the rounds go.
 
     Attributes:
         mode: ``guided`` unlearns what the scan suspects, or runs the general defence if it
-            suspects nothing; ``none`` and ``deck`` pass the network on unchanged, the latter to be
-            clamped, truncated and tuned as the slides do it (`stages`).
+            suspects nothing; ``none`` and ``clean-compact`` pass the network on unchanged, the
+            latter to be clamped, truncated and tuned as Clean & Compact's slides do (`pipeline`).
         rounds: at most so many of search and unlearning.
         restarts: gradient searches towards each suspected class in a round.
         search_steps: Adam steps of each of them.
@@ -71,22 +70,16 @@ class PurifySettings:
         unlearn: the game of each round.
     """
 
-    mode: Literal["guided", "deck", "none"] = "guided"
-    rounds: int = 3
-    restarts: int = 6
-    search_steps: int = 80
-    candidates: int = 5000
-    bank_triggers: int = 16
-    procedural: int = 512
+    mode: Literal["guided", "clean-compact", "none"] = "guided"
+    rounds: int = setting(3, at_least=1, at_most=100)
+    restarts: int = setting(6, at_least=1, at_most=1000)
+    search_steps: int = setting(80, at_least=1, at_most=10**6)
+    candidates: int = setting(5000, at_least=1, at_most=10**6)
+    bank_triggers: int = setting(16, at_least=0, at_most=10**4)
+    procedural: int = setting(512, at_least=1, at_most=10**5)
     overrule: bool = True
-    general_strength: float = 0.1
+    general_strength: float = setting(0.1, at_least=0, at_most=100)
     unlearn: UnlearnSettings = field(default_factory=UnlearnSettings)
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("guided", "deck", "none"):
-            raise UsageError(f"purify mode is {self.mode!r}; choose guided, deck or none")
-        if min(self.rounds, self.restarts, self.search_steps, self.procedural) < 1:
-            raise UsageError("purify's rounds, restarts, steps and images must be at least 1")
 
 
 def purify(
@@ -237,16 +230,6 @@ def _purified(
     log: list[dict[str, Any]],
     targets: tuple[int, ...],
 ) -> PurifiedNetwork:
-    record = StageRecord(
-        stage="purify",
-        settings=settings_as_json(settings),
-        params=count_params(module),
-        macs=count_macs(module, network.spec.input_shape),
-        notes={"targets": list(targets), "rounds": log},
-    )
-    return PurifiedNetwork(
-        module=module.to(device_of(network.module)),
-        spec=network.spec,
-        source_sha256=network.source_sha256,
-        history=(*network.history, record),
-    )
+    notes = {"targets": list(targets), "rounds": log}
+    made_by = record("purify", module, network.spec, settings, notes)
+    return following(network, PurifiedNetwork, module.to(device_of(network.module)), made_by)

@@ -32,11 +32,12 @@ from edgeclean.precision import device_of, mixed_precision
 from edgeclean.purification.population import Population, Wanted
 from edgeclean.scan.bank import Bank
 from edgeclean.scan.gradient import Evidence, logits_of
+from edgeclean.settings import Settings, setting
 from edgeclean.synthesis.augment import augmented, mixed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UnlearnSettings:
+class UnlearnSettings(Settings):
     """The game's length and balance.
 
     Attributes:
@@ -51,14 +52,14 @@ class UnlearnSettings:
         compare: what the student's outputs are compared by; see `distil.Likeness`.
     """
 
-    steps: int = 120
-    batch_size: int = 96
-    stamped_share: float = 1 / 3
-    bank_share: float = 0.2
-    learning_rate: float = 0.01
-    ascent_every: int = 4
-    ascent_steps: int = 3
-    growth: float = 1.2
+    steps: int = setting(120, at_least=1, at_most=10**6)
+    batch_size: int = setting(96, at_least=1, at_most=2**14)
+    stamped_share: float = setting(1 / 3, at_least=0, at_most=1)
+    bank_share: float = setting(0.2, at_least=0, at_most=1)
+    learning_rate: float = setting(0.01, above=0, at_most=10)
+    ascent_every: int = setting(4, at_least=1, at_most=10**6)
+    ascent_steps: int = setting(3, at_least=0, at_most=10**6)
+    growth: float = setting(1.2, at_least=1, at_most=1000)
     compare: Literal["logits", "probabilities"] = "logits"
 
 

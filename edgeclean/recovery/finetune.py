@@ -16,14 +16,12 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgeclean.cost import count_macs, count_params
 from edgeclean.distil import Compare, Likeness, label_answers, logit_variance
 from edgeclean.errors import UsageError
 from edgeclean.finite import require_finite_loss
@@ -38,12 +36,13 @@ from edgeclean.recovery.features import (
     feature_scales,
     shared_taps,
 )
+from edgeclean.settings import Settings, setting
 from edgeclean.states import (
     FinetunedNetwork,
     Network,
-    StageRecord,
     SyntheticImages,
-    settings_as_json,
+    following,
+    record,
 )
 from edgeclean.synthesis.augment import augmented, mixed, patched, recoloured
 from edgeclean.synthesis.batchnorm import reestimate_batchnorm_
@@ -51,7 +50,7 @@ from edgeclean.synthesis.priors import procedural_images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FinetuneSettings:
+class FinetuneSettings(Settings):
     """Length and balance of the recovery.
 
     Attributes:
@@ -69,27 +68,19 @@ class FinetuneSettings:
         reestimate: whether BatchNorm statistics are set anew before the first step.
     """
 
-    steps: int = 1800
-    batch_size: int = 64
-    learning_rate: float = 2e-3
+    steps: int = setting(1800, at_least=0, at_most=10**6)
+    batch_size: int = setting(64, at_least=2, at_most=2**14)
+    learning_rate: float = setting(2e-3, above=0, at_most=10)
     compare: Compare = "logits"
-    feature_weight: float = 1.0
-    adversarial_share: float = 0.0
-    epsilon: float = 8 / 255
-    procedural: int = 512
-    procedural_share: float = 0.0
+    feature_weight: float = setting(1.0, at_least=0, at_most=1000)
+    adversarial_share: float = setting(0.0, at_least=0, at_most=1)
+    epsilon: float = setting(8 / 255, at_least=0, at_most=1)
+    procedural: int = setting(512, at_least=1, at_most=10**5)
+    procedural_share: float = setting(0.0, at_least=0, at_most=1)
     reestimate: bool = False
 
-    def __post_init__(self) -> None:
-        if self.steps < 0 or self.batch_size < 2 or self.procedural < 1:
-            raise UsageError(
-                f"finetuning got steps={self.steps}, batch_size={self.batch_size}, "
-                f"procedural={self.procedural}; the least are 0, 2 and 1"
-            )
-        if not 0 <= self.adversarial_share <= 1:
-            raise UsageError(f"adversarial_share is {self.adversarial_share}; it is a share, 0..1")
-        if self.compare not in get_args(Compare):
-            raise UsageError(f"compare is {self.compare!r}; it is one of {get_args(Compare)}")
+    def check_together(self) -> None:
+        """Refuse labels where something else is to be learned that has none."""
         if self.compare == "labels" and self.procedural_share + self.feature_weight > 0:
             raise UsageError(
                 "labels are compared without a teacher or images that have none; set "
@@ -122,27 +113,17 @@ def finetune(
     learner, master = pixel_copy(network), pixel_copy(teacher)
     if settings.reestimate:
         reestimate_batchnorm_(learner, images.pixels)
-    lesson = _Lesson(learner, master, images, procedural, settings)
-    first, last = lesson.teach(generator, progress)
+    training = _Training(learner, master, images, procedural, settings)
+    first, last = training.run(generator, progress)
     module = copy.deepcopy(learner.get_submodule("1")).eval()
     for parameter in module.parameters():
         parameter.data = parameter.data.contiguous()
-    record = StageRecord(
-        stage="finetune",
-        settings=settings_as_json(settings),
-        params=count_params(module),
-        macs=count_macs(module, network.spec.input_shape),
-        notes={"images": len(images), "loss_first": first, "loss_last": last},
-    )
-    return FinetunedNetwork(
-        module=module,
-        spec=network.spec,
-        source_sha256=network.source_sha256,
-        history=(*network.history, record),
-    )
+    notes = {"images": len(images), "loss_first": first, "loss_last": last}
+    made_by = record("finetune", module, network.spec, settings, notes)
+    return following(network, FinetunedNetwork, module, made_by)
 
 
-class _Lesson:
+class _Training:
     """One student, one teacher, one set of images."""
 
     def __init__(
@@ -165,7 +146,7 @@ class _Lesson:
         self._likeness = Likeness(settings.compare, logit_variance(answers))
         self._scales: dict[str, Tensor] = {}
 
-    def teach(
+    def run(
         self, generator: torch.Generator, progress: Progress
     ) -> tuple[float | None, float | None]:
         """All steps; the mean loss of the first and of the last tenth."""

@@ -12,6 +12,7 @@ by the names that only they have.
 
 from __future__ import annotations
 
+import errno
 import hmac
 import os
 import re
@@ -67,6 +68,9 @@ class Store:
             # Not followed, and not waited for: a link or a pipe is nobody's result.
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             descriptor = os.open(path, flags)
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):  # which no file can be made of
+                os.close(descriptor)
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         except FileNotFoundError:
             return None
         except OSError as error:

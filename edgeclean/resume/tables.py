@@ -1,7 +1,10 @@
-"""The latency table of a run: the one that was given, or one measured here and kept."""
+"""The latency table of a run, given or measured here and kept, and goals that need one."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from edgeclean.config import PipelineSettings
 from edgeclean.environment import describe_environment
 from edgeclean.errors import UsageError
 from edgeclean.factors.fits import Ranks
@@ -10,7 +13,10 @@ from edgeclean.progress import Progress, silent
 from edgeclean.ranks.latency_table import LatencyTable
 from edgeclean.resume.store import Store
 from edgeclean.runtime.block_latency import BlockLatencySettings, measure_table
+from edgeclean.runtime.latency import LatencySettings
 from edgeclean.states import LoadedNetwork
+from edgeclean.targets.targets import Target
+from exporters.file_size import BYTES_PER_PARAM
 from exporters.onnx_exporter import ExportSettings, export_onnx
 
 
@@ -46,6 +52,21 @@ def measured_table(
     )
 
 
+def table_of_this_machine(
+    network: LoadedNetwork,
+    overrides: Mapping[str, Ranks],
+    latency: LatencySettings,
+    *,
+    kept: Store | None = None,
+    progress: Progress = silent,
+) -> LatencyTable:
+    """As `measured_table`, with the threads and the batch that the network is measured with."""
+    settings = BlockLatencySettings(threads=latency.threads, batch=latency.batch)
+    return measured_table(
+        network, settings, overrides=dict(overrides), kept=kept, progress=progress
+    )
+
+
 def is_of_this_machine(table: LatencyTable) -> bool:
     """Whether ONNX Runtime on this processor is what the table was measured with."""
     here = describe_environment()
@@ -69,4 +90,27 @@ def check_table(table: LatencyTable, *, precision: str, threads: int, batch: int
             f"the latency table was measured here with {table.threads} threads at batch "
             f"{table.batch}, and this run measures with {threads} at batch {batch}; make them "
             "alike (--threads), or measure the table again"
+        )
+
+
+def check_goal(settings: PipelineSettings, target: Target, table: LatencyTable | None) -> None:
+    """Refuse goals that cannot be planned for this target, before anything is loaded.
+
+    Raises:
+        UsageError: the table is of another precision, there is none and none can be measured here,
+            or a size is asked of a precision whose file sizes cannot be foretold.
+    """
+    precision, goal = settings.precision.format, settings.ranks
+    if table is not None:
+        measured = settings.latency
+        check_table(table, precision=precision, threads=measured.threads, batch=measured.batch)
+    elif goal.needs_table and (target.runtime != "onnxruntime" or precision != "fp32"):
+        raise UsageError(
+            f"a goal of time was asked for {target.name} in {precision}, which cannot be measured "
+            "here; give --latency-table with one measured there, or ask for --ratio"
+        )
+    if goal.size_budget is not None and precision not in BYTES_PER_PARAM:
+        raise UsageError(
+            f"--size-budget cannot be planned for {precision}, whose layers may stay in fp32; ask "
+            "for --ratio with --measure params, and refuse larger files with --max-size"
         )

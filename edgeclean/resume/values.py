@@ -1,7 +1,8 @@
 """The results of stages as bytes and back: JSON and plain tensors, never a pickle.
 
-Only the classes named here are ever built. Tensors keep their strides: a convolution may sum in
-another order for another memory layout, and a resumed run must give the same bytes.
+Only the classes named here are ever built. Tensors keep their strides and their device: a
+convolution may sum in another order for another memory layout, a resumed run must give the same
+bytes, and what lay on a GPU is worked with there.
 """
 
 from __future__ import annotations
@@ -62,12 +63,24 @@ def to_bytes(value: object) -> bytes:
     return bytes(safetensors.torch.save(tensors, metadata={_TREE: text}))
 
 
-def from_bytes(contents: bytes, like: Network | None = None) -> Any:
-    """The result that `to_bytes` was given.
+def on_device(tensor: Tensor, device: str) -> Tensor:
+    """The tensor there, its strides as they are."""
+    return tensor.to(device)
+
+
+def from_bytes(
+    contents: bytes,
+    like: Network | None = None,
+    *,
+    place: Callable[[Tensor, str], Tensor] = on_device,
+) -> Any:
+    """The result that `to_bytes` was given, every tensor on the device that it lay on.
 
     Args:
         contents: what it wrote.
-        like: a network of the same layers, for a stage whose result is a network.
+        like: a network of the same layers, for a stage whose result is a network; its device is
+            the result's.
+        place: how a tensor comes to a device, by the device's name.
 
     Raises:
         ValueError, KeyError, TypeError, RuntimeError: the bytes are not such a result, or not of
@@ -75,7 +88,7 @@ def from_bytes(contents: bytes, like: Network | None = None) -> Any:
     """
     length = int.from_bytes(contents[:8], "little")
     tree = json.loads(json.loads(contents[8 : 8 + length])["__metadata__"][_TREE])
-    return _decode(tree, safetensors.torch.load(contents), like)
+    return _decode(tree, _Tensors(safetensors.torch.load(contents), place), like)
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -105,7 +118,7 @@ def _put(tensor: Tensor, tensors: dict[str, Tensor]) -> dict[str, Any]:
     plain = tensor.detach().cpu()
     tensors[name] = plain.clone(memory_format=torch.contiguous_format)
     stride = list(plain.stride()) if _is_dense(plain) and not plain.is_contiguous() else None
-    return {"tensor": name, "stride": stride}
+    return {"tensor": name, "stride": stride, "device": str(tensor.device)}
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -119,11 +132,30 @@ def _is_dense(tensor: Tensor) -> bool:
     return True
 
 
-def _decode(tree: Any, tensors: Mapping[str, Tensor], like: Network | None) -> Any:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Tensors:
+    """The tensors of a file by name, and how they come to their devices."""
+
+    by_name: Mapping[str, Tensor]
+    place: Callable[[Tensor, str], Tensor]
+
+    def plain(self, tree: Mapping[str, Any]) -> Tensor:
+        """On the CPU, with its strides."""
+        tensor = self.by_name[tree["tensor"]]
+        if tree["stride"] is None:
+            return tensor
+        return torch.empty_strided(tensor.shape, tree["stride"], dtype=tensor.dtype).copy_(tensor)
+
+    def placed(self, tree: Mapping[str, Any]) -> Tensor:
+        """Where it lay."""
+        return self.place(self.plain(tree), tree["device"])
+
+
+def _decode(tree: Any, tensors: _Tensors, like: Network | None) -> Any:
     if not isinstance(tree, dict):
         return tree
     if "tensor" in tree:
-        return _get(tree, tensors)
+        return tensors.placed(tree)
     if "network" in tree:
         return _network(tree, tensors, like)
     if "class" in tree:
@@ -135,17 +167,10 @@ def _decode(tree: Any, tensors: Mapping[str, Tensor], like: Network | None) -> A
     return kind(_decode(one, tensors, like) for one in tree[kind.__name__])
 
 
-def _get(tree: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
-    tensor = tensors[tree["tensor"]]
-    if tree["stride"] is None:
-        return tensor
-    return torch.empty_strided(tensor.shape, tree["stride"], dtype=tensor.dtype).copy_(tensor)
-
-
-def _network(tree: Mapping[str, Any], tensors: Mapping[str, Tensor], like: Network | None) -> Any:
+def _network(tree: Mapping[str, Any], tensors: _Tensors, like: Network | None) -> Any:
     if like is None:
         raise ValueError("a network needs one of the same layers")
-    weights = {name: _get(one, tensors) for name, one in tree["weights"].items()}
+    weights = {name: tensors.plain(one) for name, one in tree["weights"].items()}
     module = copy.deepcopy(like.module)
     for name, tensor in module.state_dict().items():
         if name not in weights or weights[name].shape != tensor.shape:

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclean.environment import versions
-from edgeclean.errors import UsageError
 from edgeclean.factors.fits import Ranks
 from edgeclean.progress import Progress, silent
 from edgeclean.ranks.form_grid import chain, form_grid
@@ -32,6 +31,7 @@ from edgeclean.ranks.latency_table import (
 )
 from edgeclean.ranks.signatures import Signature, layer_signatures
 from edgeclean.runtime.block_backends import Backend, Run, open_backend
+from edgeclean.settings import Settings, setting
 from edgeclean.states import Network
 
 FEWEST_ROUNDS = 5
@@ -39,7 +39,7 @@ GROUP = 48  # forms that are held in memory at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BlockLatencySettings:
+class BlockLatencySettings(Settings):
     """How to measure a table.
 
     Attributes:
@@ -51,18 +51,10 @@ class BlockLatencySettings:
     """
 
     backend: Literal["cpu", "torch-cuda"] = "cpu"
-    threads: int = 1
-    batch: int = 1
-    rounds: int = 21
-    layer_seconds: float = 6.0
-
-    def __post_init__(self) -> None:
-        """Refuse what nothing can be measured with."""
-        for name in ("threads", "batch", "rounds"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 < self.layer_seconds < float("inf"):
-            raise UsageError(f"layer_seconds is {self.layer_seconds}; it must be above 0 seconds")
+    threads: int = setting(1, at_least=1, at_most=1024)
+    batch: int = setting(1, at_least=1, at_most=2**16)
+    rounds: int = setting(21, at_least=1, at_most=10**6)
+    layer_seconds: float = setting(6.0, above=0, at_most=10**6)
 
 
 @runtime_checkable

@@ -17,6 +17,7 @@ from edgeclean.environment import Environment, describe_environment
 from edgeclean.errors import UsageError
 from edgeclean.runtime.providers import NAMES, TRANSFERS, Provider
 from edgeclean.runtime.session import OnnxSession
+from edgeclean.settings import Settings, setting
 
 BLOCK_PAIRS = 5  # a warm-up block; its median is what must settle
 SETTLED_WITHIN = 0.03
@@ -26,7 +27,7 @@ RESAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LatencySettings:
+class LatencySettings(Settings):
     """How to measure.
 
     Attributes:
@@ -40,21 +41,13 @@ class LatencySettings:
         provider: of ONNX Runtime: cpu, cuda or tensorrt; refused where it is not installed.
     """
 
-    threads: int = 1
-    runs: int = 200
-    warmup_runs: int = 50
-    batch: int = 1
-    time_budget_s: float = 60.0
-    seed: int = 0
+    threads: int = setting(1, at_least=1, at_most=1024)
+    runs: int = setting(200, at_least=1, at_most=10**6)
+    warmup_runs: int = setting(50, at_least=1, at_most=10**6)
+    batch: int = setting(1, at_least=1, at_most=2**16)
+    time_budget_s: float = setting(60.0, above=0, at_most=10**6)
+    seed: int = setting(0, at_least=0, at_most=2**63 - 1)
     provider: Provider = "cpu"
-
-    def __post_init__(self) -> None:
-        for name in ("threads", "runs", "warmup_runs", "batch"):
-            value = getattr(self, name)
-            if value < 1:
-                raise UsageError(f"{name} is {value}; it must be at least 1")
-        if not 0 < self.time_budget_s < float("inf"):
-            raise UsageError(f"time_budget_s is {self.time_budget_s}; it must be above 0 seconds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from edgeclean.memory import images_at_once
 from edgeclean.precision import device_of, mixed_precision
 from edgeclean.scan.families import Family
 from edgeclean.scan.triggers import Trigger
+from edgeclean.settings import Settings, setting
 
 ANY = -1  # a slot's source when it takes images of every class
 ELSEWHERE = -2  # a slot's target when every image is to leave the class that it has
@@ -60,16 +61,20 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GradientSettings:
-    """How hard to search: Adam ``steps`` with ``batch_size`` images a slot in each.
+class GradientSettings(Settings):
+    """How hard to search.
 
-    ``slots_at_once`` is the most; of large images they are as many as fit into memory (`memory`).
+    Attributes:
+        steps: of Adam.
+        batch_size: images a slot in each step.
+        success: the share of a slot's images that a trigger must send to its target.
+        slots_at_once: the most; of large images they are as many as fit into memory (`memory`).
     """
 
-    steps: int = 100
-    batch_size: int = 16
-    success: float = 0.95
-    slots_at_once: int = 64
+    steps: int = setting(100, at_least=1, at_most=10**6)
+    batch_size: int = setting(16, at_least=1, at_most=2**14)
+    success: float = setting(0.95, above=0, at_most=1)
+    slots_at_once: int = setting(64, at_least=1, at_most=10**4)
 
 
 def cheapest_triggers(

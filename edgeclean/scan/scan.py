@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from edgeclean.errors import UsageError
 from edgeclean.frozen import frozen
 from edgeclean.pixels import pixel_copy
 from edgeclean.precision import device_of, mixed_precision
@@ -25,11 +24,12 @@ from edgeclean.progress import Progress, silent
 from edgeclean.scan.gradient import Evidence
 from edgeclean.scan.report import ScanReport, SearchRecord, Suspect
 from edgeclean.scan.searches import ALL_TO_ALL, BANK, SEARCHES, Probe
+from edgeclean.settings import Settings, setting
 from edgeclean.states import Network, SyntheticImages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScanSettings:
+class ScanSettings(Settings):
     """Which searches, and how hard.
 
     Attributes:
@@ -41,21 +41,15 @@ class ScanSettings:
         bank_candidates: how many of the bank's candidates are tried, drawn at random.
     """
 
-    searches: tuple[str, ...] = (BANK, "masked patch", "additive", ALL_TO_ALL, "warp")
-    images: int = 512
-    steps: int = 100
-    restarts: int = 2
-    bank_candidates: int = 5000
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.searches if name not in SEARCHES]
-        if unknown or not self.searches:
-            raise UsageError(
-                f"unknown search {', '.join(unknown) or '(none given)'}; "
-                f"choose from {', '.join(SEARCHES)}"
-            )
-        if min(self.images, self.steps, self.restarts, self.bank_candidates) < 1:
-            raise UsageError("a scan's images, steps, restarts and candidates must be at least 1")
+    searches: tuple[str, ...] = setting(
+        (BANK, "masked patch", "additive", ALL_TO_ALL, "warp"),
+        one_of=tuple(SEARCHES),
+        entries=(1, 10),
+    )
+    images: int = setting(512, at_least=1, at_most=10**5)
+    steps: int = setting(100, at_least=1, at_most=10**6)
+    restarts: int = setting(2, at_least=1, at_most=1000)
+    bank_candidates: int = setting(5000, at_least=1, at_most=10**6)
 
 
 def scan(

@@ -25,19 +25,19 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgeclean.errors import UsageError
 from edgeclean.finite import require_finite_loss
 from edgeclean.memory import images_at_once
 from edgeclean.pixels import pixel_copy
 from edgeclean.precision import device_of, mixed_precision
 from edgeclean.progress import Progress, silent
+from edgeclean.settings import Settings, setting
 from edgeclean.states import Network, SyntheticImages
 from edgeclean.synthesis.batchnorm import StatisticsDistance, running_batchnorm_layers
 from edgeclean.synthesis.priors import procedural_images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SynthesizeSettings:
+class SynthesizeSettings(Settings):
     """How many images, and how long each batch is optimised.
 
     Attributes:
@@ -53,27 +53,14 @@ class SynthesizeSettings:
         smoothness_weight: of total variation.
     """
 
-    count: int = 640
-    recovery_count: int = 1024
-    recovery_steps: int = 40
-    steps: int = 80
-    batch_size: int = 256
-    learning_rate: float = 0.1
-    class_weight: float = 0.02
-    smoothness_weight: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.count < 1 or self.steps < 1 or self.batch_size < 2:
-            raise UsageError(
-                f"synthesis got count={self.count}, steps={self.steps}, "
-                f"batch_size={self.batch_size}; count and steps must be at least 1, "
-                "batch_size at least 2"
-            )
-        if self.recovery_count < 1 or self.recovery_steps < 1:
-            raise UsageError(
-                f"recovery_count is {self.recovery_count} and recovery_steps "
-                f"{self.recovery_steps}; both must be at least 1"
-            )
+    count: int = setting(640, at_least=1, at_most=10**5)
+    recovery_count: int = setting(1024, at_least=1, at_most=10**5)
+    recovery_steps: int = setting(40, at_least=1, at_most=10**6)
+    steps: int = setting(80, at_least=1, at_most=10**6)
+    batch_size: int = setting(256, at_least=2, at_most=2**14)
+    learning_rate: float = setting(0.1, above=0, at_most=10)
+    class_weight: float = setting(0.02, at_least=0, at_most=1000)
+    smoothness_weight: float = setting(0.1, at_least=0, at_most=1000)
 
     def recovery(self) -> SynthesizeSettings:
         """The settings for the images made from the purified network."""

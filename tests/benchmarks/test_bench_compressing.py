@@ -18,7 +18,7 @@ from benchmarks.suites import CIFAR10, image_spec
 from edgeclean.cost import count_macs
 from edgeclean.errors import RatioError, UsageError
 from edgeclean.loading.architectures import build_architecture
-from edgeclean.stages import run_stages
+from edgeclean.pipeline import run_stages
 from edgeclean.states import LoadedNetwork, Network
 
 CLEAN = shade_images(8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from bench_images import tiny_network
 from benchmarks import purify as rows
 from benchmarks import purify_table
 from benchmarks.compress_zoo import Cell
-from edgeclean import stages
+from edgeclean import pipeline
 from edgeclean.cost import count_params
 from edgeclean.purification.purify import purify
 from edgeclean.reports.report import same_weights
@@ -76,12 +77,12 @@ def test_a_cell_that_lacks_a_ratio_is_made_again() -> None:
 def test_another_ratio_takes_up_what_the_first_has_purified(tmp_path, monkeypatch):
     purified = []
 
+    @functools.wraps(purify)
     def counted(*arguments, **named):
         purified.append(arguments[0])
         return purify(*arguments, **named)
 
-    counted.__name__ = purify.__name__
-    monkeypatch.setattr(stages, "purify", counted)
+    monkeypatch.setattr(pipeline, "purify", counted)
     monkeypatch.setattr(rows, "KEPT", tmp_path)
     network = tiny_network()
     came = LoadedNetwork(module=network.module, spec=network.spec, source_sha256="0" * 64)

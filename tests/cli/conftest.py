@@ -36,5 +36,5 @@ def bundle(source: Path) -> Path:
     settings = settings_from(PipelineSettings, read_config(quick_config(source.parent)))
     output = source.parent / "bundle"
     written = pipeline.compress(source, spec(), output, settings, code_folder=source.parent)
-    (source.parent / "original.onnx").write_bytes(written.outcome.original_model)
+    (source.parent / "original.onnx").write_bytes(written.compression.original_model)
     return output

@@ -117,7 +117,7 @@ def test_a_defect_keeps_its_traceback() -> None:
         (["compress", "x.pth", *OPTIONS, "-o", "b", "--ratio", "0.5"], 2, "must be 1 or more"),
         (["compress", "x.pth", *OPTIONS, "-o", "b", "--target", "orin"], 2, "did you mean"),
         (
-            ["compress", "x.pth", *OPTIONS, "-o", "b", "--purify", "deck"],
+            ["compress", "x.pth", *OPTIONS, "-o", "b", "--purify", "clean-compact"],
             3,
             "x.pth: cannot be read",
         ),
@@ -126,7 +126,11 @@ def test_a_defect_keeps_its_traceback() -> None:
             2,
             "no.toml: cannot",
         ),
-        (["compress", "x.pth", *OPTIONS, "-o", "b", "--purify", "hard"], 2, "guided, deck, none"),
+        (
+            ["compress", "x.pth", *OPTIONS, "-o", "b", "--purify", "hard"],
+            2,
+            "guided, clean-compact, none",
+        ),
         (["compress", "x.pth", *OPTIONS, "-o", "b", "--config", "no.toml"], 2, "no.toml: cannot"),
         (
             ["compress", "x.pth", *OPTIONS, "-o", "b", "--target", "tx2", "--opset", "17"],
@@ -271,3 +275,47 @@ def test_without_a_gpu_gpu_is_refused_before_anything_is_loaded(
     assert answer.code == 7
     assert "PyTorch sees no CUDA device here" in answer.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[purify.unlearn]\nsteps = 0",
+        "[purify.unlearn]\nascent_every = 0",
+        "[purify.unlearn]\nlearning_rate = -1",
+        "[purify]\ngeneral_strength = -5",
+        "[finetune]\nprocedural_share = 2",
+        "[finetune]\nlearning_rate = nan",
+        "[synthesize]\nclass_weight = inf",
+        f"[scan]\nsteps = 0x{'f' * 20_000}",
+        f"target = 0x{'f' * 20_000}",
+        f"[scan]\nsearches = {'[' * 90}{']' * 90}",
+        f"{'k' * 100_000} = 1",
+    ],
+    ids=lambda line: line[:40].replace("\n", " "),
+)
+def test_settings_that_mean_nothing_end_before_anything_is_loaded(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("e.toml").write_text(f"{line}\n", encoding="utf-8")
+    said = terminal("compress", "x.pth", *OPTIONS, "-o", "b", "--config", "e.toml")
+    assert said.code == 2
+    assert len(said.err.splitlines()) == 1
+    assert len(said.err) < 700
+    assert line.partition("]\n")[2].partition(" ")[0] in said.err
+
+
+@pytest.mark.parametrize("as_option", [True, False])
+def test_the_old_name_of_a_mode_is_taken_and_told_once(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_option: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("e.toml").write_text('[purify]\nmode = "deck"\n', encoding="utf-8")
+    words = ["--purify", "deck"] if as_option else ["--config", "e.toml"]
+    said = terminal("compress", "x.pth", *OPTIONS, "-o", "b", *words)
+    assert said.code == 3
+    told, *_, refused = said.err.splitlines()
+    assert "'deck' is called 'clean-compact' now" in told
+    assert said.err.count("deck") == 1
+    assert "x.pth: cannot be read" in refused

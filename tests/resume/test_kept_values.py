@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 from kept_things import small_network
 from report_evidence import scan_report
+from torch import Tensor
 
 from edgeclean.resume.values import from_bytes, to_bytes
 from edgeclean.states import PurifiedNetwork, SyntheticImages
@@ -30,6 +31,27 @@ def test_tensors_come_back_with_their_numbers_and_strides() -> None:
     assert after.pixels.stride() == before.pixels.stride()
     assert torch.equal(after.labels, before.labels)
     assert after.origin == before.origin
+
+
+def test_tensors_come_back_to_the_device_that_they_lay_on() -> None:
+    placed: list[tuple[tuple[int, ...], str]] = []
+
+    def place(tensor: Tensor, device: str) -> Tensor:
+        placed.append((tuple(tensor.shape), device))
+        return tensor + 1
+
+    before = images()
+    contents = to_bytes(before)
+    after = from_bytes(contents, place=place)
+    assert placed == [((2, 3, 4, 4), "cpu"), ((2,), "cpu")]
+    assert torch.equal(after.pixels, before.pixels + 1), "what was placed is what comes back"
+    there = contents.replace(b'\\"device\\":\\"cpu\\"', b'\\"device\\":\\"gpu\\"')
+    assert there != contents
+    placed.clear()
+    from_bytes(there, place=place)
+    assert [device for _, device in placed] == ["gpu", "gpu"]
+    with pytest.raises(RuntimeError):  # no such device here: the stage runs again
+        from_bytes(there)
 
 
 def test_a_report_comes_back_whole() -> None:

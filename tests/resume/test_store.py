@@ -74,6 +74,20 @@ def test_links_and_pipes_are_nobodys_results(store: Store, ear: Ear, tmp_path: P
     assert len(ear.heard) == 2
 
 
+def test_a_folder_in_the_place_of_a_result_is_told_and_left(store: Store, ear: Ear) -> None:
+    store.put("one", b"result")
+    inside = store.folder / "two.kept" / "mine"
+    inside.parent.mkdir()
+    inside.touch()
+    assert store.get("two") is None
+    store.put("two", b"result")
+    assert inside.exists()
+    assert ear.heard[0] == "cache: two.kept cannot be read (Is a directory); made again"
+    assert "cannot be written" in ear.heard[1]
+    assert len(ear.heard) == 2
+    assert {path.name for path in store.folder.iterdir()} == {SECRET, "one.kept", "two.kept"}
+
+
 def test_without_room_or_rights_it_goes_on_without(
     tmp_path: Path, ear: Ear, monkeypatch: pytest.MonkeyPatch
 ) -> None:

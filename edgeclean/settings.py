@@ -1,0 +1,250 @@
+"""Settings that check themselves: every field has a type and a range, and is refused in one line.
+
+::
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class ScanSettings(Settings):
+        steps: int = setting(100, at_least=1, at_most=10**6)
+        mode: Literal["fast", "full"] = "fast"
+
+The type is the annotation's: a Literal and a bool need no range, numbers are always finite. A whole
+number is taken where a float is asked and a list where a tuple is; nothing else is converted.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+from edgeclean.errors import UsageError
+from edgeclean.limits import NO_LIMITS, Limits, choices_of, type_in_words
+from edgeclean.printable import printable, shown
+
+T = TypeVar("T")
+MOST_NAME = 200  # characters of a name or path, where nothing narrower is known
+_LIMITS = "limits"  # the key of a field's metadata
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldDescription:
+    """One field of a settings class, for a table of all of them.
+
+    Attributes:
+        name: as it is written.
+        type: in words, such as "a whole number".
+        default: the value, or None for a table of settings.
+        range: in words, such as "from 1 to 10^6"; empty where the type says all.
+        text: the first sentence that the docstring says of it.
+        hint: the annotation itself.
+        limits: what is declared beside it.
+    """
+
+    name: str
+    type: str
+    default: Any
+    range: str
+    text: str
+    hint: Any
+    limits: Limits
+
+
+class Settings:
+    """The base of every settings class, which is a frozen, keyword-only dataclass."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        """Check every field, then all together.
+
+        Raises:
+            UsageError: a field has the wrong type or lies outside of its range, or two fields
+                contradict each other.
+        """
+        for name, (hint, limits) in fields_of(type(self)).items():
+            object.__setattr__(self, name, checked(hint, getattr(self, name), name, limits))
+        self.check_together()
+
+    def check_together(self) -> None:
+        """Refuse what no single field tells; by default nothing.
+
+        Raises:
+            UsageError: two fields contradict each other.
+        """
+
+
+def setting(  # noqa: PLR0913 - the kinds of limits are the interface
+    default: T,
+    *,
+    at_least: float | int | None = None,
+    above: float | int | None = None,
+    at_most: float | int | None = None,
+    below: float | int | None = None,
+    one_of: Sequence[str] = (),
+    longest: int | None = None,
+    entries: tuple[int, int] | None = None,
+) -> T:
+    """A field of a settings class with its default and its range; see `Limits`."""
+    limits = Limits(
+        at_least=at_least,
+        above=above,
+        at_most=at_most,
+        below=below,
+        one_of=tuple(one_of),
+        longest=longest,
+        entries=entries,
+    )
+    metadata = {_LIMITS: limits}
+    if isinstance(default, dict):  # which dataclasses refuse as a default: it could be changed
+        made: Any = dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
+    else:
+        made = dataclasses.field(default=default, metadata=metadata)
+    return made  # type: ignore[no-any-return]
+
+
+def fields_of(settings_class: type) -> dict[str, tuple[Any, Limits]]:
+    """The annotation and the limits of every field of a settings class, by name."""
+    own: Any = settings_class  # mypy takes no class for hashable
+    return dict(_fields(own))
+
+
+def checked(hint: Any, value: Any, name: str, limits: Limits = NO_LIMITS) -> Any:
+    """The value as the type that is asked, within its limits.
+
+    Raises:
+        UsageError: it is not; one line names the field, what was got and what is allowed.
+    """
+    if hint is Any:
+        return value
+    for choice in choices_of(hint):
+        if value is None and choice is type(None):
+            return None
+        if _is_of(choice, value):
+            return _within(choice, value, name, limits, hint)
+    _refuse(name, value, hint, limits)
+
+
+def describe(settings_class: type) -> tuple[FieldDescription, ...]:
+    """Every field of a settings class, in order."""
+    texts = _attribute_texts(settings_class)
+    fields = {one.name: one for one in dataclasses.fields(settings_class)}
+    return tuple(
+        FieldDescription(
+            name=name,
+            type=type_in_words(hint),
+            default=_default_of(fields[name]),
+            range=limits.in_words(),
+            text=texts.get(name, ""),
+            hint=hint,
+            limits=limits,
+        )
+        for name, (hint, limits) in fields_of(settings_class).items()
+    )
+
+
+@cache
+def _fields(settings_class: Any) -> dict[str, tuple[Any, Limits]]:
+    hints = get_type_hints(settings_class)
+    return {
+        one.name: (hints[one.name], one.metadata.get(_LIMITS, NO_LIMITS))
+        for one in dataclasses.fields(settings_class)
+    }
+
+
+def _is_of(hint: Any, value: Any) -> bool:
+    """Whether the value has the type; its range and its entries are looked at afterwards."""
+    origin = get_origin(hint)
+    if origin is Literal:
+        return isinstance(value, str | int) and value in get_args(hint)
+    if origin is tuple:
+        return isinstance(value, list | tuple)
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(hint, type) and isinstance(value, hint)
+
+
+def _within(hint: Any, value: Any, name: str, limits: Limits, asked: Any) -> Any:
+    """A value of the right type, which must lie within the limits as well."""
+    if get_origin(hint) is tuple:
+        return _entries_within(get_args(hint), value, name, limits, asked)
+    if get_origin(hint) in (dict, Mapping):
+        inside = get_args(hint)[1]
+        _check_count(name, len(value), limits)
+        return {str(key): checked(inside, one, f"{name}: {key}"[:MOST_NAME], limits)
+                for key, one in value.items()}  # fmt: skip
+    if hint in (int, float):
+        if not limits.hold(value):
+            _refuse(name, value, asked, limits)
+        try:
+            return hint(value)
+        except OverflowError:
+            _refuse(name, value, asked, limits)
+    if hint is str:
+        too_long = limits.longest is not None and len(value) > limits.longest
+        if too_long or (limits.one_of and value not in limits.one_of):
+            _refuse(name, value, asked, limits)
+    return value
+
+
+def _entries_within(
+    inside: tuple[Any, ...], value: Sequence[Any], name: str, limits: Limits, asked: Any
+) -> tuple[Any, ...]:
+    repeated = inside[1:] == (...,)
+    if not repeated and len(inside) != len(value):
+        _refuse(name, value, asked, limits)
+    _check_count(name, len(value), limits)
+    hints = inside[:1] * len(value) if repeated else inside
+    return tuple(
+        checked(hint, one, f"{name}[{index}]", limits)
+        for index, (hint, one) in enumerate(zip(hints, value, strict=True))
+    )
+
+
+def _check_count(name: str, count: int, limits: Limits) -> None:
+    if limits.entries is not None and not limits.entries[0] <= count <= limits.entries[1]:
+        least, most = limits.entries
+        raise UsageError(f"{name} has {count} entries; it must have {least} to {most}")
+
+
+def _refuse(name: str, value: object, hint: Any, limits: Limits) -> NoReturn:
+    words = (type_in_words(hint), limits.in_words())
+    allowed = (", " if limits.one_of else " ").join(word for word in words if word)
+    if type(None) in choices_of(hint):
+        allowed += ", or nothing"
+    raise UsageError(f"{printable(name)} is {shown(value)}; it must be {allowed}")
+
+
+def _default_of(field: dataclasses.Field[Any]) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is dataclasses.MISSING:
+        return None
+    made = field.default_factory()
+    return None if dataclasses.is_dataclass(made) else made
+
+
+def _attribute_texts(settings_class: type) -> dict[str, str]:
+    """The first sentence of every entry of a docstring's attributes."""
+    lines = (inspect.getdoc(settings_class) or "").partition("Attributes:\n")[2].splitlines()
+    texts: dict[str, str] = {}
+    name = ""
+    for line in lines:
+        begins = re.match(r"    (\w+): (.*)", line)
+        if begins:
+            name, texts[begins[1]] = begins[1], begins[2]
+        elif line.startswith("     ") and name:
+            texts[name] += " " + line.strip()
+        elif line.strip():
+            break
+    return {
+        name: re.split(r"(?<=\.)\s+(?=[A-Z])", text, maxsplit=1)[0] for name, text in texts.items()
+    }

@@ -1,0 +1,30 @@
+"""What an ONNX file will take, foretold from a network's parameters."""
+
+from __future__ import annotations
+
+from edgeclean.cost import count_params
+from edgeclean.ranks.goals import FileSize
+from edgeclean.ranks.signatures import layer_signatures
+from edgeclean.states import Network
+from exporters.onnx_exporter import ExportSettings, export_onnx
+from exporters.precision import Precision
+
+BYTES_PER_PARAM: dict[Precision, float] = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
+NODE_BYTES = 1000  # of two further convolutions in an ONNX graph, names included, at the most
+
+
+def foretell_size(network: Network, settings: ExportSettings, precision: Precision) -> FileSize:
+    """How the file's bytes follow from the parameters, in a precision of `BYTES_PER_PARAM`.
+
+    Args:
+        network: in its original shape; it is exported once to see what its graph takes.
+        settings: of the export.
+        precision: that the file is written in.
+    """
+    model = export_onnx(network, settings)
+    layers = len(layer_signatures(network.module, network.spec.input_shape))
+    graph_bytes = max(0, len(model) - 4 * count_params(network.module))
+    return FileSize(
+        bytes_per_param=BYTES_PER_PARAM[precision],
+        overhead_bytes=graph_bytes + NODE_BYTES * layers,
+    )
