@@ -12,21 +12,21 @@ from pathlib import Path
 from edgeclean.bundles.bundle import Bundle, BundleContents, hold_output, write_bundle
 from edgeclean.bundles.device_kit import kit_files
 from edgeclean.bundles.signing import Signer
+from edgeclean.compress.clamp import scale
+from edgeclean.compress.decompose import decompose
+from edgeclean.compress.latency_table import LatencyTable
+from edgeclean.compress.plan import choose_ranks
+from edgeclean.compress.truncate import truncate
 from edgeclean.compute import gpu_name, placed, require_compute
 from edgeclean.config import PipelineSettings
 from edgeclean.environment import describe_environment
 from edgeclean.errors import UsageError
-from edgeclean.factors.decompose import decompose
-from edgeclean.factors.scale import scale
 from edgeclean.gates.evaluation import evaluate
 from edgeclean.gates.labelled_images import LabelledImages
 from edgeclean.gates.policy import Policy
 from edgeclean.gates.verdicts import judge_result, judge_scan, refuse_failed
 from edgeclean.loading.checkpoint import load_checkpoint
 from edgeclean.progress import Progress, silent
-from edgeclean.ranks.choose import choose_ranks
-from edgeclean.ranks.latency_table import LatencyTable
-from edgeclean.ranks.truncate import truncate
 from edgeclean.reports.layer_table import layer_rows, spectra
 from edgeclean.reports.page import render_html, trigger_files
 from edgeclean.reports.report import Evidence, build_report

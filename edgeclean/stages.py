@@ -11,22 +11,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ParamSpec, TypeVar
 
+from edgeclean.compress.clamp import choose_tau, scale
+from edgeclean.compress.decompose import decompose
+from edgeclean.compress.goals import FileSize
+from edgeclean.compress.latency_table import LatencyTable
+from edgeclean.compress.plan import choose_ranks
+from edgeclean.compress.truncate import truncate
 from edgeclean.config import PipelineSettings
-from edgeclean.cost import count_params
-from edgeclean.factors.decompose import decompose
-from edgeclean.factors.scale import scale
-from edgeclean.factors.threshold import choose_tau
 from edgeclean.gates.evaluation import Evaluation
 from edgeclean.gates.policy import Policy
 from edgeclean.gates.promise import refuse_larger, refuse_slower
 from edgeclean.gates.verdicts import GateVerdict, judge_scan, refuse_failed
+from edgeclean.networks.cost import count_params
+from edgeclean.networks.layers import conv_shapes, trace_layers
 from edgeclean.progress import Progress, silent
 from edgeclean.purification.purify import purify
-from edgeclean.ranks.choose import choose_ranks
-from edgeclean.ranks.goals import FileSize
-from edgeclean.ranks.latency_table import LatencyTable
-from edgeclean.ranks.signatures import layer_signatures
-from edgeclean.ranks.truncate import truncate
 from edgeclean.recovery.finetune import finetune
 from edgeclean.reports.report import same_weights
 from edgeclean.reports.stopwatch import Stopwatch
@@ -239,9 +238,9 @@ class _Run:
         if self.settings.ranks.size_budget is None:
             return None
         model = export_onnx(self.original, self.settings.export)
-        layers = len(layer_signatures(self.original.module, self.original.spec.input_shape))
+        traced = trace_layers(self.original.module, self.original.spec.input_shape)
         return FileSize(
             bytes_per_param=BYTES_PER_PARAM[self.settings.precision.format],
             overhead_bytes=max(0, len(model) - 4 * count_params(self.original.module))
-            + NODE_BYTES * layers,
+            + NODE_BYTES * len(conv_shapes(traced)),
         )

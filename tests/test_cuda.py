@@ -15,10 +15,9 @@ from small_checkpoint import QUICK, quick_settings, spec, write_checkpoint
 from tiny_networks import tiny_network
 
 from edgeclean.bundles.verify import verify_bundle
+from edgeclean.compress.clamp import ScaleSettings, choose_tau
+from edgeclean.compress.decompose import DecomposeSettings, decompose
 from edgeclean.config import settings_for
-from edgeclean.factors.decompose import DecomposeSettings, decompose
-from edgeclean.factors.scale import ScaleSettings
-from edgeclean.factors.threshold import choose_tau
 from edgeclean.frozen import NormedConv, folding_norms
 from edgeclean.loading.checkpoint import load_checkpoint
 from edgeclean.pipeline import compress

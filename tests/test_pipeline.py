@@ -16,8 +16,8 @@ from small_checkpoint import QUICK, quick_settings, spec, write_checkpoint
 from edgeclean import stages
 from edgeclean.bundles.verify import verify_bundle
 from edgeclean.config import PipelineSettings, overlay, settings_for, settings_from
-from edgeclean.cost import count_macs
 from edgeclean.loading.checkpoint import load_checkpoint
+from edgeclean.networks.cost import count_macs
 from edgeclean.pipeline import WrittenOutcome, compress, plan_checkpoint, scan_checkpoint
 from edgeclean.reports.report import check_report, same_weights
 from edgeclean.runtime.onnx_check import open_onnx, opset_of

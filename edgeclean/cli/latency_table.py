@@ -28,7 +28,7 @@ from edgeclean.cli.options import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from edgeclean.ranks.latency_table import LatencyTable
+    from edgeclean.compress.latency_table import LatencyTable
 
 
 def latency_table(  # noqa: PLR0913 - the options are the interface

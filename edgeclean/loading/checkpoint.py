@@ -20,7 +20,6 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from edgeclean.cost import count_macs, count_params
 from edgeclean.errors import InputRejectedError
 from edgeclean.loading.architectures import build_architecture, list_architectures
 from edgeclean.loading.input_guard import (
@@ -41,6 +40,7 @@ from edgeclean.loading.state_dict import (
     fit_weights,
     strip_prefix,
 )
+from edgeclean.networks.cost import count_macs, count_params
 from edgeclean.printable import printable
 from edgeclean.states import JsonValue, LoadedNetwork, ModelSpec, StageRecord, settings_as_json
 

@@ -20,9 +20,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from edgeclean.cost import count_macs, count_params
 from edgeclean.errors import UsageError
 from edgeclean.frozen import frozen
+from edgeclean.networks.cost import count_macs, count_params
 from edgeclean.pixels import pixel_copy
 from edgeclean.precision import channels_last, device_of
 from edgeclean.progress import Progress, silent

@@ -23,11 +23,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgeclean.cost import count_macs, count_params
 from edgeclean.distil import Compare, Likeness, label_answers, logit_variance
 from edgeclean.errors import UsageError
 from edgeclean.frozen import folding_norms, frozen
 from edgeclean.memory import images_at_once
+from edgeclean.networks.cost import count_macs, count_params
 from edgeclean.pixels import pixel_copy
 from edgeclean.precision import device_of, mixed_precision
 from edgeclean.progress import Progress, silent
