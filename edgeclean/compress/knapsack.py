@@ -17,6 +17,8 @@ from scipy.sparse import csr_array
 # and limits to 1 (where they were larger, its presolve was seen to lose the optimum).
 _GOAL_SCALE = 1e6
 _MOST_CUTS = 100
+_MOST_NODES = 2000  # of one search, some seconds; then the best choice that was found is taken
+_TIME_GAP = 1e-3  # by which a choice may be slower than the quickest: measured times are no finer
 Number = int | float
 _ROUNDING = 1e-9  # of sums of effects in another order
 
@@ -49,8 +51,8 @@ def choose(
     """The index of one item of every group, of least total effect with cost at most ``budget``.
 
     Of choices of one effect a dearer one is taken: room that is left is spent as long as no effect
-    grows. With an allowance, and items that take time, it is the quickest choice whose total effect
-    is within ``1 + allowance`` of the least one.
+    grows. With an allowance, and items that take time, it is the quickest choice (to a thousandth)
+    whose total effect is within ``1 + allowance`` of the least one.
 
     Args:
         groups: of every layer, its candidates.
@@ -77,7 +79,7 @@ def choose(
     if allowance > 0 and any(item.time for item in items):
         least = sum(_picked(groups, best, lambda item: item.effect))
         alike = Limit(amounts=effects, most=(1 + allowance) * least * (1 + _ROUNDING))
-        quick = _least(groups, [item.time for item in items], [within, alike])
+        quick = _least(groups, [item.time for item in items], [within, alike], gap=_TIME_GAP)
         chosen = best if quick is None else quick
         _spend(groups, chosen, budget, lambda item: (item.effect, item.time))
     else:
@@ -91,7 +93,11 @@ def _cost_in(group: Sequence[Item]) -> Callable[[int], int]:
 
 
 def _least(
-    groups: Sequence[Sequence[Item]], amounts: Sequence[Number], limits: Sequence[Limit]
+    groups: Sequence[Sequence[Item]],
+    amounts: Sequence[Number],
+    limits: Sequence[Limit],
+    *,
+    gap: float = 0.0,
 ) -> list[int] | None:
     """One item of every group with the least sum of amounts within the limits; None if none is.
 
@@ -112,7 +118,7 @@ def _least(
             integrality=np.ones(len(goal)),
             bounds=Bounds(0, 1),
             constraints=rows,
-            options={"mip_rel_gap": 0.0},
+            options={"mip_rel_gap": gap, "node_limit": _MOST_NODES},
         )
         if solved.x is None:
             return None

@@ -5,15 +5,12 @@ import math
 
 import pytest
 from factor_networks import Plain, network_of, plain, seeded, some_images
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from latency_tables import made_up_table
 from torch import nn
 
 from edgeclean.compress.decompose import DecomposeSettings, decompose
 from edgeclean.compress.fit import WeightFit
 from edgeclean.compress.goals import FileSize
-from edgeclean.compress.knapsack import Item, choose
 from edgeclean.compress.latency_file import parse_latency_table
 from edgeclean.compress.plan import RankSettings, choose_ranks
 from edgeclean.compress.truncate import TruncateSettings, truncate
@@ -27,43 +24,6 @@ from exporters.onnx_exporter import ExportSettings, export_onnx
 @pytest.fixture(scope="module")
 def table():
     return made_up_table(plain())
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    groups=st.lists(
-        st.lists(
-            st.builds(Item, st.integers(0, 40), st.floats(0, 10, width=16), st.integers(1, 1000)),
-            min_size=1,
-            max_size=4,
-        ),
-        min_size=1,
-        max_size=4,
-    ),
-    budget=st.integers(1, 150),
-    allowance=st.sampled_from([0.0, 0.1, 0.5]),
-)
-def test_a_quick_choice_is_within_the_budget_and_the_allowance(groups, budget, allowance):
-    best, quick = (choose(groups, budget), choose(groups, budget, 0, allowance=allowance))
-    assert (best is None) == (quick is None)
-    if best is None:
-        return
-    cost, effect, time = (
-        [
-            sum(getattr(g[i], name) for g, i in zip(groups, chosen, strict=True))
-            for chosen in (best, quick)
-        ]
-        for name in ("cost", "effect", "time")
-    )
-    assert cost[1] <= budget
-    assert effect[1] <= (1 + allowance) * effect[0] + 1e-9
-    assert time[1] <= time[0]
-
-
-def test_time_that_costs_little_is_taken():
-    groups = [[Item(10, 1.0, 100), Item(10, 1.05, 40)], [Item(10, 1.0, 100), Item(10, 2.0, 90)]]
-    assert choose(groups, 20, 0, allowance=0.1) == (1, 0)
-    assert choose(groups, 20, 0, allowance=0.0) == (0, 0)
 
 
 def by_layer(plan):

@@ -1,91 +1,19 @@
 """Signatures, forms and the file of a latency table."""
 
-import itertools
 import json
 
 import pytest
-import torch
 from factor_networks import plain
 from latency_tables import made_up_table
-from torch import nn
 
-from edgeclean.compress.factorisation import part_shapes
-from edgeclean.compress.fit import WeightFit
 from edgeclean.compress.latency_file import MAX_FILE_BYTES, parse_latency_table, read_latency_table
 from edgeclean.compress.latency_table import TimedRanks
-from edgeclean.compress.rank_grid import measured_grid, rank_steps
-from edgeclean.compress.tucker import factorise
 from edgeclean.errors import UsageError
-from edgeclean.networks.cost import count_macs, count_params
-from edgeclean.networks.layers import conv_shapes, trace_layers
-from edgeclean.networks.shapes import conv_shape
-from edgeclean.runtime.block_backends import chain_module
 
 
 @pytest.fixture(scope="module")
 def table():
     return made_up_table(plain())
-
-
-# shapes and forms
-
-
-@pytest.mark.parametrize(
-    "conv",
-    [
-        nn.Conv2d(8, 12, 3, padding=1, stride=2),
-        nn.Conv2d(8, 12, (1, 4), padding="same", dilation=(1, 2)),
-        nn.Conv2d(8, 12, 5, padding="valid"),
-        nn.Conv2d(24, 16, 1, stride=2),
-    ],
-)
-def test_a_shape_knows_its_layers_output_and_forms_cost(conv):
-    shape = conv_shape(conv, (13, 9))
-    image = torch.zeros(1, conv.in_channels, 13, 9)
-    assert shape.image_out == tuple(conv(image).shape[2:])
-    fit = WeightFit(factorise(conv.weight), (conv.out_channels, conv.in_channels))
-    for ranks in [(8, 8)] if shape.pointwise else [(4, 4), (12, 4), (4, 8)]:
-        block = fit.at(ranks).to_block(conv)
-        made = part_shapes(shape, ranks)
-        assert len(made) == len(block)
-        assert sum(one.macs for one in made) == count_macs(block, tuple(image.shape[1:]))
-        weights = count_params(block) - conv.out_channels  # all but the bias
-        assert sum(one.params for one in made) == weights
-        assert chain_module(made)(image).shape == conv(image).shape
-
-
-def test_layers_that_run_twice_or_never_have_no_shape():
-    class Odd(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.once, self.twice, self.never = (nn.Conv2d(3, 3, 1) for _ in range(3))
-
-        def forward(self, images):
-            return self.twice(self.twice(self.once(input=images)))
-
-    assert set(conv_shapes(trace_layers(Odd(), (3, 5, 7)))) == {"once"}
-
-
-def test_the_grid_only_has_forms_that_save_a_tenth():
-    shape = conv_shape(nn.Conv2d(64, 128, 3, padding=1, stride=2), (14, 14))
-    forms = measured_grid(shape)
-    assert len(forms) == len(set(forms)) > 10
-    for ranks in forms:
-        parts = part_shapes(shape, ranks)
-        assert sum(one.macs for one in parts) <= 0.9 * shape.macs
-        assert sum(one.params for one in parts) <= 0.9 * shape.params
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3, 8, 16, 24, 64, 100, 512, 2048])
-def test_rank_steps_rise_to_all_channels_by_an_eighth(channels):
-    steps = rank_steps(channels)
-    assert steps[-1] == channels
-    assert all(
-        low < high <= max(low + 16, 1.125 * low + 8) for low, high in itertools.pairwise(steps)
-    )
-
-
-# the file
 
 
 def test_a_table_survives_its_file(table, tmp_path):
