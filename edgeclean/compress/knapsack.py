@@ -52,7 +52,8 @@ def choose(
 
     Of choices of one effect a dearer one is taken: room that is left is spent as long as no effect
     grows. With an allowance, and items that take time, it is the quickest choice (to a thousandth)
-    whose total effect is within ``1 + allowance`` of the least one.
+    whose total effect is within ``1 + allowance`` of the least one; of choices as quick, the one
+    of least effect.
 
     Args:
         groups: of every layer, its candidates.
@@ -77,15 +78,28 @@ def choose(
     if best is None:
         best = [min(range(len(group)), key=_cost_in(group)) for group in groups]
     if allowance > 0 and any(item.time for item in items):
-        least = sum(_picked(groups, best, lambda item: item.effect))
-        alike = Limit(amounts=effects, most=(1 + allowance) * least * (1 + _ROUNDING))
-        quick = _least(groups, [item.time for item in items], [within, alike], gap=_TIME_GAP)
-        chosen = best if quick is None else quick
+        chosen = _quickest(groups, items, best, [within], allowance)
         _spend(groups, chosen, budget, lambda item: (item.effect, item.time))
     else:
         chosen = best
         _spend(groups, chosen, budget, lambda item: (item.effect,))
     return tuple(chosen)
+
+
+def _quickest(
+    groups: Sequence[Sequence[Item]],
+    items: Sequence[Item],
+    best: list[int],
+    limits: Sequence[Limit],
+    allowance: float,
+) -> list[int]:
+    """Of choices that harm little more than the best one the quickest; of those, the gentlest."""
+    effects, times = [item.effect for item in items], [item.time for item in items]
+    least = sum(_picked(groups, best, lambda item: item.effect))
+    alike = Limit(amounts=effects, most=(1 + allowance) * least * (1 + _ROUNDING))
+    quick = _least(groups, times, [*limits, alike], gap=_TIME_GAP) or best
+    as_quick = Limit(amounts=times, most=sum(_picked(groups, quick, lambda item: item.time)))
+    return _least(groups, effects, [*limits, as_quick]) or quick
 
 
 def _cost_in(group: Sequence[Item]) -> Callable[[int], int]:

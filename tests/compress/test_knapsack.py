@@ -137,6 +137,11 @@ def test_time_that_costs_little_is_taken():
     assert choose(groups, 20, allowance=0.0) == (0, 0)
 
 
+def test_of_choices_as_quick_the_gentlest_is_taken():
+    groups = [[Item(10, 1.0, 100), Item(10, 1.09, 40), Item(10, 1.05, 40)], [Item(10, 1.0, 100)]]
+    assert choose(groups, 20, allowance=0.1) == (2, 0)
+
+
 def test_room_is_not_spent_on_time():
     groups = [[Item(10, 1.0, 10), Item(20, 1.0, 30)], [Item(10, 1.0, 10), Item(20, 1.0, 10)]]
     assert choose(groups, 40, allowance=0.1) == (0, 1)
