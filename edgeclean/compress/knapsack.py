@@ -17,7 +17,8 @@ from scipy.sparse import csr_array
 # and limits to 1 (where they were larger, its presolve was seen to lose the optimum).
 _GOAL_SCALE = 1e6
 _MOST_CUTS = 100
-_MOST_NODES = 2000  # of one search, some seconds; then the best choice that was found is taken
+_MOST_NODES = 50_000  # of one search, half a minute; then the best choice that was found is taken
+_TIME_NODES = 2000  # likewise where time is weighed, which is measured and seldom proved quickest
 _TIME_GAP = 1e-3  # by which a choice may be slower than the quickest: measured times are no finer
 Number = int | float
 _ROUNDING = 1e-9  # of sums of effects in another order
@@ -97,9 +98,9 @@ def _quickest(
     effects, times = [item.effect for item in items], [item.time for item in items]
     least = sum(_picked(groups, best, lambda item: item.effect))
     alike = Limit(amounts=effects, most=(1 + allowance) * least * (1 + _ROUNDING))
-    quick = _least(groups, times, [*limits, alike], gap=_TIME_GAP) or best
+    quick = _least(groups, times, [*limits, alike], gap=_TIME_GAP, nodes=_TIME_NODES) or best
     as_quick = Limit(amounts=times, most=sum(_picked(groups, quick, lambda item: item.time)))
-    return _least(groups, effects, [*limits, as_quick]) or quick
+    return _least(groups, effects, [*limits, as_quick], nodes=_TIME_NODES) or quick
 
 
 def _cost_in(group: Sequence[Item]) -> Callable[[int], int]:
@@ -112,6 +113,7 @@ def _least(
     limits: Sequence[Limit],
     *,
     gap: float = 0.0,
+    nodes: int = _MOST_NODES,
 ) -> list[int] | None:
     """One item of every group with the least sum of amounts within the limits; None if none is.
 
@@ -132,7 +134,7 @@ def _least(
             integrality=np.ones(len(goal)),
             bounds=Bounds(0, 1),
             constraints=rows,
-            options={"mip_rel_gap": gap, "node_limit": _MOST_NODES},
+            options={"mip_rel_gap": gap, "node_limit": nodes},
         )
         if solved.x is None:
             return None
