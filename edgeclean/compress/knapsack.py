@@ -1,7 +1,8 @@
-"""Choose one item of every group: least total effect within a total cost, exactly.
+"""Choose one item of every group so that the total effect is least within a total cost.
 
 The multiple-choice knapsack problem as a mixed-integer linear programme, which HiGHS solves by
-branch and bound (Huangfu and Hall 2018, through `scipy.optimize.milp`).
+branch and bound (Huangfu and Hall 2018, through `scipy.optimize.milp`). HiGHS computes in floating
+point, so what it chooses is checked against the limits in whole numbers.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ _MOST_CUTS = 100
 _MOST_NODES = 50_000  # of one search, half a minute; then the best choice that was found is taken
 _TIME_NODES = 2000  # likewise where time is weighed, which is measured and seldom proved quickest
 _TIME_GAP = 1e-3  # by which a choice may be slower than the quickest: measured times are no finer
-Number = int | float
 _ROUNDING = 1e-9  # of sums of effects in another order
+Number = int | float
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ def _quickest(
     limits: Sequence[Limit],
     allowance: float,
 ) -> list[int]:
-    """Of choices that harm little more than the best one the quickest; of those, the gentlest."""
+    """Choose the quickest of those that harm little more than the best; of these, the gentlest."""
     effects, times = [item.effect for item in items], [item.time for item in items]
     least = sum(_picked(groups, best, lambda item: item.effect))
     alike = Limit(amounts=effects, most=(1 + allowance) * least * (1 + _ROUNDING))

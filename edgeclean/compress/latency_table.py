@@ -127,7 +127,7 @@ class LatencyTable:
 
     @property
     def sha256(self) -> str:
-        """Of the canonical form, which is what `latency_file` writes."""
+        """The SHA-256 of `canonical`, which names the table."""
         return hashlib.sha256(self.canonical()).hexdigest()
 
     def canonical(self) -> bytes:
@@ -161,13 +161,13 @@ class LatencyTable:
         )
 
     def network_ns(self, layers_sha256: str) -> int | None:
-        """Of the network of these layers (`layers_digest`); None where it holds no such time."""
+        """Nanoseconds of the network of these layers (`layers_digest`); None if not here."""
         if self.network is None or self.network.layers_sha256 != layers_sha256:
             return None
         return round(self.network.ms * NS_PER_MS)
 
     def facts(self) -> TableFacts:
-        """Its name."""
+        """What the table is named by."""
         return TableFacts(
             sha256=self.sha256,
             device=self.device,

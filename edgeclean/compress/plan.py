@@ -105,17 +105,17 @@ class RankPlan:
 
     @property
     def params_after(self) -> int:
-        """Of the whole truncated network."""
+        """Parameters of the whole truncated network."""
         return self.params_before - sum(p.params_before - p.params_after for p in self.layers)
 
     @property
     def macs_after(self) -> int:
-        """Of the whole truncated network, for one image."""
+        """Multiply-accumulates of the whole truncated network, for one image."""
         return self.macs_before - sum(p.macs_before - p.macs_after for p in self.layers)
 
     @property
     def ns_after(self) -> int:
-        """Of the whole truncated network, by the latency table; 0 where it holds no such time."""
+        """Nanoseconds of the whole truncated network; 0 where no latency table holds its time."""
         if self.ns_before == 0:
             return 0
         return self.ns_before - sum(p.ns_before - p.ns_after for p in self.layers)
@@ -130,7 +130,7 @@ class RankPlan:
         return self.macs_before / self.macs_after
 
     def ranks(self) -> dict[str, Ranks | None]:
-        """By layer."""
+        """The ranks of every layer; None for one that is not factored."""
         return {plan.layer: plan.ranks for plan in self.layers}
 
 

@@ -109,7 +109,7 @@ def _orthogonal_iteration(
 
 
 def _pointwise(kernel: Tensor, rank_out: int, rank_in: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The same of a 1x1 kernel, a matrix: one basis gives the other, and its SVD is the optimum."""
+    """Core and factors of a 1x1 kernel: one basis gives the other, and its SVD is the optimum."""
     matrix = kernel[..., 0, 0]
     if matrix.shape[0] > matrix.shape[1]:
         core, factor_in, factor_out = _pointwise(kernel.transpose(0, 1), rank_in, rank_out)

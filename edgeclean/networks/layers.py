@@ -92,7 +92,7 @@ class Layer:
 
     @property
     def kind(self) -> str:
-        """Its kind in one word: linear, convolution, pointwise (1x1), depthwise, grouped, ..."""
+        """The kind in one word: linear, convolution, pointwise (1x1), depthwise, grouped, ..."""
         module = self.module
         if isinstance(module, nn.Linear):
             return "linear"

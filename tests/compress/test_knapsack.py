@@ -138,8 +138,9 @@ def test_time_that_costs_little_is_taken():
 
 
 def test_of_choices_as_quick_the_gentlest_is_taken():
-    groups = [[Item(10, 1.0, 100), Item(10, 1.09, 40), Item(10, 1.05, 40)], [Item(10, 1.0, 100)]]
-    assert choose(groups, 20, allowance=0.1) == (2, 0)
+    slow, gentle, harsh = Item(10, 1.0, 100), Item(10, 1.05, 40), Item(10, 1.09, 40)
+    groups = [[slow, harsh, gentle], [slow, gentle, harsh]]
+    assert choose(groups, 20, allowance=0.1) == (2, 1)
 
 
 def test_room_is_not_spent_on_time():
