@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from edgeclean.compress.candidates import measured_grid
 from edgeclean.compress.factorisation import part_shapes
 from edgeclean.compress.latency_table import LatencyTable, NetworkTime, TimedRanks, layers_digest
-from edgeclean.compress.rank_grid import measured_grid
 from edgeclean.networks.layers import conv_shapes, trace_layers
 from edgeclean.networks.shapes import ConvShape
 from edgeclean.states import Network

@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclean.compress.candidates import measured_grid
 from edgeclean.compress.factorisation import Ranks, part_shapes
 from edgeclean.compress.latency_table import (
     FORMAT,
@@ -26,7 +27,6 @@ from edgeclean.compress.latency_table import (
     TimedRanks,
     layers_digest,
 )
-from edgeclean.compress.rank_grid import measured_grid
 from edgeclean.environment import versions
 from edgeclean.errors import UsageError
 from edgeclean.networks.layers import conv_shapes, trace_layers

@@ -5,11 +5,15 @@ import itertools
 import pytest
 from factor_networks import plain
 
-from edgeclean.compress.candidates import CandidateLimits, dense_candidate, list_candidates
+from edgeclean.compress.candidates import (
+    CandidateLimits,
+    allowed_ranks,
+    dense_candidate,
+    list_candidates,
+)
 from edgeclean.compress.decompose import DecomposeSettings, decompose
 from edgeclean.compress.fit import WeightFit
 from edgeclean.compress.plan import RankSettings, choose_ranks
-from edgeclean.compress.rank_grid import allowed_ranks
 from edgeclean.compress.truncate import TruncateSettings, truncate
 from edgeclean.compress.tucker import factorise
 from edgeclean.networks.cost import count_macs, count_params

@@ -7,9 +7,9 @@ import torch
 from factor_networks import seeded
 from torch import nn
 
+from edgeclean.compress.candidates import measured_grid, rank_steps
 from edgeclean.compress.factorisation import Factorisation, cost_of, part_shapes
 from edgeclean.compress.fit import WeightFit
-from edgeclean.compress.rank_grid import measured_grid, rank_steps
 from edgeclean.compress.tucker import factorise
 from edgeclean.networks.cost import count_macs, count_params
 from edgeclean.networks.layers import conv_shapes, trace_layers
