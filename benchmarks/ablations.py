@@ -23,14 +23,14 @@ from benchmarks.compress_zoo import KEPT, TEST_IMAGES, rates_of
 from benchmarks.environment import environment
 from benchmarks.images import PACK_FOLDER, read_pack
 from benchmarks.published import RESULTS, published_networks
+from edgeclean.compress.clamp import scale
+from edgeclean.compress.decompose import decompose
+from edgeclean.compress.plan import choose_ranks
+from edgeclean.compress.truncate import truncate
 from edgeclean.config import PipelineSettings, settings_for
-from edgeclean.factors.decompose import decompose
-from edgeclean.factors.scale import scale
 from edgeclean.pixels import pixel_network
 from edgeclean.purification.purify import PurifySettings, purify
 from edgeclean.purification.unlearn import UnlearnSettings
-from edgeclean.ranks.choose import choose_ranks
-from edgeclean.ranks.truncate import truncate
 from edgeclean.recovery.finetune import FinetuneSettings, finetune
 from edgeclean.runner import Cache, Runner
 from edgeclean.scan import scan

@@ -32,7 +32,7 @@ from benchmarks.published import (
     published_networks,
 )
 from edgeclean.config import settings_for
-from edgeclean.cost import count_macs, count_params
+from edgeclean.networks.cost import count_macs, count_params
 from edgeclean.pipeline import WrittenCompression, compress
 from edgeclean.pixels import pixel_network
 from edgeclean.runner import Cache

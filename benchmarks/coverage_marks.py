@@ -42,7 +42,7 @@ GROUPS = (
         places=(
             "edgeclean/loading/",
             "edgeclean/printable.py",
-            "edgeclean/ranks/rank_file.py",
+            "edgeclean/compress/rank_file.py",
             "edgeclean/targets/profile_files.py",
         ),
         percent=100,

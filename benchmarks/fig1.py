@@ -25,10 +25,11 @@ from benchmarks.images import PACK_FOLDER, LabelledImages, read_pack
 from benchmarks.metrics import accuracy, attack_success_rate, relabel
 from benchmarks.stamps import Stamp
 from benchmarks.train_demo import demo_network
-from edgeclean.factors.decompose import DecomposeSettings, decompose
-from edgeclean.factors.scale import ScaleSettings, scale
-from edgeclean.factors.sites import find_sites
-from edgeclean.factors.tucker import tucker2
+from edgeclean.compress.clamp import ScaleSettings, scale
+from edgeclean.compress.decompose import DecomposeSettings, decompose
+from edgeclean.compress.factorisation import kernel_of
+from edgeclean.compress.tucker import singular_values
+from edgeclean.networks.layers import trace_layers
 from edgeclean.pixels import pixel_network
 from edgeclean.states import JsonValue, Network
 
@@ -42,13 +43,13 @@ def measure(
 ) -> list[dict[str, JsonValue]]:
     """One entry for each tau: spectra, activations, ACC and ASR."""
     decomposed = decompose(network, DecomposeSettings())
-    largest = {name: values[0] for name, values in singular_values(network).items()}
+    largest = {name: values[0] for name, values in output_spectra(network).items()}
     victims = images.select(relabel(images.labels, target) != images.labels)
     rows = []
     for tau in TAUS:
         clamped = scale(decomposed, ScaleSettings(tau=tau))
         function = pixel_network(clamped).eval()
-        spectra = singular_values(clamped)
+        spectra = output_spectra(clamped)
         rows.append(
             {
                 "tau": tau,
@@ -64,12 +65,12 @@ def measure(
     return rows
 
 
-def singular_values(network: Network) -> dict[str, Float[Tensor, " full_out"]]:
+def output_spectra(network: Network) -> dict[str, Float[Tensor, " full_out"]]:
     """Of every kernel that may be factored, output mode, falling; blocks are multiplied out."""
     return {
-        site.name: tucker2(site.conv().weight).singular_values_out
-        for site in find_sites(network)
-        if not site.reason
+        layer.name: singular_values(kernel_of(layer), 1)
+        for layer in trace_layers(network.module, network.spec.input_shape)
+        if not layer.reason
     }
 
 

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from benchmarks import latency_models as models
 from benchmarks.cells import write_whole
 from benchmarks.environment import environment
+from edgeclean.compress.latency_file import read_latency_table
 from edgeclean.errors import RatioError
-from edgeclean.ranks.latency_file import read_latency_table
 from edgeclean.resume.tables import measured_table
 from edgeclean.runtime.block_latency import BlockLatencySettings
 from edgeclean.runtime.latency import speedup_interval, summarise

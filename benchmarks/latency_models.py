@@ -11,19 +11,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import torch
 import torch_pruning
 from torch import nn
 
 from benchmarks.tucker import make_kernel
-from edgeclean.cost import count_macs, count_params
-from edgeclean.factors.decompose import DecomposeSettings, decompose
-from edgeclean.factors.sites import Site, find_sites, with_layers
+from edgeclean.compress.decompose import DecomposeSettings, decompose
+from edgeclean.compress.latency_table import LatencyTable
+from edgeclean.compress.plan import RankSettings, choose_ranks
+from edgeclean.compress.truncate import TruncateSettings, truncate
 from edgeclean.loading.architectures import build_architecture
-from edgeclean.ranks.choose import RankSettings, choose_ranks
-from edgeclean.ranks.latency_table import LatencyTable
-from edgeclean.ranks.truncate import TruncateSettings, truncate
+from edgeclean.networks.cost import count_macs, count_params
+from edgeclean.networks.layers import Layer, trace_layers, with_layers
 from edgeclean.states import LoadedNetwork, ModelSpec, Network, StageRecord
 from exporters.onnx_exporter import ExportSettings, export_onnx
 
@@ -92,23 +93,27 @@ def channel_pruned(network: LoadedNetwork, ratio: float, round_to: int | None = 
 
 def factorised(network: LoadedNetwork, ratio: float) -> Network:
     """tensorly-torch: its Tucker `FactorizedConv` at the same share of every layer's channels."""
-    sites = [site for site in find_sites(network) if not site.reason]
+    layers = [
+        layer
+        for layer in trace_layers(network.module, network.spec.input_shape)
+        if not layer.reason
+    ]
     whole = count_macs(network.module, network.spec.input_shape)
     allowed = whole / ratio
 
     def macs(share: float) -> int:
-        return whole - sum(max(0, _dense_macs(site) - _tucker_macs(site, share)) for site in sites)
+        return whole - sum(max(0, layer.macs - _tucker_macs(layer, share)) for layer in layers)
 
     low, high = 0.0, 1.0
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if macs(middle) <= allowed else (low, middle)
-    layers = {
-        site.name: _tucker_layer(site.conv(), low, seed)
-        for seed, site in enumerate(sites)
-        if _tucker_macs(site, low) < _dense_macs(site)
+    blocks = {
+        layer.name: _tucker_layer(cast(nn.Conv2d, layer.module), low, seed)
+        for seed, layer in enumerate(layers)
+        if _tucker_macs(layer, low) < layer.macs
     }
-    module = with_layers(network.module, layers).eval()
+    module = with_layers(network.module, blocks).eval()
     return _as_network(network, module, macs(low))
 
 
@@ -143,16 +148,12 @@ def _ranks(conv: nn.Conv2d, share: float) -> tuple[int, int]:
     return rank_out, rank_in
 
 
-def _tucker_macs(site: Site, share: float) -> int:
-    conv = site.conv()
+def _tucker_macs(layer: Layer, share: float) -> int:
+    conv = cast(nn.Conv2d, layer.module)
     rank_out, rank_in = _ranks(conv, share)
     taps = conv.kernel_size[0] * conv.kernel_size[1]
-    after = (rank_out * rank_in * taps + conv.out_channels * rank_out) * site.positions_out
-    return rank_in * conv.in_channels * site.positions_in + after
-
-
-def _dense_macs(site: Site) -> int:
-    return site.conv().weight.numel() * site.positions_out
+    after = (rank_out * rank_in * taps + conv.out_channels * rank_out) * layer.pixels_out
+    return rank_in * conv.in_channels * layer.pixels_in + after
 
 
 def _bisected(at: Callable[[float], nn.Module], is_small: Callable[[nn.Module], bool]) -> nn.Module:

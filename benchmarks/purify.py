@@ -32,13 +32,13 @@ from benchmarks.environment import environment
 from benchmarks.images import PACK_FOLDER, LabelledImages, read_pack
 from benchmarks.published import PublishedNetwork, folded_networks, published_networks
 from benchmarks.purify_table import known_cells, lacks, write_results
+from edgeclean.compress.clamp import scale
+from edgeclean.compress.decompose import decompose
+from edgeclean.compress.plan import choose_ranks
+from edgeclean.compress.truncate import truncate
 from edgeclean.config import PipelineSettings, overlay, settings_for
 from edgeclean.errors import RatioError
-from edgeclean.factors.decompose import decompose
-from edgeclean.factors.scale import scale
 from edgeclean.pipeline import run_stages
-from edgeclean.ranks.choose import choose_ranks
-from edgeclean.ranks.truncate import truncate
 from edgeclean.recovery.finetune import finetune
 from edgeclean.runner import Cache, Runner
 from edgeclean.states import LoadedNetwork, Network, PurifiedNetwork, SyntheticImages

@@ -33,8 +33,8 @@ from benchmarks.speed import inference_ms
 from benchmarks.suites import Suite
 from benchmarks.tables import RESULTS
 from benchmarks.training import TrainingRecord, train
-from edgeclean.cost import count_macs, count_params
 from edgeclean.loading.architectures import build_architecture
+from edgeclean.networks.cost import count_macs, count_params
 from edgeclean.pixels import Normalize, pixel_network
 from edgeclean.states import LoadedNetwork, Network
 

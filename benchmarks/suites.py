@@ -19,8 +19,8 @@ from benchmarks.defences.ibau import IbauSettings
 from benchmarks.defences.nad import NadSettings
 from benchmarks.defences.table import RATIOS, SYSTEMS, DefenceSettings
 from benchmarks.training import TrainingSettings
+from edgeclean.compress.clamp import ScaleSettings
 from edgeclean.config import PipelineSettings, settings_from
-from edgeclean.factors.scale import ScaleSettings
 from edgeclean.recovery.finetune import FinetuneSettings as RecoverySettings
 from edgeclean.states import ModelSpec
 from edgeclean.synthesis.synthesize import SynthesizeSettings

@@ -1,4 +1,4 @@
-"""Tucker-2 of ResNet-50's convolutions at half ranks: `factors.tucker` against TensorLy.
+"""Tucker-2 of ResNet-50's convolutions at half ranks: `compress.tucker` against TensorLy.
 
     python -m benchmarks.tucker
 
@@ -26,7 +26,7 @@ from tensorly.decomposition import partial_tucker
 from torch import Tensor, nn
 
 from benchmarks.environment import environment
-from edgeclean.factors.tucker import full_ranks, tucker2
+from edgeclean.compress.tucker import full_ranks, tucker2
 from edgeclean.loading.architectures import build_architecture
 from edgeclean.states import ModelSpec
 
@@ -122,7 +122,7 @@ def row(name: str, shape: Shape, count: int) -> dict[str, Any]:
         seconds, tucker = _timed(
             lambda sweeps=sweeps: tucker2(kernel, (half_out, half_in), sweeps=sweeps)
         )
-        error = _relative_error(kernel, tucker.reconstruct())
+        error = _relative_error(kernel, tucker.kernel())
         measured[f"sweeps_{sweeps}"] = {
             "seconds": seconds,
             "relative_error": error,

@@ -23,16 +23,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from edgeclean.compress.clamp import ScaleSettings
+from edgeclean.compress.decompose import DecomposeSettings
+from edgeclean.compress.plan import RankSettings
+from edgeclean.compress.truncate import TruncateSettings
 from edgeclean.compute import Compute
 from edgeclean.effort import Effort, lengths_of
 from edgeclean.errors import UsageError
-from edgeclean.factors.decompose import DecomposeSettings
-from edgeclean.factors.scale import ScaleSettings
 from edgeclean.loading.input_guard import LoadLimits
 from edgeclean.printable import shown
 from edgeclean.purification.purify import PurifySettings
-from edgeclean.ranks.choose import RankSettings
-from edgeclean.ranks.truncate import TruncateSettings
 from edgeclean.recovery.finetune import FinetuneSettings
 from edgeclean.runtime.latency import LatencySettings
 from edgeclean.scan import ScanSettings

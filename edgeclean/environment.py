@@ -15,7 +15,7 @@ from pathlib import Path
 
 import edgeclean
 
-LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxsim", "safetensors", "tensorly", "torch")
+LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxsim", "safetensors", "scipy", "tensorly", "torch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,14 +13,16 @@ from pathlib import Path
 
 from edgeclean.bundles.bundle import Bundle, hold_output, write_bundle
 from edgeclean.bundles.signing import Signer
+from edgeclean.compress.clamp import choose_tau, scale
+from edgeclean.compress.decompose import decompose
+from edgeclean.compress.latency_table import LatencyTable
+from edgeclean.compress.plan import choose_ranks
+from edgeclean.compress.truncate import truncate
 from edgeclean.compression import Compression, contents_of, evidence_of, judged
 from edgeclean.compute import placed, require_compute
 from edgeclean.config import PipelineSettings
 from edgeclean.errors import UsageError
 from edgeclean.estimate import announce
-from edgeclean.factors.decompose import decompose
-from edgeclean.factors.scale import scale
-from edgeclean.factors.threshold import choose_tau
 from edgeclean.gates.evaluation import evaluate
 from edgeclean.gates.labelled_images import LabelledImages
 from edgeclean.gates.policy import Policy
@@ -29,9 +31,6 @@ from edgeclean.gates.verdicts import judge_scan, refuse_failed
 from edgeclean.loading.checkpoint import load_checkpoint
 from edgeclean.progress import Progress, silent
 from edgeclean.purification.purify import purify
-from edgeclean.ranks.choose import choose_ranks
-from edgeclean.ranks.latency_table import LatencyTable
-from edgeclean.ranks.truncate import truncate
 from edgeclean.recovery.finetune import finetune
 from edgeclean.reports.report import build_report, same_weights
 from edgeclean.reports.reproduce import command_line

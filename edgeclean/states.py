@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from edgeclean.cost import count_macs, count_params
+from edgeclean.networks.cost import count_macs, count_params
 
 JsonValue = Any  # a value that json.dumps takes without a hook
 N = TypeVar("N", bound="Network")

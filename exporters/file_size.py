@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from edgeclean.cost import count_params
-from edgeclean.ranks.goals import FileSize
-from edgeclean.ranks.signatures import layer_signatures
+from edgeclean.compress.goals import FileSize
+from edgeclean.networks.cost import count_params
+from edgeclean.networks.layers import conv_shapes, trace_layers
 from edgeclean.states import Network
 from exporters.onnx_exporter import ExportSettings, export_onnx
 from exporters.precision import Precision
@@ -22,7 +22,7 @@ def foretell_size(network: Network, settings: ExportSettings, precision: Precisi
         precision: that the file is written in.
     """
     model = export_onnx(network, settings)
-    layers = len(layer_signatures(network.module, network.spec.input_shape))
+    layers = len(conv_shapes(trace_layers(network.module, network.spec.input_shape)))
     graph_bytes = max(0, len(model) - 4 * count_params(network.module))
     return FileSize(
         bytes_per_param=BYTES_PER_PARAM[precision],

@@ -12,7 +12,7 @@ import pytest
 
 from edgeclean import cli
 
-HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "matplotlib", "jinja2", "tensorly")
+HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "matplotlib", "jinja2", "tensorly", "scipy")
 
 
 class Said(NamedTuple):

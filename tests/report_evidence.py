@@ -9,11 +9,12 @@ import torch
 from tiny_networks import tiny_pixels
 from torch import nn
 
-from edgeclean.cost import count_macs, count_params
+from edgeclean.compress.decompose import DecomposeSettings, decompose
+from edgeclean.compress.factorisation import Factorisation, merge_block
 from edgeclean.environment import describe_environment
-from edgeclean.factors.blocks import block_factors, block_of, is_block, merge_block
-from edgeclean.factors.decompose import DecomposeSettings, decompose
-from edgeclean.factors.sites import find_sites, with_layers
+from edgeclean.networks.blocks import is_block
+from edgeclean.networks.cost import count_macs, count_params
+from edgeclean.networks.layers import trace_layers, with_layers
 from edgeclean.reports.layer_table import layer_rows, spectra
 from edgeclean.reports.report import Evidence, build_report
 from edgeclean.runtime.latency import LatencyReport, LatencySample
@@ -73,10 +74,10 @@ def halved(original: LoadedNetwork) -> FinetunedNetwork:
     """The hostile layer at half of its ranks, the stem as it was."""
     decomposed = decompose(original, DecomposeSettings(keep=("stem",)))
     blocks: dict[str, nn.Module] = {}
-    for site in find_sites(decomposed):
-        if isinstance(site.module, nn.Sequential) and is_block(site.module):
-            cut = block_factors(site.module).truncated(8, 6)
-            blocks[site.name] = block_of(merge_block(site.module), cut)
+    for layer in trace_layers(decomposed.module, decomposed.spec.input_shape):
+        if isinstance(layer.module, nn.Sequential) and is_block(layer.module):
+            cut = Factorisation.from_block(layer.module).truncated(8, 6)
+            blocks[layer.name] = cut.to_block(merge_block(layer.module))
     compressed = FinetunedNetwork(
         module=with_layers(decomposed.module, blocks).eval(),
         spec=original.spec,

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from edgeclean.cost import count_macs, count_params
 from edgeclean.errors import UsageError
 from edgeclean.loading.architectures import build_architecture, list_architectures
+from edgeclean.networks.cost import count_macs, count_params
 from edgeclean.states import ModelSpec
 
 CIFAR = ModelSpec(

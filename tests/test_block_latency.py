@@ -14,11 +14,12 @@ from factor_networks import plain
 from onnx import numpy_helper
 from torch import nn
 
+from edgeclean.compress.factorisation import part_shapes
+from edgeclean.compress.latency_file import parse_latency_table
+from edgeclean.compress.plan import RankSettings, choose_ranks
 from edgeclean.errors import UsageError
-from edgeclean.ranks.choose import RankSettings, choose_ranks
-from edgeclean.ranks.form_grid import chain
-from edgeclean.ranks.latency_file import parse_latency_table
-from edgeclean.ranks.signatures import layer_signatures, signature_of
+from edgeclean.networks.layers import conv_shapes, trace_layers
+from edgeclean.networks.shapes import conv_shape
 from edgeclean.runtime import block_latency, quiet
 from edgeclean.runtime.block_backends import OnnxBackend, chain_model, chain_module, open_backend
 from edgeclean.runtime.block_latency import BlockLatencySettings, measure_table
@@ -27,8 +28,8 @@ from exporters.onnx_exporter import ExportSettings, export_onnx
 
 
 def test_a_form_in_onnx_computes_what_it_does_in_pytorch():
-    signature = signature_of(nn.Conv2d(8, 16, 3, padding=1, stride=2), (9, 9))
-    made = chain(signature, (4, 4))
+    shape = conv_shape(nn.Conv2d(8, 16, 3, padding=1, stride=2), (9, 9))
+    made = part_shapes(shape, (4, 4))
     session = onnxruntime.InferenceSession(chain_model(made, 2), providers=["CPUExecutionProvider"])
     images = np.random.default_rng(0).standard_normal((2, 8, 9, 9), dtype=np.float32)
     module = chain_module(made).eval()
@@ -86,9 +87,9 @@ def test_a_measured_table_has_all_forms_and_is_measured_once():
     ]
     assert tables[0].canonical() == tables[1].canonical()
     assert kept.hits == len(kept.rows) == 5
-    signatures = layer_signatures(network.module, (3, 16, 16))
-    assert set(tables[0].blocks) == set(signatures.values())
-    assert tables[0].times(signatures["down"]).of((5, 7))[1] == "measured"
+    shapes = conv_shapes(trace_layers(network.module, (3, 16, 16)))
+    assert set(tables[0].blocks) == set(shapes.values())
+    assert tables[0].times(shapes["down"]).at((5, 7))[1] == "measured"
     assert tables[0].network.ms > 0
     read = parse_latency_table(tables[0].canonical(), where="table")
     assert read == tables[0]
@@ -134,7 +135,7 @@ def test_a_run_that_was_interrupted_is_made_again(monkeypatch, interrupted, runs
 def test_a_larger_layer_takes_longer():
     backend = open_backend("cpu", threads=1, batch=1)
     assert isinstance(backend, OnnxBackend)
-    small, large = ((signature_of(nn.Conv2d(c, c, 3, padding=1), (28, 28)),) for c in (16, 128))
+    small, large = ((conv_shape(nn.Conv2d(c, c, 3, padding=1), (28, 28)),) for c in (16, 128))
     runs = backend.open([small, large])
     times = block_latency._rounds(runs, BlockLatencySettings(rounds=9))
     assert np.median(times[:, 1]) > 5 * np.median(times[:, 0])

@@ -16,8 +16,8 @@ from tiny_networks import tiny_contents, tiny_pixels
 
 from edgeclean.bundles import manifest as texts
 from edgeclean.bundles.bundle import Bundle, BundleContents, hold_output, write_bundle
-from edgeclean.cost import count_macs, count_params
 from edgeclean.errors import InputRejectedError, OutputInUseError, UsageError
+from edgeclean.networks.cost import count_macs, count_params
 from edgeclean.runtime.session import OnnxSession
 from exporters.onnx_exporter import ExportSettings, export_onnx
 

@@ -18,10 +18,9 @@ from tiny_networks import tiny_network
 from torch import nn
 
 from edgeclean.bundles.verify import verify_bundle
+from edgeclean.compress.clamp import ScaleSettings, choose_tau
+from edgeclean.compress.decompose import DecomposeSettings, decompose
 from edgeclean.config import settings_for
-from edgeclean.factors.decompose import DecomposeSettings, decompose
-from edgeclean.factors.scale import ScaleSettings
-from edgeclean.factors.threshold import choose_tau
 from edgeclean.frozen import NormedConv, folding_norms
 from edgeclean.loading.checkpoint import load_checkpoint
 from edgeclean.pipeline import compress, run_stages

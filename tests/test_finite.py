@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from tiny_networks import tiny_network
 from torch import Tensor, nn
 
+from edgeclean.compress.plan import LayerPlan
 from edgeclean.errors import InputRejectedError, NotFiniteError
 from edgeclean.finite import require_finite
 from edgeclean.loading.finite import check_answers
 from edgeclean.purification.purify import PurifySettings, purify
-from edgeclean.ranks.plan import LayerPlan
 from edgeclean.recovery.finetune import FinetuneSettings, finetune
 from edgeclean.runner import Runner
 from edgeclean.scan.families import FAMILIES, WarpFamily

@@ -16,13 +16,13 @@ from report_evidence import evidence
 from small_checkpoint import OPTIONS, QUICK, quick_config, quick_settings, spec, write_checkpoint
 
 from edgeclean import pipeline
+from edgeclean.compress.latency_file import read_latency_table
+from edgeclean.compress.latency_table import LatencyTable
 from edgeclean.config import overlay
 from edgeclean.environment import describe_environment
 from edgeclean.errors import BudgetError, UsageError
 from edgeclean.loading.checkpoint import load_checkpoint
 from edgeclean.pipeline import WrittenCompression, compress
-from edgeclean.ranks.latency_file import read_latency_table
-from edgeclean.ranks.latency_table import LatencyTable
 from edgeclean.reports.report import check_report
 from edgeclean.resume.tables import is_of_this_machine
 from edgeclean.runner import Cache

@@ -18,8 +18,8 @@ from small_checkpoint import QUICK, quick_settings, spec, write_checkpoint
 from edgeclean import pipeline
 from edgeclean.bundles.verify import verify_bundle
 from edgeclean.config import PipelineSettings, overlay, settings_for, settings_from
-from edgeclean.cost import count_macs, count_params
 from edgeclean.loading.checkpoint import load_checkpoint
+from edgeclean.networks.cost import count_macs, count_params
 from edgeclean.pipeline import WrittenCompression, compress, plan_checkpoint, scan_checkpoint
 from edgeclean.purification.purify import purify
 from edgeclean.reports.report import check_report, same_weights

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from edgeclean.cost import count_macs
 from edgeclean.errors import InputRejectedError
 from edgeclean.loading.input_guard import LoadLimits
 from edgeclean.loading.running_cost import bounded_cost
+from edgeclean.networks.cost import count_macs
 
 SHAPE = (3, 10, 9)
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from edgeclean.compress.clamp import ScaleSettings
 from edgeclean.config import PipelineSettings, settings_from
 from edgeclean.errors import UsageError
-from edgeclean.factors.scale import ScaleSettings
 from edgeclean.purification.purify import PurifySettings
 from edgeclean.recovery.finetune import FinetuneSettings
 from edgeclean.scan import ScanSettings

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from benchmarks.images import LabelledImages
 from benchmarks.training import augment
-from edgeclean.cost import count_macs, count_params
 from edgeclean.errors import UsageError
+from edgeclean.networks.cost import count_macs, count_params
 from edgeclean.pixels import normalize
 from edgeclean.states import JsonValue, Network, PurifiedNetwork, StageRecord, settings_as_json
 

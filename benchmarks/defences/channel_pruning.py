@@ -17,9 +17,9 @@ from torch import nn
 
 from benchmarks.defences.base import Defence, copied, need_batch_norms
 from benchmarks.images import LabelledImages
-from edgeclean.cost import count_macs, count_params
 from edgeclean.errors import RatioError, UsageError
 from edgeclean.loading.architectures.residual_blocks import BasicBlock, OptionAShortcut
+from edgeclean.networks.cost import count_macs, count_params
 from edgeclean.states import Network, StageRecord, TruncatedNetwork, settings_as_json
 
 HALVINGS = 8

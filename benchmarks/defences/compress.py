@@ -14,13 +14,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from benchmarks.images import LabelledImages
-from edgeclean.cost import count_macs, count_params
+from edgeclean.compress.factorisation import Factorisation
+from edgeclean.compress.tucker import factorise
 from edgeclean.errors import RatioError, UsageError
-from edgeclean.factors.blocks import Factors, block_of, factorize
-from edgeclean.factors.sites import find_sites, with_layers
+from edgeclean.networks.cost import count_macs, count_params
+from edgeclean.networks.layers import trace_layers, with_layers
 from edgeclean.states import Network, StageRecord, TruncatedNetwork, settings_as_json
 
-Factorize = Callable[[Tensor], Factors]
+Factorise = Callable[[Tensor], Factorisation]
 HALVINGS = 12
 
 
@@ -42,7 +43,7 @@ def plain_tucker(
     settings: PlainSettings | None = None,
 ) -> TruncatedNetwork:
     """Tucker-2 with both ranks the same fraction of the full ones; ``clean``, ``seed`` unused."""
-    return _compress(network, "plain-tucker", factorize, settings or PlainSettings())
+    return _compress(network, "plain-tucker", factorise, settings or PlainSettings())
 
 
 def plain_svd(
@@ -55,20 +56,24 @@ def plain_svd(
     return _compress(network, "plain-svd", svd_factors, settings or PlainSettings())
 
 
-def svd_factors(kernel: Float[Tensor, "out in kh kw"]) -> Factors:
+def svd_factors(kernel: Float[Tensor, "out in kh kw"]) -> Factorisation:
     """The kernel as U (S V): V's rows are small kernels, U mixes their outputs."""
     if kernel.shape[2:] == (1, 1):
-        return factorize(kernel)
+        return factorise(kernel)
     left, values, right = torch.linalg.svd(kernel.detach().flatten(1).double(), full_matrices=False)
     core = (values[:, None] * right).reshape(-1, *kernel.shape[1:])
-    return Factors(core=core.to(kernel.dtype), factor_out=left.to(kernel.dtype), factor_in=None)
+    return Factorisation(core=core.to(kernel.dtype), factor_out=left.to(kernel.dtype))
 
 
 def _compress(
-    network: Network, name: str, factors_of: Factorize, settings: PlainSettings
+    network: Network, name: str, factors_of: Factorise, settings: PlainSettings
 ) -> TruncatedNetwork:
     """Bisect the rank fraction until the ratio is met from above."""
-    convs = {site.name: site.conv() for site in find_sites(network) if not site.reason}
+    convs = {
+        layer.name: layer.module
+        for layer in trace_layers(network.module, network.spec.input_shape)
+        if not layer.reason and isinstance(layer.module, nn.Conv2d)
+    }
     factors = {layer: factors_of(conv.weight) for layer, conv in convs.items()}
     shape = network.spec.input_shape
     allowed = count_macs(network.module, shape) / settings.ratio
@@ -101,12 +106,12 @@ def _compress(
     )
 
 
-def _smaller(conv: nn.Conv2d, factors: Factors, fraction: float) -> nn.Module:
+def _smaller(conv: nn.Conv2d, factors: Factorisation, fraction: float) -> nn.Module:
     """The truncated block, or the convolution itself where the block is no smaller."""
     rank_out, rank_in = (max(1, round(fraction * full)) for full in factors.core.shape[:2])
     if factors.factor_in is None:
         rank_in = factors.core.shape[1]
     if conv.kernel_size == (1, 1):
         rank_out = rank_in = min(rank_out, rank_in)
-    block = block_of(conv, factors.truncated(rank_out, rank_in))
+    block = factors.truncated(rank_out, rank_in).to_block(conv)
     return block if count_params(block) < count_params(conv) else conv

@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from benchmarks.images import LabelledImages
-from edgeclean.factors.decompose import DecomposeSettings, decompose
-from edgeclean.factors.scale import ScaleSettings, scale
-from edgeclean.ranks.choose import RankSettings, choose_ranks
-from edgeclean.ranks.truncate import TruncateSettings, truncate
+from edgeclean.compress.clamp import ScaleSettings, scale
+from edgeclean.compress.decompose import DecomposeSettings, decompose
+from edgeclean.compress.plan import RankSettings, choose_ranks
+from edgeclean.compress.truncate import TruncateSettings, truncate
 from edgeclean.recovery.finetune import FinetuneSettings, finetune
 from edgeclean.states import FinetunedNetwork, Network
 from edgeclean.synthesis.synthesize import SynthesizeSettings, synthesize

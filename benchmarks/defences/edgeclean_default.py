@@ -6,12 +6,12 @@ from dataclasses import replace
 from functools import lru_cache
 
 from benchmarks.images import LabelledImages
+from edgeclean.compress.clamp import scale
+from edgeclean.compress.decompose import decompose
+from edgeclean.compress.plan import choose_ranks
+from edgeclean.compress.truncate import truncate
 from edgeclean.config import PipelineSettings
-from edgeclean.factors.decompose import decompose
-from edgeclean.factors.scale import scale
 from edgeclean.purification.purify import PurifySettings, purify
-from edgeclean.ranks.choose import choose_ranks
-from edgeclean.ranks.truncate import truncate
 from edgeclean.recovery.finetune import finetune
 from edgeclean.reports.report import same_weights
 from edgeclean.scan import ScanSettings, scan

@@ -23,9 +23,9 @@ from edgeclean.bundles.atomic import HeldFolder, hold_folder, replace_folder
 from edgeclean.bundles.materials import bill_of_materials
 from edgeclean.bundles.signing import Signer, sign_folder
 from edgeclean.bundles.verify import check_unchanged
-from edgeclean.cost import count_macs, count_params
 from edgeclean.environment import versions
 from edgeclean.errors import InputRejectedError, UsageError
+from edgeclean.networks.cost import count_macs, count_params
 from edgeclean.pixels import normalize
 from edgeclean.runtime.onnx_check import open_onnx, opset_of
 from edgeclean.runtime.session import OnnxSession

@@ -227,7 +227,7 @@ def _overrides(ranks_file: Path | None) -> dict[str, Any]:
     """The settings that a file of ranks stands for."""
     if ranks_file is None:
         return {}
-    from edgeclean.ranks.rank_file import read_rank_file
+    from edgeclean.compress.rank_file import read_rank_file
 
     said = read_rank_file(ranks_file)
     return {

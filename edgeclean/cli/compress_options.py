@@ -10,7 +10,7 @@ import typer
 from edgeclean.cli.options import RUN
 
 if TYPE_CHECKING:
-    from edgeclean.ranks.latency_table import LatencyTable
+    from edgeclean.compress.latency_table import LatencyTable
 
 SIZE = "The goal: one of --ratio, --speedup, --latency-budget-ms and --size-budget"
 PURIFY = "Purification"
@@ -134,6 +134,6 @@ def table_of(path: Path | None) -> LatencyTable | None:
     """The latency table in a file; None if none is named."""
     if path is None:
         return None
-    from edgeclean.ranks.latency_file import read_latency_table
+    from edgeclean.compress.latency_file import read_latency_table
 
     return read_latency_table(path)

@@ -30,6 +30,7 @@ class Part:
 PACKAGES = (
     ("torch", True, "everything: networks are PyTorch modules"),
     ("safetensors", True, "reading .safetensors, golden images in a bundle"),
+    ("scipy", True, "the choice of ranks"),
     ("tensorly", True, "the reference of the tensor algebra"),
     ("onnx", True, "reading and writing ONNX"),
     ("onnxsim", True, "simplified ONNX files"),

@@ -29,7 +29,7 @@ from edgeclean.cli.options import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from edgeclean.ranks.latency_table import LatencyTable
+    from edgeclean.compress.latency_table import LatencyTable
 
 IS_TABLE = marked(b'"format": "edgeclean-latency-table-1"')
 

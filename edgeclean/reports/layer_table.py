@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from edgeclean.cost import count_params, layer_macs
-from edgeclean.factors.blocks import block_factors, is_block
-from edgeclean.factors.sites import Site, find_sites
-from edgeclean.factors.tucker import tucker2
+from edgeclean.compress.factorisation import Factorisation, kernel_of
+from edgeclean.compress.tucker import singular_values
+from edgeclean.networks.blocks import is_block
+from edgeclean.networks.cost import count_params
+from edgeclean.networks.layers import Layer, trace_layers
 from edgeclean.states import JsonValue, Network
 
 SPECTRUM_POINTS = 64
@@ -77,29 +78,27 @@ class Spectrum:
 
 def layer_rows(before: Network, after: Network) -> tuple[LayerRow, ...]:
     """What became of every layer of ``before``; ``after`` holds the same layers, or blocks."""
-    macs_before = layer_macs(before.module, before.spec.input_shape)
-    macs_after = layer_macs(after.module, after.spec.input_shape)
-    changed = {site.name: site for site in find_sites(after)}
+    changed = {layer.name: layer for layer in _layers(after)}
     reasons, times = _planned_reasons(after), _planned_times(after)
     rows = []
-    for site in find_sites(before):
-        other = changed[site.name]
-        described = site.describe()
+    for layer in _layers(before):
+        other = changed[layer.name]
+        described = layer.describe()
         rank_out, rank_in = _ranks(other.module)
         rows.append(
             LayerRow(
-                name=site.name,
+                name=layer.name,
                 kind=described["kind"],
                 shape=(described["out"], described["in"], *described["kernel"]),
-                fate=_fate(site, other),
-                reason="" if is_block(other.module) else reasons.get(site.name, site.reason),
+                fate=_fate(layer, other),
+                reason="" if is_block(other.module) else reasons.get(layer.name, layer.reason),
                 rank_out=rank_out,
                 rank_in=rank_in,
-                params_before=count_params(site.module),
+                params_before=count_params(layer.module),
                 params_after=count_params(other.module),
-                macs_before=_macs_under(site.name, macs_before),
-                macs_after=_macs_under(site.name, macs_after),
-                **times.get(site.name, {}),
+                macs_before=layer.macs,
+                macs_after=other.macs,
+                **times.get(layer.name, {}),
             )
         )
     return tuple(rows)
@@ -114,7 +113,7 @@ def spectra(before: Network, scaled: Network | None, compressed: Network) -> tup
         compressed: the network that came out.
     """
     values = [_singular_values(one) for one in (before, scaled, compressed) if one is not None]
-    ranks = {site.name: _ranks(site.module)[0] for site in find_sites(compressed)}
+    ranks = {layer.name: _ranks(layer.module)[0] for layer in _layers(compressed)}
     saved = {row.name: row.macs_before - row.macs_after for row in layer_rows(before, compressed)}
     found = []
     for name in sorted(values[0], key=lambda name: -saved[name]):
@@ -160,7 +159,7 @@ def _planned_reasons(network: Network) -> dict[str, str]:
     return reasons
 
 
-def _fate(before: Site, after: Site) -> Literal["factored", "kept", "one convolution"]:
+def _fate(before: Layer, after: Layer) -> Literal["factored", "kept", "one convolution"]:
     if is_block(after.module):
         return "factored"
     return "kept" if before.reason else "one convolution"
@@ -168,27 +167,25 @@ def _fate(before: Site, after: Site) -> Literal["factored", "kept", "one convolu
 
 def _ranks(module: nn.Module) -> tuple[int | None, int | None]:
     """The block's ranks; None for a mode that has no factor, and for whatever is no block."""
-    if not isinstance(module, nn.Sequential) or not is_block(module):
+    if not is_block(module):
         return None, None
-    factors = block_factors(module)
+    weights = Factorisation.from_block(module)
     return (
-        None if factors.factor_out is None else factors.factor_out.shape[1],
-        None if factors.factor_in is None else factors.factor_in.shape[1],
-    )
-
-
-def _macs_under(name: str, macs: dict[str, int]) -> int:
-    return sum(
-        count for layer, count in macs.items() if layer == name or layer.startswith(f"{name}.")
+        None if weights.factor_out is None else weights.ranks[0],
+        None if weights.factor_in is None else weights.ranks[1],
     )
 
 
 def _singular_values(network: Network) -> dict[str, Float[Tensor, " values"]]:
     return {
-        site.name: tucker2(site.conv().weight.detach()).singular_values_out
-        for site in find_sites(network)
-        if not site.reason
+        layer.name: singular_values(kernel_of(layer), 1)
+        for layer in _layers(network)
+        if not layer.reason
     }
+
+
+def _layers(network: Network) -> tuple[Layer, ...]:
+    return trace_layers(network.module, network.spec.input_shape)
 
 
 def _positions(count: int) -> tuple[int, ...]:

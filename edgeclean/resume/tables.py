@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from edgeclean.compress.factorisation import Ranks
+from edgeclean.compress.latency_table import LatencyTable
 from edgeclean.config import PipelineSettings
 from edgeclean.environment import describe_environment
 from edgeclean.errors import UsageError
-from edgeclean.factors.fits import Ranks
-from edgeclean.factors.sites import find_sites
+from edgeclean.networks.layers import trace_layers
 from edgeclean.progress import Progress, silent
-from edgeclean.ranks.latency_table import LatencyTable
 from edgeclean.resume.store import Store
 from edgeclean.runtime.block_latency import BlockLatencySettings, measure_table
 from edgeclean.runtime.latency import LatencySettings
@@ -42,10 +42,10 @@ def measured_table(
         ToolchainError: the backend's device is not there.
     """
     layers: dict[str, tuple[Ranks, ...]] = {}
-    for site in find_sites(network):
-        if not site.reason:
-            forced = (overrides or {}).get(site.name)
-            layers[site.name] = () if forced is None else (forced,)
+    for layer in trace_layers(network.module, network.spec.input_shape):
+        if not layer.reason:
+            forced = (overrides or {}).get(layer.name)
+            layers[layer.name] = () if forced is None else (forced,)
     model = export_onnx(network, ExportSettings(batch=settings.batch))
     return measure_table(
         network, layers, model=model, settings=settings, kept=kept, progress=progress

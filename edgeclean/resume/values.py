@@ -17,8 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from edgeclean.factors.blocks import Factors
-from edgeclean.ranks.plan import LayerPlan, RankPlan
+from edgeclean.compress.factorisation import Factorisation
+from edgeclean.compress.plan import LayerPlan, RankPlan
 from edgeclean.scan.report import ScanReport, SearchRecord, Suspect
 from edgeclean.scan.triggers import AdditiveTrigger, MaskedTrigger, WarpTrigger
 from edgeclean.states import (
@@ -33,7 +33,7 @@ _CLASSES: dict[str, Callable[..., Any]] = {
     one.__name__: one
     for one in (
         AdditiveTrigger,
-        Factors,
+        Factorisation,
         LayerPlan,
         MaskedTrigger,
         RankPlan,

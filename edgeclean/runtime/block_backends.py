@@ -17,7 +17,7 @@ from edgeclean.environment import describe_environment, versions
 from edgeclean.errors import ToolchainError
 from edgeclean.loading.input_guard import LoadLimits
 from edgeclean.loading.onnx.importer import import_onnx
-from edgeclean.ranks.signatures import Signature
+from edgeclean.networks.shapes import ConvShape
 from edgeclean.runtime.cuda_latency import captured
 from edgeclean.runtime.providers import NAMES
 from edgeclean.runtime.quiet import milliseconds
@@ -25,7 +25,7 @@ from edgeclean.runtime.session import open_bytes
 
 OPSET = 17
 Run = Callable[[], float]
-Chain = Sequence[Signature]
+Chain = Sequence[ConvShape]
 
 
 @runtime_checkable
@@ -146,7 +146,7 @@ def chain_model(chain: Chain, batch: int) -> bytes:
         nodes.append(helper.make_node("Conv", inputs, [f"at{place + 1}"], **_attributes(conv)))
     nodes.append(helper.make_node("Relu", [f"at{len(chain)}"], ["out"]))
     first = [batch, chain[0].channels_in, *chain[0].image]
-    last = [batch, chain[-1].channels_out, *chain[-1].image_out()]
+    last = [batch, chain[-1].channels_out, *chain[-1].image_out]
     graph = helper.make_graph(
         nodes,
         "form",
@@ -180,7 +180,7 @@ def chain_module(chain: Chain) -> nn.Module:
     return nn.Sequential(layers)
 
 
-def _attributes(conv: Signature) -> dict[str, Any]:
+def _attributes(conv: ConvShape) -> dict[str, Any]:
     return {
         "kernel_shape": list(conv.kernel),
         "strides": list(conv.stride),

@@ -18,18 +18,19 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclean.environment import versions
-from edgeclean.factors.fits import Ranks
-from edgeclean.progress import Progress, silent
-from edgeclean.ranks.form_grid import chain, form_grid
-from edgeclean.ranks.latency_table import (
+from edgeclean.compress.candidates import measured_grid
+from edgeclean.compress.factorisation import Ranks, part_shapes
+from edgeclean.compress.latency_table import (
     FORMAT,
     LatencyTable,
     NetworkTime,
-    TimedForm,
+    TimedRanks,
     layers_digest,
 )
-from edgeclean.ranks.signatures import Signature, layer_signatures
+from edgeclean.environment import versions
+from edgeclean.networks.layers import conv_shapes, trace_layers
+from edgeclean.networks.shapes import ConvShape
+from edgeclean.progress import Progress, silent
 from edgeclean.runtime.block_backends import Backend, Run, open_backend
 from edgeclean.settings import Settings, setting
 from edgeclean.states import Network
@@ -79,33 +80,33 @@ def measure_table(
     kept: Rows | None = None,
     progress: Progress = silent,
 ) -> LatencyTable:
-    """Time the forms of these layers, layers of one signature once, and the whole network.
+    """Time these layers at all of their ranks, those of one shape once, and the whole network.
 
     Args:
         network: in its original shape.
-        layers: names of the convolutions, each with ranks to measure besides `form_grid`.
+        layers: names of the convolutions, each with ranks to measure besides `measured_grid`.
         model: the network as ONNX.
         settings: see `BlockLatencySettings`.
         kept: rows measured before on this device are taken from here, new ones put there.
-        progress: told after every signature.
+        progress: told after every shape.
 
     Raises:
         ToolchainError: the backend needs a device that is not there.
         InputRejectedError: ONNX Runtime cannot load ``model``.
     """
     backend = open_backend(settings.backend, threads=settings.threads, batch=settings.batch)
-    found = layer_signatures(network.module, network.spec.input_shape)
-    extra: dict[Signature, set[Ranks]] = {
+    found = conv_shapes(trace_layers(network.module, network.spec.input_shape))
+    extra: dict[ConvShape, set[Ranks]] = {
         one: set() for one in sorted(found[name] for name in layers if name in found)
     }
     for name in layers:
         if name in found:
             extra[found[name]] |= set(layers[name])
     measure = _Measuring(backend, settings, kept)
-    blocks: dict[Signature, tuple[TimedForm, ...]] = {}
-    for done, (signature, ranks) in enumerate(extra.items()):
+    blocks: dict[ConvShape, tuple[TimedRanks, ...]] = {}
+    for done, (shape, ranks) in enumerate(extra.items()):
         progress("Timing layers", done, len(extra) + 1)
-        blocks[signature] = measure.block(signature, ranks)
+        blocks[shape] = measure.block(shape, ranks)
     progress("Timing layers", len(extra), len(extra) + 1)
     whole = measure.network(model, layers_digest(found.values()))
     progress("Timing layers", len(extra) + 1, len(extra) + 1)
@@ -127,16 +128,16 @@ class _Measuring:
     settings: BlockLatencySettings
     kept: Rows | None
 
-    def block(self, signature: Signature, extra: set[Ranks]) -> tuple[TimedForm, ...]:
+    def block(self, shape: ConvShape, extra: set[Ranks]) -> tuple[TimedRanks, ...]:
         """The one convolution and its forms, in turns."""
-        ranks = sorted({*form_grid(signature), *extra})
+        ranks = sorted({*measured_grid(shape), *extra})
         groups = [ranks[start : start + GROUP] for start in range(0, len(ranks), GROUP)] or [[]]
-        key = self._key("block", signature.as_json(), groups)
-        whole, *rows = self._row(key, lambda: self._groups(signature, groups))
+        key = self._key("block", shape.as_json(), groups)
+        whole, *rows = self._row(key, lambda: self._groups(shape, groups))
         timed = zip([None, *ranks], [whole, *rows], strict=True)
-        return tuple(TimedForm(ranks=one, ms=ms, spread_ms=spread) for one, (ms, spread) in timed)
+        return tuple(TimedRanks(ranks=one, ms=ms, spread_ms=spread) for one, (ms, spread) in timed)
 
-    def _groups(self, signature: Signature, groups: Sequence[Sequence[Ranks]]) -> list[list[float]]:
+    def _groups(self, shape: ConvShape, groups: Sequence[Sequence[Ranks]]) -> list[list[float]]:
         """The one convolution, and all forms; each group of them took turns with it.
 
         What the one convolution took in the first group is the measure of the others, so that a
@@ -144,7 +145,7 @@ class _Measuring:
         """
         rows: list[list[float]] = []
         for group in groups:
-            runs = self.backend.open([chain(signature, one) for one in (None, *group)])
+            runs = self.backend.open([part_shapes(shape, one) for one in (None, *group)])
             medians = _medians(_rounds(runs, self.settings, share=1 / len(groups)))
             first = rows[0][0] if rows else medians[0][0]
             scale = first / medians[0][0]

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from benchmarks.defences.deck import DeckSettings
 from benchmarks.suites import quick_settings
+from edgeclean.compress.clamp import ScaleSettings
 from edgeclean.config import PipelineSettings, settings_from
-from edgeclean.factors.scale import ScaleSettings
 from edgeclean.recovery.finetune import FinetuneSettings
 from edgeclean.synthesis.synthesize import SynthesizeSettings
 

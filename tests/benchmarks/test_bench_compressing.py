@@ -15,9 +15,9 @@ from benchmarks.defences.deck import deck
 from benchmarks.defences.edgeclean_default import edgeclean_default, edgeclean_purified
 from benchmarks.defences.table import every_defence
 from benchmarks.suites import CIFAR10, image_spec
-from edgeclean.cost import count_macs
 from edgeclean.errors import RatioError, UsageError
 from edgeclean.loading.architectures import build_architecture
+from edgeclean.networks.cost import count_macs
 from edgeclean.pipeline import run_stages
 from edgeclean.states import LoadedNetwork, Network
 

@@ -16,8 +16,8 @@ from benchmarks.defences.finetune import FinetuneSettings, finetune_clean
 from benchmarks.defences.ibau import IbauSettings, ibau
 from benchmarks.defences.nad import NadSettings, nad
 from benchmarks.images import LabelledImages
-from edgeclean.cost import count_macs
 from edgeclean.errors import RatioError, UsageError
+from edgeclean.networks.cost import count_macs
 from edgeclean.pixels import normalize
 from edgeclean.states import Network
 

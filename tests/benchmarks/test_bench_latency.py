@@ -11,8 +11,8 @@ from torch import nn
 
 from benchmarks import latency, latency_models
 from benchmarks.latency import Cell
-from edgeclean.cost import count_macs
-from edgeclean.factors.sites import Site
+from edgeclean.networks.cost import count_macs
+from edgeclean.networks.layers import trace_layers
 
 FACTS = {
     name: {"macs": macs, "params": 10, "onnx_bytes": 40}
@@ -82,13 +82,13 @@ def test_cells_of_another_day_stay_unless_measured_again(
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_the_factorised_peer_costs_what_is_counted(kernel: int) -> None:
     conv = nn.Conv2d(12, 20, kernel, stride=2, padding=kernel // 2, bias=False)
-    site = Site(name="conv", module=conv, positions_in=64, positions_out=16, reason="")
+    (traced,) = trace_layers(conv, (12, 8, 8))
     layer = latency_models._tucker_layer(conv, 0.5, 0)
     assert layer(torch.zeros(1, 12, 8, 8)).shape == (1, 20, 4, 4)
     weights = Counter(tuple(one.shape) for one in layer.parameters())
     assert weights[(10, 6, kernel, kernel)] == weights[(20, 10)] == weights[(12, 6)] == 1
     expected = 12 * 6 * 64 + (10 * 6 * kernel**2 + 20 * 10) * 16
-    assert latency_models._tucker_macs(site, 0.5) == expected
+    assert latency_models._tucker_macs(traced, 0.5) == expected
 
 
 def test_peers_are_within_the_macs_that_are_asked() -> None:

@@ -14,7 +14,7 @@ from benchmarks import purify as rows
 from benchmarks import purify_table
 from benchmarks.compress_zoo import Cell
 from edgeclean import pipeline
-from edgeclean.cost import count_params
+from edgeclean.networks.cost import count_params
 from edgeclean.purification.purify import purify
 from edgeclean.reports.report import same_weights
 from edgeclean.states import LoadedNetwork

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from edgeclean.compress.rank_file import read_rank_file
 from edgeclean.config import PipelineSettings, read_config, settings_from
 from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.loading.checkpoint import parse_torch, read_tensors
@@ -21,7 +22,6 @@ from edgeclean.loading.model_file import read_model_file
 from edgeclean.loading.onnx.guard import COMPLETE, parse_onnx
 from edgeclean.loading.onnx.importer import convert_checked
 from edgeclean.loading.parse_child import mapped_bytes
-from edgeclean.ranks.rank_file import read_rank_file
 from edgeclean.targets.profile_files import read_profile
 
 SEEDS = Path(__file__).parent / "seeds"

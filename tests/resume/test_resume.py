@@ -19,9 +19,9 @@ from torch import nn
 
 from edgeclean import pipeline
 from edgeclean.bundles.atomic import hold_folder
+from edgeclean.compress.goals import FileSize
+from edgeclean.compress.plan import LayerPlan, RankPlan
 from edgeclean.pipeline import compress
-from edgeclean.ranks.goals import FileSize
-from edgeclean.ranks.plan import LayerPlan, RankPlan
 from edgeclean.resume import keys as keys_module
 from edgeclean.resume.keys import stage_key
 from edgeclean.runner import Cache

@@ -1,0 +1,1 @@
+"""Smaller networks: convolutions factored, clamped, planned for one goal, and truncated."""

@@ -1,1 +1,0 @@
-"""Tucker-2 factors of convolutions: made, scaled, fitted."""

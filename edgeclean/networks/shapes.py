@@ -1,0 +1,119 @@
+"""The shape of one convolution and of its input: what decides its cost and its time."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import prod
+
+from torch import nn
+
+from edgeclean.states import JsonValue
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class ConvShape:
+    """One ungrouped convolution's shape; layers of one shape take one time, whatever they weigh.
+
+    Attributes:
+        channels_out: of the convolution.
+        channels_in: likewise.
+        kernel: height and width.
+        stride: likewise.
+        dilation: likewise.
+        padding: zeros above, on the left, below, and on the right: the order of ONNX.
+        image: height and width of the layer's input.
+    """
+
+    channels_out: int
+    channels_in: int
+    kernel: Pair
+    stride: Pair
+    dilation: Pair
+    padding: tuple[int, int, int, int]
+    image: Pair
+
+    @property
+    def pointwise(self) -> bool:
+        """True for a 1x1 convolution, which has a single rank."""
+        return self.kernel == (1, 1)
+
+    @property
+    def channels(self) -> Pair:
+        """(out, in)."""
+        return self.channels_out, self.channels_in
+
+    @property
+    def image_out(self) -> Pair:
+        """Height and width of the layer's output."""
+        top, left, bottom, right = self.padding
+        sides = zip(self.image, (top + bottom, left + right), strict=True)
+        height, width = (
+            (side + padding - dilation * (kernel - 1) - 1) // stride + 1
+            for (side, padding), dilation, kernel, stride in zip(
+                sides, self.dilation, self.kernel, self.stride, strict=True
+            )
+        )
+        return height, width
+
+    @property
+    def params(self) -> int:
+        """Weights; the bias is not counted."""
+        return self.channels_out * self.channels_in * prod(self.kernel)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one image."""
+        return self.params * prod(self.image_out)
+
+    def as_json(self) -> dict[str, JsonValue]:
+        """The fields as a JSON object; pairs become lists."""
+        return {
+            name: list(field) if isinstance(field, tuple) else field
+            for name, field in asdict(self).items()
+        }
+
+
+def conv_shape(conv: nn.Conv2d, image: Pair) -> ConvShape:
+    """The shape of a convolution on an input of this height and width."""
+    return ConvShape(
+        channels_out=conv.out_channels,
+        channels_in=conv.in_channels,
+        kernel=_pair(conv.kernel_size),
+        stride=_pair(conv.stride),
+        dilation=_pair(conv.dilation),
+        padding=_padding(conv),
+        image=image,
+    )
+
+
+def mix_shape(channels_in: int, channels_out: int, image: Pair) -> ConvShape:
+    """The shape of a 1x1 convolution of stride 1, which only mixes channels."""
+    return ConvShape(
+        channels_out=channels_out,
+        channels_in=channels_in,
+        kernel=(1, 1),
+        stride=(1, 1),
+        dilation=(1, 1),
+        padding=(0, 0, 0, 0),
+        image=image,
+    )
+
+
+def _pair(extent: tuple[int, ...]) -> Pair:
+    return extent[0], extent[1]
+
+
+def _padding(conv: nn.Conv2d) -> tuple[int, int, int, int]:
+    """PyTorch's "same" puts the odd zero below and on the right."""
+    if conv.padding == "valid":
+        return 0, 0, 0, 0
+    if isinstance(conv.padding, str):
+        height, width = (
+            dilation * (kernel - 1)
+            for dilation, kernel in zip(conv.dilation, conv.kernel_size, strict=True)
+        )
+        return height // 2, width // 2, height - height // 2, width - width // 2
+    height, width = conv.padding
+    return height, width, height, width

@@ -1,1 +1,0 @@
-"""Ranks chosen under a budget, and the network cut to them."""
