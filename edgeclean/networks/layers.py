@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from edgeclean.errors import UsageError
 from edgeclean.networks.blocks import block_shape, is_block, spatial_part
 from edgeclean.networks.shapes import ConvShape, conv_shape
-from edgeclean.states import JsonValue
 
 Image = tuple[int, ...]
 _MATRIX_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
@@ -102,7 +101,7 @@ class Layer:
             return "pointwise" if self.weight_shape[2:] == (1, 1) else "convolution"
         return type(module).__name__
 
-    def describe(self) -> dict[str, JsonValue]:
+    def describe(self) -> dict[str, Any]:
         """Name, kind and shape, for the history."""
         out, channels_in, *kernel = self.weight_shape
         groups = int(getattr(self.module, "groups", 1))

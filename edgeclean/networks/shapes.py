@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from math import prod
+from typing import Any
 
 from torch import nn
-
-from edgeclean.states import JsonValue
 
 Pair = tuple[int, int]
 
@@ -67,7 +66,7 @@ class ConvShape:
         """Multiply-accumulates of one image."""
         return self.params * prod(self.image_out)
 
-    def as_json(self) -> dict[str, JsonValue]:
+    def as_json(self) -> dict[str, Any]:
         """The fields as a JSON object; pairs become lists."""
         return {
             name: list(field) if isinstance(field, tuple) else field
