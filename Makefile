@@ -46,7 +46,7 @@ demo: $(RUNTIME)
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2
 
-# tests/programs.py has the programs: each test that asks for one is skipped, and none ends otherwise.
+# tests/support/programs.py has the programs: each test that asks for one is skipped, and none ends otherwise.
 test-without-programs: $(STAMP)
 	$(BIN)/python -m pytest -m "programs and not gpu" --programs none
 

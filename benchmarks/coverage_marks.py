@@ -40,14 +40,16 @@ GROUPS = (
     Group(
         name="input boundary",
         places=(
-            "edgeclean/loading/",
-            "edgeclean/printable.py",
-            "edgeclean/compress/rank_file.py",
-            "edgeclean/targets/profile_files.py",
+            "edgeclean/load/",
+            "edgeclean/files/text.py",
+            "edgeclean/compression/settings.py",
+            "edgeclean/devices/profile_files.py",
         ),
         percent=100,
     ),
-    Group(name="bundle code", places=("edgeclean/bundles/", "edgeclean/depfile.py"), percent=100),
+    Group(
+        name="bundle code", places=("edgeclean/bundle/", "edgeclean/files/depfile.py"), percent=100
+    ),
     Group(name="the rest", places=("edgeclean/", "exporters/"), percent=95),
 )
 

@@ -31,7 +31,7 @@ def closing_lines(known: dict[tuple[str, str, int], Cell]) -> list[str]:
         cell = known.get((DEMO_NAME, level, 0))
         if cell is None:
             lines.append(
-                f"  {level}: not measured yet (python -m benchmarks.effort --level {level})"
+                f"  {level}: not measured yet (python -m benchmarks.studies.effort --level {level})"
             )
             continue
         after, cores = cell["compressed"], cell["environment"]["logical_cores"]

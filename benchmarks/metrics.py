@@ -1,7 +1,7 @@
 """ACC, ASR, RA and DER, counted in float32, each rate with its Wilson interval.
 
 Every function takes the network as a function of pixels in [0, 1]
-(``edgeclean.pixels.pixel_network`` makes one), so that no caller can forget the normalisation.
+(``edgeclean.networks.pixels.pixel_network`` makes one), so that no caller can forget the normalisation.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from benchmarks.images import LabelledImages
-from edgeclean.precision import exact_float32
+from benchmarks.data.images import LabelledImages
+from edgeclean.networks.autocast import exact_float32
 
 PixelFunction = Callable[[Tensor], Tensor]
 Relabel = Callable[[Tensor], Tensor]

@@ -8,7 +8,7 @@ import time
 import torch
 from torch import nn
 
-from benchmarks.images import LabelledImages
+from benchmarks.data.images import LabelledImages
 
 BATCH = 100
 WARM_UP = 5

@@ -23,24 +23,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgeclean.compress.clamp import ScaleSettings
-from edgeclean.compress.decompose import DecomposeSettings
-from edgeclean.compress.plan import RankSettings
-from edgeclean.compress.truncate import TruncateSettings
-from edgeclean.compute import Compute
+from edgeclean.backdoor.purify import PurifySettings
+from edgeclean.backdoor.scan import ScanSettings
+from edgeclean.compression.clamp import ScaleSettings
+from edgeclean.compression.decompose import DecomposeSettings
+from edgeclean.compression.finetune import FinetuneSettings
+from edgeclean.compression.plan import RankSettings
+from edgeclean.compression.truncate import TruncateSettings
+from edgeclean.devices.targets import Target, require
 from edgeclean.effort import Effort, lengths_of
 from edgeclean.errors import UsageError
-from edgeclean.loading.input_guard import LoadLimits
-from edgeclean.printable import shown
-from edgeclean.purification.purify import PurifySettings
-from edgeclean.recovery.finetune import FinetuneSettings
-from edgeclean.runtime.latency import LatencySettings
-from edgeclean.scan import ScanSettings
+from edgeclean.files.reading import read_small_toml
+from edgeclean.files.text import shown
+from edgeclean.images.synthesize import SynthesizeSettings
+from edgeclean.load.limits import LoadLimits
+from edgeclean.measure.latency import LatencySettings
+from edgeclean.networks.compute import Compute
+from edgeclean.networks.state import JsonValue
 from edgeclean.settings import MOST_NAME, Settings, checked, fields_of, setting
-from edgeclean.small_files import read_small_toml
-from edgeclean.states import JsonValue
-from edgeclean.synthesis.synthesize import SynthesizeSettings
-from edgeclean.targets.targets import Target, require
 from exporters.onnx_exporter import ExportSettings
 from exporters.parity import ParitySettings
 from exporters.precision import PrecisionSettings, check_precision

@@ -4,7 +4,7 @@ Nearly all of a run is images that pass through the network: forwards, forwards 
 the image, and forwards with a gradient of the weights. One of each is measured in a second or so
 (`pass_seconds`), and every stage is so many of each. The factors beside the counts are what a pass
 costs in that stage beside the network itself (statistics, stamps, augmentation), as measured with
-``benchmarks/effort.py``; `remaining` corrects all of it while the run goes on.
+``benchmarks/studies/effort.py``; `remaining` corrects all of it while the run goes on.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from edgeclean.backdoor.searches import ALL_TO_ALL, BANK
 from edgeclean.config import PipelineSettings
-from edgeclean.frozen import frozen
-from edgeclean.memory import images_at_once
-from edgeclean.pixels import pixel_copy
-from edgeclean.precision import channels_last, device_of, mixed_precision
+from edgeclean.networks.autocast import channels_last, device_of, mixed_precision
+from edgeclean.networks.batching import images_at_once
+from edgeclean.networks.folding import frozen
+from edgeclean.networks.pixels import pixel_copy
+from edgeclean.networks.state import Network
 from edgeclean.progress import Part, PlannedProgress, Progress
-from edgeclean.scan.searches import ALL_TO_ALL, BANK
-from edgeclean.states import Network
 
 MOST_IMAGES = 64  # in a measured pass
 LONG_ENOUGH, PLENTY = 0.1, 0.5  # seconds of a pass: more images, or more runs, say no more

@@ -11,34 +11,30 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgeclean.bundles.bundle import Bundle, hold_output, write_bundle
-from edgeclean.bundles.signing import Signer
-from edgeclean.compress.clamp import choose_tau, scale
-from edgeclean.compress.decompose import decompose
-from edgeclean.compress.latency_table import LatencyTable
-from edgeclean.compress.plan import choose_ranks
-from edgeclean.compress.truncate import truncate
-from edgeclean.compression import Compression, contents_of, evidence_of, judged
-from edgeclean.compute import placed, require_compute
+from edgeclean.backdoor.findings import ScanReport
+from edgeclean.backdoor.purify import purify
+from edgeclean.backdoor.scan import scan
+from edgeclean.bundle.bundle import Bundle, hold_output, write_bundle
+from edgeclean.bundle.signing import Signer
+from edgeclean.compression.clamp import choose_tau, scale
+from edgeclean.compression.decompose import decompose
+from edgeclean.compression.finetune import finetune
+from edgeclean.compression.latency_table import LatencyTable
+from edgeclean.compression.plan import choose_ranks
+from edgeclean.compression.truncate import truncate
 from edgeclean.config import PipelineSettings
+from edgeclean.devices.targets import Target, load_target, require
 from edgeclean.errors import UsageError
 from edgeclean.estimate import announce
-from edgeclean.gates.evaluation import evaluate
-from edgeclean.gates.labelled_images import LabelledImages
-from edgeclean.gates.policy import Policy
-from edgeclean.gates.promise import refuse_larger, refuse_slower
-from edgeclean.gates.verdicts import judge_scan, refuse_failed
-from edgeclean.loading.checkpoint import load_checkpoint
-from edgeclean.progress import Progress, silent
-from edgeclean.purification.purify import purify
-from edgeclean.recovery.finetune import finetune
-from edgeclean.reports.report import build_report, same_weights
-from edgeclean.reports.reproduce import command_line
-from edgeclean.resume.tables import check_goal, is_of_this_machine, table_of_this_machine
-from edgeclean.runner import Cache, Runner
-from edgeclean.runtime.latency import LatencyReport, LatencySettings, measure_pair
-from edgeclean.scan import ScanReport, scan
-from edgeclean.states import (
+from edgeclean.gates import Policy, judge_scan, refuse_failed, refuse_larger, refuse_slower
+from edgeclean.images.labelled import LabelledImages
+from edgeclean.images.synthesize import joined, synthesize
+from edgeclean.load.checkpoint import load_checkpoint
+from edgeclean.measure.accuracy import evaluate
+from edgeclean.measure.latency import LatencyReport, LatencySettings, measure_pair
+from edgeclean.measure.layer_times import check_goal, is_of_this_machine, table_of_this_machine
+from edgeclean.networks.compute import placed, require_compute
+from edgeclean.networks.state import (
     FinetunedNetwork,
     JsonValue,
     LoadedNetwork,
@@ -48,8 +44,10 @@ from edgeclean.states import (
     SyntheticImages,
     TruncatedNetwork,
 )
-from edgeclean.synthesis.synthesize import joined, synthesize
-from edgeclean.targets.targets import Target, load_target, require
+from edgeclean.outcome import Compression, contents_of, evidence_of, judged
+from edgeclean.progress import Progress, silent
+from edgeclean.report.report import build_report, command_line, same_weights
+from edgeclean.runner import Cache, Runner
 from exporters.file_size import foretell_size
 from exporters.onnx_exporter import ExportSettings, export_onnx
 from exporters.parity import ParityRecord, check_parity

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from edgeclean.compress.goals import FileSize
+from edgeclean.compression.goals import FileSize
 from edgeclean.networks.cost import count_params
 from edgeclean.networks.layers import conv_shapes, trace_layers
-from edgeclean.states import Network
+from edgeclean.networks.state import Network
 from exporters.onnx_exporter import ExportSettings, export_onnx
 from exporters.precision import Precision
 

@@ -22,9 +22,9 @@ from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
 import edgeclean
 from edgeclean.errors import InputRejectedError
-from edgeclean.runtime.onnx_check import open_onnx, opset_of
+from edgeclean.networks.state import ModelSpec, Network
 from edgeclean.settings import Settings, setting
-from edgeclean.states import ModelSpec, Network
+from exporters.onnx_check import open_onnx, opset_of
 from exporters.silence import nothing_on_stdout
 
 INPUT_NAME = "input"

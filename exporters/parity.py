@@ -12,11 +12,11 @@ from torch import Tensor
 
 from edgeclean.environment import versions
 from edgeclean.errors import ParityError, UsageError
-from edgeclean.pixels import normalize
-from edgeclean.precision import exact_float32
-from edgeclean.runtime.session import OnnxSession
+from edgeclean.networks.autocast import exact_float32
+from edgeclean.networks.pixels import normalize
+from edgeclean.networks.state import Network
 from edgeclean.settings import Settings, setting
-from edgeclean.states import Network
+from exporters.session import OnnxSession
 
 PYTORCH_BATCH = 64
 

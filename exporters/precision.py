@@ -15,13 +15,13 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgeclean.devices.targets import Target, require
 from edgeclean.environment import versions
 from edgeclean.errors import ParityError, UsageError
-from edgeclean.pixels import normalize
+from edgeclean.networks.pixels import normalize
+from edgeclean.networks.state import JsonValue, ModelSpec
 from edgeclean.progress import Progress, silent
 from edgeclean.settings import Settings, setting
-from edgeclean.states import JsonValue, ModelSpec
-from edgeclean.targets.targets import Target, require
 from exporters.half_precision import BF16_OPSET, layers_of, out_of_range, to_bf16, to_fp16
 from exporters.onnx_exporter import ExportSettings
 from exporters.quantization import INT8_OPSET, Calibration, quantised_layers, to_int8, without

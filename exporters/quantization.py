@@ -28,7 +28,7 @@ from onnxruntime.quantization import (
 )
 
 from edgeclean.errors import InputRejectedError, UsageError
-from edgeclean.runtime.onnx_check import drop_unread, open_onnx, opset_of
+from exporters.onnx_check import drop_unread, open_onnx, opset_of
 
 INT8_OPSET = 13
 Calibration = Literal["minmax", "percentile", "entropy"]

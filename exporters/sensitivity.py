@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclean.progress import Progress, silent
-from edgeclean.runtime.session import OnnxSession
+from exporters.session import OnnxSession
 
 SILENCE_DB = 200.0  # no noise at all: an infinite ratio is not a JSON number
 

@@ -51,14 +51,14 @@ def test_the_wheel_holds_every_file_of_both_packages_and_nothing_else(
         "edgeclean/py.typed",
         "exporters/py.typed",
         "edgeclean/schemas/report.schema.json",
-        "edgeclean/reports/templates/report.html.j2",
-        "edgeclean/kit/edgeclean_device.py",
-        "edgeclean/kit/run.sh",
+        "edgeclean/report/templates/report.html.j2",
+        "edgeclean/devices/kit/edgeclean_device.py",
+        "edgeclean/devices/kit/run.sh",
     } <= shipped
-    layer = "exporters/yocto/meta-edgeclean"
+    layer = "edgeclean/integrations/yocto/meta-edgeclean"
     assert {
-        "exporters/cmake/Edgeclean.cmake",
-        "exporters/make/edgeclean.mk",
+        "edgeclean/integrations/cmake/Edgeclean.cmake",
+        "edgeclean/integrations/make/edgeclean.mk",
         f"{layer}/conf/layer.conf",
         f"{layer}/classes/edgeclean-model.bbclass",
     } <= shipped

@@ -12,10 +12,10 @@ import typer
 from edgeclean import cli, errors, pipeline
 from edgeclean.cli import EXIT_CODES
 from edgeclean.config import PipelineSettings, settings_for, settings_from
+from edgeclean.devices.targets import load_target
 from edgeclean.errors import EdgecleanError, UsageError
-from edgeclean.loading.architectures import list_architectures
-from edgeclean.loading.model_file import read_model_file
-from edgeclean.targets.targets import load_target
+from edgeclean.load.architectures import list_architectures
+from edgeclean.load.model_file import read_model_file
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -140,7 +140,7 @@ def test_a_file_keeps_to_the_house(path: Path) -> None:
 
 def test_no_file_says_that_a_network_is_clean() -> None:
     texts = [*PACKAGE_FILES, ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
-    texts += (ROOT / "edgeclean/reports/templates").iterdir()
+    texts += (ROOT / "edgeclean/report/templates").iterdir()
     for path in texts:
         found = re.findall(r"(?<!never )\bis clean\b", path.read_text("utf-8"), re.IGNORECASE)
         assert found == [], path

@@ -14,8 +14,8 @@ import torch.nn.functional as functional
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from benchmarks.images import LabelledImages
-from edgeclean.states import JsonValue, settings_as_json
+from benchmarks.data.images import LabelledImages
+from edgeclean.networks.state import JsonValue, settings_as_json
 
 PixelFunction = Callable[[Tensor], Tensor]
 TO_UINT8 = 255.0

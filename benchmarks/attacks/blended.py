@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.attacks.base import StampAttack, draw, replace
 from benchmarks.attacks.patterns import rings_picture, smooth_picture, stripes_picture
-from benchmarks.images import LabelledImages
+from benchmarks.data.images import LabelledImages
 from benchmarks.stamps import AddMasked, Blend
 
 

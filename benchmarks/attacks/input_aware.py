@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from benchmarks.attacks.base import Attack, PixelFunction, facts_with
-from benchmarks.images import LabelledImages
-from edgeclean.states import JsonValue
+from benchmarks.data.images import LabelledImages
+from edgeclean.networks.state import JsonValue
 
 TINY = 1e-7
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from benchmarks.attacks.base import StampAttack, facts_with
 from benchmarks.stamps import PastePatch
 from edgeclean.errors import UsageError
-from edgeclean.states import JsonValue
+from edgeclean.networks.state import JsonValue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from benchmarks.attacks.base import Attack, PixelFunction, facts_with
-from edgeclean.states import JsonValue
+from edgeclean.networks.state import JsonValue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from benchmarks.data.images import LabelledImages
 from benchmarks.defences.base import (
     batches,
     copied,
@@ -22,9 +23,8 @@ from benchmarks.defences.base import (
     need_batch_norms,
     need_images,
 )
-from benchmarks.images import LabelledImages
 from edgeclean.errors import UsageError
-from edgeclean.states import Network, PurifiedNetwork
+from edgeclean.networks.state import Network, PurifiedNetwork
 
 Noise = dict[str, Tensor]
 

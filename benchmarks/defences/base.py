@@ -12,12 +12,18 @@ import torch.nn.functional as functional
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from benchmarks.images import LabelledImages
-from benchmarks.training import augment
+from benchmarks.data.images import LabelledImages
+from benchmarks.networks.training import augment
 from edgeclean.errors import UsageError
 from edgeclean.networks.cost import count_macs, count_params
-from edgeclean.pixels import normalize
-from edgeclean.states import JsonValue, Network, PurifiedNetwork, StageRecord, settings_as_json
+from edgeclean.networks.pixels import normalize
+from edgeclean.networks.state import (
+    JsonValue,
+    Network,
+    PurifiedNetwork,
+    StageRecord,
+    settings_as_json,
+)
 
 
 class Defence(Protocol):

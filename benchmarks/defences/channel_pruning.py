@@ -15,12 +15,12 @@ import torch
 import torch_pruning
 from torch import nn
 
+from benchmarks.data.images import LabelledImages
 from benchmarks.defences.base import Defence, copied, need_batch_norms
-from benchmarks.images import LabelledImages
 from edgeclean.errors import RatioError, UsageError
-from edgeclean.loading.architectures.residual_blocks import BasicBlock, OptionAShortcut
+from edgeclean.load.architectures.residual import BasicBlock, OptionAShortcut
 from edgeclean.networks.cost import count_macs, count_params
-from edgeclean.states import Network, StageRecord, TruncatedNetwork, settings_as_json
+from edgeclean.networks.state import Network, StageRecord, TruncatedNetwork, settings_as_json
 
 HALVINGS = 8
 

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from benchmarks.data.images import LabelledImages
 from benchmarks.defences.base import batch_norms, copied, defended
-from benchmarks.images import LabelledImages
 from edgeclean.errors import UsageError
-from edgeclean.states import Network, PurifiedNetwork
+from edgeclean.networks.state import Network, PurifiedNetwork
 
 Handle = torch.utils.hooks.RemovableHandle
 

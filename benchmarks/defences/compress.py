@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from benchmarks.images import LabelledImages
-from edgeclean.compress.factorisation import Factorisation
-from edgeclean.compress.tucker import factorise
+from benchmarks.data.images import LabelledImages
+from edgeclean.compression.factorisation import Factorisation
+from edgeclean.compression.tucker import factorise
 from edgeclean.errors import RatioError, UsageError
 from edgeclean.networks.cost import count_macs, count_params
 from edgeclean.networks.layers import trace_layers, with_layers
-from edgeclean.states import Network, StageRecord, TruncatedNetwork, settings_as_json
+from edgeclean.networks.state import Network, StageRecord, TruncatedNetwork, settings_as_json
 
 Factorise = Callable[[Tensor], Factorisation]
 HALVINGS = 12

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from benchmarks.images import LabelledImages
-from edgeclean.compress.clamp import ScaleSettings, scale
-from edgeclean.compress.decompose import DecomposeSettings, decompose
-from edgeclean.compress.plan import RankSettings, choose_ranks
-from edgeclean.compress.truncate import TruncateSettings, truncate
-from edgeclean.recovery.finetune import FinetuneSettings, finetune
-from edgeclean.states import FinetunedNetwork, Network
-from edgeclean.synthesis.synthesize import SynthesizeSettings, synthesize
+from benchmarks.data.images import LabelledImages
+from edgeclean.compression.clamp import ScaleSettings, scale
+from edgeclean.compression.decompose import DecomposeSettings, decompose
+from edgeclean.compression.finetune import FinetuneSettings, finetune
+from edgeclean.compression.plan import RankSettings, choose_ranks
+from edgeclean.compression.truncate import TruncateSettings, truncate
+from edgeclean.images.synthesize import SynthesizeSettings, synthesize
+from edgeclean.networks.state import FinetunedNetwork, Network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

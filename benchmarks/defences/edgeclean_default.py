@@ -5,25 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 
-from benchmarks.images import LabelledImages
-from edgeclean.compress.clamp import scale
-from edgeclean.compress.decompose import decompose
-from edgeclean.compress.plan import choose_ranks
-from edgeclean.compress.truncate import truncate
+from benchmarks.data.images import LabelledImages
+from edgeclean.backdoor.findings import ScanReport
+from edgeclean.backdoor.purify import PurifySettings, purify
+from edgeclean.backdoor.scan import ScanSettings, scan
+from edgeclean.compression.clamp import scale
+from edgeclean.compression.decompose import decompose
+from edgeclean.compression.finetune import finetune
+from edgeclean.compression.plan import choose_ranks
+from edgeclean.compression.truncate import truncate
 from edgeclean.config import PipelineSettings
-from edgeclean.purification.purify import PurifySettings, purify
-from edgeclean.recovery.finetune import finetune
-from edgeclean.reports.report import same_weights
-from edgeclean.scan import ScanSettings, scan
-from edgeclean.scan.report import ScanReport
-from edgeclean.states import (
+from edgeclean.images.synthesize import SynthesizeSettings, joined, synthesize
+from edgeclean.networks.state import (
     FinetunedNetwork,
     Network,
     PurifiedNetwork,
     StageRecord,
     SyntheticImages,
 )
-from edgeclean.synthesis.synthesize import SynthesizeSettings, joined, synthesize
+from edgeclean.report.report import same_weights
 
 
 def edgeclean_purified(

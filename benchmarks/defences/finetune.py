@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from benchmarks.data.images import LabelledImages
 from benchmarks.defences.base import (
     batches,
     copied,
@@ -14,9 +15,8 @@ from benchmarks.defences.base import (
     defended,
     need_images,
 )
-from benchmarks.images import LabelledImages
 from edgeclean.errors import UsageError
-from edgeclean.states import Network, PurifiedNetwork
+from edgeclean.networks.state import Network, PurifiedNetwork
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

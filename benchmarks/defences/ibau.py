@@ -15,10 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from benchmarks.data.images import LabelledImages
 from benchmarks.defences.base import batches, copied, cross_entropy, defended, need_images
-from benchmarks.images import LabelledImages
 from edgeclean.errors import UsageError
-from edgeclean.states import Network, PurifiedNetwork
+from edgeclean.networks.state import Network, PurifiedNetwork
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from benchmarks.data.images import LabelledImages
 from benchmarks.defences.base import batches, copied, cross_entropy, defended, need_images
 from benchmarks.defences.finetune import FinetuneSettings, fit
-from benchmarks.images import LabelledImages
 from edgeclean.errors import UsageError
-from edgeclean.states import Network, PurifiedNetwork
+from edgeclean.networks.state import Network, PurifiedNetwork
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from benchmarks.data.images import LabelledImages
 from benchmarks.defences.anp import AnpSettings, anp
 from benchmarks.defences.base import DefenceEntry
 from benchmarks.defences.channel_pruning import PruningSettings, pruned_after
@@ -16,9 +17,8 @@ from benchmarks.defences.edgeclean_default import edgeclean_default, edgeclean_p
 from benchmarks.defences.finetune import FinetuneSettings, finetune_clean
 from benchmarks.defences.ibau import IbauSettings, ibau
 from benchmarks.defences.nad import NadSettings, nad
-from benchmarks.images import LabelledImages
 from edgeclean.config import PipelineSettings
-from edgeclean.states import Network
+from edgeclean.networks.state import Network
 
 NO_IMAGES = "none"
 ONE_PERCENT = "1 % of the clean training set"

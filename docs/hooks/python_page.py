@@ -10,11 +10,11 @@ FALLBACK = (
     "edgeclean.pipeline.WrittenOutcome",
     "edgeclean.config.settings_for",
     "edgeclean.config.PipelineSettings",
-    "edgeclean.scan.scan.scan",
-    "edgeclean.purification.purify.purify",
-    "edgeclean.bundles.verify.verify_bundle",
-    "edgeclean.targets.targets.load_target",
-    "edgeclean.states.ModelSpec",
+    "edgeclean.backdoor.scan.scan",
+    "edgeclean.backdoor.purify.purify",
+    "edgeclean.bundle.verify.verify_bundle",
+    "edgeclean.devices.targets.load_target",
+    "edgeclean.networks.state.ModelSpec",
 )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from markdown_tables import code, table
 
-from edgeclean.scan.families import FAMILIES
-from edgeclean.scan.searches import ALL_TO_ALL, ALL_TO_ALL_SEES, BANK, BANK_SEES, SEARCHES
+from edgeclean.backdoor.families import FAMILIES
+from edgeclean.backdoor.searches import ALL_TO_ALL, ALL_TO_ALL_SEES, BANK, BANK_SEES, SEARCHES
 
 
 def reference() -> str:

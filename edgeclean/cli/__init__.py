@@ -23,7 +23,6 @@ from edgeclean.cli.console import ANSWERED, answer_failure, show_error
 from edgeclean.cli.doctor import doctor
 from edgeclean.cli.embed import embed
 from edgeclean.cli.export import export
-from edgeclean.cli.files import no_lasting_writes
 from edgeclean.cli.inspect import inspect
 from edgeclean.cli.latency_table import latency_table
 from edgeclean.cli.parts import parts
@@ -31,6 +30,7 @@ from edgeclean.cli.scan import scan
 from edgeclean.cli.sign import sign
 from edgeclean.cli.targets import targets
 from edgeclean.errors import EdgecleanError, EndedBySignalError, UsageError
+from edgeclean.files.writing import no_lasting_writes
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 a defect or crash, 2 usage, 3 input rejected, 4 backdoor suspected, "

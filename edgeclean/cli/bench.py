@@ -16,11 +16,11 @@ from edgeclean.errors import BudgetError, UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from edgeclean.runtime.latency import LatencyReport
+    from edgeclean.measure.latency import LatencyReport
 
 HERE = "On this machine"
 THERE = "On a device"
-UNSTEADY = 0.025  # the same mark as in `edgeclean.runtime.latency`
+UNSTEADY = 0.025  # the same mark as in `edgeclean.measure.latency`
 
 
 def bench(  # noqa: PLR0913 - the options are the interface
@@ -113,13 +113,13 @@ def bench(  # noqa: PLR0913 - the options are the interface
 def _here(
     face: Face, bundle: Path, against: Path | None, settings: dict[str, Any]
 ) -> LatencyReport:
-    from edgeclean.bundles.device_kit import ORIGINAL
-    from edgeclean.bundles.verify import verify_bundle
+    from edgeclean.bundle.kit import ORIGINAL
+    from edgeclean.bundle.verify import verify_bundle
     from edgeclean.config import settings_from
-    from edgeclean.loading.input_guard import LoadLimits, read_input
-    from edgeclean.runtime.cuda_latency import measure_pair_on_cuda
-    from edgeclean.runtime.latency import LatencySettings, measure_pair
-    from edgeclean.runtime.onnx_check import open_onnx
+    from edgeclean.load.limits import LoadLimits, read_input
+    from edgeclean.measure.cuda_latency import measure_pair_on_cuda
+    from edgeclean.measure.latency import LatencySettings, measure_pair
+    from exporters.onnx_check import open_onnx
 
     on_torch = settings["provider"] == "torch-cuda"
     checked = {**settings, "provider": "cpu"} if on_torch else settings
@@ -154,8 +154,8 @@ def _here(
 def _there(
     face: Face, bundle: Path, place: tuple[str, Path | None], settings: dict[str, Any]
 ) -> dict[str, Any]:
-    from edgeclean.device.remote_bench import RemoteSettings, bench_on_device
-    from edgeclean.device.ssh import parse_device
+    from edgeclean.bundle.remote_bench import RemoteSettings, bench_on_device
+    from edgeclean.devices.ssh import parse_device
 
     reached = parse_device(place[0], configuration=place[1])
     document = bench_on_device(bundle, reached, RemoteSettings(**settings), told=face.say)

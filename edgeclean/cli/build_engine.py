@@ -9,8 +9,8 @@ import typer
 
 from edgeclean.cli.bundle import Bundle
 from edgeclean.cli.console import Face, cells, plain_table
-from edgeclean.cli.files import keep_apart
 from edgeclean.cli.options import AsJson, Quiet
+from edgeclean.files.writing import keep_apart
 
 
 def build_engine(  # noqa: PLR0913 - the options are the interface
@@ -33,8 +33,8 @@ def build_engine(  # noqa: PLR0913 - the options are the interface
 ) -> None:
     """Build a TensorRT engine for this machine's GPU, and say what its layers compute in."""
     face = Face(as_json=as_json, quiet=quiet)
-    from edgeclean.bundles import manifest as texts
-    from edgeclean.bundles.verify import verify_bundle
+    from edgeclean.bundle import manifest as texts
+    from edgeclean.bundle.verify import verify_bundle
     from exporters.tensorrt_exporter import EngineSettings, cached_engine
 
     keep_apart([bundle], files=[output / "an engine"])

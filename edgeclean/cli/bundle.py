@@ -29,8 +29,8 @@ def verify(
 ) -> None:
     """Check that a bundle is whole, unchanged, signed by whom you say, and computes what it did."""
     face = Face(as_json=as_json, quiet=quiet)
-    from edgeclean.bundles.signing import Trusted
-    from edgeclean.bundles.verify import verify_bundle
+    from edgeclean.bundle.signing import Trusted
+    from edgeclean.bundle.verify import verify_bundle
 
     named = key is not None or certificate is not None
     trusted = Trusted(public_key=key, certificate=certificate) if named else None

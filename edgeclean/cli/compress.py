@@ -35,7 +35,6 @@ from edgeclean.cli.dependencies import (
     InputFiles,
     code_file,
 )
-from edgeclean.cli.files import keep_apart
 from edgeclean.cli.gates import (
     Evaluate,
     FailOnBackdoor,
@@ -73,12 +72,13 @@ from edgeclean.cli.options import (
 from edgeclean.cli.scan import verdict_in_words
 from edgeclean.cli.supervisor import note_output
 from edgeclean.errors import UsageError
-from edgeclean.printable import printable
+from edgeclean.files.text import printable
+from edgeclean.files.writing import keep_apart
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from edgeclean.bundles.signing import Signer
+    from edgeclean.bundle.signing import Signer
     from edgeclean.pipeline import WrittenCompression
     from edgeclean.runner import Cache
 
@@ -184,7 +184,7 @@ def _cache(folder: Path | None, unwanted: bool, tell: Callable[[str], None]) -> 
         if folder is not None:
             raise UsageError("--cache names a folder, and --no-cache wants none; give one of them")
         return None
-    from edgeclean.resume.store import foreign_entry
+    from edgeclean.files.store import foreign_entry
     from edgeclean.runner import Cache
 
     if folder is not None:
@@ -216,7 +216,7 @@ def _signer(key: Path | None, certificate: Path | None) -> Signer | None:
         if certificate is not None:
             raise UsageError("--sign-certificate goes with a private key: give --sign-key as well")
         return None
-    from edgeclean.bundles.signing import Signer, check_signer
+    from edgeclean.bundle.signing import Signer, check_signer
 
     signer = Signer(private_key=key, certificate=certificate)
     check_signer(signer)
@@ -227,7 +227,7 @@ def _overrides(ranks_file: Path | None) -> dict[str, Any]:
     """The settings that a file of ranks stands for."""
     if ranks_file is None:
         return {}
-    from edgeclean.compress.rank_file import read_rank_file
+    from edgeclean.compression.settings import read_rank_file
 
     said = read_rank_file(ranks_file)
     return {
@@ -265,7 +265,7 @@ def _document(written: WrittenCompression) -> dict[str, Any]:
 
 
 def _summary(written: WrittenCompression) -> Table:
-    from edgeclean.reports.report import byte_size, si_number
+    from edgeclean.report.report import byte_size, si_number
 
     size, latency = written.report["size"], written.compression.latency
     table = plain_table("", ">original", ">compressed", ">ratio")
@@ -309,7 +309,7 @@ def _checks(written: WrittenCompression) -> Table:
 
 
 def _files(written: WrittenCompression) -> Table:
-    from edgeclean.reports.report import byte_size
+    from edgeclean.report.report import byte_size
 
     table = plain_table("file", ">size", title=printable(str(written.bundle.path)))
     for name, length in written.bundle.file_bytes.items():

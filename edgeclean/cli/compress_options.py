@@ -10,7 +10,7 @@ import typer
 from edgeclean.cli.options import RUN
 
 if TYPE_CHECKING:
-    from edgeclean.compress.latency_table import LatencyTable
+    from edgeclean.compression.latency_table import LatencyTable
 
 SIZE = "The goal: one of --ratio, --speedup, --latency-budget-ms and --size-budget"
 PURIFY = "Purification"
@@ -117,7 +117,7 @@ def goal(
     """What is asked of the ranks, as settings; `RankSettings` refuses two goals."""
     size_budget = None
     if size is not None:
-        from edgeclean.gates.policy import read_size
+        from edgeclean.gates import read_size
 
         size_budget = read_size(size)
     return {
@@ -134,6 +134,6 @@ def table_of(path: Path | None) -> LatencyTable | None:
     """The latency table in a file; None if none is named."""
     if path is None:
         return None
-    from edgeclean.compress.latency_file import read_latency_table
+    from edgeclean.compression.latency_table import read_latency_table
 
     return read_latency_table(path)

@@ -17,7 +17,7 @@ from rich.text import Text
 from edgeclean.cli.progress import Lines, Quiet, bars, ticking
 from edgeclean.cli.supervisor import note_answer
 from edgeclean.errors import EdgecleanError
-from edgeclean.printable import printable
+from edgeclean.files.text import printable
 from edgeclean.progress import Progress as ProgressCallback
 
 ANSWERED: ContextVar[bool] = ContextVar("ANSWERED", default=False)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeclean.bundles.atomic import resolved
-from edgeclean.cli.files import check_place, in_place, keep_apart
 from edgeclean.cli.options import RUN
-from edgeclean.depfile import depfile, is_depfile
 from edgeclean.errors import UsageError
+from edgeclean.files.atomic import resolved
+from edgeclean.files.depfile import depfile, is_depfile
+from edgeclean.files.writing import check_place, in_place, keep_apart
 
 if TYPE_CHECKING:
-    from edgeclean.states import Network
+    from edgeclean.networks.state import Network
 
 MAX_DEPFILE_BYTES = 64 << 20  # of which one may be replaced
 

@@ -9,8 +9,8 @@ import typer
 
 from edgeclean.cli.bundle import Bundle
 from edgeclean.cli.console import Face, cells, plain_table
-from edgeclean.cli.files import check_place, in_place, is_our_onnx, keep_apart, marked
 from edgeclean.cli.options import AsJson, Quiet
+from edgeclean.files.writing import check_place, in_place, is_our_onnx, keep_apart, marked
 
 _is_written = marked(b"Written by `edgeclean embed`")
 
@@ -32,7 +32,7 @@ def embed(  # noqa: PLR0913 - the options are the interface
 ) -> None:
     """Verify a bundle, and write its network as an aligned C array or assembler .incbin."""
     face = Face(as_json=as_json, quiet=quiet)
-    from edgeclean.bundles.embed import EmbedSettings, embed_bundle
+    from edgeclean.bundle.embed import EmbedSettings, embed_bundle
     from edgeclean.config import settings_from
 
     settings = settings_from(

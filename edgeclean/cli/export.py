@@ -10,7 +10,6 @@ import typer
 
 from edgeclean.cli.console import Face, cells, plain_table
 from edgeclean.cli.dependencies import code_file, external_files
-from edgeclean.cli.files import check_place, is_our_onnx, keep_apart, write_file
 from edgeclean.cli.options import (
     RUN,
     Arch,
@@ -30,6 +29,7 @@ from edgeclean.cli.options import (
     model_spec,
     pipeline_settings,
 )
+from edgeclean.files.writing import check_place, is_our_onnx, keep_apart, write_file
 
 if TYPE_CHECKING:
     from exporters.parity import ParityRecord
@@ -71,8 +71,8 @@ def export(  # noqa: PLR0913 - the options are the interface
     settings, _ = pipeline_settings(config, options, tell=face.say)
     import torch
 
-    from edgeclean.loading.checkpoint import load_checkpoint
-    from edgeclean.synthesis.synthesize import synthesize
+    from edgeclean.images.synthesize import synthesize
+    from edgeclean.load.checkpoint import load_checkpoint
     from exporters.onnx_exporter import export_onnx
     from exporters.parity import check_parity
     from exporters.precision import lower_precision
@@ -100,8 +100,8 @@ def _answer(
     face: Face, output: Path, source_sha256: str, parity: ParityRecord, lowered: LoweredModel
 ) -> None:
     """What was written, as a table or as JSON."""
-    from edgeclean.reports.report import byte_size
-    from edgeclean.runtime.onnx_check import open_onnx, opset_of
+    from edgeclean.report.report import byte_size
+    from exporters.onnx_check import open_onnx, opset_of
 
     contents = lowered.model
     opset = opset_of(open_onnx(contents))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from edgeclean.gates.labelled_images import LabelledImages
-    from edgeclean.gates.policy import Policy
-    from edgeclean.states import ModelSpec
+    from edgeclean.gates import Policy
+    from edgeclean.images.labelled import LabelledImages
+    from edgeclean.networks.state import ModelSpec
 
 GATES = "Gates: a bundle that fails one is not written"
 
@@ -61,7 +61,7 @@ PolicyFile = Annotated[
 def policy_of(path: Path | None, **options: Any) -> Policy:
     """The gates of the file, with the options that were given on top."""
     from edgeclean.cli.options import without_none
-    from edgeclean.gates.policy import read_policy
+    from edgeclean.gates import read_policy
 
     return read_policy(path, without_none(options))
 
@@ -70,6 +70,6 @@ def labelled_images(path: Path | None, spec: ModelSpec) -> LabelledImages | None
     """The user's images; None if none were named."""
     if path is None:
         return None
-    from edgeclean.gates.labelled_images import read_labelled_images
+    from edgeclean.images.labelled import read_labelled_images
 
     return read_labelled_images(path, spec)

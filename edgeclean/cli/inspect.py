@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from edgeclean.reports.layer_table import LayerRow, Spectrum
+    from edgeclean.report.layer_table import LayerRow, Spectrum
 
 LEVELS = "▁▂▃▄▅▆▇█"
 SPARKS = 16
@@ -89,7 +89,7 @@ def inspect(  # noqa: PLR0913 - the options are the interface
     )
     use_threads(threads)
     from edgeclean.pipeline import plan_checkpoint
-    from edgeclean.reports.layer_table import layer_rows, spectra
+    from edgeclean.report.layer_table import layer_rows, spectra
 
     with face.progress() as progress:
         loaded, planned = plan_checkpoint(
@@ -108,7 +108,7 @@ def inspect(  # noqa: PLR0913 - the options are the interface
 
 
 def _table(rows: Sequence[LayerRow], curves: Sequence[Spectrum]) -> Table:
-    from edgeclean.reports.report import si_number
+    from edgeclean.report.report import si_number
 
     spectrum = {curve.name: _sparkline(curve.before) for curve in curves}
     table = plain_table("layer", "shape", "spectrum", "becomes", ">params", ">MACs")

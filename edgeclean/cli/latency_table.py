@@ -9,7 +9,6 @@ import typer
 
 from edgeclean.cli.console import Face, cells, plain_table
 from edgeclean.cli.dependencies import code_file, external_files
-from edgeclean.cli.files import check_place, keep_apart, marked, write_file
 from edgeclean.cli.options import (
     RUN,
     Arch,
@@ -25,11 +24,12 @@ from edgeclean.cli.options import (
     model_spec,
     pipeline_settings,
 )
+from edgeclean.files.writing import check_place, keep_apart, marked, write_file
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from edgeclean.compress.latency_table import LatencyTable
+    from edgeclean.compression.latency_table import LatencyTable
 
 IS_TABLE = marked(b'"format": "edgeclean-latency-table-1"')
 
@@ -77,9 +77,9 @@ def latency_table(  # noqa: PLR0913 - the options are the interface
     check_place(output, IS_TABLE)
     settings, _ = pipeline_settings(config, {}, tell=face.say)
     from edgeclean.config import settings_from
-    from edgeclean.loading.checkpoint import load_checkpoint
-    from edgeclean.resume.tables import measured_table
-    from edgeclean.runtime.block_latency import BlockLatencySettings
+    from edgeclean.load.checkpoint import load_checkpoint
+    from edgeclean.measure.block_latency import BlockLatencySettings
+    from edgeclean.measure.layer_times import measured_table
 
     how = settings_from(
         BlockLatencySettings,

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeclean.errors import UsageError
-from edgeclean.printable import shown
+from edgeclean.files.text import shown
 
 if TYPE_CHECKING:
     from edgeclean.config import PipelineSettings
-    from edgeclean.states import ModelSpec
-    from edgeclean.targets.targets import Target
+    from edgeclean.devices.targets import Target
+    from edgeclean.networks.state import ModelSpec
 
 NETWORK = "The network"
 RUN = "The run"
@@ -122,7 +122,7 @@ def model_spec(
     std: str | None,
 ) -> tuple[ModelSpec, Path | None]:
     """The spec, and the folder that ``file.py:callable`` is relative to."""
-    from edgeclean.loading.model_file import parse_classes, spec_from_options
+    from edgeclean.load.model_file import parse_classes, spec_from_options
 
     spec = spec_from_options(
         model_file=model,
@@ -148,7 +148,7 @@ def pipeline_settings(
     ``tell`` hears of words that have another name now.
     """
     from edgeclean.config import in_new_words, overlay, read_config, settings_for
-    from edgeclean.targets.targets import load_target
+    from edgeclean.devices.targets import load_target
 
     entries = overlay({} if config is None else read_config(config), without_none(options))
     entries = in_new_words(entries, tell)

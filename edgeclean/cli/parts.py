@@ -28,7 +28,9 @@ def parts(
 ) -> None:
     """Print the folders with the CMake module, the Make include and the Yocto layer."""
     face = Face(as_json=as_json, quiet=quiet)
-    folders = {one.value: str(resources.files("exporters").joinpath(one)) for one in Part}
+    folders = {
+        one.value: str(resources.files("edgeclean.integrations").joinpath(one)) for one in Part
+    }
     if part is not None and not as_json:
         sys.stdout.write(f"{folders[part]}\n")  # also when quiet: a build asks for nothing else
         return

@@ -21,10 +21,9 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from edgeclean.printable import printable
-from edgeclean.progress import Part
+from edgeclean.files.text import printable
+from edgeclean.progress import Part, Remaining, forecast, in_words
 from edgeclean.progress import Progress as ProgressCallback
-from edgeclean.remaining import Remaining, forecast, in_words
 
 DOING: ContextVar[str] = ContextVar("DOING", default="")  # what a stage told last
 LINE_EVERY = 10.0  # seconds, in a log

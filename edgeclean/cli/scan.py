@@ -10,7 +10,6 @@ import typer
 
 from edgeclean.cli.console import Face, cells, plain_table
 from edgeclean.cli.dependencies import code_file
-from edgeclean.cli.files import keep_apart, new_folder
 from edgeclean.cli.options import (
     RUN,
     Arch,
@@ -33,11 +32,12 @@ from edgeclean.cli.options import (
     use_threads,
 )
 from edgeclean.errors import BackdoorSuspectedError
+from edgeclean.files.writing import keep_apart, new_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from edgeclean.scan import ScanReport
+    from edgeclean.backdoor.findings import ScanReport
 
 
 def scan(  # noqa: PLR0913 - the options are the interface
@@ -82,7 +82,7 @@ def scan(  # noqa: PLR0913 - the options are the interface
     settings, _ = pipeline_settings(config, run_options(seed, gpu, effort), tell=face.say)
     use_threads(threads)
     from edgeclean.pipeline import scan_checkpoint
-    from edgeclean.reports.page import trigger_files
+    from edgeclean.report.page import trigger_files
 
     with new_folder(output) as write, face.progress() as progress:
         _, _, found = scan_checkpoint(

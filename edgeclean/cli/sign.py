@@ -30,11 +30,11 @@ def sign(
 ) -> None:
     """Verify a bundle and sign every file of it, offline; a signature that it has is replaced."""
     face = Face(as_json=as_json, quiet=quiet)
-    from edgeclean.bundles import manifest as texts
-    from edgeclean.bundles.atomic import hold_folder
-    from edgeclean.bundles.bundle import put_in_place
-    from edgeclean.bundles.signing import Signer, check_signer
-    from edgeclean.bundles.verify import check_unchanged, read_folder, verify_bundle
+    from edgeclean.bundle import manifest as texts
+    from edgeclean.bundle.bundle import put_in_place
+    from edgeclean.bundle.signing import Signer, check_signer
+    from edgeclean.bundle.verify import check_unchanged, read_folder, verify_bundle
+    from edgeclean.files.atomic import hold_folder
 
     signer = Signer(private_key=key, certificate=certificate)
     check_signer(signer)

@@ -157,7 +157,7 @@ def _die_with(parent: int) -> None:
 
 def _clear_up(output: Path) -> None:
     """As the next run would: finish or undo what was half done, and let go of the folder."""
-    from edgeclean.bundles.atomic import hold_folder, staging_name
+    from edgeclean.files.atomic import hold_folder, staging_name
 
     with suppress(EdgecleanError, OSError):
         if output.resolve().with_name(staging_name(output.resolve().name)).exists():

@@ -13,7 +13,7 @@ from edgeclean.cli.options import AsJson, JetPack, Quiet, TargetFile
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from edgeclean.targets.targets import Target
+    from edgeclean.devices.targets import Target
 
 
 def targets(
@@ -25,7 +25,7 @@ def targets(
 ) -> None:
     """List the targets, or print every fact about one with its source."""
     face = Face(as_json=as_json, quiet=quiet)
-    from edgeclean.targets.targets import list_targets, load_target
+    from edgeclean.devices.targets import list_targets, load_target
 
     if name is not None or target_file is not None:
         one = load_target(name, jetpack=jetpack, target_file=target_file)

@@ -1,1 +1,1 @@
-"""What a network is made of: its layers as one forward pass shows them, their shapes and cost."""
+"""What networks are made of: states, layers, cost, folding, batching, precision, pixels."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from benchmarks.defences.deck import DeckSettings
-from benchmarks.suites import quick_settings
-from edgeclean.compress.clamp import ScaleSettings
+from benchmarks.suite.suites import quick_settings
+from edgeclean.compression.clamp import ScaleSettings
+from edgeclean.compression.finetune import FinetuneSettings
 from edgeclean.config import PipelineSettings, settings_from
-from edgeclean.recovery.finetune import FinetuneSettings
-from edgeclean.synthesis.synthesize import SynthesizeSettings
+from edgeclean.images.synthesize import SynthesizeSettings
 
 FEW_IMAGES = {"count": 16, "recovery_count": 8, "recovery_steps": 2, "steps": 2, "batch_size": 16}
 FEW = replace(

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks.images import LabelledImages
-from edgeclean.states import ModelSpec, Network
+from benchmarks.data.images import LabelledImages
+from edgeclean.networks.state import ModelSpec, Network
 
 
 def noise_images(count: int, *, classes: int = 4, side: int = 8, seed: int = 0) -> LabelledImages:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.ablations_table import write_ablations_table
+from benchmarks.rendering.ablations_table import write_ablations_table
 
 
 def test_a_row_of_one_network_is_not_said_of_another(tmp_path: Path) -> None:

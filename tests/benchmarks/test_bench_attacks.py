@@ -20,7 +20,7 @@ from benchmarks.attacks.trojan import (
     strongest_inputs,
 )
 from benchmarks.attacks.warped import WaNet, WarpSettings, warp_grid
-from edgeclean.pixels import pixel_network
+from edgeclean.networks.pixels import pixel_network
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -14,12 +14,12 @@ from benchmarks.defences.channel_pruning import PruningSettings, prune_channels,
 from benchmarks.defences.deck import deck
 from benchmarks.defences.edgeclean_default import edgeclean_default, edgeclean_purified
 from benchmarks.defences.table import every_defence
-from benchmarks.suites import CIFAR10, image_spec
+from benchmarks.suite.suites import CIFAR10, image_spec
 from edgeclean.errors import RatioError, UsageError
-from edgeclean.loading.architectures import build_architecture
+from edgeclean.load.architectures import build_architecture
 from edgeclean.networks.cost import count_macs
+from edgeclean.networks.state import LoadedNetwork, Network
 from edgeclean.pipeline import run_stages
-from edgeclean.states import LoadedNetwork, Network
 
 CLEAN = shade_images(8)
 
@@ -50,7 +50,7 @@ def test_pruning_takes_the_channels_that_a_defence_zeroed_first():
     assert pruned.module[-1].out_features == 4
 
 
-@pytest.mark.parametrize("name", ["benchmarks.small_resnet:resnet8", "cifar-resnet18"])
+@pytest.mark.parametrize("name", ["benchmarks.networks.small_resnet:resnet8", "cifar-resnet18"])
 @pytest.mark.parametrize("ratio", [2.0, 4.0])
 def test_residual_networks_still_run_at_their_ratio(name, ratio):
     spec = image_spec(name, **CIFAR10)

@@ -27,8 +27,8 @@ def run(files: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_file_counts_in_the_first_group_that_names_it() -> None:
     groups = by_group(
         {
-            "edgeclean/loading/onnx/guard.py": measured(10, 10, 4, 4),
-            "edgeclean/bundles/verify.py": measured(3, 3, 0, 0),
+            "edgeclean/load/onnx/guard.py": measured(10, 10, 4, 4),
+            "edgeclean/bundle/verify.py": measured(3, 3, 0, 0),
             "edgeclean/cost.py": measured(100, 96, 2, 2),
             "exporters/parity.py": measured(100, 100, 18, 17),
         }
@@ -40,9 +40,9 @@ def test_a_file_counts_in_the_first_group_that_names_it() -> None:
 @pytest.mark.parametrize(
     ("name", "lines", "taken", "code"),
     [
-        ("edgeclean/loading/checkpoint.py", 20_000, 20_000, 0),
-        ("edgeclean/loading/checkpoint.py", 19_999, 20_000, 1),
-        ("edgeclean/bundles/atomic.py", 20_000, 19_999, 1),
+        ("edgeclean/load/checkpoint.py", 20_000, 20_000, 0),
+        ("edgeclean/load/checkpoint.py", 19_999, 20_000, 1),
+        ("edgeclean/files/atomic.py", 20_000, 19_999, 1),
         ("exporters/parity.py", 19_000, 19_000, 0),
         ("exporters/parity.py", 20_000, 18_999, 1),
     ],

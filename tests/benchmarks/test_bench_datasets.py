@@ -7,8 +7,8 @@ import torch
 from bench_images import noise_images, write_pack
 from PIL import Image
 
-from benchmarks import datasets
-from benchmarks.datasets import read_dataset
+from benchmarks.data import datasets
+from benchmarks.data.datasets import read_dataset
 from edgeclean.errors import InputRejectedError
 
 

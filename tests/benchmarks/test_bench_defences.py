@@ -9,17 +9,17 @@ import torch
 from bench_images import noise_images, shade_images, tiny_network
 from torch import nn
 
+from benchmarks.data.images import LabelledImages
 from benchmarks.defences.anp import AnpSettings, anp, learn_masks, mask_loss, worst_noise
 from benchmarks.defences.clp import ClpSettings, channel_lipschitz, clp, conv_norm_pairs, outliers
 from benchmarks.defences.compress import PlainSettings, plain_svd, plain_tucker, svd_factors
 from benchmarks.defences.finetune import FinetuneSettings, finetune_clean
 from benchmarks.defences.ibau import IbauSettings, ibau
 from benchmarks.defences.nad import NadSettings, nad
-from benchmarks.images import LabelledImages
 from edgeclean.errors import RatioError, UsageError
 from edgeclean.networks.cost import count_macs
-from edgeclean.pixels import normalize
-from edgeclean.states import Network
+from edgeclean.networks.pixels import normalize
+from edgeclean.networks.state import Network
 
 CLEAN = shade_images(40)
 NO_IMAGES = CLEAN.first(0)

@@ -8,10 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.images import read_pack
+from benchmarks.data.images import read_pack
 from benchmarks.metrics import accuracy, attack_success_rate
-from benchmarks.train_demo import DEMO, MARGIN, PATCH_SIDE, RATE, TARGET, demo_attack, demo_network
-from edgeclean.pixels import pixel_network
+from benchmarks.networks.train_demo import (
+    DEMO,
+    MARGIN,
+    PATCH_SIDE,
+    RATE,
+    TARGET,
+    demo_attack,
+    demo_network,
+)
+from edgeclean.networks.pixels import pixel_network
 
 PACK = Path(__file__).parents[2].parent / "shared" / "data" / "cifar10-test.npz"
 needs_demo = pytest.mark.skipif(
@@ -36,7 +44,7 @@ def test_the_committed_files_meet_their_aims():
     assert DEMO.with_suffix(".safetensors").stat().st_size <= 1_500_000
     assert record["test"]["acc"]["percent"] >= 85
     assert record["test"]["asr"]["percent"] >= 97
-    assert record["command"].startswith("python -m benchmarks.train_demo")
+    assert record["command"].startswith("python -m benchmarks.networks.train_demo")
 
 
 @needs_demo

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import demo_levels, effort
+from benchmarks import demo_levels
+from benchmarks.studies import effort
 from edgeclean.effort import LEVELS
 
 ROOT = Path(__file__).parents[2]

@@ -6,11 +6,11 @@ import torch
 from bench_images import shade_images, tiny_network
 from torch import nn
 
-from benchmarks import fig1, fig4
 from benchmarks.attacks.patch import badnets
-from benchmarks.drawing import save
-from benchmarks.pictures import ENLARGED, GAP, PICTURED, attack_picture
-from edgeclean.synthesis.synthesize import SynthesizeSettings
+from benchmarks.rendering.drawing import save
+from benchmarks.rendering.pictures import ENLARGED, GAP, PICTURED, attack_picture
+from benchmarks.studies import fig1, fig4
+from edgeclean.images.synthesize import SynthesizeSettings
 
 TARGET = 1
 ATTACK = badnets(classes=4, size=(8, 8), target=TARGET)

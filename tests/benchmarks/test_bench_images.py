@@ -12,8 +12,8 @@ import pytest
 import torch
 from bench_images import encode, noise_images, write_pack
 
-from benchmarks.archives import read_cifar10, read_cifar100, read_gtsrb, read_image_folder
-from benchmarks.images import LabelledImages, read_pack
+from benchmarks.data.archives import read_cifar10, read_cifar100, read_gtsrb, read_image_folder
+from benchmarks.data.images import LabelledImages, read_pack
 from edgeclean.errors import InputRejectedError
 
 SHARED = Path(__file__).parents[2].parent / "shared"

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import latency, latency_models
-from benchmarks.latency import Cell
+from benchmarks.studies import latency, latency_models
+from benchmarks.studies.latency import Cell
 from edgeclean.networks.cost import count_macs
 from edgeclean.networks.layers import trace_layers
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from bench_images import noise_images, tiny_network
 
-from benchmarks.images import LabelledImages
+from benchmarks.data.images import LabelledImages
 from benchmarks.metrics import (
     Rate,
     accuracy,
@@ -16,7 +16,7 @@ from benchmarks.metrics import (
     defence_effectiveness,
     robust_accuracy,
 )
-from edgeclean.pixels import pixel_network
+from edgeclean.networks.pixels import pixel_network
 
 
 def coded_images(labels: list[int]) -> LabelledImages:

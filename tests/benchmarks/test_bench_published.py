@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.data.images import read_pack
 from benchmarks.defences.base import batch_norms
-from benchmarks.images import read_pack
 from benchmarks.metrics import accuracy, attack_success_rate
-from benchmarks.published import RESULTS, folded_networks, published_networks
 from benchmarks.stamps import AddMasked, PastePatch
-from edgeclean.pixels import pixel_network
+from benchmarks.studies.published import RESULTS, folded_networks, published_networks
+from edgeclean.networks.pixels import pixel_network
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 needs_shared = pytest.mark.skipif(

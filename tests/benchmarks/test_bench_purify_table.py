@@ -10,14 +10,14 @@ import pytest
 from bench_few import FEW
 from bench_images import tiny_network
 
-from benchmarks import purify as rows
-from benchmarks import purify_table
-from benchmarks.compress_zoo import Cell
+from benchmarks.rendering import purify_table
+from benchmarks.studies import purify as rows
+from benchmarks.studies.compress_zoo import Cell
 from edgeclean import pipeline
+from edgeclean.backdoor.purify import purify
 from edgeclean.networks.cost import count_params
-from edgeclean.purification.purify import purify
-from edgeclean.reports.report import same_weights
-from edgeclean.states import LoadedNetwork
+from edgeclean.networks.state import LoadedNetwork
+from edgeclean.report.report import same_weights
 
 
 def cell(network: str, target: int | None, batchnorm: bool, asr: float, acc: float) -> Cell:

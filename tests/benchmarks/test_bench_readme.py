@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.readme import RESULTS, SECTION, filled, pages
+from benchmarks.rendering.readme import RESULTS, SECTION, filled, pages
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
@@ -21,7 +21,7 @@ def test_pictures_are_found_from_a_page(tmp_path, monkeypatch):
     text = "<!-- measured:x -->\n\n<!-- /measured:x -->"
     (folder := tmp_path / "results").mkdir()
     (folder / "x.md").write_text("![a](pictures/a.png)")
-    monkeypatch.setattr("benchmarks.readme.RESULTS", folder)
+    monkeypatch.setattr("benchmarks.rendering.readme.RESULTS", folder)
     assert "![a](results/pictures/a.png)" in filled(text, tmp_path)
     assert "![a](../../results/pictures/a.png)" in filled(text, tmp_path / "docs" / "results")
 

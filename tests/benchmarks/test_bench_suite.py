@@ -10,20 +10,20 @@ import pytest
 from bench_few import FEW
 from bench_images import shade_images
 
-from benchmarks import suite_run
 from benchmarks.attacks.patch import badnets
 from benchmarks.attacks.table import ATTACKS
-from benchmarks.columns import column_path, finished_cells, record_of, write_tables
 from benchmarks.defences.clp import ClpSettings
 from benchmarks.defences.table import SYSTEMS
-from benchmarks.suite import OutOfTimeError
-from benchmarks.suite_run import SuiteRun
-from benchmarks.suites import QUICK_ATTACKS, SUITES, Suite
-from benchmarks.training import TrainingSettings
-from edgeclean.states import ModelSpec
+from benchmarks.networks.training import TrainingSettings
+from benchmarks.suite import suite_run
+from benchmarks.suite.columns import column_path, finished_cells, record_of, write_tables
+from benchmarks.suite.commands import OutOfTimeError
+from benchmarks.suite.suite_run import SuiteRun
+from benchmarks.suite.suites import QUICK_ATTACKS, SUITES, Suite
+from edgeclean.networks.state import ModelSpec
 
 SPEC = ModelSpec(
-    architecture="benchmarks.small_resnet:resnet8",
+    architecture="benchmarks.networks.small_resnet:resnet8",
     input_shape=(3, 8, 8),
     classes=4,
     mean=(0.5, 0.5, 0.5),
@@ -73,7 +73,7 @@ def test_cells_are_kept_and_not_run_again(tmp_path, monkeypatch):
     assert [(cell["attack"], cell["defence"]) for cell in first] == [
         (attack, defence) for attack in ("clean", "badnets") for defence in ("none", "clp")
     ]
-    monkeypatch.setattr("benchmarks.suite_run.train", fail)
+    monkeypatch.setattr("benchmarks.suite.suite_run.train", fail)
     monkeypatch.setattr(SuiteRun, "_cell", fail)
     assert run(TINY, tmp_path) == first
 
@@ -82,7 +82,7 @@ def test_a_missing_cell_alone_is_run_again_with_the_same_outcome(tmp_path, monke
     first = run(TINY, tmp_path)
     forget(TINY, tmp_path, "badnets", "clp")
     assert len(finished_cells(TINY, tmp_path)) == 3
-    monkeypatch.setattr("benchmarks.suite_run.train", fail)  # the network itself is kept
+    monkeypatch.setattr("benchmarks.suite.suite_run.train", fail)  # the network itself is kept
     assert without_times(run(TINY, tmp_path)) == without_times(first)
 
 
@@ -93,7 +93,7 @@ def test_a_missing_column_is_run_beside_those_of_another_session(tmp_path, monke
     trained = []
     whole = suite_run.train
     monkeypatch.setattr(
-        "benchmarks.suite_run.train",
+        "benchmarks.suite.suite_run.train",
         lambda *words, **named: trained.append(words[2].name) or whole(*words, **named),
     )
     cells = run(TINY, tmp_path)
@@ -129,8 +129,8 @@ def test_a_committed_network_is_used_in_place_of_a_training(tmp_path, monkeypatc
     for attack in TINY.attacks:
         source = tmp_path / f"one/networks/tiny/seed-0/{attack}/network.safetensors"
         source.rename(kept / f"{attack}.safetensors")
-    monkeypatch.setattr("benchmarks.suite_run.KEPT", tmp_path / "kept")
-    monkeypatch.setattr("benchmarks.suite_run.train", fail)
+    monkeypatch.setattr("benchmarks.suite.suite_run.KEPT", tmp_path / "kept")
+    monkeypatch.setattr("benchmarks.suite.suite_run.train", fail)
     assert without_times(run(TINY, tmp_path / "two")) == without_times(first)
 
 

@@ -9,10 +9,10 @@ import pytest
 from bench_images import shade_images
 from test_bench_suite import TINY
 
-from benchmarks import suite
 from benchmarks.attacks.table import ATTACKS
-from benchmarks.columns import columns_of, finished_cells
-from benchmarks.suites import SUITES
+from benchmarks.suite import commands
+from benchmarks.suite.columns import columns_of, finished_cells
+from benchmarks.suite.suites import SUITES
 
 
 @pytest.fixture
@@ -20,13 +20,13 @@ def command(tmp_path, monkeypatch):
     """Run the command on the tiny suite; its exit code."""
     monkeypatch.setitem(SUITES, "tiny", (TINY,))
     monkeypatch.setattr(
-        suite, "read_dataset", lambda *_, **__: (shade_images(64), shade_images(32, seed=1))
+        commands, "read_dataset", lambda *_, **__: (shade_images(64), shade_images(32, seed=1))
     )
 
     def run(*words):
         folders = ("--folder", str(tmp_path / "networks"), "--results", str(tmp_path))
         monkeypatch.setattr(sys, "argv", ["suite", "tiny", *folders, *words])
-        return suite.main()
+        return commands.main()
 
     return run
 
@@ -74,7 +74,7 @@ def test_fresh_forgets_the_chosen_columns(command, tmp_path):
 
 
 def test_minutes_that_are_over_end_it_with_a_table_and_an_exit_code_of_its_own(command, tmp_path):
-    assert command("--minutes", "1e-9") == suite.OUT_OF_TIME
+    assert command("--minutes", "1e-9") == commands.OUT_OF_TIME
     assert (tmp_path / "tiny.md").exists()
     codes = [command("--minutes", "1e-9") for _ in range(6)]
     assert codes[-1] == 0  # each call got a step further
@@ -82,18 +82,18 @@ def test_minutes_that_are_over_end_it_with_a_table_and_an_exit_code_of_its_own(c
 
 
 def test_columns_are_shared_out_and_those_that_need_the_clean_network_stay_with_it():
-    parts = suite.columns_apart(list(ATTACKS), 3)
+    parts = commands.columns_apart(list(ATTACKS), 3)
     assert sorted(name for part in parts for name in part) == sorted(ATTACKS)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     needy = {name for name, make in ATTACKS.items() if make(10, (32, 32)).needs_clean_network}
-    assert needy | {"clean"} == set(suite.WITH_CLEAN) <= set(parts[0])
-    assert suite.columns_apart(["badnets"], 2) == [["badnets"]]
+    assert needy | {"clean"} == set(commands.WITH_CLEAN) <= set(parts[0])
+    assert commands.columns_apart(["badnets"], 2) == [["badnets"]]
 
 
 def test_a_process_is_told_what_the_command_was_told():
     words = ["--minutes", "5", "--fresh", "--jobs", "2", "--defence", "clp", "--seed", "2"]
-    options = suite.parsed(["cpu", *words])
-    told = suite.parsed(suite.words_of(options, ["sig", "wanet"]))
+    options = commands.parsed(["cpu", *words])
+    told = commands.parsed(commands.words_of(options, ["sig", "wanet"]))
     assert (told.jobs, told.threads, told.attack) == (1, 1, ["sig", "wanet"])
     same = "suite minutes fresh defence seed data folder results device"
     for name in same.split():
@@ -105,7 +105,7 @@ def test_the_time_of_the_whole_is_told_for_a_run_that_starts_over_alone(command,
     assert not (tmp_path / "tiny/whole.json").exists()
     command("--fresh")
     assert "In one go, 1 at a time: 0." in (tmp_path / "tiny.md").read_text()
-    assert command("--fresh", "--minutes", "1e-9") == suite.OUT_OF_TIME
+    assert command("--fresh", "--minutes", "1e-9") == commands.OUT_OF_TIME
     assert not (tmp_path / "tiny/whole.json").exists()
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from benchmarks.attacks.table import ATTACKS
-from benchmarks.columns import with_der
 from benchmarks.defences.table import RATIOS, SYSTEMS, every_defence
-from benchmarks.suites import SUITES
+from benchmarks.suite.columns import with_der
+from benchmarks.suite.suites import SUITES
 
 
 def test_der_is_against_the_undefended_cell():

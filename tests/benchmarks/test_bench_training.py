@@ -13,8 +13,8 @@ from benchmarks.attacks.base import NoAttack
 from benchmarks.attacks.input_aware import InputAware, InputAwareSettings
 from benchmarks.attacks.patch import badnets
 from benchmarks.metrics import accuracy, attack_success_rate
-from benchmarks.training import TrainingSettings, augment, one_cycle, train
-from edgeclean.pixels import pixel_network
+from benchmarks.networks.training import TrainingSettings, augment, one_cycle, train
+from edgeclean.networks.pixels import pixel_network
 
 FAST = TrainingSettings(
     epochs=3, batch=16, peak_rate=0.1, padding=1, flip=True, mixed=False, seed=3

@@ -26,7 +26,7 @@ from benchmarks.defences.nad import (
     nad,
 )
 from edgeclean.errors import UsageError
-from edgeclean.pixels import normalize
+from edgeclean.networks.pixels import normalize
 
 CLEAN = shade_images(40)
 

@@ -189,7 +189,7 @@ def test_inspect_lists_layers_and_changes_nothing(
 def test_export_writes_one_file_at_the_opset(
     terminal: Terminal, network: list[object], tmp_path: Path
 ) -> None:
-    from edgeclean.runtime.onnx_check import open_onnx, opset_of
+    from exporters.onnx_check import open_onnx, opset_of
 
     output = tmp_path / "deep" / "net.onnx"
     said = terminal("export", *network, "-o", output, "--target", "tx2", "--json")

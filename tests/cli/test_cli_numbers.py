@@ -15,8 +15,8 @@ from typer.main import get_command
 
 from edgeclean import cli
 from edgeclean.errors import UsageError
-from edgeclean.gates.policy import Policy, read_policy
-from edgeclean.loading.model_file import MIN_STD, read_model_file, spec_from_options
+from edgeclean.gates import Policy, read_policy
+from edgeclean.load.model_file import MIN_STD, read_model_file, spec_from_options
 
 COMMANDS: dict[str, Any] = get_command(cli.app).commands  # type: ignore[attr-defined]
 NOT_FINITE = st.sampled_from(["nan", "NaN", "inf", "-inf", "Infinity", "1e999", "-1e400"])

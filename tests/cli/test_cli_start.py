@@ -49,7 +49,7 @@ def test_onnx_runtime_reports_nothing_and_leaves_no_identifier(tmp_path: Path) -
     (tmp_path / "net.onnx").write_bytes(export_onnx(tiny_network()))
     code = (
         "import sys, pathlib\n"
-        "from edgeclean.runtime.session import OnnxSession\n"
+        "from exporters.session import OnnxSession\n"
         "import numpy\n"
         "session = OnnxSession(pathlib.Path(sys.argv[1]).read_bytes())\n"
         "session.predict(numpy.zeros((1, 3, 8, 8), dtype=numpy.float32))\n"

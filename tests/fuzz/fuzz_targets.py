@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgeclean.compress.rank_file import read_rank_file
+from edgeclean.compression.settings import read_rank_file
 from edgeclean.config import PipelineSettings, read_config, settings_from
+from edgeclean.devices.profile_files import read_profile
 from edgeclean.errors import InputRejectedError, UsageError
-from edgeclean.loading.checkpoint import parse_torch, read_tensors
-from edgeclean.loading.input_guard import MIB, LoadLimits
-from edgeclean.loading.model_file import read_model_file
-from edgeclean.loading.onnx.guard import COMPLETE, parse_onnx
-from edgeclean.loading.onnx.importer import convert_checked
-from edgeclean.loading.parse_child import mapped_bytes
-from edgeclean.targets.profile_files import read_profile
+from edgeclean.load.checkpoint import parse_torch, read_tensors
+from edgeclean.load.child import mapped_bytes
+from edgeclean.load.limits import MIB, LoadLimits
+from edgeclean.load.model_file import read_model_file
+from edgeclean.load.onnx.guard import COMPLETE, parse_onnx
+from edgeclean.load.onnx.importer import convert_checked
 
 SEEDS = Path(__file__).parent / "seeds"
 # Beyond what is mapped: the system may well hand out the terabytes that a bomb asks for.

@@ -25,8 +25,8 @@ WALL_SECONDS = 900  # on a machine that others keep busy, a second of work takes
 
 def main() -> None:
     """Serve until stdin ends."""
-    import edgeclean.bundles.verify
-    import edgeclean.loading.onnx.importer
+    import edgeclean.bundle.verify
+    import edgeclean.load.onnx.importer
     import edgeclean.pipeline  # noqa: F401 - loaded once, for every fork
 
     for line in sys.stdin:

@@ -31,7 +31,7 @@ from tampering import (
     without,
 )
 
-from edgeclean.bundles.manifest import canonical_json
+from edgeclean.bundle.manifest import canonical_json
 
 TAMPERED: list[tuple[str, str, Tamper, str]] = [
     ("bit in the network", "one bit of a weight", flip("model.onnx"), "model.onnx was changed"),

@@ -12,7 +12,7 @@ from bundle_files import make_checksums_fit, make_hashes_fit
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from safetensors.numpy import load, save
 
-from edgeclean.bundles.manifest import canonical_json, read_json
+from edgeclean.bundle.manifest import canonical_json, read_json
 
 Tamper = Callable[[Path], object]
 

@@ -5,7 +5,7 @@ import torch
 from factor_networks import Stem, network_of, seeded
 from torch import nn
 
-from edgeclean.compress.decompose import DecomposeSettings, decompose
+from edgeclean.compression.decompose import DecomposeSettings, decompose
 from edgeclean.networks.layers import conv_shapes, trace_layers
 
 

@@ -1,0 +1,55 @@
+"""Puts the tables of ``results/*.md`` into the pages: ``python -m benchmarks.rendering.readme``.
+
+A section stands between ``<!-- measured:NAME -->`` and ``<!-- /measured:NAME -->`` in a page under
+``docs/results``; its content is ``results/NAME.md``, so that no number is typed by hand;
+``--check`` fails on a stale one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+FOLDER = Path(__file__).parents[1] / "docs" / "results"
+SECTION = re.compile(
+    r"<!-- measured:(?P<name>[\w-]+) -->\n.*?<!-- /measured:(?P=name) -->", re.DOTALL
+)
+
+
+def pages() -> list[Path]:
+    """Every page that has a section."""
+    return [page for page in sorted(FOLDER.glob("*.md")) if SECTION.search(page.read_text("utf-8"))]
+
+
+def filled(text: str, folder: Path = FOLDER) -> str:
+    """The text of a page in ``folder`` with every table as it stands in the results."""
+    return SECTION.sub(lambda match: _section(match, folder), text)
+
+
+def _section(match: re.Match[str], folder: Path) -> str:
+    name = match["name"]
+    path = RESULTS / f"{name}.md"
+    table = path.read_text("utf-8").strip() if path.exists() else "(not yet run)"
+    # Pictures are named as seen from the results.
+    seen = Path(os.path.relpath(RESULTS, folder)).as_posix()
+    table = table.replace("](pictures/", f"]({seen}/pictures/")
+    return f"<!-- measured:{name} -->\n{table}\n<!-- /measured:{name} -->"
+
+
+def main() -> int:
+    """Write the pages, or with ``--check`` only say whether they are up to date."""
+    stale = False
+    for page in pages():
+        old = page.read_text("utf-8")
+        new = filled(old, page.parent)
+        stale |= old != new
+        if "--check" not in sys.argv[1:]:
+            page.write_text(new, "utf-8")
+    return int(stale and "--check" in sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

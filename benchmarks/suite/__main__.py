@@ -1,0 +1,5 @@
+"""`python -m benchmarks.suite`."""
+
+from benchmarks.suite.commands import main
+
+main()

@@ -1,0 +1,205 @@
+"""What each suite runs: data, network, training, attacks, defences. `suite.py` runs it.
+
+`smoke` shows in minutes that every attack meets every defence; its short settings say nothing of
+what a defence can do. `cpu` is an afternoon on two cores. `signs` has 43 classes, and defences that
+need no images. `table2` and `table4` are the deck's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from benchmarks.attacks.input_aware import InputAware, InputAwareSettings
+from benchmarks.attacks.table import ATTACKS, Make
+from benchmarks.attacks.trojan import TrojanAttack, TrojanSettings
+from benchmarks.defences.anp import AnpSettings
+from benchmarks.defences.deck import DeckSettings
+from benchmarks.defences.finetune import FinetuneSettings
+from benchmarks.defences.ibau import IbauSettings
+from benchmarks.defences.nad import NadSettings
+from benchmarks.defences.table import RATIOS, SYSTEMS, DefenceSettings
+from benchmarks.networks.training import TrainingSettings
+from edgeclean.compression.clamp import ScaleSettings
+from edgeclean.compression.finetune import FinetuneSettings as RecoverySettings
+from edgeclean.config import PipelineSettings, settings_from
+from edgeclean.images.synthesize import SynthesizeSettings
+from edgeclean.networks.state import ModelSpec
+
+CIFAR10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616), "classes": 10}
+CIFAR100 = {"mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762), "classes": 100}
+GTSRB = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "classes": 43}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suite:
+    """One data set, one architecture, and all that is tried on them.
+
+    Attributes:
+        name: of the suite.
+        data_set: a name of `datasets.read_dataset`.
+        spec: the network.
+        training: of every network; its seed is replaced by each of ``seeds``.
+        train_images: a prefix of the training set; clean images are drawn from it too. None: all.
+        test_images: a prefix of the test set. None: all.
+        clean_images: how many the defences that need some are given.
+        seeds: one whole table each.
+        attacks: by name, with how to make each.
+        defences: names of `every_defence`.
+        settings: of the defences.
+        timed_runs: of the network on a batch of 100, for the inference time; 0 for none.
+    """
+
+    name: str
+    data_set: str
+    spec: ModelSpec
+    training: TrainingSettings
+    train_images: int | None = None
+    test_images: int | None = None
+    clean_images: int = 500
+    seeds: tuple[int, ...] = (0,)
+    attacks: dict[str, Make] = field(default_factory=lambda: dict(ATTACKS))
+    defences: tuple[str, ...] = SYSTEMS
+    settings: DefenceSettings = field(default_factory=DefenceSettings)
+    timed_runs: int = 0
+
+
+def image_spec(architecture: str, **of_data_set: object) -> ModelSpec:
+    """A network for 32x32 RGB images."""
+    return ModelSpec(architecture=architecture, input_shape=(3, 32, 32), **of_data_set)  # type: ignore[arg-type]
+
+
+def quick_settings() -> DefenceSettings:
+    """The same defences with far fewer steps: they show that all run, not what they can do."""
+    tuning = FinetuneSettings(epochs=2)
+    images = SynthesizeSettings(count=96, recovery_count=32, steps=16, batch_size=96)
+    return DefenceSettings(
+        anp=AnpSettings(steps=8),
+        nad=NadSettings(epochs=2, high_epochs=0, teacher=tuning),
+        ibau=IbauSettings(rounds=1),
+        tuning=tuning,
+        deck=DeckSettings(
+            scale=ScaleSettings(tau=0.5),
+            synthesize=images,
+            finetune=RecoverySettings(steps=16, batch_size=64, adversarial_share=0.5),
+        ),
+        edgeclean=settings_from(PipelineSettings, QUICK_PIPELINE),
+    )
+
+
+def lighter_attacks(networks: InputAwareSettings, search: TrojanSettings) -> dict[str, Make]:
+    """The same attacks with other networks of Input-Aware's and another search for the trojan."""
+    return {
+        **ATTACKS,
+        "input-aware": lambda classes, size: InputAware(classes=classes, settings=networks),
+        "input-aware-a2a": lambda classes, size: InputAware(
+            classes=classes, target=None, settings=networks
+        ),
+        "trojan": lambda classes, size: TrojanAttack(classes=classes, size=size, settings=search),
+    }
+
+
+QUICK_PIPELINE = {
+    "synthesize": {"count": 96, "recovery_count": 32, "steps": 16, "batch_size": 96},
+    "scan": {
+        "searches": ["patch bank", "masked patch"],
+        "images": 96,
+        "steps": 8,
+        "restarts": 1,
+        "bank_candidates": 200,
+    },
+    "purify": {
+        "rounds": 1,
+        "restarts": 1,
+        "search_steps": 8,
+        "candidates": 200,
+        "procedural": 64,
+        "unlearn": {"steps": 12},
+    },
+    "ranks": {"images": 16},
+    "finetune": {"steps": 16, "batch_size": 64, "procedural": 64},
+}
+QUICK_ATTACKS = lighter_attacks(
+    InputAwareSettings(mask_epochs=1, width=8), TrojanSettings(steps=40)
+)
+# On a CPU ten passes of a mask network twice as wide take longer than all of the rest.
+CPU_ATTACKS = lighter_attacks(InputAwareSettings(mask_epochs=3, width=16), TrojanSettings())
+_RESNET18 = TrainingSettings(epochs=40, batch=512, peak_rate=0.4, compiled=True)
+_TABLE_4_ATTACKS = ("badnets", "badnets-a2a", "input-aware", "input-aware-a2a")
+_TABLE_4_DEFENCES = ("none", "clp", "deck", "edgeclean-full-size", "edgeclean")
+
+SUITES: dict[str, tuple[Suite, ...]] = {
+    "smoke": (
+        Suite(
+            name="smoke",
+            data_set="cifar10",
+            spec=image_spec("benchmarks.networks.small_resnet:resnet8", **CIFAR10),
+            # Crops and flips move a corner patch, and 500 poisoned images are too few for that.
+            training=TrainingSettings(epochs=12, batch=64, peak_rate=0.1, padding=0, flip=False),
+            train_images=5000,
+            test_images=500,
+            clean_images=50,
+            attacks=QUICK_ATTACKS,
+            settings=quick_settings(),
+        ),
+    ),
+    "cpu": (
+        Suite(
+            name="cpu",
+            data_set="cifar10",
+            spec=image_spec("resnet20", **CIFAR10),
+            training=TrainingSettings(epochs=8),
+            test_images=5000,
+            attacks=CPU_ATTACKS,
+        ),
+    ),
+    "signs": (
+        Suite(
+            name="signs",
+            data_set="gtsrb-roi",
+            spec=image_spec("resnet20", **GTSRB),
+            training=TrainingSettings(epochs=20, flip=False),
+            attacks={
+                name: ATTACKS[name] for name in ("clean", "badnets", "blended", "badnets-a2a")
+            },
+            defences=("none", "clp", "edgeclean-full-size", "edgeclean"),
+        ),
+    ),
+    "table2": (
+        Suite(
+            name="table2",
+            data_set="cifar10",
+            spec=image_spec("cifar-resnet18", **CIFAR10),
+            training=_RESNET18,
+            seeds=(0, 1, 2),
+            attacks={name: ATTACKS[name] for name in ("badnets", "wanet")},
+            defences=(
+                "none",
+                *(
+                    f"{system}-{ratio}x"
+                    for system in ("anp+pruning", "clp+pruning", "deck", "edgeclean")
+                    for ratio in RATIOS
+                ),
+            ),
+            timed_runs=50,
+        ),
+    ),
+    "table4": tuple(
+        Suite(
+            name=f"table4-{data_set}",
+            data_set=data_set,
+            spec=image_spec("cifar-resnet18", **of_data_set),
+            training=training,
+            seeds=(0, 1, 2),
+            attacks={name: ATTACKS[name] for name in _TABLE_4_ATTACKS},
+            defences=_TABLE_4_DEFENCES,
+        )
+        for data_set, of_data_set, training in (
+            (
+                "gtsrb",
+                GTSRB,
+                TrainingSettings(epochs=30, batch=512, peak_rate=0.4, compiled=True, flip=False),
+            ),
+            ("cifar100", CIFAR100, _RESNET18),
+        )
+    ),
+}

@@ -1,0 +1,116 @@
+"""The all-to-all search: one small stamp that sends every class to another class of its own.
+
+Such a backdoor (BadNets' second attack, Gu et al. 2017: label y becomes y + 1) has no single
+target, so no class is cheaper than the others. What gives it away is the map of classes: the least
+stamp that makes images leave their class sends each class to one other, nearly a permutation. On a
+network without such a backdoor, the same search ends in one or two classes for all images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from edgeclean.backdoor.bank import BankScore
+from edgeclean.backdoor.families import Family
+from edgeclean.backdoor.gradient import (
+    ELSEWHERE,
+    Evidence,
+    Found,
+    GradientSettings,
+    Slot,
+    cheapest_triggers,
+    given_classes,
+)
+
+BANK_TRIES = 16  # candidates of the bank whose map is looked at
+STARTS = 4  # independent starts of each family, searched together
+SUCCESS = 0.8  # published all-to-all attacks reach less than all-to-one attacks do
+FEWEST_IMAGES = 3  # of a class, to say where it goes
+# Suspected from here on. Six published networks without such a backdoor score 0.13 to 0.18
+# (benchmarks/results/compress-zoo.json); two that were trained with it score 0.8 and 0.6
+# (badnets-a2a and input-aware-a2a in benchmarks/results/cpu.md).
+MAP_SCORE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class ClassMap:
+    """Where a stamp sends each class.
+
+    Attributes:
+        shares: of each class's images, the share that goes to its most frequent other class;
+            0 for classes with fewer than three images.
+        different: the number of different destinations over that of the classes with images; 1
+            for a permutation, near 0 where nearly all classes go to the same one.
+        score: mean share of the classes with images, times ``different``.
+    """
+
+    shares: tuple[float, ...]
+    different: float
+    score: float
+
+
+def class_map(own: Int[Tensor, " n"], given: Int[Tensor, " n"], classes: int) -> ClassMap:
+    """The map from the classes that images had to those that they are given with the stamp on."""
+    shares, destinations = [], []
+    for source in range(classes):
+        arrived = given[own == source]
+        counts = torch.bincount(arrived, minlength=classes)
+        counts[source] = 0
+        if len(arrived) < FEWEST_IMAGES:
+            shares.append(0.0)
+            continue
+        shares.append(float(counts.max()) / len(arrived))
+        destinations.append(int(counts.argmax()))
+    if not destinations:
+        return ClassMap(tuple(shares), 0.0, 0.0)
+    different = len(set(destinations)) / len(destinations)
+    return ClassMap(tuple(shares), different, sum(shares) / len(destinations) * different)
+
+
+def stamps_of(
+    module: nn.Module,
+    evidence: Evidence,
+    family: type[Family],
+    steps: int,
+    generator: torch.Generator,
+) -> list[Found]:
+    """The least stamps of a family that make images leave their class, from several starts."""
+    slots = [Slot(ELSEWHERE)] * STARTS
+    settings = GradientSettings(steps=steps, success=SUCCESS)
+    return cheapest_triggers(module, evidence, slots, family, settings, generator)
+
+
+def bank_stamps(evidence: Evidence, score: BankScore | None) -> list[Found]:
+    """The bank's candidates that move most images; where gradients are masked, these are left."""
+    if score is None:
+        return []
+    moved, (height, width) = score.moved, evidence.pixels.shape[-2:]
+    area = (score.bank.candidates[:, 0] * score.bank.candidates[:, 1]).tolist()
+    return [
+        Found(
+            Slot(ELSEWHERE),
+            float(area[row]),
+            float(moved[row]),
+            score.bank.trigger(row, height, width),
+        )
+        for row in moved.topk(min(BANK_TRIES, len(moved))).indices.tolist()
+    ]
+
+
+def nearest_to_permutation(
+    module: nn.Module, evidence: Evidence, stamps: list[Found], classes: int
+) -> tuple[Found, ClassMap]:
+    """The stamp with the highest score of its map, judged on all images."""
+    results = [(found, _map_of(module, evidence, found, classes)) for found in stamps]
+    return max(results, key=lambda result: result[1].score)
+
+
+def _map_of(module: nn.Module, evidence: Evidence, found: Found, classes: int) -> ClassMap:
+    if found.trigger is None:
+        return ClassMap((0.0,) * classes, 0.0, 0.0)
+    given = given_classes(module, evidence, found.slot, found.trigger)
+    return class_map(evidence.predictions[evidence.usable(found.slot)], given, classes)

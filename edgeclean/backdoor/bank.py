@@ -1,0 +1,182 @@
+"""A bank of discrete triggers, scored by forward passes alone.
+
+Gradient searches lose their footing on a network that was just unlearned: the loss is flat around
+its own triggers, so they report nothing while a known patch still works. Published patch triggers
+are saturated colours, checkers, stripes and short lines, few enough to try all of them; and one
+forward pass tells the success towards every class at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from edgeclean.backdoor.gradient import Evidence
+from edgeclean.backdoor.triggers import MaskedTrigger
+from edgeclean.networks.autocast import device_of, mixed_precision
+from edgeclean.networks.batching import images_at_once
+
+# (height, width) on a 32x32 image; larger images scale them.
+SHAPES = ((2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (1, 4), (4, 1), (1, 9), (9, 1), (2, 8), (8, 2))
+TEXTURE = 9  # textures are drawn at this size and cut to the shape
+STRIDE = 3  # positions between two candidates, beside the borders
+FORWARD_BATCH = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Bank:
+    """``candidates`` rows are (height, width, texture, row, column), in pixels."""
+
+    textures: Float[Tensor, "t c k k"]
+    candidates: Int[Tensor, "n 5"]
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    def drawn(self, count: int, generator: torch.Generator) -> Bank:
+        """``count`` candidates without repetition, or all if there are fewer."""
+        chosen = torch.randperm(len(self), generator=generator)[:count]
+        return Bank(self.textures, self.candidates[chosen])
+
+    def kept(self, which: Bool[Tensor, " n"]) -> Bank:
+        """Those marked."""
+        return Bank(self.textures, self.candidates[which])
+
+    def masks_and_patterns(
+        self, rows: Int[Tensor, " m"], height: int, width: int
+    ) -> tuple[Float[Tensor, "m 1 h w"], Float[Tensor, "m c h w"]]:
+        """Candidates ``rows`` as full-size masks and patterns."""
+        tall, wide, texture, top, left = self.candidates[rows].T[..., None, None]
+        down = torch.arange(height).view(1, -1, 1) - top
+        right = torch.arange(width).view(1, 1, -1) - left
+        inside = (down >= 0) & (down < tall) & (right >= 0) & (right < wide)
+        scale = _scale(height, width)
+        size = self.textures.shape[-1]
+        index = down.div(scale, rounding_mode="floor").clamp(0, size - 1) * size
+        index = index + right.div(scale, rounding_mode="floor").clamp(0, size - 1)
+        flat = self.textures[texture.flatten()].flatten(2)
+        index = index.flatten(1).unsqueeze(1).expand(-1, flat.shape[1], -1)
+        pattern = flat.gather(2, index).unflatten(2, (height, width))
+        return inside.unsqueeze(1).float(), pattern
+
+    def stamp(
+        self, pixels: Float[Tensor, "m c h w"], rows: Int[Tensor, " m"]
+    ) -> Float[Tensor, "m c h w"]:
+        """Image i with candidate ``rows[i]`` on it."""
+        mask, pattern = self.masks_and_patterns(rows, *pixels.shape[-2:])
+        return torch.where(mask > 0, pattern, pixels)
+
+    def trigger(self, row: int, height: int, width: int) -> MaskedTrigger:
+        """One candidate as a trigger."""
+        mask, pattern = self.masks_and_patterns(torch.tensor([row]), height, width)
+        return MaskedTrigger(mask[0], pattern[0])
+
+
+def build_bank(shape: tuple[int, int, int], generator: torch.Generator) -> Bank:
+    """All textures at all sizes and positions for images of ``shape`` (c, h, w)."""
+    channels, height, width = shape
+    textures = _textures(channels, generator)
+    scale = _scale(height, width)
+    rows = [
+        (tall * scale, wide * scale, texture, top, left)
+        for tall, wide in SHAPES
+        for texture in range(len(textures))
+        for top in _positions(height, tall * scale, STRIDE * scale)
+        for left in _positions(width, wide * scale, STRIDE * scale)
+    ]
+    return Bank(textures, torch.tensor(rows, dtype=torch.int64).view(-1, 5))
+
+
+@dataclass(frozen=True, slots=True)
+class BankScore:
+    """The best candidates, with what each does to the images that it was tried on.
+
+    Attributes:
+        bank: the candidates.
+        success: of the images that were not of a class, the share that is sent to it.
+        moved: of all images, the share that is sent to any class but its own.
+    """
+
+    bank: Bank
+    success: Float[Tensor, "n classes"]
+    moved: Float[Tensor, " n"]
+
+
+@torch.no_grad()
+def score_bank(
+    module: nn.Module,
+    evidence: Evidence,
+    bank: Bank,
+    classes: int,
+    generator: torch.Generator,
+) -> BankScore:
+    """Successive halving: all candidates on 4 images, the better ones on 12, the best on 32."""
+    best = bank
+    for images, keep in ((4, max(64, len(bank) // (10 * classes))), (12, 48)):
+        score = _score(module, evidence, best, classes, images, generator)
+        best = best.kept(_leaders(score, keep))
+    return _score(module, evidence, best, classes, 32, generator)
+
+
+def _score(
+    module: nn.Module,
+    evidence: Evidence,
+    bank: Bank,
+    classes: int,
+    images: int,
+    generator: torch.Generator,
+) -> BankScore:
+    device = device_of(module)
+    at_once = min(FORWARD_BATCH, images_at_once(evidence.pixels.shape[1:], module))
+    hits, tries = torch.zeros(len(bank), classes), torch.zeros(len(bank), classes)
+    for _ in range(images):
+        for rows in torch.arange(len(bank)).split(at_once):
+            chosen = torch.randint(len(evidence.pixels), (len(rows),), generator=generator)
+            stamped = bank.stamp(evidence.pixels[chosen], rows)
+            stamped = stamped.to(device, memory_format=torch.channels_last)
+            with mixed_precision(device):
+                after = module(stamped).argmax(1).cpu()
+            before = evidence.predictions[chosen]
+            moved = after != before
+            hits[rows[moved], after[moved]] += 1
+            tries[rows] += 1
+            tries[rows, before] -= 1
+    return BankScore(bank, hits / tries.clamp_min(1), hits.sum(1) / images)
+
+
+def _leaders(score: BankScore, keep: int) -> Bool[Tensor, " n"]:
+    """The ``keep`` best of every class, and those that move most images anywhere."""
+    chosen = torch.zeros(len(score.bank), dtype=torch.bool)
+    rates = torch.cat([score.success, score.moved[:, None]], 1)
+    best = rates.topk(min(keep, len(rates)), dim=0).indices
+    chosen[best.flatten()] = True
+    return chosen
+
+
+def _textures(channels: int, generator: torch.Generator) -> Float[Tensor, "t c k k"]:
+    size = (channels, TEXTURE, TEXTURE)
+    corners = min(2**channels, 16)  # every fully saturated colour of up to four channels
+    bits = [[(colour >> bit) & 1 for bit in range(channels)] for colour in range(corners)]
+    textures = [torch.tensor(b, dtype=torch.float32).view(-1, 1, 1).expand(size) for b in bits]
+    down, right = torch.meshgrid(torch.arange(TEXTURE), torch.arange(TEXTURE), indexing="ij")
+    for parity in (down + right, down, right, down // 2 + right // 2):
+        textures += [((parity + phase) % 2).float().expand(size) for phase in (0, 1)]
+    textures += [torch.rand(size, generator=generator).round() for _ in range(6)]
+    textures += [torch.rand(size[1:], generator=generator).round().expand(size) for _ in range(4)]
+    textures += [torch.rand(channels, 1, 1, generator=generator).expand(size) for _ in range(4)]
+    return torch.stack(textures)
+
+
+def _positions(length: int, size: int, stride: int) -> list[int]:
+    """Every ``stride``-th place and, always, the last and the last but one unit at the border."""
+    last = length - size
+    if last < 0:
+        return []
+    return sorted({*range(0, last + 1, stride), last, max(0, last - stride // 3)})
+
+
+def _scale(height: int, width: int) -> int:
+    return max(1, round(min(height, width) / 32))

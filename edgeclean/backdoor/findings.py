@@ -1,0 +1,121 @@
+"""What a scan found, with its evidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from edgeclean.backdoor.triggers import Trigger
+
+Verdict = Literal["suspected", "not found"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspect:
+    """A class whose cheapest trigger is too cheap.
+
+    Attributes:
+        target: the class that triggered images go to; None: each class to another of its own
+            (all-to-all).
+        search: the search that raised the suspicion.
+        score: robust deviations below the other classes; of all-to-all, how near the map of
+            classes is to a permutation, 0..1.
+        cost: of the trigger, in the search's unit.
+        success: share of the synthetic images of other classes that the trigger sends there.
+        trigger: the reconstructed trigger.
+    """
+
+    target: int | None
+    search: str
+    score: float
+    cost: float
+    success: float
+    trigger: Trigger
+
+    @property
+    def pattern(self) -> Float[Tensor, "c h w"]:
+        """The trigger's colours, for a picture."""
+        return self.trigger.preview()[0]
+
+    @property
+    def mask(self) -> Float[Tensor, "h w"]:
+        """Where the trigger acts, for a picture."""
+        return self.trigger.preview()[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchRecord:
+    """One search over all classes: what it can see and what it measured."""
+
+    name: str
+    sees: str
+    blind_to: str
+    cost_unit: str
+    costs: tuple[float, ...]
+    successes: tuple[float, ...]
+    scores: tuple[float, ...]
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanReport:
+    """The verdict is ``suspected`` or ``not found``: never "clean".
+
+    The suspects of the most suspicious class come first; see `scan.most_suspicious_first`.
+    """
+
+    verdict: Verdict
+    suspects: tuple[Suspect, ...]
+    searches: tuple[SearchRecord, ...]
+    images: int
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """The suspected classes, most suspicious first, each once; of all-to-all, none."""
+        targets = (suspect.target for suspect in self.suspects)
+        return tuple(dict.fromkeys(target for target in targets if target is not None))
+
+    @property
+    def suspicions(self) -> tuple[str, ...]:
+        """What is suspected, in words, most suspicious class first."""
+        words = [f"class {target}" for target in self.targets]
+        if any(suspect.target is None for suspect in self.suspects):
+            words.append("every class to another (all-to-all)")
+        return tuple(words)
+
+    def summary(self) -> dict[str, Any]:
+        """As JSON values, without pictures; infinite costs become None."""
+        return {
+            "verdict": self.verdict,
+            "images": self.images,
+            "suspects": [
+                {
+                    "target": suspect.target,
+                    "search": suspect.search,
+                    "score": round(suspect.score, 4),
+                    "cost": round(suspect.cost, 4),
+                    "success": round(suspect.success, 4),
+                }
+                for suspect in self.suspects
+            ],
+            "searches": [
+                {
+                    "name": search.name,
+                    "sees": search.sees,
+                    "blind_to": search.blind_to,
+                    "cost_unit": search.cost_unit,
+                    "costs": [_finite(cost) for cost in search.costs],
+                    "successes": [round(value, 4) for value in search.successes],
+                    "scores": [round(score, 4) for score in search.scores],
+                    "threshold": search.threshold,
+                }
+                for search in self.searches
+            ],
+        }
+
+
+def _finite(cost: float) -> float | None:
+    return round(cost, 4) if cost < float("inf") else None

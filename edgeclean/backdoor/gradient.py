@@ -1,0 +1,230 @@
+"""The gradient search: the cheapest trigger of one family for every slot at once.
+
+Source: Neural Cleanse (Wang et al., IEEE S&P 2019), section IV, on synthetic instead of clean
+images; its schedule of the cost's weight, one per slot. We add slots restricted to one source
+class, families other than masks, and the check of every result on all images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from edgeclean.backdoor.families import Family
+from edgeclean.backdoor.triggers import Trigger
+from edgeclean.networks.autocast import device_of, mixed_precision
+from edgeclean.networks.batching import images_at_once
+from edgeclean.networks.finite import require_finite_loss
+from edgeclean.settings import Settings, setting
+
+ANY = -1  # a slot's source when it takes images of every class
+ELSEWHERE = -2  # a slot's target when every image is to leave the class that it has
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One hypothesis: images of ``source``, or `ANY`, can be sent to ``target``, or `ELSEWHERE`."""
+
+    target: int
+    source: int = ANY
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Images with what the network under test says of them: no labels, its own predictions."""
+
+    pixels: Float[Tensor, "n c h w"]
+    predictions: Int[Tensor, " n"]
+
+    def usable(self, slot: Slot) -> Bool[Tensor, " n"]:
+        """Which images a slot may use: not yet of the target, and of its source."""
+        usable = self.predictions != slot.target
+        return usable if slot.source == ANY else usable & (self.predictions == slot.source)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The cheapest trigger of one slot that still works.
+
+    ``cost`` is the family's; infinite, with no trigger, if none worked. ``success`` is the share
+    of all usable images that it sends to the target; where none worked, the highest running share
+    that the search came to.
+    """
+
+    slot: Slot
+    cost: float
+    success: float
+    trigger: Trigger | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientSettings(Settings):
+    """How hard to search.
+
+    Attributes:
+        steps: of Adam.
+        batch_size: images a slot in each step.
+        success: the share of a slot's images that a trigger must send to its target.
+        slots_at_once: the most; of large images they are as many as fit into memory (`memory`).
+    """
+
+    steps: int = setting(100, at_least=1, at_most=10**6)
+    batch_size: int = setting(16, at_least=1, at_most=2**14)
+    success: float = setting(0.95, above=0, at_most=1)
+    slots_at_once: int = setting(64, at_least=1, at_most=10**4)
+
+
+def cheapest_triggers(
+    module: nn.Module,
+    evidence: Evidence,
+    slots: list[Slot],
+    family: type[Family],
+    settings: GradientSettings,
+    generator: torch.Generator,
+) -> list[Found]:
+    """For each slot, the cheapest trigger of ``family`` with a running success above the limit.
+
+    ``module`` is a frozen function of pixels. Slots with fewer than two usable images come back
+    as not found.
+    """
+    found: list[Found] = []
+    fitting = images_at_once(evidence.pixels.shape[1:], module) // settings.batch_size
+    at_once = max(1, min(settings.slots_at_once, fitting))
+    for start in range(0, len(slots), at_once):
+        chunk = slots[start : start + at_once]
+        found += _search_chunk(module, evidence, chunk, family, settings, generator)
+    return found
+
+
+def _search_chunk(
+    module: nn.Module,
+    evidence: Evidence,
+    slots: list[Slot],
+    family: type[Family],
+    settings: GradientSettings,
+    generator: torch.Generator,
+) -> list[Found]:
+    channels, height, width = evidence.pixels.shape[1:]
+    hypothesis = family(len(slots), (channels, height, width), generator)
+    optimizer = torch.optim.Adam(hypothesis.parameters(), lr=family.learning_rate, betas=(0.5, 0.9))
+    pools = [evidence.usable(slot).nonzero().flatten() for slot in slots]
+    targets = torch.tensor([slot.target for slot in slots])
+    tracker = _Tracker(slots, family.weight)
+    for step in range(settings.steps):
+        rows = torch.stack([_draw(pool, settings.batch_size, generator) for pool in pools])
+        logits = logits_of(module, hypothesis.stamp(evidence.pixels[rows]))
+        own = evidence.predictions[rows]
+        cost = hypothesis.cost()
+        optimizer.zero_grad()
+        loss = class_loss(logits, targets, own).mean(1) + tracker.weight * cost
+        require_finite_loss(loss, f"{family.name} search")
+        loss.sum().backward()
+        hits = arrived(logits, targets, own).float().mean(1)
+        tracker.update(step, hits, cost.detach(), settings.success, hypothesis)
+        optimizer.step()
+    return [
+        _confirmed(module, evidence, slot, tracker.best[index], tracker.most[index])
+        if len(pools[index]) > 1
+        else Found(slot, float("inf"), 0.0, None)
+        for index, slot in enumerate(slots)
+    ]
+
+
+def class_loss(
+    logits: Float[Tensor, "k b classes"], targets: Int[Tensor, " k"], own: Int[Tensor, "k b"]
+) -> Float[Tensor, "k b"]:
+    """Cross-entropy to each row's target; for `ELSEWHERE`, -log of all that is not ``own``."""
+    everything = logits.logsumexp(2)
+    wanted = targets.clamp_min(0)[:, None].expand_as(own)
+    toward = everything - logits.gather(2, wanted[..., None])[..., 0]
+    others = logits.scatter(2, own[..., None], -torch.inf).logsumexp(2)
+    return torch.where(targets[:, None] == ELSEWHERE, everything - others, toward)
+
+
+def arrived(
+    logits: Float[Tensor, "k b classes"], targets: Int[Tensor, " k"], own: Int[Tensor, "k b"]
+) -> Bool[Tensor, "k b"]:
+    """Which images are where their row's slot wants them."""
+    given = logits.argmax(2)
+    return torch.where(targets[:, None] == ELSEWHERE, given != own, given == targets[:, None])
+
+
+class _Tracker:
+    """Running success and its highest, cost weight and best trigger so far of each slot."""
+
+    def __init__(self, slots: list[Slot], weight: float) -> None:
+        self.weight = torch.full((len(slots),), weight)
+        self._limits = (weight / 10, weight * 300)
+        self._success = torch.zeros(len(slots))
+        self._costs = [float("inf")] * len(slots)
+        self.most = [0.0] * len(slots)
+        self.best: list[tuple[float, Trigger] | None] = [None] * len(slots)
+
+    def update(
+        self, step: int, hits: Tensor, cost: Tensor, success: float, hypothesis: Family
+    ) -> None:
+        """Remember cheaper triggers that work; press on the cost where one does."""
+        self._success = hits if step == 0 else 0.7 * self._success + 0.3 * hits
+        works = self._success > success
+        self.most = [max(pair) for pair in zip(self.most, self._success.tolist(), strict=True)]
+        self.weight = torch.where(works, self.weight * 1.12, self.weight / 1.08)
+        self.weight = self.weight.clamp(*self._limits)
+        for slot in works.nonzero().flatten().tolist():
+            if float(cost[slot]) < self._costs[slot]:
+                self._costs[slot] = float(cost[slot])
+                self.best[slot] = (float(cost[slot]), hypothesis.trigger(slot))
+
+
+def _draw(pool: Tensor, count: int, generator: torch.Generator) -> Int[Tensor, " b"]:
+    """``count`` entries of ``pool`` with repetition; index 0 where the pool is empty."""
+    if len(pool) == 0:
+        return torch.zeros(count, dtype=torch.int64)
+    return pool[torch.randint(len(pool), (count,), generator=generator)]
+
+
+def logits_of(
+    module: nn.Module, images: Float[Tensor, "k b c h w"]
+) -> Float[Tensor, "k b classes"]:
+    """The module's outputs, in float32 on the CPU."""
+    device = device_of(module)
+    flat = images.flatten(0, 1).to(device, memory_format=torch.channels_last)
+    with mixed_precision(device):
+        logits: Tensor = module(flat)
+    return logits.float().cpu().view(*images.shape[:2], -1)
+
+
+def _confirmed(
+    module: nn.Module,
+    evidence: Evidence,
+    slot: Slot,
+    best: tuple[float, Trigger] | None,
+    most: float,
+) -> Found:
+    if best is None:
+        return Found(slot, float("inf"), most, None)
+    cost, trigger = best
+    return Found(slot, cost, success_rate(module, evidence, slot, trigger), trigger)
+
+
+@torch.no_grad()
+def success_rate(module: nn.Module, evidence: Evidence, slot: Slot, trigger: Trigger) -> float:
+    """Share of the slot's usable images that the trigger sends to its target; 0 without any."""
+    usable = evidence.usable(slot)
+    if not bool(usable.any()):
+        return 0.0
+    own, given = evidence.predictions[usable], given_classes(module, evidence, slot, trigger)
+    hits = given != own if slot.target == ELSEWHERE else given == slot.target
+    return float(hits.float().mean())
+
+
+@torch.no_grad()
+def given_classes(
+    module: nn.Module, evidence: Evidence, slot: Slot, trigger: Trigger
+) -> Int[Tensor, " m"]:
+    """The classes that the slot's usable images are given with the trigger on."""
+    batches = evidence.pixels[evidence.usable(slot)].split(256)
+    given = [logits_of(module, trigger.stamp(batch).unsqueeze(0))[0].argmax(1) for batch in batches]
+    return torch.cat(given) if given else torch.zeros(0, dtype=torch.int64)

@@ -1,0 +1,234 @@
+"""Purify a network, guided by its scan: search, unlearn, search again, until nothing is cheap.
+
+Each round gathers triggers towards the plainly suspected classes: the scan's own,
+fresh gradient searches from new starts in the suspecting families, and the best candidates of the
+discrete bank. They are unlearned while they adapt (`unlearn`), with the network *as it came* as the
+teacher of clean images; from the second round on, not of the suspected classes (`teacher`). The
+rounds end when a fresh search finds the suspected classes no cheaper than the others.
+
+Without a suspect, the network is only made consistent under random stamps of the bank, at a
+fraction of the strength, so that a network without a backdoor keeps its accuracy.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from edgeclean.backdoor.bank import build_bank
+from edgeclean.backdoor.families import FAMILIES
+from edgeclean.backdoor.findings import ScanReport
+from edgeclean.backdoor.gradient import Evidence
+from edgeclean.backdoor.population import Wanted
+from edgeclean.backdoor.rounds import (
+    Round,
+    goal_of,
+    search_bank,
+    search_family,
+    triggers_of_scan,
+)
+from edgeclean.backdoor.scan import predictions
+from edgeclean.backdoor.unlearn import Ground, UnlearnSettings, overruled, unlearn
+from edgeclean.images.procedural import procedural_images
+from edgeclean.networks.autocast import channels_last, device_of
+from edgeclean.networks.folding import frozen
+from edgeclean.networks.pixels import pixel_copy
+from edgeclean.networks.state import (
+    Network,
+    PurifiedNetwork,
+    SyntheticImages,
+    following,
+    record,
+)
+from edgeclean.progress import Progress, silent
+from edgeclean.settings import Settings, setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PurifySettings(Settings):
+    """How the rounds go.
+
+    Attributes:
+        mode: ``guided`` unlearns what the scan suspects, or runs the general defence if it
+            suspects nothing; ``none`` and ``clean-compact`` pass the network on unchanged, the
+            latter to be clamped, truncated and tuned as Clean & Compact's slides do (`pipeline`).
+        rounds: at most so many of search and unlearning.
+        restarts: gradient searches towards each suspected class in a round.
+        search_steps: Adam steps of each of them.
+        candidates: of the bank tried in a round.
+        bank_triggers: the most of them kept for unlearning, for each suspected class.
+        procedural: procedural images beside the synthetic ones.
+        overrule: from the second round on, the student speaks for suspected classes (`teacher`).
+        general_strength: the general defence's learning rate, as a share of the guided one's;
+            0 leaves a network without suspects untouched.
+        unlearn: the game of each round.
+    """
+
+    mode: Literal["guided", "clean-compact", "none"] = "guided"
+    rounds: int = setting(3, at_least=1, at_most=100)
+    restarts: int = setting(6, at_least=1, at_most=1000)
+    search_steps: int = setting(80, at_least=1, at_most=10**6)
+    candidates: int = setting(5000, at_least=1, at_most=10**6)
+    bank_triggers: int = setting(16, at_least=0, at_most=10**4)
+    procedural: int = setting(512, at_least=1, at_most=10**5)
+    overrule: bool = True
+    general_strength: float = setting(0.1, at_least=0, at_most=100)
+    unlearn: UnlearnSettings = field(default_factory=UnlearnSettings)
+
+
+def purify(
+    network: Network,
+    images: SyntheticImages,
+    report: ScanReport,
+    settings: PurifySettings,
+    *,
+    seed: int,
+    progress: Progress = silent,
+) -> PurifiedNetwork:
+    """The network with the suspected triggers unlearned; see the module's docstring.
+
+    Args:
+        network: as it came.
+        images: synthesised from it.
+        report: of its scan, whose suspects guide the rounds.
+        settings: see `PurifySettings`.
+        seed: of searches and unlearning.
+        progress: told during each round.
+    """
+    if settings.mode != "guided":
+        return _purified(network, copy.deepcopy(network.module), settings, [], ())
+    game = _Game(network, images, report, settings, seed)
+    log = game.play(report, progress) if report.suspects else game.generalise(progress)
+    plain = _plain_suspects(report)
+    unlearned = tuple(target for target in report.targets if target in plain)
+    return _purified(network, game.module(), settings, log, unlearned)
+
+
+class _Game:
+    """The rounds on one network: what is kept from one to the next."""
+
+    def __init__(
+        self,
+        network: Network,
+        images: SyntheticImages,
+        report: ScanReport,
+        settings: PurifySettings,
+        seed: int,
+    ) -> None:
+        self._settings, self._classes = settings, network.spec.classes
+        self._generator = torch.Generator().manual_seed(seed)
+        self._student: nn.Module = pixel_copy(network).requires_grad_(False)
+        self._infected = frozen(self._student, images.pixels)
+        shape = network.spec.input_shape
+        self._ground = Ground(
+            teacher=self._infected,
+            synthetic=images.pixels,
+            procedural=procedural_images(settings.procedural, shape, self._generator),
+            bank=build_bank(shape, self._generator),
+        )
+        suspecting = [s.search for s in report.suspects if s.search in FAMILIES]
+        self._families = tuple(dict.fromkeys(["masked patch", *suspecting]))
+
+    def play(self, report: ScanReport, progress: Progress) -> list[dict[str, Any]]:
+        """Rounds towards the suspected classes; what each found, for the history."""
+        plain = _plain_suspects(report)
+        store = triggers_of_scan(report, plain)
+        log: list[dict[str, Any]] = []
+        for index in range(self._settings.rounds):
+            progress(f"Searching, round {index + 1}", 0, 1)
+            found, facts = self._search(plain)
+            progress(f"Searching, round {index + 1}", 1, 1)
+            if index > 0 and not found:
+                log.append({"round": index + 1, "found": 0, **facts})
+                break
+            store += found
+            log.append({"round": index + 1, "found": len(found), **facts})
+            self._unlearn(store, self._settings.unlearn, f"Unlearning, round {index + 1}", progress)
+            if self._settings.overrule:
+                self._ground = overruled(self._ground, self._infected, self._student, plain)
+        return log
+
+    def generalise(self, progress: Progress) -> list[dict[str, Any]]:
+        """Consistency under random stamps, gently."""
+        strength = self._settings.general_strength
+        if strength > 0:
+            rate = strength * self._settings.unlearn.learning_rate
+            gentle = replace(self._settings.unlearn, learning_rate=rate)
+            self._unlearn([], gentle, "General defence", progress)
+        return [{"general_strength": strength}]
+
+    def module(self) -> nn.Module:
+        """The student without its normalisation, in the ordinary memory format."""
+        assert isinstance(self._student, nn.Sequential)  # noqa: S101
+        student = copy.deepcopy(self._student[1]).requires_grad_(True).eval()
+        for parameter in student.parameters():
+            parameter.data = parameter.data.contiguous()
+        return student
+
+    def _unlearn(
+        self, store: list[Wanted], settings: UnlearnSettings, title: str, progress: Progress
+    ) -> None:
+        progress(title, 0, settings.steps)
+        self._student = channels_last(
+            unlearn(
+                self._student,
+                self._ground,
+                store,
+                settings,
+                self._generator,
+                lambda done: progress(title, done, settings.steps),
+            )
+        )
+
+    def _search(self, targets: tuple[int, ...]) -> tuple[list[Wanted], dict[str, Any]]:
+        """Triggers towards the suspected classes that are cheaper than to the other classes."""
+        asked = self._settings
+        pixels = self._ground.pixels()
+        student = frozen(self._student, pixels)
+        facing = Round(
+            student=student,
+            evidence=Evidence(pixels, predictions(student, pixels)),
+            targets=targets,
+            classes=self._classes,
+            generator=self._generator,
+        )
+        found: list[Wanted] = []
+        facts: dict[str, Any] = {}
+        for name in self._families:
+            cheap, facts[name] = search_family(facing, name, asked.restarts, asked.search_steps)
+            found += cheap
+        drawn = self._ground.bank.drawn(asked.candidates, self._generator)
+        cheap, facts["patch bank"] = search_bank(facing, drawn, asked.bank_triggers)
+        return found + cheap, facts
+
+
+def _plain_suspects(report: ScanReport) -> tuple[int, ...]:
+    """The classes at least half as suspicious as the most suspicious one; `ELSEWHERE` always.
+
+    Beside one strong backdoor, classes that are only easy to reach stand out of the rest too, and
+    unlearning what is natural costs accuracy. They stay in the report; a scan of the purified
+    network shows what is left of them.
+    """
+    best: dict[int, float] = {}
+    for suspect in report.suspects:
+        score = math.inf if suspect.target is None else suspect.score
+        best[goal_of(suspect)] = max(score, best.get(goal_of(suspect), 0.0))
+    most = max((score for score in best.values() if math.isfinite(score)), default=0.0)
+    return tuple(target for target, score in best.items() if score >= most / 2)
+
+
+def _purified(
+    network: Network,
+    module: nn.Module,
+    settings: PurifySettings,
+    log: list[dict[str, Any]],
+    targets: tuple[int, ...],
+) -> PurifiedNetwork:
+    notes = {"targets": list(targets), "rounds": log}
+    made_by = record("purify", module, network.spec, settings, notes)
+    return following(network, PurifiedNetwork, module.to(device_of(network.module)), made_by)

@@ -1,0 +1,157 @@
+"""The searches of a round of purification: triggers that a suspected class alone is open to.
+
+Every search holds the suspected classes against some others: what is as cheap towards those is
+natural for this network, and unlearning it would cost accuracy. `CHEAP` says how much cheaper a
+trigger has to be, in every search alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeclean.backdoor.bank import Bank, score_bank
+from edgeclean.backdoor.families import FAMILIES
+from edgeclean.backdoor.findings import ScanReport, Suspect
+from edgeclean.backdoor.gradient import (
+    ELSEWHERE,
+    Evidence,
+    GradientSettings,
+    Slot,
+    cheapest_triggers,
+)
+from edgeclean.backdoor.population import Wanted
+from edgeclean.backdoor.searches import BANK_SUCCESS
+
+CHEAP = 0.6  # of what the other classes cost; a candidate of the bank succeeds as much more often
+_MOST_OTHERS = 5  # classes that a search compares the suspects with
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """What the searches of one round are given.
+
+    Attributes:
+        student: frozen function of pixels, as the round before left it.
+        evidence: images, and what the student says of them.
+        targets: suspected classes, `ELSEWHERE` among them for an all-to-all.
+        classes: how many there are.
+        generator: of every draw.
+    """
+
+    student: nn.Module
+    evidence: Evidence
+    targets: tuple[int, ...]
+    classes: int
+    generator: torch.Generator
+
+    @property
+    def others(self) -> list[int]:
+        """The classes that nobody suspects."""
+        return [target for target in range(self.classes) if target not in self.targets]
+
+
+def triggers_of_scan(report: ScanReport, targets: tuple[int, ...]) -> list[Wanted]:
+    """The scan's own triggers towards ``targets``."""
+    costs = {record.name: record.costs for record in report.searches}
+    wanted = []
+    for suspect in report.suspects:
+        others = [
+            cost
+            for target, cost in enumerate(costs.get(suspect.search, ()))
+            if target not in targets
+        ]
+        strongest = _strongest(suspect.search, suspect.cost, others)
+        wanted.append(Wanted(suspect.trigger, goal_of(suspect), strongest))
+    return [one for one in wanted if one.target in targets]
+
+
+def goal_of(suspect: Suspect) -> int:
+    """The class that its trigger leads to, or `ELSEWHERE`."""
+    return ELSEWHERE if suspect.target is None else suspect.target
+
+
+def search_family(
+    facing: Round, name: str, restarts: int, steps: int
+) -> tuple[list[Wanted], dict[str, Any]]:
+    """Gradient searches, ``restarts`` to each target; what is cheaper than to the others.
+
+    Returns:
+        The cheap triggers, and for the history the least cost, the others' median and how many
+        were kept.
+    """
+    drawn = torch.randperm(len(facing.others), generator=facing.generator)[:_MOST_OTHERS]
+    others = [Slot(facing.others[index]) for index in drawn.tolist()]
+    slots = [Slot(target) for target in facing.targets for _ in range(restarts)]
+    results = cheapest_triggers(
+        facing.student,
+        facing.evidence,
+        slots + others,
+        FAMILIES[name],
+        GradientSettings(steps=steps),
+        facing.generator,
+    )
+    costs = [found.cost for found in results[len(slots) :]]
+    yardstick = median(costs or [math.inf])
+    cheap = [
+        Wanted(found.trigger, found.slot.target, _strongest(name, found.cost, costs))
+        for found in results[: len(slots)]
+        if found.trigger is not None and found.cost < CHEAP * yardstick
+    ]
+    least = min(found.cost for found in results[: len(slots)])
+    return cheap, {"least": _rounded(least), "others": _rounded(yardstick), "kept": len(cheap)}
+
+
+def search_bank(facing: Round, bank: Bank, most: int) -> tuple[list[Wanted], dict[str, Any]]:
+    """Discrete candidates towards a target, if the best is plainly better than to the others.
+
+    With a best that others match there is nothing left to unlearn, and another round is no
+    harmless one: a needless round was seen to bring back what the one before had removed.
+    """
+    if len(bank) == 0:
+        return [], {"kept": 0}
+    evidence, others = facing.evidence, facing.others
+    score = score_bank(facing.student, evidence, bank, facing.classes, facing.generator)
+    yardstick = float(score.success.amax(0)[others].median()) if others else 0.0
+    success = {
+        target: score.moved if target == ELSEWHERE else score.success[:, target]
+        for target in facing.targets
+    }
+    best = max((float(rates.max()) for rates in success.values()), default=0.0)
+    plain = best >= min(BANK_SUCCESS, yardstick / CHEAP)
+    kept = [
+        Wanted(score.bank.trigger(row, *evidence.pixels.shape[-2:]), target)
+        for target, rates in success.items()
+        for row in _best_rows(rates, most)
+        if plain and float(rates[row]) > max(0.25, 0.8 * yardstick)
+    ]
+    return kept, {"most": _rounded(best), "others": _rounded(yardstick), "kept": len(kept)}
+
+
+def _strongest(name: str, cost: float, others: Iterable[float]) -> float:
+    """How many times as strong a trigger is unlearned: to where it costs what the others' do.
+
+    The attacker's stamp is stronger than the least that works, and a network that was taught the
+    least alone was seen to obey the stamp at its full strength. Only where a stamp of more cost is
+    the same one, stronger: a larger mask is another stamp, and an image that is changed twice as
+    much is no larger warp.
+    """
+    finite = [other for other in others if math.isfinite(other)]
+    if name not in FAMILIES or not FAMILIES[name].strengthens or not finite:
+        return 1.0
+    return max(1.0, median(finite) / cost)
+
+
+def _best_rows(success: Tensor, count: int) -> list[int]:
+    rows: list[int] = success.topk(min(count, len(success))).indices.tolist()
+    return rows
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None

@@ -1,0 +1,169 @@
+"""Scan a network for backdoors on synthetic images alone.
+
+For every class, each search looks for the least trigger of its family that sends the images of
+all other classes there; a class far cheaper than the others is suspected (`outliers`), and so is
+one that alone can be reached. One search looks for a stamp that sends every class to another of its
+own (`all_to_all`). "Not found" means what these searches could not find, never that there is
+nothing.
+
+What the reconstructed triggers still do: the same stamps on the networks that came after.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from edgeclean.backdoor.findings import ScanReport, SearchRecord, Suspect
+from edgeclean.backdoor.gradient import ELSEWHERE, Evidence, Slot, success_rate
+from edgeclean.backdoor.searches import ALL_TO_ALL, BANK, SEARCHES, Probe
+from edgeclean.networks.autocast import device_of, mixed_precision
+from edgeclean.networks.folding import frozen
+from edgeclean.networks.pixels import pixel_copy
+from edgeclean.networks.state import Network, SyntheticImages
+from edgeclean.progress import Progress, silent
+from edgeclean.settings import Settings, setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanSettings(Settings):
+    """Which searches, and how hard.
+
+    Attributes:
+        searches: names out of ``patch bank``, ``masked patch``, ``additive``, ``warp``,
+            ``all-to-all``.
+        images: how many of the synthetic images to use (gradient searches draw from them).
+        steps: Adam steps of each gradient search.
+        restarts: independent starts of each gradient search; each class keeps its cheapest.
+        bank_candidates: how many of the bank's candidates are tried, drawn at random.
+    """
+
+    searches: tuple[str, ...] = setting(
+        (BANK, "masked patch", "additive", ALL_TO_ALL, "warp"),
+        one_of=tuple(SEARCHES),
+        entries=(1, 10),
+    )
+    images: int = setting(512, at_least=1, at_most=10**5)
+    steps: int = setting(100, at_least=1, at_most=10**6)
+    restarts: int = setting(2, at_least=1, at_most=1000)
+    bank_candidates: int = setting(5000, at_least=1, at_most=10**6)
+
+
+def scan(
+    network: Network,
+    images: SyntheticImages,
+    settings: ScanSettings,
+    *,
+    seed: int,
+    progress: Progress = silent,
+) -> ScanReport:
+    """Search for triggers towards every class; see the module's docstring.
+
+    Args:
+        network: of any stage; it is copied, not changed.
+        images: synthetic (or any) images; their labels are not used, the network's own are.
+        settings: see `ScanSettings`.
+        seed: of starts, draws and the bank's random textures.
+        progress: told after every search and restart.
+    """
+    module, evidence = under_test(network, images.pixels[: settings.images])
+    probe = Probe(
+        module=module,
+        evidence=evidence,
+        classes=network.spec.classes,
+        steps=settings.steps,
+        restarts=settings.restarts,
+        candidates=settings.bank_candidates,
+        seed=seed,
+    )
+    records: list[SearchRecord] = []
+    suspects: list[Suspect] = []
+    total = len(settings.searches)
+    for done, name in enumerate(settings.searches):
+        progress(f"Scanning: {name}", done, total)
+        generator = torch.Generator().manual_seed(seed + 7919 * done)
+        record, suspected = SEARCHES[name](probe, name, generator)
+        records.append(record)
+        suspects += suspected
+    progress("Scanning", total, total)
+    return ScanReport(
+        verdict="suspected" if suspects else "not found",
+        suspects=most_suspicious_first(suspects, records),
+        searches=tuple(records),
+        images=len(evidence.pixels),
+    )
+
+
+def most_suspicious_first(
+    suspects: Sequence[Suspect], records: Sequence[SearchRecord]
+) -> tuple[Suspect, ...]:
+    """Suspects by their class's scores in all searches together, then by their own score.
+
+    The bank knows few sizes, so two classes often cost the same there; what the other searches say,
+    even below their thresholds, then tells the target from a class that is only easy to reach. A
+    score below 0 counts as 0: a search that is blind to a trigger says nothing against it.
+    """
+
+    def total(suspect: Suspect) -> float:
+        if suspect.target is None:  # all-to-all: its score is of another scale, and final
+            return math.inf
+        apart = (record for record in records if record.name != ALL_TO_ALL)
+        return sum(max(0.0, record.scores[suspect.target]) for record in apart)
+
+    return tuple(sorted(suspects, key=lambda one: (-total(one), -one.score)))
+
+
+def under_test(network: Network, pixels: Float[Tensor, "n c h w"]) -> tuple[nn.Module, Evidence]:
+    """A frozen copy as a function of pixels, and what it says of ``pixels``."""
+    module = frozen(pixel_copy(network), pixels)
+    return module, Evidence(pixels, predictions(module, pixels))
+
+
+@torch.no_grad()
+def predictions(module: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Int[Tensor, " n"]:
+    """The class that a function of pixels gives each image."""
+    device = device_of(module)
+    outputs = []
+    for batch in pixels.split(256):
+        with mixed_precision(device):
+            logits = module(batch.to(device, memory_format=torch.channels_last))
+        outputs.append(logits.argmax(1).cpu())
+    return torch.cat(outputs)
+
+
+IMAGES = 256
+
+
+def trigger_success(
+    report: ScanReport, networks: Mapping[str, Network], pixels: Float[Tensor, "n c h w"]
+) -> tuple[dict[str, float], ...]:
+    """For each suspect, the share of images that its trigger moves, by network.
+
+    A share is of the images that a network gives another class than the trigger's (or of all, for
+    an all-to-all one), so networks that disagree on an image are each taken at their word. It
+    tells of these triggers alone: a network may fall to another.
+
+    Args:
+        report: of the network as it came.
+        networks: by name, in the order of the answer's keys.
+        pixels: synthetic images in [0, 1], of which the first 256 are used.
+    """
+    if not report.suspects:
+        return ()
+    tested = {name: under_test(network, pixels[:IMAGES]) for name, network in networks.items()}
+    return tuple(
+        {
+            name: success_rate(module, evidence, _slot(suspect.target), suspect.trigger)
+            for name, (module, evidence) in tested.items()
+        }
+        for suspect in report.suspects
+    )
+
+
+def _slot(target: int | None) -> Slot:
+    return Slot(ELSEWHERE if target is None else target)

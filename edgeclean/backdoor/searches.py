@@ -1,0 +1,269 @@
+"""The searches of a scan: each tries one kind of trigger towards every class and scores the result.
+
+A search returns its record, of all classes, and the classes that it suspects. `SEARCHES` has them
+by name; `scan.py` runs those that the settings name.
+
+When is one class's cheapest trigger too cheap? A robust rule over the classes of one network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median
+
+import torch
+from torch import nn
+
+from edgeclean.backdoor.all_to_all import (
+    MAP_SCORE,
+    bank_stamps,
+    nearest_to_permutation,
+    stamps_of,
+)
+from edgeclean.backdoor.bank import BankScore, build_bank, score_bank
+from edgeclean.backdoor.families import FAMILIES
+from edgeclean.backdoor.findings import SearchRecord, Suspect
+from edgeclean.backdoor.gradient import (
+    Evidence,
+    Found,
+    GradientSettings,
+    Slot,
+    cheapest_triggers,
+    success_rate,
+)
+
+BANK, ALL_TO_ALL = "patch bank", "all-to-all"
+BANK_SUCCESS = 0.9  # of a bank candidate on all images, to count as a trigger
+BANK_TRIES = 8  # smallest candidates of a class that are confirmed on all images
+FEWEST_REACHED = 3  # classes, to compare costs at all
+LEAST_MISSED = 0.01  # share of images: fewer than some hundred cannot tell it from none
+FEWEST_AGAIN = 10  # classes that every restart searches again, however many there are
+BANK_SEES = (
+    "small squares, bars and lines of saturated colours, checkers, stripes or binary noise, "
+    "also where gradients are masked",
+    "textures that are not in the bank, and everything larger than a few pixels a side",
+)
+ALL_TO_ALL_SEES = (
+    "one stamp, patch or additive, that sends every class to another class of its own",
+    "stamps that differ from image to image, and attacks that move few of the classes",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What every search of a scan is given.
+
+    Attributes:
+        module: frozen function of pixels.
+        evidence: images with what the module says of them.
+        classes: how many there are.
+        steps: Adam steps of each gradient search.
+        restarts: independent starts of each gradient search.
+        candidates: of the bank, to be tried.
+        seed: of the bank and of what is drawn from it.
+    """
+
+    module: nn.Module
+    evidence: Evidence
+    classes: int
+    steps: int
+    restarts: int
+    candidates: int
+    seed: int
+
+    @cached_property
+    def bank_score(self) -> BankScore | None:
+        """The best candidates, scored once for all searches; None if the images are too small."""
+        generator = torch.Generator().manual_seed(self.seed)
+        channels, height, width = self.evidence.pixels.shape[1:]
+        bank = build_bank((channels, height, width), generator).drawn(self.candidates, generator)
+        if len(bank) == 0:
+            return None
+        return score_bank(self.module, self.evidence, bank, self.classes, generator)
+
+
+Search = Callable[[Probe, str, torch.Generator], tuple[SearchRecord, list[Suspect]]]
+
+
+def search_family(
+    probe: Probe, name: str, generator: torch.Generator
+) -> tuple[SearchRecord, list[Suspect]]:
+    """The cheapest trigger of one family towards every class, of several starts.
+
+    With many classes, later starts search only the cheapest quarter again: a class that is dearer
+    than three quarters of the others is no outlier on the cheap side, and the median stays.
+    """
+    family, gradient = FAMILIES[name], GradientSettings(steps=probe.steps)
+    best: dict[int, Found] = {}
+    again = list(range(probe.classes))
+    for _ in range(probe.restarts):
+        slots = [Slot(target) for target in again]
+        for found in cheapest_triggers(
+            probe.module, probe.evidence, slots, family, gradient, generator
+        ):
+            target = found.slot.target
+            earlier = best.get(target, found)
+            best[target] = min(earlier, found, key=lambda one: (one.cost, -one.success))
+        most = max(FEWEST_AGAIN, probe.classes // 4)
+        again = sorted(sorted(best, key=lambda target: best[target].cost)[:most])
+    results = [best[target] for target in range(probe.classes)]
+    scores, threshold = _judged(results)
+    record = SearchRecord(
+        name=name,
+        sees=family.sees,
+        blind_to=family.blind_to,
+        cost_unit=family.cost_unit,
+        costs=tuple(found.cost for found in results),
+        successes=tuple(found.success for found in results),
+        scores=scores,
+        threshold=threshold,
+    )
+    return record, _suspects(record, results)
+
+
+def search_bank(
+    probe: Probe, name: str, generator: torch.Generator
+) -> tuple[SearchRecord, list[Suspect]]:
+    """The smallest of the bank's candidates that works, for every class."""
+    del generator  # the bank has its own, for it serves more than one search
+    results = [Found(Slot(target), math.inf, 0.0, None) for target in range(probe.classes)]
+    if probe.bank_score is not None:
+        results = [
+            _cheapest_of_bank(probe, probe.bank_score, target) for target in range(probe.classes)
+        ]
+    costs = tuple(found.cost for found in results)
+    # A class that no candidate reaches is dearer than any of the bank: twice the largest.
+    largest = 2 * max((cost for cost in costs if math.isfinite(cost)), default=36.0)
+    record = SearchRecord(
+        name=name,
+        sees=BANK_SEES[0],
+        blind_to=BANK_SEES[1],
+        cost_unit="pixels",
+        costs=costs,
+        successes=tuple(found.success for found in results),
+        scores=cheapness_scores([min(cost, max(72.0, largest)) for cost in costs]),
+        threshold=2 * suspicion_threshold(probe.classes),
+    )
+    return record, _suspects(record, results)
+
+
+def search_maps(
+    probe: Probe, name: str, generator: torch.Generator
+) -> tuple[SearchRecord, list[Suspect]]:
+    """The all-to-all search; its record says of each class how much of it moves together.
+
+    The score of the one suspect is that of the whole map, and so is the threshold.
+    """
+    stamps = bank_stamps(probe.evidence, probe.bank_score)
+    for family in (FAMILIES["masked patch"], FAMILIES["additive"]):
+        stamps += stamps_of(probe.module, probe.evidence, family, probe.steps, generator)
+    found, moved = nearest_to_permutation(probe.module, probe.evidence, stamps, probe.classes)
+    record = SearchRecord(
+        name=name,
+        sees=ALL_TO_ALL_SEES[0],
+        blind_to=ALL_TO_ALL_SEES[1],
+        cost_unit="pixels of a patch, or grey levels of an additive stamp",
+        costs=(found.cost,) * probe.classes,
+        successes=moved.shares,
+        scores=tuple(share * moved.different for share in moved.shares),
+        threshold=MAP_SCORE,
+    )
+    if found.trigger is None or moved.score < MAP_SCORE:
+        return record, []
+    return record, [_suspect(record, found, moved.score, None)]
+
+
+SEARCHES: dict[str, Search] = {
+    BANK: search_bank,
+    **dict.fromkeys(FAMILIES, search_family),
+    ALL_TO_ALL: search_maps,
+}
+
+
+def suspicion_threshold(classes: int) -> float:
+    """The score above which a class is suspected: what the luckiest of ``classes`` normal draws
+    is expected to reach, and half a deviation more."""  # noqa: D205, D209
+    return 0.5 + math.sqrt(2 * math.log(max(2, classes)))
+
+
+def _judged(results: Sequence[Found]) -> tuple[tuple[float, ...], float]:
+    """Scores of the classes, and the threshold that they are held against.
+
+    Where fewer than three classes can be reached at all, there are no costs to compare; then it is
+    the share of images that each class's best trigger misses. That says less than a cost, so the
+    threshold is twice as high, and a class that was not reached scores nothing.
+    """
+    threshold = suspicion_threshold(len(results))
+    reached = [math.isfinite(found.cost) for found in results]
+    if sum(reached) >= FEWEST_REACHED:
+        return cheapness_scores([found.cost for found in results]), threshold
+    misses = cheapness_scores([max(1 - found.success, LEAST_MISSED) for found in results])
+    scores = tuple(score if one else 0.0 for score, one in zip(misses, reached, strict=True))
+    return scores, 2 * threshold
+
+
+def _cheapest_of_bank(probe: Probe, score: BankScore, target: int) -> Found:
+    """The smallest candidate that holds on all images, not only on the few it was scored on."""
+    slot, success = Slot(target), score.success[:, target]
+    area = score.bank.candidates[:, 0] * score.bank.candidates[:, 1]
+    # Smallest area first, then highest success; success is at most 1, areas are whole numbers.
+    rank = torch.where(success >= BANK_SUCCESS, area - success / 2, torch.inf)
+    height, width = probe.evidence.pixels.shape[-2:]
+    most = 0.0
+    for row in rank.argsort()[:BANK_TRIES].tolist():
+        if math.isinf(float(rank[row])):
+            break
+        trigger = score.bank.trigger(row, height, width)
+        confirmed = success_rate(probe.module, probe.evidence, slot, trigger)
+        most = max(most, confirmed)
+        if confirmed >= BANK_SUCCESS:
+            return Found(slot, float(area[row]), confirmed, trigger)
+    return Found(slot, math.inf, most, None)
+
+
+def _suspects(record: SearchRecord, results: Sequence[Found]) -> list[Suspect]:
+    """Every class above the search's threshold that a trigger was found for."""
+    return [
+        _suspect(record, found, score, found.slot.target)
+        for found, score in zip(results, record.scores, strict=True)
+        if score > record.threshold and found.trigger is not None
+    ]
+
+
+def _suspect(record: SearchRecord, found: Found, score: float, target: int | None) -> Suspect:
+    assert found.trigger is not None  # noqa: S101 - the callers looked
+    return Suspect(
+        target=target,
+        search=record.name,
+        score=score,
+        cost=found.cost,
+        success=found.success,
+        trigger=found.trigger,
+    )
+
+
+SPREAD_FLOOR = 0.25  # of log costs: what a search's own luck scatters a class by
+
+
+def cheapness_scores(costs: Sequence[float]) -> tuple[float, ...]:
+    """How many robust deviations each cost lies below the others, in logarithms.
+
+    Score c is (m - log cost_c) / max(1.4826 MAD, floor), with m and MAD the median and the median
+    absolute deviation of the *other* classes' log costs: with few classes the suspect itself must
+    not widen the yardstick. Not found (infinite) costs count as the largest found one; where fewer
+    than three classes are found, there is nothing to compare with and all scores are 0.
+    """
+    finite = [cost for cost in costs if math.isfinite(cost)]
+    if len(finite) < min(3, len(costs)) or len(costs) < 3:
+        return tuple(0.0 for _ in costs)
+    logs = [math.log(max(cost if math.isfinite(cost) else max(finite), 1e-6)) for cost in costs]
+    scores = []
+    for index, value in enumerate(logs):
+        others = logs[:index] + logs[index + 1 :]
+        middle = median(others)
+        deviation = median(abs(other - middle) for other in others)
+        scores.append((middle - value) / max(1.4826 * deviation, SPREAD_FLOOR))
+    return tuple(scores)

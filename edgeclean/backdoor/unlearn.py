@@ -1,0 +1,274 @@
+"""Unlearn triggers while they adapt: a small minimax game on synthetic images.
+
+A network that only unlearns the triggers it is shown tends to keep the true one
+(``benchmarks/studies/ablations.py`` measures it); so every trigger follows the network, a few gradient
+steps at a time. Both halves:
+
+* ascent: every trigger moves to send images to its target again, and may not grow past its cap;
+* descent: the student gives a stamped image the *teacher's* answer for the image without it; an
+  additive trigger is also stamped more strongly than it was found (`population`).
+
+Source: the alternation of I-BAU (Zeng et al., ICLR 2022), with patch, additive and warp families
+instead of one additive perturbation, on synthetic and procedural images, distilled not labelled.
+
+Who teaches after the first round: the network as it came, but not of the suspected classes.
+
+A backdoor that one round of unlearning had removed came back in part in the next, although no
+stamped image was taught as the trigger would have it. What brings it back is what the infected
+network says of its target class: a student that teaches itself keeps the backdoor out, but drifts.
+Leaving out, or teaching by the student, the images that the infected network alone gives to a
+suspected class was not enough; so every image's logits of the suspected classes are taken from the
+student that the round before left (`overrule` in `PurifySettings`; `benchmarks.studies.ablations` switches
+it off).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from edgeclean.backdoor.bank import Bank
+from edgeclean.backdoor.gradient import Evidence, logits_of
+from edgeclean.backdoor.population import Population, Wanted
+from edgeclean.images.augment import augmented, mixed
+from edgeclean.networks.autocast import device_of, mixed_precision
+from edgeclean.networks.batching import images_at_once
+from edgeclean.networks.distillation import Likeness, logit_variance
+from edgeclean.networks.finite import require_finite_loss
+from edgeclean.networks.folding import folding_norms, frozen
+from edgeclean.settings import Settings, setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnlearnSettings(Settings):
+    """The game's length and balance.
+
+    Attributes:
+        steps: descent steps of the student.
+        batch_size: images in a descent step, beside their stamped copies.
+        stamped_share: of the batch that is also shown stamped.
+        bank_share: of the stamped images that carry a random candidate of the bank instead.
+        learning_rate: of the student's SGD (momentum 0.9), warmed up, then falling on a cosine.
+        ascent_every: descent steps between two turns of the triggers.
+        ascent_steps: Adam steps of the triggers in a turn; 0 leaves them as they were found.
+        growth: how far a trigger's cost may grow past what it was found with.
+        compare: what the student's outputs are compared by; see `distil.Likeness`.
+    """
+
+    steps: int = setting(120, at_least=1, at_most=10**6)
+    batch_size: int = setting(96, at_least=1, at_most=2**14)
+    stamped_share: float = setting(1 / 3, at_least=0, at_most=1)
+    bank_share: float = setting(0.2, at_least=0, at_most=1)
+    learning_rate: float = setting(0.01, above=0, at_most=10)
+    ascent_every: int = setting(4, at_least=1, at_most=10**6)
+    ascent_steps: int = setting(3, at_least=0, at_most=10**6)
+    growth: float = setting(1.2, at_least=1, at_most=1000)
+    compare: Literal["logits", "probabilities"] = "logits"
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What every round is played on.
+
+    Attributes:
+        teacher: function of pixels whose answers to clean images are kept.
+        synthetic: images made from it, three quarters of each batch.
+        procedural: images that know nothing of it, one quarter.
+        bank: where random stamps come from.
+    """
+
+    teacher: nn.Module
+    synthetic: Float[Tensor, "n c h w"]
+    procedural: Float[Tensor, "m c h w"]
+    bank: Bank
+
+    def pixels(self) -> Float[Tensor, "k c h w"]:
+        """All images."""
+        return torch.cat([self.synthetic, self.procedural])
+
+
+def unlearn(
+    student: nn.Module,
+    ground: Ground,
+    wanted: Sequence[Wanted],
+    settings: UnlearnSettings,
+    generator: torch.Generator,
+    tell: Callable[[int], None],
+) -> nn.Module:
+    """A copy of ``student`` that answers stamped images as ``teacher`` answers unstamped ones.
+
+    Args:
+        student: function of pixels, to be copied.
+        ground: teacher, images and bank.
+        wanted: triggers to unlearn; with none, only the bank's random candidates are stamped.
+        settings: see `UnlearnSettings`.
+        generator: of every draw.
+        tell: called after each step with the steps done.
+    """
+    learner = copy.deepcopy(student).eval().requires_grad_(True)
+    parameters = list(learner.parameters())
+    optimizer = torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=0.9, nesterov=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(settings.steps))
+    evidence = Evidence(ground.pixels(), _classes_of(ground))
+    at_once = images_at_once(evidence.pixels.shape[1:], learner)
+    population = Population(
+        wanted,
+        evidence,
+        ascent_steps=settings.ascent_steps,
+        growth=settings.growth,
+        at_once=at_once,
+    )
+    likeness = Likeness(settings.compare, logit_variance(_answers(ground)))
+    with folding_norms(learner, ground.synthetic):
+        for step in range(settings.steps):
+            if settings.ascent_steps and step % settings.ascent_every == 0:
+                learner.requires_grad_(False)
+                population.ascend(learner, generator)
+                learner.requires_grad_(True)
+            clean = _batch(ground, settings.batch_size, generator)
+            shown = torch.randperm(len(clean), generator=generator)
+            shown = shown[: int(len(clean) * settings.stamped_share)]
+            stamped = _stamped(
+                clean[shown], population, ground.bank, settings.bank_share, generator
+            )
+            optimizer.zero_grad()
+            for part in _parts(clean, stamped, shown, at_once):
+                loss = _distillation(learner, ground.teacher, part, likeness)
+                require_finite_loss(loss, "purify")
+                loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 5.0)
+            optimizer.step()
+            schedule.step()
+            tell(step + 1)
+    return learner.requires_grad_(False)
+
+
+def _stamped(
+    clean: Float[Tensor, "n c h w"],
+    population: Population,
+    bank: Bank,
+    bank_share: float,
+    generator: torch.Generator,
+) -> Float[Tensor, "n c h w"]:
+    """Images with a trigger of the population, some with a random one of the bank instead."""
+    rows = torch.randint(len(bank), (len(clean),), generator=generator)
+    random_stamps = bank.stamp(clean, rows)
+    if len(population) == 0:
+        return random_stamps
+    stamped = population.stamp(clean, generator)
+    other = torch.rand(len(clean), 1, 1, 1, generator=generator) < bank_share
+    return torch.where(other, random_stamps, stamped)
+
+
+def _batch(ground: Ground, size: int, generator: torch.Generator) -> Float[Tensor, "n c h w"]:
+    """Three quarters synthetic, one procedural, augmented; half of them mixed with another."""
+    synthetic, procedural = ground.synthetic, ground.procedural
+    rows = torch.randint(len(synthetic), (size - size // 4,), generator=generator)
+    others = torch.randint(len(procedural), (size // 4,), generator=generator)
+    drawn = torch.cat(
+        [augmented(synthetic[rows], generator), augmented(procedural[others], generator)]
+    )
+    return mixed(drawn, generator)
+
+
+def _answers(ground: Ground) -> Float[Tensor, "n k"]:
+    """The teacher's logits of some synthetic images."""
+    with torch.no_grad():
+        return logits_of(ground.teacher, ground.synthetic[None, :256])[0]
+
+
+def _classes_of(ground: Ground) -> Int[Tensor, " n"]:
+    """What the teacher says of every image."""
+    with torch.no_grad():
+        batches = ground.pixels().split(256)
+        return torch.cat([logits_of(ground.teacher, one[None])[0].argmax(1) for one in batches])
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some images of a batch with their stamped copies, and their share of either."""
+
+    clean: Float[Tensor, "n c h w"]
+    stamped: Float[Tensor, "m c h w"]
+    shown: Int[Tensor, " m"]  # the row among ``clean`` that each stamped one was
+    clean_share: float
+    stamped_share: float
+
+
+def _parts(
+    clean: Float[Tensor, "n c h w"],
+    stamped: Float[Tensor, "m c h w"],
+    shown: Int[Tensor, " m"],
+    at_once: int,
+) -> Iterator[_Part]:
+    """The batch in parts that fit into memory; their losses add up to that of the whole."""
+    for own in torch.arange(len(clean)).split(max(1, at_once // 2)):  # each may be stamped as well
+        here = torch.isin(shown, own)
+        yield _Part(
+            clean=clean[own],
+            stamped=stamped[here],
+            shown=shown[here] - own[0],
+            clean_share=len(own) / len(clean),
+            stamped_share=int(here.sum()) / max(1, len(stamped)),
+        )
+
+
+def _distillation(
+    learner: nn.Module, teacher: nn.Module, part: _Part, likeness: Likeness
+) -> Float[Tensor, ""]:
+    """Distance from the teacher's answers to the clean images, clean and stamped alike."""
+    device, count = device_of(learner), len(part.clean)
+    both = torch.cat([part.clean, part.stamped]).to(device, memory_format=torch.channels_last)
+    with mixed_precision(device):
+        with torch.no_grad():
+            answers = teacher(both[:count]).float()
+        outputs = learner(both).float()
+    loss = part.clean_share * likeness(outputs[:count], answers)
+    if len(part.stamped) == 0:  # none of a part's images was drawn
+        return loss
+    on_stamped = likeness(outputs[count:], answers[part.shown.to(device)])
+    return loss + part.stamped_share * on_stamped
+
+
+def _warm_cosine(steps: int) -> Callable[[int], float]:
+    """Five steps up, then a cosine down to a tenth."""
+    return lambda step: (
+        min(1.0, (step + 1) / 5) * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
+    )
+
+
+def overruled(
+    ground: Ground, infected: nn.Module, student: nn.Module, suspected: Sequence[int]
+) -> Ground:
+    """The ground with a new teacher: the infected network, with the student's suspected logits.
+
+    Args:
+        ground: of the round before.
+        infected: function of pixels, frozen.
+        student: as the round before left it; it is copied.
+        suspected: class numbers. `ELSEWHERE`, which is none, leaves the infected network alone:
+            an all-to-all backdoor has no class of its own.
+    """
+    classes = [target for target in suspected if target >= 0]
+    if not classes:
+        return ground
+    teacher = _Overruled(infected, frozen(student, ground.synthetic), classes)
+    return replace(ground, teacher=teacher)
+
+
+class _Overruled(nn.Module):
+    def __init__(self, infected: nn.Module, student: nn.Module, classes: Sequence[int]) -> None:
+        super().__init__()
+        self._infected, self._student, self._classes = infected, student, list(classes)
+
+    def forward(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        answers: Tensor = self._infected(pixels)
+        columns = torch.tensor(self._classes, device=answers.device)
+        return answers.index_copy(1, columns, self._student(pixels)[:, self._classes])

@@ -1,0 +1,231 @@
+"""A bundle's network as source code, to be linked into firmware: a C array or ``.incbin``.
+
+The bytes are those of ``model.onnx``, aligned, with a header that says their size, their SHA-256
+and what the network takes. The text depends on the bundle alone: no time, no path.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from edgeclean.bundle import manifest as texts
+from edgeclean.bundle.verify import verify_bundle
+from edgeclean.errors import InputRejectedError, UsageError
+from edgeclean.files.text import shown
+from edgeclean.load.limits import LoadLimits, read_input
+from edgeclean.settings import Settings, setting
+
+Form = Literal["c", "incbin"]
+BYTES_PER_LINE = 12
+MAX_ALIGNMENT = 4096
+# What C, C++ and assemblers keep for themselves; a name with __ is the compiler's own.
+_SYMBOL = re.compile(r"(?!.*__)[A-Za-z][A-Za-z0-9_]{0,99}")
+_KEYWORDS = """
+alignas alignof and asm auto bitand bitor bool break case catch char class compl const constexpr
+continue decltype default delete do double else enum explicit export extern false float for friend
+goto if inline int long main mutable namespace new noexcept not nullptr operator or private
+protected public register restrict return short signed sizeof static struct switch template this
+throw true try typedef typeid typename typeof union unsigned using virtual void volatile while xor
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedSettings(Settings):
+    """How the network is written.
+
+    Attributes:
+        symbol: the array's name in C, and the files' names; in capitals, the macros' prefix.
+        align: of the array's first byte, a power of two.
+        form: "c" for an array that any compiler takes, "incbin" for an assembler file that takes
+            the bytes from a file beside it (GNU as or clang, ELF), which compiles at once.
+    """
+
+    symbol: str = setting("edgeclean_model", longest=100)
+    align: int = setting(64, at_least=1, at_most=MAX_ALIGNMENT)
+    form: Form = "c"
+
+    def check_together(self) -> None:
+        """Refuse names that no compiler takes and alignments that are none."""
+        if not _SYMBOL.fullmatch(self.symbol) or self.symbol in _KEYWORDS.split():
+            raise UsageError(
+                f"symbol is {shown(self.symbol)}; it must be a name in C and C++: letters, "
+                "digits and single _, a letter first, no keyword"
+            )
+        if self.align & (self.align - 1):
+            raise UsageError(f"align is {self.align}; it must be a power of two")
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """Of the files that are written, the header first."""
+        suffixes = ("h", "c") if self.form == "c" else ("h", "onnx", "S")
+        return tuple(f"{self.symbol}.{suffix}" for suffix in suffixes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedFiles:
+    """The files by name, the header first, and what they hold.
+
+    Attributes:
+        files: contents by name.
+        model_bytes: the size of the network.
+        model_sha256: of the network.
+    """
+
+    files: Mapping[str, bytes]
+    model_bytes: int
+    model_sha256: str
+
+
+def embed_bundle(bundle: Path, settings: EmbedSettings) -> EmbeddedFiles:
+    """The source files of a bundle's network; nothing is written.
+
+    Raises:
+        InputRejectedError: the bundle does not verify.
+    """
+    record = verify_bundle(bundle)
+    limit = LoadLimits().file_bytes
+    listed = read_input(bundle / texts.MANIFEST, limit)
+    model = read_input(bundle / texts.MODEL, limit)
+    if texts.sha256(listed) != record.manifest_sha256:
+        raise InputRejectedError(f"{texts.MANIFEST} was changed while it was read; embed it again")
+    manifest = texts.read_json(listed, texts.MANIFEST)
+    if texts.sha256(model) != manifest["files"][texts.MODEL]["sha256"]:
+        raise InputRejectedError(f"{texts.MODEL} was changed while it was read; embed it again")
+    symbol = settings.symbol
+    files = {f"{symbol}.h": _header(model, manifest, record.manifest_sha256, settings)}
+    if settings.form == "c":
+        files[f"{symbol}.c"] = _c_source(model, settings)
+    else:
+        files[f"{symbol}.onnx"] = model
+        files[f"{symbol}.S"] = _assembler_source(model, settings)
+    return EmbeddedFiles(files=files, model_bytes=len(model), model_sha256=texts.sha256(model))
+
+
+def _c_source(model: bytes, settings: EmbedSettings) -> bytes:
+    symbol, prefix = settings.symbol, settings.symbol.upper()
+    rows = (
+        "    0x" + model[start : start + BYTES_PER_LINE].hex(",").replace(",", ", 0x") + ",\n"
+        for start in range(0, len(model), BYTES_PER_LINE)
+    )
+    text = _C_SOURCE.format(symbol=symbol, prefix=prefix, align=settings.align, tag=_tag(model))
+    return (text + "".join(rows) + "};\n").encode()
+
+
+def _assembler_source(model: bytes, settings: EmbedSettings) -> bytes:
+    symbol, prefix = settings.symbol, settings.symbol.upper()
+    return _ASSEMBLER.format(
+        symbol=symbol, prefix=prefix, align=settings.align, tag=_tag(model), size=len(model)
+    ).encode()
+
+
+def _header(
+    model: bytes, manifest: Mapping[str, Any], manifest_sha256: str, settings: EmbedSettings
+) -> bytes:
+    said = manifest["model"]
+    channels, height, width = said["input_shape"]
+    return _HEADER.format(
+        symbol=settings.symbol,
+        prefix=settings.symbol.upper(),
+        tag=_tag(model),
+        size=len(model),
+        align=settings.align,
+        sha256=texts.sha256(model),
+        manifest_sha256=manifest_sha256,
+        channels=channels,
+        height=height,
+        width=width,
+        classes=said["classes"],
+        mean=_floats(said["mean"]),
+        std=_floats(said["std"]),
+    ).encode()
+
+
+def _tag(model: bytes) -> str:
+    """Source and header name the same bytes or do not compile: both hold this."""
+    return texts.sha256(model)[:16].upper()
+
+
+def _floats(numbers: list[float]) -> str:
+    return "{" + ", ".join(f"{float(number)!r}f" for number in numbers) + "}"
+
+
+_HEADER = """\
+/* Written by `edgeclean embed`; do not change it. The network is data: it holds no code. */
+#ifndef {prefix}_H
+#define {prefix}_H
+
+#define {prefix}_OF_{tag} 1
+#define {prefix}_SIZE {size}
+#define {prefix}_ALIGN {align}
+#define {prefix}_SHA256 "{sha256}"
+#define {prefix}_MANIFEST_SHA256 "{manifest_sha256}"
+
+/* One image, float32, channels first: (pixel in [0, 1] - mean) / std. */
+#define {prefix}_CHANNELS {channels}
+#define {prefix}_HEIGHT {height}
+#define {prefix}_WIDTH {width}
+#define {prefix}_CLASSES {classes}
+#define {prefix}_MEAN {mean}
+#define {prefix}_STD {std}
+
+#ifndef __ASSEMBLER__
+#ifdef __cplusplus
+extern "C" {{
+#endif
+extern const unsigned char {symbol}[{prefix}_SIZE];
+#ifdef __cplusplus
+}}
+#endif
+#endif
+
+#endif
+"""
+
+_C_SOURCE = """\
+/* Written by `edgeclean embed`; do not change it. */
+#include "{symbol}.h"
+
+#ifndef {prefix}_OF_{tag}
+#error "{symbol}.h describes another network; run edgeclean embed again"
+#endif
+
+#if defined(__cplusplus) && __cplusplus >= 201103L
+#define {prefix}_ALIGNED alignas({align})
+#elif defined(__STDC_VERSION__) && __STDC_VERSION__ >= 201112L
+#define {prefix}_ALIGNED _Alignas({align})
+#elif defined(__GNUC__)
+#define {prefix}_ALIGNED __attribute__((aligned({align})))
+#else
+#error "this compiler has no way to align an array; use C11"
+#endif
+
+{prefix}_ALIGNED const unsigned char {symbol}[{prefix}_SIZE] = {{
+"""
+
+# % and not @ before a type: @ begins a comment for 32-bit Arm.
+_ASSEMBLER = """\
+/* Written by `edgeclean embed`; do not change it. Its folder must be on the include path (-I). */
+#include "{symbol}.h"
+
+#ifndef {prefix}_OF_{tag}
+#error "{symbol}.h describes another network; run edgeclean embed again"
+#endif
+
+    .section .rodata.{symbol}, "a", %progbits
+    .balign {align}
+    .global {symbol}
+    .type {symbol}, %object
+{symbol}:
+    .incbin "{symbol}.onnx"
+.L{symbol}_end:
+    .size {symbol}, .L{symbol}_end - {symbol}
+    .if (.L{symbol}_end - {symbol}) != {size}
+    .error "{symbol}.onnx is another network; run edgeclean embed again"
+    .endif
+
+    .section .note.GNU-stack, "", %progbits
+"""

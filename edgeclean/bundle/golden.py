@@ -1,0 +1,99 @@
+"""A bundle's network, run on its golden images in a process that may die without harm.
+
+Checks of ONNX and the runtime are native code; a bundle is a stranger's file like any other, so
+neither meets it in the process that decides (see ``edgeclean.load.isolation``).
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclean.errors import InputRejectedError
+from edgeclean.load.isolation import parse_isolated
+from edgeclean.load.limits import LoadLimits
+
+_LENGTHS = struct.Struct("<QQ")  # of the model, and of the shape in JSON
+_DEFAULT_LIMITS = LoadLimits()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldenRun:
+    """What a network says of itself and gives.
+
+    Attributes:
+        opset: of the standard operators.
+        source_sha256: the checkpoint that its metadata names, or "".
+        logits: [n, classes] float32.
+    """
+
+    opset: int
+    source_sha256: str
+    logits: NDArray[np.float32]
+
+
+def run_isolated(
+    model: bytes, images: NDArray[np.float32], limits: LoadLimits = _DEFAULT_LIMITS
+) -> GoldenRun:
+    """Check an ONNX file and run it on normalised images [n, c, h, w].
+
+    Raises:
+        InputRejectedError: it is not plain ONNX, does not take these images, or took its process
+            over a limit.
+    """
+    shape = json.dumps(images.shape).encode()
+    contents = _LENGTHS.pack(len(model), len(shape)) + model + shape + images.tobytes()
+    answer = parse_isolated("golden", contents, limits)
+    head, _, numbers = answer.partition(b"\n")
+    try:
+        facts = json.loads(head)
+        logits = np.frombuffer(numbers, np.float32).reshape(facts["shape"])
+        opset, source_sha256 = int(facts["opset"]), str(facts["source_sha256"])
+    except (ValueError, TypeError, KeyError):  # whoever took the child over may answer anything
+        raise InputRejectedError("the process that ran the network answered nonsense") from None
+    return GoldenRun(opset=opset, source_sha256=source_sha256, logits=logits)
+
+
+def run_golden(contents: bytes, limits: LoadLimits) -> bytes:
+    """What `run_isolated` packed, run; this is what happens in the child.
+
+    Raises:
+        InputRejectedError: as there.
+    """
+    from exporters.onnx_check import open_onnx, opset_of
+    from exporters.session import OnnxSession
+
+    model_end, shape_end = _LENGTHS.unpack_from(contents)
+    model_end += _LENGTHS.size
+    shape_end += model_end
+    model, shape = contents[_LENGTHS.size : model_end], json.loads(contents[model_end:shape_end])
+    images = np.frombuffer(contents[shape_end:], np.float32).reshape(shape)
+    proto = open_onnx(model)
+    session = OnnxSession(model)
+    if session.input_shape != tuple(shape[1:]):
+        raise InputRejectedError(
+            f"the network takes images {session.input_shape}; the manifest says {tuple(shape[1:])}"
+        )
+    try:
+        logits = session.predict(images)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no public base
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise InputRejectedError(f"ONNX Runtime cannot run the network: {line}") from None
+    if logits.dtype != np.float32 or len(logits) != len(images):
+        raise InputRejectedError(
+            f"the network gives {logits.dtype} {logits.shape}; float32 rows, one for each of "
+            f"{len(images)} images, are needed"
+        )
+    facts = {fact.key: fact.value for fact in proto.metadata_props}
+    head = {
+        "opset": opset_of(proto),
+        "source_sha256": facts.get("edgeclean.source_sha256", ""),
+        "shape": logits.shape,
+    }
+    return json.dumps(head).encode() + b"\n" + logits.tobytes()

@@ -1,0 +1,270 @@
+"""Whether a bundle is whole, unchanged and still computes what it did when it was written.
+
+The bundle is untrusted here: nothing is followed, sizes are bounded, and the network only runs
+after its bytes are found to be the listed ones, in a process of its own (see ``golden_run``). The
+hashes tell of any change, not of who made it: someone who replaces a file can replace the hashes
+too; only a signature binds them.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from edgeclean.bundle import manifest as texts
+from edgeclean.bundle.golden import GoldenRun, run_isolated
+from edgeclean.bundle.kit import ORIGINAL
+from edgeclean.bundle.materials import model_hash
+from edgeclean.bundle.signing import Trusted, check_signature, is_signature_of
+from edgeclean.environment import versions
+from edgeclean.errors import InputRejectedError
+
+MAX_FILES = 1000
+MAX_FILE_BYTES = 2**31  # a protobuf file cannot be larger
+MAX_TEXT_BYTES = 64 * 2**20
+MAX_BUNDLE_BYTES = 2**32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyRecord:
+    """What was checked, and held.
+
+    Attributes:
+        manifest_sha256: of ``manifest.json``; what the report names.
+        source_sha256: of the checkpoint that the bundle was made from, as the manifest says.
+        files: every file whose hash was checked.
+        opset: of ``model.onnx``.
+        golden_images: how many stored images were run.
+        max_relative_difference: from the stored logits, over max(1, largest logit of the image).
+        tolerance: the most that was allowed.
+        runtime: what ran the network.
+        signature: "holds"; "not checked" where there is one and nobody to trust was named;
+            "none".
+    """
+
+    manifest_sha256: str
+    source_sha256: str
+    files: tuple[str, ...]
+    opset: int
+    golden_images: int
+    max_relative_difference: float
+    tolerance: float
+    runtime: str
+    signature: str
+
+
+def verify_bundle(path: Path, trusted: Trusted | None = None) -> VerifyRecord:
+    """Check a bundle: files, hashes, schema, ONNX, and the logits on its golden images.
+
+    Args:
+        path: the bundle's folder.
+        trusted: whose signature it must have; None to check none.
+
+    Returns:
+        What was checked; every check held.
+
+    Raises:
+        InputRejectedError: the first check that did not hold; the message names the file.
+        UsageError: the key or certificate to trust cannot be used.
+        ToolchainError: the library that checks signatures is not installed.
+    """
+    files, folders = read_folder(path)
+    _check_hashes(files)
+    if trusted is not None:
+        check_signature(path, files, trusted)
+    manifest = _check_lists(files, folders)
+    manifest_sha256 = texts.sha256(files[texts.MANIFEST])
+    report = texts.read_json(files[texts.REPORT], texts.REPORT)
+    if report.get("manifest_sha256") != manifest_sha256:
+        raise InputRejectedError(f"{texts.REPORT} names another manifest than the one beside it")
+    bill = texts.read_json(files[texts.MATERIALS], texts.MATERIALS)
+    if model_hash(bill) != texts.sha256(files[texts.MODEL]):
+        raise InputRejectedError(f"{texts.MATERIALS} is of another network than {texts.MODEL}")
+    difference = _check_golden(files, manifest)
+    return VerifyRecord(
+        manifest_sha256=manifest_sha256,
+        source_sha256=manifest["source"]["sha256"],
+        files=tuple(sorted(files)),
+        opset=manifest["model"]["opset"],
+        golden_images=manifest["golden"]["images"],
+        max_relative_difference=difference,
+        tolerance=manifest["golden"]["tolerance"],
+        runtime=f"onnxruntime {versions()['onnxruntime']}, CPU",
+        signature="holds"
+        if trusted is not None
+        else "not checked"
+        if texts.SIGNATURE in files
+        else "none",
+    )
+
+
+def check_unchanged(path: Path) -> None:
+    """Check that a folder holds what edgeclean put there, all of it and nothing else.
+
+    Nothing is run and no key is needed; a signature must be of these files, whoever made it.
+
+    Raises:
+        InputRejectedError: the first thing that is missing, changed or somebody else's.
+    """
+    files, folders = read_folder(path)
+    _check_hashes(files)
+    _check_lists(files, folders)
+    if texts.SIGNATURE in files and not is_signature_of(files):
+        raise InputRejectedError(f"{texts.SIGNATURE} is not a signature of this bundle")
+
+
+def read_folder(path: Path) -> tuple[dict[str, bytes], list[Path]]:
+    """Every file under the folder, by its relative POSIX path; and every folder in it.
+
+    Raises:
+        InputRejectedError: it is no folder, or holds what cannot be part of a bundle.
+    """
+    if path.is_symlink() or not path.is_dir():
+        raise InputRejectedError(f"{path} is not a folder; name the folder of a bundle")
+    files: dict[str, bytes] = {}
+    total = 0
+    folders = [path]
+    for folder in folders:  # grows while it is walked
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = Path(entry.path).relative_to(path).as_posix()
+                if not texts.is_file_name(name):
+                    raise InputRejectedError(
+                        f"the bundle holds {name!r}, which cannot be part of it"
+                    )
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
+                    continue
+                files[name] = _read_file(Path(entry.path), name)
+                total += len(files[name])
+                if len(files) > MAX_FILES or total > MAX_BUNDLE_BYTES:
+                    raise InputRejectedError(
+                        f"the bundle holds more than {MAX_FILES} files or "
+                        f"{MAX_BUNDLE_BYTES // 2**30} GiB"
+                    )
+    return files, [folder.relative_to(path) for folder in folders[1:]]
+
+
+def _read_file(path: Path, name: str) -> bytes:
+    limit = MAX_FILE_BYTES if name in (texts.MODEL, ORIGINAL) else MAX_TEXT_BYTES
+    try:
+        # O_NONBLOCK: a pipe that somebody put here must not stop us before it is looked at.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise InputRejectedError(f"{name} cannot be read: {error.strerror}") from error
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise InputRejectedError(f"{name} is not a plain file")
+        # A file that is one hole takes memory only when it is read.
+        fits = status.st_size <= limit
+        content = file.read(limit + 1) if fits else b""
+    if not fits or len(content) > limit:
+        raise InputRejectedError(f"{name} is larger than {limit} bytes")
+    return content
+
+
+def _check_hashes(files: Mapping[str, bytes]) -> None:
+    """Refuse a missing, unlisted or changed file."""
+    if texts.CHECKSUMS not in files:
+        raise InputRejectedError(f"{texts.CHECKSUMS} is missing; this is not an edgeclean bundle")
+    hashes = texts.read_checksums(files[texts.CHECKSUMS])
+    needed = {*texts.ALWAYS, *hashes}
+    missing = sorted(needed - set(files))
+    if missing:
+        raise InputRejectedError(f"{missing[0]} is missing from the bundle")
+    unexpected = sorted(set(files) - set(hashes) - {texts.CHECKSUMS, texts.SIGNATURE})
+    if unexpected:
+        raise InputRejectedError(f"{unexpected[0]} is not listed in {texts.CHECKSUMS}")
+    for name, expected in sorted(hashes.items()):
+        if texts.sha256(files[name]) != expected:
+            raise InputRejectedError(
+                f"{name} was changed: its SHA-256 is not the one in {texts.CHECKSUMS}"
+            )
+
+
+def _check_lists(files: Mapping[str, bytes], folders: list[Path]) -> dict[str, Any]:
+    """The manifest, which fits its schema and lists what is there."""
+    _refuse_empty_folders(folders, files)
+    manifest = texts.read_json(files[texts.MANIFEST], texts.MANIFEST)
+    texts.check_manifest(manifest)
+    _check_listed_files(manifest["files"], files)
+    return manifest
+
+
+def _refuse_empty_folders(folders: list[Path], files: Mapping[str, bytes]) -> None:
+    needed = {parent for name in files for parent in Path(name).parents}
+    for folder in folders:
+        if folder not in needed:
+            raise InputRejectedError(f"the bundle holds the empty folder {folder.as_posix()!r}")
+
+
+def _check_listed_files(listed: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+    """The manifest must name exactly the reproducible files, each with its size and hash."""
+    different = sorted(set(listed) ^ (set(files) - texts.UNREPRODUCIBLE))
+    if different:
+        where = "missing" if different[0] in listed else "not listed in the manifest"
+        raise InputRejectedError(f"{different[0]} is {where}")
+    found = texts.file_entries({name: files[name] for name in listed})
+    for name, entry in sorted(listed.items()):
+        if entry != found[name]:
+            raise InputRejectedError(f"{name} is not the file that the manifest describes")
+
+
+def _check_golden(files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> float:
+    """Run the golden images; return the largest relative difference from the stored logits."""
+    try:
+        golden = load(files[texts.GOLDEN])
+    # The parser is Rust: besides its own error it raises what its Python glue does.
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise InputRejectedError(f"{texts.GOLDEN} cannot be read: {error}") from error
+    said = manifest["model"]
+    images = _float32(golden, "input", (manifest["golden"]["images"], *said["input_shape"]))
+    expected = _float32(golden, "logits", (len(images), said["classes"]))
+    ran = run_isolated(files[texts.MODEL], images)
+    _check_model(ran, manifest)
+    if ran.logits.shape != expected.shape:
+        raise InputRejectedError(
+            f"{texts.MODEL} gives logits {ran.logits.shape}; {texts.GOLDEN} holds {expected.shape}"
+        )
+    largest_logit = np.abs(expected).max(axis=1, keepdims=True)
+    difference = float((np.abs(ran.logits - expected) / np.maximum(1, largest_logit)).max())
+    if not difference <= manifest["golden"]["tolerance"]:  # also true for NaN
+        raise InputRejectedError(
+            f"{texts.MODEL} differs from its stored logits by {difference:.3g} of max(1, largest "
+            f"logit); at most {manifest['golden']['tolerance']:.3g} is allowed"
+        )
+    return difference
+
+
+def _check_model(ran: GoldenRun, manifest: Mapping[str, Any]) -> None:
+    said = manifest["model"]
+    if ran.opset != said["opset"]:
+        raise InputRejectedError(
+            f"{texts.MODEL} is at opset {ran.opset}; the manifest says {said['opset']}"
+        )
+    if ran.source_sha256 != manifest["source"]["sha256"]:
+        raise InputRejectedError(
+            f"{texts.MODEL} was made from another checkpoint than the manifest says"
+        )
+
+
+def _float32(
+    golden: Mapping[str, NDArray[Any]], name: str, shape: tuple[int, ...]
+) -> NDArray[np.float32]:
+    tensor = golden.get(name)
+    if tensor is None or tensor.dtype != np.float32 or tensor.shape != shape:
+        found = "nothing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
+        raise InputRejectedError(
+            f"{texts.GOLDEN} holds {found} as {name!r}; float32 {shape} is said"
+        )
+    return tensor

@@ -1,1 +1,0 @@
-"""What a run leaves behind: written whole, and verified."""

@@ -1,1 +1,0 @@
-"""Smaller networks: convolutions factored, clamped, planned for one goal, and truncated."""

@@ -1,0 +1,1 @@
+"""A network made smaller: factorise, plan ranks, truncate, recover accuracy."""

@@ -1,0 +1,364 @@
+"""Recover accuracy after truncation: distil the purified teacher on synthetic images.
+
+The student learns the teacher's logits, and its features behind some BatchNorms (FitNets, Romero
+et al. 2015), on synthetic images that are shifted, mirrored, recoloured, mixed and patched.
+Switches, off by default because they won no accuracy (``benchmarks/studies/ablations.py``): fresh
+BatchNorm statistics first, procedural images beside the synthetic ones, and the deck's adversarial
+versions, on which the student's answer to an attacked image is the teacher's answer to the image
+before the attack.
+
+Source: Clean & Compact, slide 10. Deviation: distillation instead of labels, because images made
+by a network say more through its outputs than through the class they were made for.
+
+Features of student and teacher side by side: the same layers, by name.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgeclean.errors import UsageError
+from edgeclean.images.augment import augmented, mixed, patched, recoloured
+from edgeclean.images.batchnorm import reestimate_batchnorm_
+from edgeclean.images.procedural import procedural_images
+from edgeclean.networks.autocast import device_of, mixed_precision
+from edgeclean.networks.batching import images_at_once
+from edgeclean.networks.distillation import Compare, Likeness, label_answers, logit_variance
+from edgeclean.networks.finite import require_finite_loss
+from edgeclean.networks.folding import folding_norms, frozen
+from edgeclean.networks.pixels import pixel_copy
+from edgeclean.networks.state import (
+    FinetunedNetwork,
+    Network,
+    SyntheticImages,
+    following,
+    record,
+)
+from edgeclean.progress import Progress, silent
+from edgeclean.settings import Settings, setting
+
+_MOST_TAPS = 8
+
+
+class Features:
+    """Keeps the outputs of some layers of the latest forward pass."""
+
+    def __init__(self, module: nn.Module, names: list[str]) -> None:
+        self._kept: dict[str, Tensor] = {}
+        self._handles = [
+            module.get_submodule(name).register_forward_hook(self._keep(name)) for name in names
+        ]
+
+    def _keep(self, name: str) -> Any:
+        def hook(_layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+            self._kept[name] = output
+
+        return hook
+
+    def take(self) -> dict[str, Tensor]:
+        """What was kept since the last take."""
+        kept, self._kept = self._kept, {}
+        return kept
+
+    def __enter__(self) -> Features:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def shared_taps(learner: nn.Module, master: nn.Module) -> list[str]:
+    """At most `_MOST_TAPS` BatchNorms that both networks have, else convolutions, the last first.
+
+    The last tap is the one nearest the outputs; the others are spread evenly over the depth.
+    """
+    mine = {name for name, _ in learner.named_modules()}
+    for kind in (nn.BatchNorm2d, nn.Conv2d):
+        names = [n for n, layer in master.named_modules() if isinstance(layer, kind) and n in mine]
+        if names:
+            stride = -(-len(names) // _MOST_TAPS)
+            return names[::-1][::stride]
+    return []
+
+
+def feature_scales(features: Mapping[str, Float[Tensor, "n c h w"]]) -> dict[str, Tensor]:
+    """One over the deviation of every channel, [1, c, 1, 1]: the unit that distances are in."""
+    return {
+        name: (feature.float().var((0, 2, 3), keepdim=True) + 1e-4).rsqrt()
+        for name, feature in features.items()
+    }
+
+
+def feature_distance(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], scales: Mapping[str, Tensor], clean: int
+) -> Float[Tensor, ""]:
+    """Mean squared distance in units of each channel's deviation, on the unattacked images."""
+    distances = [
+        _ScaledDistance.apply(own[name][:clean], feature, scales[name])  # type: ignore[no-untyped-call]
+        for name, feature in given.items()
+    ]
+    return torch.stack(distances).mean() if distances else torch.zeros(())
+
+
+class _ScaledDistance(torch.autograd.Function):
+    """Mean of ((own - given) * scale)^2, with as few passes over the maps as it takes.
+
+    The maps are the largest tensors of a step: kept in their own precision up to the mean, and the
+    gradient is one product of what the forward pass left.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, given: Tensor, scale: Tensor) -> Tensor:
+        """The mean, in float32."""
+        difference = (own - given).mul_(scale.to(own.dtype))
+        ctx.save_for_backward(difference, scale)
+        # A sum that is asked for in float32 would copy the map into float32 first.
+        norm = torch.linalg.vector_norm(difference).float()
+        mean: Tensor = norm.square() / difference.numel()
+        return mean
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """With respect to ``own``: 2 (own - given) scale^2 over the number of values."""
+        difference, scale = ctx.saved_tensors
+        slope = (2 / difference.numel()) * gradient * scale
+        return difference * slope.to(difference.dtype), None, None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneSettings(Settings):
+    """Length and balance of the recovery.
+
+    Attributes:
+        steps: optimiser steps; 0 re-estimates BatchNorm and does nothing else.
+        batch_size: images a step.
+        learning_rate: of Adam, warmed up, then falling along a cosine to nothing.
+        compare: what the student's outputs are compared by: the teacher's logits or softened
+            probabilities (`distil.Likeness`), or ``labels``, the classes that the images were made
+            for (the deck's; images are then not mixed).
+        feature_weight: of the features' loss beside the outputs'.
+        adversarial_share: of each batch that is also shown attacked.
+        epsilon: of the attack, in pixels of range [0, 1].
+        procedural: procedural images beside the synthetic ones.
+        procedural_share: of each batch that is procedural.
+        reestimate: whether BatchNorm statistics are set anew before the first step.
+    """
+
+    steps: int = setting(1800, at_least=0, at_most=10**6)
+    batch_size: int = setting(64, at_least=2, at_most=2**14)
+    learning_rate: float = setting(2e-3, above=0, at_most=10)
+    compare: Compare = "logits"
+    feature_weight: float = setting(1.0, at_least=0, at_most=1000)
+    adversarial_share: float = setting(0.0, at_least=0, at_most=1)
+    epsilon: float = setting(8 / 255, at_least=0, at_most=1)
+    procedural: int = setting(512, at_least=1, at_most=10**5)
+    procedural_share: float = setting(0.0, at_least=0, at_most=1)
+    reestimate: bool = False
+
+    def check_together(self) -> None:
+        """Refuse labels where something else is to be learned that has none."""
+        if self.compare == "labels" and self.procedural_share + self.feature_weight > 0:
+            raise UsageError(
+                "labels are compared without a teacher or images that have none; set "
+                "feature_weight and procedural_share to 0"
+            )
+
+
+def finetune(
+    network: Network,
+    teacher: Network,
+    images: SyntheticImages,
+    settings: FinetuneSettings,
+    *,
+    seed: int,
+    progress: Progress = silent,
+) -> FinetunedNetwork:
+    """``network`` taught by ``teacher`` on images that neither was trained on.
+
+    Args:
+        network: truncated; its BatchNorms (or, without any, its convolutions) carry the names
+            that they have in the teacher.
+        teacher: the purified network.
+        images: synthesised from the teacher.
+        settings: see `FinetuneSettings`.
+        seed: of every draw.
+        progress: told after each step.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    procedural = procedural_images(settings.procedural, network.spec.input_shape, generator)
+    learner, master = pixel_copy(network), pixel_copy(teacher)
+    if settings.reestimate:
+        reestimate_batchnorm_(learner, images.pixels)
+    training = _Training(learner, master, images, procedural, settings)
+    first, last = training.run(generator, progress)
+    module = copy.deepcopy(learner.get_submodule("1")).eval()
+    for parameter in module.parameters():
+        parameter.data = parameter.data.contiguous()
+    notes = {"images": len(images), "loss_first": first, "loss_last": last}
+    made_by = record("finetune", module, network.spec, settings, notes)
+    return following(network, FinetunedNetwork, module, made_by)
+
+
+class _Training:
+    """One student, one teacher, one set of images."""
+
+    def __init__(
+        self,
+        learner: nn.Module,
+        master: nn.Module,
+        synthetic: SyntheticImages,
+        procedural: Float[Tensor, "m c h w"],
+        settings: FinetuneSettings,
+    ) -> None:
+        self._learner, self._settings = learner, settings
+        self._taps = shared_taps(learner, master) if settings.feature_weight > 0 else []
+        self._master = frozen(master, synthetic.pixels)
+        self._synthetic, self._procedural = synthetic, procedural
+        self._device = device_of(learner)
+        fitting = images_at_once(synthetic.pixels.shape[1:], learner)
+        self._at_once = max(1, int(fitting / (1 + settings.adversarial_share)))
+        answers = self._answers(synthetic.pixels[:256])
+        self._classes = answers.shape[1]
+        self._likeness = Likeness(settings.compare, logit_variance(answers))
+        self._scales: dict[str, Tensor] = {}
+
+    def run(
+        self, generator: torch.Generator, progress: Progress
+    ) -> tuple[float | None, float | None]:
+        """All steps; the mean loss of the first and of the last tenth."""
+        settings = self._settings
+        parameters = list(self._learner.parameters())
+        optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: (
+                min(1.0, (step + 1) / 10)
+                * (0.5 + 0.5 * math.cos(math.pi * step / max(1, settings.steps)))
+            ),
+        )
+        losses: list[float] = []
+        progress("Recovering accuracy", 0, settings.steps)
+        taps = self._taps
+        with (
+            folding_norms(self._learner, self._synthetic.pixels),
+            Features(self._learner, taps) as own,
+            Features(self._master, taps) as given,
+        ):
+            self._answers(self._synthetic.pixels[:256])
+            self._scales = feature_scales(given.take())
+            for step in range(settings.steps):
+                optimizer.zero_grad()
+                losses.append(self._learn(own, given, generator))
+                nn.utils.clip_grad_norm_(parameters, 5.0)
+                optimizer.step()
+                schedule.step()
+                progress("Recovering accuracy", step + 1, settings.steps)
+        return _mean_of_ends(losses)
+
+    def _batch(
+        self, generator: torch.Generator
+    ) -> tuple[Float[Tensor, "n c h w"], Int[Tensor, " n"]]:
+        """Synthetic and procedural images, augmented and mixed, and the synthetic ones' labels."""
+        size = self._settings.batch_size
+        prior = round(size * self._settings.procedural_share)
+        rows = torch.randint(len(self._synthetic), (size - prior,), generator=generator)
+        others = torch.randint(len(self._procedural), (prior,), generator=generator)
+        drawn = torch.cat([self._synthetic.pixels[rows], self._procedural[others]])
+        order = torch.randperm(size, generator=generator)
+        pixels = recoloured(augmented(drawn[order], generator), generator)
+        if self._settings.compare == "labels":  # a mixture has none, and nothing is procedural
+            return self._placed(pixels), self._synthetic.labels[rows][order]
+        pixels = patched(mixed(pixels, generator), generator)
+        return self._placed(pixels), self._synthetic.labels[rows]
+
+    def _learn(self, own: Features, given: Features, generator: torch.Generator) -> float:
+        """The gradients of a new batch, in parts that fit into memory, and its loss."""
+        (pixels, labels), total = self._batch(generator), 0.0
+        for start in range(0, len(pixels), self._at_once):
+            part = slice(start, start + self._at_once)
+            share = len(pixels[part]) / len(pixels)
+            loss = share * self._loss(pixels[part], labels[part], own, given, generator)
+            require_finite_loss(loss, "finetune")
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+    def _loss(
+        self,
+        pixels: Float[Tensor, "n c h w"],
+        labels: Int[Tensor, " m"],
+        own: Features,
+        given: Features,
+        generator: torch.Generator,
+    ) -> Float[Tensor, ""]:
+        attacked_count = int(len(pixels) * self._settings.adversarial_share)
+        if self._settings.compare == "labels":
+            answers = label_answers(labels, self._classes).to(self._device)
+        else:
+            answers = self._answers(pixels)
+        features = given.take()
+        attacked = self._attacked(pixels[:attacked_count], answers[:attacked_count], generator)
+        own.take()  # the attack's
+        with mixed_precision(self._device):
+            outputs = self._learner(torch.cat([pixels, attacked])).float()
+        loss = self._likeness(outputs, torch.cat([answers, answers[:attacked_count]]))
+        if features:
+            distance = feature_distance(own.take(), features, self._scales, len(pixels))
+            loss = loss + self._settings.feature_weight * distance
+        return loss
+
+    def _placed(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        return pixels.to(self._device, memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def _answers(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        with mixed_precision(self._device):
+            answers: Tensor = self._master(self._placed(pixels))
+        return answers.float()
+
+    def _attacked(
+        self,
+        pixels: Float[Tensor, "n c h w"],
+        answers: Float[Tensor, "n k"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, "n c h w"]:
+        """One untargeted sign step away from the teacher's answer, from a random start.
+
+        Source: fast adversarial training (Wong et al., ICLR 2020).
+        """
+        if len(pixels) == 0:
+            return pixels
+        epsilon = self._settings.epsilon
+        start = epsilon * (2 * torch.rand(pixels.shape, generator=generator) - 1)
+        moved = (pixels + start.to(self._device)).clamp(0, 1).requires_grad_()
+        with mixed_precision(self._device):
+            log_odds = functional.log_softmax(self._learner(moved).float(), 1)
+        loss = functional.kl_div(log_odds, answers.softmax(1), reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, moved)
+        stepped = moved.detach() + 1.25 * epsilon * gradient.sign()
+        bounded = torch.maximum(torch.minimum(stepped, pixels + epsilon), pixels - epsilon)
+        return bounded.clamp(0, 1)
+
+
+def _mean_of_ends(losses: list[float]) -> tuple[float | None, float | None]:
+    if not losses:
+        return None, None
+    tenth = max(1, len(losses) // 10)
+    first, last = losses[:tenth], losses[-tenth:]
+    return round(sum(first) / len(first), 4), round(sum(last) / len(last), 4)

@@ -1,0 +1,254 @@
+"""Choose the ranks of every layer so that the whole network meets one goal at the least harm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from edgeclean.compression.candidates import (
+    Candidate,
+    LayerCandidates,
+    all_candidates,
+    check_overrides,
+)
+from edgeclean.compression.factorisation import Factorisation, Ranks
+from edgeclean.compression.goals import FileSize, goal_of, pick_candidates
+from edgeclean.compression.latency_table import (
+    NS_PER_MS,
+    LatencyTable,
+    LayerTimes,
+    TimeKind,
+    layers_digest,
+)
+from edgeclean.compression.planned_network import PlannedNetwork, planned_network
+from edgeclean.compression.settings import Cost, RankSettings
+from edgeclean.errors import UsageError
+from edgeclean.networks.layers import Layer, conv_shapes
+from edgeclean.networks.state import JsonValue, Network, SyntheticImages, settings_as_json
+from edgeclean.progress import Progress, silent
+
+__all__ = ["LayerPlan", "RankPlan", "RankSettings", "choose_ranks"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerPlan:
+    """What becomes of one layer.
+
+    Attributes:
+        layer: dotted name.
+        ranks: (r_out, r_in), or None: it stays, or becomes again, what it was.
+        reason: why it is not factored; empty if it is.
+        params_before: of the layer as it was, its bias included; 0 of a layer not looked at.
+        macs_before: of one image.
+        loss: the fraction lost (see `fit.Fit`), of the layer alone.
+        ns_before: nanoseconds of the one convolution by the latency table; 0 without one.
+        ns_after: at the ranks that were chosen.
+        time_kind: whether the table holds those ranks; empty without a table.
+        effect: what the choice weighed: predicted change of the network's outputs, or the loss.
+        factors: fitted to activations; None takes the leading ranks of the decomposition.
+    """
+
+    layer: str
+    ranks: Ranks | None
+    reason: str
+    params_before: int = 0
+    params_after: int = 0
+    macs_before: int = 0
+    macs_after: int = 0
+    ns_before: int = 0
+    ns_after: int = 0
+    time_kind: TimeKind = ""
+    loss: float = 0.0
+    effect: float = 0.0
+    factors: Factorisation | None = field(default=None, repr=False)
+
+    def as_json(self) -> dict[str, JsonValue]:
+        """Everything but the weights."""
+        times: dict[str, JsonValue] = {}
+        if self.time_kind:
+            ms = [self.ns_before / NS_PER_MS, self.ns_after / NS_PER_MS]
+            times = {"ms": ms, "time_kind": self.time_kind}
+        return {
+            "layer": self.layer,
+            "ranks": None if self.ranks is None else list(self.ranks),
+            "reason": self.reason,
+            "params": [self.params_before, self.params_after],
+            "macs": [self.macs_before, self.macs_after],
+            "loss": round(self.loss, 6),
+            "effect": round(self.effect, 6),
+            "fitted": self.factors is not None,
+            **times,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankPlan:
+    """What becomes of all layers, and what they come to.
+
+    Attributes:
+        settings: of the choice, as JSON.
+        ratio_asked: of the whole network's cost before to after.
+        measure: what is counted.
+        images: how many images had a say; 0 if only the weights had.
+        layers: every convolution and linear layer, in the network's order.
+        params_before: of the whole original network.
+        macs_before: of one image.
+        ns_before: of the whole original network by the latency table; 0 where it holds none.
+        table: the facts of that table; None without one.
+    """
+
+    settings: Mapping[str, JsonValue]
+    ratio_asked: float
+    measure: Cost
+    images: int
+    layers: tuple[LayerPlan, ...]
+    params_before: int
+    macs_before: int
+    ns_before: int = 0
+    table: Mapping[str, JsonValue] | None = None
+
+    @property
+    def params_after(self) -> int:
+        """Parameters of the whole truncated network."""
+        return self.params_before - sum(p.params_before - p.params_after for p in self.layers)
+
+    @property
+    def macs_after(self) -> int:
+        """Multiply-accumulates of the whole truncated network, for one image."""
+        return self.macs_before - sum(p.macs_before - p.macs_after for p in self.layers)
+
+    @property
+    def ns_after(self) -> int:
+        """Nanoseconds of the whole truncated network; 0 where no latency table holds its time."""
+        if self.ns_before == 0:
+            return 0
+        return self.ns_before - sum(p.ns_before - p.ns_after for p in self.layers)
+
+    @property
+    def ratio(self) -> float:
+        """What is met, in the measure that was asked."""
+        if self.measure == "latency":
+            return self.ns_before / self.ns_after
+        if self.measure == "params":
+            return self.params_before / self.params_after
+        return self.macs_before / self.macs_after
+
+    def ranks(self) -> dict[str, Ranks | None]:
+        """The ranks of every layer; None for one that is not factored."""
+        return {plan.layer: plan.ranks for plan in self.layers}
+
+
+def choose_ranks(
+    network: Network,
+    settings: RankSettings,
+    *,
+    images: SyntheticImages | None = None,
+    table: LatencyTable | None = None,
+    file: FileSize | None = None,
+    progress: Progress = silent,
+) -> RankPlan:
+    """Spread one whole-network goal over the layers.
+
+    Every layer has a list of candidates, each with an effect: the energy it discards, or the
+    measured change of the network's outputs with that layer alone truncated. The plan is the
+    choice of candidates with the least sum of effects within the budget. With a latency table,
+    ranks that the table does not hold, or that gain no time by it, are not chosen from, so no layer
+    is slower than the one convolution it was; and with a ratio, of choices that harm about as
+    little the quickest one is taken.
+
+    Args:
+        network: original, or decomposed; of the latter only what is decomposed is truncated.
+        settings: see `RankSettings`.
+        images: to measure on. None plans from the weights alone, whatever the settings say
+            (``RankPlan.images`` is then 0).
+        table: what each layer takes on the device; goals of time need it.
+        file: what a size budget needs.
+        progress: told after every layer.
+
+    Returns:
+        A plan that meets the goal, and exceeds a ratio by at most 2 % where the layers' ranks
+        allow.
+
+    Raises:
+        RatioError: not even the smallest ranks meet the goal; names the nearest that can be met.
+        UsageError: a layer in ``keep`` or ``overrides`` does not exist, or ranks do not fit it; the
+            table is of another network.
+        InputRejectedError: a layer holds NaN or infinite weights.
+    """
+    ridge = settings.ridge if settings.factors == "activations" else None
+    planned = planned_network(
+        network, settings.keep, images, most_images=settings.images, ridge=ridge
+    )
+    check_overrides(planned, settings)
+    times, network_ns = (None, None) if table is None else _times(planned, table)
+    goal = goal_of(settings, planned, network_ns, file)
+    listed = all_candidates(planned, settings, goal.cost, times, progress)
+    picked = pick_candidates(goal, listed, settings)
+    ranks = {name: one.ranks for name, one in picked.items() if one.ranks is not None}
+    fitted = planned.fit_in_order(ranks, progress)
+    return RankPlan(
+        settings=settings_as_json(settings),
+        ratio_asked=goal.ratio,
+        measure=goal.cost,
+        images=0 if planned.batch is None else len(planned.batch),
+        layers=tuple(
+            _layer_plan(layer, listed.get(name), picked.get(name), fitted.get(name))
+            for name, layer in planned.layers.items()
+        ),
+        params_before=planned.params,
+        macs_before=planned.macs,
+        ns_before=network_ns or 0,
+        table=None if table is None else settings_as_json(table.facts()),
+    )
+
+
+def _times(
+    planned: PlannedNetwork, table: LatencyTable
+) -> tuple[dict[str, LayerTimes], int | None]:
+    """What the table says of every layer that it knows, and of the whole network if it does.
+
+    Raises:
+        UsageError: it knows none of the layers.
+    """
+    shapes = conv_shapes(planned.layers.values())
+    known = {name: table.times(shape) for name, shape in shapes.items() if name in planned.convs}
+    times = {name: one for name, one in known.items() if one is not None}
+    if not times:
+        raise UsageError(
+            f"the latency table ({table.device}) knows none of this network's layers; measure one "
+            "for this network with `edgeclean latency-table`"
+        )
+    return times, table.network_ns(layers_digest(shapes.values()))
+
+
+def _layer_plan(
+    layer: Layer,
+    listed: LayerCandidates | None,
+    picked: Candidate | None,
+    fitted: Factorisation | None,
+) -> LayerPlan:
+    if listed is None or picked is None:
+        return LayerPlan(layer=layer.name, ranks=None, reason=layer.reason)
+    reason = ""
+    if picked.ranks is None:
+        smaller = len(listed.candidates) > 1
+        reason = "more useful whole at this ratio" if smaller else "would not get smaller"
+        if picked.time_kind and not smaller:
+            reason = "one convolution is the fastest form"
+        if not listed.timed:
+            reason = "not in the latency table"
+    return LayerPlan(
+        layer=layer.name,
+        ranks=picked.ranks,
+        reason=reason,
+        params_before=listed.dense.params,
+        params_after=picked.params,
+        macs_before=listed.dense.macs,
+        macs_after=picked.macs,
+        loss=picked.loss,
+        ns_before=listed.dense.ns,
+        ns_after=picked.ns,
+        time_kind=picked.time_kind,
+        effect=listed.effects[listed.candidates.index(picked)],
+        factors=fitted,
+    )

@@ -1,0 +1,142 @@
+"""Stage: keep the ranks of a plan; what would not get smaller becomes one convolution again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from edgeclean.compression.factorisation import Factorisation, merge_block
+from edgeclean.compression.fit import WeightFit
+from edgeclean.compression.latency_table import NS_PER_MS
+from edgeclean.compression.plan import LayerPlan, RankPlan
+from edgeclean.errors import RatioError, UsageError
+from edgeclean.networks.blocks import is_block
+from edgeclean.networks.cost import count_macs, count_params
+from edgeclean.networks.layers import require_layers, with_layers
+from edgeclean.networks.state import (
+    DecomposedNetwork,
+    JsonValue,
+    StageRecord,
+    TruncatedNetwork,
+    settings_as_json,
+)
+from edgeclean.progress import Progress, silent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TruncateSettings:
+    """What the truncated network must hold to.
+
+    Attributes:
+        shortfall: by how much of the asked ratio the met one may fall short.
+    """
+
+    shortfall: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.shortfall < 1:
+            raise UsageError(f"shortfall is {self.shortfall}; it must lie in [0, 1)")
+
+
+def truncate(
+    network: DecomposedNetwork,
+    plan: RankPlan,
+    settings: TruncateSettings,
+    *,
+    progress: Progress = silent,
+) -> TruncatedNetwork:
+    """Keep ranks R1, R2 of every block: G(1:R1, 1:R2), U1(1:R1), U2(1:R2), or the plan's own fits.
+
+    A block that the plan does not factor is merged into one convolution; a mode that keeps all of
+    its channels has no factor (see `networks.blocks`), so nothing is ever larger than it was.
+
+    Returns:
+        The network at the plan's cost, exactly; the history tells of every layer.
+
+    Raises:
+        UsageError: the plan was made for another network.
+        RatioError: the asked ratio is not met; names the one that is.
+
+    Source: Clean & Compact (ECCV 2024), step 4.
+    """
+    blocks = {name: module for name, module in network.module.named_modules() if is_block(module)}
+    factored = {layer.layer: layer for layer in plan.layers if layer.ranks is not None}
+    require_layers("the rank plan's layer", factored, blocks)
+    replacements: dict[str, nn.Module] = {}
+    for done, (name, block) in enumerate(blocks.items()):
+        progress("Truncating", done, len(blocks))
+        layer = factored.get(name)
+        replacements[name] = merge_block(block) if layer is None else _truncated(block, layer)
+    module = with_layers(network.module, replacements).eval()
+    progress("Truncating", len(blocks), len(blocks))
+    record = _record(module, network, plan, settings)
+    if plan.ratio < plan.ratio_asked * (1 - settings.shortfall):
+        raise RatioError(
+            f"the truncated network is {plan.ratio:.3f} times smaller in {plan.measure}, not "
+            f"{plan.ratio_asked:g}; ask for {plan.ratio:.2f}"
+        )
+    return TruncatedNetwork(
+        module=module,
+        spec=network.spec,
+        source_sha256=network.source_sha256,
+        history=(*network.history, record),
+    )
+
+
+def _truncated(block: nn.Sequential, layer: LayerPlan) -> nn.Sequential:
+    dense = merge_block(block)
+    channels = (dense.out_channels, dense.in_channels)
+    if layer.ranks is None or any(
+        rank > most for rank, most in zip(layer.ranks, channels, strict=True)
+    ):
+        raise UsageError(
+            f"the plan's ranks {layer.ranks} do not fit {layer.layer} with {channels} channels; "
+            "choose the ranks for this network"
+        )
+    if layer.factors is not None:
+        return layer.factors.to_block(dense)
+    full = Factorisation.from_block(block)
+    return WeightFit(full, channels).at(layer.ranks).to_block(dense)
+
+
+def _record(
+    module: nn.Module, network: DecomposedNetwork, plan: RankPlan, settings: TruncateSettings
+) -> StageRecord:
+    """The history's entry.
+
+    Raises:
+        UsageError: the truncated network does not cost what the plan says.
+    """
+    params, macs = count_params(module), count_macs(module, network.spec.input_shape)
+    if (params, macs) != (plan.params_after, plan.macs_after):
+        raise UsageError(
+            f"the plan comes to {plan.params_after} parameters and {plan.macs_after} MACs, the "
+            f"network to {params} and {macs}: the plan was made for another network"
+        )
+    return StageRecord(
+        stage="truncate",
+        settings={**settings_as_json(settings), "ranks": dict(plan.settings)},
+        params=params,
+        macs=macs,
+        notes={
+            "measure": plan.measure,
+            "ratio_asked": plan.ratio_asked,
+            "ratio_met": round(plan.ratio, 4),
+            "params_before": plan.params_before,
+            "macs_before": plan.macs_before,
+            "images_measured_on": plan.images,
+            **_times(plan),
+            "layers": [layer.as_json() for layer in plan.layers],
+        },
+    )
+
+
+def _times(plan: RankPlan) -> dict[str, JsonValue]:
+    """What was planned by a latency table, if one was: its own numbers, which no run changes."""
+    if plan.table is None:
+        return {}
+    network_ms = None
+    if plan.ns_before:
+        network_ms = [plan.ns_before / NS_PER_MS, plan.ns_after / NS_PER_MS]
+    return {"latency_table": {**plan.table, "network_ms": network_ms}}

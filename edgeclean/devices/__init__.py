@@ -1,0 +1,1 @@
+"""Devices: what a target can take, and what runs on the device itself."""

@@ -1,0 +1,299 @@
+"""Build and measure a bundle's networks on this device. Plain Python 3.6, nothing to install.
+
+Run as ``sh kit/run.sh``. What is done stays in the work folder: after a lost connection, a full
+disk or a power cut, the same command goes on from there. Exit codes: 0 done, 2 usage, 3 bundle
+changed, 7 trtexec missing, 8 an engine could not be built or run, 9 the disk is full.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+# In a bundle these files are one: what stands between the marks is left out there.
+# <joined>
+from edgeclean.devices.kit.device_state import (
+    compute_capability,
+    describe,
+    power_mode,
+    snapshot,
+    summarise,
+)
+from edgeclean.devices.kit.storage import (
+    FULL,
+    SPARE_BYTES,
+    Stop,
+    engine_key,
+    engine_name,
+    file_hash,
+    find_trtexec,
+    full_disk,
+    hold,
+    nearly_full,
+    need_space,
+    say,
+    write_json,
+)
+from edgeclean.devices.kit.trtexec_lines import (
+    build_line,
+    flags_in,
+    layer_precisions,
+    measure_line,
+    read_times,
+    version_in,
+)
+
+# </joined>
+
+BUNDLE = Path(__file__).resolve().parent.parent
+WARMUP_MS = 500
+
+
+class Kit:
+    """One run: the bundle, the work folder and the device's trtexec."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.config = json.loads((BUNDLE / "kit" / "kit.json").read_text(encoding="utf-8"))
+        self.manifest = file_hash(BUNDLE / "manifest.json")
+        self.work = Path(options.work or Path.home() / ".edgeclean" / self.manifest[:16])
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.trtexec = find_trtexec(options.trtexec)
+        finished = subprocess.run(
+            [self.trtexec, "--help"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        text = finished.stdout.decode("utf-8", "replace")
+        version = version_in(text)
+        if version is None:
+            raise Stop(7, "%s does not tell its version; give another --trtexec" % self.trtexec)
+        self.version = version
+        self.known = flags_in(text)
+        self.capability = compute_capability(self.config["compute_capability"])
+
+    def want(self, precision: str) -> Dict[str, Any]:
+        """What the command lines are made from."""
+        return {
+            "precision": precision,
+            "workspace_mib": self.options.workspace_mib,
+            "dla_core": self.options.dla_core,
+            "seconds": self.options.seconds,
+            "warmup_ms": WARMUP_MS,
+        }
+
+    def version_text(self) -> str:
+        """Such as "10.3.0"."""
+        return ".".join(str(number) for number in self.version)
+
+
+def main(words: Optional[List[str]] = None) -> int:
+    """Verify, build, measure, write ``result.json``; return the exit code."""
+    try:
+        options = _parser().parse_args(words)
+        verify_bundle(BUNDLE)
+        kit = Kit(options)
+        with (kit.work / "lock").open("w") as lock:
+            hold(lock)
+            result = run(kit)
+        write_json(kit.work / "result.json", result)
+        shutil.rmtree(str(kit.work / "rounds"), ignore_errors=True)
+        say("done: %s" % (kit.work / "result.json"))
+        return 0
+    except Stop as stop:
+        sys.stderr.write("error: %s\n" % stop)
+        return stop.code
+    except BrokenPipeError:
+        return 1  # nobody listens any more; what is done is kept
+    except OSError as error:
+        if error.errno in FULL:
+            sys.stderr.write("error: %s\n" % full_disk(error.filename or "the work folder"))
+            return 9
+        raise
+
+
+def run(kit: Kit) -> Dict[str, Any]:
+    """Everything that is recorded."""
+    before = snapshot()
+    engines = {name: build(kit, name) for name in ("original", "compressed")}
+    settled = sorted(entry["key"] for entry in engines.values())
+    settings = {"seconds": kit.options.seconds, "engines": settled, "warmup_ms": WARMUP_MS}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    rounds = kit.work / "rounds" / digest
+    rounds.mkdir(parents=True, exist_ok=True)
+    resumed = any(path.suffix != ".partial" for path in rounds.iterdir())
+    times: Dict[str, List[List[float]]] = {"original": [], "compressed": []}
+    for number in range(kit.options.rounds):
+        order = ("original", "compressed") if number % 2 == 0 else ("compressed", "original")
+        for name in order:
+            say("measuring %s, round %d of %d" % (name, number + 1, kit.options.rounds))
+            times[name].append(measure(kit, engines[name], rounds / ("%d-%s" % (number, name))))
+    samples = {name: summarise(rows) for name, rows in times.items()}
+    return {
+        "format": "edgeclean-device-1",
+        "manifest_sha256": kit.manifest,
+        "device": describe(kit.capability),
+        "tensorrt": kit.version_text(),
+        "power_mode": power_mode(),
+        "before": before,
+        "after": snapshot(),
+        "resumed": resumed,
+        "settings": recorded_settings(kit),
+        "engines": engines,
+        "latency": {
+            "original": samples["original"],
+            "compressed": samples["compressed"],
+            "speedup": samples["original"]["p50_ms"] / samples["compressed"]["p50_ms"],
+            "kind": "measured",
+        },
+    }
+
+
+def recorded_settings(kit: Kit) -> Dict[str, Any]:
+    """What decides the numbers."""
+    return {
+        "rounds": kit.options.rounds,
+        "seconds": kit.options.seconds,
+        "warmup_ms": WARMUP_MS,
+        "workspace_mib": kit.options.workspace_mib,
+        "dla_core": kit.options.dla_core,
+        "transfers": True,
+        "cuda_graph": kit.version[0] >= 11 or "--useCudaGraph" in kit.known,
+        "batch": kit.config["batch"],
+    }
+
+
+def verify_bundle(bundle: Path) -> None:
+    """Every listed file must be there with its hash: the same list that ``sha256sum`` reads."""
+    listed = {}
+    try:
+        for line in (bundle / "SHA256SUMS").read_text(encoding="ascii").splitlines():
+            digest, name = line.split("  ", 1)
+            listed[name] = digest
+    except (OSError, ValueError):
+        raise Stop(3, "SHA256SUMS is missing or broken; copy the bundle again") from None
+    for name in sorted(listed):
+        path = bundle / name
+        if ".." in Path(name).parts or not path.is_file() or file_hash(path) != listed[name]:
+            raise Stop(3, "%s is missing or was changed; copy the bundle again" % name)
+    for needed in ("model.onnx", "manifest.json", "kit/kit.json", "kit/original.onnx"):
+        if needed not in listed:
+            raise Stop(3, "%s is not listed in SHA256SUMS; copy the bundle again" % needed)
+
+
+def build(kit: Kit, name: str) -> Dict[str, Any]:
+    """The engine of one network, from the cache or built now."""
+    about = kit.config["networks"][name]
+    source = BUNDLE / about["file"]
+    sha256 = file_hash(source)
+    key = engine_key(sha256, kit.version_text(), kit.capability["value"], about["precision"])
+    key = engine_name(key, kit.options.workspace_mib, kit.options.dla_core)
+    cache = kit.work / "engines"
+    cache.mkdir(exist_ok=True)
+    record = cache / (key + ".json")
+    known = cached(record, cache / (key + ".plan"))
+    if known is not None:
+        return known
+    need_space(cache, 4 * source.stat().st_size + SPARE_BYTES)
+    files = {
+        "onnx": str(source),
+        "engine": str(cache / (key + ".partial")),
+        "timing": str(cache / "timing.cache"),
+        "layers": str(cache / (key + ".layers")),
+    }
+    say("building the engine of the %s network; this can take many minutes" % name)
+    made = make_engine(kit, files, about["precision"], name)
+    made.update({"key": key, "onnx_sha256": sha256, "precision": about["precision"]})
+    os.replace(files["engine"], str(cache / (key + ".plan")))
+    write_json(record, made)
+    return made
+
+
+def cached(record: Path, plan: Path) -> Optional[Dict[str, Any]]:
+    """What is known of an engine that was built before; None where it is not whole."""
+    try:
+        entry: Dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        whole = file_hash(plan) == entry["engine_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    entry["cached"] = True
+    return entry if whole else None
+
+
+def make_engine(kit: Kit, files: Dict[str, str], precision: str, name: str) -> Dict[str, Any]:
+    """Have trtexec write the engine; what is known of it."""
+    started = time.time()
+    try:
+        line = build_line(kit.version, kit.known, files, kit.want(precision))
+    except ValueError as error:
+        raise Stop(8, str(error)) from None
+    call(kit, line, "build the engine of the %s network" % name)
+    engine = Path(files["engine"])
+    if not engine.is_file() or engine.stat().st_size == 0:
+        if nearly_full(engine.parent):
+            raise Stop(9, full_disk(engine.parent))
+        raise Stop(8, "trtexec answered success and wrote no engine for the %s network" % name)
+    return {
+        "engine_sha256": file_hash(engine),
+        "bytes": engine.stat().st_size,
+        "build_seconds": round(time.time() - started, 1),
+        "cached": False,
+        "flags": sorted({word.split("=")[0] for word in line}),
+        "layer_precisions": layer_precisions(Path(files["layers"])),
+    }
+
+
+def measure(kit: Kit, engine: Dict[str, Any], path: Path) -> List[float]:
+    """Latencies in milliseconds of one round, from the work folder if it was made before."""
+    times = read_times(path)
+    if times:
+        return times
+    need_space(kit.work, SPARE_BYTES // 8)
+    partial = path.with_name(path.name + ".partial")
+    files = {
+        "engine": str(kit.work / "engines" / (engine["key"] + ".plan")),
+        "times": str(partial),
+    }
+    line = measure_line(kit.version, kit.known, files, kit.want(engine["precision"]))
+    call(kit, line, "measure")
+    times = read_times(partial)
+    if not times:
+        full = nearly_full(kit.work)
+        raise Stop(9 if full else 8, full_disk(kit.work) if full else "trtexec exported no times")
+    os.replace(str(partial), str(path))
+    return times
+
+
+def call(kit: Kit, line: List[str], what: str) -> None:
+    """Run trtexec; its last error line is what went wrong."""
+    log = kit.work / "trtexec.log"
+    with log.open("wb") as stream:
+        code = subprocess.call([kit.trtexec, *line], stdout=stream, stderr=subprocess.STDOUT)
+    if code == 0:
+        return
+    if nearly_full(kit.work):
+        raise Stop(9, full_disk(kit.work))
+    lines = log.read_bytes().decode("utf-8", "replace").splitlines()
+    errors = [one.strip() for one in lines if "[E]" in one or "rror" in one] or lines[-1:] or ["?"]
+    raise Stop(
+        8, "trtexec (TensorRT %s) could not %s: %s" % (kit.version_text(), what, errors[-1][:300])
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Build and measure a bundle on this device.")
+    parser.add_argument("--work", help="where engines and results are kept")
+    parser.add_argument("--trtexec", help="its path, where it is not found")
+    parser.add_argument("--rounds", type=int, default=5, help="of original and compressed")
+    parser.add_argument("--seconds", type=int, default=2, help="each network in each round")
+    parser.add_argument("--workspace-mib", type=int, default=1024, help="for TensorRT's builder")
+    parser.add_argument("--dla-core", type=int, help="build for this accelerator core")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,275 @@
+"""What a device can take: opset, precisions, rank multiples, accelerator; as data, with sources.
+
+The facts are in ``profiles/*.toml``. A device's software decides as much as its silicon: a Jetson
+is a module and a generation of JetPack: what TensorRT of that generation reads, and whether it can
+still build for the deep learning accelerator (DLA).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeclean.devices.profile_files import (
+    choose_generation,
+    generations,
+    gpu_facts,
+    profile_names,
+    read_profile,
+    shipped_profile,
+)
+from edgeclean.errors import UsageError
+
+PRECISION_BITS = {"fp32": 32, "tf32": 19, "bf16": 16, "fp16": 16, "int8": 8, "fp8": 8, "fp4": 4}
+GENERATION_FACTS = ("tensorrt", "cuda", "opset", "opset_min", "opset_max")
+KIND_ORDER = ("cpu", "jetson", "rtx")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A device with its software.
+
+    Attributes:
+        name: what the user asked for; ``alias_of`` is what it stands for, if it is an alias.
+        kind: "cpu", "jetson" or "rtx".
+        module: the Jetson module, which decides about the accelerator.
+        jetpack: the generation of JetPack, and ``jetpacks`` all that the module has; None and empty
+            where there is no JetPack.
+        runtime: "onnxruntime", "tensorrt" or "tensorrt-rtx"; ``tensorrt`` is its version range.
+        opset: of the ONNX file to write; the device reads ``opset_min`` to ``opset_max``.
+        exporter: which of PyTorch's exporters writes it.
+        precisions: what the device computes in.
+        default_precision: what it is meant to compute in unless the user says otherwise.
+        rank_multiples: channels that its kernels want ranks to be multiples of, by precision.
+        dla_cores: accelerators that this generation's TensorRT can build for.
+        dla_rank_multiples: the same multiples on the accelerator, by the precisions that it has.
+        memory_gb: by module variant; empty where it is not known.
+        sources: where each fact was read, by field; "unverified" where nowhere.
+    """
+
+    name: str
+    title: str
+    kind: str
+    alias_of: str | None
+    module: str | None
+    jetpack: str | None
+    jetpacks: tuple[str, ...]
+    chip: str | None
+    compute_capability: str | None
+    runtime: str
+    tensorrt: str | None
+    cuda: str | None
+    opset: int
+    opset_min: int
+    opset_max: int
+    exporter: str
+    precisions: tuple[str, ...]
+    default_precision: str
+    rank_multiples: dict[str, int]
+    dla_cores: int
+    dla_rank_multiples: dict[str, int]
+    memory_gb: tuple[int, ...]
+    sources: dict[str, str]
+
+    @property
+    def description(self) -> str:
+        """One line: device, software, what the file will be."""
+        software = [f"JetPack {self.jetpack}"] if self.jetpack else []
+        software.append(f"{self.runtime} {self.tensorrt or ''}".strip())
+        return f"{self.title}; {', '.join(software)}; opset {self.opset}, {self.default_precision}"
+
+    def rank_multiple(self, precision: str | None = None, *, dla: bool = False) -> int:
+        """What ranks should be a multiple of, where a layer is wide enough.
+
+        Raises:
+            UsageError: the device does not compute in this precision, or has no such accelerator.
+        """
+        precision = precision or self.default_precision
+        require(self, precision=precision, dla=dla)
+        return (self.dla_rank_multiples if dla else self.rank_multiples)[precision]
+
+
+def load_target(
+    name: str | None = None, *, jetpack: str | None = None, target_file: Path | None = None
+) -> Target:
+    """Look up a device, or read one from the user's own file.
+
+    Args:
+        name: one of `list_targets`; may be left out with ``target_file``.
+        jetpack: a release such as "5.1.2", or a generation's name; None for the profile's default.
+        target_file: a TOML profile in the form of the shipped ones; ``extends = "orin-nx"`` takes
+            over what it does not say itself.
+
+    Raises:
+        UsageError: an unknown name or release, or a file that does not fit the schema.
+    """
+    if target_file is None:
+        if name is None:
+            raise UsageError(f"no target was named; known are {', '.join(profile_names())}")
+        return _resolve(shipped_profile(name), jetpack)
+    profile = read_profile(target_file)
+    if name not in (None, profile["name"]):
+        raise UsageError(
+            f"target {name!r} was asked and {target_file.name} describes {profile['name']!r}; "
+            "leave one of the two out"
+        )
+    return _resolve(profile, jetpack)
+
+
+def list_targets() -> tuple[Target, ...]:
+    """Every shipped target with its default software: CPU, Jetson, RTX."""
+    targets = [load_target(name) for name in profile_names()]
+    return tuple(sorted(targets, key=lambda target: (KIND_ORDER.index(target.kind), target.name)))
+
+
+def require(
+    target: Target, *, precision: str | None = None, opset: int | None = None, dla: bool = False
+) -> None:
+    """Refuse what the device cannot do, with the reason and the nearest that can be had.
+
+    Raises:
+        UsageError: the precision, the opset or the accelerator is out of the device's reach.
+    """
+    if precision is not None and precision not in PRECISION_BITS:
+        raise UsageError(
+            f"precision {precision!r} is not known; known are {', '.join(PRECISION_BITS)}"
+        )
+    if precision is not None and precision not in target.precisions:
+        _refuse_precision(target, precision)
+    if opset is not None and not target.opset_min <= opset <= target.opset_max:
+        _refuse_opset(target, opset)
+    if dla and not target.dla_cores:
+        _refuse_dla(target)
+    if dla and precision is not None and precision not in target.dla_rank_multiples:
+        raise UsageError(
+            f"the DLA of {target.name} computes in {' and '.join(target.dla_rank_multiples)}; "
+            f"{precision} was asked: use fp16"
+        )
+
+
+def _refuse_precision(target: Target, precision: str) -> None:
+    bits = PRECISION_BITS[precision]
+    enough = [other for other in target.precisions if PRECISION_BITS[other] >= bits]
+    nearest = min(enough, key=PRECISION_BITS.__getitem__)
+    having = [other.name for other in list_targets() if precision in other.precisions]
+    raise UsageError(
+        f"{target.name} (compute capability {target.compute_capability or 'none'}) does not "
+        f"compute in {precision}; it has {', '.join(target.precisions)}: use {nearest}, or "
+        f"a target with {precision} ({', '.join(having)})"
+    )
+
+
+def _refuse_opset(target: Target, opset: int) -> None:
+    software = f"JetPack {target.jetpack}" if target.jetpack else target.runtime
+    nearest = min(max(opset, target.opset_min), target.opset_max)
+    others = [
+        generation["name"]
+        for generation in generations()
+        if generation["name"] in target.jetpacks
+        and generation["opset_min"]["value"] <= opset <= generation["opset_max"]["value"]
+    ]
+    elsewhere = f", or JetPack {' or '.join(others)}" if others else ""
+    raise UsageError(
+        f"{target.name} with {software} reads opset {target.opset_min} to {target.opset_max}; "
+        f"{opset} was asked: use {nearest}{elsewhere}"
+    )
+
+
+def _refuse_dla(target: Target) -> None:
+    reason = target.sources.get("dla_cores", "it is not a Jetson")
+    able = [
+        f"{name} with JetPack {generation['name']}"
+        for generation in reversed(generations())
+        for name in generation["dla"]["value"]
+    ]
+    own = [place for place in able if place.startswith(f"{target.module} ")]
+    software = f" with JetPack {target.jetpack}" if target.jetpack else ""
+    raise UsageError(
+        f"{target.name}{software} has no DLA that TensorRT can build for ({reason}); DLA is on "
+        f"{', '.join(own or able[:3])}"
+    )
+
+
+def _resolve(profile: Mapping[str, Any], jetpack: str | None) -> Target:
+    """Join what GPU, generation of JetPack and profile say; the later has the last word."""
+    facts: dict[str, Any] = {"exporter": _EXPORTER, **gpu_facts(profile)}
+    generation = choose_generation(profile, jetpack)
+    if generation is not None:
+        facts["runtime"] = {"value": "tensorrt", "source": "part of JetPack"}
+        facts.update({key: generation[key] for key in GENERATION_FACTS})
+    facts.update({key: fact for key, fact in profile.items() if isinstance(fact, dict)})
+    if generation is not None and profile.get("module") not in generation["dla"]["value"]:
+        own = facts.get("dla_cores", {"value": 0, "source": generation["dla"]["source"]})
+        source = generation["dla"]["source"] if own["value"] else own["source"]
+        facts["dla_cores"] = {"value": 0, "source": source}
+    _refuse_contradictions(profile["name"], facts)
+    return _target(profile, None if generation is None else generation["name"], facts)
+
+
+def _refuse_contradictions(name: str, facts: Mapping[str, Any]) -> None:
+    """A user's profile may fit the schema and still not describe a device."""
+    missing = {"opset", "opset_min", "opset_max", "precisions", "rank_multiples"} - set(facts)
+    if missing:
+        raise UsageError(
+            f"target {name!r} does not say {sorted(missing)[0]!r}; add it with its source, or "
+            "extend a shipped target"
+        )
+    precisions = facts["precisions"]["value"]
+    without_multiple = set(precisions) - set(facts["rank_multiples"]["value"])
+    unknown = set(precisions) - set(PRECISION_BITS)
+    if unknown or without_multiple or "fp32" not in precisions:
+        raise UsageError(
+            f"target {name!r} has the precisions {precisions}; they must hold fp32, each be one of "
+            f"{list(PRECISION_BITS)}, and each have a rank multiple"
+        )
+    default = facts.get("default_precision", {"value": precisions[0]})["value"]
+    if default not in precisions:
+        raise UsageError(
+            f"target {name!r} computes in {default} by default, which is not one of {precisions}"
+        )
+    low, opset, high = (facts[key]["value"] for key in ("opset_min", "opset", "opset_max"))
+    if not low <= opset <= high:
+        raise UsageError(
+            f"target {name!r} asks for opset {opset}, outside of the {low} to {high} that it reads"
+        )
+
+
+def _target(profile: Mapping[str, Any], jetpack: str | None, facts: Mapping[str, Any]) -> Target:
+    def value(name: str, otherwise: Any = None) -> Any:
+        return facts[name]["value"] if name in facts else otherwise
+
+    precisions = tuple(value("precisions"))
+    return Target(
+        name=profile["name"],
+        title=profile["title"],
+        kind=profile.get("kind", "jetson" if jetpack else "cpu"),
+        alias_of=profile.get("alias_of"),
+        module=profile.get("module"),
+        jetpack=jetpack,
+        jetpacks=tuple(value("jetpacks", ())),
+        chip=value("chip"),
+        compute_capability=value("compute_capability"),
+        runtime=value("runtime", "onnxruntime"),
+        tensorrt=value("tensorrt"),
+        cuda=value("cuda"),
+        opset=value("opset"),
+        opset_min=value("opset_min"),
+        opset_max=value("opset_max"),
+        exporter=value("exporter"),
+        precisions=precisions,
+        default_precision=value("default_precision", precisions[0]),
+        rank_multiples={name: value("rank_multiples")[name] for name in precisions},
+        dla_cores=value("dla_cores", 0),
+        dla_rank_multiples=dict(value("dla_rank_multiples", {})) if value("dla_cores", 0) else {},
+        memory_gb=tuple(value("memory_gb", ())),
+        sources={name: fact["source"] for name, fact in sorted(facts.items())},
+    )
+
+
+_EXPORTER = {
+    "value": "torchscript",
+    "source": "measured: the newer exporter cannot go below opset 18 and writes ReduceMean for "
+    "global average pooling",
+}

@@ -1,0 +1,1 @@
+"""Bytes on the disk: bounded reading, whole writing, text that is safe to show."""

@@ -1,0 +1,264 @@
+"""Files that a command writes outside of a bundle: whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from edgeclean.cli.supervisor import note_output
+from edgeclean.errors import UsageError
+from edgeclean.files.atomic import hold_folder, replace_folder, resolved
+
+Write = Callable[[Mapping[str, bytes]], None]
+Recognise = Callable[[Path], bool]
+OWN_PREFIX = ".edgeclean-"  # of files that wait beside their place
+HEAD_BYTES = 4096
+MANIFEST_BYTES = 1 << 20  # the format stands before what can be long
+FOLDER_VARIABLES = ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR")
+
+
+@contextmanager
+def new_folder(path: Path | None) -> Iterator[Write]:
+    """Hold a folder that does not exist yet (or is empty); nothing is written where it is None.
+
+    Raises:
+        UsageError: it holds something, or cannot be written.
+        OutputInUseError: another run holds it.
+    """
+    if path is None:
+        yield lambda files: None
+        return
+    note_output(path)
+    with hold_folder(path) as held:
+
+        def write(files: Mapping[str, bytes]) -> None:
+            replace_folder(held, files)
+
+        yield write
+
+
+def keep_apart(
+    inputs: Iterable[Path | None], *, files: Iterable[Path | None] = (), folder: Path | None = None
+) -> None:
+    """Refuse outputs that are, hold or lie in what a command reads, by whatever name they go.
+
+    Args:
+        inputs: files and folders that are read; None for what was not given.
+        files: that are written; None for none.
+        folder: that is written and holds nothing else.
+
+    Raises:
+        UsageError: an input would be replaced, or an output would lie in an input or in a bundle.
+    """
+    given = [read for read in inputs if read is not None]
+    outputs = [file for file in files if file is not None]
+    written = [resolved(file) for file in outputs]
+    if folder is not None:
+        outputs.append(folder)
+        written.append(resolved(folder))
+    for said, output in zip(outputs, written, strict=True):
+        whole = next((above for above in output.parents if _is_bundle(above)), None)
+        if whole is not None:
+            raise UsageError(
+                f"{said} lies in the bundle {whole}, which holds nothing but its own files; choose "
+                "a place outside of it"
+            )
+        for read in given:
+            place = Path(os.path.realpath(read))
+            if _within(output, place) or (said is folder and _within(place, output)):
+                raise UsageError(
+                    f"{said} would be written, and {read} is read: one is the other, or lies in "
+                    "it; choose another output"
+                )
+
+
+def marked(*marks: bytes) -> Recognise:
+    """Whether one of these stands at the beginning of a file."""
+
+    def is_ours(path: Path) -> bool:
+        with path.open("rb") as stream:
+            beginning = stream.read(HEAD_BYTES)
+        return any(mark in beginning for mark in marks)
+
+    return is_ours
+
+
+# The field producer_name, which our exporter fills and which stands near the beginning.
+is_our_onnx = marked(b"\x12\x09edgeclean")
+
+
+def check_place(path: Path, ours: Recognise) -> Path:
+    """Where a file can be written; what is there is one that this program wrote, or is empty.
+
+    Returns:
+        The absolute path, symbolic links followed.
+
+    Raises:
+        UsageError: something else is there.
+    """
+    place = resolved(path)
+    try:
+        status = place.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UsageError(f"{path} is no plain file, and is not replaced; choose another name")
+        known = status.st_size == 0 or ours(place)
+    except FileNotFoundError:
+        return place
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}: {error.strerror}; what was there is unchanged"
+        ) from None
+    if not known:
+        raise UsageError(
+            f"{path} exists and was not written by this command, so it is not replaced; move it "
+            "away, or choose another name"
+        )
+    return place
+
+
+def write_file(path: Path, contents: bytes, *, ours: Recognise) -> None:
+    """Write a file beside its name and rename it; what was there is replaced at one moment.
+
+    Raises:
+        UsageError: the place cannot be written, or holds what is not ``ours``; what was there is
+            unchanged.
+    """
+    with in_place({path: contents}, ours=ours):
+        pass
+
+
+@contextmanager
+def in_place(
+    files: Mapping[Path, bytes], *, ours: Recognise, last: Path | None = None
+) -> Iterator[None]:
+    """Put files in place that belong together, and put back what was there if what follows fails.
+
+    Args:
+        files: contents by path; parents are made, and what else they hold is left alone.
+        ours: whether an existing file may be replaced.
+        last: the file that the others are nothing without: it is moved away before the first
+            rename and put in place after the others, so that new files never stand beside an old
+            one, not even when the run is killed.
+
+    Raises:
+        UsageError: a place cannot be written, or holds what is not ours; what was there is
+            unchanged.
+    """
+    with ExitStack() as leftovers, ExitStack() as undo:
+        try:
+            beside = {}
+            for path, contents in files.items():
+                place = check_place(path, ours)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                beside[place] = _written_beside(place, contents, leftovers)
+            final = None if last is None else resolved(last)
+            if final is not None and final.exists():
+                aside = _new_name(final, leftovers)
+                final.rename(aside)
+                undo.callback(aside.replace, final)
+            for place in sorted(beside, key=lambda place: place == final):
+                if place.exists():
+                    aside = _new_name(place, leftovers)
+                    _link(place, aside)
+                    undo.callback(aside.replace, place)
+                else:
+                    undo.callback(place.unlink, missing_ok=True)
+                beside[place].replace(place)
+        except OSError as error:
+            first = next(iter(files))
+            raise UsageError(
+                f"cannot write {first}: {error.strerror}; what was there is unchanged"
+            ) from None
+        yield
+        undo.pop_all()
+
+
+def _written_beside(place: Path, contents: bytes, leftovers: ExitStack) -> Path:
+    with tempfile.NamedTemporaryFile(dir=place.parent, prefix=OWN_PREFIX, delete=False) as stream:
+        beside = Path(stream.name)
+        leftovers.callback(beside.unlink, missing_ok=True)
+        stream.write(contents)
+        stream.flush()
+        os.fsync(stream.fileno())
+    beside.chmod(0o666 & ~_umask())  # a temporary file is for its owner only
+    return beside
+
+
+def _new_name(place: Path, leftovers: ExitStack) -> Path:
+    """A name beside a file that nobody else has."""
+    aside = place.with_name(f"{OWN_PREFIX}{secrets.token_hex(8)}")
+    leftovers.callback(aside.unlink, missing_ok=True)
+    return aside
+
+
+def _link(place: Path, aside: Path) -> None:
+    """A second name for a file; on filesystems that have none, its only name for a moment."""
+    try:
+        os.link(place, aside)
+    except OSError:
+        place.rename(aside)
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether a folder is a bundle, be it whole or not."""
+    try:
+        manifest = folder / "manifest.json"
+        if not (folder / "SHA256SUMS").is_file() or not manifest.is_file():
+            return False
+        with manifest.open("rb") as stream:
+            return b'"format": "edgeclean-bundle"' in stream.read(MANIFEST_BYTES)
+    except OSError:
+        return False
+
+
+def _within(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder (or file) or lies in it, under any name that it has."""
+    try:
+        wanted = folder.stat()
+    except OSError:
+        return path.is_relative_to(folder)
+    for above in (path, *path.parents):
+        with suppress(OSError):
+            if os.path.samestat(above.stat(), wanted):
+                return True
+    return False
+
+
+@contextmanager
+def no_lasting_writes() -> Iterator[None]:
+    """Give libraries that make themselves a folder elsewhere one that goes again.
+
+    Matplotlib keeps a list of fonts in the home folder, and PyTorch makes ``torchinductor_USER``
+    where temporary files lie as soon as an optimiser is made. Who wants to keep these says where,
+    with the libraries' own variables.
+
+    Raises:
+        UsageError: no temporary folder can be made.
+    """
+    missing = [name for name in FOLDER_VARIABLES if name not in os.environ]
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="edgeclean-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise UsageError(
+            f"no temporary folder can be made ({error.strerror}); set TMPDIR to a folder that can "
+            "be written"
+        ) from None
+    with temporary as folder:
+        os.environ.update({name: str(Path(folder) / name.lower()) for name in missing})
+        try:
+            yield
+        finally:
+            for name in missing:
+                os.environ.pop(name, None)
+
+
+def _umask() -> int:
+    """Reading it means setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,266 @@
+"""The user's own labelled images: a folder with a folder for each class, or one ``.npz`` pack.
+
+They are the user's, yet they may come from anywhere: sizes are bounded and looked at before any
+memory is taken, only plain picture formats are decoded, and no pickle is read. An image must have
+the network's own size: how to scale one decides the accuracy, so it is not decided here.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgeclean.errors import InputRejectedError
+from edgeclean.files.text import printable
+from edgeclean.load.limits import read_input
+from edgeclean.networks.state import ModelSpec
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp"}
+FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")
+MODES = {1: "L", 3: "RGB"}
+_PLAIN_MODES = ("1", "L", "LA", "RGB", "RGBA", "CMYK", "YCbCr")
+_WHITE_OF_16_BITS = 65535
+MAX_IMAGES = 200_000
+MAX_FILE_BYTES = 64 * 2**20
+MAX_PACK_BYTES = 2 * 2**30
+MAX_PIXEL_BYTES = 4 * 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledImages:
+    """Images with the class that each shows.
+
+    Attributes:
+        pixels: [n, c, h, w] of the network's own size.
+        labels: [n], each below the network's number of classes.
+        files: every file and folder that was read, for a dependency file.
+    """
+
+    pixels: UInt8[np.ndarray, "n c h w"]
+    labels: Int[np.ndarray, " n"]
+    files: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+def read_labelled_images(path: Path, spec: ModelSpec) -> LabelledImages:
+    """Read an image folder or a pack.
+
+    Args:
+        path: a folder with one folder of pictures for each class, whose names are the classes'
+            numbers, or, sorted, stand in the classes' order; or an ``.npz`` file with ``labels``
+            [n] and either ``images`` [n, c, h, w] uint8 or the encoded pictures end to end in
+            ``data`` with ``offsets`` [n + 1].
+        spec: the channels, size and number of classes that they must have.
+
+    Raises:
+        InputRejectedError: something of it cannot be read, or does not fit the network.
+    """
+    if path.is_dir():
+        return _read_folder(path, spec)
+    if path.suffix.lower() != ".npz":
+        raise InputRejectedError(
+            f"{printable(str(path))}: not a folder of class folders and not an .npz pack"
+        )
+    arrays = _read_arrays(path)
+    where = printable(str(path))
+    labels = _labels(arrays, spec, where)
+    if "images" in arrays:
+        pixels = arrays["images"]
+        if pixels.dtype != np.uint8 or pixels.shape != (len(labels), *spec.input_shape):
+            raise InputRejectedError(
+                f"{where}: images are {pixels.dtype} {pixels.shape}; the network and "
+                f"{len(labels)} labels need uint8 {(len(labels), *spec.input_shape)}"
+            )
+    else:
+        pixels = _decode_all(_cut(arrays, len(labels), where), len(labels), spec)
+    return LabelledImages(pixels=pixels, labels=labels, files=(path,))
+
+
+def _read_folder(path: Path, spec: ModelSpec) -> LabelledImages:
+    where = printable(str(path))
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
+    folders = [folder for folder in folders if not folder.name.startswith(".")]
+    if not folders:
+        raise InputRejectedError(f"{where}: holds no folders; one for each class is needed")
+    labels: list[int] = []
+    pictures: list[Path] = []
+    for label, folder in _numbered(folders, spec, where):
+        inside = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+        for entry in inside:
+            if entry.suffix.lower() not in SUFFIXES:
+                raise InputRejectedError(
+                    f"{printable(str(entry))}: not a picture; a class folder holds nothing but "
+                    f"{', '.join(sorted(SUFFIXES))}"
+                )
+        pictures += inside
+        labels += [label] * len(inside)
+    _check_count(len(pictures), spec, where)
+    contents = ((read_input(file, MAX_FILE_BYTES), printable(str(file))) for file in pictures)
+    pixels = _decode_all(contents, len(pictures), spec)
+    return LabelledImages(
+        pixels=pixels,
+        labels=np.array(labels, dtype=np.int64),
+        files=(path, *folders, *pictures),
+    )
+
+
+def _numbered(folders: list[Path], spec: ModelSpec, where: str) -> list[tuple[int, Path]]:
+    """The class of each folder: its name if all are numbers, else its place in the alphabet."""
+    names = [folder.name for folder in folders]
+    if all(name.isascii() and name.isdigit() and len(name) < 8 for name in names):
+        numbers = [int(name) for name in names]
+        if len(set(numbers)) == len(numbers) and max(numbers) < spec.classes:
+            return list(zip(numbers, folders, strict=True))
+        raise InputRejectedError(
+            f"{where}: the class folders are numbered up to {max(numbers)}; each must be one of "
+            f"0..{spec.classes - 1}, once"
+        )
+    if len(folders) != spec.classes:
+        raise InputRejectedError(
+            f"{where}: holds {len(folders)} class folders and the network has {spec.classes} "
+            "classes; name the folders by the classes' numbers, or give all of them"
+        )
+    return list(enumerate(folders))
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of a pack that are needed, each looked at before it is unpacked."""
+    where = printable(str(path))
+    contents = read_input(path, MAX_PACK_BYTES)
+    arrays = {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(contents)) as archive:
+            for name in ("labels", "images", "data", "offsets"):
+                if archive.namelist().count(f"{name}.npy") == 1:
+                    arrays[name] = _read_array(archive, archive.getinfo(f"{name}.npy"))
+    except Exception as error:  # noqa: BLE001 - zipfile and numpy raise many kinds on damaged bytes
+        if isinstance(error, InputRejectedError):
+            raise InputRejectedError(f"{where}: {error}") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputRejectedError(f"{where}: not an .npz pack ({printable(reason)})") from None
+    if "labels" not in arrays or not ("images" in arrays or {"data", "offsets"} <= set(arrays)):
+        raise InputRejectedError(
+            f"{where}: a pack needs labels, and images or data with offsets; it has "
+            f"{', '.join(sorted(arrays)) or 'none of them'}"
+        )
+    return arrays
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    with archive.open(member) as stream:
+        version = npy.read_magic(stream)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read(stream, max_header_size=10_000)
+        claimed = int(np.prod([int(side) for side in shape], dtype=object)) * dtype.itemsize
+        if dtype.hasobject or dtype.kind not in "iu":
+            raise InputRejectedError(f"{member.filename} holds {dtype}; whole numbers are needed")
+        if claimed > MAX_PIXEL_BYTES or claimed != member.file_size - stream.tell():
+            raise InputRejectedError(
+                f"{member.filename} claims {claimed} bytes and holds "
+                f"{member.file_size - stream.tell()}; the most is {MAX_PIXEL_BYTES}"
+            )
+    with archive.open(member) as stream:
+        array: NDArray[Any] = npy.read_array(stream, allow_pickle=False)
+    return array
+
+
+def _labels(arrays: Mapping[str, NDArray[Any]], spec: ModelSpec, where: str) -> NDArray[np.int64]:
+    labels = arrays["labels"]
+    if labels.ndim != 1:
+        raise InputRejectedError(f"{where}: labels have the shape {labels.shape}; [n] is needed")
+    _check_count(len(labels), spec, where)
+    if not 0 <= int(labels.min()) <= int(labels.max()) < spec.classes:
+        raise InputRejectedError(
+            f"{where}: labels run from {labels.min()} to {labels.max()}; the network has the "
+            f"classes 0..{spec.classes - 1}"
+        )
+    return labels.astype(np.int64)
+
+
+def _check_count(count: int, spec: ModelSpec, where: str) -> None:
+    size = count * int(np.prod(spec.input_shape))
+    if not 1 <= count <= MAX_IMAGES or size > MAX_PIXEL_BYTES:
+        raise InputRejectedError(
+            f"{where}: holds {count} images, {size} bytes of pixels; 1 to {MAX_IMAGES} images and "
+            f"{MAX_PIXEL_BYTES} bytes are read"
+        )
+
+
+def _cut(arrays: Mapping[str, NDArray[Any]], count: int, where: str) -> Iterator[tuple[bytes, str]]:
+    """The encoded pictures of a pack, with what to call each."""
+    stored, offsets = arrays["data"], arrays["offsets"]
+    steps = [int(offset) for offset in offsets.ravel()]
+    rising = all(low < high for low, high in pairwise(steps))
+    whole = offsets.shape == (count + 1,) and rising and steps[0] == 0 and steps[-1] == len(stored)
+    if stored.ndim != 1 or stored.dtype != np.uint8 or not whole:
+        raise InputRejectedError(
+            f"{where}: its offsets do not cut its data into {count} pictures; they must rise from "
+            "0 to the length of data, which is uint8"
+        )
+    for index, (low, high) in enumerate(pairwise(steps)):
+        yield stored[low:high].tobytes(), f"{where}: image {index}"
+
+
+def _decode_all(
+    pictures: Iterable[tuple[bytes, str]], count: int, spec: ModelSpec
+) -> UInt8[np.ndarray, "n c h w"]:
+    pixels = np.empty((count, *spec.input_shape), dtype=np.uint8)
+    for index, (content, name) in enumerate(pictures):
+        pixels[index] = _decode(content, spec, name)
+    return pixels
+
+
+def _decode(content: bytes, spec: ModelSpec, name: str) -> UInt8[np.ndarray, "c h w"]:
+    channels, height, width = spec.input_shape
+    if channels not in MODES:
+        raise InputRejectedError(
+            f"{name}: a picture has 1 or 3 channels and the network takes {channels}; give an .npz "
+            "pack with images"
+        )
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            if picture.size == (width, height):  # before a pixel is decoded
+                pixels = np.asarray(_eight_bits(picture).convert(MODES[channels]), dtype=np.uint8)
+                return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+            size = picture.size
+    except Exception as error:  # noqa: BLE001 - decoders raise what they like on damaged bytes
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputRejectedError(f"{name}: not a picture ({printable(reason)})") from None
+    raise InputRejectedError(
+        f"{name}: has {size[0]}x{size[1]} pixels and the network takes {width}x{height}; scale the "
+        "images in the way that the network was trained with"
+    )
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """The picture in a mode that Pillow converts without loss of meaning.
+
+    Pillow clips grey levels of 16 bits at 255 instead of scaling them, and takes no transparent
+    colours of a palette into RGB; transparency itself is dropped, as it is from other modes.
+
+    Raises:
+        ValueError: its numbers are no grey levels of 16 bits.
+    """
+    if picture.mode == "P":
+        return picture.convert("RGBA")
+    if picture.mode in _PLAIN_MODES:
+        return picture
+    levels = np.asarray(picture)
+    whole = picture.mode.startswith("I") and levels.min() >= 0 and levels.max() <= _WHITE_OF_16_BITS
+    if not whole:
+        raise ValueError(f"its mode is {picture.mode}; grey or colours of 8 or 16 bits are read")
+    scaled = (levels.astype(np.int64) * 255 + _WHITE_OF_16_BITS // 2) // _WHITE_OF_16_BITS
+    return Image.fromarray(scaled.astype(np.uint8))

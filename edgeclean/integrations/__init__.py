@@ -1,0 +1,1 @@
+"""Parts for build systems: CMake, Make, Yocto. Files, no Python."""

@@ -1,0 +1,242 @@
+"""Trust boundary 1: from a stranger's file to a network, executing nothing of the file.
+
+A file is read once, its bytes are hashed and checked (``input_guard``); a pickle or an ONNX graph
+is parsed in a process of its own (``isolation``). Plain tensors are fitted by name and shape to an
+architecture whose code we or the user brought (``architectures``, ``state_dict``); a checked graph
+becomes stock layers (``onnx.importer``).
+
+``torch.load`` is called here and nowhere else, with ``weights_only=True`` and no way around it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.serialization import get_unsafe_globals_in_checkpoint
+
+from edgeclean.errors import InputRejectedError
+from edgeclean.files.text import printable
+from edgeclean.load.architectures import build_architecture, list_architectures
+from edgeclean.load.finite import check_answers
+from edgeclean.load.isolation import parse_isolated
+from edgeclean.load.limits import (
+    ZIP_MAGIC,
+    Kind,
+    LoadLimits,
+    check_safetensors,
+    check_zip,
+    kind_of,
+    read_input,
+)
+from edgeclean.load.running_cost import bounded_cost
+from edgeclean.load.state_dict import (
+    check_layout,
+    check_names_and_shapes,
+    find_state_dict,
+    fit_weights,
+    strip_prefix,
+)
+from edgeclean.load.views import free_of_layout_
+from edgeclean.networks.state import JsonValue, LoadedNetwork, ModelSpec, record
+
+__all__ = ["LoadLimits", "load_checkpoint", "parse_torch", "read_tensors"]
+
+ONNX = "onnx"
+_DEFAULT_LIMITS = LoadLimits()
+_UNSUPPORTED_GLOBAL = re.compile(r"GLOBAL (\S+)")
+
+
+def load_checkpoint(
+    path: Path,
+    spec: ModelSpec,
+    *,
+    limits: LoadLimits = _DEFAULT_LIMITS,
+    code_folder: Path | None = None,
+) -> LoadedNetwork:
+    """Load a state dict (PyTorch or safetensors) or an ONNX file.
+
+    Args:
+        path: ``.pt .pth .th .tar .bin .ckpt`` (``torch.save`` of a state dict, alone or under one
+            of ``state_dict.NESTED_UNDER``), ``.safetensors`` or ``.onnx``.
+        spec: the architecture, input shape, classes and scaling, which no checkpoint tells. An
+            ONNX file needs the architecture ``onnx``.
+        limits: what the file may cost.
+        code_folder: what ``file.py:callable`` in the spec's architecture is relative to.
+
+    Returns:
+        The network in evaluation mode with float32 weights and one stage record, "load".
+
+    Raises:
+        InputRejectedError: the file cannot be accepted; nothing of it was executed.
+        UsageError: the architecture is unknown, or the user's own code for it failed.
+    """
+    contents = read_input(path, limits.file_bytes)
+    kind = kind_of(path, contents)
+    try:
+        module, notes = _network(path.parent, contents, kind, spec, limits, code_folder)
+        _check_signature(module, spec, limits)
+        free_of_layout_(module, spec.input_shape)
+        check_answers(module, spec)
+    except InputRejectedError as error:
+        # Names in the message are the stranger's: none of them may steer a terminal.
+        raise InputRejectedError(printable(f"{path}: {error}")) from error.__cause__
+    return LoadedNetwork(
+        module=module,
+        spec=spec,
+        source_sha256=hashlib.sha256(contents).hexdigest(),
+        history=(record("load", module, spec, limits, notes),),
+    )
+
+
+def parse_torch(contents: bytes, limits: LoadLimits) -> bytes:
+    """The state dict in a file of ``torch.save``, as a safetensors file; pure, runs in a child.
+
+    Raises:
+        InputRejectedError: the archive or pickle is damaged, asks for anything but tensors and
+            plain containers, or its tensors break a rule of ``state_dict``.
+    """
+    zipped = contents.startswith(ZIP_MAGIC)
+    if zipped:
+        check_zip(contents, limits)
+    try:
+        tree = torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - hostile bytes raise whatever they can
+        raise InputRejectedError(_load_failure(error, contents)) from None
+    tensors = find_state_dict(tree)
+    check_layout(tensors, limits)
+    # A copy each: safetensors takes neither shared nor transposed storages.
+    plain = {
+        name: tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    return safetensors.torch.save(plain)
+
+
+def read_tensors(contents: bytes, kind: Kind, limits: LoadLimits) -> dict[str, Tensor]:
+    """The checked state dict in a file's bytes, without a common prefix of its names.
+
+    Raises:
+        InputRejectedError: the bytes are not what ``kind`` says, or break a rule.
+    """
+    if kind == "safetensors":
+        check_safetensors(contents, limits)
+    else:
+        contents = parse_isolated("torch", contents, limits)
+    try:
+        tree = safetensors.torch.load(contents)
+    # The parser is Rust: besides its own error it raises what its Python glue does.
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise InputRejectedError(f"not a valid safetensors file ({reason})") from None
+    tensors = find_state_dict(tree)
+    check_layout(tensors, limits)
+    return strip_prefix(tensors)
+
+
+def _network(
+    folder: Path,
+    contents: bytes,
+    kind: Kind,
+    spec: ModelSpec,
+    limits: LoadLimits,
+    code_folder: Path | None,
+) -> tuple[nn.Module, dict[str, JsonValue]]:
+    """The module, and what the stage record notes of the file."""
+    if (kind == "onnx") != (spec.architecture == ONNX):
+        raise InputRejectedError(
+            f"the architecture is {spec.architecture!r}; it must be 'onnx' for an ONNX file, and "
+            "for no other"
+        )
+    if kind != "onnx":
+        tensors = read_tensors(contents, kind, limits)
+        return _fitted(tensors, spec, code_folder), {"format": kind}
+    # ONNX's own packages are slow to import, and the parsing process of a state dict, which
+    # imports this module, needs none of them.
+    from edgeclean.load.onnx.importer import import_onnx
+
+    imported = import_onnx(contents, limits, folder=folder)
+    if imported.input_shape != spec.input_shape:
+        own, said = ("x".join(map(str, one)) for one in (imported.input_shape, spec.input_shape))
+        raise InputRejectedError(
+            f"the graph takes images of {own}, and {said} was said; give {own}"
+        )
+    digests = dict(imported.external_sha256)
+    return imported.module, {"format": kind, "external_sha256": digests}
+
+
+def _fitted(tensors: dict[str, Tensor], spec: ModelSpec, code_folder: Path | None) -> nn.Module:
+    if spec.architecture in list_architectures():
+        # First without memory: a million classes that the file does not have would take gigabytes.
+        with torch.device("meta"):
+            empty = build_architecture(spec.architecture, spec, tensors)
+        check_names_and_shapes(empty, tensors)
+    # Every weight is replaced, so how they are drawn does not matter, but the caller's random
+    # numbers must not move.
+    with torch.random.fork_rng(devices=[]):
+        module = build_architecture(spec.architecture, spec, tensors, code_folder=code_folder)
+    module = module.float().eval()
+    fit_weights(module, tensors)
+    return module
+
+
+def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> None:
+    """Run one black image through: the network must take the spec's shape and give its classes."""
+    shape = "x".join(str(side) for side in spec.input_shape)
+    if not any(True for _ in module.parameters()):
+        raise InputRejectedError("the network has no parameters; there is nothing to compress")
+    for name, layer in module.named_modules():
+        if isinstance(layer, _BatchNorm) and layer.running_var is None:
+            raise InputRejectedError(
+                f"BatchNorm {name!r} keeps no statistics, so that the answer for an image hangs on "
+                "the others of its batch; train with track_running_stats=True"
+            )
+    try:
+        with torch.no_grad(), bounded_cost(module, spec.input_shape, limits):
+            logits = module(torch.zeros(1, *spec.input_shape))
+    except InputRejectedError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a module that does not fit raises what it likes
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise InputRejectedError(
+            f"the network does not take an image of {shape} ({type(error).__name__}: {reason}); "
+            "give its input shape"
+        ) from None
+    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (1, spec.classes):
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise InputRejectedError(
+            f"for one image of {shape} the network gives {got}; with {spec.classes} classes it "
+            f"must give (1, {spec.classes})"
+        )
+
+
+def _load_failure(error: Exception, contents: bytes) -> str:
+    names = _globals_asked_for(error, contents)
+    if names:
+        shown = ", ".join(name[:100] for name in names[:8])
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        return (
+            f"its pickle asks for code: {shown}{more}; nothing was run. Only tensors in plain "
+            "dicts are read: ask for torch.save(model.state_dict(), ...) or safetensors"
+        )
+    reason = (str(error).splitlines() or [""])[0][:200]
+    return f"damaged, cut short, or not a checkpoint ({type(error).__name__}: {reason})"
+
+
+def _globals_asked_for(error: Exception, contents: bytes) -> list[str]:
+    """What a pickle wanted to import, beyond the few names that ``weights_only`` allows."""
+    if contents.startswith(ZIP_MAGIC):
+        try:
+            return sorted(get_unsafe_globals_in_checkpoint(io.BytesIO(contents)))
+        except Exception:  # noqa: BLE001 - as above: then the message below has to do
+            return _UNSUPPORTED_GLOBAL.findall(str(error))
+    return _UNSUPPORTED_GLOBAL.findall(str(error))[:1]

@@ -1,0 +1,110 @@
+"""Whether a network answers plain images with finite numbers; if not, where that begins.
+
+Finite weights are not enough: a factor of 1e20 in two layers overflows float32 in the second. Such
+a network is refused when it is loaded, before a search or an optimiser takes its answers for
+numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from edgeclean.errors import InputRejectedError
+from edgeclean.networks.pixels import normalize
+from edgeclean.networks.state import ModelSpec
+
+_NOISE_IMAGES = 3
+_TOGETHER = 2  # enough to be several, and little memory where one image takes much
+
+
+@torch.no_grad()
+def check_answers(module: nn.Module, spec: ModelSpec) -> None:
+    """Run a few plain images through the network, one alone and the others in pairs.
+
+    Black, white and average images, a ramp, and noise.
+
+    Raises:
+        InputRejectedError: it does not take several images, or an answer is NaN or infinite; then
+            the line names the first layer that makes finite numbers into others.
+    """
+    images = normalize(_plain_images(spec), spec)
+    for batch in (images[:1], *images.split(_TOGETHER)):
+        try:
+            answers = module(batch)
+        except Exception as error:  # noqa: BLE001 - a module that does not fit raises what it likes
+            reason = (str(error).splitlines() or [""])[0][:200]
+            raise InputRejectedError(
+                f"the network does not take {len(batch)} images at once ({type(error).__name__}: "
+                f"{reason}); its first dimension must be free"
+            ) from None
+        if tuple(answers.shape) != (len(batch), spec.classes):
+            raise InputRejectedError(
+                f"for {len(batch)} images the network gives {tuple(answers.shape)}; with "
+                f"{spec.classes} classes it must give ({len(batch)}, {spec.classes})"
+            )
+        if not _is_finite(answers):
+            raise InputRejectedError(
+                f"the network answers a plain image with NaN or infinity; {_origin(module, batch)} "
+                "is the first that makes them of finite numbers: its weights, or those before it, "
+                "are too large for float32"
+            )
+
+
+def _plain_images(spec: ModelSpec) -> Float[Tensor, "n c h w"]:
+    """Pixels in [0, 1], the same every time."""
+    shape = spec.input_shape
+    flat = [torch.zeros(shape), torch.ones(shape)]
+    mean = torch.tensor(spec.mean).clamp(0, 1).view(-1, 1, 1).expand(shape)
+    ramp = torch.linspace(0, 1, shape[2]).expand(shape)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(_NOISE_IMAGES, *shape, generator=generator)
+    return torch.cat([torch.stack([*flat, mean, ramp]), noise])
+
+
+def _origin(module: nn.Module, batch: Tensor) -> str:
+    """The first module, in the order of execution, that gets finite numbers and gives others.
+
+    A module ends after all that it is made of, so the innermost one is met first.
+    """
+    found: list[str] = []
+    got: dict[int, list[bool]] = {}  # a stack for each module: one may run within itself
+
+    def before(layer: nn.Module, inputs: Any) -> None:
+        got.setdefault(id(layer), []).append(_is_finite(inputs))
+
+    def after(name: str) -> Any:
+        def ran(layer: nn.Module, _inputs: Any, output: Any) -> None:
+            if got[id(layer)].pop() and not _is_finite(output):
+                found.append(name)
+
+        return ran
+
+    handles = []
+    for name, layer in module.named_modules():
+        handles.append(layer.register_forward_pre_hook(before))
+        handles.append(layer.register_forward_hook(after(name)))
+    try:
+        module(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return f"its layer {found[0]}" if found and found[0] else "what is between its layers"
+
+
+def _is_finite(values: Any) -> bool:
+    return all(bool(torch.isfinite(one).all()) for one in _tensors(values))
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, dict):
+        yield from _tensors(list(values.values()))
+    elif isinstance(values, list | tuple):
+        for one in values:
+            yield from _tensors(one)

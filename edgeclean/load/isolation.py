@@ -1,0 +1,75 @@
+"""Untrusted bytes are parsed in a process of their own, which may die without harm.
+
+The parent starts a fresh interpreter with an empty environment, hands it the bytes, and takes back
+a safetensors file or a refusal. The child limits itself before it looks at the bytes: memory,
+processor time, no files written, no core dump (see ``parse_child``).
+
+The child is no jail: it has the user's rights. It is the second line, behind parsers that execute
+nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from edgeclean.errors import InputRejectedError
+from edgeclean.load.limits import LoadLimits
+
+READY, ACCEPTED, REFUSED = b"!", b"+", b"-"
+# Parent and child of one installation: the child gets the parent's module path, as arguments.
+_CHILD = (
+    "import sys; sys.path[:] = sys.argv[2:]; from edgeclean.load.child import run; run(sys.argv[1])"
+)
+
+
+def parse_isolated(parser: str, contents: bytes, limits: LoadLimits) -> bytes:
+    """What a parser, named as in ``parse_child.PARSERS``, makes of ``contents``.
+
+    Raises:
+        InputRejectedError: the parser refused, or the process died or overran a limit.
+        RuntimeError: the process did not get as far as reading the bytes (not the input's fault).
+    """
+    settings = json.dumps(
+        {"parser": parser, "input_bytes": len(contents), "limits": asdict(limits)}
+    )
+    module_path = [str(Path(entry).absolute()) for entry in sys.path]
+    try:
+        child = subprocess.run(  # noqa: S603 - our own interpreter and our own arguments
+            # -I: neither the current folder, nor user packages, nor variables have a say.
+            [sys.executable, "-I", "-W", "ignore", "-c", _CHILD, settings, *module_path],
+            input=contents,
+            capture_output=True,
+            env={},
+            # Only for a process that hangs: on a busy machine a second of work takes minutes.
+            timeout=600 + 10 * limits.cpu_seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise InputRejectedError("parsing took too long and was stopped") from None
+    if not child.stdout.startswith(READY):
+        reason = (child.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"])[
+            -1
+        ]
+        raise RuntimeError(f"the parsing process did not start: {reason}")
+    verdict, answer = child.stdout[1:2], child.stdout[2:]
+    if child.returncode == 0 and verdict == ACCEPTED:
+        return answer
+    if child.returncode == 0 and verdict == REFUSED:
+        raise InputRejectedError(answer.decode("utf-8", "replace"))
+    raise InputRejectedError(
+        f"parsing {_death(child.returncode)}; the limits are memory_bytes {limits.memory_bytes} "
+        f"and cpu_seconds {limits.cpu_seconds}"
+    )
+
+
+def _death(code: int) -> str:
+    if code >= 0:
+        return f"ended its process with code {code}"
+    if code == -signal.SIGXCPU:
+        return "used up its processor time"
+    return f"killed its process ({signal.Signals(-code).name})"

@@ -1,0 +1,232 @@
+"""Checks of an untrusted file that look at its bytes only, before any parser of weights does.
+
+Limits bound what a file may cost; each check refuses with one line and executes nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import stat
+import struct
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from edgeclean.errors import InputRejectedError
+from edgeclean.files.text import printable
+from edgeclean.settings import Settings, setting
+
+MIB = 1024**2
+ZIP_MAGIC = b"PK\x03\x04"
+PICKLE_MAGIC = b"\x80"
+TORCH_SUFFIXES = (".pt", ".pth", ".th", ".tar", ".bin", ".ckpt")
+Kind = Literal["torch-zip", "torch-legacy", "safetensors", "onnx"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadLimits(Settings):
+    """What one input may cost; a real network that needs more is a reason to raise a limit.
+
+    Attributes:
+        file_bytes: size of the file, of what its archive unpacks to, and of all its tensors.
+        entries: members of a zip archive, tensors of a safetensors file, tensors of a state dict.
+        zip_ratio: unpacked over packed size; ``torch.save`` does not compress at all.
+        header_bytes: the JSON header of a safetensors file.
+        onnx_nodes: operators of an ONNX graph.
+        activations: numbers that all layers of a network put out for one image.
+        macs: multiply-accumulates of a network for one image.
+        memory_bytes: memory of the parsing process, beside five times the file's size.
+        cpu_seconds: processor time of the parsing process, beside a second for each 32 MiB.
+    """
+
+    file_bytes: int = setting(1024 * MIB, at_least=1, at_most=2**40)
+    entries: int = setting(20_000, at_least=1, at_most=10**7)
+    zip_ratio: int = setting(20, at_least=1, at_most=10**6)
+    header_bytes: int = setting(16 * MIB, at_least=1, at_most=2**30)
+    onnx_nodes: int = setting(20_000, at_least=1, at_most=10**7)
+    activations: int = setting(2**27, at_least=1, at_most=2**40)
+    macs: int = setting(10**11, at_least=1, at_most=10**15)
+    memory_bytes: int = setting(1024 * MIB, at_least=1, at_most=2**44)
+    cpu_seconds: int = setting(10, at_least=1, at_most=10**6)
+
+
+def read_input(path: Path, limit_bytes: int) -> bytes:
+    """The whole of a regular file of at most ``limit_bytes``.
+
+    Raises:
+        InputRejectedError: there is no such file, it is no regular one, is empty or too large.
+    """
+    shown = printable(str(path))
+    try:
+        # The opened file is looked at, not its name; and a pipe must not wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise InputRejectedError(f"{shown}: not a regular file; give the checkpoint's file")
+            # A file that is one hole costs nothing to send, and all of its size to read.
+            small = status.st_size <= limit_bytes
+            with os.fdopen(descriptor, "rb", closefd=False) as stream:
+                contents = stream.read(limit_bytes + 1) if small else b""
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputRejectedError(f"{shown}: cannot be read ({reason})") from None
+    if not small or len(contents) > limit_bytes:
+        raise InputRejectedError(
+            f"{shown}: larger than {limit_bytes} bytes; raise the limit file_bytes if it is right"
+        )
+    if not contents:
+        raise InputRejectedError(f"{shown}: the file is empty; download or copy it again")
+    return contents
+
+
+def kind_of(path: Path, contents: bytes) -> Kind:
+    """How to read a file: by its suffix, and for PyTorch's own files by their first bytes.
+
+    Raises:
+        InputRejectedError: the suffix is not one we read, or the bytes are not what it promises.
+    """
+    shown, suffix = printable(str(path)), path.suffix.lower()
+    if suffix == ".safetensors":
+        return "safetensors"
+    if suffix == ".onnx":
+        return "onnx"
+    if suffix not in TORCH_SUFFIXES:
+        allowed = ", ".join((*TORCH_SUFFIXES, ".safetensors", ".onnx"))
+        raise InputRejectedError(
+            f"{shown}: files named *{printable(suffix)} are not read; allowed are {allowed}"
+        )
+    if contents.startswith(ZIP_MAGIC):
+        return "torch-zip"
+    if contents.startswith(PICKLE_MAGIC):
+        return "torch-legacy"
+    raise InputRejectedError(
+        f"{shown}: starts with neither a zip archive nor a pickle, so torch.save did not write it"
+    )
+
+
+def check_zip(contents: bytes, limits: LoadLimits) -> None:
+    """Check an archive's directory: count, sizes, ratio, names, and what kind of archive it is.
+
+    Raises:
+        InputRejectedError: the directory is damaged, over a limit, ambiguous between zip readers,
+            or that of TorchScript or an exported program, which hold code.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(contents)) as archive:
+            members = archive.infolist()
+    except Exception as error:  # noqa: BLE001 - zipfile raises many kinds on hostile bytes
+        raise InputRejectedError(
+            f"the zip archive is damaged or cut short ({_first_line(error)})"
+        ) from None
+    if len(members) > limits.entries:
+        raise InputRejectedError(
+            f"the archive has {len(members)} members; the limit entries is {limits.entries}"
+        )
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > limits.file_bytes:
+        raise InputRejectedError(
+            f"the archive unpacks to {unpacked} bytes; the limit file_bytes is {limits.file_bytes}"
+        )
+    if unpacked > limits.zip_ratio * len(contents):
+        raise InputRejectedError(
+            f"the archive unpacks to {unpacked / len(contents):.0f} times its size; the limit "
+            f"zip_ratio is {limits.zip_ratio}"
+        )
+    for member in members:
+        _check_member(member, limits)
+    _check_names([member.filename for member in members])
+
+
+def check_safetensors(contents: bytes, limits: LoadLimits) -> None:
+    """Check a safetensors header before its own parser does: length, JSON, duplicates, count.
+
+    Raises:
+        InputRejectedError: the header is damaged, too long, or names one tensor twice.
+    """
+    if len(contents) < 8:
+        raise InputRejectedError("not a safetensors file: shorter than its 8-byte header length")
+    (length,) = struct.unpack("<Q", contents[:8])
+    if length > min(limits.header_bytes, len(contents) - 8):
+        raise InputRejectedError(
+            f"the safetensors header claims {length} bytes; the file has {len(contents) - 8} after "
+            f"the length, and the limit header_bytes is {limits.header_bytes}"
+        )
+    try:
+        header = json.loads(contents[8 : 8 + length], object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise InputRejectedError(
+            f"the safetensors header is not valid ({_first_line(error)})"
+        ) from None
+    if not isinstance(header, dict) or len(header) > limits.entries:
+        raise InputRejectedError(
+            f"the safetensors header must be an object of at most {limits.entries} tensors"
+        )
+
+
+def _check_member(member: zipfile.ZipInfo, limits: LoadLimits) -> None:
+    name = member.filename
+    if member.flag_bits & 0x1:
+        raise InputRejectedError(f"archive member {name[:80]!r} is encrypted")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise InputRejectedError(
+            f"archive member {name[:80]!r} is packed by method {member.compress_type}; only "
+            "stored and deflated ones are read"
+        )
+    # A small member may pack well (a pickle does); a bomb is one that also gets large.
+    if member.file_size > max(MIB, limits.zip_ratio * member.compress_size):
+        raise InputRejectedError(
+            f"archive member {name[:80]!r} unpacks to {member.file_size} bytes from "
+            f"{member.compress_size}; the limit zip_ratio is {limits.zip_ratio}"
+        )
+    parts = member.orig_filename.split("/")
+    if (
+        member.orig_filename != name  # Python cut it at a NUL byte
+        or not name.isprintable()
+        or "\\" in name
+        or ":" in name
+        or ".." in parts
+        or name.startswith("/")
+    ):
+        raise InputRejectedError(
+            f"archive member {name[:80]!r} has a name that torch.save would not write"
+        )
+
+
+def _check_names(names: Iterable[str]) -> None:
+    # Two zip readers may pick different ones of two equal names, and a scanner may look at one
+    # while torch loads the other: nothing that depends on such a choice is read.
+    folded = [name.casefold() for name in names]
+    if len(set(folded)) != len(folded):
+        twice = next(name for name in folded if folded.count(name) > 1)
+        raise InputRejectedError(f"the archive holds {twice[:80]!r} twice")
+    inner = {name.partition("/")[2] for name in names}
+    if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
+        raise InputRejectedError(
+            "a TorchScript archive, which holds code; ask for a state dict (model.state_dict())"
+        )
+    if "archive_format" in inner or any(name.startswith("models/") for name in inner):
+        raise InputRejectedError(
+            "an exported program (.pt2), which holds code; ask for a state dict or an ONNX file"
+        )
+    if len({name.partition("/")[0] for name in names}) != 1 or "data.pkl" not in inner:
+        raise InputRejectedError(
+            "a zip archive, but not one of torch.save: that has one folder with data.pkl in it"
+        )
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return unique
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

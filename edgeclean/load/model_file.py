@@ -1,0 +1,227 @@
+"""What a checkpoint does not say of itself, read from ``model.toml`` or from options.
+
+::
+
+    architecture = "resnet20"        # a table name, package.module:callable, file.py:callable, onnx
+    input-shape = [3, 32, 32]        # channels, height, width
+    classes = 10
+    mean = [0.4914, 0.4822, 0.4465]  # of pixels in [0, 1], one number per channel
+    std = [0.2470, 0.2435, 0.2616]
+
+``file.py:callable`` is looked up beside the ``model.toml``; the text is kept as it was written,
+and the caller gives the folder to ``load_checkpoint(..., code_folder=...)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgeclean.errors import EdgecleanError, InputRejectedError, UsageError
+from edgeclean.files.reading import read_small_toml
+from edgeclean.files.text import shown
+from edgeclean.networks.state import ModelSpec
+
+MAX_FILE_BYTES = 64 * 1024
+MAX_SIDE = 4096
+MAX_CLASSES = 1_000_000
+# One of a million 8-bit pixels one grey level off the others makes 4e-6. A smaller divisor is no
+# deviation of images, and makes inputs whose squares leave float32.
+MIN_STD = 1e-6
+KEYS = ("architecture", "input-shape", "classes", "mean", "std")
+OPTIONS = {
+    "architecture": "--arch",
+    "input-shape": "--input-shape",
+    "classes": "--classes",
+    "mean": "--mean",
+    "std": "--std",
+}
+
+
+def read_model_file(path: Path) -> ModelSpec:
+    """Read a whole ``model.toml``; unknown and missing keys are errors.
+
+    Raises:
+        InputRejectedError: the file is missing, too large, not TOML, or a value is out of range.
+    """
+    entries = _read_toml(path)
+    missing = [key for key in KEYS if key not in entries]
+    if missing:
+        raise InputRejectedError(
+            f"{path}: missing {', '.join(missing)}; a model file needs {', '.join(KEYS)}"
+        )
+    return _spec(entries, name=_in_file(path), error=InputRejectedError)
+
+
+def spec_from_options(
+    *,
+    model_file: Path | None = None,
+    arch: str | None = None,
+    input_shape: str | None = None,
+    classes: int | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+) -> ModelSpec:
+    """Combine command-line options with an optional model file; an option wins over the file.
+
+    Args:
+        model_file: a ``model.toml``, which may leave out what the options give.
+        arch: as in the model file.
+        input_shape: ``CxHxW``, for instance ``3x32x32``.
+        classes: the number of outputs.
+        mean: comma-separated numbers, one per channel.
+        std: likewise, each above zero.
+
+    Raises:
+        UsageError: an option is malformed, or something is given by neither.
+        InputRejectedError: the model file is bad.
+    """
+    entries = {} if model_file is None else _read_toml(model_file)
+    options: dict[str, Any] = {
+        "architecture": arch,
+        "input-shape": None if input_shape is None else _parse_shape(input_shape),
+        "classes": classes,
+        "mean": None if mean is None else _parse_numbers("--mean", mean),
+        "std": None if std is None else _parse_numbers("--std", std),
+    }
+    given = {key: entry for key, entry in options.items() if entry is not None}
+    _check_entries(given, name=OPTIONS.__getitem__, error=UsageError)
+    merged = {**entries, **given}
+    missing = [OPTIONS[key] for key in KEYS if key not in merged]
+    if missing:
+        raise UsageError(
+            f"the checkpoint does not say it and neither did you: give {', '.join(missing)}, "
+            "or --model-file with a model.toml that holds them"
+        )
+    if model_file is None:
+        return _spec(merged, name=OPTIONS.__getitem__, error=UsageError)
+    in_file = _in_file(model_file)
+    return _spec(
+        merged,
+        name=lambda key: OPTIONS[key] if key in given else in_file(key),
+        # Only numbers for each channel are held against something that the other one may say.
+        error=UsageError if {"input-shape", "mean", "std"} & set(given) else InputRejectedError,
+    )
+
+
+def _in_file(path: Path) -> Callable[[str], str]:
+    return lambda key: f"{path}: {key}"
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    """What a model file says, each entry checked by itself."""
+    hint = "a model file is a few lines of TOML"
+    entries = read_small_toml(path, MAX_FILE_BYTES, hint=hint, error=InputRejectedError)
+    _check_entries(entries, name=_in_file(path), error=InputRejectedError)
+    return entries
+
+
+def _spec(
+    entries: Mapping[str, Any], *, name: Callable[[str], str], error: type[EdgecleanError]
+) -> ModelSpec:
+    channels, height, width = entries["input-shape"]
+    for key in ("mean", "std"):
+        if len(entries[key]) != channels:
+            raise error(
+                f"{name(key)} has {len(entries[key])} numbers for {channels} channels; give one "
+                f"per channel of {name('input-shape')}"
+            )
+    return ModelSpec(
+        architecture=entries["architecture"],
+        input_shape=(channels, height, width),
+        classes=entries["classes"],
+        mean=tuple(float(number) for number in entries["mean"]),
+        std=tuple(float(number) for number in entries["std"]),
+    )
+
+
+def _check_entries(
+    entries: Mapping[str, Any], *, name: Callable[[str], str], error: type[EdgecleanError]
+) -> None:
+    """Types and ranges of the keys that are there; ``name`` says where a key was given."""
+    for key, entry in entries.items():
+        if key not in KEYS:
+            said = name("unknown key")
+            raise error(f"{said} {key[:60]!r}; allowed are {', '.join(KEYS)}")
+        problem = _CHECKS[key](entry)
+        if problem:
+            raise error(f"{name(key)} is {shown(entry)}; it must be {problem}")
+
+
+def _check_architecture(entry: Any) -> str:
+    good = isinstance(entry, str) and 0 < len(entry) <= 500 and entry.isprintable()
+    return "" if good else "a name of the table, package.module:callable or file.py:callable"
+
+
+def _check_shape(entry: Any) -> str:
+    good = (
+        isinstance(entry, list)
+        and len(entry) == 3
+        and all(type(side) is int and 1 <= side <= MAX_SIDE for side in entry)
+    )
+    return "" if good else f"three whole numbers in 1..{MAX_SIDE}: channels, height, width"
+
+
+def _check_classes(entry: Any) -> str:
+    good = type(entry) is int and 2 <= entry <= MAX_CLASSES
+    return "" if good else f"a whole number in 2..{MAX_CLASSES}"
+
+
+def _check_mean(entry: Any) -> str:
+    return "" if _are_finite(entry) else "a list of finite numbers"
+
+
+def _check_std(entry: Any) -> str:
+    good = _are_finite(entry) and all(number >= MIN_STD for number in entry)
+    return "" if good else f"a list of finite numbers above zero, each at least {MIN_STD:g}"
+
+
+def _are_finite(entry: Any) -> bool:
+    # bool is an int to Python, and abs() < 1e6 is false for NaN and infinity; larger numbers
+    # than that are no statistics of pixels in [0, 1], and would overflow float32.
+    return isinstance(entry, list) and all(
+        type(number) in (int, float) and abs(number) < 1e6 for number in entry
+    )
+
+
+_CHECKS = {
+    "architecture": _check_architecture,
+    "input-shape": _check_shape,
+    "classes": _check_classes,
+    "mean": _check_mean,
+    "std": _check_std,
+}
+
+
+def parse_classes(text: str) -> int:
+    """The number that ``--classes`` gives; its range is checked with the other options.
+
+    Raises:
+        UsageError: it is no whole number, or has more digits than any allowed one.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise UsageError(f"--classes is {shown(text)}; it must be {_check_classes(text)}")
+    return int(text)
+
+
+def _parse_shape(text: str) -> list[int]:
+    sides = text.lower().split("x")
+    if len(sides) != 3 or not all(side.isascii() and side.isdigit() for side in sides):
+        raise UsageError(
+            f"--input-shape is {shown(text)}; it must be CHANNELSxHEIGHTxWIDTH, such as 3x32x32"
+        )
+    return [int(side[:9]) for side in sides]
+
+
+def _parse_numbers(option: str, text: str) -> list[float]:
+    try:
+        numbers = [float(number) for number in text.split(",")]
+    except ValueError:
+        numbers = [math.nan]
+    if not all(math.isfinite(number) for number in numbers):
+        raise UsageError(
+            f"{option} is {shown(text)}; it must be comma-separated numbers, one per channel"
+        )
+    return numbers

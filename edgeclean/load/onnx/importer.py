@@ -1,0 +1,230 @@
+"""From a checked ONNX graph to an ``nn.Module`` of stock layers.
+
+The importer is our own because the one library for it, onnx2torch 1.5.15, imports torchvision and
+has no allow-list. No Python is generated from the graph (as ``torch.fx`` would do): the network
+is a list of steps over modules, with names that are made plain first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx.numpy_helper
+import torch
+from onnx import ModelProto, NodeProto, TensorProto
+from torch import Tensor, nn
+
+from edgeclean.errors import InputRejectedError
+from edgeclean.load.isolation import parse_isolated
+from edgeclean.load.limits import LoadLimits
+from edgeclean.load.onnx.files import embed_files
+from edgeclean.load.onnx.guard import (
+    COMPLETE,
+    check_cost,
+    check_structure,
+    external_tensors,
+    image_input,
+    read_model,
+)
+from edgeclean.load.onnx.node import NodeView
+from edgeclean.load.onnx.operators import OPERATORS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One module's call: its inputs, its output's name, and the values that no later step takes."""
+
+    module: str
+    inputs: tuple[str, ...]
+    output: str
+    finished: tuple[str, ...]
+
+
+class OnnxNetwork(nn.Module):
+    """The graph's modules, called in its order."""
+
+    def __init__(
+        self, modules: Mapping[str, nn.Module], steps: tuple[Step, ...], ends: tuple[str, str]
+    ) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+        self.steps = steps
+        self.input_name, self.output_name = ends
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [n, c, h, w] to what the graph puts out for them."""
+        values = {self.input_name: images}
+        for step in self.steps:
+            module = self.get_submodule(step.module)
+            values[step.output] = module(*(values[name] for name in step.inputs))
+            for name in step.finished:
+                del values[name]
+        return values[self.output_name]
+
+
+# Whatever stands on a network, its own attributes too: no module can have such a name.
+_TAKEN = frozenset(dir(OnnxNetwork({}, (), ("", ""))))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportedOnnx:
+    """The network, the image shape that the graph fixes, and the sha256 of each file it read."""
+
+    module: OnnxNetwork
+    input_shape: tuple[int, int, int]
+    external_sha256: Mapping[str, str]
+
+
+def import_onnx(contents: bytes, limits: LoadLimits, *, folder: Path) -> ImportedOnnx:
+    """Check, simplify and convert an ONNX model; BatchNorm stays BatchNorm.
+
+    Args:
+        contents: the model.
+        limits: what it may cost.
+        folder: where plain files with its weights may lie.
+
+    Raises:
+        InputRejectedError: it breaks a rule of ``guard``, a file with weights is missing or
+            no plain file, or a node cannot be converted; names the node or tensor.
+    """
+    checked = parse_isolated("onnx", contents, limits)
+    digests: dict[str, str] = {}
+    if not checked.startswith(COMPLETE):
+        contents, digests = embed_files(contents, folder, limits)
+        checked = parse_isolated("onnx", contents, limits)
+    module, shape = convert_checked(checked[1:], limits)
+    return ImportedOnnx(module=module, input_shape=shape, external_sha256=digests)
+
+
+def convert_checked(
+    contents: bytes, limits: LoadLimits
+) -> tuple[OnnxNetwork, tuple[int, int, int]]:
+    """The network in what the parsing process sent back, and its image shape.
+
+    Raises:
+        InputRejectedError: see `import_onnx`; the bytes are as untrusted as what it was sent.
+    """
+    model = read_model(contents)
+    check_structure(model, limits)
+    check_cost(model, limits)
+    if external_tensors(model):
+        raise InputRejectedError("the simplified graph refers to other files")
+    module = build_network(model)
+    module.float().eval()
+    _, shape = image_input(model)
+    check_batches(module, shape)
+    return module, shape
+
+
+def build_network(model: ModelProto) -> OnnxNetwork:
+    """Convert a checked and simplified model.
+
+    Raises:
+        InputRejectedError: a node cannot be converted.
+    """
+    graph = model.graph
+    constants = {tensor.name: _tensor(tensor) for tensor in graph.initializer}
+    known = [*graph.value_info, *graph.input, *graph.output]
+    shapes = {
+        value.name: tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim)
+        for value in known
+    }
+    opset = max(entry.version for entry in model.opset_import)
+    modules: dict[str, nn.Module] = {}
+    calls: list[tuple[str, tuple[str, ...], str]] = []
+    for node in graph.node:
+        if node.op_type == "Constant":
+            constants[node.output[0]] = _constant(node)
+            continue
+        view = NodeView(node=node, constants=constants, shapes=shapes, opset=opset)
+        if node.op_type not in OPERATORS:
+            raise view.refusal("it is computed from constants, yet could not be folded into one")
+        if any(node.output[1:]):
+            raise view.refusal("more than one output is not supported")
+        inputs = tuple(name for name in node.input if name and name not in constants)
+        if not inputs:
+            raise view.refusal("it does not depend on the image")
+        name = _module_name(node, modules)
+        try:
+            modules[name] = OPERATORS[node.op_type](view)
+        except (KeyError, IndexError, ValueError, TypeError, RuntimeError, OverflowError) as error:
+            reason = (str(error).splitlines() or [""])[0][:200]
+            raise view.refusal(f"cannot be converted ({reason})") from error
+        calls.append((name, inputs, node.output[0]))
+    ends = (image_input(model)[0], graph.output[0].name)
+    return OnnxNetwork(modules, _steps(calls, ends[1]), ends)
+
+
+def check_batches(module: nn.Module, shape: tuple[int, int, int]) -> None:
+    """Two images at once must give what they give alone: a graph may have mixed the batch axis.
+
+    Raises:
+        InputRejectedError: they do not, or two images do not run at all.
+    """
+    images = torch.linspace(0, 1, 2 * shape[0] * shape[1] * shape[2]).view(2, *shape)
+    try:
+        with torch.no_grad():
+            alone = torch.cat([module(images[:1]), module(images[1:])])
+            together = module(images)
+    except Exception as error:  # noqa: BLE001 - whatever a wrong graph makes torch raise
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise InputRejectedError(f"the network does not run on two images ({reason})") from None
+    if together.shape != alone.shape or not torch.allclose(together, alone, rtol=1e-3, atol=1e-3):
+        raise InputRejectedError(
+            "the network mixes the images of a batch, or its output is not finite; export it with "
+            "a free batch axis"
+        )
+
+
+def _steps(calls: list[tuple[str, tuple[str, ...], str]], output: str) -> tuple[Step, ...]:
+    last_use = {name: index for index, (_, inputs, _) in enumerate(calls) for name in inputs}
+    return tuple(
+        Step(
+            module=name,
+            inputs=inputs,
+            output=value,
+            finished=tuple(
+                sorted({used for used in inputs if last_use[used] == index and used != output})
+            ),
+        )
+        for index, (name, inputs, value) in enumerate(calls)
+    )
+
+
+def _module_name(node: NodeProto, taken: Mapping[str, nn.Module]) -> str:
+    """``/layer1/layer1.0/conv1/Conv`` becomes ``layer1_0_conv1``: letters, digits, underscores."""
+    scopes = [scope for scope in node.name.split("/") if scope]
+    if scopes and scopes[-1].startswith(node.op_type):
+        scopes.pop()
+    # torch writes each scope with its parents: "layer1/layer1.0" says "layer1" twice.
+    inner_scopes = [*scopes, ""][1:]
+    kept = [
+        scope
+        for scope, inner in zip(scopes, inner_scopes, strict=False)
+        if not inner.startswith(f"{scope}.")
+    ]
+    plain = re.sub(r"[^A-Za-z0-9]+", "_", "_".join(kept)).strip("_")[:80]
+    base = plain or node.op_type.lower()
+    base = base if base[0].isalpha() else f"node_{base}"
+    name, number = base, 1
+    while name in taken or name in _TAKEN:
+        name, number = f"{base}_{number}", number + 1
+    return name
+
+
+def _tensor(tensor: TensorProto) -> Tensor:
+    try:
+        return torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
+    except (ValueError, TypeError) as error:
+        raise InputRejectedError(f"tensor {tensor.name[:80]!r} is damaged ({error})") from None
+
+
+def _constant(node: NodeProto) -> Tensor:
+    attribute = node.attribute[0]
+    if attribute.name == "value":
+        return _tensor(attribute.t)
+    return torch.tensor(onnx.helper.get_attribute_value(attribute))

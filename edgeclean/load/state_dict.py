@@ -1,0 +1,220 @@
+"""Finding the state dict in what a checkpoint holds, checking its tensors, putting them to use."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeclean.errors import InputRejectedError
+from edgeclean.load.limits import LoadLimits
+
+NESTED_UNDER = ("state_dict", "model_state_dict", "model_state", "net", "netC", "model", "weights")
+PREFIXES = ("module.", "_orig_mod.")  # DataParallel's, torch.compile's
+MAX_DEPTH = 3
+SHOWN = 5
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
+
+
+def find_state_dict(tree: object) -> dict[str, Tensor]:
+    """The one state dict in a loaded checkpoint, under at most `MAX_DEPTH` of `NESTED_UNDER`.
+
+    What lies beside it (epochs, optimiser states) is ignored; inside it only tensors are allowed.
+
+    Raises:
+        InputRejectedError: there is none, more than one, or it holds something else than tensors.
+    """
+    for _ in range(MAX_DEPTH):
+        if not isinstance(tree, dict):
+            break
+        inner = [name for name in NESTED_UNDER if isinstance(tree.get(name), dict)]
+        if not inner:
+            break
+        if len(inner) > 1:
+            raise InputRejectedError(
+                f"the checkpoint holds {len(inner)} networks, under {', '.join(inner)}; "
+                "save the one that is meant"
+            )
+        tree = tree[inner[0]]
+    if not isinstance(tree, dict) or not tree:
+        raise InputRejectedError(
+            f"the checkpoint is a {type(tree).__name__}, not a filled state dict, nor one under "
+            f"{', '.join(NESTED_UNDER)}"
+        )
+    for name, leaf in tree.items():
+        if not (isinstance(name, str) and 0 < len(name) <= 500 and name.isprintable()):
+            raise InputRejectedError(
+                f"the state dict has a key {str(name)[:60]!r}, which is no name"
+            )
+        # Exactly these types: a subclass brings its own behaviour.
+        if type(leaf) not in (Tensor, nn.Parameter):
+            raise InputRejectedError(
+                f"the state dict's {name!r} is a {type(leaf).__name__}; only tensors are allowed"
+            )
+    return {name: leaf.detach() for name, leaf in tree.items()}
+
+
+def strip_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without ``module.`` or ``_orig_mod.`` where every name begins with it."""
+    stripped = dict(tensors)
+    for _, prefix in itertools.product(range(2), PREFIXES):
+        if all(name.startswith(prefix) for name in stripped):
+            stripped = {name.removeprefix(prefix): leaf for name, leaf in stripped.items()}
+    return stripped
+
+
+def check_layout(tensors: Mapping[str, Tensor], limits: LoadLimits) -> None:
+    """Refuse tensors whose numbers are not simply stored in the file, before touching a number.
+
+    A 1 KB file can hold a tensor of 10^9 elements by a stride of zero; copying it would take the
+    machine's memory. Two names for one whole tensor are allowed: tied weights are saved so.
+
+    Raises:
+        InputRejectedError: naming the tensor.
+    """
+    if len(tensors) > limits.entries:
+        raise InputRejectedError(
+            f"the state dict has {len(tensors)} tensors; the limit entries is {limits.entries}"
+        )
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATS + INTEGERS:
+            raise InputRejectedError(
+                f"{name} is {_dtype(tensor)}; only plain floats and integers are read"
+            )
+        if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+            raise InputRejectedError(
+                f"{name} is a {tensor.device.type} tensor of layout {tensor.layout}, without "
+                "numbers in the file; save it dense, from the CPU"
+            )
+        if _overlaps_itself(tensor):
+            raise InputRejectedError(
+                f"{name} of shape {_shape(tensor)} repeats its numbers (strides "
+                f"{tuple(tensor.stride())}); save it contiguous"
+            )
+    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if total > limits.file_bytes:
+        raise InputRejectedError(
+            f"the tensors take {total} bytes; the limit file_bytes is {limits.file_bytes}"
+        )
+    _check_sharing(tensors)
+
+
+def fit_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Check every name, shape and number, then copy all of them into ``module``, as float32.
+
+    Raises:
+        InputRejectedError: see `check_names_and_shapes`; or numbers are not finite.
+    """
+    check_names_and_shapes(module, tensors)
+    wanted = module.state_dict()
+    # Doubles are checked as the float32 that they become: 1e300 becomes infinity.
+    narrowed = {
+        name: tensor.to(wanted[name].dtype) if _are_floats(tensor, wanted[name]) else tensor
+        for name, tensor in tensors.items()
+    }
+    _check_numbers(narrowed, wanted)
+    module.load_state_dict({**wanted, **narrowed}, strict=True)
+
+
+def check_names_and_shapes(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Whether the tensors are the module's, whose own numbers are not looked at.
+
+    Raises:
+        InputRejectedError: names are missing or unexpected (``num_batches_tracked`` may be
+            missing), or shapes differ; says which and how many.
+    """
+    wanted = module.state_dict()
+    missing = [
+        name for name in wanted if name not in tensors and not name.endswith(".num_batches_tracked")
+    ]
+    unexpected = [name for name in tensors if name not in wanted]
+    if missing or unexpected:
+        raise InputRejectedError(
+            f"the names do not match the architecture: missing {_listing(missing)}; unexpected "
+            f"{_listing(unexpected)}; give the architecture that these weights were made for"
+        )
+    differing = [
+        f"{name} is {_shape(tensor)} for {_shape(wanted[name])}"
+        for name, tensor in tensors.items()
+        if tensor.shape != wanted[name].shape
+    ]
+    if differing:
+        raise InputRejectedError(f"shapes do not match the architecture: {_listing(differing)}")
+
+
+def _check_numbers(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() != wanted[name].is_floating_point():
+            raise InputRejectedError(
+                f"{name} is {_dtype(tensor)}; the architecture has {_dtype(wanted[name])}"
+            )
+        finite = torch.isfinite(tensor)
+        if not bool(finite.all()):
+            where = (~finite).nonzero()[0].tolist()
+            raise InputRejectedError(
+                f"{name}: {int((~finite).sum())} of {tensor.numel()} numbers are NaN or infinite, "
+                f"the first at {where}; a trained network has none"
+            )
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            raise InputRejectedError(f"{name} has variances below zero; no training makes these")
+
+
+def _are_floats(*tensors: Tensor) -> bool:
+    return all(tensor.is_floating_point() for tensor in tensors)
+
+
+def _overlaps_itself(tensor: Tensor) -> bool:
+    """Whether two indices might name one element: sufficient, and exact for what torch.save writes.
+
+    With strides in ascending order, an axis whose stride is larger than the furthest offset that
+    the smaller ones reach cannot run into them.
+    """
+    if tensor.numel() == 0:
+        return False
+    reach = 0
+    axes = zip(tensor.stride(), tensor.shape, strict=True)
+    for stride, size in sorted(axis for axis in axes if axis[1] > 1):
+        if stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False
+
+
+def _check_sharing(tensors: Mapping[str, Tensor]) -> None:
+    spans = sorted(
+        ((*_span(tensor), name) for name, tensor in tensors.items() if tensor.numel()),
+        key=lambda span: span[:2],
+    )
+    for (start, end, name), (next_start, next_end, next_name) in itertools.pairwise(spans):
+        if next_start < end and (start, end) != (next_start, next_end):
+            raise InputRejectedError(
+                f"{name} and {next_name} share some of their numbers; save each on its own"
+            )
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """Addresses of its first byte and behind its last."""
+    last = sum(
+        stride * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
+    )
+    start = tensor.data_ptr()
+    return start, start + (last + 1) * tensor.element_size()
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(str(size) for size in tensor.shape) or "scalar"
+
+
+def _dtype(tensor: Any) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _listing(names: list[str]) -> str:
+    if not names:
+        return "none"
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{len(names)} ({', '.join(name[:120] for name in names[:SHOWN])}{more})"

@@ -1,1 +1,0 @@
-"""What strangers wrote, read without running any of it."""

@@ -1,0 +1,250 @@
+"""How long the original and the compressed network take, measured side by side.
+
+The two take turns, image batch by image batch, in one process: whatever else the machine does, it
+does to both. A ratio is taken of medians and given with its spread; a MAC ratio is never called a
+latency. The measure is ONNX Runtime's on this CPU, and says nothing of another device.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclean.environment import Environment, describe_environment
+from edgeclean.errors import UsageError
+from edgeclean.settings import Settings, setting
+from exporters.session import NAMES, TRANSFERS, OnnxSession, Provider
+
+BLOCK_PAIRS = 5  # a warm-up block; its median is what must settle
+SETTLED_WITHIN = 0.03
+FEWEST_RUNS = 5
+UNSTABLE_COV = 0.025  # the same mark at which trtexec warns (sampleReporting.cpp)
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencySettings(Settings):
+    """How to measure.
+
+    Attributes:
+        threads: of ONNX Runtime, inside one operator.
+        runs: measured runs of each network.
+        warmup_runs: the most runs of each network before measuring; fewer when both have settled.
+        batch: images in one run.
+        time_budget_s: warm-up and measurement end after about this many seconds, with however many
+            runs were made (but at least 5 of each).
+        seed: of the random input and of the resampling.
+        provider: of ONNX Runtime: cpu, cuda or tensorrt; refused where it is not installed.
+    """
+
+    threads: int = setting(1, at_least=1, at_most=1024)
+    runs: int = setting(200, at_least=1, at_most=10**6)
+    warmup_runs: int = setting(50, at_least=1, at_most=10**6)
+    batch: int = setting(1, at_least=1, at_most=2**16)
+    time_budget_s: float = setting(60.0, above=0, at_most=10**6)
+    seed: int = setting(0, at_least=0, at_most=2**63 - 1)
+    provider: Provider = "cpu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencySample:
+    """The latencies of one network, in milliseconds.
+
+    Attributes:
+        coefficient_of_variation: standard deviation over mean; above 0.025 the clocks or the
+            machine's other work were not steady.
+        latencies_ms: every measured run, in the order they were made.
+    """
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    min_ms: float
+    mean_ms: float
+    coefficient_of_variation: float
+    runs: int
+    latencies_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyReport:
+    """Two networks measured in turns in one session.
+
+    Attributes:
+        speedup: the original's median over the compressed one's; above 1 the compressed is faster.
+        speedup_low: lower end of the speed-up's 95 % interval, by resampling the pairs of runs.
+        speedup_high: upper end of it.
+        warmup_runs: runs of each network before the first one counted.
+        settled: both medians had stopped moving when measuring began.
+        steady: neither network's coefficient of variation is above 0.025.
+        out_of_time: the time budget ended the measurement before all runs were made.
+        transfers: whether moving data to the device is inside the latency.
+        kind: "measured", as opposed to "simulated" or "estimated".
+    """
+
+    original: LatencySample
+    compressed: LatencySample
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    runtime: str
+    provider: str
+    threads: int
+    batch: int
+    input_shape: tuple[int, int, int]
+    warmup_runs: int
+    settled: bool
+    steady: bool
+    out_of_time: bool
+    environment: Environment
+    transfers: str = "none: the input is in host memory"
+    kind: str = "measured"
+
+
+def measure_pair(
+    original: bytes, compressed: bytes, settings: LatencySettings | None = None
+) -> LatencyReport:
+    """Measure two ONNX files of one input shape in turns on this machine.
+
+    Args:
+        original: the ONNX file to compare with.
+        compressed: the ONNX file whose gain is asked for.
+        settings: how; the defaults measure 200 runs of each on one thread.
+
+    Returns:
+        Percentiles of each network and the ratio of their medians with its spread.
+
+    Raises:
+        UsageError: the two differ in input shape, or a fixed batch is not the asked one.
+        InputRejectedError: ONNX Runtime cannot load one of them.
+        ToolchainError: the provider is not installed, or cannot start.
+    """
+    settings = settings or LatencySettings()
+    sessions = tuple(
+        OnnxSession(model, threads=settings.threads, provider=settings.provider)
+        for model in (original, compressed)
+    )
+    _check_shapes(sessions, settings.batch)
+    generator = np.random.default_rng(settings.seed)
+    images = generator.standard_normal((settings.batch, *sessions[0].input_shape), dtype=np.float32)
+    deadline = time.perf_counter() + settings.time_budget_s
+    environment = describe_environment()  # before measuring: the load that others make
+    warmup_runs, settled = _warm_up(sessions, images, settings, deadline)
+    latencies = _measure(sessions, images, settings.runs, deadline, fewest=FEWEST_RUNS)
+    samples = [summarise(latencies[:, column]) for column in (0, 1)]
+    low, high = speedup_interval(latencies, generator)
+    return LatencyReport(
+        original=samples[0],
+        compressed=samples[1],
+        speedup=samples[0].p50_ms / samples[1].p50_ms,
+        speedup_low=low,
+        speedup_high=high,
+        runtime=f"onnxruntime {environment.versions['onnxruntime']}",
+        provider=NAMES[settings.provider],
+        threads=settings.threads,
+        batch=settings.batch,
+        input_shape=sessions[0].input_shape,
+        warmup_runs=warmup_runs,
+        settled=settled,
+        steady=max(sample.coefficient_of_variation for sample in samples) <= UNSTABLE_COV,
+        out_of_time=len(latencies) < settings.runs,
+        environment=environment,
+        transfers=TRANSFERS[settings.provider],
+    )
+
+
+def _check_shapes(sessions: tuple[OnnxSession, ...], batch: int) -> None:
+    original, compressed = sessions
+    if original.input_shape != compressed.input_shape:
+        raise UsageError(
+            f"the original takes images {original.input_shape} and the compressed network "
+            f"{compressed.input_shape}; only networks of one input shape can be compared"
+        )
+    for name, session in (("original", original), ("compressed network", compressed)):
+        if session.batch not in (None, batch):
+            raise UsageError(
+                f"batch {batch} was asked, and the {name} is fixed to batch {session.batch}; "
+                f"measure at batch {session.batch}, or export it with an open batch"
+            )
+
+
+def _warm_up(
+    sessions: tuple[OnnxSession, ...],
+    images: NDArray[np.float32],
+    settings: LatencySettings,
+    deadline: float,
+) -> tuple[int, bool]:
+    """Run until neither median moves any more; return the runs of each and whether they settled.
+
+    At most a quarter of the time budget goes here.
+    """
+    last_start = deadline - 0.75 * settings.time_budget_s
+    medians: list[NDArray[np.float64]] = []
+    runs = 0
+    while runs < settings.warmup_runs:
+        block = min(BLOCK_PAIRS, settings.warmup_runs - runs)
+        latencies = _measure(sessions, images, block, last_start, fewest=1)
+        runs += len(latencies)
+        medians.append(np.median(latencies, axis=0))
+        if len(medians) >= 3:
+            moved = np.abs(medians[-1] / medians[-2] - 1).max()
+            if moved <= SETTLED_WITHIN:
+                return runs, True
+        if time.perf_counter() >= last_start:
+            break
+    return runs, False
+
+
+def _measure(
+    sessions: tuple[OnnxSession, ...],
+    images: NDArray[np.float32],
+    runs: int,
+    deadline: float,
+    *,
+    fewest: int,
+) -> NDArray[np.float64]:
+    """Latencies [runs, 2] in milliseconds; but only ``fewest`` rows after the deadline.
+
+    The first of each pair alternates, for the second one finds warmer clocks and colder caches.
+    """
+    latencies = np.empty((runs, 2))
+    for row in range(runs):
+        if row >= fewest and time.perf_counter() >= deadline:
+            return latencies[:row]
+        for column in (0, 1) if row % 2 == 0 else (1, 0):
+            start = time.perf_counter_ns()
+            sessions[column].run(images)
+            latencies[row, column] = (time.perf_counter_ns() - start) / 1e6
+    return latencies
+
+
+def summarise(latencies_ms: NDArray[np.float64]) -> LatencySample:
+    """Percentiles and spread of one network's runs [n], in milliseconds."""
+    p50, p90, p99 = np.percentile(latencies_ms, [50, 90, 99])
+    mean = float(latencies_ms.mean())
+    return LatencySample(
+        p50_ms=float(p50),
+        p90_ms=float(p90),
+        p99_ms=float(p99),
+        min_ms=float(latencies_ms.min()),
+        mean_ms=mean,
+        coefficient_of_variation=float(latencies_ms.std()) / mean,
+        runs=len(latencies_ms),
+        latencies_ms=tuple(round(float(latency), 6) for latency in latencies_ms),
+    )
+
+
+def speedup_interval(
+    latencies_ms: NDArray[np.float64], generator: np.random.Generator
+) -> tuple[float, float]:
+    """95 % percentile bootstrap of the ratio of medians; a pair of runs is drawn together.
+
+    Source: Efron (1979), "Bootstrap methods: another look at the jackknife".
+    """
+    drawn = generator.integers(len(latencies_ms), size=(RESAMPLES, len(latencies_ms)))
+    medians = np.median(latencies_ms[drawn], axis=1)
+    low, high = np.percentile(medians[:, 0] / medians[:, 1], [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,52 @@
+"""How many images at once: what a backward pass keeps of them has to fit into memory.
+
+Networks for 32x32 images keep a megabyte or so an image, those for 224x224 tens of them; without a
+bound, a batch that is nothing for the first takes the whole machine, or the whole GPU, for the
+second. The bound is one number for every machine, and not what happens to be free, so that two runs
+give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from edgeclean.networks.autocast import device_of, mixed_precision
+
+KEPT_BYTES = 4 * 2**30  # of one backward pass; about as much again is worked with
+
+
+def images_at_once(shape: Sequence[int], *modules: nn.Module) -> int:
+    """The most images of ``shape`` [c, h, w] in one forward and backward pass; at least 1.
+
+    Args:
+        shape: of one image.
+        modules: functions of images, which all see each of them; run on one image and on two.
+    """
+    an_image = sum(_kept_bytes(one, (2, *shape)) - _kept_bytes(one, (1, *shape)) for one in modules)
+    return max(1, KEPT_BYTES // max(1, an_image))
+
+
+def _kept_bytes(module: nn.Module, shape: tuple[int, ...]) -> int:
+    """What autograd keeps for the gradient with respect to images of ``shape`` [n, c, h, w].
+
+    Several layers may keep one tensor, and views of it: storages are counted, once each.
+    """
+    device = device_of(module)
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []  # an address says something only while its storage lives
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        alive.append(tensor)
+        return tensor
+
+    images = torch.full(shape, 0.5, device=device).to(memory_format=torch.channels_last)
+    listening = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    # Callers that want no gradient ask as well: what they hold at a time is less than this.
+    with torch.enable_grad(), listening, mixed_precision(device):
+        module(images.requires_grad_())
+    return sum(kept.values())

@@ -1,0 +1,161 @@
+"""BatchNorm as part of the convolution before it, for networks in evaluation mode.
+
+There a BatchNorm is an affine map of each channel, yet it costs a pass over the activations in
+each direction, which for small layers is as much as the convolution itself. Teachers and networks
+under test have it folded into their weights for good (`frozen`); a network that learns keeps its
+parameters and scales its weights by them at every pass (`folding_norms`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from edgeclean.networks.autocast import channels_last, device_of, exact_float32, has_fast_bfloat16
+
+_EXAMPLES = 8
+_PLAIN = (nn.Conv2d, nn.Linear)  # a subclass may make its weight at every pass
+_TOLERANCE = 1e-3  # of the largest output; folding in float32 moves outputs by about 1e-6 of it
+
+
+def frozen(function: nn.Module, pixels: Float[Tensor, "n c h w"]) -> nn.Module:
+    """A copy of ``function`` for forward passes under `mixed_precision`, without gradients of it.
+
+    A folded BatchNorm leaves an identity under its name. Weights are rounded to bfloat16 where
+    autocast would do so at every pass.
+    """
+    plain = copy.deepcopy(function).eval().requires_grad_(False)
+    for name, layer in _folded_by_name(plain, pixels).items():
+        if isinstance(layer, NormedConv):
+            plain.set_submodule(name, fuse_conv_bn_eval(layer.conv, layer.norm))
+        else:
+            plain.set_submodule(name, layer)
+    if has_fast_bfloat16(device_of(plain)):
+        for layer in plain.modules():
+            if type(layer) in _PLAIN:
+                layer.to(torch.bfloat16)
+    return channels_last(plain)
+
+
+@contextmanager
+def folding_norms(module: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Iterator[None]:
+    """Within, ``module`` computes its BatchNorms with the convolutions before them.
+
+    The function and the parameters, the very tensors, stay the same; afterwards so do the layers.
+    """
+    folded = _folded_by_name(module, pixels)
+    kept = {name: module.get_submodule(name) for name in folded}
+    _swap(module, folded)
+    try:
+        yield
+    finally:
+        _swap(module, kept)
+
+
+class NormedConv(nn.Module):
+    """A convolution and the BatchNorm after it, in evaluation mode, in one pass."""
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.conv, self.norm = conv, norm
+
+    def forward(self, input: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d p q"]:
+        """``norm(conv(input))``; the name is `nn.Conv2d`'s, by which code may call it."""
+        outputs: Tensor = self.conv._conv_forward(input, *self._weight_and_bias())
+        return outputs
+
+    def _weight_and_bias(self) -> tuple[Tensor, Tensor]:
+        """As `fuse_conv_bn_weights` in torch.nn.utils.fusion, which cuts the gradients off."""
+        conv, norm = self.conv, self.norm
+        assert norm.running_mean is not None  # noqa: S101 - _pairs chose it
+        assert norm.running_var is not None  # noqa: S101
+        scale = (norm.running_var + norm.eps).rsqrt()
+        if norm.weight is not None:
+            scale = scale * norm.weight
+        shift = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
+        bias = shift * scale if norm.bias is None else shift * scale + norm.bias
+        return conv.weight * scale.view(-1, 1, 1, 1), bias
+
+
+def _folded_by_name(module: nn.Module, pixels: Float[Tensor, "n c h w"]) -> dict[str, nn.Module]:
+    """What to put under which names, so that the outputs stay the same.
+
+    Which BatchNorm takes the output of which convolution is seen by running a few images. That
+    nothing else takes it, as the shortcut of a pre-activation block may, and that both run once,
+    shows in the comparison: of all pairs together, and where that fails of each.
+    """
+    example = pixels[:_EXAMPLES].to(device_of(module))
+    pairs = [_folded(module, *names) for names in _pairs(module, example)]
+    together = {name: layer for pair in pairs for name, layer in pair.items()}
+    if _stays_the_same(module, together, example):
+        return together
+    sound = [pair for pair in pairs if _stays_the_same(module, pair, example)]
+    return {name: layer for pair in sound for name, layer in pair.items()}
+
+
+def _folded(module: nn.Module, conv_name: str, norm_name: str) -> dict[str, nn.Module]:
+    conv, norm = module.get_submodule(conv_name), module.get_submodule(norm_name)
+    assert isinstance(conv, nn.Conv2d)  # noqa: S101 - _pairs chose them
+    assert isinstance(norm, nn.BatchNorm2d)  # noqa: S101
+    return {conv_name: NormedConv(conv, norm), norm_name: nn.Identity()}
+
+
+@torch.no_grad()
+def _stays_the_same(
+    module: nn.Module, layers: dict[str, nn.Module], example: Float[Tensor, "n c h w"]
+) -> bool:
+    kept = {name: module.get_submodule(name) for name in layers}
+    with exact_float32():
+        expected = module(example)
+        _swap(module, layers)
+        try:
+            given = module(example)
+        except AttributeError:  # code that reads its layers' weights itself
+            return False
+        finally:
+            _swap(module, kept)
+    # "<=", so that a NaN counts as a difference.
+    return bool((given - expected).abs().max() <= _TOLERANCE * expected.abs().max())
+
+
+def _swap(module: nn.Module, layers: dict[str, nn.Module]) -> None:
+    for name, layer in layers.items():
+        module.set_submodule(name, layer)
+
+
+@torch.no_grad()
+def _pairs(module: nn.Module, example: Float[Tensor, "n c h w"]) -> list[tuple[str, str]]:
+    """Names of convolutions and of the BatchNorms that were seen to take their outputs."""
+    makers: dict[int, str] = {}
+    alive: list[Tensor] = []  # an id says something only while its tensor lives
+    pairs: list[tuple[str, str]] = []
+
+    def watch(name: str, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        def ran(
+            _layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
+        ) -> None:
+            entered = inputs[0] if inputs else named["input"]
+            if type(layer) is nn.Conv2d:
+                makers[id(output)] = name
+                alive.append(output)
+            elif id(entered) in makers:
+                pairs.append((makers[id(entered)], name))
+
+        return layer.register_forward_hook(ran, with_kwargs=True)
+
+    handles = [
+        watch(name, layer)
+        for name, layer in module.named_modules()
+        if type(layer) is nn.Conv2d
+        or (type(layer) is nn.BatchNorm2d and layer.running_var is not None)
+    ]
+    module(example)
+    for handle in handles:
+        handle.remove()
+    return pairs

@@ -1,0 +1,164 @@
+"""What a run made, and that as the evidence of a report and as the contents of a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+from edgeclean.backdoor.findings import ScanReport
+from edgeclean.backdoor.scan import trigger_success
+from edgeclean.bundle.bundle import BundleContents
+from edgeclean.bundle.kit import kit_files
+from edgeclean.config import PipelineSettings
+from edgeclean.devices.targets import Target
+from edgeclean.environment import describe_environment
+from edgeclean.gates import GateVerdict, Policy, judge_result, judge_scan, refuse_failed
+from edgeclean.measure.accuracy import Evaluation
+from edgeclean.measure.latency import LatencyReport
+from edgeclean.networks.compute import gpu_name
+from edgeclean.networks.state import (
+    FinetunedNetwork,
+    JsonValue,
+    LoadedNetwork,
+    Network,
+    PurifiedNetwork,
+    ScaledNetwork,
+    SyntheticImages,
+    settings_as_json,
+)
+from edgeclean.report.layer_table import layer_rows, spectra
+from edgeclean.report.page import render_html, trigger_files
+from edgeclean.report.report import Evidence, changed_settings
+from edgeclean.runner import peak_memory_mib
+from exporters.parity import ParityRecord
+from exporters.precision import GOLDEN_TOLERANCE, LoweredModel
+
+GOLDEN_IMAGES = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compression:
+    """What a run made.
+
+    Attributes:
+        original: the network as it came.
+        purified: the teacher of what followed.
+        scaled: decomposed and clamped, not yet truncated.
+        compressed: what was exported.
+        images: that the compressed network was tuned on.
+        scan: of the original.
+        model: the ONNX file, in its final precision.
+        original_model: the original network's, to compare with.
+        parity: of the ONNX file in float32 with the compressed network.
+        lowered: how close the file in its final precision stays to the one in float32.
+        latency: of both ONNX files, measured in turns.
+        evaluation: of both on the user's images; None if none were given.
+        gates: the verdict on each gate that was asked; all passed.
+    """
+
+    original: LoadedNetwork
+    purified: PurifiedNetwork
+    scaled: ScaledNetwork
+    compressed: FinetunedNetwork
+    images: SyntheticImages
+    scan: ScanReport
+    model: bytes
+    original_model: bytes
+    parity: ParityRecord
+    lowered: LoweredModel
+    latency: LatencyReport
+    evaluation: Evaluation | None = None
+    gates: tuple[GateVerdict, ...] = ()
+
+
+def judged(compression: Compression, policy: Policy, evaluation: Evaluation | None) -> Compression:
+    """The compression with its verdicts, all of which passed.
+
+    Raises:
+        EdgecleanError: of the kind of the first gate that failed.
+    """
+    gates = judge_scan(policy, compression.scan)
+    gates += judge_result(policy, evaluation, len(compression.model), compression.latency)
+    refuse_failed(gates)
+    return replace(compression, evaluation=evaluation, gates=gates)
+
+
+def evidence_of(
+    compression: Compression,
+    settings: PipelineSettings,
+    target: Target,
+    seconds: Mapping[str, float],
+    command: str,
+) -> Evidence:
+    """All that the report tells of a run.
+
+    Args:
+        compression: what it made.
+        settings: that it was made with.
+        target: what it is for.
+        seconds: wall time by stage, in order.
+        command: how to run it again, without paths.
+    """
+    clamped = compression.scaled if compression.scaled.history[-1].notes["scaled"] else None
+    networks: dict[str, Network] = {
+        "original": compression.original,
+        "purified": compression.purified,
+        "compressed": compression.compressed,
+    }
+    return Evidence(
+        original=compression.original,
+        purified=compression.purified,
+        compressed=compression.compressed,
+        images=compression.images,
+        scan=compression.scan,
+        trigger_success=trigger_success(compression.scan, networks, compression.images.pixels),
+        layers=layer_rows(compression.original, compression.compressed),
+        spectra=spectra(compression.purified, clamped, compression.compressed),
+        original_onnx_bytes=len(compression.original_model),
+        onnx_bytes=len(compression.model),
+        parity=compression.parity,
+        precision=compression.lowered.summary(),
+        latency=compression.latency,
+        evaluation=compression.evaluation,
+        gates=compression.gates,
+        target={"name": target.name, "description": target.description},
+        stage_seconds=seconds,
+        peak_memory_mib=peak_memory_mib(),
+        environment=describe_environment(gpu=gpu_name(settings.compute)),
+        seed=settings.seed,
+        command=command,
+        settings_toml=changed_settings(settings),
+    )
+
+
+def contents_of(
+    compression: Compression,
+    settings: PipelineSettings,
+    target: Target,
+    report: dict[str, JsonValue],
+) -> BundleContents:
+    """The files of the bundle, with what goes along to a device that builds its own engines."""
+    kit: dict[str, bytes] = {}
+    if target.runtime == "tensorrt":  # engines are built on the device: what does that goes along
+        kit = kit_files(
+            compression.original_model,
+            asdict(target),
+            precision=settings.precision.format,
+            batch=settings.export.batch,
+        )
+    return BundleContents(
+        model=compression.model,
+        network=compression.compressed,
+        configuration=settings_as_json(settings),
+        seed=settings.seed,
+        target=asdict(target),
+        golden_pixels=compression.images.pixels[:GOLDEN_IMAGES],
+        golden_tolerance=max(
+            settings.parity.tolerance, GOLDEN_TOLERANCE.get(settings.precision.format, 0.0)
+        ),
+        measurements=report,
+        page=lambda manifest, whole: render_html(
+            manifest, whole, images=compression.images, scan=compression.scan
+        ),
+        reproducible_files={**trigger_files(compression.scan), **kit},
+    )

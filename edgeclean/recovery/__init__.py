@@ -1,1 +1,0 @@
-"""Accuracy won back after truncation."""

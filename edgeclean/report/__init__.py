@@ -1,0 +1,1 @@
+"""The report: figures, tables, the page and the document."""

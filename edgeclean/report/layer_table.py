@@ -1,0 +1,200 @@
+"""Every layer of two networks side by side: what became of it, its ranks, cost and spectrum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from edgeclean.compression.factorisation import Factorisation, kernel_of
+from edgeclean.compression.tucker import singular_values
+from edgeclean.networks.blocks import is_block
+from edgeclean.networks.cost import count_params
+from edgeclean.networks.layers import Layer, trace_layers
+from edgeclean.networks.state import JsonValue, Network
+
+SPECTRUM_POINTS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRow:
+    """One layer, before and after.
+
+    Attributes:
+        name: dotted.
+        kind: "convolution", "pointwise", "linear", ...
+        shape: of its weight: out, in (of all groups), and the kernel's sides.
+        fate: "factored", "kept" because it may not be factored, or "one convolution": it might
+            be, and stays (or was put back) whole.
+        reason: why it was kept; empty if it was factored.
+        rank_out: of the block; None where that mode is whole.
+        rank_in: likewise.
+        params_before: of the layer with its bias.
+        macs_before: for one image.
+        ms_before: of the one convolution by the latency table; None without one.
+        ms_after: of the form that was chosen, likewise.
+        time_kind: whether the table holds that form's time, or it was estimated from others.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    fate: Literal["factored", "kept", "one convolution"]
+    reason: str
+    rank_out: int | None
+    rank_in: int | None
+    params_before: int
+    params_after: int
+    macs_before: int
+    macs_after: int
+    ms_before: float | None = None
+    ms_after: float | None = None
+    time_kind: Literal["measured", "estimated"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spectrum:
+    """Singular values of one kernel's output mode, over the largest one it had before.
+
+    Attributes:
+        name: of the layer.
+        positions: which values are given, counted from 1; at most 64, evenly spread.
+        before: at these positions.
+        scaled: after clamping; None where nothing was clamped.
+        compressed: in the compressed network; shorter where its rank is lower.
+        rank: the output rank kept; None where it is whole.
+    """
+
+    name: str
+    positions: tuple[int, ...]
+    before: tuple[float, ...]
+    scaled: tuple[float, ...] | None
+    compressed: tuple[float, ...]
+    rank: int | None
+
+
+def layer_rows(before: Network, after: Network) -> tuple[LayerRow, ...]:
+    """What became of every layer of ``before``; ``after`` holds the same layers, or blocks."""
+    changed = {layer.name: layer for layer in _layers(after)}
+    reasons, times = _planned_reasons(after), _planned_times(after)
+    rows = []
+    for layer in _layers(before):
+        other = changed[layer.name]
+        described = layer.describe()
+        rank_out, rank_in = _ranks(other.module)
+        rows.append(
+            LayerRow(
+                name=layer.name,
+                kind=described["kind"],
+                shape=(described["out"], described["in"], *described["kernel"]),
+                fate=_fate(layer, other),
+                reason="" if is_block(other.module) else reasons.get(layer.name, layer.reason),
+                rank_out=rank_out,
+                rank_in=rank_in,
+                params_before=count_params(layer.module),
+                params_after=count_params(other.module),
+                macs_before=layer.macs,
+                macs_after=other.macs,
+                **times.get(layer.name, {}),
+            )
+        )
+    return tuple(rows)
+
+
+def spectra(before: Network, scaled: Network | None, compressed: Network) -> tuple[Spectrum, ...]:
+    """Of every layer that may be factored; the layers that saved most first.
+
+    Args:
+        before: the network whose kernels were factored.
+        scaled: the same with its singular values clamped; None where none were.
+        compressed: the network that came out.
+    """
+    values = [_singular_values(one) for one in (before, scaled, compressed) if one is not None]
+    ranks = {layer.name: _ranks(layer.module)[0] for layer in _layers(compressed)}
+    saved = {row.name: row.macs_before - row.macs_after for row in layer_rows(before, compressed)}
+    found = []
+    for name in sorted(values[0], key=lambda name: -saved[name]):
+        largest = float(values[0][name].max()) or 1.0
+        positions = _positions(len(values[0][name]))
+        found.append(
+            Spectrum(
+                name=name,
+                positions=positions,
+                before=_pick(values[0][name] / largest, positions, None),
+                scaled=None
+                if scaled is None
+                else _pick(values[1][name] / largest, positions, None),
+                compressed=_pick(values[-1][name] / largest, positions, ranks[name]),
+                rank=ranks[name],
+            )
+        )
+    return tuple(found)
+
+
+def _planned_times(network: Network) -> dict[str, dict[str, JsonValue]]:
+    """What the latency table said of each layer, as the plan wrote it down."""
+    return {
+        layer["layer"]: {
+            "ms_before": layer["ms"][0],
+            "ms_after": layer["ms"][1],
+            "time_kind": layer["time_kind"],
+        }
+        for record in network.history
+        for layer in record.notes.get("layers", ())
+        if "ms" in layer
+    }
+
+
+def _planned_reasons(network: Network) -> dict[str, str]:
+    """Why layers stayed whole, as the stages that decided it wrote down; the first one counts."""
+    reasons: dict[str, str] = {}
+    for record in network.history:
+        for layer in record.notes.get("layers", ()):
+            name = layer.get("name", layer.get("layer"))
+            if layer["reason"]:
+                reasons.setdefault(name, layer["reason"])
+    return reasons
+
+
+def _fate(before: Layer, after: Layer) -> Literal["factored", "kept", "one convolution"]:
+    if is_block(after.module):
+        return "factored"
+    return "kept" if before.reason else "one convolution"
+
+
+def _ranks(module: nn.Module) -> tuple[int | None, int | None]:
+    """The block's ranks; None for a mode that has no factor, and for whatever is no block."""
+    if not is_block(module):
+        return None, None
+    weights = Factorisation.from_block(module)
+    return (
+        None if weights.factor_out is None else weights.ranks[0],
+        None if weights.factor_in is None else weights.ranks[1],
+    )
+
+
+def _singular_values(network: Network) -> dict[str, Float[Tensor, " values"]]:
+    return {
+        layer.name: singular_values(kernel_of(layer), 1)
+        for layer in _layers(network)
+        if not layer.reason
+    }
+
+
+def _layers(network: Network) -> tuple[Layer, ...]:
+    return trace_layers(network.module, network.spec.input_shape)
+
+
+def _positions(count: int) -> tuple[int, ...]:
+    if count <= SPECTRUM_POINTS:
+        return tuple(range(1, count + 1))
+    return tuple(int(p) for p in torch.linspace(1, count, SPECTRUM_POINTS).round().tolist())
+
+
+def _pick(values: Tensor, positions: tuple[int, ...], rank: int | None) -> tuple[float, ...]:
+    """Five digits, which is what a plot shows."""
+    last = len(values) if rank is None else rank
+    return tuple(float(f"{float(values[p - 1]):.5g}") for p in positions if p <= last)

@@ -1,0 +1,227 @@
+"""The report of one run as a JSON document with a schema; `reports.page` shows it.
+
+It holds measurements, so it differs from run to run; it names the manifest, which does not.
+
+How to run again what was run: one command, and the settings that are not the defaults.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import torch
+from torch import nn
+
+from edgeclean.backdoor.findings import ScanReport
+from edgeclean.config import PipelineSettings, non_default, settings_from, to_toml
+from edgeclean.effort import lengths_of
+from edgeclean.environment import Environment
+from edgeclean.files.text import without_folder
+from edgeclean.gates import GateVerdict
+from edgeclean.measure.accuracy import Evaluation
+from edgeclean.measure.latency import LatencyReport
+from edgeclean.networks.state import JsonValue, ModelSpec, Network, SyntheticImages
+from edgeclean.report.layer_table import LayerRow, Spectrum
+from exporters.parity import ParityRecord
+
+FORMAT = "edgeclean-report-1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """All that a run found out, as its stages returned it.
+
+    Attributes:
+        original: as it came.
+        purified: after purification; the same weights where nothing was changed.
+        compressed: what was exported.
+        images: the synthetic images that the compressed network was tuned on.
+        scan: of the original.
+        layers: of `layer_table.layer_rows`.
+        spectra: of `layer_table.spectra`.
+        original_onnx_bytes: size of the original, exported in the same way.
+        onnx_bytes: size of the compressed one.
+        parity: of the compressed network with its ONNX file in float32.
+        precision: of `exporters.precision.LoweredModel.summary`; None where it was not lowered.
+        latency: both ONNX files in turns; None where it was not measured.
+        target: name and description of the target.
+        stage_seconds: wall time by stage, in order.
+        peak_memory_mib: of this process; None where the system does not tell.
+        environment: the machine.
+        seed: of the whole run.
+        command: how to run it again, without paths.
+        settings_toml: the settings that are not the defaults, as a configuration file.
+        warnings: what the reader should know, a sentence each.
+        evaluation: accuracy on the user's images; None if none were given.
+        gates: the verdict on each gate that was asked.
+        trigger_success: of each suspect's trigger on the three networks (`scan.aftermath`).
+    """
+
+    original: Network
+    purified: Network
+    compressed: Network
+    images: SyntheticImages
+    scan: ScanReport
+    layers: tuple[LayerRow, ...]
+    spectra: tuple[Spectrum, ...]
+    original_onnx_bytes: int
+    onnx_bytes: int
+    parity: ParityRecord
+    latency: LatencyReport | None
+    target: Mapping[str, str]
+    stage_seconds: Mapping[str, float]
+    peak_memory_mib: float | None
+    environment: Environment
+    seed: int
+    command: str
+    settings_toml: str
+    warnings: tuple[str, ...] = ()
+    evaluation: Evaluation | None = None
+    gates: tuple[GateVerdict, ...] = ()
+    precision: Mapping[str, JsonValue] | None = None
+    trigger_success: tuple[Mapping[str, float], ...] = ()
+
+
+def build_report(evidence: Evidence) -> dict[str, JsonValue]:
+    """The report, but for ``manifest_sha256``: `bundle.write_bundle` adds it.
+
+    With that, it keeps to ``schemas/report.schema.json``; see `check_report`.
+    """
+    original, compressed = evidence.original, evidence.compressed
+    first, last = original.history[0], compressed.history[-1]
+    onnx_bytes = {"original": evidence.original_onnx_bytes, "compressed": evidence.onnx_bytes}
+    document = {
+        "format": FORMAT,
+        "seed": evidence.seed,
+        "target": dict(evidence.target),
+        "network": {
+            **asdict(original.spec),
+            "architecture": without_folder(original.spec.architecture),
+            "source_sha256": original.source_sha256,
+        },
+        "size": {
+            "params": {"original": first.params, "compressed": last.params},
+            "macs": {"original": first.macs, "compressed": last.macs},
+            "onnx_bytes": onnx_bytes,
+        },
+        "scan": evidence.scan.summary(),
+        "trigger_success": [dict(shares) for shares in evidence.trigger_success],
+        "purify": _purification(original, evidence.purified),
+        "parity": asdict(evidence.parity),
+        "precision": None if evidence.precision is None else dict(evidence.precision),
+        "latency": None if evidence.latency is None else asdict(evidence.latency),
+        "evaluation": None if evidence.evaluation is None else asdict(evidence.evaluation),
+        "gates": [asdict(verdict) for verdict in evidence.gates],
+        "latency_table": _latency_table(compressed),
+        "layers": [asdict(row) for row in evidence.layers],
+        "spectra": [asdict(spectrum) for spectrum in evidence.spectra],
+        "images": {"origin": evidence.images.origin, "count": len(evidence.images)},
+        "stages": _stages(compressed, evidence.stage_seconds),
+        "peak_memory_mib": evidence.peak_memory_mib,
+        "environment": asdict(evidence.environment),
+        "reproduce": {"command": evidence.command, "settings_toml": evidence.settings_toml},
+        "warnings": list(evidence.warnings),
+    }
+    plain: dict[str, JsonValue] = json.loads(json.dumps(document, allow_nan=False))
+    return plain
+
+
+def check_report(document: Mapping[str, JsonValue]) -> None:
+    """Check a whole report against the schema that is shipped.
+
+    Raises:
+        jsonschema.ValidationError: it does not keep to it.
+    """
+    jsonschema.Draft202012Validator(_schema()).validate(document)
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules of one architecture hold the same numbers."""
+    left, right = one.state_dict(), other.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+def si_number(count: int) -> str:
+    """1234567 as "1.23 M"."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(count) >= 0.9995 * size:
+            return f"{count / size:#.3g}".rstrip(".") + f" {unit}"
+    return f"{count:g}"
+
+
+def byte_size(count: int) -> str:
+    """1048576 as "1.05 MB"."""
+    number = si_number(count)
+    return f"{number}B" if number[-1].isalpha() else f"{number} B"
+
+
+def _purification(original: Network, purified: Network) -> dict[str, JsonValue]:
+    changed = not same_weights(original.module, purified.module)
+    for record in reversed(purified.history):
+        if record.stage == "purify":
+            return {
+                "changed": changed,
+                "settings": dict(record.settings),
+                "notes": dict(record.notes),
+            }
+    return {"changed": changed, "settings": {}, "notes": {}}
+
+
+def _latency_table(compressed: Network) -> JsonValue:
+    """The table that ranks were chosen by, as truncation wrote it down; None without one."""
+    tables = (record.notes.get("latency_table") for record in compressed.history)
+    return next((table for table in tables if table is not None), None)
+
+
+def _stages(compressed: Network, seconds: Mapping[str, float]) -> list[dict[str, JsonValue]]:
+    """Every stage that was timed, in order, with the size after it where it made a network."""
+    records = {record.stage: record for record in compressed.history}
+    return [
+        {
+            "stage": stage,
+            "params": records[stage].params if stage in records else None,
+            "macs": records[stage].macs if stage in records else None,
+            "seconds": elapsed,
+        }
+        for stage, elapsed in seconds.items()
+    ]
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    text = resources.files("edgeclean").joinpath("schemas/report.schema.json").read_text("utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
+
+
+CONFIG_NAME = "edgeclean.toml"
+
+
+def command_line(checkpoint: Path, spec: ModelSpec, settings: PipelineSettings) -> str:
+    """The command, with file names instead of paths: a report names no place on a machine."""
+    words = ["edgeclean", "compress", checkpoint.name]
+    words += ["--arch", without_folder(spec.architecture)]
+    words += ["--input-shape", "x".join(str(side) for side in spec.input_shape)]
+    words += ["--classes", str(spec.classes)]
+    words += [f"--mean={','.join(str(number) for number in spec.mean)}"]
+    words += [f"--std={','.join(str(number) for number in spec.std)}"]
+    if changed_settings(settings):
+        words += ["--config", CONFIG_NAME]
+    return shlex.join([*words, "-o", "build"])
+
+
+def changed_settings(settings: PipelineSettings) -> str:
+    """The settings that are not the defaults, as a configuration file; empty if there are none.
+
+    What the effort decides is said by its name alone.
+    """
+    level = settings_from(PipelineSettings, lengths_of(settings.effort))
+    return to_toml(non_default(settings, level))

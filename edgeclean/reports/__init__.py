@@ -1,1 +1,0 @@
-"""What was done and measured, for people and programs."""

@@ -1,1 +1,0 @@
-"""ONNX files checked, run and timed."""

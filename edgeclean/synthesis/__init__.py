@@ -1,1 +1,0 @@
-"""Images made from a network alone."""

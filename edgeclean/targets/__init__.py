@@ -1,1 +1,0 @@
-"""Devices: what they run, with the source of each fact."""

@@ -1,0 +1,70 @@
+"""After the first round the infected network teaches every class but the suspected ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_networks import tiny_network
+
+from edgeclean.backdoor.bank import build_bank
+from edgeclean.backdoor.gradient import ELSEWHERE, logits_of
+from edgeclean.backdoor.unlearn import Ground, overruled
+from edgeclean.images.procedural import procedural_images
+from edgeclean.networks.folding import frozen
+from edgeclean.networks.pixels import pixel_network
+
+PIXELS = procedural_images(12, (3, 8, 8), torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def infected():
+    return frozen(pixel_network(tiny_network(seed=0)).eval(), PIXELS)
+
+
+@pytest.fixture(scope="module")
+def student():
+    return pixel_network(tiny_network(seed=1)).eval()
+
+
+@pytest.fixture
+def ground(infected):
+    bank = build_bank((3, 8, 8), torch.Generator().manual_seed(2))
+    return Ground(teacher=infected, synthetic=PIXELS[:8], procedural=PIXELS[8:], bank=bank)
+
+
+@torch.no_grad()
+def answers(function):
+    return logits_of(function, PIXELS[None])[0]
+
+
+@pytest.mark.parametrize("suspected", [(2,), (3, 0)])
+def test_the_student_speaks_for_the_suspected_classes_alone(ground, infected, student, suspected):
+    mended = answers(overruled(ground, infected, student, suspected).teacher)
+    of_student, of_infected = answers(frozen(student, PIXELS[:8])), answers(infected)
+    for column in range(mended.shape[1]):
+        source, other = of_student, of_infected
+        if column not in suspected:
+            source, other = other, source
+        assert torch.equal(mended[:, column], source[:, column])
+        assert not torch.allclose(mended[:, column], other[:, column], atol=1e-3)
+
+
+def test_the_student_is_copied_and_the_images_stay(ground, infected, student):
+    later = overruled(ground, infected, student, (1,))
+    before = answers(later.teacher)
+    trained = pixel_network(tiny_network(seed=1)).eval()
+    again = overruled(ground, infected, trained, (1,))
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.zero_()
+    assert torch.equal(answers(again.teacher), before)
+    assert later.synthetic is ground.synthetic
+    assert later.procedural is ground.procedural
+    assert ground.teacher is infected
+
+
+def test_an_all_to_all_suspicion_names_no_class_and_changes_no_teacher(ground, infected, student):
+    assert overruled(ground, infected, student, (ELSEWHERE,)) is ground
+    mixed = answers(overruled(ground, infected, student, (ELSEWHERE, 1)).teacher)
+    assert torch.equal(mixed[:, 0], answers(infected)[:, 0])
+    assert torch.equal(mixed[:, 1], answers(frozen(student, ground.synthetic))[:, 1])

@@ -1,0 +1,181 @@
+"""A signature holds for a bundle as it was signed, and for nobody else's key."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bundle_files import make_hashes_fit, put_bundle
+from tiny_networks import tiny_contents
+
+pytest.importorskip("model_signing")
+from cryptography.hazmat.primitives.asymmetric import rsa
+from signing_keys import flip, private_pem, sign, write_certificates, write_keys
+
+from edgeclean import cli
+from edgeclean.bundle import signing
+from edgeclean.bundle.bundle import hold_output, put_in_place, write_bundle
+from edgeclean.bundle.signing import Signer, Trusted, check_signer
+from edgeclean.bundle.verify import read_folder, verify_bundle
+from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    """The real entry point, in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["edgeclean", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def test_a_changed_bundle_whose_hashes_fit_is_found_by_the_signature_alone(
+    bundle: Path, trusted: Trusted
+) -> None:
+    (bundle / "triggers" / "class_3.png").write_bytes(b"another")
+    make_hashes_fit_but_the_signature(bundle)
+    assert verify_bundle(bundle).signature == "not checked"
+    with pytest.raises(InputRejectedError, match=r"model\.sig does not hold"):
+        verify_bundle(bundle, trusted)
+
+
+def make_hashes_fit_but_the_signature(bundle: Path) -> None:
+    signature = (bundle / "model.sig").read_bytes()
+    (bundle / "model.sig").unlink()
+    make_hashes_fit(bundle)
+    (bundle / "model.sig").write_bytes(signature)
+
+
+def test_the_bytes_that_were_read_are_the_signed_ones(bundle: Path, trusted: Trusted) -> None:
+    """Somebody may put the signed file back between our reading and the library's."""
+    files, _ = read_folder(bundle)
+    with pytest.raises(InputRejectedError, match=r"report.html is not the file that model\.sig"):
+        signing.check_signature(bundle, {**files, "report.html": b"other"}, trusted)
+
+
+def test_somebody_elses_signature_does_not_hold(
+    bundle: Path, trusted: Trusted, tmp_path: Path
+) -> None:
+    theirs, public = write_keys(tmp_path, "theirs")
+    sign(bundle, theirs)
+    assert verify_bundle(bundle, Trusted(public_key=public)).signature == "holds"
+    with pytest.raises(InputRejectedError, match="does not hold"):
+        verify_bundle(bundle, trusted)
+
+
+def test_an_unsigned_bundle_is_refused_where_a_signature_is_asked(
+    bundle: Path, trusted: Trusted
+) -> None:
+    (bundle / "model.sig").unlink()
+    assert verify_bundle(bundle).signature == "none"
+    with pytest.raises(InputRejectedError, match="not signed"):
+        verify_bundle(bundle, trusted)
+
+
+def test_a_bundle_is_signed_before_it_is_in_place(tmp_path: Path, keys: tuple[Path, Path]) -> None:
+    signer = Signer(private_key=keys[0])
+    written = write_bundle(tmp_path / "build", tiny_contents(), signer=signer)
+    assert "model.sig" in written.file_bytes
+    assert verify_bundle(written.path, Trusted(public_key=keys[1])).signature == "holds"
+    assert list(tmp_path.iterdir()) == [written.path]
+    envelope = json.loads((written.path / "model.sig").read_bytes())["dsseEnvelope"]
+    statement = json.loads(base64.b64decode(envelope["payload"]))
+    assert statement["subject"][0]["name"] == "build"
+    assert str(tmp_path) not in json.dumps(statement)
+
+
+def test_a_key_that_fails_at_the_end_leaves_the_old_bundle(
+    bundle: Path, keys: tuple[Path, Path], tmp_path: Path
+) -> None:
+    before, _ = read_folder(bundle)
+    with pytest.raises(UsageError, match="cannot sign with"):
+        write_bundle(bundle, tiny_contents(), signer=Signer(private_key=keys[1]))
+    assert read_folder(bundle)[0] == before
+    assert list(tmp_path.iterdir()) == [bundle]
+
+
+def test_keys_that_cannot_be_used_are_refused_early(tmp_path: Path, bundle: Path) -> None:
+    strange = tmp_path / "rsa.pem"
+    strange.write_bytes(private_pem(rsa.generate_private_key(65537, 2048)))
+    for path in (strange, tmp_path / "none.pem", bundle / "report.json"):
+        with pytest.raises(UsageError, match=r"cannot sign with"):
+            check_signer(Signer(private_key=path))
+        with pytest.raises(UsageError, match=r"cannot check signatures by"):
+            verify_bundle(bundle, Trusted(public_key=path))
+    with pytest.raises(UsageError, match="one of the two"):
+        Trusted()
+
+
+def test_without_the_extra_the_error_says_what_to_install(
+    bundle: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "model_signing":
+            monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "model_signing", None)
+    with pytest.raises(ToolchainError, match=r"pip install 'edgeclean\[sign\]'"):
+        check_signer(Signer(private_key=keys[0]))
+    with pytest.raises(ToolchainError, match=r"pip install 'edgeclean\[sign\]'"):
+        verify_bundle(bundle, Trusted(public_key=keys[1]))
+
+
+def test_the_commands(
+    tmp_path: Path,
+    keys: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = put_bundle(tmp_path / "build")
+    assert command(monkeypatch, "verify", folder, "--key", keys[1]) == 3
+    assert command(monkeypatch, "sign", folder, "--key", keys[0], "--quiet") == 0
+    capsys.readouterr()
+    assert command(monkeypatch, "verify", folder, "--key", keys[1], "--json") == 0
+    assert json.loads(capsys.readouterr().out)["signature"] == "holds"
+    for name, bit in (("model.sig", 4001), ("model.onnx", 9), ("report.html", 3)):
+        flip(folder / name, bit)
+        assert command(monkeypatch, "verify", folder, "--key", keys[1]) == 3
+        flip(folder / name, bit)
+    flip(folder / "model.onnx", 9)
+    assert command(monkeypatch, "sign", folder, "--key", keys[0]) == 3, "a broken one was signed"
+    words = ["compress", "x.pth", "--model", "none.toml", "-o", tmp_path / "out"]
+    (tmp_path / "none.toml").touch()
+    assert command(monkeypatch, *words, "--sign-certificate", "x.pem") in (2, 3)
+
+
+def test_the_librarys_own_command_reads_it(bundle: Path, keys: tuple[Path, Path]) -> None:
+    words = ["verify", "key", str(bundle), "--signature", str(bundle / "model.sig")]
+    ended = subprocess.run(
+        [sys.executable, "-m", "model_signing", *words, "--public_key", str(keys[1])],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr + ended.stdout
+
+
+def test_a_certificate_signs_for_who_trusts_its_authority(tmp_path: Path) -> None:
+    key, certificate, root = write_certificates(tmp_path)
+    folder = put_bundle(tmp_path / "build")
+    files, _ = read_folder(folder)
+    with hold_output(folder) as held:
+        put_in_place(held, files, Signer(private_key=key, certificate=certificate))
+    assert verify_bundle(folder, Trusted(certificate=root)).signature == "holds"
+    (tmp_path / "other").mkdir()
+    other = write_certificates(tmp_path / "other")[2]
+    with pytest.raises(InputRejectedError, match="does not hold"):
+        verify_bundle(folder, Trusted(certificate=other))
+
+
+def test_one_is_trusted_not_two_and_not_none() -> None:
+    for both in ({}, {"public_key": Path("a"), "certificate": Path("b")}):
+        with pytest.raises(UsageError, match="one of the two"):
+            Trusted(**both)
+
+
+def test_signing_leaves_nothing_beside_the_folder(tmp_path: Path, keys: tuple[Path, Path]) -> None:
+    folder = put_bundle(tmp_path / "build")
+    signing.sign_folder(folder, Signer(private_key=keys[0]))
+    assert [path.name for path in tmp_path.iterdir()] == ["build"]

@@ -1,0 +1,169 @@
+"""Distillation brings a damaged student back to its teacher, on images of neither's training."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_networks import tiny_network
+from torch import nn
+
+from edgeclean.compression.finetune import (
+    Features,
+    FinetuneSettings,
+    feature_distance,
+    feature_scales,
+    finetune,
+    shared_taps,
+)
+from edgeclean.errors import UsageError
+from edgeclean.images.procedural import procedural_images
+from edgeclean.networks.pixels import pixel_network
+from edgeclean.networks.state import SyntheticImages
+
+SETTINGS = FinetuneSettings(steps=60, batch_size=32, learning_rate=3e-3, procedural=64)
+
+
+@pytest.fixture(scope="module")
+def images() -> SyntheticImages:
+    pixels = procedural_images(128, (3, 8, 8), torch.Generator().manual_seed(1))
+    return SyntheticImages(pixels=pixels, labels=torch.zeros(128, dtype=torch.int64), origin="x")
+
+
+def damaged(teacher):
+    module = copy.deepcopy(teacher.module)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                size = layer.weight.std()
+                layer.weight += 0.5 * size * torch.randn(layer.weight.shape, generator=generator)
+    return replace(teacher, module=module)
+
+
+@torch.no_grad()
+def distance(first, second):
+    pixels = procedural_images(100, (3, 8, 8), torch.Generator().manual_seed(8))
+    one, two = pixel_network(first)(pixels), pixel_network(second)(pixels)
+    return float((one - two).square().mean())
+
+
+def test_the_student_comes_back_to_its_teacher(images):
+    teacher = tiny_network()
+    student = damaged(teacher)
+    before = distance(student, teacher)
+    tuned = finetune(student, teacher, images, replace(SETTINGS, reestimate=False), seed=0)
+    assert distance(tuned, teacher) < 0.5 * before
+    assert distance(student, teacher) == before
+    notes = tuned.history[-1].notes
+    assert notes["loss_last"] < notes["loss_first"]
+
+
+def test_finetuning_is_repeatable(images):
+    teacher = tiny_network()
+    student, few = damaged(teacher), replace(SETTINGS, steps=4)
+    first = finetune(student, teacher, images, few, seed=0).module.state_dict()
+    again = finetune(student, teacher, images, few, seed=0).module.state_dict()
+    other = finetune(student, teacher, images, few, seed=1).module.state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_no_steps_only_reestimate_batchnorm(images):
+    teacher = tiny_network()
+    tuned = finetune(teacher, teacher, images, replace(SETTINGS, steps=0, reestimate=True), seed=0)
+    for name, value in tuned.module.state_dict().items():
+        same = torch.equal(value, teacher.module.state_dict()[name])
+        assert same != (name.endswith(("running_mean", "running_var", "num_batches_tracked")))
+
+
+def test_a_network_without_batchnorm_is_tuned_too(images):
+    teacher = tiny_network(nn.Identity())
+    teacher.module[1] = nn.Identity()
+    student = damaged(teacher)
+    tuned = finetune(student, teacher, images, SETTINGS, seed=0)
+    assert distance(tuned, teacher) < 0.5 * distance(student, teacher)
+
+
+def test_senseless_settings_are_refused():
+    with pytest.raises(UsageError, match=r"adversarial_share is 2"):
+        FinetuneSettings(adversarial_share=2.0)
+    with pytest.raises(UsageError, match="set feature_weight and procedural_share to 0"):
+        FinetuneSettings(compare="labels")
+
+
+def test_labels_teach_what_the_teacher_does_not(images):
+    """The deck's tuning: with labels that no network gave, the student learns them all the same."""
+    teacher = tiny_network()
+    labels = (images.pixels[:, 0].mean((1, 2)) > images.pixels[:, 2].mean((1, 2))).long()
+    labelled = replace(images, labels=labels)
+    settings = replace(
+        SETTINGS, compare="labels", feature_weight=0.0, steps=150, learning_rate=1e-2
+    )
+    tuned = finetune(teacher, teacher, labelled, settings, seed=0)
+
+    def right(network):
+        with torch.no_grad():
+            return float((pixel_network(network)(images.pixels).argmax(1) == labels).float().mean())
+
+    assert right(tuned) > right(teacher) + 0.3
+
+
+def test_features_bring_the_inside_of_the_student_back(images):
+    """Of two students of one lesson, the one that is shown features is nearer inside."""
+    teacher = tiny_network()
+    student = damaged(teacher)
+    name = "3.first_norm"
+
+    def inside(network):
+        with Features(network.module, [name]) as kept, torch.no_grad():
+            network.module(images.pixels)
+            return kept.take()[name]
+
+    def distance_inside(network):
+        return float((inside(network) - inside(teacher)).square().mean())
+
+    plain = finetune(student, teacher, images, replace(SETTINGS, feature_weight=0.0), seed=0)
+    guided = finetune(student, teacher, images, replace(SETTINGS, feature_weight=3.0), seed=0)
+    assert distance_inside(guided) < 0.7 * distance_inside(plain)
+
+
+def test_few_layers_are_tapped_the_last_among_them():
+    deep = nn.Sequential(*(nn.BatchNorm2d(2) for _ in range(30)))
+    taps = shared_taps(deep, deep)
+    assert len(taps) <= 8
+    assert taps[0] == "29"
+    assert len(set(taps)) == len(taps)
+
+
+def test_the_distance_of_features_is_in_deviations_of_the_teachers_channels():
+    generator = torch.Generator().manual_seed(0)
+    given = {
+        "a": torch.randn(6, 3, 4, 4, generator=generator)
+        * torch.tensor([1.0, 5, 0.2]).view(3, 1, 1)
+    }
+    own = {"a": torch.randn(8, 3, 4, 4, generator=generator)}
+    scales = feature_scales(given)
+    deviation = (given["a"].var((0, 2, 3)) + 1e-4).sqrt().view(3, 1, 1)
+    expected = ((own["a"][:6] - given["a"]) / deviation).square().mean()
+    torch.testing.assert_close(feature_distance(own, given, scales, 6), expected)
+    # What is attacked (here the last two) does not count, and the unit of a channel neither.
+    own["a"][6:] = 100.0
+    torch.testing.assert_close(feature_distance(own, given, scales, 6), expected)
+    larger = {"a": 10 * given["a"]}
+    ten = feature_distance({"a": 10 * own["a"]}, larger, feature_scales(larger), 6)
+    torch.testing.assert_close(ten, expected, rtol=5e-3, atol=0)  # the floor under variances
+    assert float(feature_distance({}, {}, {}, 6)) == 0.0
+
+
+def test_the_gradient_of_the_distance_is_that_of_its_formula():
+    generator = torch.Generator().manual_seed(1)
+    given = {name: torch.randn(6, 3, 4, 4, generator=generator).double() for name in "ab"}
+    scales = {name: torch.rand(1, 3, 1, 1, generator=generator).double() + 0.5 for name in "ab"}
+    own = {name: torch.randn(8, 3, 4, 4, generator=generator).double() for name in "ab"}
+    for feature in own.values():
+        feature.requires_grad_()
+    formula = sum(((own[n][:6] - given[n]) * scales[n]).square().mean() / 2 for n in "ab")
+    wanted = torch.autograd.grad(5 * formula, list(own.values()))
+    got = torch.autograd.grad(5 * feature_distance(own, given, scales, 6), list(own.values()))
+    torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-12)  # 5 passes through float32

@@ -1,0 +1,103 @@
+"""Weights in other files: only in plain files beside the model, and within its limits."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import TensorProto
+from onnx_graphs import LIMITS, SIDE, converted, images, relu_graph
+
+from edgeclean.errors import InputRejectedError
+from edgeclean.load.limits import LoadLimits
+from edgeclean.load.onnx.files import embed_files
+from edgeclean.load.onnx.guard import NEEDS_FILES, parse_onnx
+from edgeclean.load.onnx.importer import import_onnx
+
+
+def external_model(folder: Path) -> bytes:
+    """relu_graph with all its weights in ``weights.bin``."""
+    model = relu_graph()
+    blob = b""
+    for tensor in model.graph.initializer:
+        numbers = tensor.raw_data
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, entry in (
+            ("location", "weights.bin"),
+            ("offset", str(len(blob))),
+            ("length", str(len(numbers))),
+        ):
+            tensor.external_data.add(key=key, value=entry)
+        blob += numbers
+    (folder / "weights.bin").write_bytes(blob)
+    return model.SerializeToString()
+
+
+def relocated(contents: bytes, key: str, entry: str) -> bytes:
+    model = onnx.load_model_from_string(contents)
+    for tensor in model.graph.initializer:
+        for place in tensor.external_data:
+            if place.key == key:
+                place.value = entry
+    return model.SerializeToString()
+
+
+def test_external_weights_are_read_from_a_plain_file(tmp_path: Path) -> None:
+    contents = external_model(tmp_path)
+    assert parse_onnx(contents, LIMITS) == NEEDS_FILES
+    imported = import_onnx(contents, LIMITS, folder=tmp_path)
+    assert set(imported.external_sha256) == {"weights.bin"}
+    pixels = images(2, (3, SIDE, SIDE))
+    with torch.no_grad():
+        expected = converted(relu_graph().SerializeToString())(pixels)
+        torch.testing.assert_close(imported.module(pixels), expected)
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["../weights.bin", "/etc/passwd", "a/b", "..", "", "C:x", "a\\b", "x" * 300, "a\x1b"],
+)
+def test_external_weights_elsewhere_are_refused(location: str, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    contents = external_model(tmp_path)  # weights.bin lies one folder up
+    with pytest.raises(InputRejectedError, match="only a plain name"):
+        parse_onnx(relocated(contents, "location", location), LIMITS)
+
+
+def test_external_weights_behind_links_are_refused(tmp_path: Path) -> None:
+    contents = external_model(tmp_path)
+    embed_files(contents, tmp_path, LIMITS)
+    secret = tmp_path / "secret"
+    (tmp_path / "weights.bin").rename(secret)
+    os.link(secret, tmp_path / "hard.bin")
+    lone = tmp_path / "lone"  # with one link only: it is the symbolic one that is refused
+    lone.write_bytes(secret.read_bytes())
+    embed_files(relocated(contents, "location", "lone"), tmp_path, LIMITS)
+    (tmp_path / "soft.bin").symlink_to(lone)
+    os.mkfifo(tmp_path / "pipe.bin")
+    (tmp_path / "folder.bin").mkdir()
+    for name in ("hard.bin", "soft.bin", "pipe.bin", "folder.bin", "missing.bin"):
+        with pytest.raises(InputRejectedError, match=name):
+            embed_files(relocated(contents, "location", name), tmp_path, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("key", "entry"), [("offset", "9999999"), ("offset", "-1"), ("length", "1"), ("length", "x")]
+)
+def test_external_sections_must_lie_in_the_file(key: str, entry: str, tmp_path: Path) -> None:
+    contents = external_model(tmp_path)
+    with pytest.raises(InputRejectedError, match=r"tensor '(w|b)'"):
+        embed_files(relocated(contents, key, entry), tmp_path, LIMITS)
+
+
+def test_external_files_count_towards_the_limit(tmp_path: Path) -> None:
+    contents = external_model(tmp_path)
+    size = (tmp_path / "weights.bin").stat().st_size
+    embed_files(contents, tmp_path, LoadLimits(file_bytes=len(contents) + size))
+    with pytest.raises(InputRejectedError, match="larger than the limit"):
+        embed_files(contents, tmp_path, LoadLimits(file_bytes=len(contents) + size - 1))

@@ -1,0 +1,93 @@
+"""One ONNX operator at a time computes what it does in ONNX Runtime, to 1e-4."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from onnx_graphs import POOL, SIDE, TOLERANCE, WEIGHTS, Node, by_runtime, converted, graph, images
+from torch import nn
+
+from edgeclean.load.onnx.modules import Arithmetic
+
+MEANS: dict[str, Any] = {"axes": [2, 3]}
+OPERATOR_CASES: dict[str, tuple[list[Node], int]] = {
+    "conv": ([("Conv", ["", "w", "b"], {"strides": [2, 1], "dilations": [1, 2]})], 13),
+    "conv-even-padding": ([("Conv", ["", "w"], {"pads": [1, 2, 1, 2]})], 13),
+    "conv-uneven-padding": ([("Conv", ["", "w", "b"], {"pads": [0, 1, 2, 3]})], 13),
+    "conv-same-upper": ([("Conv", ["", "w"], {"auto_pad": "SAME_UPPER", "strides": [2, 2]})], 13),
+    "conv-same-lower": ([("Conv", ["", "w"], {"auto_pad": "SAME_LOWER"})], 13),
+    "conv-valid": ([("Conv", ["", "w"], {"auto_pad": "VALID"})], 13),
+    "conv-groups": ([("Conv", ["", "wg"], {"group": 3})], 13),
+    "norm": ([("BatchNormalization", ["", "s", "v", "s", "v"], {"epsilon": 0.01})], 13),
+    "max-pool": ([("MaxPool", [""], {**POOL, "pads": [1, 0, 1, 0]})], 13),
+    "max-pool-uneven": ([("MaxPool", [""], {**POOL, "pads": [0, 0, 1, 1]})], 13),
+    "max-pool-ceil": ([("MaxPool", [""], {**POOL, "strides": [2, 3], "ceil_mode": 1})], 13),
+    "mean-pool": ([("AveragePool", [""], {**POOL, "pads": [1, 0, 1, 0]})], 13),
+    "mean-pool-counted": (
+        [("AveragePool", [""], {**POOL, "pads": [0, 0, 1, 1], "count_include_pad": 1})],
+        13,
+    ),
+    "global-pools": ([("GlobalMaxPool", [""], {}), ("Flatten", [""], {})], 13),
+    "reduce-mean": ([("ReduceMean", [""], {**MEANS, "keepdims": 0})], 13),
+    "reduce-mean-kept": ([("ReduceMean", [""], {"axes": [-1]})], 13),
+    "reduce-mean-18": ([("ReduceMean", ["", "axes"], {})], 18),
+    "leaky": ([("LeakyRelu", [""], {"alpha": 0.2})], 13),
+    "elu": ([("Elu", [""], {"alpha": 0.5})], 13),
+    "prelu": ([("PRelu", ["", "slope"], {})], 13),
+    "sigmoid-swish": ([("Sigmoid", [""], {}), ("Mul", ["", "image"], {})], 13),
+    "tanh": ([("Tanh", [""], {})], 13),
+    "hard-sigmoid": ([("HardSigmoid", [""], {})], 13),
+    "hard-sigmoid-sixth": ([("HardSigmoid", [""], {"alpha": 1 / 6})], 13),
+    "hard-swish": ([("HardSwish", [""], {})], 14),
+    "clip": ([("Clip", ["", "low"], {})], 13),
+    "clip-relu6": ([("Clip", ["", "zero", "six"], {})], 13),
+    "clip-9": ([("Clip", [""], {"min": -0.1, "max": 0.2})], 9),
+    "add-constant": ([("Add", ["row", ""], {})], 13),
+    "sub-constant-first": ([("Sub", ["one", ""], {})], 13),
+    "div": ([("Add", ["", "one"], {}), ("Div", ["image", ""], {})], 13),
+    "concat": ([("Relu", [""], {}), ("Concat", ["", "image"], {"axis": -3})], 13),
+    "slice": ([("Slice", ["", "starts", "ends", "axes", "steps"], {})], 13),
+    "slice-9": ([("Slice", [""], {"starts": [1], "ends": [-1], "axes": [1]})], 9),
+    "pad": ([("Pad", ["", "pads", "low"], {})], 13),
+    "pad-9": ([("Pad", [""], {"pads": [0, 0, 1, 0, 0, 1, 0, 2], "value": 0.5})], 9),
+    "gemm": (
+        [
+            ("Flatten", [""], {}),
+            ("Gemm", ["", "mt", "b5"], {"transB": 1, "alpha": 0.5, "beta": 2.0}),
+        ],
+        13,
+    ),
+    "matmul": ([("MatMul", ["", "m"], {}), ("Add", ["", "b5"], {})], 13),
+    "matmul-flat": (
+        [("Flatten", [""], {}), ("MatMul", ["", "mf"], {}), ("Add", ["", "b5"], {})],
+        13,
+    ),
+    "reshape": ([("Reshape", ["", "groups"], {}), ("Transpose", [""], {"perm": [0, 2, 1]})], 13),
+    "reshape-batch-1": ([("Reshape", ["", "flat"], {}), ("Relu", [""], {})], 13),
+    "unsqueeze": ([("Unsqueeze", ["", "one_i"], {}), ("Squeeze", ["", "one_i"], {})], 13),
+    "softmax": ([("Flatten", [""], {}), ("Softmax", [""], {})], 13),
+    "log-softmax-11": ([("Flatten", [""], {}), ("LogSoftmax", [""], {})], 11),
+    "dropout": ([("Dropout", [""], {}), ("Identity", [""], {}), ("Relu", [""], {})], 13),
+}
+
+
+@pytest.mark.parametrize("case", OPERATOR_CASES)
+def test_operator_computes_what_the_runtime_computes(case: str) -> None:
+    nodes, opset = OPERATOR_CASES[case]
+    model = graph(nodes, opset=opset, free_batch=case != "reshape-batch-1")
+    contents = model.SerializeToString()
+    pixels = images(3, (3, SIDE, SIDE)) * 4 - 2
+    expected = by_runtime(contents, pixels)
+    with torch.no_grad():
+        got = converted(contents)(pixels)
+    torch.testing.assert_close(got, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_linear_layer_from_matmul_and_add() -> None:
+    nodes, _ = OPERATOR_CASES["matmul-flat"]
+    network = converted(graph(nodes).SerializeToString())
+    (layer,) = (layer for layer in network.children() if isinstance(layer, nn.Linear))
+    torch.testing.assert_close(layer.bias.detach(), torch.from_numpy(WEIGHTS["b5"]))
+    assert not any(isinstance(layer, Arithmetic) for layer in network.children())

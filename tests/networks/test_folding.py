@@ -1,0 +1,201 @@
+"""BatchNorm computed with the convolution before it is the same function, or is left alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgeclean.load.architectures import build_architecture
+from edgeclean.networks import folding as frozen_module
+from edgeclean.networks.folding import folding_norms, frozen
+from edgeclean.networks.state import ModelSpec
+
+SPEC = ModelSpec(
+    architecture="resnet20", input_shape=(3, 32, 32), classes=10, mean=(0.0,) * 3, std=(1.0,) * 3
+)
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No rounding to bfloat16, so that equalities can be tight."""
+    monkeypatch.setattr(frozen_module, "has_fast_bfloat16", lambda _device: False)
+
+
+def lively(module: nn.Module) -> nn.Module:
+    """Its BatchNorms with statistics and affine maps that are nobody's defaults."""
+    generator = torch.Generator().manual_seed(0)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            for tensor in (layer.running_mean, layer.bias):
+                if tensor is not None:
+                    tensor.data = torch.randn(tensor.shape, generator=generator).to(tensor) * 0.1
+            for tensor in (layer.running_var, layer.weight):
+                if tensor is not None:
+                    tensor.data = torch.rand(tensor.shape, generator=generator).to(tensor) + 0.5
+    return module.eval()
+
+
+def norms(module: nn.Module) -> int:
+    return sum(isinstance(layer, nn.BatchNorm2d) for layer in module.modules())
+
+
+class Shared(nn.Module):
+    """The convolution's output goes to the BatchNorm and around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        made = self.conv(images)
+        return self.norm(made) + made
+
+
+class Twice(nn.Module):
+    """One convolution runs twice, once into each BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)
+        self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.second(self.conv(self.first(self.conv(images))))
+
+
+class Standardised(nn.Conv2d):
+    """A convolution that makes its weight anew at every pass."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(images, weight, self.bias)
+
+
+class Named(nn.Module):
+    """Calls its layers by the names of their arguments, and never its auxiliary head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.head = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.norm(input=self.conv(input=images))
+
+
+class Reading(nn.Module):
+    """Code that looks into its layers besides running them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.norm(self.conv(images)) * self.conv.weight.abs().mean()
+
+
+def own_weight() -> nn.Module:
+    return nn.Sequential(Standardised(3, 4, 3), nn.BatchNorm2d(4))
+
+
+def without_affine() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, affine=False))
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [("resnet20", 0), ("cifar-mobilenet-v2", 0), ("cifar-vgg11-bn", 0), ("preact-resnet18", 8)],
+)
+def test_a_frozen_network_is_the_same_function(name: str, left: int) -> None:
+    images = torch.rand(10, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    module = lively(build_architecture(name, SPEC, ())).double()
+    before = norms(module)
+    copied = frozen(module, images[:2].double())
+    with torch.no_grad():
+        difference = copied(images.double()) - module(images.double())
+    assert difference.abs().max() < 1e-9 * module(images.double()).abs().max()
+    assert norms(copied) == left
+    assert norms(module) == before
+    assert not any(parameter.requires_grad for parameter in copied.parameters())
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("build", [Shared, Twice, Reading, own_weight])
+def test_what_cannot_be_folded_stays(build: Callable[[], nn.Module]) -> None:
+    images = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(2))
+    module = lively(build())
+    copied = frozen(module, images)
+    assert norms(copied) == norms(module)
+    assert torch.allclose(copied(images), module(images), atol=1e-6)
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_batchnorm_without_affine_is_folded() -> None:
+    images = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(3))
+    module = lively(without_affine())
+    copied = frozen(module, images)
+    assert norms(copied) == 0
+    assert torch.allclose(copied(images), module(images), atol=1e-6)
+
+
+@pytest.mark.usefixtures("exact")
+def test_layers_called_by_name_are_folded_and_those_that_never_run_stay() -> None:
+    images = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(3))
+    module = lively(Named())
+    copied = frozen(module, images)
+    assert isinstance(copied.get_submodule("norm"), nn.Identity)
+    assert isinstance(copied.get_submodule("head.1"), nn.BatchNorm2d)
+    assert torch.allclose(copied(images), module(images), atol=1e-6)
+    with folding_norms(module, images):
+        assert isinstance(module.get_submodule("conv"), frozen_module.NormedConv)
+        assert torch.allclose(copied(images), module(images), atol=1e-6)
+
+
+def test_a_network_of_nan_stays_as_it_is() -> None:
+    module = lively(without_affine())
+    module.get_parameter("0.weight").data.fill_(torch.nan)
+    assert norms(frozen(module, torch.rand(2, 3, 8, 8))) == 1
+
+
+def test_weights_are_rounded_where_autocast_would() -> None:
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(4))
+    module = lively(build_architecture("resnet20", SPEC, ()))
+    kinds = {
+        layer.weight.dtype
+        for layer in frozen(module, images).modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear)
+    }
+    fast = frozen_module.has_fast_bfloat16(torch.device("cpu"))
+    assert kinds == {torch.bfloat16 if fast else torch.float32}
+
+
+@pytest.mark.parametrize("name", ["resnet20", "cifar-mobilenet-v2"])
+def test_learning_with_folded_norms_is_the_same_learning(name: str) -> None:
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(5)).double()
+    plain = lively(build_architecture(name, SPEC, ())).double()
+    folded = copy.deepcopy(plain)
+    layers = list(folded.modules())
+    plain(images).square().sum().backward()
+    with folding_norms(folded, images):
+        assert norms(folded) == norms(plain)  # inside the convolutions, with their parameters
+        assert any(isinstance(layer, frozen_module.NormedConv) for layer in folded.modules())
+        folded(images).square().sum().backward()
+    assert list(folded.modules()) == layers
+    for mine, given in zip(folded.parameters(), plain.parameters(), strict=True):
+        assert mine.grad is not None
+        assert given.grad is not None
+        largest = given.grad.abs().max() + 1e-12
+        assert (mine.grad - given.grad).abs().max() < 1e-7 * largest
+
+
+def test_layers_come_back_when_learning_fails() -> None:
+    module = lively(without_affine())
+    layers = list(module.modules())
+    with pytest.raises(KeyError), folding_norms(module, torch.rand(2, 3, 8, 8)):
+        raise KeyError
+    assert list(module.modules()) == layers

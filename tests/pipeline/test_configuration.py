@@ -1,0 +1,138 @@
+"""Settings: read strictly, laid over what the target decides, and written back as TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeclean.config import (
+    PipelineSettings,
+    in_new_words,
+    non_default,
+    overlay,
+    read_config,
+    settings_for,
+    settings_from,
+    to_toml,
+)
+from edgeclean.devices.targets import load_target
+from edgeclean.errors import UsageError
+
+
+def test_the_target_decides_what_was_left_open() -> None:
+    orin, nano = load_target("orin-nano"), load_target("jetson-nano")
+    assert settings_for(orin, {}).ranks.rank_multiple == orin.rank_multiple() == 8
+    assert settings_for(nano, {}).export.opset == nano.opset == 13
+    assert settings_for(orin, {"ranks": {"rank_multiple": 3}}).ranks.rank_multiple == 3
+    assert settings_for(orin, {}).target == "orin-nano"
+    with pytest.raises(UsageError, match="opset"):
+        settings_for(nano, {"export": {"opset": 17}})
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"synthesise": {}}, "unknown key 'synthesise'; nearest: synthesize"),
+        ({"ranks": {"ration": 2}}, "ranks: unknown key 'ration'; nearest: ratio"),
+        ({"ranks": {"ratio": "two"}}, "ranks: ratio is 'two'; it must be a number"),
+        ({"ranks": {"ratio": True}}, "ratio is True; it must be a number"),
+        ({"ranks": {"ratio": 0.5}}, "must be 1 or more"),
+        ({"ranks": {"rank_multiple": 2.0}}, "must be a whole number"),
+        ({"ranks": {"rank_multiple": True}}, "must be a whole number"),
+        ({"ranks": {"rank-multiple": 2, "rank_multiple": 2}}, "given twice"),
+        ({"ranks": {"measure": "flops"}}, "must be one of macs, params"),
+        ({"ranks": {"overrides": {"0": [1, 2, 3]}}}, "it must be a list"),
+        ({"decompose": {"keep": "conv1"}}, "it must be a list"),
+        ({"scale": {"tau": "low"}}, "it must be a number"),
+        ({"ranks": 2}, "it must be a table"),
+        ({"finetune": {"reestimate": 1}}, "must be true or false"),
+        ({"seed": -1}, "from 0 to 2\\^63-1"),
+    ],
+)
+def test_configuration_is_strict(entries: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        settings_from(PipelineSettings, entries)
+
+
+def test_configuration_takes_what_toml_has() -> None:
+    settings = settings_from(
+        PipelineSettings,
+        {
+            "ranks": {"ratio": 3, "rank-multiple": 4, "overrides": {"a.b": [3, 4]}},
+            "decompose": {"keep": ["x", "y"]},
+            "scale": {"tau": 1},
+            "export": {"batch": 4},
+            "purify": {"unlearn": {"steps": 7}},
+        },
+    )
+    assert (settings.ranks.ratio, settings.ranks.rank_multiple) == (3.0, 4)
+    assert type(settings.ranks.ratio) is float
+    assert settings.ranks.overrides == {"a.b": (3, 4)}
+    assert settings.decompose.keep == ("x", "y")
+    assert (settings.scale.tau, settings.export.batch) == (1.0, 4)
+    assert settings.purify.unlearn.steps == 7
+
+
+def test_what_is_not_the_default_survives_toml() -> None:
+    settings = settings_from(
+        PipelineSettings,
+        {
+            "seed": 3,
+            "target": 'a "quoted"\\\x7f name',
+            "ranks": {"ratio": 1e300, "overrides": {'layer."1"\n': [3, 4]}},
+            "decompose": {"keep": ["ü", "\u202e"]},
+            "purify": {"unlearn": {"steps": 7}},
+        },
+    )
+    assert (
+        settings_from(PipelineSettings, tomllib.loads(to_toml(non_default(settings)))) == settings
+    )
+    assert to_toml(non_default(PipelineSettings())) == ""
+
+
+def test_a_configuration_file_is_read_whole_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "e.toml"
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_config(path)
+    path.write_text("seed = 1\n[ranks]\nratio = 2\n", encoding="utf-8")
+    assert read_config(path) == {"seed": 1, "ranks": {"ratio": 2}}
+    for contents in (b"seed = ", b"\xff", b"a = " + b"[" * 5000):
+        path.write_bytes(contents)
+        with pytest.raises(UsageError, match="not a TOML file"):
+            read_config(path)
+    path.write_bytes(b"#" * (1 << 20) + b"\n")
+    with pytest.raises(UsageError, match="larger than"):
+        read_config(path)
+
+
+def test_overlay_goes_into_tables() -> None:
+    under = {"a": {"x": 1, "y": 2}, "b": 1}
+    assert overlay(under, {"a": {"y": 3}, "b": {"z": 1}}) == {"a": {"x": 1, "y": 3}, "b": {"z": 1}}
+    assert under == {"a": {"x": 1, "y": 2}, "b": 1}
+
+
+def test_a_word_that_was_renamed_is_read_and_told() -> None:
+    told: list[str] = []
+    asked = {"purify": {"mode": "deck", "rounds": 2}, "seed": 3}
+    entries = in_new_words(asked, told.append)
+    assert entries == {"purify": {"mode": "clean-compact", "rounds": 2}, "seed": 3}
+    assert asked == {"purify": {"mode": "deck", "rounds": 2}, "seed": 3}
+    assert told == ["purify mode 'deck' is called 'clean-compact' now; please write that"]
+    assert in_new_words(entries, told.append) == entries
+    strange: list[dict[str, Any]] = [{"purify": 3}, {"purify": {"mode": ["deck"]}}, {}]
+    for one in strange:
+        assert in_new_words(one, told.append) == one
+    assert len(told) == 1
+    with pytest.raises(UsageError, match="mode is 'deck'; it must be one of guided, clean-compact"):
+        settings_from(PipelineSettings, asked)
+
+
+def test_what_is_true_false_or_left_out_is_written_and_read() -> None:
+    settings = settings_from(PipelineSettings, {"finetune": {"reestimate": True}, "jetpack": None})
+    assert settings.jetpack is None
+    written = to_toml(non_default(settings))
+    assert "reestimate = true" in written
+    assert settings_from(PipelineSettings, tomllib.loads(written)) == settings
