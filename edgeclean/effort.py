@@ -3,9 +3,9 @@
 ``standard`` is what the settings' own defaults say; the other levels are what they change of them.
 No length was chosen by what it does to one network: ``quick`` is about a quarter of the work of a
 run, ``thorough`` about twice, by the counts that multiply: images, steps, restarts. Two lengths
-``quick`` leaves nearly whole: a search's steps, whose cost settles only after some 80 (with half of
-them it overlooked a backdoor), and a round of unlearning. But it starts each search once and makes
-one round, where the others search again afterwards: what that would find stays in the network.
+``quick`` cuts least: a search's steps, whose cost settles only after some 80 (with half of them it
+overlooked a backdoor), and a round of unlearning. But it starts each search once and makes one
+round, where the others search again afterwards: what that would find stays in the network.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ LENGTHS: Mapping[Effort, Mapping[str, Any]] = {
             "restarts": 2,
             "candidates": 1250,
             "procedural": 256,
+            "unlearn": {"steps": 80},
         },
         "ranks": {"images": 48},
-        "finetune": {"steps": 300},
+        "finetune": {"steps": 240},
     },
     "standard": {},
     "thorough": {
