@@ -274,7 +274,7 @@ class _Training:
     def _batch(
         self, generator: torch.Generator
     ) -> tuple[Float[Tensor, "n c h w"], Int[Tensor, " n"]]:
-        """Synthetic and procedural images, augmented and mixed, and the synthetic ones' labels."""
+        """Synthetic and procedural images, augmented and mixed, and, where compared, labels."""
         size = self._settings.batch_size
         prior = round(size * self._settings.procedural_share)
         rows = torch.randint(len(self._synthetic), (size - prior,), generator=generator)
@@ -285,7 +285,7 @@ class _Training:
         if self._settings.compare == "labels":  # a mixture has none, and nothing is procedural
             return self._placed(pixels), self._synthetic.labels[rows][order]
         pixels = patched(mixed(pixels, generator), generator)
-        return self._placed(pixels), self._synthetic.labels[rows]
+        return self._placed(pixels), torch.zeros(size, dtype=torch.int64)
 
     def _learn(self, own: Features, given: Features, generator: torch.Generator) -> float:
         """The gradients of a new batch, in parts that fit into memory, and its loss."""
