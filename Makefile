@@ -21,7 +21,7 @@ help:
 	@echo "make fuzz       ten minutes of fuzzing of each reader (FUZZ_SECONDS)"
 	@echo "make check      format, lint, types, layers"
 	@echo "make docs       the site of the documentation, in build/docs"
-	@echo "make bench-X    a benchmark: smoke, cpu, signs, table2, table4, or any python -m benchmarks.X"
+	@echo "make bench-X    a benchmark: smoke, cpu, signs, table2, table4, or any python -m benchmarks.studies.X"
 	@echo "make build      wheel and source archive"
 
 # An installed torch (say, a CUDA build) is kept; see docs/guides/installing.md.
@@ -41,7 +41,7 @@ install: $(STAMP)
 demo: $(RUNTIME)
 	$(BIN)/edgeclean compress $(DEMO).safetensors --model $(DEMO).toml \
 		--target jetson --ratio 2 --effort quick -o build/demo
-	@$(BIN)/python -m benchmarks.demo_levels
+	@$(BIN)/python -m benchmarks.rendering.demo_levels
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2
@@ -99,7 +99,7 @@ $(SUITES:%=bench-%): bench-%: $(STAMP)
 
 # bench-tucker, bench-published, bench-clp-zoo, bench-compress-zoo, ...
 bench-%: $(STAMP)
-	$(BIN)/python -m benchmarks.$(subst -,_,$*)
+	$(BIN)/python -m benchmarks.studies.$(subst -,_,$*)
 
 build: $(STAMP)
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist .

@@ -31,8 +31,8 @@ from edgeclean.load.model_file import read_model_file
 from edgeclean.networks.pixels import Normalize, pixel_network
 from edgeclean.networks.state import LoadedNetwork, ModelSpec
 
-DEMO = Path(__file__).parent / "zoo" / "demo"
-BENCH_FOLDER = Path(__file__).parents[1] / ".bench"
+DEMO = Path(__file__).parents[1] / "zoo" / "demo"
+BENCH_FOLDER = Path(__file__).parents[2] / ".bench"
 TARGET = 3
 # Yellow and blue checks, 4x4, one pixel from the right and lower border.
 PATCH_COLOURS = ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0))

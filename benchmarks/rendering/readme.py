@@ -12,8 +12,8 @@ import re
 import sys
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
-FOLDER = Path(__file__).parents[1] / "docs" / "results"
+RESULTS = Path(__file__).parents[1] / "results"
+FOLDER = Path(__file__).parents[2] / "docs" / "results"
 SECTION = re.compile(
     r"<!-- measured:(?P<name>[\w-]+) -->\n.*?<!-- /measured:(?P=name) -->", re.DOTALL
 )

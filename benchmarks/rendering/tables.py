@@ -22,7 +22,7 @@ from edgeclean.networks.state import JsonValue
 
 Cell = dict[str, JsonValue]
 Record = dict[str, JsonValue]
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 BYTES_A_WEIGHT = 4
 MEBI = 2**20
 NOT_RUN = "not yet run"

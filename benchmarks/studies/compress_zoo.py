@@ -40,7 +40,7 @@ from edgeclean.pipeline import WrittenCompression, compress
 from edgeclean.runner import Cache
 
 Cell = dict[str, JsonValue]
-BENCH = Path(__file__).parents[1] / ".bench"
+BENCH = Path(__file__).parents[2] / ".bench"
 CELLS, KEPT = BENCH / "compress-zoo", BENCH / "kept"
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
 TEST_IMAGES = 2000

@@ -20,10 +20,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.demo_levels import DEMO_NAME, EFFORT, RESULTS, Cell, known_cells
+from benchmarks.rendering.demo_levels import DEMO_NAME, EFFORT, RESULTS, Cell, known_cells
 
 TARGET, DEMO_TARGET = "cpu", "jetson"  # the demo's as in the Makefile
-FOLDER = Path(__file__).parents[1] / ".bench" / "effort"
+FOLDER = Path(__file__).parents[2] / ".bench" / "effort"
 
 
 class Forecast:

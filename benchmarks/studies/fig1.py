@@ -33,7 +33,7 @@ from edgeclean.networks.layers import trace_layers
 from edgeclean.networks.pixels import pixel_network
 from edgeclean.networks.state import JsonValue, Network
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 TAUS = (None, 0.8, 0.6, 0.4, 0.2)  # None: as it came
 IMAGES = 500
 

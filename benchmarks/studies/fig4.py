@@ -27,7 +27,7 @@ from edgeclean.images.synthesize import SynthesizeSettings, synthesize
 from edgeclean.networks.pixels import pixel_network
 from edgeclean.networks.state import JsonValue, Network
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 EPSILONS = (0, 2, 4, 8)  # of 255
 STEPS = 10
 SEED = 0

@@ -24,7 +24,7 @@ from edgeclean.networks.autocast import device_of, mixed_precision
 from edgeclean.networks.folding import folding_norms, frozen
 from edgeclean.networks.pixels import pixel_copy
 
-DEMO = Path(__file__).parent / "zoo" / "demo"
+DEMO = Path(__file__).parents[1] / "zoo" / "demo"
 THREADS, IMAGES, WARM_UP, PAIRS = 2, 128, 3, 25
 
 

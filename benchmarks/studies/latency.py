@@ -36,8 +36,8 @@ from edgeclean.networks.state import JsonValue, Network
 from exporters.session import OnnxSession
 
 Cell = dict[str, JsonValue]
-RESULTS = Path(__file__).parent / "results"
-FOLDER = Path(__file__).parents[1] / ".bench" / "latency"
+RESULTS = Path(__file__).parents[1] / "results"
+FOLDER = Path(__file__).parents[2] / ".bench" / "latency"
 RATIOS = (2.0, 4.0)
 THREADS = (1, 2)
 PEERS = ("torch-pruning", "torch-pruning, rounded to 8", "tensorly-torch")

@@ -27,7 +27,7 @@ from exporters.precision import Precision, PrecisionSettings, lower_precision
 from exporters.session import OnnxSession
 
 Cell = dict[str, JsonValue]
-BENCH = Path(__file__).parents[1] / ".bench"
+BENCH = Path(__file__).parents[2] / ".bench"
 CELLS = BENCH / "precision"
 FORMS: tuple[Precision, ...] = ("fp16", "int8")
 GOAL_POINTS = {"fp16": 0.3, "int8": 1.0}

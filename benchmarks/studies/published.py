@@ -31,8 +31,8 @@ from edgeclean.networks.state import LoadedNetwork, ModelSpec
 from exporters.onnx_exporter import export_onnx
 
 ZOO_FOLDER = Path("../shared/zoo")
-CODE_FOLDER = Path(__file__).parents[1] / "tests" / "zoo"
-RESULTS = Path(__file__).parent / "results"
+CODE_FOLDER = Path(__file__).parents[2] / "tests" / "support" / "zoo"
+RESULTS = Path(__file__).parents[1] / "results"
 WITHOUT_BATCHNORM = ("lenet-badnets-nobn",)
 PROBE_NETWORK = "resnet20-badnets-rgb5x5"  # the trigger tried on the clean control
 

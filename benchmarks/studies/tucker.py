@@ -30,7 +30,7 @@ from edgeclean.compression.tucker import full_ranks, tucker2
 from edgeclean.load.architectures import build_architecture
 from edgeclean.networks.state import ModelSpec
 
-OUTPUT = Path(__file__).parent / "results" / "tucker.json"
+OUTPUT = Path(__file__).parents[1] / "results" / "tucker.json"
 RUNS = 3
 LONG_SECONDS = 2.0  # what takes longer is run once
 

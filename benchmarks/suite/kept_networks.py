@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from edgeclean.networks.state import JsonValue, LoadedNetwork
 
-KEPT = Path(__file__).parent / "zoo"
+KEPT = Path(__file__).parents[1] / "zoo"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,7 +39,7 @@ from edgeclean.networks.pixels import Normalize, pixel_network
 from edgeclean.networks.state import LoadedNetwork, Network
 
 Report = Callable[[str], None]
-BENCH_FOLDER = Path(__file__).parents[1] / ".bench" / "suite"
+BENCH_FOLDER = Path(__file__).parents[2] / ".bench" / "suite"
 CPU = torch.device("cpu")
 
 

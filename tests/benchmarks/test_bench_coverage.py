@@ -29,7 +29,7 @@ def test_a_file_counts_in_the_first_group_that_names_it() -> None:
         {
             "edgeclean/load/onnx/guard.py": measured(10, 10, 4, 4),
             "edgeclean/bundle/verify.py": measured(3, 3, 0, 0),
-            "edgeclean/cost.py": measured(100, 96, 2, 2),
+            "edgeclean/networks/cost.py": measured(100, 96, 2, 2),
             "exporters/parity.py": measured(100, 100, 18, 17),
         }
     )

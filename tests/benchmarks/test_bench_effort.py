@@ -54,7 +54,7 @@ def test_what_was_not_measured_is_said_to_be_missing() -> None:
 
 
 def test_the_closing_lines_need_no_library_and_are_of_the_makefiles_level() -> None:
-    code = "import sys, benchmarks.demo_levels as d; d.main(); print(sorted(sys.modules))"
+    code = "import sys, benchmarks.rendering.demo_levels as d; d.main(); print(sorted(sys.modules))"
     said = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout

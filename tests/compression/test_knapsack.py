@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeclean.compression.knapsack import Item, choose
-from edgeclean.outcome import knapsack
+from edgeclean.compression import knapsack
 
 EFFECTS = st.floats(0, 10, width=16)
 

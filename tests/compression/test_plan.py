@@ -14,7 +14,7 @@ from edgeclean.compression.plan import RankSettings, choose_ranks
 from edgeclean.compression.truncate import TruncateSettings, truncate
 from edgeclean.errors import InputRejectedError, RatioError, UsageError
 from edgeclean.networks.cost import count_macs, count_params
-from edgeclean.outcome import planned_network
+from edgeclean.compression import planned_network
 
 
 @pytest.mark.parametrize("measure", ["macs", "params"])

@@ -18,7 +18,7 @@ from tiny_networks import tiny_network
 from torch import nn
 
 from edgeclean import pipeline
-from edgeclean import stage_keys as keys_module
+from edgeclean import runner as keys_module
 from edgeclean.compression.goals import FileSize
 from edgeclean.compression.plan import LayerPlan, RankPlan
 from edgeclean.files.atomic import hold_folder

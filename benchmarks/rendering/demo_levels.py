@@ -1,6 +1,6 @@
 """What each level of effort gave on the network of ``make demo``: its closing lines.
 
-``python -m benchmarks.demo_levels`` reads ``results/effort.json`` and measures nothing; it needs
+``python -m benchmarks.rendering.demo_levels`` reads ``results/effort.json`` and measures nothing; it needs
 nothing but Python, as the demo's environment has no tools of a developer.
 """
 
@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 EFFORT = RESULTS / "effort.json"
 DEMO_NAME, DEMO_LEVEL = "demo", "quick"
 Cell = dict[str, Any]
@@ -40,7 +40,7 @@ def closing_lines(known: dict[tuple[str, str, int], Cell]) -> list[str]:
             f"succeeds {cell['before']['asr']:.1f} % -> {after['asr']:.1f} %, "
             f"{cell['wall_s'] / 60:.1f} min on {cores} cores"
         )
-    return [*lines, f"  ({EFFORT.relative_to(Path(__file__).parents[1]).as_posix()})"]
+    return [*lines, f"  ({EFFORT.relative_to(Path(__file__).parents[2]).as_posix()})"]
 
 
 def main() -> None:
