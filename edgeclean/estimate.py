@@ -20,7 +20,7 @@ from edgeclean.backdoor.searches import ALL_TO_ALL, BANK
 from edgeclean.config import PipelineSettings
 from edgeclean.networks.autocast import channels_last, device_of, mixed_precision
 from edgeclean.networks.batching import images_at_once
-from edgeclean.networks.folding import frozen
+from edgeclean.networks.folding import inference_copy
 from edgeclean.networks.pixels import pixel_copy
 from edgeclean.networks.state import Network
 from edgeclean.progress import Part, PlannedProgress, Progress
@@ -33,7 +33,7 @@ FINISH_SECONDS = 5.0  # files, checks, latency and the report of a small network
 # What an image costs in a stage, in measured passes; measured, as the module says.
 STATISTICS = 1.9  # every BatchNorm's inputs are measured as well
 SEARCH = 0.85  # stamps cost something, larger batches save more
-LESSON = 1.0  # images are augmented and features compared, by a student of fewer operations
+RECOVERY = 1.0  # images are augmented and features compared, by a student of fewer operations
 MEASURED, FITTED = 8, 4  # forwards of an image for each layer that ranks are chosen for
 
 
@@ -60,7 +60,7 @@ def pass_seconds(network: Network) -> PassSeconds:
     fitting = min(MOST_IMAGES, images_at_once(network.spec.input_shape, plain))
     grey = torch.full((fitting, *network.spec.input_shape), 0.5, device=device_of(plain))
     grey = grey.to(memory_format=torch.channels_last)
-    solid = frozen(plain, grey)
+    solid = inference_copy(plain, grey)
 
     def forward(images: Tensor) -> None:
         with torch.no_grad():
@@ -111,7 +111,7 @@ def parts_of(
     parts += _ranks(settings, each)
     if settings.purify.mode == "clean-compact":
         parts.append(_synthesis(drawn.count * drawn.steps, each))
-    parts.append(_lesson(settings, each))
+    parts.append(_recovery(settings, each))
     parts.append(Part(stage="checks", title="Exporting", seconds=FINISH_SECONDS))
     return tuple(parts)
 
@@ -145,13 +145,15 @@ def _bank(candidates: int, classes: int) -> int:
 
 def _purification(settings: PipelineSettings, classes: int, each: PassSeconds) -> Iterator[Part]:
     """One suspected class, unlearned in one round, is the usual case, and what is planned."""
-    chosen, game = settings.purify, settings.purify.unlearn
+    chosen, unlearning = settings.purify, settings.purify.unlearn
     slots = chosen.restarts + min(5, classes - 1)
     search = SEARCH_BATCH * chosen.search_steps * slots * each.images * SEARCH
     search += _bank(chosen.candidates, classes) * each.forward * SEARCH
-    batch = game.batch_size * (1 + game.stamped_share)
-    lesson = game.steps * (batch * each.weights + game.batch_size * each.forward) * LESSON
-    turns = game.steps / game.ascent_every * game.ascent_steps
+    batch = unlearning.batch_size * (1 + unlearning.stamped_share)
+    passes = (
+        unlearning.steps * (batch * each.weights + unlearning.batch_size * each.forward) * RECOVERY
+    )
+    turns = unlearning.steps / unlearning.ascent_every * unlearning.ascent_steps
     triggers = 4 * (chosen.restarts + chosen.bank_triggers)  # each on four images
     ascent = turns * triggers * each.images * SEARCH
     for number in range(1, chosen.rounds + 1):
@@ -164,10 +166,10 @@ def _purification(settings: PipelineSettings, classes: int, each: PassSeconds) -
         yield Part(
             stage="purify",
             title=f"Unlearning, round {number}",
-            seconds=lesson + ascent,
+            seconds=passes + ascent,
             expected=number == 1,
         )
-    yield Part(stage="purify", title="General defence", seconds=lesson, expected=False)
+    yield Part(stage="purify", title="General defence", seconds=passes, expected=False)
 
 
 def _ranks(settings: PipelineSettings, each: PassSeconds) -> Iterator[Part]:
@@ -177,11 +179,11 @@ def _ranks(settings: PipelineSettings, each: PassSeconds) -> Iterator[Part]:
     yield Part(stage="ranks", title="Fitting layers", seconds=FITTED * passes)
 
 
-def _lesson(settings: PipelineSettings, each: PassSeconds) -> Part:
+def _recovery(settings: PipelineSettings, each: PassSeconds) -> Part:
     """The student is smaller than the network, but of more layers: it takes as long."""
     chosen = settings.finetune
     image = each.weights + each.forward + chosen.adversarial_share * (each.weights + each.images)
-    seconds = chosen.steps * chosen.batch_size * image * LESSON
+    seconds = chosen.steps * chosen.batch_size * image * RECOVERY
     return Part(stage="finetune", title="Recovering accuracy", seconds=seconds)
 
 

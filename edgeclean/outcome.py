@@ -28,7 +28,7 @@ from edgeclean.networks.state import (
 )
 from edgeclean.report.layer_table import layer_rows, spectra
 from edgeclean.report.page import render_html, trigger_files
-from edgeclean.report.report import Evidence, changed_settings
+from edgeclean.report.report import ReportInputs, changed_settings
 from edgeclean.runner import peak_memory_mib
 from exporters.parity import ParityRecord
 from exporters.precision import GOLDEN_TOLERANCE, LoweredModel
@@ -83,13 +83,13 @@ def judged(compression: Compression, policy: Policy, evaluation: Evaluation | No
     return replace(compression, evaluation=evaluation, gates=gates)
 
 
-def evidence_of(
+def report_inputs(
     compression: Compression,
     settings: PipelineSettings,
     target: Target,
     seconds: Mapping[str, float],
     command: str,
-) -> Evidence:
+) -> ReportInputs:
     """All that the report tells of a run.
 
     Args:
@@ -105,7 +105,7 @@ def evidence_of(
         "purified": compression.purified,
         "compressed": compression.compressed,
     }
-    return Evidence(
+    return ReportInputs(
         original=compression.original,
         purified=compression.purified,
         compressed=compression.compressed,

@@ -44,7 +44,7 @@ from edgeclean.networks.state import (
     SyntheticImages,
     TruncatedNetwork,
 )
-from edgeclean.outcome import Compression, contents_of, evidence_of, judged
+from edgeclean.outcome import Compression, contents_of, judged, report_inputs
 from edgeclean.progress import Progress, silent
 from edgeclean.report.report import build_report, command_line, same_weights
 from edgeclean.runner import Cache, Runner
@@ -148,7 +148,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
             evaluation = runner("evaluate", evaluate, *models, labelled, original.spec)
         compression = judged(compression, policy, evaluation)
         again = command_line(checkpoint, spec, chosen)
-        report = build_report(evidence_of(compression, chosen, device, runner.seconds, again))
+        report = build_report(report_inputs(compression, chosen, device, runner.seconds, again))
         contents = contents_of(compression, chosen, device, report)
         bundle = write_bundle(held, contents, signer=signer, alongside=beside)
     whole = {**report, "manifest_sha256": bundle.manifest_sha256}

@@ -21,7 +21,7 @@ from benchmarks.studies.published import RESULTS
 from edgeclean.load.checkpoint import load_checkpoint
 from edgeclean.load.model_file import read_model_file
 from edgeclean.networks.autocast import device_of, mixed_precision
-from edgeclean.networks.folding import folding_norms, frozen
+from edgeclean.networks.folding import folding_norms, inference_copy
 from edgeclean.networks.pixels import pixel_copy
 
 DEMO = Path(__file__).parents[1] / "zoo" / "demo"
@@ -39,7 +39,7 @@ def main() -> None:
     )
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     asked, learner = pixel_copy(network).requires_grad_(False), pixel_copy(network)
-    quick = frozen(asked, pixels)
+    quick = inference_copy(asked, pixels)
     result = {
         "command": "python -m benchmarks.studies.folding",
         "images": IMAGES,

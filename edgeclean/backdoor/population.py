@@ -28,7 +28,7 @@ _FAMILY_OF: dict[type, type[Family]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class TargetedTrigger:
     """A trigger to unlearn.
 
     Attributes:
@@ -46,7 +46,7 @@ class Population:
     """The triggers, by family, as they were found and as they have moved since.
 
     Args:
-        wanted: the triggers.
+        triggers: the triggers.
         evidence: images that they follow the network on.
         ascent_steps: Adam steps of each in a turn.
         growth: how far a cost may grow past what it was found with.
@@ -55,7 +55,7 @@ class Population:
 
     def __init__(
         self,
-        wanted: Sequence[Wanted],
+        triggers: Sequence[TargetedTrigger],
         evidence: Evidence,
         *,
         ascent_steps: int,
@@ -65,7 +65,7 @@ class Population:
         self._evidence, self._ascent_steps, self._at_once = evidence, ascent_steps, at_once
         self._groups: list[_Group] = []
         for kind, family in _FAMILY_OF.items():
-            members = [item for item in wanted if isinstance(item.trigger, kind)]
+            members = [item for item in triggers if isinstance(item.trigger, kind)]
             if members:
                 self._groups.append(_Group(family, members, growth))
 
@@ -101,7 +101,7 @@ class Population:
 class _Group:
     """The triggers of one family."""
 
-    def __init__(self, family: type[Family], members: list[Wanted], growth: float) -> None:
+    def __init__(self, family: type[Family], members: list[TargetedTrigger], growth: float) -> None:
         triggers = [member.trigger for member in members]
         self.found, self.moving = family.around(triggers), family.around(triggers)
         self.targets = torch.tensor([member.target for member in members])

@@ -24,19 +24,19 @@ from edgeclean.backdoor.bank import build_bank
 from edgeclean.backdoor.families import FAMILIES
 from edgeclean.backdoor.findings import ScanReport
 from edgeclean.backdoor.gradient import Evidence
-from edgeclean.backdoor.population import Wanted
+from edgeclean.backdoor.population import TargetedTrigger
 from edgeclean.backdoor.rounds import (
-    Round,
-    goal_of,
-    search_bank,
-    search_family,
+    SearchContext,
+    bank_triggers_of_round,
+    family_triggers_of_round,
+    target_of,
     triggers_of_scan,
 )
 from edgeclean.backdoor.scan import predictions
-from edgeclean.backdoor.unlearn import Ground, UnlearnSettings, overruled, unlearn
+from edgeclean.backdoor.unlearn import UnlearningInputs, UnlearnSettings, overruled, unlearn
 from edgeclean.images.procedural import procedural_images
 from edgeclean.networks.autocast import channels_last, device_of
-from edgeclean.networks.folding import frozen
+from edgeclean.networks.folding import inference_copy
 from edgeclean.networks.pixels import pixel_copy
 from edgeclean.networks.state import (
     Network,
@@ -66,7 +66,7 @@ class PurifySettings(Settings):
         overrule: from the second round on, the student speaks for suspected classes (`teacher`).
         general_strength: the general defence's learning rate, as a share of the guided one's;
             0 leaves a network without suspects untouched.
-        unlearn: the game of each round.
+        unlearn: the purification of each round.
     """
 
     mode: Literal["guided", "clean-compact", "none"] = "guided"
@@ -102,14 +102,18 @@ def purify(
     """
     if settings.mode != "guided":
         return _purified(network, copy.deepcopy(network.module), settings, [], ())
-    game = _Game(network, images, report, settings, seed)
-    log = game.play(report, progress) if report.suspects else game.generalise(progress)
+    purification = _Purification(network, images, report, settings, seed)
+    log = (
+        purification.unlearn_suspects(report, progress)
+        if report.suspects
+        else purification.general_defence(progress)
+    )
     plain = _plain_suspects(report)
     unlearned = tuple(target for target in report.targets if target in plain)
-    return _purified(network, game.module(), settings, log, unlearned)
+    return _purified(network, purification.module(), settings, log, unlearned)
 
 
-class _Game:
+class _Purification:
     """The rounds on one network: what is kept from one to the next."""
 
     def __init__(
@@ -123,9 +127,9 @@ class _Game:
         self._settings, self._classes = settings, network.spec.classes
         self._generator = torch.Generator().manual_seed(seed)
         self._student: nn.Module = pixel_copy(network).requires_grad_(False)
-        self._infected = frozen(self._student, images.pixels)
+        self._infected = inference_copy(self._student, images.pixels)
         shape = network.spec.input_shape
-        self._ground = Ground(
+        self._inputs = UnlearningInputs(
             teacher=self._infected,
             synthetic=images.pixels,
             procedural=procedural_images(settings.procedural, shape, self._generator),
@@ -134,7 +138,7 @@ class _Game:
         suspecting = [s.search for s in report.suspects if s.search in FAMILIES]
         self._families = tuple(dict.fromkeys(["masked patch", *suspecting]))
 
-    def play(self, report: ScanReport, progress: Progress) -> list[dict[str, Any]]:
+    def unlearn_suspects(self, report: ScanReport, progress: Progress) -> list[dict[str, Any]]:
         """Rounds towards the suspected classes; what each found, for the history."""
         plain = _plain_suspects(report)
         store = triggers_of_scan(report, plain)
@@ -150,10 +154,10 @@ class _Game:
             log.append({"round": index + 1, "found": len(found), **facts})
             self._unlearn(store, self._settings.unlearn, f"Unlearning, round {index + 1}", progress)
             if self._settings.overrule:
-                self._ground = overruled(self._ground, self._infected, self._student, plain)
+                self._inputs = overruled(self._inputs, self._infected, self._student, plain)
         return log
 
-    def generalise(self, progress: Progress) -> list[dict[str, Any]]:
+    def general_defence(self, progress: Progress) -> list[dict[str, Any]]:
         """Consistency under random stamps, gently."""
         strength = self._settings.general_strength
         if strength > 0:
@@ -171,13 +175,17 @@ class _Game:
         return student
 
     def _unlearn(
-        self, store: list[Wanted], settings: UnlearnSettings, title: str, progress: Progress
+        self,
+        store: list[TargetedTrigger],
+        settings: UnlearnSettings,
+        title: str,
+        progress: Progress,
     ) -> None:
         progress(title, 0, settings.steps)
         self._student = channels_last(
             unlearn(
                 self._student,
-                self._ground,
+                self._inputs,
                 store,
                 settings,
                 self._generator,
@@ -185,25 +193,27 @@ class _Game:
             )
         )
 
-    def _search(self, targets: tuple[int, ...]) -> tuple[list[Wanted], dict[str, Any]]:
+    def _search(self, targets: tuple[int, ...]) -> tuple[list[TargetedTrigger], dict[str, Any]]:
         """Triggers towards the suspected classes that are cheaper than to the other classes."""
         asked = self._settings
-        pixels = self._ground.pixels()
-        student = frozen(self._student, pixels)
-        facing = Round(
+        pixels = self._inputs.pixels()
+        student = inference_copy(self._student, pixels)
+        context = SearchContext(
             student=student,
             evidence=Evidence(pixels, predictions(student, pixels)),
             targets=targets,
             classes=self._classes,
             generator=self._generator,
         )
-        found: list[Wanted] = []
+        found: list[TargetedTrigger] = []
         facts: dict[str, Any] = {}
         for name in self._families:
-            cheap, facts[name] = search_family(facing, name, asked.restarts, asked.search_steps)
+            cheap, facts[name] = family_triggers_of_round(
+                context, name, asked.restarts, asked.search_steps
+            )
             found += cheap
-        drawn = self._ground.bank.drawn(asked.candidates, self._generator)
-        cheap, facts["patch bank"] = search_bank(facing, drawn, asked.bank_triggers)
+        drawn = self._inputs.bank.drawn(asked.candidates, self._generator)
+        cheap, facts["patch bank"] = bank_triggers_of_round(context, drawn, asked.bank_triggers)
         return found + cheap, facts
 
 
@@ -217,7 +227,7 @@ def _plain_suspects(report: ScanReport) -> tuple[int, ...]:
     best: dict[int, float] = {}
     for suspect in report.suspects:
         score = math.inf if suspect.target is None else suspect.score
-        best[goal_of(suspect)] = max(score, best.get(goal_of(suspect), 0.0))
+        best[target_of(suspect)] = max(score, best.get(target_of(suspect), 0.0))
     most = max((score for score in best.values() if math.isfinite(score)), default=0.0)
     return tuple(target for target, score in best.items() if score >= most / 2)
 

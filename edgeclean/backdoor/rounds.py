@@ -26,7 +26,7 @@ from edgeclean.backdoor.gradient import (
     Slot,
     cheapest_triggers,
 )
-from edgeclean.backdoor.population import Wanted
+from edgeclean.backdoor.population import TargetedTrigger
 from edgeclean.backdoor.searches import BANK_SUCCESS
 
 CHEAP = 0.6  # of what the other classes cost; a candidate of the bank succeeds as much more often
@@ -34,7 +34,7 @@ _MOST_OTHERS = 5  # classes that a search compares the suspects with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Round:
+class SearchContext:
     """What the searches of one round are given.
 
     Attributes:
@@ -57,10 +57,10 @@ class Round:
         return [target for target in range(self.classes) if target not in self.targets]
 
 
-def triggers_of_scan(report: ScanReport, targets: tuple[int, ...]) -> list[Wanted]:
+def triggers_of_scan(report: ScanReport, targets: tuple[int, ...]) -> list[TargetedTrigger]:
     """The scan's own triggers towards ``targets``."""
     costs = {record.name: record.costs for record in report.searches}
-    wanted = []
+    triggers = []
     for suspect in report.suspects:
         others = [
             cost
@@ -68,39 +68,39 @@ def triggers_of_scan(report: ScanReport, targets: tuple[int, ...]) -> list[Wante
             if target not in targets
         ]
         strongest = _strongest(suspect.search, suspect.cost, others)
-        wanted.append(Wanted(suspect.trigger, goal_of(suspect), strongest))
-    return [one for one in wanted if one.target in targets]
+        triggers.append(TargetedTrigger(suspect.trigger, target_of(suspect), strongest))
+    return [one for one in triggers if one.target in targets]
 
 
-def goal_of(suspect: Suspect) -> int:
+def target_of(suspect: Suspect) -> int:
     """The class that its trigger leads to, or `ELSEWHERE`."""
     return ELSEWHERE if suspect.target is None else suspect.target
 
 
-def search_family(
-    facing: Round, name: str, restarts: int, steps: int
-) -> tuple[list[Wanted], dict[str, Any]]:
+def family_triggers_of_round(
+    context: SearchContext, name: str, restarts: int, steps: int
+) -> tuple[list[TargetedTrigger], dict[str, Any]]:
     """Gradient searches, ``restarts`` to each target; what is cheaper than to the others.
 
     Returns:
         The cheap triggers, and for the history the least cost, the others' median and how many
         were kept.
     """
-    drawn = torch.randperm(len(facing.others), generator=facing.generator)[:_MOST_OTHERS]
-    others = [Slot(facing.others[index]) for index in drawn.tolist()]
-    slots = [Slot(target) for target in facing.targets for _ in range(restarts)]
+    drawn = torch.randperm(len(context.others), generator=context.generator)[:_MOST_OTHERS]
+    others = [Slot(context.others[index]) for index in drawn.tolist()]
+    slots = [Slot(target) for target in context.targets for _ in range(restarts)]
     results = cheapest_triggers(
-        facing.student,
-        facing.evidence,
+        context.student,
+        context.evidence,
         slots + others,
         FAMILIES[name],
         GradientSettings(steps=steps),
-        facing.generator,
+        context.generator,
     )
     costs = [found.cost for found in results[len(slots) :]]
     yardstick = median(costs or [math.inf])
     cheap = [
-        Wanted(found.trigger, found.slot.target, _strongest(name, found.cost, costs))
+        TargetedTrigger(found.trigger, found.slot.target, _strongest(name, found.cost, costs))
         for found in results[: len(slots)]
         if found.trigger is not None and found.cost < CHEAP * yardstick
     ]
@@ -108,7 +108,9 @@ def search_family(
     return cheap, {"least": _rounded(least), "others": _rounded(yardstick), "kept": len(cheap)}
 
 
-def search_bank(facing: Round, bank: Bank, most: int) -> tuple[list[Wanted], dict[str, Any]]:
+def bank_triggers_of_round(
+    context: SearchContext, bank: Bank, most: int
+) -> tuple[list[TargetedTrigger], dict[str, Any]]:
     """Discrete candidates towards a target, if the best is plainly better than to the others.
 
     With a best that others match there is nothing left to unlearn, and another round is no
@@ -116,17 +118,17 @@ def search_bank(facing: Round, bank: Bank, most: int) -> tuple[list[Wanted], dic
     """
     if len(bank) == 0:
         return [], {"kept": 0}
-    evidence, others = facing.evidence, facing.others
-    score = score_bank(facing.student, evidence, bank, facing.classes, facing.generator)
+    evidence, others = context.evidence, context.others
+    score = score_bank(context.student, evidence, bank, context.classes, context.generator)
     yardstick = float(score.success.amax(0)[others].median()) if others else 0.0
     success = {
         target: score.moved if target == ELSEWHERE else score.success[:, target]
-        for target in facing.targets
+        for target in context.targets
     }
     best = max((float(rates.max()) for rates in success.values()), default=0.0)
     plain = best >= min(BANK_SUCCESS, yardstick / CHEAP)
     kept = [
-        Wanted(score.bank.trigger(row, *evidence.pixels.shape[-2:]), target)
+        TargetedTrigger(score.bank.trigger(row, *evidence.pixels.shape[-2:]), target)
         for target, rates in success.items()
         for row in _best_rows(rates, most)
         if plain and float(rates[row]) > max(0.25, 0.8 * yardstick)

@@ -23,7 +23,7 @@ from edgeclean.backdoor.findings import ScanReport, SearchRecord, Suspect
 from edgeclean.backdoor.gradient import ELSEWHERE, Evidence, Slot, success_rate
 from edgeclean.backdoor.searches import ALL_TO_ALL, BANK, SEARCHES, Probe
 from edgeclean.networks.autocast import device_of, mixed_precision
-from edgeclean.networks.folding import frozen
+from edgeclean.networks.folding import inference_copy
 from edgeclean.networks.pixels import pixel_copy
 from edgeclean.networks.state import Network, SyntheticImages
 from edgeclean.progress import Progress, silent
@@ -120,7 +120,7 @@ def most_suspicious_first(
 
 def under_test(network: Network, pixels: Float[Tensor, "n c h w"]) -> tuple[nn.Module, Evidence]:
     """A frozen copy as a function of pixels, and what it says of ``pixels``."""
-    module = frozen(pixel_copy(network), pixels)
+    module = inference_copy(pixel_copy(network), pixels)
     return module, Evidence(pixels, predictions(module, pixels))
 
 

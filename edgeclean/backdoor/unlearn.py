@@ -36,13 +36,13 @@ from torch import Tensor, nn
 
 from edgeclean.backdoor.bank import Bank
 from edgeclean.backdoor.gradient import Evidence, logits_of
-from edgeclean.backdoor.population import Population, Wanted
+from edgeclean.backdoor.population import Population, TargetedTrigger
 from edgeclean.images.augment import augmented, mixed
 from edgeclean.networks.autocast import device_of, mixed_precision
 from edgeclean.networks.batching import images_at_once
-from edgeclean.networks.distillation import Likeness, logit_variance
+from edgeclean.networks.distillation import OutputDistance, logit_variance
 from edgeclean.networks.finite import require_finite_loss
-from edgeclean.networks.folding import folding_norms, frozen
+from edgeclean.networks.folding import folding_norms, inference_copy
 from edgeclean.settings import Settings, setting
 
 
@@ -59,7 +59,7 @@ class UnlearnSettings(Settings):
         ascent_every: descent steps between two turns of the triggers.
         ascent_steps: Adam steps of the triggers in a turn; 0 leaves them as they were found.
         growth: how far a trigger's cost may grow past what it was found with.
-        compare: what the student's outputs are compared by; see `distil.Likeness`.
+        compare: what the student's outputs are compared by; see `distil.OutputDistance`.
     """
 
     steps: int = setting(120, at_least=1, at_most=10**6)
@@ -74,7 +74,7 @@ class UnlearnSettings(Settings):
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class UnlearningInputs:
     """What every round is played on.
 
     Attributes:
@@ -96,8 +96,8 @@ class Ground:
 
 def unlearn(
     student: nn.Module,
-    ground: Ground,
-    wanted: Sequence[Wanted],
+    inputs: UnlearningInputs,
+    triggers: Sequence[TargetedTrigger],
     settings: UnlearnSettings,
     generator: torch.Generator,
     tell: Callable[[int], None],
@@ -106,8 +106,8 @@ def unlearn(
 
     Args:
         student: function of pixels, to be copied.
-        ground: teacher, images and bank.
-        wanted: triggers to unlearn; with none, only the bank's random candidates are stamped.
+        inputs: teacher, images and bank.
+        triggers: triggers to unlearn; with none, only the bank's random candidates are stamped.
         settings: see `UnlearnSettings`.
         generator: of every draw.
         tell: called after each step with the steps done.
@@ -116,31 +116,31 @@ def unlearn(
     parameters = list(learner.parameters())
     optimizer = torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(settings.steps))
-    evidence = Evidence(ground.pixels(), _classes_of(ground))
+    evidence = Evidence(inputs.pixels(), _classes_of(inputs))
     at_once = images_at_once(evidence.pixels.shape[1:], learner)
     population = Population(
-        wanted,
+        triggers,
         evidence,
         ascent_steps=settings.ascent_steps,
         growth=settings.growth,
         at_once=at_once,
     )
-    likeness = Likeness(settings.compare, logit_variance(_answers(ground)))
-    with folding_norms(learner, ground.synthetic):
+    distance = OutputDistance(settings.compare, logit_variance(_answers(inputs)))
+    with folding_norms(learner, inputs.synthetic):
         for step in range(settings.steps):
             if settings.ascent_steps and step % settings.ascent_every == 0:
                 learner.requires_grad_(False)
                 population.ascend(learner, generator)
                 learner.requires_grad_(True)
-            clean = _batch(ground, settings.batch_size, generator)
+            clean = _batch(inputs, settings.batch_size, generator)
             shown = torch.randperm(len(clean), generator=generator)
             shown = shown[: int(len(clean) * settings.stamped_share)]
             stamped = _stamped(
-                clean[shown], population, ground.bank, settings.bank_share, generator
+                clean[shown], population, inputs.bank, settings.bank_share, generator
             )
             optimizer.zero_grad()
             for part in _parts(clean, stamped, shown, at_once):
-                loss = _distillation(learner, ground.teacher, part, likeness)
+                loss = _distillation(learner, inputs.teacher, part, distance)
                 require_finite_loss(loss, "purify")
                 loss.backward()
             nn.utils.clip_grad_norm_(parameters, 5.0)
@@ -167,9 +167,11 @@ def _stamped(
     return torch.where(other, random_stamps, stamped)
 
 
-def _batch(ground: Ground, size: int, generator: torch.Generator) -> Float[Tensor, "n c h w"]:
+def _batch(
+    inputs: UnlearningInputs, size: int, generator: torch.Generator
+) -> Float[Tensor, "n c h w"]:
     """Three quarters synthetic, one procedural, augmented; half of them mixed with another."""
-    synthetic, procedural = ground.synthetic, ground.procedural
+    synthetic, procedural = inputs.synthetic, inputs.procedural
     rows = torch.randint(len(synthetic), (size - size // 4,), generator=generator)
     others = torch.randint(len(procedural), (size // 4,), generator=generator)
     drawn = torch.cat(
@@ -178,17 +180,17 @@ def _batch(ground: Ground, size: int, generator: torch.Generator) -> Float[Tenso
     return mixed(drawn, generator)
 
 
-def _answers(ground: Ground) -> Float[Tensor, "n k"]:
+def _answers(inputs: UnlearningInputs) -> Float[Tensor, "n k"]:
     """The teacher's logits of some synthetic images."""
     with torch.no_grad():
-        return logits_of(ground.teacher, ground.synthetic[None, :256])[0]
+        return logits_of(inputs.teacher, inputs.synthetic[None, :256])[0]
 
 
-def _classes_of(ground: Ground) -> Int[Tensor, " n"]:
+def _classes_of(inputs: UnlearningInputs) -> Int[Tensor, " n"]:
     """What the teacher says of every image."""
     with torch.no_grad():
-        batches = ground.pixels().split(256)
-        return torch.cat([logits_of(ground.teacher, one[None])[0].argmax(1) for one in batches])
+        batches = inputs.pixels().split(256)
+        return torch.cat([logits_of(inputs.teacher, one[None])[0].argmax(1) for one in batches])
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +223,7 @@ def _parts(
 
 
 def _distillation(
-    learner: nn.Module, teacher: nn.Module, part: _Part, likeness: Likeness
+    learner: nn.Module, teacher: nn.Module, part: _Part, distance: OutputDistance
 ) -> Float[Tensor, ""]:
     """Distance from the teacher's answers to the clean images, clean and stamped alike."""
     device, count = device_of(learner), len(part.clean)
@@ -230,10 +232,10 @@ def _distillation(
         with torch.no_grad():
             answers = teacher(both[:count]).float()
         outputs = learner(both).float()
-    loss = part.clean_share * likeness(outputs[:count], answers)
+    loss = part.clean_share * distance(outputs[:count], answers)
     if len(part.stamped) == 0:  # none of a part's images was drawn
         return loss
-    on_stamped = likeness(outputs[count:], answers[part.shown.to(device)])
+    on_stamped = distance(outputs[count:], answers[part.shown.to(device)])
     return loss + part.stamped_share * on_stamped
 
 
@@ -245,12 +247,12 @@ def _warm_cosine(steps: int) -> Callable[[int], float]:
 
 
 def overruled(
-    ground: Ground, infected: nn.Module, student: nn.Module, suspected: Sequence[int]
-) -> Ground:
-    """The ground with a new teacher: the infected network, with the student's suspected logits.
+    inputs: UnlearningInputs, infected: nn.Module, student: nn.Module, suspected: Sequence[int]
+) -> UnlearningInputs:
+    """The inputs with a new teacher: the infected network, with the student's suspected logits.
 
     Args:
-        ground: of the round before.
+        inputs: of the round before.
         infected: function of pixels, frozen.
         student: as the round before left it; it is copied.
         suspected: class numbers. `ELSEWHERE`, which is none, leaves the infected network alone:
@@ -258,9 +260,9 @@ def overruled(
     """
     classes = [target for target in suspected if target >= 0]
     if not classes:
-        return ground
-    teacher = _Overruled(infected, frozen(student, ground.synthetic), classes)
-    return replace(ground, teacher=teacher)
+        return inputs
+    teacher = _Overruled(infected, inference_copy(student, inputs.synthetic), classes)
+    return replace(inputs, teacher=teacher)
 
 
 class _Overruled(nn.Module):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeclean.cli.bundle import Bundle
-from edgeclean.cli.console import Face, cells, plain_table
+from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.options import AsJson, Quiet
 from edgeclean.errors import BudgetError, UsageError
 
@@ -79,7 +79,7 @@ def bench(  # noqa: PLR0913 - the options are the interface
     quiet: Quiet = False,
 ) -> None:
     """Measure a bundle's network and the original in turns, here or on a device over ssh."""
-    face = Face(as_json=as_json, quiet=quiet)
+    reporter = Reporter(as_json=as_json, quiet=quiet)
     if device is not None:
         if against is not None or provider != "cpu":
             raise UsageError(
@@ -87,7 +87,7 @@ def bench(  # noqa: PLR0913 - the options are the interface
                 "and --provider out"
             )
         document = _there(
-            face,
+            reporter,
             bundle,
             (device, ssh_config),
             {
@@ -101,7 +101,7 @@ def bench(  # noqa: PLR0913 - the options are the interface
         speedup, where = document["latency"]["speedup"], "this device"
     else:
         settings = {"threads": threads, "runs": runs, "seed": seed, "provider": provider}
-        report = _here(face, bundle, against, settings)
+        report = _here(reporter, bundle, against, settings)
         speedup, where = report.speedup, f"{threads} threads of this machine with {provider}"
     if min_speedup is not None and speedup < min_speedup:
         raise BudgetError(
@@ -111,7 +111,7 @@ def bench(  # noqa: PLR0913 - the options are the interface
 
 
 def _here(
-    face: Face, bundle: Path, against: Path | None, settings: dict[str, Any]
+    reporter: Reporter, bundle: Path, against: Path | None, settings: dict[str, Any]
 ) -> LatencyReport:
     from edgeclean.bundle.kit import ORIGINAL
     from edgeclean.bundle.verify import verify_bundle
@@ -124,7 +124,7 @@ def _here(
     on_torch = settings["provider"] == "torch-cuda"
     checked = {**settings, "provider": "cpu"} if on_torch else settings
     how = settings_from(LatencySettings, checked, where="options")
-    with face.progress() as progress:
+    with reporter.progress() as progress:
         progress("Verifying", 0, 1)
         record = verify_bundle(bundle)
         if against is None and ORIGINAL not in record.files:
@@ -145,20 +145,20 @@ def _here(
     table = _table(samples, report.kind)
     interval = f"{report.speedup_low:.2f} to {report.speedup_high:.2f}"
     table.add_row(*cells("speed-up", f"{report.speedup:.2f}x", interval))
-    face.answer(asdict(report), table)
+    reporter.answer(asdict(report), table)
     if not report.steady:
-        face.say("the machine was not steady: read the spread before the ratio")
+        reporter.note("the machine was not steady: read the spread before the ratio")
     return report
 
 
 def _there(
-    face: Face, bundle: Path, place: tuple[str, Path | None], settings: dict[str, Any]
+    reporter: Reporter, bundle: Path, place: tuple[str, Path | None], settings: dict[str, Any]
 ) -> dict[str, Any]:
     from edgeclean.bundle.remote_bench import RemoteSettings, bench_on_device
     from edgeclean.devices.ssh import parse_device
 
     reached = parse_device(place[0], configuration=place[1])
-    document = bench_on_device(bundle, reached, RemoteSettings(**settings), told=face.say)
+    document = bench_on_device(bundle, reached, RemoteSettings(**settings), told=reporter.note)
     latency = document["latency"]
     table = _table(latency, latency["kind"])
     table.add_row(*cells("speed-up", f"{latency['speedup']:.2f}x"))
@@ -170,10 +170,12 @@ def _there(
         found = engine["layer_precisions"]
         layers = found and ", ".join(f"{count} {kind}" for kind, count in found.items())
         about.add_row(*cells(f"layers of the {name} engine", layers))
-    face.answer(document, table, about)
+    reporter.answer(document, table, about)
     spread = max(latency[one]["coefficient_of_variation"] for one in ("original", "compressed"))
     if spread > UNSTEADY:
-        face.say("the device was not steady: read the spread, and pin its clocks (jetson_clocks)")
+        reporter.note(
+            "the device was not steady: read the spread, and pin its clocks (jetson_clocks)"
+        )
     return document
 
 

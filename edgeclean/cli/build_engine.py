@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgeclean.cli.bundle import Bundle
-from edgeclean.cli.console import Face, cells, plain_table
+from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.options import AsJson, Quiet
 from edgeclean.files.writing import keep_apart
 
@@ -32,13 +32,13 @@ def build_engine(  # noqa: PLR0913 - the options are the interface
     quiet: Quiet = False,
 ) -> None:
     """Build a TensorRT engine for this machine's GPU, and say what its layers compute in."""
-    face = Face(as_json=as_json, quiet=quiet)
+    reporter = Reporter(as_json=as_json, quiet=quiet)
     from edgeclean.bundle import manifest as texts
     from edgeclean.bundle.verify import verify_bundle
     from exporters.tensorrt_exporter import EngineSettings, cached_engine
 
     keep_apart([bundle], files=[output / "an engine"])
-    with face.progress() as progress:
+    with reporter.progress() as progress:
         progress("Verifying", 0, 1)
         verify_bundle(bundle)
         manifest = texts.read_json((bundle / texts.MANIFEST).read_bytes(), texts.MANIFEST)
@@ -59,4 +59,4 @@ def build_engine(  # noqa: PLR0913 - the options are the interface
     table.add_row(*cells("compute capability", about["compute_capability"]))
     layers = ", ".join(f"{count} {kind}" for kind, count in about["layer_precisions"].items())
     table.add_row(*cells("layers, read back", layers))
-    face.answer({"engine": str(plan), **about}, table)
+    reporter.answer({"engine": str(plan), **about}, table)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgeclean.cli.console import Face, cells, plain_table
+from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.options import AsJson, Quiet
 
 Bundle = Annotated[Path, typer.Argument(help="The folder of a bundle.")]
@@ -28,13 +28,13 @@ def verify(
     quiet: Quiet = False,
 ) -> None:
     """Check that a bundle is whole, unchanged, signed by whom you say, and computes what it did."""
-    face = Face(as_json=as_json, quiet=quiet)
+    reporter = Reporter(as_json=as_json, quiet=quiet)
     from edgeclean.bundle.signing import Trusted
     from edgeclean.bundle.verify import verify_bundle
 
     named = key is not None or certificate is not None
     trusted = Trusted(public_key=key, certificate=certificate) if named else None
-    with face.progress() as progress:
+    with reporter.progress() as progress:
         progress("Verifying", 0, 1)
         record = verify_bundle(bundle, trusted)
         progress("Verifying", 1, 1)
@@ -46,4 +46,4 @@ def verify(
     table.add_row(*cells("opset", record.opset))
     difference = f"{record.max_relative_difference:.1e} (<= {record.tolerance:.0e})"
     table.add_row(*cells(f"difference on {record.golden_images} golden images", difference))
-    face.answer(asdict(record), table)
+    reporter.answer(asdict(record), table)

@@ -29,7 +29,7 @@ from edgeclean.cli.compress_options import (
     goal,
     table_of,
 )
-from edgeclean.cli.console import Face, cells, plain_table
+from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.dependencies import (
     Depfile,
     InputFiles,
@@ -128,7 +128,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     quiet: Quiet = False,
 ) -> None:
     """Scan, purify, compress and export a network, and write a checked bundle with its report."""
-    face = Face(as_json=as_json, quiet=quiet)
+    reporter = Reporter(as_json=as_json, quiet=quiet)
     spec, code_folder = model_spec(
         model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
     )
@@ -137,10 +137,10 @@ def compress(  # noqa: PLR0913 - the options are the interface
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
     wanted = goal(ratio, measure, rank_multiple, speedup, latency_budget_ms, size_budget)
     options |= {"precision": {"format": precision}, "ranks": _overrides(ranks_file) | wanted}
-    settings, device = pipeline_settings(config, options, target_file, tell=face.say)
+    settings, device = pipeline_settings(config, options, target_file, tell=reporter.note)
     gates = {"fail_on_backdoor": fail_on_backdoor, "max_accuracy_drop": max_accuracy_drop}
     asked = policy_of(policy, **gates, max_size=max_size, min_speedup=min_speedup)
-    stages = _cache(cache, no_cache, face.say)
+    stages = _cache(cache, no_cache, reporter.note)
     read = [checkpoint, model, code_file(spec.architecture, code_folder)]
     read += [config, target_file, policy, ranks_file, latency_table]
     keep_apart(
@@ -157,7 +157,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     note_output(output)
     labelled = labelled_images(evaluate, spec)
     inputs.add(*(labelled.files if labelled else ()))
-    with face.progress() as progress:
+    with reporter.progress() as progress:
         written = pipeline.compress(
             checkpoint,
             spec,
@@ -173,8 +173,8 @@ def compress(  # noqa: PLR0913 - the options are the interface
             cache=stages,
             alongside=lambda network: inputs.add_external(checkpoint, network),
         )
-    face.answer(_document(written), _summary(written), _checks(written), _files(written))
-    face.say(f"report: {written.bundle.path / 'report.html'}")
+    reporter.answer(_document(written), _summary(written), _checks(written), _files(written))
+    reporter.note(f"report: {written.bundle.path / 'report.html'}")
 
 
 def _cache(folder: Path | None, unwanted: bool, tell: Callable[[str], None]) -> Cache | None:

@@ -24,7 +24,7 @@ ANSWERED: ContextVar[bool] = ContextVar("ANSWERED", default=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Face:
+class Reporter:
     """One command's way to the user.
 
     Attributes:
@@ -35,7 +35,7 @@ class Face:
     as_json: bool = False
     quiet: bool = False
 
-    def say(self, message: str) -> None:
+    def note(self, message: str) -> None:
         """A line on stderr."""
         if not self.quiet:
             _stderr().print(Text(printable(message)), soft_wrap=True)
@@ -62,7 +62,7 @@ class Face:
             with bars(_stderr()) as shown:
                 yield shown
         else:
-            lines = Lines(self.say)
+            lines = Lines(self.note)
             with ticking(lines.tick):
                 yield lines
             lines.end()

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from importlib import metadata
 
-from edgeclean.cli.console import Face, cells, plain_table
+from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.options import AsJson, Quiet
 from edgeclean.errors import ToolchainError
 
@@ -47,7 +47,7 @@ PROGRAMS = (
 
 def doctor(as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Say what is installed here, and what each missing part would enable."""
-    face = Face(as_json=as_json, quiet=quiet)
+    reporter = Reporter(as_json=as_json, quiet=quiet)
     parts = [
         *(
             Part(name=name, found=_version(name), needed=needed, enables=enables)
@@ -68,7 +68,7 @@ def doctor(as_json: AsJson = False, quiet: Quiet = False) -> None:
     for part in parts:
         missing = "MISSING, needed" if part.needed else "missing"
         table.add_row(*cells(part.name, part.found or missing, part.enables))
-    face.answer({"parts": [asdict(part) for part in parts]}, table)
+    reporter.answer({"parts": [asdict(part) for part in parts]}, table)
     absent = [part.name for part in parts if part.needed and part.found is None]
     if absent:
         raise ToolchainError(

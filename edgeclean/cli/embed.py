@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgeclean.cli.bundle import Bundle
-from edgeclean.cli.console import Face, cells, plain_table
+from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.options import AsJson, Quiet
 from edgeclean.files.writing import check_place, in_place, is_our_onnx, keep_apart, marked
 
@@ -31,7 +31,7 @@ def embed(  # noqa: PLR0913 - the options are the interface
     quiet: Quiet = False,
 ) -> None:
     """Verify a bundle, and write its network as an aligned C array or assembler .incbin."""
-    face = Face(as_json=as_json, quiet=quiet)
+    reporter = Reporter(as_json=as_json, quiet=quiet)
     from edgeclean.bundle.embed import EmbedSettings, embed_bundle
     from edgeclean.config import settings_from
 
@@ -42,7 +42,7 @@ def embed(  # noqa: PLR0913 - the options are the interface
     keep_apart([bundle], files=places)
     for place in places:
         check_place(place, _is_ours)
-    with face.progress() as progress:
+    with reporter.progress() as progress:
         progress("Verifying", 0, 1)
         embedded = embed_bundle(bundle, settings)
         progress("Verifying", 1, 1)
@@ -54,7 +54,7 @@ def embed(  # noqa: PLR0913 - the options are the interface
     table = plain_table("file", ">bytes")
     for name, content in embedded.files.items():
         table.add_row(*cells(output / name, len(content)))
-    face.answer(
+    reporter.answer(
         {
             "files": [str(output / name) for name in embedded.files],
             "symbol": symbol,

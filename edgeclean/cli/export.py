@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeclean.cli.console import Face, cells, plain_table
+from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.dependencies import code_file, external_files
 from edgeclean.cli.options import (
     RUN,
@@ -59,7 +59,7 @@ def export(  # noqa: PLR0913 - the options are the interface
     quiet: Quiet = False,
 ) -> None:
     """Write a checkpoint as a checked ONNX file, neither scanned nor purified nor compressed."""
-    face = Face(as_json=as_json, quiet=quiet)
+    reporter = Reporter(as_json=as_json, quiet=quiet)
     spec, code_folder = model_spec(
         model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
     )
@@ -68,7 +68,7 @@ def export(  # noqa: PLR0913 - the options are the interface
     check_place(output, is_our_onnx)
     options: dict[str, Any] = {"seed": seed, "target": target, "jetpack": jetpack}
     options |= {"export": {"opset": opset}, "precision": {"format": precision}}
-    settings, _ = pipeline_settings(config, options, tell=face.say)
+    settings, _ = pipeline_settings(config, options, tell=reporter.note)
     import torch
 
     from edgeclean.images.synthesize import synthesize
@@ -77,7 +77,7 @@ def export(  # noqa: PLR0913 - the options are the interface
     from exporters.parity import check_parity
     from exporters.precision import lower_precision
 
-    with face.progress() as progress:
+    with reporter.progress() as progress:
         progress("Loading", 0, 1)
         network = load_checkpoint(checkpoint, spec, limits=settings.load, code_folder=code_folder)
         keep_apart(external_files(checkpoint, network), files=[output])
@@ -93,11 +93,15 @@ def export(  # noqa: PLR0913 - the options are the interface
             pixels = drawn.pixels
         lowered = lower_precision(contents, spec, pixels, settings.precision, progress=progress)
         write_file(output, lowered.model, ours=is_our_onnx)
-    _answer(face, output, network.source_sha256, parity, lowered)
+    _answer(reporter, output, network.source_sha256, parity, lowered)
 
 
 def _answer(
-    face: Face, output: Path, source_sha256: str, parity: ParityRecord, lowered: LoweredModel
+    reporter: Reporter,
+    output: Path,
+    source_sha256: str,
+    parity: ParityRecord,
+    lowered: LoweredModel,
 ) -> None:
     """What was written, as a table or as JSON."""
     from edgeclean.report.report import byte_size
@@ -120,4 +124,4 @@ def _answer(
         "parity": asdict(parity),
         "precision": lowered.summary(),
     }
-    face.answer(document, table)
+    reporter.answer(document, table)

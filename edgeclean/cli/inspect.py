@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeclean.cli.console import Face, cells, plain_table
+from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.options import (
     RUN,
     Arch,
@@ -72,7 +72,7 @@ def inspect(  # noqa: PLR0913 - the options are the interface
     The ranks are chosen from the weights alone; `compress` also asks the synthetic images, so its
     ranks may differ a little.
     """
-    face = Face(as_json=as_json, quiet=quiet)
+    reporter = Reporter(as_json=as_json, quiet=quiet)
     spec, code_folder = model_spec(
         model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
     )
@@ -85,18 +85,18 @@ def inspect(  # noqa: PLR0913 - the options are the interface
             "decompose": {"keep": keep or None},
             "ranks": {"ratio": ratio, "measure": measure},
         },
-        tell=face.say,
+        tell=reporter.note,
     )
     use_threads(threads)
     from edgeclean.pipeline import plan_checkpoint
     from edgeclean.report.layer_table import layer_rows, spectra
 
-    with face.progress() as progress:
+    with reporter.progress() as progress:
         loaded, planned = plan_checkpoint(
             checkpoint, spec, settings, code_folder=code_folder, progress=progress
         )
         rows, curves = layer_rows(loaded, planned), spectra(loaded, None, planned)
-    face.answer(
+    reporter.answer(
         {
             "source_sha256": loaded.source_sha256,
             "ratio": settings.ranks.ratio_or_default,

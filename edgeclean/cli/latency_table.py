@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeclean.cli.console import Face, cells, plain_table
+from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.dependencies import code_file, external_files
 from edgeclean.cli.options import (
     RUN,
@@ -68,14 +68,14 @@ def latency_table(  # noqa: PLR0913 - the options are the interface
     `edgeclean compress --latency-table FILE` chooses ranks by it; the weights do not matter, so one
     table serves all networks of the architecture.
     """
-    face = Face(as_json=as_json, quiet=quiet)
+    reporter = Reporter(as_json=as_json, quiet=quiet)
     spec, code_folder = model_spec(
         model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
     )
     read = [checkpoint, model, config, code_file(spec.architecture, code_folder)]
     keep_apart(read, files=[output])
     check_place(output, IS_TABLE)
-    settings, _ = pipeline_settings(config, {}, tell=face.say)
+    settings, _ = pipeline_settings(config, {}, tell=reporter.note)
     from edgeclean.config import settings_from
     from edgeclean.load.checkpoint import load_checkpoint
     from edgeclean.measure.block_latency import BlockLatencySettings
@@ -86,7 +86,7 @@ def latency_table(  # noqa: PLR0913 - the options are the interface
         {"backend": backend, "threads": threads, "batch": batch, "rounds": rounds},
         where="options",
     )
-    with face.progress() as progress:
+    with reporter.progress() as progress:
         progress("Loading", 0, 1)
         network = load_checkpoint(checkpoint, spec, limits=settings.load, code_folder=code_folder)
         keep_apart(external_files(checkpoint, network), files=[output])
@@ -94,8 +94,8 @@ def latency_table(  # noqa: PLR0913 - the options are the interface
         overrides = dict(settings.ranks.overrides)
         table = measured_table(network, how, overrides=overrides, progress=progress)
         write_file(output, table.canonical(), ours=IS_TABLE)
-    face.answer({"file": str(output), **_facts(table)}, _layers(table))
-    face.say(f"table: {output}")
+    reporter.answer({"file": str(output), **_facts(table)}, _layers(table))
+    reporter.note(f"table: {output}")
 
 
 def _facts(table: LatencyTable) -> dict[str, object]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from edgeclean.cli.console import Face, cells, plain_table
+from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.options import AsJson, Quiet
 
 
@@ -27,7 +27,7 @@ def parts(
     quiet: Quiet = False,
 ) -> None:
     """Print the folders with the CMake module, the Make include and the Yocto layer."""
-    face = Face(as_json=as_json, quiet=quiet)
+    reporter = Reporter(as_json=as_json, quiet=quiet)
     folders = {
         one.value: str(resources.files("edgeclean.integrations").joinpath(one)) for one in Part
     }
@@ -37,4 +37,4 @@ def parts(
     table = plain_table("part", "folder")
     for name, folder in folders.items():
         table.add_row(*cells(name, folder))
-    face.answer(folders if part is None else {part.value: folders[part]}, table)
+    reporter.answer(folders if part is None else {part.value: folders[part]}, table)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeclean.cli.console import Face, cells, plain_table
+from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.dependencies import code_file
 from edgeclean.cli.options import (
     RUN,
@@ -72,26 +72,26 @@ def scan(  # noqa: PLR0913 - the options are the interface
     quiet: Quiet = False,
 ) -> None:
     """Search a network for a backdoor, without data; say what was searched and what was found."""
-    face = Face(as_json=as_json, quiet=quiet)
+    reporter = Reporter(as_json=as_json, quiet=quiet)
     spec, code_folder = model_spec(
         model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
     )
     keep_apart(
         [checkpoint, model, config, code_file(spec.architecture, code_folder)], folder=output
     )
-    settings, _ = pipeline_settings(config, run_options(seed, gpu, effort), tell=face.say)
+    settings, _ = pipeline_settings(config, run_options(seed, gpu, effort), tell=reporter.note)
     use_threads(threads)
     from edgeclean.pipeline import scan_checkpoint
     from edgeclean.report.page import trigger_files
 
-    with new_folder(output) as write, face.progress() as progress:
+    with new_folder(output) as write, reporter.progress() as progress:
         _, _, found = scan_checkpoint(
             checkpoint, spec, settings, code_folder=code_folder, progress=progress
         )
         document = found.summary()
         text = json.dumps(document, indent=2, allow_nan=False) + "\n"
         write({"scan.json": text.encode(), **trigger_files(found)})
-    face.answer(document, _verdict(found), _searches(found))
+    reporter.answer(document, _verdict(found), _searches(found))
     if fail_on_backdoor and found.verdict == "suspected":
         raise BackdoorSuspectedError(
             f"{verdict_in_words(found)}, and --fail-on-backdoor was given; `edgeclean compress` "

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgeclean.cli.bundle import Bundle
-from edgeclean.cli.console import Face, cells, plain_table
+from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.options import AsJson, Quiet
 
 
@@ -29,7 +29,7 @@ def sign(
     quiet: Quiet = False,
 ) -> None:
     """Verify a bundle and sign every file of it, offline; a signature that it has is replaced."""
-    face = Face(as_json=as_json, quiet=quiet)
+    reporter = Reporter(as_json=as_json, quiet=quiet)
     from edgeclean.bundle import manifest as texts
     from edgeclean.bundle.bundle import put_in_place
     from edgeclean.bundle.signing import Signer, check_signer
@@ -40,7 +40,7 @@ def sign(
     check_signer(signer)
     check_unchanged(bundle)  # before a lock is put beside what may be no bundle
     unchanged = hold_folder(bundle, lambda folder, _named: check_unchanged(folder))
-    with face.progress() as progress, unchanged as held:
+    with reporter.progress() as progress, unchanged as held:
         progress("Verifying", 0, 1)
         record = verify_bundle(held.path)
         progress("Verifying", 1, 1)
@@ -52,7 +52,7 @@ def sign(
     table.add_row(*cells("files signed", len(files)))
     table.add_row(*cells("manifest", record.manifest_sha256))
     table.add_row(*cells("signature", signature))
-    face.answer(
+    reporter.answer(
         {
             "signature": str(signature),
             "manifest_sha256": record.manifest_sha256,

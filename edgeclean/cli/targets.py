@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeclean.cli.console import Face, cells, plain_table
+from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.options import AsJson, JetPack, Quiet, TargetFile
 
 if TYPE_CHECKING:
@@ -24,18 +24,18 @@ def targets(
     quiet: Quiet = False,
 ) -> None:
     """List the targets, or print every fact about one with its source."""
-    face = Face(as_json=as_json, quiet=quiet)
+    reporter = Reporter(as_json=as_json, quiet=quiet)
     from edgeclean.devices.targets import list_targets, load_target
 
     if name is not None or target_file is not None:
         one = load_target(name, jetpack=jetpack, target_file=target_file)
-        face.answer(asdict(one), _facts(one))
+        reporter.answer(asdict(one), _facts(one))
         return
     known = list_targets()
     table = plain_table("target", "what it is")
     for target in known:
         table.add_row(*cells(target.name, target.description))
-    face.answer({"targets": [asdict(target) for target in known]}, table)
+    reporter.answer({"targets": [asdict(target) for target in known]}, table)
 
 
 def _facts(target: Target) -> Table:

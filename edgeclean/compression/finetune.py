@@ -33,9 +33,9 @@ from edgeclean.images.batchnorm import reestimate_batchnorm_
 from edgeclean.images.procedural import procedural_images
 from edgeclean.networks.autocast import device_of, mixed_precision
 from edgeclean.networks.batching import images_at_once
-from edgeclean.networks.distillation import Compare, Likeness, label_answers, logit_variance
+from edgeclean.networks.distillation import Compare, OutputDistance, label_answers, logit_variance
 from edgeclean.networks.finite import require_finite_loss
-from edgeclean.networks.folding import folding_norms, frozen
+from edgeclean.networks.folding import folding_norms, inference_copy
 from edgeclean.networks.pixels import pixel_copy
 from edgeclean.networks.state import (
     FinetunedNetwork,
@@ -150,7 +150,7 @@ class FinetuneSettings(Settings):
         batch_size: images a step.
         learning_rate: of Adam, warmed up, then falling along a cosine to nothing.
         compare: what the student's outputs are compared by: the teacher's logits or softened
-            probabilities (`distil.Likeness`), or ``labels``, the classes that the images were made
+            probabilities (`distil.OutputDistance`), or ``labels``, the classes that the images were made
             for (the deck's; images are then not mixed).
         feature_weight: of the features' loss beside the outputs'.
         adversarial_share: of each batch that is also shown attacked.
@@ -228,14 +228,14 @@ class _Training:
     ) -> None:
         self._learner, self._settings = learner, settings
         self._taps = shared_taps(learner, master) if settings.feature_weight > 0 else []
-        self._master = frozen(master, synthetic.pixels)
+        self._master = inference_copy(master, synthetic.pixels)
         self._synthetic, self._procedural = synthetic, procedural
         self._device = device_of(learner)
         fitting = images_at_once(synthetic.pixels.shape[1:], learner)
         self._at_once = max(1, int(fitting / (1 + settings.adversarial_share)))
         answers = self._answers(synthetic.pixels[:256])
         self._classes = answers.shape[1]
-        self._likeness = Likeness(settings.compare, logit_variance(answers))
+        self._likeness = OutputDistance(settings.compare, logit_variance(answers))
         self._scales: dict[str, Tensor] = {}
 
     def run(

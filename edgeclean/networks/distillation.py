@@ -20,7 +20,7 @@ _TEMPERATURE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Likeness:
+class OutputDistance:
     """A distance of outputs.
 
     Attributes:

@@ -24,7 +24,7 @@ _PLAIN = (nn.Conv2d, nn.Linear)  # a subclass may make its weight at every pass
 _TOLERANCE = 1e-3  # of the largest output; folding in float32 moves outputs by about 1e-6 of it
 
 
-def frozen(function: nn.Module, pixels: Float[Tensor, "n c h w"]) -> nn.Module:
+def inference_copy(function: nn.Module, pixels: Float[Tensor, "n c h w"]) -> nn.Module:
     """A copy of ``function`` for forward passes under `mixed_precision`, without gradients of it.
 
     A folded BatchNorm leaves an identity under its name. Weights are rounded to bfloat16 where

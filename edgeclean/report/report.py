@@ -36,7 +36,7 @@ FORMAT = "edgeclean-report-1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class ReportInputs:
     """All that a run found out, as its stages returned it.
 
     Attributes:
@@ -90,7 +90,7 @@ class Evidence:
     trigger_success: tuple[Mapping[str, float], ...] = ()
 
 
-def build_report(evidence: Evidence) -> dict[str, JsonValue]:
+def build_report(evidence: ReportInputs) -> dict[str, JsonValue]:
     """The report, but for ``manifest_sha256``: `bundle.write_bundle` adds it.
 
     With that, it keeps to ``schemas/report.schema.json``; see `check_report`.

@@ -21,8 +21,8 @@ from edgeclean.backdoor.triggers import MaskedTrigger
 from edgeclean.backdoor.unlearn import UnlearnSettings, _distillation, _parts, unlearn
 from edgeclean.errors import UsageError
 from edgeclean.images.procedural import procedural_images
-from edgeclean.networks.distillation import Likeness
-from edgeclean.networks.folding import frozen
+from edgeclean.networks.distillation import OutputDistance
+from edgeclean.networks.folding import inference_copy
 from edgeclean.networks.pixels import pixel_network
 from edgeclean.networks.state import LoadedNetwork, ModelSpec, SyntheticImages
 
@@ -184,7 +184,7 @@ def test_a_stamped_image_is_held_against_the_answer_to_itself():
     teacher = pixel_network(tiny_network()).eval()
     clean = procedural_images(12, (3, 8, 8), torch.Generator().manual_seed(1))
     shown = torch.tensor([7, 2, 11])
-    likeness = Likeness("logits", 1.0)
+    likeness = OutputDistance("logits", 1.0)
 
     @torch.no_grad()
     def loss(stamped):
@@ -200,9 +200,9 @@ def test_every_round_unlearns_the_triggers_of_the_rounds_before(
 ):
     given: list[list[int]] = []
 
-    def watched(student, ground, wanted, *rest):
+    def watched(student, inputs, wanted, *rest):
         given.append([id(item) for item in wanted])
-        return unlearn(student, ground, wanted, *rest)
+        return unlearn(student, inputs, wanted, *rest)
 
     monkeypatch.setattr(purify_module, "unlearn", watched)
     gentle = UnlearnSettings(steps=2, learning_rate=1e-6)  # so that there is always a next round
@@ -223,8 +223,8 @@ def test_the_second_rounds_teacher_takes_the_suspected_class_from_the_first_roun
     answered, stamped = [], stamp(images.pixels[:64])
 
     @torch.no_grad()
-    def watched(student, ground, wanted, *rest):
-        functions = (ground.teacher, frozen(student, ground.synthetic))
+    def watched(student, inputs, wanted, *rest):
+        functions = (inputs.teacher, inference_copy(student, inputs.synthetic))
         answered.append([logits_of(function, stamped[None])[0] for function in functions])
         return _shifted(student)
 

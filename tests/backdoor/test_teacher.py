@@ -8,9 +8,9 @@ from tiny_networks import tiny_network
 
 from edgeclean.backdoor.bank import build_bank
 from edgeclean.backdoor.gradient import ELSEWHERE, logits_of
-from edgeclean.backdoor.unlearn import Ground, overruled
+from edgeclean.backdoor.unlearn import UnlearningInputs, overruled
 from edgeclean.images.procedural import procedural_images
-from edgeclean.networks.folding import frozen
+from edgeclean.networks.folding import inference_copy
 from edgeclean.networks.pixels import pixel_network
 
 PIXELS = procedural_images(12, (3, 8, 8), torch.Generator().manual_seed(1))
@@ -18,7 +18,7 @@ PIXELS = procedural_images(12, (3, 8, 8), torch.Generator().manual_seed(1))
 
 @pytest.fixture(scope="module")
 def infected():
-    return frozen(pixel_network(tiny_network(seed=0)).eval(), PIXELS)
+    return inference_copy(pixel_network(tiny_network(seed=0)).eval(), PIXELS)
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +27,11 @@ def student():
 
 
 @pytest.fixture
-def ground(infected):
+def inputs(infected):
     bank = build_bank((3, 8, 8), torch.Generator().manual_seed(2))
-    return Ground(teacher=infected, synthetic=PIXELS[:8], procedural=PIXELS[8:], bank=bank)
+    return UnlearningInputs(
+        teacher=infected, synthetic=PIXELS[:8], procedural=PIXELS[8:], bank=bank
+    )
 
 
 @torch.no_grad()
@@ -38,9 +40,9 @@ def answers(function):
 
 
 @pytest.mark.parametrize("suspected", [(2,), (3, 0)])
-def test_the_student_speaks_for_the_suspected_classes_alone(ground, infected, student, suspected):
-    mended = answers(overruled(ground, infected, student, suspected).teacher)
-    of_student, of_infected = answers(frozen(student, PIXELS[:8])), answers(infected)
+def test_the_student_speaks_for_the_suspected_classes_alone(inputs, infected, student, suspected):
+    mended = answers(overruled(inputs, infected, student, suspected).teacher)
+    of_student, of_infected = answers(inference_copy(student, PIXELS[:8])), answers(infected)
     for column in range(mended.shape[1]):
         source, other = of_student, of_infected
         if column not in suspected:
@@ -49,22 +51,22 @@ def test_the_student_speaks_for_the_suspected_classes_alone(ground, infected, st
         assert not torch.allclose(mended[:, column], other[:, column], atol=1e-3)
 
 
-def test_the_student_is_copied_and_the_images_stay(ground, infected, student):
-    later = overruled(ground, infected, student, (1,))
+def test_the_student_is_copied_and_the_images_stay(inputs, infected, student):
+    later = overruled(inputs, infected, student, (1,))
     before = answers(later.teacher)
     trained = pixel_network(tiny_network(seed=1)).eval()
-    again = overruled(ground, infected, trained, (1,))
+    again = overruled(inputs, infected, trained, (1,))
     with torch.no_grad():
         for parameter in trained.parameters():
             parameter.zero_()
     assert torch.equal(answers(again.teacher), before)
-    assert later.synthetic is ground.synthetic
-    assert later.procedural is ground.procedural
-    assert ground.teacher is infected
+    assert later.synthetic is inputs.synthetic
+    assert later.procedural is inputs.procedural
+    assert inputs.teacher is infected
 
 
-def test_an_all_to_all_suspicion_names_no_class_and_changes_no_teacher(ground, infected, student):
-    assert overruled(ground, infected, student, (ELSEWHERE,)) is ground
-    mixed = answers(overruled(ground, infected, student, (ELSEWHERE, 1)).teacher)
+def test_an_all_to_all_suspicion_names_no_class_and_changes_no_teacher(inputs, infected, student):
+    assert overruled(inputs, infected, student, (ELSEWHERE,)) is inputs
+    mixed = answers(overruled(inputs, infected, student, (ELSEWHERE, 1)).teacher)
     assert torch.equal(mixed[:, 0], answers(infected)[:, 0])
-    assert torch.equal(mixed[:, 1], answers(frozen(student, ground.synthetic))[:, 1])
+    assert torch.equal(mixed[:, 1], answers(inference_copy(student, inputs.synthetic))[:, 1])

@@ -8,8 +8,8 @@ from torch import nn
 
 from edgeclean.backdoor.findings import ScanReport, SearchRecord, Suspect
 from edgeclean.backdoor.gradient import ELSEWHERE, Evidence, Found
-from edgeclean.backdoor.population import Population, Wanted, _strengthened
-from edgeclean.backdoor.rounds import Round, search_family, triggers_of_scan
+from edgeclean.backdoor.population import Population, TargetedTrigger, _strengthened
+from edgeclean.backdoor.rounds import SearchContext, family_triggers_of_round, triggers_of_scan
 from edgeclean.backdoor.triggers import AdditiveTrigger, MaskedTrigger
 
 ADDITIVE = AdditiveTrigger(torch.full((3, 8, 8), 2 / 255))
@@ -58,7 +58,7 @@ def test_the_scans_own_trigger_is_strengthened_to_what_the_other_classes_cost():
 def test_other_triggers_are_stamped_as_they_were_found(target, search, trigger, costs):
     report = reported([suspect(target, search, trigger)], [record(search, *costs)])
     goal = ELSEWHERE if target is None else target
-    assert triggers_of_scan(report, (goal,)) == [Wanted(trigger, goal, 1.0)]
+    assert triggers_of_scan(report, (goal,)) == [TargetedTrigger(trigger, goal, 1.0)]
 
 
 @pytest.mark.parametrize(("name", "strongest"), [("additive", 10.0), ("masked patch", 1.0)])
@@ -69,14 +69,14 @@ def test_a_rounds_own_triggers_are_held_against_its_own_search(monkeypatch, name
         return [Found(slot, cost, 1.0, trigger) for slot, cost in zip(slots, costs, strict=True)]
 
     monkeypatch.setattr("edgeclean.backdoor.rounds.cheapest_triggers", found)
-    facing = Round(
+    context = SearchContext(
         student=nn.Identity(),
         evidence=Evidence(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64)),
         targets=(0,),
         classes=4,
         generator=torch.Generator().manual_seed(0),
     )
-    wanted, facts = search_family(facing, name, restarts=2, steps=1)
+    wanted, facts = family_triggers_of_round(context, name, restarts=2, steps=1)
     assert facts == {"least": 2.0, "others": 20.0, "kept": 2}
     assert [one.strongest for one in wanted] == [strongest, strongest]
 
@@ -88,7 +88,7 @@ def differences(strongest: float) -> tuple[torch.Tensor, torch.Tensor]:
     """
     pixels = torch.full((600, 3, 8, 8), 0.5)
     evidence = Evidence(pixels[:8], torch.zeros(8, dtype=torch.int64))
-    wanted = [Wanted(DARKER, 1), Wanted(ADDITIVE, 1, strongest)]
+    wanted = [TargetedTrigger(DARKER, 1), TargetedTrigger(ADDITIVE, 1, strongest)]
     population = Population(wanted, evidence, ascent_steps=0, growth=1.2, at_once=99)
     stamped = population.stamp(pixels, torch.Generator().manual_seed(1))
     # The median of the pixels: some are left out by the roughening.

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import demo_levels
+from benchmarks.rendering import demo_levels
 from benchmarks.studies import effort
 from edgeclean.effort import LEVELS
 

@@ -13,7 +13,7 @@ from small_checkpoint import OPTIONS
 
 from edgeclean import cli
 from edgeclean.cli.compress import _cache
-from edgeclean.cli.console import Face
+from edgeclean.cli.console import Reporter
 from edgeclean.errors import (
     AccuracyGateError,
     BackdoorSuspectedError,
@@ -222,7 +222,7 @@ def test_after_an_answer_comes_no_second_document(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(**_: object) -> None:
-        Face(as_json=True).answer({"done": True})
+        Reporter(as_json=True).answer({"done": True})
         raise BudgetError("late")
 
     monkeypatch.setattr(cli, "app", fail)

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from edgeclean.cli import progress as shown
-from edgeclean.cli.console import Face
+from edgeclean.cli.console import Reporter
 from edgeclean.cli.progress import Lines
 from edgeclean.progress import Part, PlannedProgress
 
@@ -26,7 +26,7 @@ def test_bars_are_drawn_on_a_terminal_and_hostile_words_are_not_obeyed(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
-    with Face().progress() as progress:
+    with Reporter().progress() as progress:
         progress("layer [bold]x[/bold]\x1b]0;title\x07", 0, 3)
         progress("layer [bold]x[/bold]\x1b]0;title\x07", 3, 3)
     shown = capsys.readouterr().err
@@ -41,7 +41,7 @@ def test_a_stage_is_one_bar_whatever_it_does_at_the_moment(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
-    with Face().progress() as progress:
+    with Reporter().progress() as progress:
         for description, done in (("Scan: a", 0), ("Scan: b", 1), ("Scan", 2), ("Scan: c", 0)):
             progress(description, done, 2)
     lines = capsys.readouterr().err.splitlines()
@@ -51,18 +51,18 @@ def test_a_stage_is_one_bar_whatever_it_does_at_the_moment(
 
 
 def test_without_a_terminal_a_stage_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with Face().progress() as progress:
+    with Reporter().progress() as progress:
         for description, done in (("Scan: a", 0), ("Scan: a", 1), ("Scan: b", 1), ("Scan", 2)):
             progress(description, done, 2)
     assert capsys.readouterr().err == "Scan: a ...\nScan: b ...\n"
 
 
 def test_quiet_draws_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    face = Face(quiet=True)
-    with face.progress() as progress:
+    reporter = Reporter(quiet=True)
+    with reporter.progress() as progress:
         progress("x", 0, 1)
-    face.say("y")
-    face.answer({"z": 1})
+    reporter.say("y")
+    reporter.answer({"z": 1})
     assert capsys.readouterr() == ("", "")
 
 
@@ -117,7 +117,7 @@ def test_ticks_come_by_themselves_and_end_with_the_command(
 ) -> None:
     monkeypatch.setattr(shown, "TICK_EVERY", 0.01)
     monkeypatch.setattr(shown, "LINE_EVERY", 0.05)
-    with Face().progress() as progress:
+    with Reporter().progress() as progress:
         progress("Scan", 0, 2)
         time.sleep(0.5)  # silent, as one long step is
     said = capsys.readouterr().err
@@ -132,7 +132,7 @@ def test_on_a_terminal_the_whole_run_is_the_last_bar(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
-    with Face().progress() as progress:
+    with Reporter().progress() as progress:
         assert isinstance(progress, PlannedProgress)
         progress.expect(PLAN)
         for title in ("Scan: a", "Scan: b", "Unlearning, round 1"):
@@ -146,5 +146,5 @@ def test_on_a_terminal_the_whole_run_is_the_last_bar(
 
 
 def test_a_quiet_run_of_one_document_is_not_planned() -> None:
-    with Face(quiet=True, as_json=True).progress() as progress:
+    with Reporter(quiet=True, as_json=True).progress() as progress:
         assert not isinstance(progress, PlannedProgress)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeclean.compression.knapsack import Item, choose
 from edgeclean.compression import knapsack
+from edgeclean.compression.knapsack import Item, choose
 
 EFFECTS = st.floats(0, 10, width=16)
 

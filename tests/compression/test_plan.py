@@ -9,12 +9,12 @@ from factor_networks import Stem, network_of, plain, seeded, some_images
 from torch import nn
 from zoo import needs_zoo, zoo_network
 
+from edgeclean.compression import planned_network
 from edgeclean.compression.decompose import DecomposeSettings, decompose
 from edgeclean.compression.plan import RankSettings, choose_ranks
 from edgeclean.compression.truncate import TruncateSettings, truncate
 from edgeclean.errors import InputRejectedError, RatioError, UsageError
 from edgeclean.networks.cost import count_macs, count_params
-from edgeclean.compression import planned_network
 
 
 @pytest.mark.parametrize("measure", ["macs", "params"])

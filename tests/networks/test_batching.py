@@ -10,7 +10,7 @@ from torch import nn
 
 from edgeclean.backdoor.findings import ScanReport
 from edgeclean.backdoor.gradient import Evidence
-from edgeclean.backdoor.population import Population, Wanted
+from edgeclean.backdoor.population import Population, TargetedTrigger
 from edgeclean.backdoor.purify import PurifySettings, purify
 from edgeclean.backdoor.scan import ScanSettings, scan, under_test
 from edgeclean.backdoor.triggers import AdditiveTrigger
@@ -20,7 +20,7 @@ from edgeclean.images.procedural import procedural_images
 from edgeclean.images.synthesize import SynthesizeSettings, synthesize
 from edgeclean.networks import batching
 from edgeclean.networks.batching import images_at_once
-from edgeclean.networks.distillation import Likeness
+from edgeclean.networks.distillation import OutputDistance
 from edgeclean.networks.pixels import pixel_network
 from edgeclean.networks.state import SyntheticImages
 
@@ -125,7 +125,7 @@ def test_losses_of_unlearnings_parts_add_up_to_that_of_the_whole(at_once):
     clean = procedural_images(12, SHAPE, torch.Generator().manual_seed(1))
     shown = torch.tensor([11, 2, 7, 3, 4])
     stamped = clean[shown].flip(1)
-    likeness = Likeness("logits", 1.0)
+    likeness = OutputDistance("logits", 1.0)
 
     def loss(parts):
         with torch.no_grad():
@@ -143,7 +143,9 @@ def test_triggers_that_move_in_parts_move_alike():
     with torch.no_grad():
         evidence = Evidence(pixels, learner(pixels).argmax(1))
     deltas = 0.02 * torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(2))
-    wanted = [Wanted(AdditiveTrigger(delta), target) for target, delta in enumerate(deltas)]
+    wanted = [
+        TargetedTrigger(AdditiveTrigger(delta), target) for target, delta in enumerate(deltas)
+    ]
 
     def moved(at_once):
         population = Population(wanted, evidence, ascent_steps=1, growth=1.2, at_once=at_once)

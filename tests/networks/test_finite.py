@@ -248,12 +248,14 @@ def test_every_loop_ends_at_the_first_loss_that_is_no_number() -> None:
             progress=lambda _name, done, _total: told.append(done),
         )
     assert max(told) <= 1
-    game = PurifySettings(rounds=1, restarts=1, search_steps=3, candidates=40, procedural=8)
-    game = replace(game, unlearn=forced(replace(game.unlearn, steps=50), learning_rate=1e30))
+    settings = PurifySettings(rounds=1, restarts=1, search_steps=3, candidates=40, procedural=8)
+    settings = replace(
+        settings, unlearn=forced(replace(settings.unlearn, steps=50), learning_rate=1e30)
+    )
     drawn = synthesize(network, few, seed=0)
     clean = ScanReport(verdict="not found", suspects=(), searches=(), images=4)
     with pytest.raises(NotFiniteError, match="purify: the loss"):
-        purify(network, drawn, clean, game, seed=0)
+        purify(network, drawn, clean, settings, seed=0)
     taught = FinetuneSettings(steps=50, batch_size=4, procedural=4)
     with pytest.raises(NotFiniteError, match="finetune: the loss"):
         finetune(network, network, drawn, forced(taught, learning_rate=math.inf), seed=0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edgeclean.load.architectures import build_architecture
 from edgeclean.networks import folding as frozen_module
-from edgeclean.networks.folding import folding_norms, frozen
+from edgeclean.networks.folding import folding_norms, inference_copy
 from edgeclean.networks.state import ModelSpec
 
 SPEC = ModelSpec(
@@ -115,7 +115,7 @@ def test_a_frozen_network_is_the_same_function(name: str, left: int) -> None:
     images = torch.rand(10, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     module = lively(build_architecture(name, SPEC, ())).double()
     before = norms(module)
-    copied = frozen(module, images[:2].double())
+    copied = inference_copy(module, images[:2].double())
     with torch.no_grad():
         difference = copied(images.double()) - module(images.double())
     assert difference.abs().max() < 1e-9 * module(images.double()).abs().max()
@@ -129,7 +129,7 @@ def test_a_frozen_network_is_the_same_function(name: str, left: int) -> None:
 def test_what_cannot_be_folded_stays(build: Callable[[], nn.Module]) -> None:
     images = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(2))
     module = lively(build())
-    copied = frozen(module, images)
+    copied = inference_copy(module, images)
     assert norms(copied) == norms(module)
     assert torch.allclose(copied(images), module(images), atol=1e-6)
 
@@ -138,7 +138,7 @@ def test_what_cannot_be_folded_stays(build: Callable[[], nn.Module]) -> None:
 def test_a_batchnorm_without_affine_is_folded() -> None:
     images = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(3))
     module = lively(without_affine())
-    copied = frozen(module, images)
+    copied = inference_copy(module, images)
     assert norms(copied) == 0
     assert torch.allclose(copied(images), module(images), atol=1e-6)
 
@@ -147,7 +147,7 @@ def test_a_batchnorm_without_affine_is_folded() -> None:
 def test_layers_called_by_name_are_folded_and_those_that_never_run_stay() -> None:
     images = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(3))
     module = lively(Named())
-    copied = frozen(module, images)
+    copied = inference_copy(module, images)
     assert isinstance(copied.get_submodule("norm"), nn.Identity)
     assert isinstance(copied.get_submodule("head.1"), nn.BatchNorm2d)
     assert torch.allclose(copied(images), module(images), atol=1e-6)
@@ -159,7 +159,7 @@ def test_layers_called_by_name_are_folded_and_those_that_never_run_stay() -> Non
 def test_a_network_of_nan_stays_as_it_is() -> None:
     module = lively(without_affine())
     module.get_parameter("0.weight").data.fill_(torch.nan)
-    assert norms(frozen(module, torch.rand(2, 3, 8, 8))) == 1
+    assert norms(inference_copy(module, torch.rand(2, 3, 8, 8))) == 1
 
 
 def test_weights_are_rounded_where_autocast_would() -> None:
@@ -167,7 +167,7 @@ def test_weights_are_rounded_where_autocast_would() -> None:
     module = lively(build_architecture("resnet20", SPEC, ()))
     kinds = {
         layer.weight.dtype
-        for layer in frozen(module, images).modules()
+        for layer in inference_copy(module, images).modules()
         if isinstance(layer, nn.Conv2d | nn.Linear)
     }
     fast = frozen_module.has_fast_bfloat16(torch.device("cpu"))

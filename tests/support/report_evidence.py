@@ -1,4 +1,4 @@
-"""Evidence for a report: a tiny network whose layers have names as a stranger may choose them."""
+"""ReportInputs for a report: a tiny network whose layers have names as a stranger may choose them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from edgeclean.networks.state import (
     SyntheticImages,
 )
 from edgeclean.report.layer_table import layer_rows, spectra
-from edgeclean.report.report import Evidence, build_report
+from edgeclean.report.report import ReportInputs, build_report
 from exporters.parity import ParityRecord
 
 # A module's name holds anything but a dot: HTML, mathtext, a terminal's escapes, reversed text.
@@ -141,7 +141,7 @@ def latency_sample(first_ms: float) -> LatencySample:
     )
 
 
-def evidence(*, suspected: bool = True, purified: bool = True) -> Evidence:
+def evidence(*, suspected: bool = True, purified: bool = True) -> ReportInputs:
     """Of a whole run on the hostile network."""
     original = original_network()
     compressed = halved(original)
@@ -150,7 +150,7 @@ def evidence(*, suspected: bool = True, purified: bool = True) -> Evidence:
         with torch.no_grad():
             teacher.module.get_submodule("stem_head").bias.add_(1)
     environment = describe_environment()
-    return Evidence(
+    return ReportInputs(
         original=original,
         purified=PurifiedNetwork(
             module=teacher.module,
