@@ -111,7 +111,7 @@ def test_two_runs_elsewhere_give_the_same_bytes(tmp_path: Path) -> None:
         folder = tmp_path / name
         folder.mkdir(parents=True)
         environment = {**os.environ, "TZ": zone, "PYTHONHASHSEED": seed, "HOME": str(folder)}
-        tests = Path(__file__).parent
+        tests = Path(__file__).parents[1] / "support"
         subprocess.run(
             [sys.executable, "-c", WRITE_ONE, str(tests), seed],
             cwd=folder,

@@ -33,7 +33,7 @@ def test_every_promised_target_is_there() -> None:
 
 @pytest.mark.parametrize("name", profile_names())
 def test_a_shipped_profile_fits_the_schema_and_every_fact_has_a_source(name: str) -> None:
-    folder = resources.files("edgeclean").joinpath("targets", "profiles")
+    folder = resources.files("edgeclean").joinpath("devices", "profiles")
     profile = tomllib.loads(folder.joinpath(f"{name}.toml").read_text("utf-8"))
     assert list(target_profiles._validator().iter_errors(profile)) == []
     assert profile["name"] == name
@@ -245,7 +245,7 @@ def test_what_extends_an_alias_is_not_an_alias(tmp_path: Path) -> None:
 
 
 def test_a_shipped_profile_can_be_copied_as_a_file_of_the_user(tmp_path: Path) -> None:
-    folder = resources.files("edgeclean").joinpath("targets", "profiles")
+    folder = resources.files("edgeclean").joinpath("devices", "profiles")
     for name in ("cpu", "orin-nx", "rtx-40"):
         path = tmp_path / "copy.toml"
         path.write_bytes(folder.joinpath(f"{name}.toml").read_bytes())
