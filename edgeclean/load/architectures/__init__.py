@@ -42,14 +42,14 @@ _TABLE: dict[str, Builder] = {
 
 
 def list_architectures() -> tuple[str, ...]:
-    """The names of the built-in table, sorted."""
+    """Return the names of the built-in table, sorted."""
     return tuple(sorted(_TABLE))
 
 
 def build_architecture(
     name: str, spec: ModelSpec, keys: Collection[str], *, code_folder: Path | None = None
 ) -> nn.Module:
-    """A freshly initialised network by its name.
+    """Build a freshly initialised network by its name.
 
     Args:
         name: of the table, or code that the user names (see `named_code`; it is executed).
