@@ -1,4 +1,4 @@
-"""One run's whole configuration: the settings of every stage, and a strict TOML reader for them.
+"""The whole configuration of one run: the settings of every stage, and a strict TOML reader.
 
 ::
 
@@ -8,7 +8,7 @@
     [ranks]
     ratio = 2.0
 
-``effort = "quick"`` at its top scales the length of every stage (`effort`); what else it says wins.
+``effort = "quick"`` at its top scales the length of every stage (`effort`); its other keys win.
 Each table is a stage, each key a field of its settings class; an unknown one is an error. The
 command line and the Python API build the same object.
 """
@@ -47,12 +47,12 @@ from exporters.precision import PrecisionSettings, check_precision
 
 MAX_FILE_BYTES = 1 << 20
 S = TypeVar("S")
-OLD_WORDS = {("purify", "mode"): {"deck": "clean-compact"}}  # still read, and told
+OLD_WORDS = {("purify", "mode"): {"deck": "clean-compact"}}  # still read, and reported
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineSettings(Settings):
-    """Everything that decides what `pipeline.compress` does.
+    """All settings of `pipeline.compress`.
 
     Attributes:
         seed: of every random choice; each stage draws from its own generator.
@@ -96,7 +96,7 @@ class PipelineSettings(Settings):
     latency: LatencySettings = field(default_factory=LatencySettings)
 
 
-# What this mode does otherwise: leading ranks of the clamped weights, labels, attacked images.
+# What differs in this mode: leading ranks of the clamped weights, labels, attacked images.
 _CLEAN_COMPACT: dict[str, Any] = {
     "ranks": {"sensitivity": "energy", "factors": "weights"},
     "finetune": {"compare": "labels", "feature_weight": 0.0, "adversarial_share": 0.5},
@@ -106,7 +106,7 @@ _CLEAN_COMPACT: dict[str, Any] = {
 def settings_for(
     target: Target, entries: Mapping[str, Any], *, where: str = "configuration"
 ) -> PipelineSettings:
-    """Settings from nested mappings; the target and the effort decide what they leave open.
+    """Make settings from nested mappings; target and effort decide what they leave open.
 
     Raises:
         UsageError: see `settings_from`; or the target cannot take what was asked.
@@ -131,7 +131,7 @@ def settings_for(
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The tables and keys of a configuration file, not yet checked.
+    """Read the tables and keys of a configuration file, not yet checked.
 
     Raises:
         UsageError: the file cannot be read, is over 1 MiB, or is not TOML.
@@ -140,7 +140,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def overlay(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Both nested mappings in one; where both say something, ``over`` wins."""
+    """Merge two nested mappings; where both have a value, ``over`` wins."""
     merged = dict(under)
     for key, entry in over.items():
         for twin in (key.replace("-", "_"), key.replace("_", "-")):
@@ -153,23 +153,23 @@ def overlay(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
 
 
 def in_new_words(
-    entries: Mapping[str, Any], tell: Callable[[str], None] = lambda _: None
+    entries: Mapping[str, Any], notify: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
-    """The entries with words that were renamed as they are now; ``tell`` hears of each, once."""
+    """Replace renamed words by their present names; call ``notify`` once for each."""
     renamed = dict(entries)
     for (table, key), words in OLD_WORDS.items():
         inside = entries.get(table)
         old = inside.get(key) if isinstance(inside, Mapping) else None
         if isinstance(old, str) and old in words:
             renamed = overlay(renamed, {table: {key: words[old]}})
-            tell(f"{table} {key} {old!r} is called {words[old]!r} now; please write that")
+            notify(f"{table} {key} {old!r} is called {words[old]!r} now; please write that")
     return renamed
 
 
 def settings_from(
     settings_class: type[S], entries: Mapping[str, Any], *, where: str = "configuration"
 ) -> S:
-    """A settings object from nested mappings, strictly: no unknown key, no silent conversion.
+    """Make a settings object from nested mappings: no unknown key, no silent conversion.
 
     A whole number is taken where a float is asked, a list where a tuple is.
 
@@ -197,7 +197,7 @@ def settings_from(
 
 
 def non_default(settings: object, default: object | None = None) -> dict[str, JsonValue]:
-    """The fields of a settings object that differ from another's, or its class's defaults."""
+    """Return the fields of a settings object that differ from another's, or the defaults."""
     default = type(settings)() if default is None else default
     changed: dict[str, JsonValue] = {}
     for one in dataclasses.fields(settings):  # type: ignore[arg-type]
@@ -210,7 +210,7 @@ def non_default(settings: object, default: object | None = None) -> dict[str, Js
 
 
 def to_toml(entries: Mapping[str, JsonValue], prefix: str = "") -> str:
-    """Nested mappings as TOML that `read_config` reads back; None, which TOML lacks, is dropped."""
+    """Write nested mappings as TOML that `read_config` reads back, but for None, which it lacks."""
     plain = [
         f"{_toml_key(key)} = {_toml_value(entry)}"
         for key, entry in entries.items()
