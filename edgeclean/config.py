@@ -55,25 +55,25 @@ class PipelineSettings(Settings):
     """All settings of `pipeline.compress`.
 
     Attributes:
-        seed: of every random choice; each stage draws from its own generator.
+        seed: the seed of every random choice; each stage draws from its own generator.
         target: name of the target profile.
         jetpack: release or generation, for targets that have one; None for the profile's default.
         effort: the level that `settings_for` took the stages' lengths from, for the record: the
             lengths themselves are in the stages' settings.
-        compute: where the stages run: ``cpu``, or ``cuda`` for this machine's GPU.
-        load: what the input may cost.
+        compute: the device that the stages run on: ``cpu``, or ``cuda`` for this machine's GPU.
+        load: the most that the input may cost.
         synthesize: the images that are made from the network.
         scan: the searches for a backdoor.
-        purify: how what was found is unlearned.
-        decompose: which layers are factored.
+        purify: the unlearning of found triggers.
+        decompose: the choice of layers that are factored.
         scale: the clamp on singular values.
-        ranks: how small or how fast the network is to be.
-        truncate: what the truncated network must hold to.
-        finetune: how accuracy is recovered.
-        export: what the ONNX file must be.
-        parity: how closely the file must compute what the network does.
-        precision: what the file computes in.
-        latency: how both networks are measured.
+        ranks: the size or speed that the network is to have.
+        truncate: the limits on the truncated network.
+        finetune: the recovery of accuracy.
+        export: the form of the ONNX file.
+        parity: the tolerance between the file's outputs and the network's.
+        precision: the number format that the file computes in.
+        latency: the measurement of both networks.
     """
 
     seed: int = setting(0, at_least=0, at_most=2**63 - 1)

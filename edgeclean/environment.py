@@ -24,7 +24,7 @@ class Environment:
 
     Attributes:
         processor: the name that the processor gives itself.
-        logical_cores: how many this process may run on.
+        logical_cores: the number that this process may run on.
         memory_gib: physical memory.
         system: kernel name and release.
         machine: instruction set, such as "x86_64".

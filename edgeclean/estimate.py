@@ -42,9 +42,9 @@ class PassSeconds:
     """The time of one image on this machine, in seconds.
 
     Attributes:
-        forward: without a gradient.
-        images: with the gradient of the image.
-        weights: with the gradient of the weights.
+        forward: a pass without a gradient.
+        images: a pass with the gradient of the image.
+        weights: a pass with the gradient of the weights.
         layers: the number of convolutions.
     """
 
@@ -95,8 +95,8 @@ def parts_of(
     """Return the run's parts in order, under the titles that the stages report.
 
     Args:
-        settings: of the run.
-        classes: of the network.
+        settings: the settings of the run.
+        classes: the number of the network's classes.
         each: see `pass_seconds`.
         only_scan: whether the run ends with the scan.
     """

@@ -63,7 +63,8 @@ class Policy(Settings):
         fail_on_backdoor: refuse a network that the scan suspects.
         max_accuracy_drop: percentage points that the compressed network may lose to the original.
         min_speedup: median latency of the original over that of the compressed network.
-        max_size: of ``model.onnx``: bytes, or a text with a unit such as "500 kB" or "2 MiB".
+        max_size: the size of ``model.onnx``: bytes, or a text with a unit such as "500 kB" or "2
+            MiB".
     """
 
     fail_on_backdoor: bool = False
@@ -93,7 +94,7 @@ class GateVerdict:
     Attributes:
         gate: the name of the option and of the key in a policy file.
         asked: the bound, in ``unit``.
-        measured: in ``unit``; NaN never passes.
+        measured: the measured number, in ``unit``; NaN never passes.
         unit: "suspicions", "percentage points", "bytes" or "times".
         passed: whether the bound is kept.
         detail: the evidence for the number, in words.
@@ -161,9 +162,10 @@ def judge_result(
 
     Args:
         policy: the gates that are asked.
-        evaluation: of both networks on the user's images; needed if accuracy is asked for.
+        evaluation: the accuracy of both networks on the user's images; needed if accuracy is asked
+            for.
         onnx_bytes: the size of ``model.onnx``.
-        latency: of both networks; the gain in the median is judged.
+        latency: the latency of both networks; the gain in the median is judged.
     """
     verdicts = []
     if policy.max_accuracy_drop is not None and evaluation is not None:

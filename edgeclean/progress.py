@@ -65,7 +65,7 @@ class Remaining:
     """The state of one run along its plan.
 
     Args:
-        parts: of the run, in order.
+        parts: the parts of the run, in order.
         now: seconds on a clock; every later ``now`` is of the same clock.
     """
 

@@ -78,7 +78,7 @@ class Runner:
         """Read and write nothing yet.
 
         Args:
-            cache: where results are kept and taken from; None to keep none.
+            cache: the place where results are kept and found; None to keep none.
             progress: called for every stage; given to those that take one.
         """
         self.seconds: dict[str, float] = {}
@@ -164,7 +164,7 @@ def stage_key(name: str, given: Mapping[str, object]) -> str:
     """Return the key of a stage's result.
 
     Args:
-        name: of the stage.
+        name: the name of the stage.
         given: all that its function is called with, by parameter: networks, images, reports,
             plans, tables, settings, the seed. Their order does not matter.
 

@@ -143,10 +143,10 @@ class FieldDescription:
     """One field of a settings class, for a table of all of them.
 
     Attributes:
-        name: as it is written.
-        type: in words, such as "a whole number".
+        name: the name as it is written.
+        type: the type in words, such as "a whole number".
         default: the value, or None for a table of settings.
-        range: in words, such as "from 1 to 10^6"; empty where the type has no limits.
+        range: the range in words, such as "from 1 to 10^6"; empty where the type has no limits.
         text: the first sentence about it in the docstring.
         hint: the annotation itself.
         limits: the limits declared beside it.

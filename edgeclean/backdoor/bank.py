@@ -100,8 +100,8 @@ class BankScore:
 
     Attributes:
         bank: the candidates.
-        success: of the images that were not of a class, the share that is sent to it.
-        moved: of all images, the share that is sent to any class but its own.
+        success: the share sent to each class, of the images that were not of it.
+        moved: the share of all images that is sent to any class but its own.
     """
 
     bank: Bank

@@ -23,7 +23,7 @@ class Suspect:
         search: the search that raised the suspicion.
         score: robust deviations below the other classes; for all-to-all, the nearness of the map
             of classes to a permutation, 0 to 1.
-        cost: of the trigger, in the search's unit.
+        cost: the cost of the trigger, in the search's unit.
         success: share of the synthetic images of other classes that the trigger sends there.
         trigger: the reconstructed trigger.
     """

@@ -65,7 +65,7 @@ class GradientSettings(Settings):
     """The length of a gradient search, and when a trigger counts as working.
 
     Attributes:
-        steps: of Adam.
+        steps: the number of Adam steps.
         batch_size: images for each slot in a step.
         success: the share of a slot's images that a trigger must send to its target.
         slots_at_once: the most; of large images they are as many as fit into memory (`batching`).

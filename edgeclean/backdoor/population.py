@@ -32,9 +32,9 @@ class TargetedTrigger:
     """A trigger to unlearn, and the class that it led to.
 
     Attributes:
-        trigger: as it was found.
+        trigger: the trigger as it was found.
         target: the class (or `ELSEWHERE`) that it must no longer lead to.
-        strongest: it is stamped between once and so many times as strongly as it was found.
+        strongest: the most times as strongly as it was found that it is stamped; at least 1.
     """
 
     trigger: Trigger
@@ -49,7 +49,7 @@ class Population:
         triggers: the triggers.
         evidence: images that they follow the network on.
         ascent_steps: Adam steps of each in a turn.
-        growth: how far a cost may grow past what it was found with.
+        growth: the most that a cost may grow to, over the cost that it was found with.
         at_once: images that the network is shown at once (`batching`).
     """
 

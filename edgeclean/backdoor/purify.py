@@ -58,13 +58,14 @@ class PurifySettings(Settings):
         mode: ``guided`` unlearns what the scan suspects, or runs the general defence if it
             suspects nothing; ``none`` and ``clean-compact`` pass the network on unchanged, the
             latter to be clamped, truncated and fine-tuned as in Clean & Compact (`pipeline`).
-        rounds: at most so many of search and unlearning.
+        rounds: the most rounds of search and unlearning.
         restarts: gradient searches towards each suspected class in a round.
         search_steps: Adam steps of each of them.
-        candidates: of the bank tried in a round.
+        candidates: the number of the bank's candidates to try in a round.
         bank_triggers: the most of them kept for unlearning, for each suspected class.
         procedural: procedural images beside the synthetic ones.
-        overrule: from the second round on, the student gives the logits of suspected classes
+        overrule: whether, from the second round on, the student gives the logits of suspected
+            classes
             (`unlearn.overruled`).
         general_strength: the general defence's learning rate, as a share of the guided one's;
             0 leaves a network without suspects untouched.
@@ -95,11 +96,11 @@ def purify(
     """Return the network with the suspected triggers unlearned; see the module's docstring.
 
     Args:
-        network: as it came.
+        network: the network as it came.
         images: synthesised from it.
-        report: of its scan, whose suspects guide the rounds.
+        report: the report of its scan, whose suspects guide the rounds.
         settings: see `PurifySettings`.
-        seed: of searches and unlearning.
+        seed: the seed of searches and unlearning.
         progress: called during each round.
     """
     if settings.mode != "guided":

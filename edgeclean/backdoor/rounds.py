@@ -41,8 +41,8 @@ class SearchContext:
         student: a function of pixels for inference, as the round before left it.
         evidence: images with the student's predictions.
         targets: suspected classes, `ELSEWHERE` among them for an all-to-all.
-        classes: how many there are.
-        generator: of every draw.
+        classes: the number of classes.
+        generator: the source of every draw.
     """
 
     student: nn.Module

@@ -37,10 +37,10 @@ class ScanSettings(Settings):
     Attributes:
         searches: names out of ``patch bank``, ``masked patch``, ``additive``, ``warp``,
             ``all-to-all``.
-        images: how many of the synthetic images to use (gradient searches draw from them).
+        images: the number of synthetic images to use (gradient searches draw from them).
         steps: Adam steps of each gradient search.
         restarts: independent starts of each gradient search; each class keeps its cheapest.
-        bank_candidates: how many of the bank's candidates are tried, drawn at random.
+        bank_candidates: the number of the bank's candidates to try, drawn at random.
     """
 
     searches: tuple[str, ...] = setting(
@@ -65,10 +65,10 @@ def scan(
     """Search for triggers towards every class; see the module's docstring.
 
     Args:
-        network: of any stage; it is copied, not changed.
+        network: a network of any stage; it is copied, not changed.
         images: synthetic (or any) images; their labels are not used, the network's own are.
         settings: see `ScanSettings`.
-        seed: of starts, draws and the bank's random textures.
+        seed: the seed of starts, draws and the bank's random textures.
         progress: called before every search and after the last.
     """
     module, evidence = under_test(network, images.pixels[: settings.images])
@@ -109,8 +109,8 @@ def trigger_success(
     predictions. It is a fact about these triggers alone: another may work on the network.
 
     Args:
-        report: of the network as it came.
-        networks: by name, in the order of the answer's keys.
+        report: the scan of the network as it came.
+        networks: the networks by name, in the order of the answer's keys.
         pixels: synthetic images in [0, 1], of which the first 256 are used.
     """
     if not report.suspects:

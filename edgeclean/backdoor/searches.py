@@ -61,11 +61,11 @@ class Probe:
     Attributes:
         module: a function of pixels for inference; its parameters take no gradient.
         evidence: images with the module's predictions.
-        classes: how many there are.
+        classes: the number of classes.
         steps: Adam steps of each gradient search.
         restarts: independent starts of each gradient search.
-        candidates: of the bank, to be tried.
-        seed: of the bank and of what is drawn from it.
+        candidates: the number of the bank's candidates to try.
+        seed: the seed of the bank and of the draw from it.
     """
 
     module: nn.Module

@@ -52,13 +52,14 @@ class UnlearnSettings(Settings):
     Attributes:
         steps: descent steps of the student.
         batch_size: images in a descent step, beside their stamped copies.
-        stamped_share: of the batch that is also shown stamped.
-        bank_share: of the stamped images that carry a random candidate of the bank instead.
-        learning_rate: of the student's SGD (momentum 0.9), warmed up, then falling on a cosine.
+        stamped_share: the share of the batch that is also shown stamped.
+        bank_share: the share of stamped images that carry a random candidate of the bank instead.
+        learning_rate: the rate of the student's SGD (momentum 0.9), warmed up, then falling on a
+            cosine.
         ascent_every: descent steps between two turns of the triggers.
         ascent_steps: Adam steps of the triggers in a turn; 0 leaves them as they were found.
-        growth: how far a trigger's cost may grow past what it was found with.
-        compare: what the student's outputs are compared by; see `distillation.OutputDistance`.
+        growth: the most that a trigger's cost may grow to, over the cost it was found with.
+        compare: the form in which outputs are compared; see `distillation.OutputDistance`.
     """
 
     steps: int = setting(120, at_least=1, at_most=10**6)
@@ -108,7 +109,7 @@ def unlearn(
         inputs: teacher, images and bank.
         triggers: triggers to unlearn; with none, only the bank's random candidates are stamped.
         settings: see `UnlearnSettings`.
-        generator: of every draw.
+        generator: the source of every draw.
         notify: called after each step with the steps done.
     """
     learner = copy.deepcopy(student).eval().requires_grad_(True)
@@ -155,9 +156,9 @@ def overruled(
     """Return inputs whose teacher is the infected network, with the student's suspected logits.
 
     Args:
-        inputs: of the round before.
+        inputs: the inputs of the round before.
         infected: function of pixels, for inference.
-        student: as the round before left it; it is copied.
+        student: the student as the round before left it; it is copied.
         suspected: class numbers. `ELSEWHERE`, which is none, leaves the infected network alone:
             an all-to-all backdoor has no class of its own.
     """

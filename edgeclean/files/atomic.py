@@ -41,8 +41,9 @@ class HeldFolder:
 
     Attributes:
         path: absolute, symbolic links resolved: what is replaced is the folder itself.
-        named: as the user named it.
-        refuse: given a folder and how the user calls it, raises where it may not be replaced.
+        named: the path as the user named it.
+        refuse: takes a folder and its path as the user named it; raises where it may not be
+            replaced.
     """
 
     path: Path
@@ -89,7 +90,7 @@ def hold_folder(path: Path, refuse: Refuse = refuse_filled) -> Iterator[HeldFold
 
     Args:
         path: the folder; its parents are made.
-        refuse: given a folder and how the user calls it, raises where somebody would lose
+        refuse: takes a folder and its path as the user named it; raises where somebody would lose
             something if it were replaced. It is asked now, and twice where the folder is replaced:
             minutes pass in between.
 
@@ -134,9 +135,9 @@ def replace_folder(
     """Put a folder of exactly these files in place of the held one, at one moment.
 
     Args:
-        held: from `hold_folder`.
+        held: the folder of `hold_folder`.
         files: contents by relative POSIX path.
-        seal: given the folder with all files, before it is in place, gives further files.
+        seal: takes the folder with all files, before it is in place, and returns further files.
         alongside: entered when all else is done and left when the folder is in place; if that
             fails, it is left with the error, and undoes what it did.
 

@@ -16,9 +16,9 @@ def read_small_file(
 
     Args:
         path: the file.
-        most_bytes: how large it may be.
-        hint: what such a file is, for one that is larger.
-        error: what kind of refusal it is.
+        most_bytes: the largest size that is read.
+        hint: advice for a file that is larger.
+        error: the kind of the refusal.
 
     Raises:
         EdgecleanError: of the kind ``error``: it cannot be read, or is larger.

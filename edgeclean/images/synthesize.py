@@ -48,9 +48,9 @@ class SynthesizeSettings(Settings):
         steps: Adam steps for each batch.
         batch_size: images optimised together, whose statistics are matched as one batch; of large
             images as many as fit into memory (`batching`).
-        learning_rate: of Adam, on the logits of the pixels; falls along a cosine.
-        class_weight: of the class loss beside the statistics distance.
-        smoothness_weight: of total variation.
+        learning_rate: the rate of Adam on the logits of the pixels, falling along a cosine.
+        class_weight: the weight of the class loss beside the statistics distance.
+        smoothness_weight: the weight of total variation.
     """
 
     count: int = setting(640, at_least=1, at_most=10**5)
@@ -82,7 +82,8 @@ def synthesize(
         settings: see `SynthesizeSettings`.
         seed: decides the start, the labels and the shifts.
         progress: called after every step.
-        classifier: takes the class loss instead of ``network`` (the paper's constrained network).
+        classifier: the network that takes the class loss instead of ``network`` (the paper's
+            constrained network).
 
     Returns:
         ``settings.count`` images in [0, 1]; ``origin`` names how they were made.

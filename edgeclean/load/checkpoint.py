@@ -68,7 +68,7 @@ def load_checkpoint(
             of ``state_dict.NESTED_UNDER``), ``.safetensors`` or ``.onnx``.
         spec: the architecture, input shape, classes and scaling, which no checkpoint holds. An
             ONNX file needs the architecture ``onnx``.
-        limits: what the file may cost.
+        limits: the most that the file may cost.
         code_folder: the folder that ``file.py:callable`` in the spec's architecture is relative to.
 
     Returns:

@@ -68,11 +68,11 @@ def spec_from_options(
 
     Args:
         model_file: a ``model.toml``, which may leave out what the options give.
-        arch: as in the model file.
+        arch: the architecture, as in the model file.
         input_shape: ``CxHxW``, for instance ``3x32x32``.
         classes: the number of outputs.
         mean: comma-separated numbers, one per channel.
-        std: likewise, each above zero.
+        std: comma-separated numbers above zero, one per channel.
 
     Raises:
         UsageError: an option is malformed, or something is given by neither.

@@ -23,8 +23,8 @@ def free_of_layout_(module: nn.Module, input_shape: tuple[int, int, int]) -> Non
     name. A network that takes such images already is left alone.
 
     Args:
-        module: in evaluation mode; takes an image of ``input_shape`` [c, h, w].
-        input_shape: of its images.
+        module: a module in evaluation mode, which takes an image of ``input_shape`` [c, h, w].
+        input_shape: channels, height and width of its images.
     """
     images = torch.zeros(1, *input_shape).to(memory_format=torch.channels_last)
     try:

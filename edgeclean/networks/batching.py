@@ -22,7 +22,7 @@ def images_at_once(shape: Sequence[int], *modules: nn.Module) -> int:
     """Return the most images of ``shape`` [c, h, w] in one forward and backward pass; at least 1.
 
     Args:
-        shape: of one image.
+        shape: channels, height and width of one image.
         modules: functions of images, which all see each of them; run on one image and on two.
     """
     an_image = sum(_kept_bytes(one, (2, *shape)) - _kept_bytes(one, (1, *shape)) for one in modules)

@@ -29,7 +29,7 @@ def require_finite(state: object, stage: str) -> None:
     Args:
         state: a network, images, a scan's report or a plan: whatever dataclasses, modules,
             tensors and plain containers are made of.
-        stage: that made it.
+        stage: the stage that made it.
 
     Raises:
         NotFiniteError: naming the stage and the first such tensor or number.

@@ -33,9 +33,9 @@ class Layer:
     Attributes:
         name: dotted, as in ``named_modules``.
         module: the layer itself, or the block that stands in its place.
-        images_in: of every run in one forward pass, the extent of the input without its channels:
+        images_in: for every run in one forward pass, the extent of the input without its channels:
             (height, width) of a convolution; empty if the layer never runs.
-        images_out: of the outputs, likewise.
+        images_out: the same for the outputs.
         macs: multiply-accumulates of one image over all runs; of a block, those of its
             convolutions.
         owners: all dotted names under which this one module stands, ``name`` first.
@@ -121,7 +121,7 @@ def trace_layers(
     """Return all layers in the order of ``named_modules``, from one run over an image of zeros.
 
     Args:
-        module: of a plain, decomposed or truncated network; left as it was.
+        module: the module of a plain, decomposed or truncated network; it is left as it was.
         input_shape: channels, height and width of one image.
         keep: names of layers that must stay as they are.
 

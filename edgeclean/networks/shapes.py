@@ -16,11 +16,11 @@ class ConvShape:
     """The shape of one ungrouped convolution; layers of one shape take the same time.
 
     Attributes:
-        channels_out: of the convolution.
-        channels_in: likewise.
+        channels_out: the convolution's output channels.
+        channels_in: its input channels.
         kernel: height and width.
-        stride: likewise.
-        dilation: likewise.
+        stride: its stride.
+        dilation: its dilation.
         padding: zeros above, on the left, below, and on the right: the order of ONNX.
         image: height and width of the layer's input.
     """

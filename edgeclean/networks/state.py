@@ -29,8 +29,8 @@ class ModelSpec:
             ``file.py:callable``, or ``onnx``.
         input_shape: channels, height and width of one image.
         classes: the number of outputs.
-        mean: per channel, subtracted from pixels in [0, 1].
-        std: per channel, divides after the mean is subtracted.
+        mean: one number per channel, subtracted from pixels in [0, 1].
+        std: one number per channel, which divides after the mean is subtracted.
     """
 
     architecture: str
@@ -57,7 +57,7 @@ class StageRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """A network between two stages. ``module`` takes *normalised* images; see ``pixels.py``."""
+    """A network between two stages. ``module`` takes *normalised* images; see `pixels`."""
 
     module: nn.Module
     spec: ModelSpec
@@ -102,7 +102,8 @@ class SyntheticImages:
     Attributes:
         pixels: [n, c, h, w] float32 in [0, 1].
         labels: [n] the class each was made for.
-        origin: how they were made, in words ("batch-norm inversion", "procedural prior", ...).
+        origin: the method that made them, in words ("batch-norm inversion", "procedural prior",
+            ...).
     """
 
     pixels: Float[Tensor, "n c h w"]
@@ -130,11 +131,11 @@ def record(
     """Return the history's entry of a stage that made ``module``, whose cost is counted here.
 
     Args:
-        stage: its name.
-        module: what it made.
-        spec: of the network.
+        stage: the stage's name.
+        module: the module that it made.
+        spec: the spec of the network.
         settings: the stage's settings, or a mapping of JSON values.
-        notes: what it decided, as JSON values.
+        notes: the stage's decisions, as JSON values.
     """
     return StageRecord(
         stage=stage,

@@ -52,10 +52,10 @@ def build_architecture(
     """Build a freshly initialised network by its name.
 
     Args:
-        name: of the table, or code that the user names (see `named_code`; it is executed).
+        name: a name of the table, or code that the user names (see `named_code`; it is executed).
         spec: gives the input channels and classes.
         keys: the names in the checkpoint's state dict; they choose the naming variant.
-        code_folder: what a relative ``file.py:callable`` is relative to.
+        code_folder: the folder that a relative ``file.py:callable`` is relative to.
 
     Raises:
         UsageError: the table has no such name, or the user's code failed.

@@ -30,7 +30,8 @@ def build_named(name: str, spec: ModelSpec, code_folder: Path | None = None) -> 
         name: ``package.module:callable`` or ``file.py:callable``.
         spec: its ``classes`` and ``input_shape`` are passed by keyword, each only if the callable
             has such a parameter.
-        code_folder: what a relative ``file.py`` is relative to; the current folder if None.
+        code_folder: the folder that a relative ``file.py`` is relative to; the current folder if
+            None.
 
     Raises:
         UsageError: there is no such file, module or callable, it raised, or it returned no module.

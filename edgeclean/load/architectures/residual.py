@@ -162,9 +162,9 @@ class BlockShape:
     """The channels and the stride of one block, and the name of its projection.
 
     Attributes:
-        channels_in: of the block's input.
-        width: of its 3x3 convolutions.
-        stride: of its first 3x3 convolution.
+        channels_in: the channels of the block's input.
+        width: the channels of its 3x3 convolutions.
+        stride: the stride of its first 3x3 convolution.
         shortcut: the projection's name, or "" for option A, which has no weights.
     """
 

@@ -84,8 +84,8 @@ def import_onnx(contents: bytes, limits: LoadLimits, *, folder: Path) -> Importe
 
     Args:
         contents: the model.
-        limits: what it may cost.
-        folder: where plain files with its weights may lie.
+        limits: the most that it may cost.
+        folder: the folder in which plain files with its weights may lie.
 
     Raises:
         InputRejectedError: it breaks a rule of ``guard``, a file with weights is missing or

@@ -21,7 +21,7 @@ class NodeView:
         node: the node.
         constants: every constant of the graph, by name.
         shapes: the shape of every value for one image, by name.
-        opset: of the graph.
+        opset: the version of the graph's operators.
     """
 
     node: NodeProto
