@@ -207,7 +207,7 @@ def _cache(folder: Path | None, unwanted: bool, tell: Callable[[str], None]) -> 
                 "used any more; you may delete them"
             )
     KEEPS.set(True)
-    return Cache(folder=folder.absolute(), tell=tell)
+    return Cache(folder=folder.absolute(), notify=tell)
 
 
 def _signer(key: Path | None, certificate: Path | None) -> Signer | None:

@@ -1,8 +1,8 @@
 """Untrusted bytes are parsed in a process of their own, which may die without harm.
 
 The parent starts a fresh interpreter with an empty environment, hands it the bytes, and takes back
-a safetensors file or a refusal. The child limits itself before it looks at the bytes: memory,
-processor time, no files written, no core dump (see ``parse_child``).
+a safetensors file or a refusal. The child limits itself before it reads the bytes: memory,
+processor time, no files written, no core dump (see ``child``).
 
 The child is no jail: it has the user's rights. It is the second line, behind parsers that execute
 nothing.
@@ -28,7 +28,7 @@ _CHILD = (
 
 
 def parse_isolated(parser: str, contents: bytes, limits: LoadLimits) -> bytes:
-    """What a parser, named as in ``parse_child.PARSERS``, makes of ``contents``.
+    """Parse ``contents`` in a child process, by a parser named as in ``child.PARSERS``.
 
     Raises:
         InputRejectedError: the parser refused, or the process died or overran a limit.
@@ -40,7 +40,7 @@ def parse_isolated(parser: str, contents: bytes, limits: LoadLimits) -> bytes:
     module_path = [str(Path(entry).absolute()) for entry in sys.path]
     try:
         child = subprocess.run(  # noqa: S603 - our own interpreter and our own arguments
-            # -I: neither the current folder, nor user packages, nor variables have a say.
+            # -I: neither the current folder, nor user packages, nor variables matter.
             [sys.executable, "-I", "-W", "ignore", "-c", _CHILD, settings, *module_path],
             input=contents,
             capture_output=True,
