@@ -70,10 +70,10 @@ from edgeclean.cli.options import (
     use_threads,
 )
 from edgeclean.cli.scan import verdict_in_words
-from edgeclean.cli.supervisor import note_output
 from edgeclean.errors import UsageError
 from edgeclean.files.text import printable
 from edgeclean.files.writing import keep_apart
+from edgeclean.notes import note_output
 
 if TYPE_CHECKING:
     from rich.table import Table
