@@ -123,13 +123,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     require(device, opset=chosen.export.opset)
     require_compute(chosen.compute)
     check_precision(chosen.precision, chosen.export, device)
-    check_goal(
-        chosen.ranks,
-        device,
-        latency_table,
-        precision=chosen.precision.format,
-        latency=chosen.latency,
-    )
+    check_goal(chosen, device, latency_table)
     if policy.max_accuracy_drop is not None and labelled is None:
         raise UsageError(
             "max-accuracy-drop needs labelled images to measure accuracy on; give --evaluate"

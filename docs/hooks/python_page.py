@@ -7,7 +7,7 @@ import edgeclean
 # What this page shows for as long as the package itself names nothing.
 FALLBACK = (
     "edgeclean.pipeline.compress",
-    "edgeclean.pipeline.WrittenOutcome",
+    "edgeclean.pipeline.WrittenCompression",
     "edgeclean.config.settings_for",
     "edgeclean.config.PipelineSettings",
     "edgeclean.backdoor.scan.scan",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from edgeclean.compression.factorisation import Ranks
 from edgeclean.compression.latency_table import LatencyTable
-from edgeclean.compression.settings import RankSettings
+from edgeclean.config import PipelineSettings
 from edgeclean.devices.targets import Target
 from edgeclean.environment import describe_environment
 from edgeclean.errors import UsageError
@@ -93,22 +93,17 @@ def check_table(table: LatencyTable, *, precision: str, threads: int, batch: int
         )
 
 
-def check_goal(
-    goal: RankSettings,
-    target: Target,
-    table: LatencyTable | None,
-    *,
-    precision: str,
-    latency: LatencySettings,
-) -> None:
+def check_goal(settings: PipelineSettings, target: Target, table: LatencyTable | None) -> None:
     """Refuse goals that cannot be planned for this target, before anything is loaded.
 
     Raises:
         UsageError: the table is of another precision, there is none and none can be measured here,
             or a size is asked of a precision whose file sizes cannot be foretold.
     """
+    precision, goal = settings.precision.format, settings.ranks
     if table is not None:
-        check_table(table, precision=precision, threads=latency.threads, batch=latency.batch)
+        measured = settings.latency
+        check_table(table, precision=precision, threads=measured.threads, batch=measured.batch)
     elif goal.needs_table and (target.runtime != "onnxruntime" or precision != "fp32"):
         raise UsageError(
             f"a goal of time was asked for {target.name} in {precision}, which cannot be measured "
