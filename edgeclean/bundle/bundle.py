@@ -25,6 +25,7 @@ from edgeclean.bundle.verify import check_unchanged
 from edgeclean.environment import versions
 from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.files.atomic import HeldFolder, hold_folder, replace_folder
+from edgeclean.files.text import without_folder
 from edgeclean.networks.cost import count_macs, count_params
 from edgeclean.networks.pixels import normalize
 from edgeclean.networks.state import JsonValue, Network
@@ -212,7 +213,7 @@ def _facts(contents: BundleContents) -> dict[str, Any]:
         "format": texts.FORMAT,
         "schema_version": texts.SCHEMA_VERSION,
         "source": {
-            "architecture": _without_folder(spec.architecture),
+            "architecture": without_folder(spec.architecture),
             "external_sha256": _external_files(contents.network),
             "sha256": contents.network.source_sha256,
         },
@@ -245,8 +246,3 @@ def _external_files(network: Network) -> dict[str, str]:
     """The hash of each file beside an ONNX input that held some of its weights."""
     loads = (record.notes for record in network.history if record.stage == "load")
     return dict(next(loads, {}).get("external_sha256", {}))
-
-
-def _without_folder(architecture: str) -> str:
-    """``folder/net.py:make`` names a place on one machine; ``net.py:make`` is what matters."""
-    return architecture.replace("\\", "/").rsplit("/", maxsplit=1)[-1]

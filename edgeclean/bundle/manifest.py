@@ -13,13 +13,10 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from functools import cache
-from importlib import resources
 from typing import Any
 
-import jsonschema
-
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.schema import first_violation
 
 FORMAT = "edgeclean-bundle"
 SCHEMA_VERSION = 1
@@ -94,10 +91,9 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     Raises:
         InputRejectedError: it does not fit; the message names the field.
     """
-    error = jsonschema.exceptions.best_match(_validator().iter_errors(manifest))
-    if error is not None:
-        place = "/".join(str(step) for step in error.absolute_path) or "the top level"
-        raise InputRejectedError(f"{MANIFEST} does not fit its schema at {place}: {error.message}")
+    violation = first_violation(manifest, "manifest")
+    if violation is not None:
+        raise InputRejectedError(f"{MANIFEST} does not fit its schema {violation}")
 
 
 def checksum_lines(files: Mapping[str, bytes]) -> bytes:
@@ -121,9 +117,3 @@ def read_checksums(content: bytes) -> dict[str, str]:
     if written != content:
         raise InputRejectedError(f"{CHECKSUMS} is not in the form edgeclean writes: it was changed")
     return hashes
-
-
-@cache
-def _validator() -> Any:
-    schema = resources.files("edgeclean").joinpath("schemas/manifest.schema.json")
-    return jsonschema.Draft202012Validator(json.loads(schema.read_text(encoding="utf-8")))

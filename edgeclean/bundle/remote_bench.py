@@ -12,18 +12,14 @@ import math
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from pathlib import Path
-from typing import Any
-
-import jsonschema
 
 from edgeclean.bundle import kit
 from edgeclean.bundle.manifest import CHECKSUMS, read_checksums, sha256
 from edgeclean.bundle.verify import verify_bundle
 from edgeclean.devices.ssh import Device
 from edgeclean.errors import EdgecleanError, InputRejectedError, ToolchainError, UsageError
+from edgeclean.files.schema import first_violation
 from edgeclean.networks.state import JsonValue
 from edgeclean.settings import Settings, setting
 
@@ -114,12 +110,9 @@ def read_record(content: bytes, manifest_sha256: str) -> dict[str, JsonValue]:
         raise InputRejectedError(
             "the device's answer is not JSON of finite numbers; run again"
         ) from None
-    fault = jsonschema.exceptions.best_match(_validator().iter_errors(document))
-    if fault is not None:
-        place = "/".join(str(step) for step in fault.absolute_path) or "the top level"
-        raise InputRejectedError(
-            f"the device's answer does not fit its schema at {place}: {fault.message[:200]}"
-        )
+    violation = first_violation(document, "device")
+    if violation is not None:
+        raise InputRejectedError(f"the device's answer does not fit its schema {violation}")
     if document["manifest_sha256"] != manifest_sha256:
         raise InputRejectedError("the device answered for another bundle; run again")
     return document
@@ -193,9 +186,3 @@ def _raise_from_kit(code: int, stderr: bytes, device: Device) -> None:
     said = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
     reason = said.removeprefix("error: ")[:400]
     raise KIT_ERRORS.get(code, ToolchainError)(f"{device.host}: {reason}")
-
-
-@cache
-def _validator() -> Any:
-    schema = resources.files("edgeclean").joinpath("schemas/device.schema.json")
-    return jsonschema.Draft202012Validator(json.loads(schema.read_text("utf-8")))

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import tomllib
 from collections.abc import Mapping
 from functools import cache
@@ -14,10 +13,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-
 from edgeclean.errors import UsageError
 from edgeclean.files.reading import read_small_toml
+from edgeclean.files.schema import first_violation
 
 MAX_TARGET_FILE_BYTES = 2**20
 TABLES = frozenset({"gpu", "jetpack"})  # shared by the profiles beside them
@@ -56,10 +54,9 @@ def read_profile(path: Path) -> dict[str, Any]:
         UsageError: it cannot be read, is not TOML, or does not fit ``schemas/target.schema.json``.
     """
     profile = read_small_toml(path, MAX_TARGET_FILE_BYTES, hint="a profile is a page of TOML")
-    fault = jsonschema.exceptions.best_match(_validator().iter_errors(profile))
-    if fault is not None:
-        place = ".".join(str(step) for step in fault.absolute_path) or "the top level"
-        raise UsageError(f"{path} does not describe a target, at {place}: {fault.message}")
+    violation = first_violation(profile, "target")
+    if violation is not None:
+        raise UsageError(f"{path} does not describe a target, {violation}")
     base = shipped_profile(profile["extends"]) if "extends" in profile else {}
     base.pop("alias_of", None)
     return {**base, **profile}
@@ -125,9 +122,3 @@ def gpu_facts(profile: Mapping[str, Any]) -> dict[str, Any]:
 def _read_table(name: str) -> dict[str, Any]:
     text = resources.files("edgeclean").joinpath(f"devices/profiles/{name}.toml").read_text("utf-8")
     return tomllib.loads(text)
-
-
-@cache
-def _validator() -> Any:
-    schema = resources.files("edgeclean").joinpath("schemas/target.schema.json")
-    return jsonschema.Draft202012Validator(json.loads(schema.read_text("utf-8")))

@@ -11,24 +11,24 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib import resources
 from pathlib import Path
-from typing import Any
-
-import jsonschema
-import torch
-from torch import nn
 
 from edgeclean.backdoor.findings import ScanReport
 from edgeclean.config import PipelineSettings, non_default, settings_from, to_toml
 from edgeclean.effort import lengths_of
 from edgeclean.environment import Environment
+from edgeclean.files.schema import validator
 from edgeclean.files.text import without_folder
 from edgeclean.gates import GateVerdict
 from edgeclean.measure.accuracy import Evaluation
 from edgeclean.measure.latency import LatencyReport
-from edgeclean.networks.state import JsonValue, ModelSpec, Network, SyntheticImages
+from edgeclean.networks.state import (
+    JsonValue,
+    ModelSpec,
+    Network,
+    SyntheticImages,
+    same_weights,
+)
 from edgeclean.report.layer_table import LayerRow, Spectrum
 from exporters.parity import ParityRecord
 
@@ -140,13 +140,7 @@ def check_report(document: Mapping[str, JsonValue]) -> None:
     Raises:
         jsonschema.ValidationError: it does not keep to it.
     """
-    jsonschema.Draft202012Validator(_schema()).validate(document)
-
-
-def same_weights(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two modules of one architecture hold the same numbers."""
-    left, right = one.state_dict(), other.state_dict()
-    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+    validator("report").validate(document)
 
 
 def si_number(count: int) -> str:
@@ -193,13 +187,6 @@ def _stages(compressed: Network, seconds: Mapping[str, float]) -> list[dict[str,
         }
         for stage, elapsed in seconds.items()
     ]
-
-
-@cache
-def _schema() -> dict[str, Any]:
-    text = resources.files("edgeclean").joinpath("schemas/report.schema.json").read_text("utf-8")
-    schema: dict[str, Any] = json.loads(text)
-    return schema
 
 
 CONFIG_NAME = "edgeclean.toml"

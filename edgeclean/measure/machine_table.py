@@ -6,8 +6,6 @@ from collections.abc import Mapping
 
 from edgeclean.compression.factorisation import Ranks
 from edgeclean.compression.latency_table import LatencyTable
-from edgeclean.config import PipelineSettings
-from edgeclean.devices.targets import Target
 from edgeclean.environment import describe_environment
 from edgeclean.errors import UsageError
 from edgeclean.files.store import Store
@@ -16,7 +14,6 @@ from edgeclean.measure.latency import LatencySettings
 from edgeclean.networks.layers import trace_layers
 from edgeclean.networks.state import LoadedNetwork
 from edgeclean.progress import Progress, silent
-from exporters.file_size import BYTES_PER_PARAM
 from exporters.onnx_exporter import ExportSettings, export_onnx
 
 
@@ -90,27 +87,4 @@ def check_table(table: LatencyTable, *, precision: str, threads: int, batch: int
             f"the latency table was measured here with {table.threads} threads at batch "
             f"{table.batch}, and this run measures with {threads} at batch {batch}; make them "
             "alike (--threads), or measure the table again"
-        )
-
-
-def check_goal(settings: PipelineSettings, target: Target, table: LatencyTable | None) -> None:
-    """Refuse goals that cannot be planned for this target, before anything is loaded.
-
-    Raises:
-        UsageError: the table is of another precision, there is none and none can be measured here,
-            or a size is asked of a precision whose file sizes cannot be foretold.
-    """
-    precision, goal = settings.precision.format, settings.ranks
-    if table is not None:
-        measured = settings.latency
-        check_table(table, precision=precision, threads=measured.threads, batch=measured.batch)
-    elif goal.needs_table and (target.runtime != "onnxruntime" or precision != "fp32"):
-        raise UsageError(
-            f"a goal of time was asked for {target.name} in {precision}, which cannot be measured "
-            "here; give --latency-table with one measured there, or ask for --ratio"
-        )
-    if goal.size_budget is not None and precision not in BYTES_PER_PARAM:
-        raise UsageError(
-            f"--size-budget cannot be planned for {precision}, whose layers may stay in fp32; ask "
-            "for --ratio with --measure params, and refuse larger files with --max-size"
         )
