@@ -10,12 +10,12 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from edgeclean.cli.progress import DOING
+from edgeclean.cli.progress import STAGE
 from edgeclean.errors import EndedBySignalError, UsageError
 
 LARGEST = 2**63 - 1
-KEEPS: ContextVar[bool | None] = ContextVar("KEEPS", default=None)  # whether stages are kept
-SHOWN = 200  # characters of a message in which a value stands
+CACHES: ContextVar[bool | None] = ContextVar("CACHES", default=None)  # whether a cache is used
+MAX_QUOTED = 200  # characters of a message in which a value stands
 
 
 class Command(TyperCommand):
@@ -45,8 +45,8 @@ class Command(TyperCommand):
         try:
             rest = super().parse_args(ctx, words)
         except typer.BadParameter as wrong:  # it may quote thousands of digits
-            if len(wrong.message) > SHOWN:
-                wrong.message = f"{wrong.message[:SHOWN]}..."
+            if len(wrong.message) > MAX_QUOTED:
+                wrong.message = f"{wrong.message[:MAX_QUOTED]}..."
             raise
         for parameter in self.params:
             number = ctx.params.get(parameter.name)
@@ -61,11 +61,11 @@ class Command(TyperCommand):
 
 def interrupted_line() -> str:
     """What a run that was interrupted leaves, and how to go on."""
-    stage = DOING.get().partition(":")[0].partition(",")[0]
+    stage = STAGE.get().partition(":")[0].partition(",")[0]
     where = f" while {stage[:1].lower()}{stage[1:]}" if stage else ""
     left = {
         True: "; finished stages are kept: run the same command again to go on",
         False: "; nothing was kept: run the same command again to start over",
         None: "; run the same command again to start over",
     }
-    return f"interrupted{where}{left[KEEPS.get()]}"
+    return f"interrupted{where}{left[CACHES.get()]}"

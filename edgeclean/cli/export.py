@@ -8,27 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.dependencies import code_file, external_files
-from edgeclean.cli.options import (
-    RUN,
-    Arch,
-    AsJson,
-    Checkpoint,
-    Classes,
-    Config,
-    InputShape,
-    JetPack,
-    Mean,
-    ModelFile,
-    PrecisionName,
-    Quiet,
-    Seed,
-    Std,
-    TargetName,
-    model_spec,
-    pipeline_settings,
-)
 from edgeclean.files.writing import check_place, is_our_onnx, keep_apart, write_file
 
 if TYPE_CHECKING:
@@ -39,28 +21,28 @@ PARITY_IMAGES = 32
 
 
 def export(  # noqa: PLR0913 - the options are the interface
-    checkpoint: Checkpoint,
+    checkpoint: opt.Checkpoint,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The ONNX file.", rich_help_panel=RUN)
+        Path, typer.Option("--output", "-o", help="The ONNX file.", rich_help_panel=opt.RUN)
     ],
-    opset: Annotated[int | None, typer.Option(help="ONNX opset.", rich_help_panel=RUN)] = None,
-    target: TargetName = None,
-    jetpack: JetPack = None,
-    precision: PrecisionName = None,
-    model: ModelFile = None,
-    arch: Arch = None,
-    input_shape: InputShape = None,
-    classes: Classes = None,
-    mean: Mean = None,
-    std: Std = None,
-    config: Config = None,
-    seed: Seed = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset.", rich_help_panel=opt.RUN)] = None,
+    target: opt.TargetName = None,
+    jetpack: opt.JetPack = None,
+    precision: opt.PrecisionName = None,
+    model: opt.ModelFile = None,
+    arch: opt.Arch = None,
+    input_shape: opt.InputShape = None,
+    classes: opt.Classes = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+    config: opt.Config = None,
+    seed: opt.Seed = None,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Write a checkpoint as a checked ONNX file, neither scanned nor purified nor compressed."""
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    spec, code_folder = model_spec(
+    spec, code_folder = opt.model_spec(
         model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
     )
     read = [checkpoint, model, config, code_file(spec.architecture, code_folder)]
@@ -68,7 +50,7 @@ def export(  # noqa: PLR0913 - the options are the interface
     check_place(output, is_our_onnx)
     options: dict[str, Any] = {"seed": seed, "target": target, "jetpack": jetpack}
     options |= {"export": {"opset": opset}, "precision": {"format": precision}}
-    settings, _ = pipeline_settings(config, options, tell=reporter.note)
+    settings, _ = opt.pipeline_settings(config, options, note=reporter.note)
     import torch
 
     from edgeclean.images.synthesize import synthesize

@@ -179,7 +179,7 @@ def test_a_mistake_gets_its_code_and_leaves_nothing(
         (["compress", "x.pth", "-o", "b"], "UsageError", 2, "give --arch"),
         (["compress", "x.pth", "--ration", "2"], "UsageError", 2, "stderr says how"),
         (["targets", "toaster"], "UsageError", 2, "not known"),
-        (["parts", "bazel"], "UsageError", 2, "stderr says how"),
+        (["integrations", "bazel"], "UsageError", 2, "stderr says how"),
         (["embed", "no", "-o", "b"], "InputRejectedError", 3, "not a folder"),
         (["embed", "no", "-o", "b", "--form", "s"], "UsageError", 2, "one of c, incbin"),
         (["verify", "no"], "InputRejectedError", 3, "not a folder"),

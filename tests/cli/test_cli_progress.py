@@ -61,7 +61,7 @@ def test_quiet_draws_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     reporter = Reporter(quiet=True)
     with reporter.progress() as progress:
         progress("x", 0, 1)
-    reporter.say("y")
+    reporter.note("y")
     reporter.answer({"z": 1})
     assert capsys.readouterr() == ("", "")
 
