@@ -1,4 +1,4 @@
-"""The page of the levels shows the cells that the study writes, and says so where there are none."""
+"""The page of the levels shows the cells that the study writes, or says that there are none."""
 
 from __future__ import annotations
 
