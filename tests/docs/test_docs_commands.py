@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from programs import Program
 from small_checkpoint import quick_config
 from written_pages import ROOT, blocks
 
@@ -61,7 +62,7 @@ exec '{sys.executable}' -m edgeclean "$@"
         "COLUMNS": "100",
     }
     return subprocess.run(
-        ["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True
+        ["sh", "-c", script], cwd=folder, env=environment, capture_output=True, text=True
     )
 
 
@@ -72,7 +73,8 @@ def test_the_readmes_commands_run(folder: Path) -> None:
     assert "MACs" in done.stdout
 
 
-def test_the_tutorials_commands_run(folder: Path) -> None:
+def test_the_tutorials_commands_run(folder: Path, program: Program) -> None:
+    program("openssl")
     done = run_blocks(ROOT / "docs" / "tutorial.md", folder)
     assert done.returncode == 0, done.stderr
     assert (folder / "build" / "demo" / "report.html").is_file()

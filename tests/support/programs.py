@@ -26,6 +26,7 @@ PACKAGES = {
     "make": "make",
     "mount": "mount",
     "ninja": "ninja-build",
+    "openssl": "openssl",
     "ps": "procps",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
