@@ -69,9 +69,9 @@ def scan(  # noqa: PLR0913 - the options are the interface
     from edgeclean.report.page import trigger_files
 
     with new_folder(output) as write, reporter.progress() as progress:
-        _, _, found = scan_checkpoint(
+        found = scan_checkpoint(
             checkpoint, spec, settings, code_folder=code_folder, progress=progress
-        )
+        ).report
         document = found.summary()
         text = json.dumps(document, indent=2, allow_nan=False) + "\n"
         write({"scan.json": text.encode(), **trigger_files(found)})
