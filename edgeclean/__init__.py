@@ -1,4 +1,4 @@
-"""edgeclean: from an untrusted trained CNN to a purified, compressed, checked edge bundle.
+"""Make a purified, compressed and checked edge bundle of an untrusted trained CNN.
 
 The public names are those of this module, and no others: everything below it is private and may
 change between two versions. None is imported before it is used, so that ``edgeclean --help`` stays
@@ -53,6 +53,7 @@ __all__ = [
     "InspectedCheckpoint",
     "LabelledImages",
     "LatencyTable",
+    "LoadedNetwork",
     "ModelSpec",
     "NotFiniteError",
     "OutputInUseError",
@@ -120,7 +121,7 @@ if TYPE_CHECKING:
     from edgeclean.gates import Policy, read_policy
     from edgeclean.images.labelled import LabelledImages, read_labelled_images
     from edgeclean.load.model_file import read_model_file
-    from edgeclean.networks.state import ModelSpec
+    from edgeclean.networks.state import LoadedNetwork, ModelSpec
     from edgeclean.outcome import Compression
     from edgeclean.pipeline import (
         ExportedCheckpoint,
@@ -155,7 +156,7 @@ else:
         "gates": ("Policy", "read_policy"),
         "images.labelled": ("LabelledImages", "read_labelled_images"),
         "load.model_file": ("read_model_file",),
-        "networks.state": ("ModelSpec",),
+        "networks.state": ("LoadedNetwork", "ModelSpec"),
         "outcome": ("Compression",),
         "pipeline": (
             *("ExportedCheckpoint", "InspectedCheckpoint", "ScannedCheckpoint"),
