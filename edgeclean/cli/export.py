@@ -33,7 +33,7 @@ from edgeclean.files.writing import check_place, is_our_onnx, keep_apart, write_
 
 if TYPE_CHECKING:
     from exporters.parity import ParityRecord
-    from exporters.precision import LoweredModel
+    from exporters.precision.lower import LoweredModel
 
 PARITY_IMAGES = 32
 
@@ -75,7 +75,7 @@ def export(  # noqa: PLR0913 - the options are the interface
     from edgeclean.load.checkpoint import load_checkpoint
     from exporters.onnx_exporter import export_onnx
     from exporters.parity import check_parity
-    from exporters.precision import lower_precision
+    from exporters.precision.lower import lower_precision
 
     with reporter.progress() as progress:
         progress("Loading", 0, 1)
