@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgeclean.devices.targets import Target, require
-from edgeclean.environment import versions
 from edgeclean.errors import ParityError, UsageError
 from edgeclean.networks.pixels import normalize
 from edgeclean.networks.state import JsonValue, ModelSpec
 from edgeclean.progress import Progress, silent
 from edgeclean.settings import Settings, setting
-from exporters.onnx_exporter import ExportSettings
+from exporters.onnx_exporter import ExportSettings, OnnxExporter
 from exporters.precision.half import BF16_OPSET, layers_of, out_of_range, to_bf16, to_fp16
 from exporters.precision.int8 import INT8_OPSET, Calibration, quantised_layers, to_int8, without
 from exporters.precision.sensitivity import Agreement, Choice, Judge, Threshold, choose_kept
@@ -210,6 +209,7 @@ def _lowered(choice: Choice, settings: PrecisionSettings, layers: tuple[str, ...
             f"{found.signal_to_noise_db:.0f} dB, and {asked.agreement:.1%} at "
             f"{asked.signal_to_noise_db:.0f} dB were asked; ask for less, or use a higher precision"
         )
+    onnx_runtime = OnnxExporter()
     return LoweredModel(
         model=choice.model,
         format=settings.format,
@@ -219,5 +219,5 @@ def _lowered(choice: Choice, settings: PrecisionSettings, layers: tuple[str, ...
         agreement=choice.agreement,
         calibration=settings.calibration if settings.format == "int8" else None,
         how=HOW[settings.format],
-        runtime=f"onnxruntime {versions()['onnxruntime']}, CPU",
+        runtime=f"{onnx_runtime.name} {onnx_runtime.version()}, CPU",
     )
