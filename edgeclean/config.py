@@ -43,7 +43,7 @@ from edgeclean.networks.state import JsonValue
 from edgeclean.settings import MOST_NAME, Settings, checked, fields_of, setting
 from exporters.onnx_exporter import ExportSettings
 from exporters.parity import ParitySettings
-from exporters.precision import PrecisionSettings, check_precision
+from exporters.precision.lower import PrecisionSettings, check_precision
 
 MAX_FILE_BYTES = 1 << 20
 S = TypeVar("S")

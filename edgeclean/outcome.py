@@ -31,7 +31,7 @@ from edgeclean.report.page import render_html, trigger_files
 from edgeclean.report.report import ReportInputs, changed_settings
 from edgeclean.runner import peak_memory_mib
 from exporters.parity import ParityRecord
-from exporters.precision import GOLDEN_TOLERANCE, LoweredModel
+from exporters.precision.lower import GOLDEN_TOLERANCE, LoweredModel
 
 GOLDEN_IMAGES = 16
 

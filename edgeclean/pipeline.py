@@ -54,7 +54,7 @@ from edgeclean.runner import Cache, Runner
 from exporters.file_size import foretell_size
 from exporters.onnx_exporter import ExportSettings, export_onnx
 from exporters.parity import ParityRecord, check_parity
-from exporters.precision import LoweredModel, check_precision, lower_precision
+from exporters.precision.lower import LoweredModel, check_precision, lower_precision
 
 NO_GATES = Policy()
 EARLY_RUNS = 40  # measured of the truncated network, before the minutes of fine-tuning

@@ -47,7 +47,7 @@ def run_isolated(
     """
     shape = json.dumps(images.shape).encode()
     contents = _LENGTHS.pack(len(model), len(shape)) + model + shape + images.tobytes()
-    answer = parse_isolated("golden", contents, limits)
+    answer = parse_isolated(run_golden, contents, limits)
     head, _, numbers = answer.partition(b"\n")
     try:
         facts = json.loads(head)

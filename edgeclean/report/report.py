@@ -50,7 +50,7 @@ class ReportInputs:
         original_onnx_bytes: size of the original, exported in the same way.
         onnx_bytes: size of the compressed one.
         parity: of the compressed network with its ONNX file in float32.
-        precision: of `exporters.precision.LoweredModel.summary`; None where it was not lowered.
+        precision: of `LoweredModel.summary`; None where it was not lowered.
         latency: both ONNX files in turns; None where it was not measured.
         target: name and description of the target.
         stage_seconds: wall time by stage, in order.
