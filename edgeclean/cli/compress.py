@@ -144,7 +144,7 @@ def _cache(folder: Path | None, no_cache: bool, note: Callable[[str], None]) -> 
                 "used any more; you may delete them"
             )
     CACHES.set(True)
-    return Cache(folder=folder.absolute(), tell=note)
+    return Cache(folder=folder.absolute(), notify=note)
 
 
 def _signer(key: Path | None, certificate: Path | None) -> Signer | None:

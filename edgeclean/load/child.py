@@ -1,4 +1,4 @@
-"""What runs in the parsing process: limit itself, parse stdin, answer on stdout.
+"""The parsing process: it limits itself, parses stdin and answers on stdout.
 
 The answer is ``!`` once the limits stand, then ``+`` and the parsed bytes or ``-`` and one line.
 """
@@ -44,7 +44,7 @@ def limit_process(limits: LoadLimits, input_bytes: int) -> None:
         (resource.RLIMIT_CORE, 0),
     ):
         _, hard = resource.getrlimit(limit)
-        # The hard limit for seconds lies higher: at the soft one the process is told why it dies.
+        # The hard limit for seconds lies higher: at the soft one a signal first names the reason.
         most = bound + 5 if limit == resource.RLIMIT_CPU else bound
         if hard != resource.RLIM_INFINITY:  # nobody but root may raise it
             bound, most = min(bound, hard), min(most, hard)
@@ -52,7 +52,7 @@ def limit_process(limits: LoadLimits, input_bytes: int) -> None:
 
 
 def answer(parser: Parser, contents: bytes, limits: LoadLimits) -> tuple[bytes, bytes]:
-    """The verdict and what belongs to it: the parsed bytes, or the reason of a refusal."""
+    """Return the verdict with the parsed bytes, or with the reason of a refusal."""
     try:
         return ACCEPTED, parser(contents, limits)
     except InputRejectedError as error:
@@ -63,7 +63,7 @@ def answer(parser: Parser, contents: bytes, limits: LoadLimits) -> tuple[bytes, 
 
 
 def mapped_bytes() -> int:
-    """The address space in use; macOS has no such file, and does not enforce the limit either."""
+    """Return the bytes of address space in use; 64 GiB on macOS, which enforces no limit on it."""
     try:
         pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
     except OSError:

@@ -1,7 +1,7 @@
 """Untrusted bytes are parsed in a process of their own, which may die without harm.
 
 The parent starts a fresh interpreter with an empty environment, hands it the bytes, and takes back
-a safetensors file or a refusal. The child limits itself before it looks at the bytes: memory,
+a safetensors file or a refusal. The child limits itself before it reads the bytes: memory,
 processor time, no files written, no core dump (see ``edgeclean.load.child``).
 
 The child is no jail: it has the user's rights. It is the second line, behind parsers that execute
@@ -31,7 +31,7 @@ _CHILD = (
 
 
 def parse_isolated(parser: Parser, contents: bytes, limits: LoadLimits) -> bytes:
-    """What ``parser`` makes of ``contents``, in a process of its own.
+    """Parse ``contents`` by ``parser`` in a process of its own.
 
     Args:
         parser: a plain function at the top of a module, which the child imports by its name.
@@ -49,7 +49,7 @@ def parse_isolated(parser: Parser, contents: bytes, limits: LoadLimits) -> bytes
     module_path = [str(Path(entry).absolute()) for entry in sys.path]
     try:
         child = subprocess.run(  # noqa: S603 - our own interpreter and our own arguments
-            # -I: neither the current folder, nor user packages, nor variables have a say.
+            # -I: neither the current folder, nor user packages, nor variables matter.
             [sys.executable, "-I", "-W", "ignore", "-c", _CHILD, settings, *module_path],
             input=contents,
             capture_output=True,
