@@ -24,7 +24,7 @@ from edgeclean.compression.finetune import finetune
 from edgeclean.compression.latency_table import LatencyTable
 from edgeclean.compression.plan import choose_ranks
 from edgeclean.compression.truncate import truncate
-from edgeclean.config import PipelineSettings
+from edgeclean.config import PipelineSettings, check_goal
 from edgeclean.devices.targets import Target, load_target, require
 from edgeclean.errors import UsageError
 from edgeclean.estimate import announce
@@ -34,7 +34,7 @@ from edgeclean.images.synthesize import joined, synthesize
 from edgeclean.load.checkpoint import load_checkpoint
 from edgeclean.measure.accuracy import evaluate
 from edgeclean.measure.latency import LatencyReport, LatencySettings, measure_pair
-from edgeclean.measure.layer_times import check_goal, is_of_this_machine, table_of_this_machine
+from edgeclean.measure.machine_table import is_of_this_machine, table_of_this_machine
 from edgeclean.networks.compute import placed, require_compute
 from edgeclean.networks.state import (
     FinetunedNetwork,
@@ -45,11 +45,12 @@ from edgeclean.networks.state import (
     ScaledNetwork,
     SyntheticImages,
     TruncatedNetwork,
+    same_weights,
 )
 from edgeclean.outcome import Compression, contents_of, judged, report_inputs
 from edgeclean.progress import Progress, silent
 from edgeclean.report.layer_table import LayerRow, Spectrum, layer_rows, spectra
-from edgeclean.report.report import build_report, command_line, same_weights
+from edgeclean.report.report import build_report, command_line
 from edgeclean.runner import Cache, Runner
 from exporters.file_size import foretell_size
 from exporters.onnx_exporter import ExportSettings, export_onnx

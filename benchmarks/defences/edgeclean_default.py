@@ -22,8 +22,8 @@ from edgeclean.networks.state import (
     PurifiedNetwork,
     StageRecord,
     SyntheticImages,
+    same_weights,
 )
-from edgeclean.report.report import same_weights
 
 
 def edgeclean_purified(

@@ -31,7 +31,7 @@ from edgeclean.errors import RatioError
 from edgeclean.measure.block_backends import milliseconds
 from edgeclean.measure.block_latency import BlockLatencySettings
 from edgeclean.measure.latency import speedup_interval, summarise
-from edgeclean.measure.layer_times import measured_table
+from edgeclean.measure.machine_table import measured_table
 from edgeclean.networks.state import JsonValue, Network
 from exporters.session import OnnxSession
 

@@ -68,7 +68,7 @@ def latency_table(  # noqa: PLR0913 - the options are the interface
     from edgeclean.config import settings_from
     from edgeclean.load.checkpoint import load_checkpoint
     from edgeclean.measure.block_latency import BlockLatencySettings
-    from edgeclean.measure.layer_times import measured_table
+    from edgeclean.measure.machine_table import measured_table
 
     how = settings_from(
         BlockLatencySettings,

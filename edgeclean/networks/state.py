@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, TypeVar
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -112,6 +113,12 @@ class SyntheticImages:
 
     def __len__(self) -> int:
         return self.pixels.shape[0]
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    """Return whether two modules of one architecture hold the same numbers."""
+    left, right = one.state_dict(), other.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
 
 
 def settings_as_json(settings: object) -> dict[str, JsonValue]:

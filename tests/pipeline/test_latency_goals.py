@@ -23,7 +23,7 @@ from edgeclean.environment import describe_environment
 from edgeclean.errors import BudgetError, UsageError
 from edgeclean.load.checkpoint import load_checkpoint
 from edgeclean.measure.latency import LatencyReport
-from edgeclean.measure.layer_times import is_of_this_machine
+from edgeclean.measure.machine_table import is_of_this_machine
 from edgeclean.pipeline import WrittenCompression, compress
 from edgeclean.report.report import check_report
 from edgeclean.runner import Cache

@@ -24,6 +24,7 @@ from edgeclean.devices.targets import load_target
 from edgeclean.images.synthesize import synthesize
 from edgeclean.load.checkpoint import load_checkpoint
 from edgeclean.networks.cost import count_macs, count_params
+from edgeclean.networks.state import same_weights
 from edgeclean.pipeline import (
     WrittenCompression,
     compress,
@@ -31,7 +32,7 @@ from edgeclean.pipeline import (
     inspect_checkpoint,
     scan_checkpoint,
 )
-from edgeclean.report.report import check_report, same_weights
+from edgeclean.report.report import check_report
 from edgeclean.runner import Runner
 from exporters.onnx_check import open_onnx, opset_of
 from exporters.session import OnnxSession
