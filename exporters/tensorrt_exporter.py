@@ -1,9 +1,9 @@
 """An ONNX file as a TensorRT engine for the GPU of this machine.
 
-Thin on purpose: it has not run where it was written (README). The precision is the graph's
-(`exporters.precision`), and what came out is read back from the engine itself, because tools have
-answered success and built float32 before. An engine is code for one device and one TensorRT: it is
-never shipped in a bundle, and only what was built here is loaded.
+Thin on purpose: it has not run where it was written (docs/guides/jetson.md). The precision is
+that of the graph (`exporters.precision`), and what came out is read back from the engine itself,
+because tools have answered success and built float32 before. An engine is code for one device and
+one TensorRT: it is never shipped in a bundle, and only what was built here is loaded.
 
 What differs between TensorRT 10 and 11 in its Python interface, and nothing else.
 

@@ -1,8 +1,8 @@
 """The networks that other people published, with the triggers of those that they backdoored.
 
 The weights stay where they are (``../shared/zoo``); what they do not say of themselves (a
-``model.toml`` each) and the code of two architectures lie in ``tests/zoo``. What is known of the
-triggers serves measuring alone: no stage of edgeclean may read it.
+``model.toml`` each) and the code of two architectures lie in ``tests/support/zoo``. What is known
+of the triggers serves measuring alone: no stage of edgeclean may read it.
 
 ``python -m benchmarks.studies.published`` measures every network and writes ``results/zoo-before.json``.
 """

@@ -2,8 +2,8 @@
 
 One cell is one network, one seed and one method, at every ratio, in a process of its own. Synthetic
 images, scan and purification are kept between the ratios and methods of one network and seed
-(`edgeclean.resume`), so a cell's seconds are those of what it had to run itself. Test images and
-trigger only measure. A cell joins ``results/purify.json`` as it is done, with the code it was made
+(`edgeclean.files.store`), so a cell's seconds are those of what it had to run itself. Test images
+and trigger only measure. A cell joins ``results/purify.json`` as it is done, with the code it was made
 by; an interrupted run, or a later one, goes on with what is not there yet. A cell that lacks one of
 the ratios asked is made again as a whole: its rates are of one machine and one code.
 """

@@ -5,7 +5,7 @@ the checkpoint as it came, and the stages that changed it), and with which libra
 time and no random number: the serial number follows from the hashes, so the file is reproducible.
 
 Source: CycloneDX v1.6, bom-1.6.schema.json (component.type "machine-learning-model", modelCard,
-pedigree); tests/test_materials.py checks against that schema.
+pedigree); tests/bundle/test_materials.py checks against that schema.
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ from edgeclean.cli.command import CACHES
 from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.dependencies import InputFiles, code_file
 from edgeclean.cli.scan import verdict_in_words
-from edgeclean.cli.supervisor import note_output
 from edgeclean.errors import UsageError
 from edgeclean.files.text import printable
 from edgeclean.files.writing import keep_apart
+from edgeclean.notes import note_output
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -15,28 +15,16 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
 
 from edgeclean.errors import EdgecleanError, EndedBySignalError
+from edgeclean.notes import ANSWERED, PIPE
 
 COMMANDS = ("compress", "scan", "inspect", "export", "latency-table", "bench", "build-engine")
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MAX_NOTES_BYTES = 1 << 16  # what a pipe holds
-ANSWERED = "answered"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_NOTES: ContextVar[int | None] = ContextVar("_NOTES", default=None)
-
-
-def note_answer() -> None:
-    """Tell the parent, if there is one, that stdout has its document."""
-    _note(ANSWERED)
-
-
-def note_output(path: Path) -> None:
-    """Tell the parent, if there is one, which folder will be held."""
-    _note(str(path.absolute()))
 
 
 def is_split(words: Sequence[str]) -> bool:
@@ -67,7 +55,7 @@ def split() -> bool:
         child = os.fork()
         if child == 0:
             os.close(reader)
-            _NOTES.set(writer)
+            PIPE.set(writer)
             _die_with_parent(parent)
             _ignore_further_interrupts()
             return True
@@ -85,13 +73,6 @@ def split() -> bool:
         if note != ANSWERED:
             _clear_up(Path(note))
     raise _ended_by_signal(os.WTERMSIG(status), answered=ANSWERED in notes)
-
-
-def _note(text: str) -> None:
-    notes = _NOTES.get()
-    if notes is not None:
-        with suppress(OSError):  # the parent is gone: nobody reads it
-            os.write(notes, os.fsencode(text) + b"\0")
 
 
 def _read(reader: int) -> list[str]:

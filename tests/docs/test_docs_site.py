@@ -18,6 +18,7 @@ import pytest
 import typer
 from written_pages import ROOT
 
+import edgeclean
 from edgeclean import cli
 from edgeclean.config import PipelineSettings
 from edgeclean.errors import EdgecleanError
@@ -156,6 +157,14 @@ def test_every_error_and_target_is_in_the_reference(site: Path) -> None:
     for name in ("cpu", "jetson", "orin-nano", "rtx"):
         assert f'<h2 id="{name}">' in targets
     assert "unverified" in targets
+
+
+def test_every_public_name_is_in_the_reference(pages: dict[Path, Page], site: Path) -> None:
+    ids = pages[site / "reference" / "python.html"].ids
+    for name in edgeclean.__all__:
+        if not name.startswith("__"):
+            defined = getattr(edgeclean, name)
+            assert f"{defined.__module__}.{defined.__qualname__}" in ids, name
 
 
 @pytest.mark.parametrize("name", ["report", "manifest"])

@@ -146,7 +146,7 @@ def _precision(version: Version, options: Dict[str, Any]) -> List[str]:
     if options["precision"] == "bf16" and version[0] < 10:
         raise ValueError("bf16 needs TensorRT 10 or later; use fp16")
     if options["dla_core"] is not None and options["precision"] == "fp32":
-        return ["--fp16"]  # the accelerator has no float32: a declared choice, see the README
+        return ["--fp16"]  # the accelerator has no float32: see docs/guides/precision.md
     return PRECISION_FLAGS[options["precision"]]
 
 
