@@ -58,7 +58,14 @@ class StageRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """A network between two stages. ``module`` takes *normalised* images; see `pixels`."""
+    """A network between two stages.
+
+    Attributes:
+        module: takes *normalised* images [n, c, h, w] and gives logits [n, classes]; see `pixels`.
+        spec: what the checkpoint does not hold.
+        source_sha256: hash of the checkpoint's bytes.
+        history: one record for each stage that the network went through, in order.
+    """
 
     module: nn.Module
     spec: ModelSpec
