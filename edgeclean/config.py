@@ -1,4 +1,4 @@
-"""One run's whole configuration: the settings of every stage, and a strict TOML reader for them.
+"""The whole configuration of one run: the settings of every stage, and a strict TOML reader.
 
 ::
 
@@ -8,7 +8,7 @@
     [ranks]
     ratio = 2.0
 
-``effort = "quick"`` at its top scales the length of every stage (`effort`); what else it says wins.
+``effort = "quick"`` at its top scales the length of every stage (`effort`); its other keys win.
 Each table is a stage, each key a field of its settings class; an unknown one is an error. The
 command line and the Python API build the same object.
 """
@@ -46,37 +46,37 @@ from edgeclean.settings import MOST_NAME, Settings, checked, fields_of, setting
 from exporters.file_size import BYTES_PER_PARAM
 from exporters.onnx_exporter import ExportSettings
 from exporters.parity import ParitySettings
-from exporters.precision import PrecisionSettings, check_precision
+from exporters.precision.lower import PrecisionSettings, check_precision
 
 MAX_FILE_BYTES = 1 << 20
 S = TypeVar("S")
-OLD_WORDS = {("purify", "mode"): {"deck": "clean-compact"}}  # still read, and told
+OLD_WORDS = {("purify", "mode"): {"deck": "clean-compact"}}  # still read, and reported
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineSettings(Settings):
-    """Everything that decides what `pipeline.compress` does.
+    """All settings of `pipeline.compress`.
 
     Attributes:
-        seed: of every random choice; each stage draws from its own generator.
+        seed: the seed of every random choice; each stage draws from its own generator.
         target: name of the target profile.
         jetpack: release or generation, for targets that have one; None for the profile's default.
         effort: the level that `settings_for` took the stages' lengths from, for the record: the
             lengths themselves are in the stages' settings.
-        compute: where the stages run: ``cpu``, or ``cuda`` for this machine's GPU.
-        load: what the input may cost.
+        compute: the device that the stages run on: ``cpu``, or ``cuda`` for this machine's GPU.
+        load: the most that the input may cost.
         synthesize: the images that are made from the network.
         scan: the searches for a backdoor.
-        purify: how what was found is unlearned.
-        decompose: which layers are factored.
+        purify: the unlearning of found triggers.
+        decompose: the choice of layers that are factored.
         scale: the clamp on singular values.
-        ranks: how small or how fast the network is to be.
-        truncate: what the truncated network must hold to.
-        finetune: how accuracy is recovered.
-        export: what the ONNX file must be.
-        parity: how closely the file must compute what the network does.
-        precision: what the file computes in.
-        latency: how both networks are measured.
+        ranks: the size or speed that the network is to have.
+        truncate: the limits on the truncated network.
+        finetune: the recovery of accuracy.
+        export: the form of the ONNX file.
+        parity: the tolerance between the file's outputs and the network's.
+        precision: the number format that the file computes in.
+        latency: the measurement of both networks.
     """
 
     seed: int = setting(0, at_least=0, at_most=2**63 - 1)
@@ -99,7 +99,7 @@ class PipelineSettings(Settings):
     latency: LatencySettings = field(default_factory=LatencySettings)
 
 
-# What this mode does otherwise: leading ranks of the clamped weights, labels, attacked images.
+# What differs in this mode: leading ranks of the clamped weights, labels, attacked images.
 _CLEAN_COMPACT: dict[str, Any] = {
     "ranks": {"sensitivity": "energy", "factors": "weights"},
     "finetune": {"compare": "labels", "feature_weight": 0.0, "adversarial_share": 0.5},
@@ -109,7 +109,7 @@ _CLEAN_COMPACT: dict[str, Any] = {
 def settings_for(
     target: Target, entries: Mapping[str, Any], *, where: str = "configuration"
 ) -> PipelineSettings:
-    """Settings from nested mappings; the target and the effort decide what they leave open.
+    """Make settings from nested mappings; target and effort decide what they leave open.
 
     Raises:
         UsageError: see `settings_from`; or the target cannot take what was asked.
@@ -157,7 +157,7 @@ def check_goal(settings: PipelineSettings, target: Target, table: LatencyTable |
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The tables and keys of a configuration file, not yet checked.
+    """Read the tables and keys of a configuration file, not yet checked.
 
     Raises:
         UsageError: the file cannot be read, is over 1 MiB, or is not TOML.
@@ -166,7 +166,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def overlay(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Both nested mappings in one; where both say something, ``over`` wins."""
+    """Merge two nested mappings; where both have a value, ``over`` wins."""
     merged = dict(under)
     for key, entry in over.items():
         for twin in (key.replace("-", "_"), key.replace("_", "-")):
@@ -179,23 +179,23 @@ def overlay(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
 
 
 def in_new_words(
-    entries: Mapping[str, Any], tell: Callable[[str], None] = lambda _: None
+    entries: Mapping[str, Any], notify: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
-    """The entries with words that were renamed as they are now; ``tell`` hears of each, once."""
+    """Replace renamed words by their present names; call ``notify`` once for each."""
     renamed = dict(entries)
     for (table, key), words in OLD_WORDS.items():
         inside = entries.get(table)
         old = inside.get(key) if isinstance(inside, Mapping) else None
         if isinstance(old, str) and old in words:
             renamed = overlay(renamed, {table: {key: words[old]}})
-            tell(f"{table} {key} {old!r} is called {words[old]!r} now; please write that")
+            notify(f"{table} {key} {old!r} is called {words[old]!r} now; please write that")
     return renamed
 
 
 def settings_from(
     settings_class: type[S], entries: Mapping[str, Any], *, where: str = "configuration"
 ) -> S:
-    """A settings object from nested mappings, strictly: no unknown key, no silent conversion.
+    """Make a settings object from nested mappings: no unknown key, no silent conversion.
 
     A whole number is taken where a float is asked, a list where a tuple is.
 
@@ -223,7 +223,7 @@ def settings_from(
 
 
 def non_default(settings: object, default: object | None = None) -> dict[str, JsonValue]:
-    """The fields of a settings object that differ from another's, or its class's defaults."""
+    """Return the fields of a settings object that differ from another's, or the defaults."""
     default = type(settings)() if default is None else default
     changed: dict[str, JsonValue] = {}
     for one in dataclasses.fields(settings):  # type: ignore[arg-type]
@@ -236,7 +236,7 @@ def non_default(settings: object, default: object | None = None) -> dict[str, Js
 
 
 def to_toml(entries: Mapping[str, JsonValue], prefix: str = "") -> str:
-    """Nested mappings as TOML that `read_config` reads back; None, which TOML lacks, is dropped."""
+    """Write nested mappings as TOML that `read_config` reads back, but for None, which it lacks."""
     plain = [
         f"{_toml_key(key)} = {_toml_value(entry)}"
         for key, entry in entries.items()

@@ -1,11 +1,11 @@
-"""How long a run may take: one word that scales the length of every stage.
+"""The effort of a run: one word that scales the length of every stage.
 
-``standard`` is what the settings' own defaults say; the other levels are what they change of them.
+``standard`` is the settings' own defaults; the other levels list what they change of them.
 No length was chosen by what it does to one network: ``quick`` is about a quarter of the work of a
 run, ``thorough`` about twice, by the counts that multiply: images, steps, restarts. Two lengths
 ``quick`` cuts least: a search's steps, whose cost settles only after some 80 (with half of them it
 overlooked a backdoor), and a round of unlearning. But it starts each search once and makes one
-round, where the others search again afterwards: what that would find stays in the network.
+round, where the others search once more afterwards: what that would find stays in the network.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ LENGTHS: Mapping[Effort, Mapping[str, Any]] = {
 
 
 def lengths_of(level: object) -> dict[str, Any]:
-    """What a level changes of the defaults, as a configuration file would say it.
+    """Return the changes of a level to the defaults, as a configuration file would hold them.
 
     Anything that is no level changes nothing: the settings' own check refuses it by name.
     """

@@ -1,4 +1,4 @@
-"""What a reader of a number must know of the machine and of the software that made it.
+"""The facts about machine and software that a reader of a measured number needs.
 
 `versions` belongs into a manifest (it decides the bytes of the output); `describe_environment` only
 into a report: it holds facts that change between two runs, such as the load. Neither ever holds a
@@ -24,11 +24,11 @@ class Environment:
 
     Attributes:
         processor: the name that the processor gives itself.
-        logical_cores: how many this process may run on.
+        logical_cores: the number that this process may run on.
         memory_gib: physical memory.
         system: kernel name and release.
         machine: instruction set, such as "x86_64".
-        frequency_governor: the first core's, or "unknown" where the system does not tell.
+        frequency_governor: the first core's, or "unknown" where the system has no answer.
         load_average: runnable tasks over the last minute when it was asked; other work on the
             machine makes every latency longer.
         versions: see `versions`.
@@ -47,7 +47,7 @@ class Environment:
 
 
 def versions() -> dict[str, str]:
-    """edgeclean, Python and the libraries that decide the bytes of the output, by name.
+    """Return the versions of edgeclean, Python and the libraries that decide the output's bytes.
 
     A library that is not installed is left out.
     """
@@ -61,7 +61,7 @@ def versions() -> dict[str, str]:
 
 
 def describe_environment(*, gpu: str | None = None) -> Environment:
-    """The machine as it is now; ``gpu`` where one was put to work, see `compute.gpu_name`."""
+    """Describe the machine as it is now; ``gpu`` is of `compute.gpu_name`, where one worked."""
     return Environment(
         processor=_processor_name(),
         logical_cores=_usable_cores(),

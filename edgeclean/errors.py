@@ -1,4 +1,4 @@
-"""Every error that a user can cause, with the exit code that the command line gives it.
+"""The errors that a user can cause, with the exit code that the command line gives each.
 
 EdgecleanError
 ├── UsageError               2  an option or setting is wrong, or options contradict each other
@@ -27,7 +27,7 @@ class EdgecleanError(Exception):
     """Root of all errors that are shown as one line, without a traceback.
 
     Attributes:
-        facts: what a machine is told beside the line, such as the verdicts of the gates.
+        facts: entries of the JSON document beside the line, such as the verdicts of the gates.
     """
 
     exit_code = 1

@@ -1,10 +1,10 @@
-"""About how long a run will take: what each stage does to images, times what this machine takes.
+"""Estimate the time of a run: the passes of each stage, times the time of a pass here.
 
 Nearly all of a run is images that pass through the network: forwards, forwards with a gradient of
 the image, and forwards with a gradient of the weights. One of each is measured in a second or so
 (`pass_seconds`), and every stage is so many of each. The factors beside the counts are what a pass
 costs in that stage beside the network itself (statistics, stamps, augmentation), as measured with
-``benchmarks/studies/effort.py``; `remaining` corrects all of it while the run goes on.
+``benchmarks/studies/effort.py``; `progress.Remaining` corrects all of it while the run goes on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from edgeclean.backdoor.searches import ALL_TO_ALL, BANK
+from edgeclean.backdoor.searches import ALL_TO_ALL, BANK, FEWEST_RESTARTED
 from edgeclean.config import PipelineSettings
 from edgeclean.networks.autocast import channels_last, device_of, mixed_precision
 from edgeclean.networks.batching import images_at_once
@@ -26,11 +26,11 @@ from edgeclean.networks.state import Network
 from edgeclean.progress import Part, PlannedProgress, Progress
 
 MOST_IMAGES = 64  # in a measured pass
-LONG_ENOUGH, PLENTY = 0.1, 0.5  # seconds of a pass: more images, or more runs, say no more
+LONG_ENOUGH, PLENTY = 0.1, 0.5  # seconds of a pass: more images, or more runs, add nothing
 SEARCH_BATCH = 16  # images of a slot in a step of a gradient search
 FINISH_SECONDS = 5.0  # files, checks, latency and the report of a small network
 
-# What an image costs in a stage, in measured passes; measured, as the module says.
+# The cost of an image in a stage, in measured passes; see the module's docstring.
 STATISTICS = 1.9  # every BatchNorm's inputs are measured as well
 SEARCH = 0.85  # stamps cost something, larger batches save more
 RECOVERY = 1.0  # images are augmented and features compared, by a student of fewer operations
@@ -39,13 +39,13 @@ MEASURED, FITTED = 8, 4  # forwards of an image for each layer that ranks are ch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassSeconds:
-    """What one image takes on this machine, in seconds.
+    """The time of one image on this machine, in seconds.
 
     Attributes:
-        forward: without a gradient.
-        images: with the gradient of the image.
-        weights: with the gradient of the weights.
-        layers: convolutions that there are.
+        forward: a pass without a gradient.
+        images: a pass with the gradient of the image.
+        weights: a pass with the gradient of the weights.
+        layers: the number of convolutions.
     """
 
     forward: float
@@ -55,7 +55,7 @@ class PassSeconds:
 
 
 def pass_seconds(network: Network) -> PassSeconds:
-    """Measured on grey images, of as many as say enough; nothing is drawn at random."""
+    """Measure passes over as many grey images as suffice; nothing is drawn at random."""
     plain = channels_last(pixel_copy(network)).requires_grad_(True)
     fitting = min(MOST_IMAGES, images_at_once(network.spec.input_shape, plain))
     grey = torch.full((fitting, *network.spec.input_shape), 0.5, device=device_of(plain))
@@ -83,7 +83,7 @@ def pass_seconds(network: Network) -> PassSeconds:
 def announce(
     progress: Progress, network: Network, settings: PipelineSettings, *, only_scan: bool = False
 ) -> None:
-    """Tell ``progress`` what is to come, if it wants to know: only then is anything measured."""
+    """Give ``progress`` the parts to come, if it takes them; only then is anything measured."""
     if isinstance(progress, PlannedProgress):
         each = pass_seconds(network)
         progress.expect(parts_of(settings, network.spec.classes, each, only_scan=only_scan))
@@ -92,13 +92,13 @@ def announce(
 def parts_of(
     settings: PipelineSettings, classes: int, each: PassSeconds, *, only_scan: bool = False
 ) -> tuple[Part, ...]:
-    """The run's parts in order, under the titles that the stages tell.
+    """Return the run's parts in order, under the titles that the stages report.
 
     Args:
-        settings: of the run.
-        classes: of the network.
+        settings: the settings of the run.
+        classes: the number of the network's classes.
         each: see `pass_seconds`.
-        only_scan: of a run that ends with the scan.
+        only_scan: whether the run ends with the scan.
     """
     drawn = settings.synthesize
     parts = [_synthesis(drawn.count * drawn.steps, each)]
@@ -130,21 +130,21 @@ def _scan(settings: PipelineSettings, classes: int, each: PassSeconds) -> Iterat
         elif name == ALL_TO_ALL:
             passes *= 8  # two families, four starts each
         else:  # later starts search a quarter of the classes, or ten
-            again = min(classes, max(10, classes // 4))
-            slots = classes + (chosen.restarts - 1) * again
+            restarted = min(classes, max(FEWEST_RESTARTED, classes // 4))
+            slots = classes + (chosen.restarts - 1) * restarted
             passes, forwards = passes * slots, slots * chosen.images
         seconds = passes * each.images * SEARCH + forwards * each.forward * SEARCH
         yield Part(stage="scan", title=f"Scanning: {name}", seconds=seconds)
 
 
 def _bank(candidates: int, classes: int) -> int:
-    """Forwards of a successive halving; see `scan.bank.score_bank`."""
+    """Return the forward passes of a successive halving; see `backdoor.bank.score_bank`."""
     halved = min(candidates, max(64, candidates // (10 * classes)) * (classes + 1))
     return 4 * candidates + 12 * halved + 32 * min(halved, 48 * (classes + 1))
 
 
 def _purification(settings: PipelineSettings, classes: int, each: PassSeconds) -> Iterator[Part]:
-    """One suspected class, unlearned in one round, is the usual case, and what is planned."""
+    """Plan the usual case: one suspected class, unlearned in one round."""
     chosen, unlearning = settings.purify, settings.purify.unlearn
     slots = chosen.restarts + min(5, classes - 1)
     search = SEARCH_BATCH * chosen.search_steps * slots * each.images * SEARCH
@@ -173,14 +173,14 @@ def _purification(settings: PipelineSettings, classes: int, each: PassSeconds) -
 
 
 def _ranks(settings: PipelineSettings, each: PassSeconds) -> Iterator[Part]:
-    """Six forms of every layer are tried on the images, and each chosen one is fitted to them."""
+    """Plan six forms of every layer, tried on the images, and a fit of each chosen one."""
     passes = settings.ranks.images * each.layers * each.forward
     yield Part(stage="ranks", title="Measuring layers", seconds=MEASURED * passes)
     yield Part(stage="ranks", title="Fitting layers", seconds=FITTED * passes)
 
 
 def _recovery(settings: PipelineSettings, each: PassSeconds) -> Part:
-    """The student is smaller than the network, but of more layers: it takes as long."""
+    """Plan a student that takes as long as the network: it is smaller, but of more layers."""
     chosen = settings.finetune
     image = each.weights + each.forward + chosen.adversarial_share * (each.weights + each.images)
     seconds = chosen.steps * chosen.batch_size * image * RECOVERY
@@ -194,7 +194,7 @@ def _run(module: nn.Module, images: Tensor) -> Tensor:
 
 
 def _seconds_an_image(run: Callable[[Tensor], None], images: Tensor) -> float:
-    """The quickest of three runs: on twice as many images until one lasts, or all are in it."""
+    """Return the quickest of three runs, on twice as many images until one lasts long enough."""
     count = min(4, len(images))
     while True:
         batch = images[:count]

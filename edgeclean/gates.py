@@ -1,23 +1,20 @@
-"""The gates of a policy, each judged by what a run measured.
+"""The gates on what a run made: those of a policy, and those of the asked ranks.
 
-A verdict says what was asked and what was measured; `refuse_failed` turns failed ones into an
-error, with the exit code of the first. Gates run on results only: nothing here is told to a stage.
-
-What is demanded of a run, from ``policy.toml`` or from options.
-
-::
+A policy comes from ``policy.toml`` or from options::
 
     fail-on-backdoor = true
     max-accuracy-drop = 1.5      # percentage points, on the images of --evaluate
     min-speedup = 1.2            # of the median latency on the machine that builds
     max-size = "2 MiB"           # of model.onnx
 
-A policy is no part of the settings: the same network comes out with it or without it, or none.
+A policy is no part of the settings, and no stage has it: the same network comes out with it or
+without it, or none. A verdict holds the bound that was asked and the number that was measured;
+`refuse_failed` turns failed ones into an error, with the exit code of the first.
 
-What was asked of the ranks, held against what came out: never slower, never larger.
-
-A plan by a latency table adds up the times of single layers. The whole network is measured on the
-same device all the same, and one that is slower there is refused, whatever its plan said.
+The goal of the ranks is a gate as well: the compressed network is never slower (`refuse_slower`)
+and never larger (`refuse_larger`) than asked. A plan by a latency table adds up the times of single
+layers; the whole network is measured on the same device all the same, and one that is slower there
+is refused, whatever its plan.
 """
 
 from __future__ import annotations
@@ -48,17 +45,26 @@ _UNITS = {
     **{"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9},
     **{"kib": 2**10, "mib": 2**20, "gib": 2**30},
 }
+_NOTHING_WRITTEN = "no bundle was written, and one that was there is unchanged"
+GateName = Literal["fail-on-backdoor", "max-accuracy-drop", "max-size", "min-speedup"]
+_ERRORS: dict[GateName, type[EdgecleanError]] = {
+    "fail-on-backdoor": BackdoorSuspectedError,
+    "max-accuracy-drop": AccuracyGateError,
+    "max-size": BudgetError,
+    "min-speedup": BudgetError,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy(Settings):
-    """The gates that are asked; None for one that is not.
+    """The gates of a run; None for one that is not asked.
 
     Attributes:
         fail_on_backdoor: refuse a network that the scan suspects.
         max_accuracy_drop: percentage points that the compressed network may lose to the original.
         min_speedup: median latency of the original over that of the compressed network.
-        max_size: of ``model.onnx``: bytes, or a text with a unit such as "500 kB" or "2 MiB".
+        max_size: the size of ``model.onnx``: bytes, or a text with a unit such as "500 kB" or "2
+            MiB".
     """
 
     fail_on_backdoor: bool = False
@@ -81,8 +87,29 @@ class Policy(Settings):
         return 0 if self.max_size is None else read_size(self.max_size)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateVerdict:
+    """The verdict on one gate that was asked.
+
+    Attributes:
+        gate: the name of the option and of the key in a policy file.
+        asked: the bound, in ``unit``.
+        measured: the measured number, in ``unit``; NaN never passes.
+        unit: "suspicions", "percentage points", "bytes" or "times".
+        passed: whether the bound is kept.
+        detail: the evidence for the number, in words.
+    """
+
+    gate: GateName
+    asked: int | float
+    measured: int | float
+    unit: str
+    passed: bool
+    detail: str
+
+
 def read_policy(path: Path | None, options: Mapping[str, Any]) -> Policy:
-    """The policy in a file, strictly read, with the options that were given on top.
+    """Read the policy in a file, strictly, with the options that were given on top.
 
     Raises:
         UsageError: the file cannot be read, holds an unknown key, or a value is out of range.
@@ -96,7 +123,7 @@ def read_policy(path: Path | None, options: Mapping[str, Any]) -> Policy:
 
 
 def read_size(text: int | str) -> int:
-    """Bytes; kB, MB and GB are powers of 1000, KiB, MiB and GiB of 1024, in any case.
+    """Return a size in bytes; kB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024, in any case.
 
     Raises:
         UsageError: it is not a number with one of these units, or none.
@@ -110,32 +137,8 @@ def read_size(text: int | str) -> int:
     return int(Decimal(match[1]) * _UNITS[(match[2] or "").lower()])
 
 
-GateName = Literal["fail-on-backdoor", "max-accuracy-drop", "max-size", "min-speedup"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateVerdict:
-    """One gate that was asked.
-
-    Attributes:
-        gate: the name of the option and of the key in a policy file.
-        asked: the bound, in ``unit``.
-        measured: in ``unit``; NaN never passes.
-        unit: "suspicions", "percentage points", "bytes" or "times".
-        passed: whether the bound is kept.
-        detail: what stands behind the number, in words.
-    """
-
-    gate: GateName
-    asked: int | float
-    measured: int | float
-    unit: str
-    passed: bool
-    detail: str
-
-
 def judge_scan(policy: Policy, found: ScanReport) -> tuple[GateVerdict, ...]:
-    """The gate on the scan, which can be judged before the work that follows."""
+    """Judge the gate on the scan, which is known before the work that follows."""
     if not policy.fail_on_backdoor:
         return ()
     suspected = found.suspicions
@@ -155,13 +158,14 @@ def judge_scan(policy: Policy, found: ScanReport) -> tuple[GateVerdict, ...]:
 def judge_result(
     policy: Policy, evaluation: Evaluation | None, onnx_bytes: int, latency: LatencyReport
 ) -> tuple[GateVerdict, ...]:
-    """The gates on what came out: accuracy, size, speed, in this order.
+    """Judge the gates on the result: accuracy, size, speed, in this order.
 
     Args:
-        policy: what is asked.
-        evaluation: of both networks on the user's images; needed if accuracy is asked for.
+        policy: the gates that are asked.
+        evaluation: the accuracy of both networks on the user's images; needed if accuracy is asked
+            for.
         onnx_bytes: the size of ``model.onnx``.
-        latency: of both networks; the gain in the median is judged.
+        latency: the latency of both networks; the gain in the median is judged.
     """
     verdicts = []
     if policy.max_accuracy_drop is not None and evaluation is not None:
@@ -193,19 +197,40 @@ def refuse_failed(verdicts: Sequence[GateVerdict]) -> None:
     failed = [verdict for verdict in verdicts if not verdict.passed]
     if not failed:
         return
-    told = "; ".join(_in_words(verdict) for verdict in failed)
+    failures = "; ".join(_in_words(verdict) for verdict in failed)
     raise _ERRORS[failed[0].gate](
-        f"{told}; no bundle was written, and one that was there is unchanged",
+        f"{failures}; {_NOTHING_WRITTEN}",
         gates=[asdict(verdict) for verdict in verdicts],
     )
 
 
-_ERRORS: dict[GateName, type[EdgecleanError]] = {
-    "fail-on-backdoor": BackdoorSuspectedError,
-    "max-accuracy-drop": AccuracyGateError,
-    "max-size": BudgetError,
-    "min-speedup": BudgetError,
-}
+def refuse_slower(latency: LatencyReport) -> None:
+    """Refuse a network that is slower than the original by the whole 95 % interval.
+
+    Raises:
+        BudgetError: it is, on the device that the ranks were chosen for.
+    """
+    if latency.speedup_high < 1:
+        raise BudgetError(
+            "the compressed network is slower than the original on the machine that its latency "
+            f"table was measured on ({latency.speedup:.2f}x, 95 % interval "
+            f"{latency.speedup_low:.2f} to {latency.speedup_high:.2f}): {_NOTHING_WRITTEN}; "
+            "measure the table again on a quiet machine (`edgeclean latency-table`), or ask for a "
+            "higher --speedup"
+        )
+
+
+def refuse_larger(size_budget: int | None, onnx_bytes: int) -> None:
+    """Refuse a file above the asked size.
+
+    Raises:
+        BudgetError: it is above.
+    """
+    if size_budget is not None and onnx_bytes > size_budget:
+        raise BudgetError(
+            f"model.onnx has {onnx_bytes} bytes, and --size-budget {size_budget} was asked: "
+            f"{_NOTHING_WRITTEN}; ask for a little less"
+        )
 
 
 def _judge_accuracy(most: float, evaluation: Evaluation) -> GateVerdict:
@@ -239,35 +264,3 @@ def _in_words(verdict: GateVerdict) -> str:
         f"{verdict.gate}: {verdict.measured:.12g} {verdict.unit} ({verdict.detail}), and {bound} "
         f"{verdict.asked:.12g} was asked"
     )
-
-
-_NOTHING_WRITTEN = "no bundle was written, and one that was there is unchanged"
-
-
-def refuse_slower(latency: LatencyReport) -> None:
-    """Refuse a network that the whole 95 % interval says is slower than the original.
-
-    Raises:
-        BudgetError: it is; on a device that the ranks were chosen for, that is never shipped.
-    """
-    if latency.speedup_high < 1:
-        raise BudgetError(
-            "the compressed network is slower than the original on the machine that its latency "
-            f"table was measured on ({latency.speedup:.2f}x, 95 % interval "
-            f"{latency.speedup_low:.2f} to {latency.speedup_high:.2f}): {_NOTHING_WRITTEN}; "
-            "measure the table again on a quiet machine (`edgeclean latency-table`), or ask for a "
-            "higher --speedup"
-        )
-
-
-def refuse_larger(size_budget: int | None, onnx_bytes: int) -> None:
-    """Refuse a file above the asked size.
-
-    Raises:
-        BudgetError: it is above.
-    """
-    if size_budget is not None and onnx_bytes > size_budget:
-        raise BudgetError(
-            f"model.onnx has {onnx_bytes} bytes, and --size-budget {size_budget} was asked: "
-            f"{_NOTHING_WRITTEN}; ask for a little less"
-        )

@@ -1,10 +1,9 @@
-"""What every stage of a run has in common: it is timed, told of, and taken up where it was done.
+"""Run stages: each is timed, reported, and replaced by its kept result where there is one.
 
-A stage is a name, a function, and what the function is called with. The key of a kept result is a
-hash of all of these (`resume.keys`), and the runner itself makes the call, with exactly what it
-hashed. A function that could know more, such as a closure over settings, is refused.
-
-What decides a stage's result, as a hash: every value it is given, the code, and the machine.
+A stage is a name, a function, and the arguments of the function. The key of a kept result
+(`stage_key`) is a hash of all that decides it: the name, every argument, the code and the machine.
+The runner itself makes the call, with exactly the arguments that it hashed; a function that could
+depend on more, such as a closure over settings, is refused.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from torch import Tensor
 import edgeclean
 import exporters
 from edgeclean.environment import versions
-from edgeclean.files.store import Store, Tell
+from edgeclean.files.store import Notify, Store
 from edgeclean.networks.finite import require_finite
 from edgeclean.networks.state import Network
 from edgeclean.progress import Progress, silent
@@ -39,7 +38,7 @@ from edgeclean.stage_results import from_bytes, to_bytes
 
 P = ParamSpec("P")
 T = TypeVar("T")
-# Of stages that do not tell how far they are themselves.
+# Of stages that do not report their progress themselves.
 TITLES = {
     "load": "Loading",
     "export": "Exporting",
@@ -51,54 +50,55 @@ TITLES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cache:
-    """Where the results of stages are kept from one run to the next.
+    """The place where the results of stages are kept from one run to the next.
 
     Attributes:
         folder: made when the first stage ends, for its owner only; see `Store`.
-        tell: told, in a line each, of stages that were not run, and of results that could not be
-            kept or used.
+        notify: called with a line for each stage that was not run, and for each result that could
+            not be kept or used.
     """
 
     folder: Path
-    tell: Tell
+    notify: Notify
 
     @property
     def store(self) -> Store:
-        """The results by key."""
-        return Store(self.folder, self.tell)
+        """The store of results by key."""
+        return Store(self.folder, self.notify)
 
 
 class Runner:
-    """Runs the stages of one run.
+    """A runner of the stages of one run.
 
     Attributes:
         seconds: wall time by stage, in the order in which the stages first ended.
     """
 
     def __init__(self, cache: Cache | None = None, progress: Progress = silent) -> None:
-        """Nothing is read or written yet.
+        """Read and write nothing yet.
 
         Args:
-            cache: where results are kept and taken from; None to keep none.
-            progress: told of every stage; given to those that take one.
+            cache: the place where results are kept and found; None to keep none.
+            progress: called for every stage; given to those that take one.
         """
         self.seconds: dict[str, float] = {}
         self._cache, self._progress = cache, progress
 
     def __call__(self, name: str, stage: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """The stage's result; two calls under one name add up their time.
+        """Run a stage and return its result; two calls under one name add up their time.
 
         Args:
-            name: what the report calls it.
+            name: the stage's name in the report.
             stage: a function.
-            *args: what it is called with.
-            **kwargs: the same; ``progress`` is the runner's where the function takes one.
+            *args: its arguments.
+            **kwargs: its arguments by name; ``progress`` is the runner's where the function takes
+            one.
         """
         with self._timed(name):
             return self._made(name, stage, self._given(stage, args, kwargs))
 
     def once(self, name: str, stage: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """As a call; but a result that is kept under all that decides it is taken up instead.
+        """Run a stage, or return the result that is kept under all that decides it.
 
         Raises:
             TypeError: the stage is a closure or no plain function, or is given something that has
@@ -116,19 +116,19 @@ class Runner:
                 try:
                     taken: T = from_bytes(stored, _first_network(values))
                 except (ValueError, KeyError, TypeError, RuntimeError) as error:
-                    self._cache.tell(f"cache: what is kept of {name} cannot be used ({error})")
+                    self._cache.notify(f"cache: what is kept of {name} cannot be used ({error})")
                 else:
-                    self._cache.tell(f"{name}: taken up from an earlier run")
+                    self._cache.notify(f"{name}: taken up from an earlier run")
                     return taken
             made = self._made(name, stage, given)
             store.put(key, to_bytes(made))
             return made
 
     def _made(self, name: str, stage: Callable[..., T], given: inspect.BoundArguments) -> T:
-        """What the stage returns, which is finite: every new result comes by here.
+        """Run the stage and return its result, which must be finite.
 
         Raises:
-            NotFiniteError: it is not; see `finite`.
+            NotFiniteError: it is not; see `networks.finite`.
         """
         result = stage(*given.args, **given.kwargs)
         require_finite(result, name)
@@ -137,7 +137,7 @@ class Runner:
     def _given(
         self, stage: Callable[..., object], listed: tuple[Any, ...], named: dict[str, Any]
     ) -> inspect.BoundArguments:
-        """All that the stage is called with, defaults included."""
+        """Bind all arguments of the stage, defaults included."""
         signature = inspect.signature(stage)
         if "progress" in signature.parameters:
             named = {"progress": self._progress, **named}
@@ -160,36 +160,11 @@ class Runner:
                 self._progress(title, 1, 1)
 
 
-def peak_memory_mib() -> float | None:
-    """The most memory this process has held; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
-
-
-def _refuse_hidden(stage: Callable[..., object]) -> None:
-    """Only a plain function without a closure knows nothing but what it is given."""
-    function = inspect.unwrap(stage)
-    if not isinstance(function, FunctionType) or function.__closure__ is not None:
-        raise TypeError(
-            f"{stage!r} may know more than it is given; a stage that is kept is a function of a "
-            "module, with all that decides its result among its arguments"
-        )
-
-
-def _first_network(values: dict[str, Any]) -> Network | None:
-    """A network of a result's layers: a stage that returns one changes its first."""
-    return next((one for one in values.values() if isinstance(one, Network)), None)
-
-
 def stage_key(name: str, given: Mapping[str, object]) -> str:
-    """The key of a stage's result.
+    """Return the key of a stage's result.
 
     Args:
-        name: of the stage.
+        name: the name of the stage.
         given: all that its function is called with, by parameter: networks, images, reports,
             plans, tables, settings, the seed. Their order does not matter.
 
@@ -200,7 +175,7 @@ def stage_key(name: str, given: Mapping[str, object]) -> str:
 
 
 def digest(value: object) -> str:
-    """The SHA-256 of a value and all that is in it; of a network, of what it computes too.
+    """Return the SHA-256 of a value and all that is in it; of a network, of its outputs too.
 
     Raises:
         TypeError: there is something in it that has no digest.
@@ -210,7 +185,7 @@ def digest(value: object) -> str:
 
 @functools.cache
 def own_code() -> str:
-    """A hash of all Python files that a stage can run: another version of it is another stage."""
+    """Return a hash of all Python files that a stage can run: changed code is another stage."""
     hashed = hashlib.sha256()
     for package in (edgeclean, exporters):
         folder = Path(str(package.__file__)).parent
@@ -220,8 +195,33 @@ def own_code() -> str:
     return hashed.hexdigest()
 
 
+def peak_memory_mib() -> float | None:
+    """Return the most memory this process has held, in MiB; None where the system has no answer."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def _refuse_hidden(stage: Callable[..., object]) -> None:
+    """Refuse all but plain functions without a closure, which depend on their arguments alone."""
+    function = inspect.unwrap(stage)
+    if not isinstance(function, FunctionType) or function.__closure__ is not None:
+        raise TypeError(
+            f"{stage!r} may know more than it is given; a stage that is kept is a function of a "
+            "module, with all that decides its result among its arguments"
+        )
+
+
+def _first_network(values: dict[str, Any]) -> Network | None:
+    """Return a network of a result's layers: a stage that returns one changes its first."""
+    return next((one for one in values.values() if isinstance(one, Network)), None)
+
+
 def _tree(value: Any) -> Any:
-    """JSON in which two different values are never alike."""
+    """Return JSON in which two different values are never alike."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -234,7 +234,7 @@ def _tree(value: Any) -> Any:
         return {"network": _network(value)}
     if isinstance(value, tuple | list):
         return [_tree(one) for one in value]
-    if isinstance(value, Mapping):  # the order of its keys says nothing
+    if isinstance(value, Mapping):  # the order of its keys does not matter
         return {"mapping": sorted([digest(key), _tree(one)] for key, one in value.items())}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {one.name: _tree(getattr(value, one.name)) for one in dataclasses.fields(value)}
@@ -249,9 +249,9 @@ def _tensor(tensor: Tensor) -> list[Any]:
 
 
 def _network(network: Network) -> dict[str, Any]:
-    """The weights, the layers, the history, and an answer to one image.
+    """Return the weights, the layers, the history, and the outputs for one image.
 
-    The answer tells of changed code: an architecture may be the user's own file.
+    The outputs show changed code: an architecture may be the user's own file.
     """
     module, shape = network.module, network.spec.input_shape
     device = next(module.parameters()).device
@@ -269,12 +269,12 @@ def _network(network: Network) -> dict[str, Any]:
 
 
 def _device(device: torch.device) -> str:
-    """Another model of GPU adds numbers up in another order."""
+    """Return the model of GPU, each of which adds numbers up in its own order, or the type."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _machine() -> dict[str, Any]:
-    """What decides in which order numbers are added up."""
+    """Return the facts that decide in which order numbers are added up."""
     return {
         "versions": versions(),
         "machine": platform.machine(),

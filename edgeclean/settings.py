@@ -9,8 +9,6 @@
 
 The type is the annotation's: a Literal and a bool need no range, numbers are always finite. A whole
 number is taken where a float is asked and a list where a tuple is; nothing else is converted.
-
-What a setting may be, and that in words.
 """
 
 from __future__ import annotations
@@ -29,12 +27,15 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 from edgeclean.errors import UsageError
 from edgeclean.files.text import printable, shown
 
+MOST_NAME = 200  # characters of a name or path, where nothing narrower is known
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+_LIMITS = "limits"  # the key of a field's metadata
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a field takes beside its type; of a tuple or table, what each of its entries takes.
+    """The limits of a field beside its type; of a tuple or table, those of each entry.
 
     Attributes:
         at_least: the least number.
@@ -55,7 +56,7 @@ class Limits:
     entries: tuple[int, int] | None = None
 
     def hold(self, number: float | int) -> bool:
-        """Whether a number is finite and within."""
+        """Return whether a number is finite and within the limits."""
         return (
             (self.at_least is None or number >= self.at_least)
             and (self.above is None or number > self.above)
@@ -65,7 +66,7 @@ class Limits:
         )
 
     def in_words(self) -> str:
-        """Such as "from 0 to 1" or "above 0 and below 1"; empty where there are none."""
+        """Return such as "from 0 to 1" or "above 0 and below 1"; empty where there are none."""
         if self.one_of:
             return "one of " + ", ".join(self.one_of)
         edges = (
@@ -82,69 +83,6 @@ class Limits:
 
 
 NO_LIMITS = Limits()
-
-
-def choices_of(hint: Any) -> tuple[Any, ...]:
-    """The members of a union; of another annotation, itself."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def type_in_words(hint: Any) -> str:
-    """Such as "a whole number" or "a list, each entry a text"."""
-    return " or ".join(_one_type_in_words(one) for one in choices_of(hint) if one is not type(None))
-
-
-def _one_type_in_words(hint: Any) -> str:
-    origin = get_origin(hint)
-    if origin is Literal:
-        return "one of " + ", ".join(str(word) for word in get_args(hint))
-    if origin is tuple:
-        inside = get_args(hint)
-        if inside[1:] == (...,):
-            return "a list, each entry " + _one_type_in_words(inside[0])
-        return f"a list of {len(inside)}, each " + _one_type_in_words(inside[0])
-    if dataclasses.is_dataclass(hint) or origin in (dict, Mapping):
-        return "a table"
-    return _WORDS.get(hint, str(hint))
-
-
-def _number(edge: float | int) -> str:
-    """Round powers as such: 2^63-1, 10^6."""
-    if isinstance(edge, int) and edge >= 10**6:
-        for base in (10, 2):
-            for less in (0, 1):
-                power = round(math.log(edge + less, base))
-                if base**power == edge + less:
-                    return f"{base}^{power}" + ("-1" if less else "")
-    return f"{edge:g}" if isinstance(edge, float) else str(edge)
-
-
-T = TypeVar("T")
-MOST_NAME = 200  # characters of a name or path, where nothing narrower is known
-_LIMITS = "limits"  # the key of a field's metadata
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FieldDescription:
-    """One field of a settings class, for a table of all of them.
-
-    Attributes:
-        name: as it is written.
-        type: in words, such as "a whole number".
-        default: the value, or None for a table of settings.
-        range: in words, such as "from 1 to 10^6"; empty where the type says all.
-        text: the first sentence that the docstring says of it.
-        hint: the annotation itself.
-        limits: what is declared beside it.
-    """
-
-    name: str
-    type: str
-    default: Any
-    range: str
-    text: str
-    hint: Any
-    limits: Limits
 
 
 class Settings:
@@ -164,7 +102,7 @@ class Settings:
         self.check_together()
 
     def check_together(self) -> None:
-        """Refuse what no single field tells; by default nothing.
+        """Refuse fields that contradict each other; by default none do.
 
         Raises:
             UsageError: two fields contradict each other.
@@ -182,7 +120,7 @@ def setting(  # noqa: PLR0913 - the kinds of limits are the interface
     longest: int | None = None,
     entries: tuple[int, int] | None = None,
 ) -> T:
-    """A field of a settings class with its default and its range; see `Limits`."""
+    """Declare a field of a settings class with its default and its range; see `Limits`."""
     limits = Limits(
         at_least=at_least,
         above=above,
@@ -200,30 +138,31 @@ def setting(  # noqa: PLR0913 - the kinds of limits are the interface
     return made  # type: ignore[no-any-return]
 
 
-def fields_of(settings_class: type) -> dict[str, tuple[Any, Limits]]:
-    """The annotation and the limits of every field of a settings class, by name."""
-    own: Any = settings_class  # mypy takes no class for hashable
-    return dict(_fields(own))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldDescription:
+    """One field of a settings class, for a table of all of them.
 
-
-def checked(hint: Any, value: Any, name: str, limits: Limits = NO_LIMITS) -> Any:
-    """The value as the type that is asked, within its limits.
-
-    Raises:
-        UsageError: it is not; one line names the field, what was got and what is allowed.
+    Attributes:
+        name: the name as it is written.
+        type: the type in words, such as "a whole number".
+        default: the value, or None for a table of settings.
+        range: the range in words, such as "from 1 to 10^6"; empty where the type has no limits.
+        text: the first sentence about it in the docstring.
+        hint: the annotation itself.
+        limits: the limits declared beside it.
     """
-    if hint is Any:
-        return value
-    for choice in choices_of(hint):
-        if value is None and choice is type(None):
-            return None
-        if _is_of(choice, value):
-            return _within(choice, value, name, limits, hint)
-    _refuse(name, value, hint, limits)
+
+    name: str
+    type: str
+    default: Any
+    range: str
+    text: str
+    hint: Any
+    limits: Limits
 
 
 def describe(settings_class: type) -> tuple[FieldDescription, ...]:
-    """Every field of a settings class, in order."""
+    """Describe every field of a settings class, in order."""
     texts = _attribute_texts(settings_class)
     fields = {one.name: one for one in dataclasses.fields(settings_class)}
     return tuple(
@@ -240,6 +179,38 @@ def describe(settings_class: type) -> tuple[FieldDescription, ...]:
     )
 
 
+def fields_of(settings_class: type) -> dict[str, tuple[Any, Limits]]:
+    """Return the annotation and the limits of every field of a settings class, by name."""
+    own: Any = settings_class  # mypy takes no class for hashable
+    return dict(_fields(own))
+
+
+def checked(hint: Any, value: Any, name: str, limits: Limits = NO_LIMITS) -> Any:
+    """Return the value as the type that is asked, within its limits.
+
+    Raises:
+        UsageError: it is not; one line names the field, what was got and what is allowed.
+    """
+    if hint is Any:
+        return value
+    for choice in choices_of(hint):
+        if value is None and choice is type(None):
+            return None
+        if _is_of(choice, value):
+            return _within(choice, value, name, limits, hint)
+    _refuse(name, value, hint, limits)
+
+
+def choices_of(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union; of another annotation, itself."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def type_in_words(hint: Any) -> str:
+    """Return such as "a whole number" or "a list, each entry a text"."""
+    return " or ".join(_one_type_in_words(one) for one in choices_of(hint) if one is not type(None))
+
+
 @cache
 def _fields(settings_class: Any) -> dict[str, tuple[Any, Limits]]:
     hints = get_type_hints(settings_class)
@@ -250,7 +221,7 @@ def _fields(settings_class: Any) -> dict[str, tuple[Any, Limits]]:
 
 
 def _is_of(hint: Any, value: Any) -> bool:
-    """Whether the value has the type; its range and its entries are looked at afterwards."""
+    """Return whether the value has the type; range and entries are checked afterwards."""
     origin = get_origin(hint)
     if origin is Literal:
         return isinstance(value, str | int) and value in get_args(hint)
@@ -266,7 +237,7 @@ def _is_of(hint: Any, value: Any) -> bool:
 
 
 def _within(hint: Any, value: Any, name: str, limits: Limits, asked: Any) -> Any:
-    """A value of the right type, which must lie within the limits as well."""
+    """Return a value of the right type, which must lie within the limits as well."""
     if get_origin(hint) is tuple:
         return _entries_within(get_args(hint), value, name, limits, asked)
     if get_origin(hint) in (dict, Mapping):
@@ -316,6 +287,31 @@ def _refuse(name: str, value: object, hint: Any, limits: Limits) -> NoReturn:
     raise UsageError(f"{printable(name)} is {shown(value)}; it must be {allowed}")
 
 
+def _one_type_in_words(hint: Any) -> str:
+    origin = get_origin(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(str(word) for word in get_args(hint))
+    if origin is tuple:
+        inside = get_args(hint)
+        if inside[1:] == (...,):
+            return "a list, each entry " + _one_type_in_words(inside[0])
+        return f"a list of {len(inside)}, each " + _one_type_in_words(inside[0])
+    if dataclasses.is_dataclass(hint) or origin in (dict, Mapping):
+        return "a table"
+    return _WORDS.get(hint, str(hint))
+
+
+def _number(edge: float | int) -> str:
+    """Write a number; powers of 10 and 2 as such: 2^63-1, 10^6."""
+    if isinstance(edge, int) and edge >= 10**6:
+        for base in (10, 2):
+            for less in (0, 1):
+                power = round(math.log(edge + less, base))
+                if base**power == edge + less:
+                    return f"{base}^{power}" + ("-1" if less else "")
+    return f"{edge:g}" if isinstance(edge, float) else str(edge)
+
+
 def _default_of(field: dataclasses.Field[Any]) -> Any:
     if field.default is not dataclasses.MISSING:
         return field.default
@@ -326,7 +322,7 @@ def _default_of(field: dataclasses.Field[Any]) -> Any:
 
 
 def _attribute_texts(settings_class: type) -> dict[str, str]:
-    """The first sentence of every entry of a docstring's attributes."""
+    """Return the first sentence of every entry of a docstring's attributes."""
     lines = (inspect.getdoc(settings_class) or "").partition("Attributes:\n")[2].splitlines()
     texts: dict[str, str] = {}
     name = ""

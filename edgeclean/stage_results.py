@@ -1,8 +1,8 @@
-"""The results of stages as bytes and back: JSON and plain tensors, never a pickle.
+"""Convert the results of stages to bytes and back: JSON and plain tensors, never a pickle.
 
 Only the classes named here are ever built. Tensors keep their strides and their device: a
 convolution may sum in another order for another memory layout, a resumed run must give the same
-bytes, and what lay on a GPU is worked with there.
+bytes, and a tensor of a GPU is needed there.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _TREE = "tree"  # the one entry of the file's metadata: with two, their order is
 
 
 def to_bytes(value: object) -> bytes:
-    """A stage's result as a safetensors file.
+    """Return a stage's result as a safetensors file.
 
     Raises:
         TypeError: it holds something that is not listed here.
@@ -64,7 +64,7 @@ def to_bytes(value: object) -> bytes:
 
 
 def on_device(tensor: Tensor, device: str) -> Tensor:
-    """The tensor there, its strides as they are."""
+    """Move the tensor to the device; its strides stay as they are."""
     return tensor.to(device)
 
 
@@ -74,13 +74,13 @@ def from_bytes(
     *,
     place: Callable[[Tensor, str], Tensor] = on_device,
 ) -> Any:
-    """The result that `to_bytes` was given, every tensor on the device that it lay on.
+    """Return the result that `to_bytes` was given, every tensor on the device that it lay on.
 
     Args:
-        contents: what it wrote.
+        contents: the bytes that it returned.
         like: a network of the same layers, for a stage whose result is a network; its device is
             the result's.
-        place: how a tensor comes to a device, by the device's name.
+        place: moves a tensor to a device, by the device's name.
 
     Raises:
         ValueError, KeyError, TypeError, RuntimeError: the bytes are not such a result, or not of
@@ -122,7 +122,7 @@ def _put(tensor: Tensor, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Whether its numbers lie side by side, in whatever order of its axes (channels last)."""
+    """Return whether its numbers lie side by side, in whatever order of its axes."""
     expected = 1
     axes = sorted(zip(tensor.stride(), tensor.shape, strict=True))
     for stride, size in (axis for axis in axes if axis[1] != 1):
@@ -134,20 +134,20 @@ def _is_dense(tensor: Tensor) -> bool:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Tensors:
-    """The tensors of a file by name, and how they come to their devices."""
+    """The tensors of a file by name, and the function that moves them to their devices."""
 
     by_name: Mapping[str, Tensor]
     place: Callable[[Tensor, str], Tensor]
 
     def plain(self, tree: Mapping[str, Any]) -> Tensor:
-        """On the CPU, with its strides."""
+        """Return a tensor on the CPU, with its strides."""
         tensor = self.by_name[tree["tensor"]]
         if tree["stride"] is None:
             return tensor
         return torch.empty_strided(tensor.shape, tree["stride"], dtype=tensor.dtype).copy_(tensor)
 
     def placed(self, tree: Mapping[str, Any]) -> Tensor:
-        """Where it lay."""
+        """Return a tensor on the device where it lay."""
         return self.place(self.plain(tree), tree["device"])
 
 

@@ -15,14 +15,13 @@ from torch import Tensor, nn
 from benchmarks.data.images import LabelledImages
 from benchmarks.networks.training import augment
 from edgeclean.errors import UsageError
-from edgeclean.networks.cost import count_macs, count_params
 from edgeclean.networks.pixels import normalize
 from edgeclean.networks.state import (
     JsonValue,
     Network,
     PurifiedNetwork,
-    StageRecord,
-    settings_as_json,
+    following,
+    record,
 )
 
 
@@ -58,19 +57,8 @@ def defended(
 ) -> PurifiedNetwork:
     """``module`` in evaluation mode as the next state of ``network``."""
     module.eval()
-    record = StageRecord(
-        stage=name,
-        settings=settings_as_json(settings),
-        params=count_params(module),
-        macs=count_macs(module, network.spec.input_shape),
-        notes=notes,
-    )
-    return PurifiedNetwork(
-        module=module,
-        spec=network.spec,
-        source_sha256=network.source_sha256,
-        history=(*network.history, record),
-    )
+    made_by = record(name, module, network.spec, settings, notes)
+    return following(network, PurifiedNetwork, module, made_by)
 
 
 def batches(

@@ -19,8 +19,8 @@ from benchmarks.data.images import LabelledImages
 from benchmarks.defences.base import Defence, copied, need_batch_norms
 from edgeclean.errors import RatioError, UsageError
 from edgeclean.load.architectures.residual import BasicBlock, OptionAShortcut
-from edgeclean.networks.cost import count_macs, count_params
-from edgeclean.networks.state import Network, StageRecord, TruncatedNetwork, settings_as_json
+from edgeclean.networks.cost import count_macs
+from edgeclean.networks.state import Network, TruncatedNetwork, following, record
 
 HALVINGS = 8
 
@@ -67,19 +67,8 @@ def prune_channels(network: Network, settings: PruningSettings | None = None) ->
             low = middle
     if best is None:
         raise RatioError(f"channel pruning: ratio {settings.ratio:g} is out of reach; ask for less")
-    record = StageRecord(
-        stage="channel-pruning",
-        settings=settings_as_json(settings),
-        params=count_params(best),
-        macs=count_macs(best, shape),
-        notes={"share": round(high, 6)},
-    )
-    return TruncatedNetwork(
-        module=best,
-        spec=network.spec,
-        source_sha256=network.source_sha256,
-        history=(*network.history, record),
-    )
+    made_by = record("channel-pruning", best, network.spec, settings, {"share": round(high, 6)})
+    return following(network, TruncatedNetwork, best, made_by)
 
 
 def _without(network: Network, share: float) -> nn.Module:

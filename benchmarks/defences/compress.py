@@ -19,7 +19,7 @@ from edgeclean.compression.tucker import factorise
 from edgeclean.errors import RatioError, UsageError
 from edgeclean.networks.cost import count_macs, count_params
 from edgeclean.networks.layers import trace_layers, with_layers
-from edgeclean.networks.state import Network, StageRecord, TruncatedNetwork, settings_as_json
+from edgeclean.networks.state import Network, TruncatedNetwork, following, record
 
 Factorise = Callable[[Tensor], Factorisation]
 HALVINGS = 12
@@ -91,19 +91,8 @@ def _compress(
         middle = (low + high) / 2
         low, high = (middle, high) if count_macs(at(middle), shape) <= allowed else (low, middle)
     module = at(low)
-    record = StageRecord(
-        stage=name,
-        settings=settings_as_json(settings),
-        params=count_params(module),
-        macs=count_macs(module, shape),
-        notes={"rank_fraction": round(low, 6)},
-    )
-    return TruncatedNetwork(
-        module=module,
-        spec=network.spec,
-        source_sha256=network.source_sha256,
-        history=(*network.history, record),
-    )
+    made_by = record(name, module, network.spec, settings, {"rank_fraction": round(low, 6)})
+    return following(network, TruncatedNetwork, module, made_by)
 
 
 def _smaller(conv: nn.Conv2d, factors: Factorisation, fraction: float) -> nn.Module:

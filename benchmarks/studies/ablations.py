@@ -125,7 +125,7 @@ class Study:
         if self._path.exists():
             self._rows = json.loads(self._path.read_text())["rows"]
         self._fresh: dict[SynthesizeSettings, SyntheticImages] = {}
-        self._run = Runner(Cache(folder=KEPT, tell=lambda _: None))
+        self._run = Runner(Cache(folder=KEPT, notify=lambda _: None))
         self._images = self._run.once(
             "synthesize", synthesize, self._network, self._settings.synthesize, seed=seed
         )

@@ -105,7 +105,7 @@ def _write_cell(name: str, seed: int, ratio: float, target_name: str) -> None:
             settings,
             target=target,
             code_folder=published.code_folder,
-            cache=Cache(folder=KEPT, tell=said.append),
+            cache=Cache(folder=KEPT, notify=said.append),
         )
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

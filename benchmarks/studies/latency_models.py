@@ -23,9 +23,9 @@ from edgeclean.compression.latency_table import LatencyTable
 from edgeclean.compression.plan import RankSettings, choose_ranks
 from edgeclean.compression.truncate import TruncateSettings, truncate
 from edgeclean.load.architectures import build_architecture
-from edgeclean.networks.cost import count_macs, count_params
+from edgeclean.networks.cost import count_macs
 from edgeclean.networks.layers import Layer, trace_layers, with_layers
-from edgeclean.networks.state import LoadedNetwork, ModelSpec, Network, StageRecord
+from edgeclean.networks.state import LoadedNetwork, ModelSpec, Network, record
 from exporters.onnx_exporter import ExportSettings, export_onnx
 
 NETWORKS = {
@@ -58,7 +58,10 @@ def original(name: str) -> LoadedNetwork:
             # The norm of the initialisation: numbers that die out would be slow or fast for that.
             layer.weight.data = kernel * (layer.weight.data.norm() / kernel.norm())
     return LoadedNetwork(
-        module=module, spec=spec, source_sha256="0" * 64, history=(_record(module, spec, "load"),)
+        module=module,
+        spec=spec,
+        source_sha256="0" * 64,
+        history=(record("load", module, spec, {}, {}),),
     )
 
 
@@ -173,15 +176,5 @@ def _bisected(at: Callable[[float], nn.Module], is_small: Callable[[nn.Module], 
 
 
 def _as_network(network: LoadedNetwork, module: nn.Module, macs: int) -> Network:
-    record = replace(_record(module, network.spec, "peer"), macs=macs)
-    return replace(network, module=module, history=(record,))
-
-
-def _record(module: nn.Module, spec: ModelSpec, stage: str) -> StageRecord:
-    return StageRecord(
-        stage=stage,
-        settings={},
-        params=count_params(module),
-        macs=count_macs(module, spec.input_shape),
-        notes={},
-    )
+    made_by = replace(record("peer", module, network.spec, {}, {}), macs=macs)
+    return replace(network, module=module, history=(made_by,))

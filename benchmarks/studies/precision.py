@@ -23,7 +23,7 @@ from edgeclean.images.synthesize import SynthesizeSettings, synthesize
 from edgeclean.networks.pixels import normalize
 from edgeclean.networks.state import JsonValue, ModelSpec
 from exporters.onnx_exporter import ExportSettings, export_onnx
-from exporters.precision import Precision, PrecisionSettings, lower_precision
+from exporters.precision.lower import Precision, PrecisionSettings, lower_precision
 from exporters.session import OnnxSession
 
 Cell = dict[str, JsonValue]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from types import FunctionType
+
 import edgeclean
 
 
 def names() -> list[str]:
-    """Where each public name is defined, as a dotted path."""
-    public = getattr(edgeclean, "__all__", ())
-    found = [getattr(edgeclean, name) for name in public if not name.startswith("__")]
-    return [f"{one.__module__}.{one.__qualname__}" for one in found if hasattr(one, "__qualname__")]
+    """The public names as dotted paths: functions, then what they take and give, then errors."""
+    public = [name for name in edgeclean.__all__ if not name.startswith("__")]
+    return [f"edgeclean.{name}" for name in sorted(public, key=_group)]
 
 
 def reference() -> str:
     """A section for each public name; mkdocstrings fills them in."""
     return "\n".join(f"::: {name}\n" for name in names())
+
+
+def _group(name: str) -> int:
+    if isinstance(getattr(edgeclean, name), FunctionType):
+        return 0
+    return 2 if name.endswith("Error") else 1

@@ -1,1 +1,1 @@
-"""Backdoors: the scan that looks for triggers, and the purification that unlearns them."""
+"""Backdoors: the scan that searches for triggers, and the purification that unlearns them."""

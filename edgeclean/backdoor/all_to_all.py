@@ -1,7 +1,7 @@
 """The all-to-all search: one small stamp that sends every class to another class of its own.
 
 Such a backdoor (BadNets' second attack, Gu et al. 2017: label y becomes y + 1) has no single
-target, so no class is cheaper than the others. What gives it away is the map of classes: the least
+target, so no class is cheaper than the others. It shows in the map of classes: the least
 stamp that makes images leave their class sends each class to one other, nearly a permutation. On a
 network without such a backdoor, the same search ends in one or two classes for all images.
 """
@@ -26,10 +26,10 @@ from edgeclean.backdoor.gradient import (
     given_classes,
 )
 
-BANK_TRIES = 16  # candidates of the bank whose map is looked at
+BANK_TRIES = 16  # candidates of the bank whose map is judged
 STARTS = 4  # independent starts of each family, searched together
 SUCCESS = 0.8  # published all-to-all attacks reach less than all-to-one attacks do
-FEWEST_IMAGES = 3  # of a class, to say where it goes
+FEWEST_IMAGES = 3  # of a class, to decide where it goes
 # Suspected from here on. Six published networks without such a backdoor score 0.13 to 0.18
 # (benchmarks/results/compress-zoo.json); two that were trained with it score 0.8 and 0.6
 # (badnets-a2a and input-aware-a2a in benchmarks/results/cpu.md).
@@ -38,7 +38,7 @@ MAP_SCORE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class ClassMap:
-    """Where a stamp sends each class.
+    """The classes that a stamp sends each class to.
 
     Attributes:
         shares: of each class's images, the share that goes to its most frequent other class;
@@ -54,7 +54,7 @@ class ClassMap:
 
 
 def class_map(own: Int[Tensor, " n"], given: Int[Tensor, " n"], classes: int) -> ClassMap:
-    """The map from the classes that images had to those that they are given with the stamp on."""
+    """Return the map from the classes of images to those that they are given with the stamp on."""
     shares, destinations = [], []
     for source in range(classes):
         arrived = given[own == source]
@@ -78,14 +78,14 @@ def stamps_of(
     steps: int,
     generator: torch.Generator,
 ) -> list[Found]:
-    """The least stamps of a family that make images leave their class, from several starts."""
+    """Search a family's least stamps that make images leave their class, from several starts."""
     slots = [Slot(ELSEWHERE)] * STARTS
     settings = GradientSettings(steps=steps, success=SUCCESS)
     return cheapest_triggers(module, evidence, slots, family, settings, generator)
 
 
 def bank_stamps(evidence: Evidence, score: BankScore | None) -> list[Found]:
-    """The bank's candidates that move most images; where gradients are masked, these are left."""
+    """Return the bank's candidates that move most images; they also work on masked gradients."""
     if score is None:
         return []
     moved, (height, width) = score.moved, evidence.pixels.shape[-2:]
@@ -104,7 +104,7 @@ def bank_stamps(evidence: Evidence, score: BankScore | None) -> list[Found]:
 def nearest_to_permutation(
     module: nn.Module, evidence: Evidence, stamps: list[Found], classes: int
 ) -> tuple[Found, ClassMap]:
-    """The stamp with the highest score of its map, judged on all images."""
+    """Return the stamp with the highest score of its map, judged on all images."""
     results = [(found, _map_of(module, evidence, found, classes)) for found in stamps]
     return max(results, key=lambda result: result[1].score)
 

@@ -1,9 +1,9 @@
 """A bank of discrete triggers, scored by forward passes alone.
 
-Gradient searches lose their footing on a network that was just unlearned: the loss is flat around
+Gradient searches fail on a network that has just unlearned a trigger: the loss is flat around
 its own triggers, so they report nothing while a known patch still works. Published patch triggers
 are saturated colours, checkers, stripes and short lines, few enough to try all of them; and one
-forward pass tells the success towards every class at once.
+forward pass gives the success towards every class at once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ FORWARD_BATCH = 1024
 
 @dataclass(frozen=True, slots=True)
 class Bank:
-    """``candidates`` rows are (height, width, texture, row, column), in pixels."""
+    """Discrete triggers: textures, and where and how large each is put.
+
+    Rows of ``candidates`` are (height, width, texture, row, column), in pixels but for the texture,
+    an index into ``textures``.
+    """
 
     textures: Float[Tensor, "t c k k"]
     candidates: Int[Tensor, "n 5"]
@@ -37,18 +41,18 @@ class Bank:
         return len(self.candidates)
 
     def drawn(self, count: int, generator: torch.Generator) -> Bank:
-        """``count`` candidates without repetition, or all if there are fewer."""
+        """Draw ``count`` candidates without repetition, or all if there are fewer."""
         chosen = torch.randperm(len(self), generator=generator)[:count]
         return Bank(self.textures, self.candidates[chosen])
 
     def kept(self, which: Bool[Tensor, " n"]) -> Bank:
-        """Those marked."""
+        """Return the bank of the marked candidates."""
         return Bank(self.textures, self.candidates[which])
 
     def masks_and_patterns(
         self, rows: Int[Tensor, " m"], height: int, width: int
     ) -> tuple[Float[Tensor, "m 1 h w"], Float[Tensor, "m c h w"]]:
-        """Candidates ``rows`` as full-size masks and patterns."""
+        """Return candidates ``rows`` as full-size masks and patterns."""
         tall, wide, texture, top, left = self.candidates[rows].T[..., None, None]
         down = torch.arange(height).view(1, -1, 1) - top
         right = torch.arange(width).view(1, 1, -1) - left
@@ -65,18 +69,18 @@ class Bank:
     def stamp(
         self, pixels: Float[Tensor, "m c h w"], rows: Int[Tensor, " m"]
     ) -> Float[Tensor, "m c h w"]:
-        """Image i with candidate ``rows[i]`` on it."""
+        """Put candidate ``rows[i]`` on image i."""
         mask, pattern = self.masks_and_patterns(rows, *pixels.shape[-2:])
         return torch.where(mask > 0, pattern, pixels)
 
     def trigger(self, row: int, height: int, width: int) -> MaskedTrigger:
-        """One candidate as a trigger."""
+        """Return one candidate as a trigger."""
         mask, pattern = self.masks_and_patterns(torch.tensor([row]), height, width)
         return MaskedTrigger(mask[0], pattern[0])
 
 
 def build_bank(shape: tuple[int, int, int], generator: torch.Generator) -> Bank:
-    """All textures at all sizes and positions for images of ``shape`` (c, h, w)."""
+    """Build all textures at all sizes and positions for images of ``shape`` (c, h, w)."""
     channels, height, width = shape
     textures = _textures(channels, generator)
     scale = _scale(height, width)
@@ -92,12 +96,12 @@ def build_bank(shape: tuple[int, int, int], generator: torch.Generator) -> Bank:
 
 @dataclass(frozen=True, slots=True)
 class BankScore:
-    """The best candidates, with what each does to the images that it was tried on.
+    """The best candidates, and what each does to the images that it was tried on.
 
     Attributes:
         bank: the candidates.
-        success: of the images that were not of a class, the share that is sent to it.
-        moved: of all images, the share that is sent to any class but its own.
+        success: the share sent to each class, of the images that were not of it.
+        moved: the share of all images that is sent to any class but its own.
     """
 
     bank: Bank
@@ -113,7 +117,7 @@ def score_bank(
     classes: int,
     generator: torch.Generator,
 ) -> BankScore:
-    """Successive halving: all candidates on 4 images, the better ones on 12, the best on 32."""
+    """Halve successively: try all candidates on 4 images, the better on 12, the best on 32."""
     best = bank
     for images, keep in ((4, max(64, len(bank) // (10 * classes))), (12, 48)):
         score = _score(module, evidence, best, classes, images, generator)
@@ -148,7 +152,7 @@ def _score(
 
 
 def _leaders(score: BankScore, keep: int) -> Bool[Tensor, " n"]:
-    """The ``keep`` best of every class, and those that move most images anywhere."""
+    """Mark the ``keep`` best of every class, and those that move most images anywhere."""
     chosen = torch.zeros(len(score.bank), dtype=torch.bool)
     rates = torch.cat([score.success, score.moved[:, None]], 1)
     best = rates.topk(min(keep, len(rates)), dim=0).indices
@@ -171,7 +175,7 @@ def _textures(channels: int, generator: torch.Generator) -> Float[Tensor, "t c k
 
 
 def _positions(length: int, size: int, stride: int) -> list[int]:
-    """Every ``stride``-th place and, always, the last and the last but one unit at the border."""
+    """Return every ``stride``-th place and, always, the last and the last but one at the border."""
     last = length - size
     if last < 0:
         return []

@@ -37,29 +37,29 @@ class Family(ABC):
     @classmethod
     @abstractmethod
     def around(cls, triggers: Sequence[Trigger]) -> Family:
-        """One slot at each of these triggers, which must be of this family."""
+        """Return a family with one slot at each of these triggers, which must be of this family."""
 
     @abstractmethod
     def parameters(self) -> list[Tensor]:
-        """What the optimiser moves; every tensor's first dimension is the slot."""
+        """Return the tensors to optimise; the first dimension of each is the slot."""
 
     @abstractmethod
     def stamp(
         self, images: Float[Tensor, "k b c h w"], slots: Int[Tensor, " k"] | None = None
     ) -> Float[Tensor, "k b c h w"]:
-        """Row i of the images with the trigger of slot i, or of ``slots[i]``."""
+        """Stamp row i of the images with the trigger of slot i, or of ``slots[i]``."""
 
     @abstractmethod
     def cost(self) -> Float[Tensor, " k"]:
-        """How large each slot's trigger is, in ``cost_unit``."""
+        """Return the size of each slot's trigger, in ``cost_unit``."""
 
     @abstractmethod
     def trigger(self, slot: int) -> Trigger:
-        """A copy of one slot's present trigger."""
+        """Return a copy of one slot's present trigger."""
 
 
 class MaskedFamily(Family):
-    """One mask and one pattern a slot; the cost is the mask's L1 norm (Neural Cleanse)."""
+    """One mask and one pattern per slot; the cost is the mask's L1 norm (Neural Cleanse)."""
 
     name = "masked patch"
     sees = "a patch, sticker or sparse set of pixels at one place, any colours"
@@ -110,7 +110,7 @@ class MaskedFamily(Family):
 
 
 class AdditiveFamily(Family):
-    """One delta a slot, added to every image; the cost is its root mean square in grey levels."""
+    """One delta per slot, added to every image; the cost is its root mean square in grey levels."""
 
     name = "additive"
     sees = "noise, low-frequency patterns and blends that add the same, and little, to every image"
@@ -154,7 +154,7 @@ class AdditiveFamily(Family):
 
 
 class WarpFamily(Family):
-    """One smooth flow a slot, from a coarse grid of control points; the cost is in pixels."""
+    """One smooth flow per slot, from a coarse grid of control points; the cost is in pixels."""
 
     name = "warp"
     sees = "one small smooth warp of all images (as WaNet's)"

@@ -1,4 +1,4 @@
-"""What a scan found, with its evidence."""
+"""The findings of a scan, with their evidence."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Suspect:
         target: the class that triggered images go to; None: each class to another of its own
             (all-to-all).
         search: the search that raised the suspicion.
-        score: robust deviations below the other classes; of all-to-all, how near the map of
-            classes is to a permutation, 0..1.
-        cost: of the trigger, in the search's unit.
+        score: robust deviations below the other classes; for all-to-all, the nearness of the map
+            of classes to a permutation, 0 to 1.
+        cost: the cost of the trigger, in the search's unit.
         success: share of the synthetic images of other classes that the trigger sends there.
         trigger: the reconstructed trigger.
     """
@@ -37,18 +37,18 @@ class Suspect:
 
     @property
     def pattern(self) -> Float[Tensor, "c h w"]:
-        """The trigger's colours, for a picture."""
+        """The trigger's colours in [0, 1], for a picture."""
         return self.trigger.preview()[0]
 
     @property
     def mask(self) -> Float[Tensor, "h w"]:
-        """Where the trigger acts, for a picture."""
+        """The strength of the trigger at each pixel in [0, 1], for a picture."""
         return self.trigger.preview()[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchRecord:
-    """One search over all classes: what it can see and what it measured."""
+    """One search over all classes: what it can see, and the numbers that it measured."""
 
     name: str
     sees: str
@@ -62,9 +62,14 @@ class SearchRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScanReport:
-    """The verdict is ``suspected`` or ``not found``: never "clean".
+    """The outcome of a scan; its verdict is ``suspected`` or ``not found``, never "clean".
 
-    The suspects of the most suspicious class come first; see `scan.most_suspicious_first`.
+    Attributes:
+        verdict: ``suspected`` where there is a suspect, else ``not found``.
+        suspects: the triggers that were found, those of the most suspicious class first; see
+            `scan.most_suspicious_first`.
+        searches: what each search looked for, and what it cannot see.
+        images: how many synthetic images were searched on.
     """
 
     verdict: Verdict
@@ -74,20 +79,20 @@ class ScanReport:
 
     @property
     def targets(self) -> tuple[int, ...]:
-        """The suspected classes, most suspicious first, each once; of all-to-all, none."""
+        """The suspected classes, most suspicious first, each once; all-to-all adds none."""
         targets = (suspect.target for suspect in self.suspects)
         return tuple(dict.fromkeys(target for target in targets if target is not None))
 
     @property
     def suspicions(self) -> tuple[str, ...]:
-        """What is suspected, in words, most suspicious class first."""
+        """The suspicions in words, most suspicious class first."""
         words = [f"class {target}" for target in self.targets]
         if any(suspect.target is None for suspect in self.suspects):
             words.append("every class to another (all-to-all)")
         return tuple(words)
 
     def summary(self) -> dict[str, Any]:
-        """As JSON values, without pictures; infinite costs become None."""
+        """Return the report as JSON values, without pictures; infinite costs become None."""
         return {
             "verdict": self.verdict,
             "images": self.images,

@@ -34,13 +34,13 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Images with what the network under test says of them: no labels, its own predictions."""
+    """Images with the predictions of the network under test, which take the place of labels."""
 
     pixels: Float[Tensor, "n c h w"]
     predictions: Int[Tensor, " n"]
 
     def usable(self, slot: Slot) -> Bool[Tensor, " n"]:
-        """Which images a slot may use: not yet of the target, and of its source."""
+        """Mark the images that a slot may use: not yet of the target, and of its source."""
         usable = self.predictions != slot.target
         return usable if slot.source == ANY else usable & (self.predictions == slot.source)
 
@@ -49,9 +49,9 @@ class Evidence:
 class Found:
     """The cheapest trigger of one slot that still works.
 
-    ``cost`` is the family's; infinite, with no trigger, if none worked. ``success`` is the share
-    of all usable images that it sends to the target; where none worked, the highest running share
-    that the search came to.
+    ``cost`` is in the family's unit; infinite, with no trigger, if none worked. ``success`` is the
+    share of all usable images that it sends to the target; where none worked, the highest running
+    share that the search came to.
     """
 
     slot: Slot
@@ -62,13 +62,13 @@ class Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientSettings(Settings):
-    """How hard to search.
+    """The length of a gradient search, and when a trigger counts as working.
 
     Attributes:
-        steps: of Adam.
-        batch_size: images a slot in each step.
+        steps: the number of Adam steps.
+        batch_size: images for each slot in a step.
         success: the share of a slot's images that a trigger must send to its target.
-        slots_at_once: the most; of large images they are as many as fit into memory (`memory`).
+        slots_at_once: the most; of large images they are as many as fit into memory (`batching`).
     """
 
     steps: int = setting(100, at_least=1, at_most=10**6)
@@ -85,10 +85,10 @@ def cheapest_triggers(
     settings: GradientSettings,
     generator: torch.Generator,
 ) -> list[Found]:
-    """For each slot, the cheapest trigger of ``family`` with a running success above the limit.
+    """Search, for each slot, the cheapest trigger of ``family`` with enough running success.
 
-    ``module`` is a frozen function of pixels. Slots with fewer than two usable images come back
-    as not found.
+    ``module`` is a function of pixels for inference. The least running success is
+    ``settings.success``. Slots with fewer than two usable images come back as not found.
     """
     found: list[Found] = []
     fitting = images_at_once(evidence.pixels.shape[1:], module) // settings.batch_size
@@ -136,10 +136,10 @@ def _search_chunk(
 def class_loss(
     logits: Float[Tensor, "k b classes"], targets: Int[Tensor, " k"], own: Int[Tensor, "k b"]
 ) -> Float[Tensor, "k b"]:
-    """Cross-entropy to each row's target; for `ELSEWHERE`, -log of all that is not ``own``."""
+    """Return the cross-entropy to each row's target; for `ELSEWHERE`, -log of all but ``own``."""
     everything = logits.logsumexp(2)
-    wanted = targets.clamp_min(0)[:, None].expand_as(own)
-    toward = everything - logits.gather(2, wanted[..., None])[..., 0]
+    asked = targets.clamp_min(0)[:, None].expand_as(own)
+    toward = everything - logits.gather(2, asked[..., None])[..., 0]
     others = logits.scatter(2, own[..., None], -torch.inf).logsumexp(2)
     return torch.where(targets[:, None] == ELSEWHERE, everything - others, toward)
 
@@ -147,13 +147,13 @@ def class_loss(
 def arrived(
     logits: Float[Tensor, "k b classes"], targets: Int[Tensor, " k"], own: Int[Tensor, "k b"]
 ) -> Bool[Tensor, "k b"]:
-    """Which images are where their row's slot wants them."""
+    """Mark the images that have their row's target class."""
     given = logits.argmax(2)
     return torch.where(targets[:, None] == ELSEWHERE, given != own, given == targets[:, None])
 
 
 class _Tracker:
-    """Running success and its highest, cost weight and best trigger so far of each slot."""
+    """The running success, its highest, the cost weight and the best trigger of each slot."""
 
     def __init__(self, slots: list[Slot], weight: float) -> None:
         self.weight = torch.full((len(slots),), weight)
@@ -166,7 +166,7 @@ class _Tracker:
     def update(
         self, step: int, hits: Tensor, cost: Tensor, success: float, hypothesis: Family
     ) -> None:
-        """Remember cheaper triggers that work; press on the cost where one does."""
+        """Keep cheaper triggers that work, and raise the cost's weight where one does."""
         self._success = hits if step == 0 else 0.7 * self._success + 0.3 * hits
         works = self._success > success
         self.most = [max(pair) for pair in zip(self.most, self._success.tolist(), strict=True)]
@@ -179,7 +179,7 @@ class _Tracker:
 
 
 def _draw(pool: Tensor, count: int, generator: torch.Generator) -> Int[Tensor, " b"]:
-    """``count`` entries of ``pool`` with repetition; index 0 where the pool is empty."""
+    """Draw ``count`` entries of ``pool`` with repetition; index 0 where the pool is empty."""
     if len(pool) == 0:
         return torch.zeros(count, dtype=torch.int64)
     return pool[torch.randint(len(pool), (count,), generator=generator)]
@@ -188,7 +188,7 @@ def _draw(pool: Tensor, count: int, generator: torch.Generator) -> Int[Tensor, "
 def logits_of(
     module: nn.Module, images: Float[Tensor, "k b c h w"]
 ) -> Float[Tensor, "k b classes"]:
-    """The module's outputs, in float32 on the CPU."""
+    """Return the module's outputs, in float32 on the CPU."""
     device = device_of(module)
     flat = images.flatten(0, 1).to(device, memory_format=torch.channels_last)
     with mixed_precision(device):
@@ -211,7 +211,7 @@ def _confirmed(
 
 @torch.no_grad()
 def success_rate(module: nn.Module, evidence: Evidence, slot: Slot, trigger: Trigger) -> float:
-    """Share of the slot's usable images that the trigger sends to its target; 0 without any."""
+    """Return the share of the slot's usable images sent to its target; 0 without any image."""
     usable = evidence.usable(slot)
     if not bool(usable.any()):
         return 0.0
@@ -224,7 +224,7 @@ def success_rate(module: nn.Module, evidence: Evidence, slot: Slot, trigger: Tri
 def given_classes(
     module: nn.Module, evidence: Evidence, slot: Slot, trigger: Trigger
 ) -> Int[Tensor, " m"]:
-    """The classes that the slot's usable images are given with the trigger on."""
+    """Return the classes that the slot's usable images are given with the trigger on."""
     batches = evidence.pixels[evidence.usable(slot)].split(256)
     given = [logits_of(module, trigger.stamp(batch).unsqueeze(0))[0].argmax(1) for batch in batches]
     return torch.cat(given) if given else torch.zeros(0, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""The triggers that are being unlearned: how they follow the network, and how images get them on.
+"""The triggers that are being unlearned: they follow the network, and are stamped on images.
 
 Source of the following: I-BAU's inner step (Zeng et al., ICLR 2022), for patches, additive
 patterns and warps.
@@ -29,12 +29,12 @@ _FAMILY_OF: dict[type, type[Family]] = {
 
 @dataclass(frozen=True, slots=True)
 class TargetedTrigger:
-    """A trigger to unlearn.
+    """A trigger to unlearn, and the class that it led to.
 
     Attributes:
-        trigger: as it was found.
+        trigger: the trigger as it was found.
         target: the class (or `ELSEWHERE`) that it must no longer lead to.
-        strongest: it is stamped between once and so many times as strongly as it was found.
+        strongest: the most times as strongly as it was found that it is stamped; at least 1.
     """
 
     trigger: Trigger
@@ -49,8 +49,8 @@ class Population:
         triggers: the triggers.
         evidence: images that they follow the network on.
         ascent_steps: Adam steps of each in a turn.
-        growth: how far a cost may grow past what it was found with.
-        at_once: images that the network is shown at once (`memory`).
+        growth: the most that a cost may grow to, over the cost that it was found with.
+        at_once: images that the network is shown at once (`batching`).
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Population:
         return sum(len(group.targets) for group in self._groups)
 
     def ascend(self, learner: nn.Module, generator: torch.Generator) -> None:
-        """Every trigger a few steps towards its target."""
+        """Move every trigger a few steps towards its target."""
         for group in self._groups:
             for _ in range(self._ascent_steps):
                 group.step(learner, self._evidence, self._at_once, generator)
@@ -82,7 +82,7 @@ class Population:
     def stamp(
         self, pixels: Float[Tensor, "n c h w"], generator: torch.Generator
     ) -> Float[Tensor, "n c h w"]:
-        """Each image with one trigger: half as found, half as it stands, roughened a little."""
+        """Stamp each image with one trigger, as found or as moved since (half each), perturbed."""
         owner = torch.randint(len(self), (len(pixels),), generator=generator)
         moved = torch.rand(len(pixels), generator=generator) < 0.5
         stamped, offset = pixels.clone(), 0
@@ -95,7 +95,7 @@ class Population:
                     most = group.strongest[slots]
                     stamped[rows] = _strengthened(pixels[rows], once, most, generator)
             offset += len(group.targets)
-        return _roughened(pixels, stamped, generator)
+        return _perturbed(pixels, stamped, generator)
 
 
 class _Group:
@@ -115,7 +115,7 @@ class _Group:
     def step(
         self, learner: nn.Module, evidence: Evidence, at_once: int, generator: torch.Generator
     ) -> None:
-        """One Adam step of all triggers of the family, which pull on each other nowhere."""
+        """Take one Adam step of all triggers of the family; no gradient joins two of them."""
         shape = (len(self.targets), ASCENT_IMAGES)
         drawn = torch.randint(len(evidence.pixels), shape, generator=generator)
         self._optimizer.zero_grad()
@@ -136,17 +136,17 @@ def _strengthened(
     most: Float[Tensor, " n"],
     generator: torch.Generator,
 ) -> Float[Tensor, "n c h w"]:
-    """Each stamp between once and ``most`` times as strong; without a draw where all are once."""
+    """Scale each stamp by 1 to ``most``; nothing is drawn where all are 1."""
     if bool((most <= 1).all()):
         return stamped
     gain = 1 + torch.rand(len(most), generator=generator) * (most - 1)
     return (clean + gain.view(-1, 1, 1, 1) * (stamped - clean)).clamp(0, 1)
 
 
-def _roughened(
+def _perturbed(
     clean: Float[Tensor, "n c h w"], stamped: Float[Tensor, "n c h w"], generator: torch.Generator
 ) -> Float[Tensor, "n c h w"]:
-    """Half of the stamps lose 15 % of their pixels, and half change in strength a little.
+    """Perturb stamps: half lose 15 % of their pixels, half change in strength a little.
 
     What is unlearned is then a neighbourhood of the trigger, not the one point that was found.
     """

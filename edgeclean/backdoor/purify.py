@@ -1,10 +1,11 @@
-"""Purify a network, guided by its scan: search, unlearn, search again, until nothing is cheap.
+"""Purify a network, guided by its scan: search and unlearn in rounds, until nothing is cheap.
 
 Each round gathers triggers towards the plainly suspected classes: the scan's own,
 fresh gradient searches from new starts in the suspecting families, and the best candidates of the
 discrete bank. They are unlearned while they adapt (`unlearn`), with the network *as it came* as the
-teacher of clean images; from the second round on, not of the suspected classes (`teacher`). The
-rounds end when a fresh search finds the suspected classes no cheaper than the others.
+teacher of clean images; from the second round on, not of the suspected classes
+(`unlearn.overruled`). The rounds end when a fresh search finds the suspected classes no cheaper
+than the others.
 
 Without a suspect, the network is only made consistent under random stamps of the bank, at a
 fraction of the strength, so that a network without a backdoor keeps its accuracy.
@@ -29,10 +30,10 @@ from edgeclean.backdoor.rounds import (
     SearchContext,
     bank_triggers_of_round,
     family_triggers_of_round,
-    target_of,
     triggers_of_scan,
 )
 from edgeclean.backdoor.scan import predictions
+from edgeclean.backdoor.searches import target_of
 from edgeclean.backdoor.unlearn import UnlearningInputs, UnlearnSettings, overruled, unlearn
 from edgeclean.images.procedural import procedural_images
 from edgeclean.networks.autocast import channels_last, device_of
@@ -51,19 +52,21 @@ from edgeclean.settings import Settings, setting
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PurifySettings(Settings):
-    """How the rounds go.
+    """The rounds of search and unlearning, and how long each is.
 
     Attributes:
         mode: ``guided`` unlearns what the scan suspects, or runs the general defence if it
             suspects nothing; ``none`` and ``clean-compact`` pass the network on unchanged, the
-            latter to be clamped, truncated and tuned as Clean & Compact's slides do (`pipeline`).
-        rounds: at most so many of search and unlearning.
+            latter to be clamped, truncated and fine-tuned as in Clean & Compact (`pipeline`).
+        rounds: the most rounds of search and unlearning.
         restarts: gradient searches towards each suspected class in a round.
         search_steps: Adam steps of each of them.
-        candidates: of the bank tried in a round.
+        candidates: the number of the bank's candidates to try in a round.
         bank_triggers: the most of them kept for unlearning, for each suspected class.
         procedural: procedural images beside the synthetic ones.
-        overrule: from the second round on, the student speaks for suspected classes (`teacher`).
+        overrule: whether, from the second round on, the student gives the logits of suspected
+            classes
+            (`unlearn.overruled`).
         general_strength: the general defence's learning rate, as a share of the guided one's;
             0 leaves a network without suspects untouched.
         unlearn: the purification of each round.
@@ -90,15 +93,15 @@ def purify(
     seed: int,
     progress: Progress = silent,
 ) -> PurifiedNetwork:
-    """The network with the suspected triggers unlearned; see the module's docstring.
+    """Return the network with the suspected triggers unlearned; see the module's docstring.
 
     Args:
-        network: as it came.
+        network: the network as it came.
         images: synthesised from it.
-        report: of its scan, whose suspects guide the rounds.
+        report: the report of its scan, whose suspects guide the rounds.
         settings: see `PurifySettings`.
-        seed: of searches and unlearning.
-        progress: told during each round.
+        seed: the seed of searches and unlearning.
+        progress: called during each round.
     """
     if settings.mode != "guided":
         return _purified(network, copy.deepcopy(network.module), settings, [], ())
@@ -114,7 +117,7 @@ def purify(
 
 
 class _Purification:
-    """The rounds on one network: what is kept from one to the next."""
+    """The rounds on one network, and the state that one leaves to the next."""
 
     def __init__(
         self,
@@ -139,7 +142,7 @@ class _Purification:
         self._families = tuple(dict.fromkeys(["masked patch", *suspecting]))
 
     def unlearn_suspects(self, report: ScanReport, progress: Progress) -> list[dict[str, Any]]:
-        """Rounds towards the suspected classes; what each found, for the history."""
+        """Run rounds towards the suspected classes; return what each found, for the history."""
         plain = _plain_suspects(report)
         store = triggers_of_scan(report, plain)
         log: list[dict[str, Any]] = []
@@ -158,7 +161,7 @@ class _Purification:
         return log
 
     def general_defence(self, progress: Progress) -> list[dict[str, Any]]:
-        """Consistency under random stamps, gently."""
+        """Make the network consistent under random stamps, at a fraction of the learning rate."""
         strength = self._settings.general_strength
         if strength > 0:
             rate = strength * self._settings.unlearn.learning_rate
@@ -167,7 +170,7 @@ class _Purification:
         return [{"general_strength": strength}]
 
     def module(self) -> nn.Module:
-        """The student without its normalisation, in the ordinary memory format."""
+        """Return the student without its normalisation, in the contiguous memory format."""
         assert isinstance(self._student, nn.Sequential)  # noqa: S101
         student = copy.deepcopy(self._student[1]).requires_grad_(True).eval()
         for parameter in student.parameters():
@@ -194,7 +197,7 @@ class _Purification:
         )
 
     def _search(self, targets: tuple[int, ...]) -> tuple[list[TargetedTrigger], dict[str, Any]]:
-        """Triggers towards the suspected classes that are cheaper than to the other classes."""
+        """Find triggers to the suspected classes that are cheaper than to the other classes."""
         asked = self._settings
         pixels = self._inputs.pixels()
         student = inference_copy(self._student, pixels)
@@ -218,7 +221,7 @@ class _Purification:
 
 
 def _plain_suspects(report: ScanReport) -> tuple[int, ...]:
-    """The classes at least half as suspicious as the most suspicious one; `ELSEWHERE` always.
+    """Return the classes at least half as suspicious as the most suspicious; `ELSEWHERE` always.
 
     Beside one strong backdoor, classes that are only easy to reach stand out of the rest too, and
     unlearning what is natural costs accuracy. They stay in the report; a scan of the purified

@@ -1,7 +1,7 @@
 """The searches of a round of purification: triggers that a suspected class alone is open to.
 
-Every search holds the suspected classes against some others: what is as cheap towards those is
-natural for this network, and unlearning it would cost accuracy. `CHEAP` says how much cheaper a
+Every search compares the suspected classes with some others: what is as cheap towards those is
+natural for this network, and unlearning it would cost accuracy. `CHEAP` is how much cheaper a
 trigger has to be, in every search alike.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from edgeclean.backdoor.bank import Bank, score_bank
 from edgeclean.backdoor.families import FAMILIES
-from edgeclean.backdoor.findings import ScanReport, Suspect
+from edgeclean.backdoor.findings import ScanReport
 from edgeclean.backdoor.gradient import (
     ELSEWHERE,
     Evidence,
@@ -27,7 +27,7 @@ from edgeclean.backdoor.gradient import (
     cheapest_triggers,
 )
 from edgeclean.backdoor.population import TargetedTrigger
-from edgeclean.backdoor.searches import BANK_SUCCESS
+from edgeclean.backdoor.searches import BANK_SUCCESS, target_of
 
 CHEAP = 0.6  # of what the other classes cost; a candidate of the bank succeeds as much more often
 _MOST_OTHERS = 5  # classes that a search compares the suspects with
@@ -35,14 +35,14 @@ _MOST_OTHERS = 5  # classes that a search compares the suspects with
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchContext:
-    """What the searches of one round are given.
+    """The inputs that the searches of one round share.
 
     Attributes:
-        student: frozen function of pixels, as the round before left it.
-        evidence: images, and what the student says of them.
+        student: a function of pixels for inference, as the round before left it.
+        evidence: images with the student's predictions.
         targets: suspected classes, `ELSEWHERE` among them for an all-to-all.
-        classes: how many there are.
-        generator: of every draw.
+        classes: the number of classes.
+        generator: the source of every draw.
     """
 
     student: nn.Module
@@ -53,12 +53,12 @@ class SearchContext:
 
     @property
     def others(self) -> list[int]:
-        """The classes that nobody suspects."""
+        """The classes that are not suspected."""
         return [target for target in range(self.classes) if target not in self.targets]
 
 
 def triggers_of_scan(report: ScanReport, targets: tuple[int, ...]) -> list[TargetedTrigger]:
-    """The scan's own triggers towards ``targets``."""
+    """Return the scan's own triggers towards ``targets``."""
     costs = {record.name: record.costs for record in report.searches}
     triggers = []
     for suspect in report.suspects:
@@ -72,15 +72,10 @@ def triggers_of_scan(report: ScanReport, targets: tuple[int, ...]) -> list[Targe
     return [one for one in triggers if one.target in targets]
 
 
-def target_of(suspect: Suspect) -> int:
-    """The class that its trigger leads to, or `ELSEWHERE`."""
-    return ELSEWHERE if suspect.target is None else suspect.target
-
-
 def family_triggers_of_round(
     context: SearchContext, name: str, restarts: int, steps: int
 ) -> tuple[list[TargetedTrigger], dict[str, Any]]:
-    """Gradient searches, ``restarts`` to each target; what is cheaper than to the others.
+    """Run gradient searches, ``restarts`` to each target; keep what is cheaper than to the others.
 
     Returns:
         The cheap triggers, and for the history the least cost, the others' median and how many
@@ -111,7 +106,7 @@ def family_triggers_of_round(
 def bank_triggers_of_round(
     context: SearchContext, bank: Bank, most: int
 ) -> tuple[list[TargetedTrigger], dict[str, Any]]:
-    """Discrete candidates towards a target, if the best is plainly better than to the others.
+    """Return bank candidates towards the targets, if the best is plainly better than to the others.
 
     With a best that others match there is nothing left to unlearn, and another round is no
     harmless one: a needless round was seen to bring back what the one before had removed.
@@ -137,12 +132,12 @@ def bank_triggers_of_round(
 
 
 def _strongest(name: str, cost: float, others: Iterable[float]) -> float:
-    """How many times as strong a trigger is unlearned: to where it costs what the others' do.
+    """Return how many times as strong a trigger is unlearned: to the cost of the others'.
 
-    The attacker's stamp is stronger than the least that works, and a network that was taught the
-    least alone was seen to obey the stamp at its full strength. Only where a stamp of more cost is
-    the same one, stronger: a larger mask is another stamp, and an image that is changed twice as
-    much is no larger warp.
+    The attacker's stamp is stronger than the least that works, and a network that had unlearned
+    the least alone was seen to fall to the stamp at its full strength. Only where a stamp of more
+    cost is the same one, stronger: a larger mask is another stamp, and an image that is changed
+    twice as much is no larger warp.
     """
     finite = [other for other in others if math.isfinite(other)]
     if name not in FAMILIES or not FAMILIES[name].strengthens or not finite:

@@ -1,12 +1,10 @@
 """Scan a network for backdoors on synthetic images alone.
 
 For every class, each search looks for the least trigger of its family that sends the images of
-all other classes there; a class far cheaper than the others is suspected (`outliers`), and so is
+all other classes there; a class far cheaper than the others is suspected (`searches`), and so is
 one that alone can be reached. One search looks for a stamp that sends every class to another of its
 own (`all_to_all`). "Not found" means what these searches could not find, never that there is
-nothing.
-
-What the reconstructed triggers still do: the same stamps on the networks that came after.
+nothing. `trigger_success` puts the reconstructed triggers on the networks of the later stages.
 """
 
 from __future__ import annotations
@@ -20,8 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from edgeclean.backdoor.findings import ScanReport, SearchRecord, Suspect
-from edgeclean.backdoor.gradient import ELSEWHERE, Evidence, Slot, success_rate
-from edgeclean.backdoor.searches import ALL_TO_ALL, BANK, SEARCHES, Probe
+from edgeclean.backdoor.gradient import Evidence, Slot, success_rate
+from edgeclean.backdoor.searches import ALL_TO_ALL, BANK, SEARCHES, Probe, target_of
 from edgeclean.networks.autocast import device_of, mixed_precision
 from edgeclean.networks.folding import inference_copy
 from edgeclean.networks.pixels import pixel_copy
@@ -29,18 +27,20 @@ from edgeclean.networks.state import Network, SyntheticImages
 from edgeclean.progress import Progress, silent
 from edgeclean.settings import Settings, setting
 
+TRIGGER_IMAGES = 256  # of the synthetic ones, that a reconstructed trigger is put on
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScanSettings(Settings):
-    """Which searches, and how hard.
+    """The searches of a scan, and how long each runs.
 
     Attributes:
         searches: names out of ``patch bank``, ``masked patch``, ``additive``, ``warp``,
             ``all-to-all``.
-        images: how many of the synthetic images to use (gradient searches draw from them).
+        images: the number of synthetic images to use (gradient searches draw from them).
         steps: Adam steps of each gradient search.
         restarts: independent starts of each gradient search; each class keeps its cheapest.
-        bank_candidates: how many of the bank's candidates are tried, drawn at random.
+        bank_candidates: the number of the bank's candidates to try, drawn at random.
     """
 
     searches: tuple[str, ...] = setting(
@@ -65,11 +65,11 @@ def scan(
     """Search for triggers towards every class; see the module's docstring.
 
     Args:
-        network: of any stage; it is copied, not changed.
+        network: a network of any stage; it is copied, not changed.
         images: synthetic (or any) images; their labels are not used, the network's own are.
         settings: see `ScanSettings`.
-        seed: of starts, draws and the bank's random textures.
-        progress: told after every search and restart.
+        seed: the seed of starts, draws and the bank's random textures.
+        progress: called before every search and after the last.
     """
     module, evidence = under_test(network, images.pixels[: settings.images])
     probe = Probe(
@@ -99,14 +99,43 @@ def scan(
     )
 
 
+def trigger_success(
+    report: ScanReport, networks: Mapping[str, Network], pixels: Float[Tensor, "n c h w"]
+) -> tuple[dict[str, float], ...]:
+    """Return for each suspect the share of images that its trigger moves, by network.
+
+    A share is of the images that a network gives another class than the trigger's (or of all, for
+    an all-to-all one), so networks that disagree on an image are each judged by their own
+    predictions. It is a fact about these triggers alone: another may work on the network.
+
+    Args:
+        report: the scan of the network as it came.
+        networks: the networks by name, in the order of the answer's keys.
+        pixels: synthetic images in [0, 1], of which the first 256 are used.
+    """
+    if not report.suspects:
+        return ()
+    tested = {
+        name: under_test(network, pixels[:TRIGGER_IMAGES]) for name, network in networks.items()
+    }
+    return tuple(
+        {
+            name: success_rate(module, evidence, Slot(target_of(suspect)), suspect.trigger)
+            for name, (module, evidence) in tested.items()
+        }
+        for suspect in report.suspects
+    )
+
+
 def most_suspicious_first(
     suspects: Sequence[Suspect], records: Sequence[SearchRecord]
 ) -> tuple[Suspect, ...]:
-    """Suspects by their class's scores in all searches together, then by their own score.
+    """Sort suspects by their class's scores in all searches together, then by their own score.
 
-    The bank knows few sizes, so two classes often cost the same there; what the other searches say,
-    even below their thresholds, then tells the target from a class that is only easy to reach. A
-    score below 0 counts as 0: a search that is blind to a trigger says nothing against it.
+    The bank knows few sizes, so two classes often cost the same there; the scores of the other
+    searches, even below their thresholds, then set the target apart from a class that is only easy
+    to reach. A score below 0 counts as 0: a search that is blind to a trigger is no evidence
+    against it.
     """
 
     def total(suspect: Suspect) -> float:
@@ -119,14 +148,14 @@ def most_suspicious_first(
 
 
 def under_test(network: Network, pixels: Float[Tensor, "n c h w"]) -> tuple[nn.Module, Evidence]:
-    """A frozen copy as a function of pixels, and what it says of ``pixels``."""
+    """Return an inference copy as a function of pixels, with its predictions for ``pixels``."""
     module = inference_copy(pixel_copy(network), pixels)
     return module, Evidence(pixels, predictions(module, pixels))
 
 
 @torch.no_grad()
 def predictions(module: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Int[Tensor, " n"]:
-    """The class that a function of pixels gives each image."""
+    """Return the class that a function of pixels gives each image."""
     device = device_of(module)
     outputs = []
     for batch in pixels.split(256):
@@ -134,36 +163,3 @@ def predictions(module: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Int[Tens
             logits = module(batch.to(device, memory_format=torch.channels_last))
         outputs.append(logits.argmax(1).cpu())
     return torch.cat(outputs)
-
-
-IMAGES = 256
-
-
-def trigger_success(
-    report: ScanReport, networks: Mapping[str, Network], pixels: Float[Tensor, "n c h w"]
-) -> tuple[dict[str, float], ...]:
-    """For each suspect, the share of images that its trigger moves, by network.
-
-    A share is of the images that a network gives another class than the trigger's (or of all, for
-    an all-to-all one), so networks that disagree on an image are each taken at their word. It
-    tells of these triggers alone: a network may fall to another.
-
-    Args:
-        report: of the network as it came.
-        networks: by name, in the order of the answer's keys.
-        pixels: synthetic images in [0, 1], of which the first 256 are used.
-    """
-    if not report.suspects:
-        return ()
-    tested = {name: under_test(network, pixels[:IMAGES]) for name, network in networks.items()}
-    return tuple(
-        {
-            name: success_rate(module, evidence, _slot(suspect.target), suspect.trigger)
-            for name, (module, evidence) in tested.items()
-        }
-        for suspect in report.suspects
-    )
-
-
-def _slot(target: int | None) -> Slot:
-    return Slot(ELSEWHERE if target is None else target)

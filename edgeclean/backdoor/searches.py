@@ -1,9 +1,9 @@
 """The searches of a scan: each tries one kind of trigger towards every class and scores the result.
 
 A search returns its record, of all classes, and the classes that it suspects. `SEARCHES` has them
-by name; `scan.py` runs those that the settings name.
-
-When is one class's cheapest trigger too cheap? A robust rule over the classes of one network.
+by name; `scan` runs those that the settings name. A class is suspected where its cheapest trigger
+is too cheap by a robust rule over the classes of one network (`cheapness_scores`), which compares
+it with the luckiest of as many normal draws (`suspicion_threshold`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from edgeclean.backdoor.bank import BankScore, build_bank, score_bank
 from edgeclean.backdoor.families import FAMILIES
 from edgeclean.backdoor.findings import SearchRecord, Suspect
 from edgeclean.backdoor.gradient import (
+    ELSEWHERE,
     Evidence,
     Found,
     GradientSettings,
@@ -39,8 +40,9 @@ BANK, ALL_TO_ALL = "patch bank", "all-to-all"
 BANK_SUCCESS = 0.9  # of a bank candidate on all images, to count as a trigger
 BANK_TRIES = 8  # smallest candidates of a class that are confirmed on all images
 FEWEST_REACHED = 3  # classes, to compare costs at all
-LEAST_MISSED = 0.01  # share of images: fewer than some hundred cannot tell it from none
-FEWEST_AGAIN = 10  # classes that every restart searches again, however many there are
+LEAST_MISSED = 0.01  # share of images: some hundred cannot show less
+FEWEST_RESTARTED = 10  # classes that every restart searches, however many there are
+SPREAD_FLOOR = 0.25  # of log costs: what a search's own luck scatters a class by
 BANK_SEES = (
     "small squares, bars and lines of saturated colours, checkers, stripes or binary noise, "
     "also where gradients are masked",
@@ -54,16 +56,16 @@ ALL_TO_ALL_SEES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """What every search of a scan is given.
+    """The inputs that all searches of a scan share.
 
     Attributes:
-        module: frozen function of pixels.
-        evidence: images with what the module says of them.
-        classes: how many there are.
+        module: a function of pixels for inference; its parameters take no gradient.
+        evidence: images with the module's predictions.
+        classes: the number of classes.
         steps: Adam steps of each gradient search.
         restarts: independent starts of each gradient search.
-        candidates: of the bank, to be tried.
-        seed: of the bank and of what is drawn from it.
+        candidates: the number of the bank's candidates to try.
+        seed: the seed of the bank and of the draw from it.
     """
 
     module: nn.Module
@@ -76,7 +78,7 @@ class Probe:
 
     @cached_property
     def bank_score(self) -> BankScore | None:
-        """The best candidates, scored once for all searches; None if the images are too small."""
+        """The best candidates, scored once for all searches; None where images are too small."""
         generator = torch.Generator().manual_seed(self.seed)
         channels, height, width = self.evidence.pixels.shape[1:]
         bank = build_bank((channels, height, width), generator).drawn(self.candidates, generator)
@@ -91,24 +93,24 @@ Search = Callable[[Probe, str, torch.Generator], tuple[SearchRecord, list[Suspec
 def search_family(
     probe: Probe, name: str, generator: torch.Generator
 ) -> tuple[SearchRecord, list[Suspect]]:
-    """The cheapest trigger of one family towards every class, of several starts.
+    """Search the cheapest trigger of one family towards every class, from several starts.
 
-    With many classes, later starts search only the cheapest quarter again: a class that is dearer
+    With many classes, later starts search only the cheapest quarter: a class that is dearer
     than three quarters of the others is no outlier on the cheap side, and the median stays.
     """
     family, gradient = FAMILIES[name], GradientSettings(steps=probe.steps)
     best: dict[int, Found] = {}
-    again = list(range(probe.classes))
+    restarted = list(range(probe.classes))
     for _ in range(probe.restarts):
-        slots = [Slot(target) for target in again]
+        slots = [Slot(target) for target in restarted]
         for found in cheapest_triggers(
             probe.module, probe.evidence, slots, family, gradient, generator
         ):
             target = found.slot.target
             earlier = best.get(target, found)
             best[target] = min(earlier, found, key=lambda one: (one.cost, -one.success))
-        most = max(FEWEST_AGAIN, probe.classes // 4)
-        again = sorted(sorted(best, key=lambda target: best[target].cost)[:most])
+        most = max(FEWEST_RESTARTED, probe.classes // 4)
+        restarted = sorted(sorted(best, key=lambda target: best[target].cost)[:most])
     results = [best[target] for target in range(probe.classes)]
     scores, threshold = _judged(results)
     record = SearchRecord(
@@ -127,7 +129,7 @@ def search_family(
 def search_bank(
     probe: Probe, name: str, generator: torch.Generator
 ) -> tuple[SearchRecord, list[Suspect]]:
-    """The smallest of the bank's candidates that works, for every class."""
+    """Search the smallest of the bank's candidates that works, for every class."""
     del generator  # the bank has its own, for it serves more than one search
     results = [Found(Slot(target), math.inf, 0.0, None) for target in range(probe.classes)]
     if probe.bank_score is not None:
@@ -153,7 +155,7 @@ def search_bank(
 def search_maps(
     probe: Probe, name: str, generator: torch.Generator
 ) -> tuple[SearchRecord, list[Suspect]]:
-    """The all-to-all search; its record says of each class how much of it moves together.
+    """Search an all-to-all stamp; the record has the share of each class that moves together.
 
     The score of the one suspect is that of the whole map, and so is the threshold.
     """
@@ -184,17 +186,46 @@ SEARCHES: dict[str, Search] = {
 
 
 def suspicion_threshold(classes: int) -> float:
-    """The score above which a class is suspected: what the luckiest of ``classes`` normal draws
-    is expected to reach, and half a deviation more."""  # noqa: D205, D209
+    """Return the score above which a class is suspected.
+
+    It is what the luckiest of ``classes`` normal draws is expected to reach, sqrt(2 log classes),
+    and half a deviation more.
+    """
     return 0.5 + math.sqrt(2 * math.log(max(2, classes)))
 
 
+def cheapness_scores(costs: Sequence[float]) -> tuple[float, ...]:
+    """Return how many robust deviations each cost lies below the others, in logarithms.
+
+    Score c is (m - log cost_c) / max(1.4826 MAD, floor), with m and MAD the median and the median
+    absolute deviation of the *other* classes' log costs: with few classes the suspect itself must
+    not widen the yardstick. Not found (infinite) costs count as the largest found one; where fewer
+    than three classes are found, there is nothing to compare with and all scores are 0.
+    """
+    finite = [cost for cost in costs if math.isfinite(cost)]
+    if len(finite) < min(3, len(costs)) or len(costs) < 3:
+        return tuple(0.0 for _ in costs)
+    logs = [math.log(max(cost if math.isfinite(cost) else max(finite), 1e-6)) for cost in costs]
+    scores = []
+    for index, value in enumerate(logs):
+        others = logs[:index] + logs[index + 1 :]
+        middle = median(others)
+        deviation = median(abs(other - middle) for other in others)
+        scores.append((middle - value) / max(1.4826 * deviation, SPREAD_FLOOR))
+    return tuple(scores)
+
+
+def target_of(suspect: Suspect) -> int:
+    """Return the class that a suspect's trigger leads to; `ELSEWHERE` for an all-to-all one."""
+    return ELSEWHERE if suspect.target is None else suspect.target
+
+
 def _judged(results: Sequence[Found]) -> tuple[tuple[float, ...], float]:
-    """Scores of the classes, and the threshold that they are held against.
+    """Return the scores of the classes and the threshold that they are compared with.
 
     Where fewer than three classes can be reached at all, there are no costs to compare; then it is
-    the share of images that each class's best trigger misses. That says less than a cost, so the
-    threshold is twice as high, and a class that was not reached scores nothing.
+    the share of images that each class's best trigger misses. That is weaker evidence than a cost,
+    so the threshold is twice as high, and a class that was not reached scores nothing.
     """
     threshold = suspicion_threshold(len(results))
     reached = [math.isfinite(found.cost) for found in results]
@@ -206,7 +237,7 @@ def _judged(results: Sequence[Found]) -> tuple[tuple[float, ...], float]:
 
 
 def _cheapest_of_bank(probe: Probe, score: BankScore, target: int) -> Found:
-    """The smallest candidate that holds on all images, not only on the few it was scored on."""
+    """Return the smallest candidate that works on all images, not on the few of its score alone."""
     slot, success = Slot(target), score.success[:, target]
     area = score.bank.candidates[:, 0] * score.bank.candidates[:, 1]
     # Smallest area first, then highest success; success is at most 1, areas are whole numbers.
@@ -225,7 +256,7 @@ def _cheapest_of_bank(probe: Probe, score: BankScore, target: int) -> Found:
 
 
 def _suspects(record: SearchRecord, results: Sequence[Found]) -> list[Suspect]:
-    """Every class above the search's threshold that a trigger was found for."""
+    """Return every class above the search's threshold that a trigger was found for."""
     return [
         _suspect(record, found, score, found.slot.target)
         for found, score in zip(results, record.scores, strict=True)
@@ -234,7 +265,7 @@ def _suspects(record: SearchRecord, results: Sequence[Found]) -> list[Suspect]:
 
 
 def _suspect(record: SearchRecord, found: Found, score: float, target: int | None) -> Suspect:
-    assert found.trigger is not None  # noqa: S101 - the callers looked
+    assert found.trigger is not None  # noqa: S101 - the callers checked
     return Suspect(
         target=target,
         search=record.name,
@@ -243,27 +274,3 @@ def _suspect(record: SearchRecord, found: Found, score: float, target: int | Non
         success=found.success,
         trigger=found.trigger,
     )
-
-
-SPREAD_FLOOR = 0.25  # of log costs: what a search's own luck scatters a class by
-
-
-def cheapness_scores(costs: Sequence[float]) -> tuple[float, ...]:
-    """How many robust deviations each cost lies below the others, in logarithms.
-
-    Score c is (m - log cost_c) / max(1.4826 MAD, floor), with m and MAD the median and the median
-    absolute deviation of the *other* classes' log costs: with few classes the suspect itself must
-    not widen the yardstick. Not found (infinite) costs count as the largest found one; where fewer
-    than three classes are found, there is nothing to compare with and all scores are 0.
-    """
-    finite = [cost for cost in costs if math.isfinite(cost)]
-    if len(finite) < min(3, len(costs)) or len(costs) < 3:
-        return tuple(0.0 for _ in costs)
-    logs = [math.log(max(cost if math.isfinite(cost) else max(finite), 1e-6)) for cost in costs]
-    scores = []
-    for index, value in enumerate(logs):
-        others = logs[:index] + logs[index + 1 :]
-        middle = median(others)
-        deviation = median(abs(other - middle) for other in others)
-        scores.append((middle - value) / max(1.4826 * deviation, SPREAD_FLOOR))
-    return tuple(scores)

@@ -1,4 +1,4 @@
-"""What a reconstructed trigger is: something that stamps images, whatever its family."""
+"""Reconstructed triggers: each stamps images, whatever its family."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class Trigger(Protocol):
     """One trigger; ``stamp`` never changes its argument."""
 
     def stamp(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """The images with the trigger on, in [0, 1]."""
+        """Return the images with the trigger on, in [0, 1]."""
         ...
 
     def preview(self) -> tuple[Float[Tensor, "c h w"], Float[Tensor, "h w"]]:
-        """(pattern, mask) for a picture, both in [0, 1]."""
+        """Return (pattern, mask) for a picture, both in [0, 1]."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class MaskedTrigger:
-    """x (1 - mask) + pattern mask: patches, stickers, blends (Neural Cleanse, Wang et al. 2019)."""
+    """A patch, sticker or blend: x (1 - mask) + pattern mask (Neural Cleanse, Wang et al. 2019)."""
 
     mask: Float[Tensor, "1 h w"]
     pattern: Float[Tensor, "c h w"]
@@ -44,7 +44,7 @@ class MaskedTrigger:
 
 @dataclass(frozen=True, slots=True)
 class AdditiveTrigger:
-    """clip(x + delta): whole-image noise, low-frequency and sinusoidal triggers."""
+    """A trigger clip(x + delta): whole-image noise, low-frequency and sinusoidal patterns."""
 
     delta: Float[Tensor, "c h w"]
 
@@ -61,7 +61,7 @@ class AdditiveTrigger:
 
 @dataclass(frozen=True, slots=True)
 class WarpTrigger:
-    """x resampled along one smooth flow field for all images (WaNet, Nguyen & Tran 2021).
+    """A trigger that resamples x along one smooth flow for all images (WaNet, Nguyen & Tran 2021).
 
     ``flow`` is in units of the sampling grid: 2 / width is one pixel; ``control`` are the coarse
     points, in pixels, that it was interpolated from.
@@ -86,7 +86,7 @@ class WarpTrigger:
 def warp(
     pixels: Float[Tensor, "n c h w"], flow: Float[Tensor, "n h w 2"]
 ) -> Float[Tensor, "n c h w"]:
-    """Each image sampled bilinearly at the identity grid plus its flow.
+    """Sample each image bilinearly at the identity grid plus its flow.
 
     Raises:
         NotFiniteError: the flow is NaN or infinite somewhere.
@@ -101,6 +101,6 @@ def warp(
 
 
 def _along(side: int, like: Tensor) -> Float[Tensor, " n"]:
-    """Where the pixels of a side lie, from -1 to 1; one alone lies in the middle."""
+    """Return where the pixels of a side lie, from -1 to 1; one alone lies in the middle."""
     ends = (-1.0, 1.0) if side > 1 else (0.0, 0.0)
     return torch.linspace(*ends, side, dtype=like.dtype, device=like.device)

@@ -1,25 +1,24 @@
-"""Unlearn triggers while they adapt: a small minimax game on synthetic images.
+"""Unlearn triggers while they adapt: a small minimax optimisation on synthetic images.
 
 A network that only unlearns the triggers it is shown tends to keep the true one
-(``benchmarks/studies/ablations.py`` measures it); so every trigger follows the network, a few gradient
-steps at a time. Both halves:
+(``benchmarks/studies/ablations.py`` measures it); so every trigger follows the network, a few
+gradient steps at a time. Both halves:
 
-* ascent: every trigger moves to send images to its target again, and may not grow past its cap;
+* ascent: every trigger moves to send images to its target, and may not grow past its cap;
 * descent: the student gives a stamped image the *teacher's* answer for the image without it; an
   additive trigger is also stamped more strongly than it was found (`population`).
 
 Source: the alternation of I-BAU (Zeng et al., ICLR 2022), with patch, additive and warp families
 instead of one additive perturbation, on synthetic and procedural images, distilled not labelled.
 
-Who teaches after the first round: the network as it came, but not of the suspected classes.
-
-A backdoor that one round of unlearning had removed came back in part in the next, although no
-stamped image was taught as the trigger would have it. What brings it back is what the infected
-network says of its target class: a student that teaches itself keeps the backdoor out, but drifts.
-Leaving out, or teaching by the student, the images that the infected network alone gives to a
-suspected class was not enough; so every image's logits of the suspected classes are taken from the
-student that the round before left (`overrule` in `PurifySettings`; `benchmarks.studies.ablations` switches
-it off).
+After the first round the teacher is the network as it came, but not for the suspected classes
+(`overruled`). A backdoor that one round of unlearning had removed came back in part in the next,
+although no stamped image had the trigger's class as its target. The cause is the infected network's
+own logit of the target class: a student distilled from itself keeps the backdoor out, but drifts.
+Leaving out the images that the infected network alone gives to a suspected class, or distilling
+them from the student, was not enough; so every image's logits of the suspected classes are taken
+from the student that the round before left (`overrule` in `PurifySettings`;
+``benchmarks/studies/ablations.py`` switches it off).
 """
 
 from __future__ import annotations
@@ -48,18 +47,19 @@ from edgeclean.settings import Settings, setting
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnlearnSettings(Settings):
-    """The game's length and balance.
+    """The length of one round of unlearning, and the balance of its two halves.
 
     Attributes:
         steps: descent steps of the student.
         batch_size: images in a descent step, beside their stamped copies.
-        stamped_share: of the batch that is also shown stamped.
-        bank_share: of the stamped images that carry a random candidate of the bank instead.
-        learning_rate: of the student's SGD (momentum 0.9), warmed up, then falling on a cosine.
+        stamped_share: the share of the batch that is also shown stamped.
+        bank_share: the share of stamped images that carry a random candidate of the bank instead.
+        learning_rate: the rate of the student's SGD (momentum 0.9), warmed up, then falling on a
+            cosine.
         ascent_every: descent steps between two turns of the triggers.
         ascent_steps: Adam steps of the triggers in a turn; 0 leaves them as they were found.
-        growth: how far a trigger's cost may grow past what it was found with.
-        compare: what the student's outputs are compared by; see `distil.OutputDistance`.
+        growth: the most that a trigger's cost may grow to, over the cost it was found with.
+        compare: the form in which outputs are compared; see `distillation.OutputDistance`.
     """
 
     steps: int = setting(120, at_least=1, at_most=10**6)
@@ -75,13 +75,13 @@ class UnlearnSettings(Settings):
 
 @dataclass(frozen=True, slots=True)
 class UnlearningInputs:
-    """What every round is played on.
+    """The teacher, images and bank of a round.
 
     Attributes:
         teacher: function of pixels whose answers to clean images are kept.
         synthetic: images made from it, three quarters of each batch.
-        procedural: images that know nothing of it, one quarter.
-        bank: where random stamps come from.
+        procedural: images that do not depend on it, one quarter.
+        bank: the source of random stamps.
     """
 
     teacher: nn.Module
@@ -90,7 +90,7 @@ class UnlearningInputs:
     bank: Bank
 
     def pixels(self) -> Float[Tensor, "k c h w"]:
-        """All images."""
+        """Return all images, the synthetic ones first."""
         return torch.cat([self.synthetic, self.procedural])
 
 
@@ -100,17 +100,17 @@ def unlearn(
     triggers: Sequence[TargetedTrigger],
     settings: UnlearnSettings,
     generator: torch.Generator,
-    tell: Callable[[int], None],
+    notify: Callable[[int], None],
 ) -> nn.Module:
-    """A copy of ``student`` that answers stamped images as ``teacher`` answers unstamped ones.
+    """Return a copy of ``student`` that answers stamped images as the teacher does unstamped ones.
 
     Args:
         student: function of pixels, to be copied.
         inputs: teacher, images and bank.
         triggers: triggers to unlearn; with none, only the bank's random candidates are stamped.
         settings: see `UnlearnSettings`.
-        generator: of every draw.
-        tell: called after each step with the steps done.
+        generator: the source of every draw.
+        notify: called after each step with the steps done.
     """
     learner = copy.deepcopy(student).eval().requires_grad_(True)
     parameters = list(learner.parameters())
@@ -139,15 +139,34 @@ def unlearn(
                 clean[shown], population, inputs.bank, settings.bank_share, generator
             )
             optimizer.zero_grad()
-            for part in _parts(clean, stamped, shown, at_once):
-                loss = _distillation(learner, inputs.teacher, part, distance)
+            for piece in _microbatches(clean, stamped, shown, at_once):
+                loss = _distillation(learner, inputs.teacher, piece, distance)
                 require_finite_loss(loss, "purify")
                 loss.backward()
             nn.utils.clip_grad_norm_(parameters, 5.0)
             optimizer.step()
             schedule.step()
-            tell(step + 1)
+            notify(step + 1)
     return learner.requires_grad_(False)
+
+
+def overruled(
+    inputs: UnlearningInputs, infected: nn.Module, student: nn.Module, suspected: Sequence[int]
+) -> UnlearningInputs:
+    """Return inputs whose teacher is the infected network, with the student's suspected logits.
+
+    Args:
+        inputs: the inputs of the round before.
+        infected: function of pixels, for inference.
+        student: the student as the round before left it; it is copied.
+        suspected: class numbers. `ELSEWHERE`, which is none, leaves the infected network alone:
+            an all-to-all backdoor has no class of its own.
+    """
+    classes = [target for target in suspected if target >= 0]
+    if not classes:
+        return inputs
+    teacher = _Overruled(infected, inference_copy(student, inputs.synthetic), classes)
+    return replace(inputs, teacher=teacher)
 
 
 def _stamped(
@@ -157,7 +176,7 @@ def _stamped(
     bank_share: float,
     generator: torch.Generator,
 ) -> Float[Tensor, "n c h w"]:
-    """Images with a trigger of the population, some with a random one of the bank instead."""
+    """Stamp images with a trigger of the population, some with a random one of the bank instead."""
     rows = torch.randint(len(bank), (len(clean),), generator=generator)
     random_stamps = bank.stamp(clean, rows)
     if len(population) == 0:
@@ -170,7 +189,7 @@ def _stamped(
 def _batch(
     inputs: UnlearningInputs, size: int, generator: torch.Generator
 ) -> Float[Tensor, "n c h w"]:
-    """Three quarters synthetic, one procedural, augmented; half of them mixed with another."""
+    """Draw a batch: 3/4 synthetic, 1/4 procedural, augmented; half mixed with another image."""
     synthetic, procedural = inputs.synthetic, inputs.procedural
     rows = torch.randint(len(synthetic), (size - size // 4,), generator=generator)
     others = torch.randint(len(procedural), (size // 4,), generator=generator)
@@ -181,20 +200,20 @@ def _batch(
 
 
 def _answers(inputs: UnlearningInputs) -> Float[Tensor, "n k"]:
-    """The teacher's logits of some synthetic images."""
+    """Return the teacher's logits of up to 256 synthetic images."""
     with torch.no_grad():
         return logits_of(inputs.teacher, inputs.synthetic[None, :256])[0]
 
 
 def _classes_of(inputs: UnlearningInputs) -> Int[Tensor, " n"]:
-    """What the teacher says of every image."""
+    """Return the class that the teacher gives every image."""
     with torch.no_grad():
         batches = inputs.pixels().split(256)
         return torch.cat([logits_of(inputs.teacher, one[None])[0].argmax(1) for one in batches])
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _Microbatch:
     """Some images of a batch with their stamped copies, and their share of either."""
 
     clean: Float[Tensor, "n c h w"]
@@ -204,16 +223,16 @@ class _Part:
     stamped_share: float
 
 
-def _parts(
+def _microbatches(
     clean: Float[Tensor, "n c h w"],
     stamped: Float[Tensor, "m c h w"],
     shown: Int[Tensor, " m"],
     at_once: int,
-) -> Iterator[_Part]:
-    """The batch in parts that fit into memory; their losses add up to that of the whole."""
+) -> Iterator[_Microbatch]:
+    """Split the batch so that each piece fits into memory; the losses add up to the batch's."""
     for own in torch.arange(len(clean)).split(max(1, at_once // 2)):  # each may be stamped as well
         here = torch.isin(shown, own)
-        yield _Part(
+        yield _Microbatch(
             clean=clean[own],
             stamped=stamped[here],
             shown=shown[here] - own[0],
@@ -223,46 +242,27 @@ def _parts(
 
 
 def _distillation(
-    learner: nn.Module, teacher: nn.Module, part: _Part, distance: OutputDistance
+    learner: nn.Module, teacher: nn.Module, piece: _Microbatch, distance: OutputDistance
 ) -> Float[Tensor, ""]:
-    """Distance from the teacher's answers to the clean images, clean and stamped alike."""
-    device, count = device_of(learner), len(part.clean)
-    both = torch.cat([part.clean, part.stamped]).to(device, memory_format=torch.channels_last)
+    """Return the distance from the teacher's answers to clean images, on clean and stamped ones."""
+    device, count = device_of(learner), len(piece.clean)
+    both = torch.cat([piece.clean, piece.stamped]).to(device, memory_format=torch.channels_last)
     with mixed_precision(device):
         with torch.no_grad():
             answers = teacher(both[:count]).float()
         outputs = learner(both).float()
-    loss = part.clean_share * distance(outputs[:count], answers)
-    if len(part.stamped) == 0:  # none of a part's images was drawn
+    loss = piece.clean_share * distance(outputs[:count], answers)
+    if len(piece.stamped) == 0:  # none of these images was drawn
         return loss
-    on_stamped = distance(outputs[count:], answers[part.shown.to(device)])
-    return loss + part.stamped_share * on_stamped
+    on_stamped = distance(outputs[count:], answers[piece.shown.to(device)])
+    return loss + piece.stamped_share * on_stamped
 
 
 def _warm_cosine(steps: int) -> Callable[[int], float]:
-    """Five steps up, then a cosine down to a tenth."""
+    """Return a schedule: five steps of warm-up, then a cosine down to a tenth."""
     return lambda step: (
         min(1.0, (step + 1) / 5) * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
     )
-
-
-def overruled(
-    inputs: UnlearningInputs, infected: nn.Module, student: nn.Module, suspected: Sequence[int]
-) -> UnlearningInputs:
-    """The inputs with a new teacher: the infected network, with the student's suspected logits.
-
-    Args:
-        inputs: of the round before.
-        infected: function of pixels, frozen.
-        student: as the round before left it; it is copied.
-        suspected: class numbers. `ELSEWHERE`, which is none, leaves the infected network alone:
-            an all-to-all backdoor has no class of its own.
-    """
-    classes = [target for target in suspected if target >= 0]
-    if not classes:
-        return inputs
-    teacher = _Overruled(infected, inference_copy(student, inputs.synthetic), classes)
-    return replace(inputs, teacher=teacher)
 
 
 class _Overruled(nn.Module):

@@ -157,7 +157,7 @@ def _there(
     from edgeclean.devices.ssh import parse_device
 
     reached = parse_device(place[0], configuration=place[1])
-    document = bench_on_device(bundle, reached, RemoteSettings(**settings), told=reporter.note)
+    document = bench_on_device(bundle, reached, RemoteSettings(**settings), log=reporter.note)
     latency = document["latency"]
     table = _table(latency, latency["kind"])
     table.add_row(*cells("speed-up", f"{latency['speedup']:.2f}x"))

@@ -22,7 +22,7 @@ class Command(TyperCommand):
     """A command none of whose options takes NaN, infinity or a number beyond 64 bits."""
 
     def invoke(self, ctx: Any) -> Any:
-        """As any command; Ctrl-C is one line.
+        """Run the command; Ctrl-C is one line.
 
         Raises:
             EndedBySignalError: on Ctrl-C.
@@ -37,7 +37,7 @@ class Command(TyperCommand):
             ) from None
 
     def parse_args(self, ctx: Any, words: list[str]) -> list[str]:
-        """As any command, and then look at the numbers.
+        """Parse as any command does, and then look at the numbers.
 
         Raises:
             UsageError: naming the option.

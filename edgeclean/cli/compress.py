@@ -71,25 +71,19 @@ def compress(  # noqa: PLR0913 - the options are the interface
 ) -> None:
     """Scan, purify, compress and export a network, and write a checked bundle with its report."""
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    spec, code_folder = opt.model_spec(
-        model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
-    )
+    spec, code_folder = opt.model_spec(model, arch, input_shape, classes, mean, std)
     options = opt.run_options(seed, gpu, effort) | {"target": target, "jetpack": jetpack}
     options |= {"purify": {"mode": purify}, "decompose": {"keep": keep or None}}
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
     goal = opt.rank_goal(ratio, measure, rank_multiple, speedup, latency_budget_ms, size_budget)
     options |= {"precision": {"format": precision}, "ranks": _overrides(ranks_file) | goal}
     settings, device = opt.pipeline_settings(config, options, target_file, note=reporter.note)
-    gates = {"fail_on_backdoor": fail_on_backdoor, "max_accuracy_drop": max_accuracy_drop}
-    demanded = opt.read_gates(policy, **gates, max_size=max_size, min_speedup=min_speedup)
+    gates = opt.read_gates(policy, fail_on_backdoor, max_accuracy_drop, max_size, min_speedup)
     stages = _cache(cache, no_cache, reporter.note)
     read = [checkpoint, model, code_file(spec.architecture, code_folder)]
     read += [config, target_file, policy, ranks_file, latency_table]
-    keep_apart(
-        [*read, evaluate, sign_key, sign_certificate, None if stages is None else stages.folder],
-        files=[depfile],
-        folder=output,
-    )
+    used = [*read, evaluate, sign_key, sign_certificate, stages.folder if stages else None]
+    keep_apart(used, files=[depfile], folder=output)
     inputs = InputFiles(depfile, output)
     inputs.add(*read)
     signer = _signer(sign_key, sign_certificate)
@@ -107,7 +101,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
             settings,
             target=device,
             latency_table=opt.read_table(latency_table),
-            policy=demanded,
+            policy=gates,
             labelled=labelled,
             code_folder=code_folder,
             progress=progress,
@@ -115,8 +109,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
             cache=stages,
             alongside=lambda network: inputs.add_external(checkpoint, network),
         )
-    reporter.answer(_document(written), _summary(written), _checks(written), _files(written))
-    reporter.note(f"report: {written.bundle.path / 'report.html'}")
+    _answer(reporter, written)
 
 
 def _cache(folder: Path | None, no_cache: bool, note: Callable[[str], None]) -> Cache | None:
@@ -151,7 +144,7 @@ def _cache(folder: Path | None, no_cache: bool, note: Callable[[str], None]) -> 
                 "used any more; you may delete them"
             )
     CACHES.set(True)
-    return Cache(folder=folder.absolute(), tell=note)
+    return Cache(folder=folder.absolute(), notify=note)
 
 
 def _signer(key: Path | None, certificate: Path | None) -> Signer | None:
@@ -178,6 +171,12 @@ def _overrides(ranks_file: Path | None) -> dict[str, Any]:
         "overrides": {layer: list(ranks) for layer, ranks in listed.ranks.items()} or None,
         "keep": list(listed.keep) or None,
     }
+
+
+def _answer(reporter: Reporter, written: WrittenCompression) -> None:
+    """The bundle that was written, and what was measured of it."""
+    reporter.answer(_document(written), _summary(written), _checks(written), _files(written))
+    reporter.note(f"report: {written.bundle.path / 'report.html'}")
 
 
 def _document(written: WrittenCompression) -> dict[str, Any]:

@@ -55,9 +55,7 @@ def inspect(  # noqa: PLR0913 - the options are the interface
     ranks may differ a little.
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    spec, code_folder = opt.model_spec(
-        model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
-    )
+    spec, code_folder = opt.model_spec(model, arch, input_shape, classes, mean, std)
     settings, _ = opt.pipeline_settings(
         config,
         {
@@ -70,22 +68,20 @@ def inspect(  # noqa: PLR0913 - the options are the interface
         note=reporter.note,
     )
     opt.use_threads(threads)
-    from edgeclean.pipeline import plan_checkpoint
-    from edgeclean.report.layer_table import layer_rows, spectra
+    from edgeclean.pipeline import inspect_checkpoint
 
     with reporter.progress() as progress:
-        loaded, planned = plan_checkpoint(
+        inspected = inspect_checkpoint(
             checkpoint, spec, settings, code_folder=code_folder, progress=progress
         )
-        rows, curves = layer_rows(loaded, planned), spectra(loaded, None, planned)
     reporter.answer(
         {
-            "source_sha256": loaded.source_sha256,
+            "source_sha256": inspected.network.source_sha256,
             "ratio": settings.ranks.ratio_or_default,
-            "layers": [asdict(row) for row in rows],
-            "spectra": [asdict(curve) for curve in curves],
+            "layers": [asdict(row) for row in inspected.layers],
+            "spectra": [asdict(curve) for curve in inspected.spectra],
         },
-        _table(rows, curves),
+        _table(inspected.layers, inspected.spectra),
     )
 
 

@@ -259,7 +259,6 @@ PolicyFile = Annotated[
 
 
 def model_spec(
-    *,
     model: Path | None,
     arch: str | None,
     input_shape: str | None,
@@ -365,10 +364,22 @@ def read_table(path: Path | None) -> LatencyTable | None:
     return read_latency_table(path)
 
 
-def read_gates(path: Path | None, **options: Any) -> Policy:
+def read_gates(
+    path: Path | None,
+    fail_on_backdoor: bool | None,
+    max_accuracy_drop: float | None,
+    max_size: str | None,
+    min_speedup: float | None,
+) -> Policy:
     """The gates of the file, with the options that were given on top."""
     from edgeclean.gates import read_policy
 
+    options = {
+        "fail_on_backdoor": fail_on_backdoor,
+        "max_accuracy_drop": max_accuracy_drop,
+        "max_size": max_size,
+        "min_speedup": min_speedup,
+    }
     return read_policy(path, without_none(options))
 
 

@@ -55,9 +55,7 @@ def scan(  # noqa: PLR0913 - the options are the interface
 ) -> None:
     """Search a network for a backdoor, without data; report what was searched and found."""
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    spec, code_folder = opt.model_spec(
-        model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
-    )
+    spec, code_folder = opt.model_spec(model, arch, input_shape, classes, mean, std)
     keep_apart(
         [checkpoint, model, config, code_file(spec.architecture, code_folder)], folder=output
     )
@@ -69,9 +67,9 @@ def scan(  # noqa: PLR0913 - the options are the interface
     from edgeclean.report.page import trigger_files
 
     with new_folder(output) as write, reporter.progress() as progress:
-        _, _, found = scan_checkpoint(
+        found = scan_checkpoint(
             checkpoint, spec, settings, code_folder=code_folder, progress=progress
-        )
+        ).report
         document = found.summary()
         text = json.dumps(document, indent=2, allow_nan=False) + "\n"
         write({"scan.json": text.encode(), **trigger_files(found)})

@@ -1,1 +1,1 @@
-"""Bytes on the disk: bounded reading, whole writing, text that is safe to show."""
+"""Files: bounded reading, whole writing, and text that is safe to show."""

@@ -41,8 +41,9 @@ class HeldFolder:
 
     Attributes:
         path: absolute, symbolic links resolved: what is replaced is the folder itself.
-        named: as the user named it.
-        refuse: given a folder and how the user calls it, raises where it may not be replaced.
+        named: the path as the user named it.
+        refuse: takes a folder and its path as the user named it; raises where it may not be
+            replaced.
     """
 
     path: Path
@@ -51,30 +52,30 @@ class HeldFolder:
 
     @property
     def staging(self) -> Path:
-        """What holds everything that a run writes until it is in place, and the lock."""
+        """The folder of everything that a run writes until it is in place, and of the lock."""
         return self.path.with_name(staging_name(self.path.name))
 
     @property
     def lock(self) -> Path:
-        """The file whose lock says that the folder is held."""
+        """The file whose lock marks the folder as held."""
         return self.staging / "lock"
 
     @property
     def partial(self) -> Path:
-        """Where the new folder is written; after an exchange, the old one until it is removed.
+        """The place of the new folder; after an exchange, of the old one until it is removed.
 
-        It has its final name already: a signature says the name of the folder that it is of.
+        It has its final name already: a signature holds the name of the folder that it is of.
         """
         return self.staging / "new" / self.path.name
 
     @property
     def previous(self) -> Path:
-        """Where the old folder waits, for a moment, on filesystems that cannot exchange."""
+        """The place of the old folder, for a moment, on filesystems that cannot exchange."""
         return self.staging / "old"
 
 
 def staging_name(name: str) -> str:
-    """What lies beside an output folder of this name while it is held."""
+    """Return the name of what lies beside an output folder of this name while it is held."""
     return f".edgeclean-{hashlib.sha256(os.fsencode(name)).hexdigest()[:24]}"
 
 
@@ -89,7 +90,7 @@ def hold_folder(path: Path, refuse: Refuse = refuse_filled) -> Iterator[HeldFold
 
     Args:
         path: the folder; its parents are made.
-        refuse: given a folder and how the user calls it, raises where somebody would lose
+        refuse: takes a folder and its path as the user named it; raises where somebody would lose
             something if it were replaced. It is asked now, and twice where the folder is replaced:
             minutes pass in between.
 
@@ -104,15 +105,15 @@ def hold_folder(path: Path, refuse: Refuse = refuse_filled) -> Iterator[HeldFold
     held = HeldFolder(path=resolved(path), named=path, refuse=refuse)
     if held.path.name == "":
         raise UsageError(f"{path} cannot be an output folder; name a folder inside it")
-    with _told_as_usage_error(held.path):
+    with _raising_usage_errors(held.path):
         if os.path.lexists(held.path) and not held.path.is_dir():
             raise UsageError(f"{path} is a file; name a folder that does not exist, or a bundle")
         held.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _lock(held)
     try:
-        with _told_as_usage_error(held.path):
+        with _raising_usage_errors(held.path):
             _clear_up(held)
-        _ask(held, held.path)
+        _refuse_loss(held, held.path)
         yield held
     finally:
         # Whatever cannot be removed, the next run removes. The lock goes last, while it is still
@@ -134,9 +135,9 @@ def replace_folder(
     """Put a folder of exactly these files in place of the held one, at one moment.
 
     Args:
-        held: from `hold_folder`.
+        held: the folder of `hold_folder`.
         files: contents by relative POSIX path.
-        seal: given the folder with all files, before it is in place, gives further files.
+        seal: takes the folder with all files, before it is in place, and returns further files.
         alongside: entered when all else is done and left when the folder is in place; if that
             fails, it is left with the error, and undoes what it did.
 
@@ -149,14 +150,14 @@ def replace_folder(
     """
     sizes = {name: len(content) for name, content in files.items()}
     try:
-        with _told_as_usage_error(held.path):
+        with _raising_usage_errors(held.path):
             held.partial.mkdir(parents=True)
             _write(held.partial, files)
             if seal is not None:
                 further = seal(held.partial)
                 _write(held.partial, further)
                 sizes |= {name: len(content) for name, content in further.items()}
-            _ask(held, held.path)
+            _refuse_loss(held, held.path)
             with alongside or nullcontext():
                 _swap(held)
     finally:
@@ -166,7 +167,7 @@ def replace_folder(
 
 
 def resolved(path: Path) -> Path:
-    """The absolute path without symbolic links; what it names need not exist.
+    """Return the absolute path without symbolic links; what it names need not exist.
 
     Raises:
         UsageError: its links lead round in a loop.
@@ -184,10 +185,10 @@ def resolved(path: Path) -> Path:
 
 
 def _lock(held: HeldFolder) -> int:
-    """An open descriptor with the lock on the file that ``held.lock`` names now.
+    """Return an open descriptor with the lock on the file that ``held.lock`` names now.
 
     Between opening and locking, the holder may have removed the file: then this lock is on a file
-    that nobody else can find, and it must be tried again.
+    that nobody else can find, and the loop retries.
     """
     while True:
         with suppress(FileExistsError):
@@ -230,16 +231,16 @@ def _refuse_not_ours(held: HeldFolder) -> None:
         )
 
 
-def _ask(held: HeldFolder, folder: Path) -> None:
-    """Nothing is lost with a folder that is empty or not there; the others are looked at."""
-    with _told_as_usage_error(held.path):
+def _refuse_loss(held: HeldFolder, folder: Path) -> None:
+    """Refuse a folder that may not be replaced; nothing is lost with an empty or missing one."""
+    with _raising_usage_errors(held.path):
         if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
             return
     held.refuse(folder, held.named)
 
 
 def _clear_up(held: HeldFolder) -> None:
-    """Finish or undo what a killed run left: only the holder of the lock may look at these."""
+    """Finish or undo what a killed run left: only the holder of the lock may do so."""
     if held.previous.exists() and not held.path.exists():
         held.previous.rename(held.path)
     _remove(held.previous)
@@ -279,7 +280,7 @@ def _swap(held: HeldFolder) -> None:
             raise
     try:
         if old is not None:  # nobody finds it here: what it holds now is what will be removed
-            _ask(held, old)
+            _refuse_loss(held, old)
         _sync(held.path.parent)
     except BaseException:
         _put_back(held, old)
@@ -330,7 +331,7 @@ def _sync(folder: Path) -> None:
 
 
 @contextmanager
-def _told_as_usage_error(path: Path) -> Iterator[None]:
+def _raising_usage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -22,10 +22,10 @@ _PLAIN = re.compile(r"[A-Za-z0-9+,/_.(){}@! #$~-]|[^\x00-\x7f]")
 
 
 def depfile(target: Path, dependencies: Iterable[Path]) -> bytes:
-    """The rule that ``target`` is made from ``dependencies``, in the order given, each once.
+    """Return the rule that makes ``target`` from ``dependencies``, in their order, each once.
 
     Each dependency is also a target without a rule, as GCC's ``-MP`` does, so that one that is
-    removed makes the target be made again rather than the build stop.
+    removed makes the build remake the target rather than stop.
 
     Raises:
         UsageError: a name holds a character that the build tools do not read alike.
@@ -37,7 +37,7 @@ def depfile(target: Path, dependencies: Iterable[Path]) -> bytes:
 
 
 def is_depfile(contents: bytes) -> bool:
-    """Whether `depfile` wrote these bytes, for some ``model.onnx``."""
+    """Return whether `depfile` wrote these bytes, for some ``model.onnx``."""
     target, *lines = os.fsdecode(contents).split("\n")
     names = []
     if target.endswith(" \\"):

@@ -1,4 +1,4 @@
-"""Small files that a user names: read whole or refused, TOML parsed without trusting it."""
+"""Read small files that a user names, whole or not at all; parse TOML without trusting it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from edgeclean.errors import EdgecleanError, UsageError
 def read_small_file(
     path: Path, most_bytes: int, *, hint: str, error: type[EdgecleanError] = UsageError
 ) -> bytes:
-    """The contents, of which no more than ``most_bytes`` + 1 are ever read.
+    """Read the contents; no more than ``most_bytes`` + 1 are ever read.
 
     Args:
         path: the file.
-        most_bytes: how large it may be.
-        hint: what such a file is, for one that is larger.
-        error: what kind of refusal it is.
+        most_bytes: the largest size that is read.
+        hint: advice for a file that is larger.
+        error: the kind of the refusal.
 
     Raises:
         EdgecleanError: of the kind ``error``: it cannot be read, or is larger.
@@ -36,7 +36,7 @@ def read_small_file(
 def read_small_toml(
     path: Path, most_bytes: int, *, hint: str, error: type[EdgecleanError] = UsageError
 ) -> dict[str, Any]:
-    """The tables and keys of a TOML file, not yet checked; see `read_small_file`.
+    """Read the tables and keys of a TOML file, not yet checked; see `read_small_file`.
 
     Raises:
         EdgecleanError: of the kind ``error``: also for what is not TOML.
@@ -50,5 +50,5 @@ def read_small_toml(
 
 
 def first_line(error: BaseException) -> str:
-    """What a parser says of a file, cut to a line that fits into ours."""
+    """Return the first line of a parser's message, cut to 200 characters, to be put into ours."""
     return (str(error).splitlines() or ["nested too deeply"])[0][:200]

@@ -5,7 +5,7 @@ another key, or written by somebody who cannot read the secret is ignored, with 
 folder is its owner's alone; who can read and write it can do no more than who can change the
 checkpoint.
 
-The folder says with a ``CACHEDIR.TAG`` that it was made here. Nothing is put into a folder that
+A ``CACHEDIR.TAG`` marks the folder as made here. Nothing is put into a folder that
 holds anything and no such tag; and nothing is removed from one but results and half written files
 by the names that only they have.
 """
@@ -39,30 +39,30 @@ _RESULT = re.compile(r"[0-9a-f]{64}\.kept")
 _PARTIAL = re.compile(r"\.edgeclean-[a-z0-9_]+\.partial")
 STALE_SECONDS = 3600  # after which what a killed writer left is removed
 
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 class Store:
-    """Results by key, in a folder that is made when the first one comes.
+    """A store of results by key, in a folder that is made when the first one comes.
 
     Attributes:
-        folder: where.
+        folder: the folder.
     """
 
-    def __init__(self, folder: Path, tell: Tell, *, limit_bytes: int = 2 * 2**30) -> None:
-        """Nothing is read or written yet.
+    def __init__(self, folder: Path, notify: Notify, *, limit_bytes: int = 2 * 2**30) -> None:
+        """Read and write nothing yet.
 
         Args:
             folder: made with rights for its owner only; parents are made as well.
-            tell: told, in one line, of everything that is ignored and why.
+            notify: called with one line about everything that is ignored and why.
             limit_bytes: above it, the results that were not used for longest are removed.
         """
         self.folder = folder
-        self._tell = tell
+        self._notify = notify
         self._limit_bytes = limit_bytes
 
     def get(self, key: str) -> bytes | None:
-        """What was put under this key; None where there is nothing, or nothing to trust."""
+        """Return what was put under this key; None where there is nothing, or nothing to trust."""
         path = self._path(key)
         try:
             # Not followed, and not waited for: a link or a pipe is nobody's result.
@@ -74,7 +74,7 @@ class Store:
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._tell(f"cache: {path.name} cannot be read ({error.strerror}); made again")
+            self._notify(f"cache: {path.name} cannot be read ({error.strerror}); made again")
             return None
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(descriptor)
@@ -83,7 +83,7 @@ class Store:
         secret = self._secret()
         sealed, result = contents[:SEAL_BYTES], contents[SEAL_BYTES:]
         if secret is None or not hmac.compare_digest(_seal(secret, key, result), sealed):
-            self._tell(f"cache: {path.name} was changed or is not ours; it is ignored")
+            self._notify(f"cache: {path.name} was changed or is not ours; it is ignored")
             return None
         with suppress(OSError):
             os.utime(path)
@@ -96,7 +96,7 @@ class Store:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             foreign = foreign_entry(self.folder)
             if foreign is not None:
-                self._tell(
+                self._notify(
                     f"cache: {self.folder} holds {foreign!r} and was not made by edgeclean; "
                     "nothing is kept there"
                 )
@@ -115,12 +115,12 @@ class Store:
                 os.fsync(stream.fileno())
             path = self._path(key)
             if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
-                self._tell(f"cache: {path.name} is no plain file, and is not replaced")
+                self._notify(f"cache: {path.name} is no plain file, and is not replaced")
                 return
             beside.replace(path)
             self._prune()
         except OSError as error:
-            self._tell(f"cache: {self.folder} cannot be written ({error.strerror}); going on")
+            self._notify(f"cache: {self.folder} cannot be written ({error.strerror}); going on")
         finally:
             if beside is not None:
                 with suppress(OSError):
@@ -130,7 +130,7 @@ class Store:
         return self.folder / f"{key}{SUFFIX}"
 
     def _secret(self, *, make: bool = False) -> bytes | None:
-        """The folder's secret; None, with a warning, where others could have written it."""
+        """Return the folder's secret; None, with a warning, where others could have written it."""
         path = self.folder / SECRET
         if make and not path.exists():
             with tempfile.NamedTemporaryFile(  # for its owner only
@@ -144,11 +144,11 @@ class Store:
             for one in (self.folder, path):
                 status = one.stat(follow_symlinks=one is self.folder)
                 if status.st_uid != os.getuid() or status.st_mode & 0o022:
-                    self._tell(f"cache: others may write {one}; nothing is kept there or read")
+                    self._notify(f"cache: others may write {one}; nothing is kept there or read")
                     return None
             secret = path.read_bytes()
         except OSError as error:
-            self._tell(f"cache: {path} cannot be read ({error.strerror})")
+            self._notify(f"cache: {path} cannot be read ({error.strerror})")
             return None
         return secret if len(secret) == SECRET_BYTES else None
 
@@ -168,7 +168,7 @@ class Store:
 
 
 def foreign_entry(folder: Path) -> str | None:
-    """What lies in a folder that this program did not make; None where it did, or it is empty.
+    """Name an entry of a folder that this program did not make; None for its own or an empty one.
 
     An empty tag is what a run leaves that was killed, or found the disk full, while it wrote it.
     """
@@ -176,15 +176,15 @@ def foreign_entry(folder: Path) -> str | None:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError:  # it is not there, or cannot be read: then nothing is written either
         return None
-    said = _beginning(folder / TAG)
-    if said == TAG_TEXT:
+    found = _beginning(folder / TAG)
+    if found == TAG_TEXT:
         return None
-    others = names if said != b"" else [name for name in names if name != TAG]
+    others = names if found != b"" else [name for name in names if name != TAG]
     return others[0] if others else None
 
 
 def _beginning(path: Path) -> bytes | None:
-    """Of a plain file that can be read; None for everything else."""
+    """Return the first bytes of a plain file that can be read; None for everything else."""
     try:
         if stat.S_ISREG(path.lstat().st_mode):
             with path.open("rb") as stream:
@@ -201,5 +201,5 @@ def _write_tag(path: Path) -> None:
 
 
 def _seal(secret: bytes, key: str, contents: bytes) -> bytes:
-    """Over the key as well: a result under another name is not that name's result."""
+    """Seal the key as well: a result under another name is not that name's result."""
     return hmac.digest(secret, key.encode() + b"\0" + contents, "sha256")

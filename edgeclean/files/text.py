@@ -1,4 +1,4 @@
-"""Text from strangers (layer names, file names, error details), made safe to show.
+"""Untrusted text (layer names, file names, error details), made safe to show.
 
 A name may hold terminal escape sequences, line breaks, or characters that reverse the reading
 direction; none of them may reach a terminal or a page. Markup is another matter: whoever shows the
@@ -15,7 +15,7 @@ UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"})
 
 
 def printable(text: str, *, keep_newlines: bool = False) -> str:
-    r"""The text with every control, format, private or unassigned character written as an escape.
+    r"""Write every control, format, private or unassigned character of a text as an escape.
 
     >>> printable("conv\x1b[31m1")
     'conv\\x1b[31m1'
@@ -32,17 +32,17 @@ def printable(text: str, *, keep_newlines: bool = False) -> str:
 
 
 def shown(value: object) -> str:
-    """At most 80 printable characters of any value: a huge or deeply nested one costs nothing."""
+    """Return at most 80 printable characters of any value, however large or deeply nested."""
     return printable(_SHOWN.repr(value))[:MOST_SHOWN]
 
 
 def without_folder(architecture: str) -> str:
-    """``folder/net.py:make`` names a place on one machine; ``net.py:make`` is what matters."""
+    """Turn ``folder/net.py:make``, a place on one machine, into ``net.py:make``."""
     return architecture.replace("\\", "/").rsplit("/", maxsplit=1)[-1]
 
 
 def short_label(text: str, length: int = 26) -> str:
-    """At most ``length`` printable ASCII characters, with the middle left out where it is longer.
+    """Return at most ``length`` printable ASCII characters, the middle left out where it is longer.
 
     For figures, whose fonts do not have every character.
     """
@@ -54,14 +54,14 @@ def short_label(text: str, length: int = 26) -> str:
 
 
 class _Bounded(reprlib.Repr):
-    """Python refuses to write very long numbers in decimal, and recursion ends somewhere."""
+    """A bounded repr: Python refuses to write very long numbers, and recursion has a limit."""
 
     def __init__(self) -> None:
         super().__init__()
         self.maxlevel, self.maxstring, self.maxother = 3, MOST_SHOWN - 2, MOST_SHOWN
 
     def repr_int(self, x: int, level: int) -> str:
-        """Short numbers as they are, of long ones the length."""
+        """Return short numbers as they are, and of long ones the length in bits."""
         return repr(x) if x.bit_length() <= 250 else f"a number of {x.bit_length()} bits"
 
 

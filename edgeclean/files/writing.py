@@ -1,4 +1,4 @@
-"""Files that a command writes outside of a bundle: whole or not at all."""
+"""Write files outside of a bundle, whole or not at all."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def keep_apart(
 
     Args:
         inputs: files and folders that are read; None for what was not given.
-        files: that are written; None for none.
-        folder: that is written and holds nothing else.
+        files: files that are written; None for none.
+        folder: a folder that is written and holds nothing else.
 
     Raises:
         UsageError: an input would be replaced, or an output would lie in an input or in a bundle.
@@ -61,24 +61,24 @@ def keep_apart(
     if folder is not None:
         outputs.append(folder)
         written.append(resolved(folder))
-    for said, output in zip(outputs, written, strict=True):
+    for name, output in zip(outputs, written, strict=True):
         whole = next((above for above in output.parents if _is_bundle(above)), None)
         if whole is not None:
             raise UsageError(
-                f"{said} lies in the bundle {whole}, which holds nothing but its own files; choose "
+                f"{name} lies in the bundle {whole}, which holds nothing but its own files; choose "
                 "a place outside of it"
             )
         for read in given:
             place = Path(os.path.realpath(read))
-            if _within(output, place) or (said is folder and _within(place, output)):
+            if _within(output, place) or (name is folder and _within(place, output)):
                 raise UsageError(
-                    f"{said} would be written, and {read} is read: one is the other, or lies in "
+                    f"{name} would be written, and {read} is read: one is the other, or lies in "
                     "it; choose another output"
                 )
 
 
 def marked(*marks: bytes) -> Recognise:
-    """Whether one of these stands at the beginning of a file."""
+    """Return a check for whether one of these stands in the first 4096 bytes of a file."""
 
     def is_ours(path: Path) -> bool:
         with path.open("rb") as stream:
@@ -93,7 +93,7 @@ is_our_onnx = marked(b"\x12\x09edgeclean")
 
 
 def check_place(path: Path, ours: Recognise) -> Path:
-    """Where a file can be written; what is there is one that this program wrote, or is empty.
+    """Check that a file can be written: what is there is this program's own, or empty.
 
     Returns:
         The absolute path, symbolic links followed.
@@ -190,14 +190,14 @@ def _written_beside(place: Path, contents: bytes, leftovers: ExitStack) -> Path:
 
 
 def _new_name(place: Path, leftovers: ExitStack) -> Path:
-    """A name beside a file that nobody else has."""
+    """Return a name beside a file that nobody else has."""
     aside = place.with_name(f"{OWN_PREFIX}{secrets.token_hex(8)}")
     leftovers.callback(aside.unlink, missing_ok=True)
     return aside
 
 
 def _link(place: Path, aside: Path) -> None:
-    """A second name for a file; on filesystems that have none, its only name for a moment."""
+    """Give a file a second name; on filesystems without, its only one for a moment."""
     try:
         os.link(place, aside)
     except OSError:
@@ -205,7 +205,7 @@ def _link(place: Path, aside: Path) -> None:
 
 
 def _is_bundle(folder: Path) -> bool:
-    """Whether a folder is a bundle, be it whole or not."""
+    """Return whether a folder is a bundle, be it whole or not."""
     try:
         manifest = folder / "manifest.json"
         if not (folder / "SHA256SUMS").is_file() or not manifest.is_file():
@@ -217,25 +217,25 @@ def _is_bundle(folder: Path) -> bool:
 
 
 def _within(path: Path, folder: Path) -> bool:
-    """Whether a path is a folder (or file) or lies in it, under any name that it has."""
+    """Return whether a path is a folder (or file) or lies in it, under any name that it has."""
     try:
-        wanted = folder.stat()
+        status = folder.stat()
     except OSError:
         return path.is_relative_to(folder)
     for above in (path, *path.parents):
         with suppress(OSError):
-            if os.path.samestat(above.stat(), wanted):
+            if os.path.samestat(above.stat(), status):
                 return True
     return False
 
 
 @contextmanager
 def no_lasting_writes() -> Iterator[None]:
-    """Give libraries that make themselves a folder elsewhere one that goes again.
+    """Give libraries that make a folder of their own a temporary one, and remove it.
 
     Matplotlib keeps a list of fonts in the home folder, and PyTorch makes ``torchinductor_USER``
-    where temporary files lie as soon as an optimiser is made. Who wants to keep these says where,
-    with the libraries' own variables.
+    where temporary files lie as soon as an optimiser is made. To keep these, set the
+    libraries' own variables.
 
     Raises:
         UsageError: no temporary folder can be made.
@@ -258,7 +258,7 @@ def no_lasting_writes() -> Iterator[None]:
 
 
 def _umask() -> int:
-    """Reading it means setting it."""
+    """Return the umask; to read it, it must be set."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

@@ -1,1 +1,1 @@
-"""Images without data: synthetic ones from a network alone, and labelled ones of the user."""
+"""Images: synthetic ones from a network alone, and labelled ones of the user."""

@@ -11,7 +11,7 @@ from torch.nn import functional
 def augmented(
     pixels: Float[Tensor, "n c h w"], generator: torch.Generator, share: float = 1 / 16
 ) -> Float[Tensor, "n c h w"]:
-    """Half of the images mirrored, all shifted alike by up to ``share``, edges reflected.
+    """Mirror half of the images and shift all alike by up to ``share``, edges reflected.
 
     A side of one pixel, as signals have, has nothing to reflect and is not shifted.
     """
@@ -26,7 +26,7 @@ def augmented(
 
 
 def mixed(pixels: Float[Tensor, "n c h w"], generator: torch.Generator) -> Float[Tensor, "n c h w"]:
-    """Half of the images blended with up to an equal share of another image of the batch."""
+    """Blend half of the images with up to an equal share of another image of the batch."""
     count = len(pixels)
     share = 0.5 * torch.rand(count, 1, 1, 1, generator=generator)
     share = share * (torch.rand(count, 1, 1, 1, generator=generator) < 0.5)
@@ -37,7 +37,7 @@ def mixed(pixels: Float[Tensor, "n c h w"], generator: torch.Generator) -> Float
 def recoloured(
     pixels: Float[Tensor, "n c h w"], generator: torch.Generator
 ) -> Float[Tensor, "n c h w"]:
-    """Every image a little brighter or darker, tinted, and with more or less contrast."""
+    """Make every image a little brighter or darker, tinted, and of more or less contrast."""
     count, channels = pixels.shape[:2]
     light = 0.15 * torch.randn(count, 1, 1, 1, generator=generator)
     tint = 0.05 * torch.randn(count, channels, 1, 1, generator=generator)
@@ -49,7 +49,7 @@ def recoloured(
 def patched(
     pixels: Float[Tensor, "n c h w"], generator: torch.Generator
 ) -> Float[Tensor, "n c h w"]:
-    """Half of the images with a rectangle of another of the batch (CutMix, Yun et al. 2019)."""
+    """Put a rectangle of another image of the batch on half of them (CutMix, Yun et al. 2019)."""
     count, _, height, width = pixels.shape
 
     def uniform() -> Tensor:

@@ -1,4 +1,4 @@
-"""BatchNorm statistics: what they say of the training images, and setting them anew."""
+"""BatchNorm statistics: the distance of images from them, and their re-estimation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EPSILON = 1e-6  # added to variances before a root or a quotient
 
 
 def batchnorm_layers(module: nn.Module) -> list[nn.BatchNorm2d]:
-    """Every BatchNorm2d that holds running statistics, in registration order."""
+    """Return every BatchNorm2d that holds running statistics, in registration order."""
     return [
         layer
         for layer in module.modules()
@@ -28,10 +28,10 @@ def batchnorm_layers(module: nn.Module) -> list[nn.BatchNorm2d]:
 def running_batchnorm_layers(
     module: nn.Module, pixels: Float[Tensor, "n c h w"]
 ) -> list[nn.BatchNorm2d]:
-    """Those of `batchnorm_layers` that a pass over ``pixels`` runs.
+    """Return those of `batchnorm_layers` that a pass over ``pixels`` runs.
 
-    An auxiliary head that only training runs (GoogLeNet, Inception) is not among them: it says
-    nothing of the images, and no image says anything to it.
+    An auxiliary head that only training runs (GoogLeNet, Inception) is not among them: its
+    statistics constrain no image, and no image reaches it.
     """
     ran: set[nn.Module] = set()
 
@@ -49,7 +49,7 @@ def running_batchnorm_layers(
 
 
 class StatisticsDistance:
-    """Listens to the *inputs* of every BatchNorm and compares batch against running statistics.
+    """A context that compares the *inputs* of every BatchNorm with its running statistics.
 
     Inputs, because pairing the n-th convolution's output with the n-th BatchNorm, as the public
     ZeroQ code does, is wrong for pre-activation networks and for shortcuts.
@@ -66,7 +66,7 @@ class StatisticsDistance:
         self._inputs[layer] = inputs[0] if inputs else named["input"]
 
     def distance(self) -> Float[Tensor, ""]:
-        """Mean over layers and channels of the squared distances of means and deviations.
+        """Return the squared distances of means and deviations, averaged over layers and channels.
 
         Both are divided by the running variance, so every layer and channel weighs the same
         whatever its scale (ZeroQ, Cai et al. 2020, sums them undivided). Layers that the passes
@@ -102,7 +102,7 @@ class StatisticsDistance:
 
 
 class BatchMoments(torch.autograd.Function):
-    """Per-channel mean and biased variance of a batch, by BatchNorm's own reduction.
+    """The mean and biased variance of a batch per channel, by BatchNorm's own reduction.
 
     Plain ``x.float().mean`` and ``var`` copy each activation several times and halve the speed of
     inversion in bfloat16; this reads it once, and once more for the gradient,
@@ -111,7 +111,7 @@ class BatchMoments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, activations: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance over batch, rows and columns, in float32."""
+        """Return mean and biased variance over batch, rows and columns, in float32."""
         # With running statistics in float32 the kernel sums and answers in float32, whatever the
         # activations are in; momentum 0 leaves them as they are.
         zeros = torch.zeros(
@@ -128,7 +128,7 @@ class BatchMoments(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, mean_gradient: Tensor, variance_gradient: Tensor) -> Tensor:
-        """Gradient with respect to the activations, one affine map a channel."""
+        """Return the gradient of the activations, one affine map per channel."""
         activations, mean = ctx.saved_tensors
         slope = 2 * variance_gradient / ctx.count
         # BatchNorm's kernel is the one affine map that is a single pass in bfloat16. Some releases

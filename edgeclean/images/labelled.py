@@ -1,6 +1,6 @@
 """The user's own labelled images: a folder with a folder for each class, or one ``.npz`` pack.
 
-They are the user's, yet they may come from anywhere: sizes are bounded and looked at before any
+They are the user's, yet they may come from anywhere: sizes are bounded and checked before any
 memory is taken, only plain picture formats are decoded, and no pickle is read. An image must have
 the network's own size: how to scale one decides the accuracy, so it is not decided here.
 """
@@ -118,7 +118,7 @@ def _read_folder(path: Path, spec: ModelSpec) -> LabelledImages:
 
 
 def _numbered(folders: list[Path], spec: ModelSpec, where: str) -> list[tuple[int, Path]]:
-    """The class of each folder: its name if all are numbers, else its place in the alphabet."""
+    """Return the class of each folder: its name if all are numbers, else its place in order."""
     names = [folder.name for folder in folders]
     if all(name.isascii() and name.isdigit() and len(name) < 8 for name in names):
         numbers = [int(name) for name in names]
@@ -137,7 +137,7 @@ def _numbered(folders: list[Path], spec: ModelSpec, where: str) -> list[tuple[in
 
 
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of a pack that are needed, each looked at before it is unpacked."""
+    """Read the arrays of a pack that are needed, each checked before it is unpacked."""
     where = printable(str(path))
     contents = read_input(path, MAX_PACK_BYTES)
     arrays = {}
@@ -200,7 +200,7 @@ def _check_count(count: int, spec: ModelSpec, where: str) -> None:
 
 
 def _cut(arrays: Mapping[str, NDArray[Any]], count: int, where: str) -> Iterator[tuple[bytes, str]]:
-    """The encoded pictures of a pack, with what to call each."""
+    """Yield the encoded pictures of a pack, with a name for each."""
     stored, offsets = arrays["data"], arrays["offsets"]
     steps = [int(offset) for offset in offsets.ravel()]
     rising = all(low < high for low, high in pairwise(steps))
@@ -246,7 +246,7 @@ def _decode(content: bytes, spec: ModelSpec, name: str) -> UInt8[np.ndarray, "c 
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """The picture in a mode that Pillow converts without loss of meaning.
+    """Return the picture in a mode that Pillow converts without loss of meaning.
 
     Pillow clips grey levels of 16 bits at 255 instead of scaling them, and takes no transparent
     colours of a palette into RGB; transparency itself is dropped, as it is from other modes.

@@ -1,8 +1,8 @@
 """Procedural images: dead leaves over 1/f noise, which carry no network's trigger.
 
 Natural images are close to occluding shapes of many sizes ("dead leaves", Lee, Mumford & Huang,
-2001) and have amplitude spectra that fall as 1/f (Field, 1987). Such images cost nothing, know
-nothing of any network, and so serve three times: as the start of inversion, as a mixture beside
+2001) and have amplitude spectra that fall as 1/f (Field, 1987). Such images cost nothing, depend
+on no network, and so serve three times: as the start of inversion, as a mixture beside
 inverted images (which may carry a backdoor's trigger), and alone where a network has no BatchNorm.
 """
 
@@ -18,7 +18,7 @@ LEAVES = 24  # shapes an image: enough to cover it several times over
 def procedural_images(
     count: int, shape: tuple[int, int, int], generator: torch.Generator
 ) -> Float[Tensor, "n c h w"]:
-    """``count`` images of ``shape`` (channels, height, width) in [0, 1]."""
+    """Draw ``count`` images of ``shape`` (channels, height, width) in [0, 1]."""
     channels, height, width = shape
     texture = _fractal_noise(count, shape, generator)
     images = _colours(count, channels, generator) + 0.22 * texture
@@ -37,7 +37,7 @@ def procedural_images(
 def _leaf_cover(
     rows: Tensor, columns: Tensor, count: int, generator: torch.Generator
 ) -> Float[Tensor, "n 1 h w"]:
-    """A soft-edged ellipse or rectangle in each image: 1 inside, 0 outside."""
+    """Draw a soft-edged ellipse or rectangle in each image: 1 inside, 0 outside."""
 
     def uniform() -> Tensor:
         return torch.rand(count, 1, 1, generator=generator)
@@ -56,7 +56,7 @@ def _leaf_cover(
 def _fractal_noise(
     count: int, shape: tuple[int, int, int], generator: torch.Generator
 ) -> Float[Tensor, "n c h w"]:
-    """Zero mean, unit variance, amplitude spectrum 1/f^a with a in [0.8, 1.6], mostly grey."""
+    """Draw noise: mean 0, variance 1, amplitudes 1/f^a with a in [0.8, 1.6], mostly grey."""
     channels, height, width = shape
     frequency = torch.hypot(
         torch.fft.fftfreq(height).view(-1, 1), torch.fft.rfftfreq(width).view(1, -1)
@@ -78,7 +78,7 @@ def _fractal_noise(
 
 
 def _colours(count: int, channels: int, generator: torch.Generator) -> Float[Tensor, "n c 1 1"]:
-    """Muted colours: a grey level and a smaller deviation of each channel from it."""
+    """Draw muted colours: a grey level and a smaller deviation of each channel from it."""
     grey = torch.rand(count, 1, 1, 1, generator=generator)
     chroma = torch.rand(count, channels, 1, 1, generator=generator) - 0.5
     return (grey + 0.45 * chroma).clamp(0, 1)

@@ -1,17 +1,17 @@
-"""Synthesise images from a network alone: its BatchNorm statistics and a class loss.
+"""Synthesise images from a network alone, by its BatchNorm statistics and a class loss.
 
 Source: Clean & Compact, slide 10 (ZeroQ's statistics matching plus a class loss taken through the
 constrained network). Where we deviate:
 
 * statistics of the whole batch, at the inputs of every BatchNorm, each divided by its running
-  variance (the deck's sum gives wide, late layers all the weight);
+  variance (the paper's sum gives wide, late layers all the weight);
 * the start is a procedural image, not noise, so images differ from each other from the first step;
-* labels are soft and half of them mix two classes, because images at confidence 1.00 say little
-  of the function near real ones;
+* labels are soft and half of them mix two classes, because images at confidence 1.00 constrain
+  the function near real ones little;
 * pixels stay in [0, 1] by a sigmoid, with total variation and random shifts and flips.
 
 A network without BatchNorm has no statistics: the same loop then keeps a high-confidence class
-loss, balanced over classes, near the procedural start (``origin`` says so).
+loss, balanced over classes, near the procedural start (``origin`` names it).
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from edgeclean.settings import Settings, setting
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SynthesizeSettings(Settings):
-    """How many images, and how long each batch is optimised.
+    """The number of images, and how long each batch is optimised.
 
     Attributes:
         count: images in all.
         recovery_count: images made anew from the purified network, for what follows it.
-        recovery_steps: Adam steps for each batch of those: more images, each less exact, teach
-            more for the same time.
+        recovery_steps: Adam steps for each batch of those: more images, each less exact,
+            recover more accuracy in the same time.
         steps: Adam steps for each batch.
         batch_size: images optimised together, whose statistics are matched as one batch; of large
-            images as many as fit into memory (`memory`).
-        learning_rate: of Adam, on the logits of the pixels; falls along a cosine.
-        class_weight: of the class loss beside the statistics distance.
-        smoothness_weight: of total variation.
+            images as many as fit into memory (`batching`).
+        learning_rate: the rate of Adam on the logits of the pixels, falling along a cosine.
+        class_weight: the weight of the class loss beside the statistics distance.
+        smoothness_weight: the weight of total variation.
     """
 
     count: int = setting(640, at_least=1, at_most=10**5)
@@ -63,7 +63,7 @@ class SynthesizeSettings(Settings):
     smoothness_weight: float = setting(0.1, at_least=0, at_most=1000)
 
     def recovery(self) -> SynthesizeSettings:
-        """The settings for the images made from the purified network."""
+        """Return the settings for the images made from the purified network."""
         return replace(self, count=self.recovery_count, steps=self.recovery_steps)
 
 
@@ -75,14 +75,15 @@ def synthesize(
     progress: Progress = silent,
     classifier: Network | None = None,
 ) -> SyntheticImages:
-    """Images whose batch statistics match what ``network``'s BatchNorms remember.
+    """Make images whose batch statistics match the running ones of ``network``'s BatchNorms.
 
     Args:
         network: the source of the statistics.
         settings: see `SynthesizeSettings`.
         seed: decides the start, the labels and the shifts.
-        progress: told after every step.
-        classifier: takes the class loss instead of ``network`` (the deck's constrained network).
+        progress: called after every step.
+        classifier: the network that takes the class loss instead of ``network`` (the paper's
+            constrained network).
 
     Returns:
         ``settings.count`` images in [0, 1]; ``origin`` names how they were made.
@@ -100,11 +101,11 @@ def synthesize(
         start = procedural_images(size, network.spec.input_shape, generator)
         classes, targets = soft_labels(size, network.spec.classes, generator)
 
-        def tell(step: int, done: int = batch_index * settings.steps) -> None:
+        def notify(step: int, done: int = batch_index * settings.steps) -> None:
             progress("Synthesising images", done + step, total)
 
         batch = _Batch(start=start, targets=targets, generator=generator)
-        pixels.append(_invert(source, judge, batch, settings, tell))
+        pixels.append(_invert(source, judge, batch, settings, notify))
         labels.append(classes)
     has_statistics = bool(running_batchnorm_layers(source, pixels[0][:1]))
     origin = "batch-norm inversion" if has_statistics else "class inversion of procedural images"
@@ -112,7 +113,7 @@ def synthesize(
 
 
 def joined(first: SyntheticImages, second: SyntheticImages) -> SyntheticImages:
-    """Both sets of images as one."""
+    """Join two sets of images."""
     origin = first.origin if first.origin == second.origin else f"{first.origin}, {second.origin}"
     return SyntheticImages(
         pixels=torch.cat([first.pixels, second.pixels]),
@@ -124,7 +125,7 @@ def joined(first: SyntheticImages, second: SyntheticImages) -> SyntheticImages:
 def soft_labels(
     count: int, classes: int, generator: torch.Generator
 ) -> tuple[Int[Tensor, " n"], Float[Tensor, "n k"]]:
-    """Balanced first classes, and target distributions of which half mix in a second class."""
+    """Return balanced first classes, and target distributions; half mix in a second class."""
     first = torch.arange(count) % classes
     second = torch.randint(classes, (count,), generator=generator)
     pure = torch.rand(count, generator=generator) < 0.5
@@ -137,7 +138,7 @@ def soft_labels(
 def shifted(
     pixels: Float[Tensor, "n c h w"], generator: torch.Generator, share: float = 1 / 16
 ) -> Float[Tensor, "n c h w"]:
-    """The whole batch rolled by up to ``share`` of its size and mirrored every second time."""
+    """Roll the whole batch by up to ``share`` of its size, and mirror it every second time."""
     height, width = pixels.shape[-2:]
     rows = _random_shift(max(1, round(height * share)), generator)
     columns = _random_shift(max(1, round(width * share)), generator)
@@ -157,9 +158,9 @@ def _invert(
     judge: nn.Module,
     batch: _Batch,
     settings: SynthesizeSettings,
-    tell: Callable[[int], None],
+    notify: Callable[[int], None],
 ) -> Float[Tensor, "n c h w"]:
-    """Adam on the logits of the pixels, from the procedural start."""
+    """Optimise the logits of the pixels by Adam, from the procedural start."""
     device = device_of(source)
     start = (0.02 + 0.96 * batch.start).to(device, memory_format=torch.channels_last)
     targets = batch.targets.to(device)
@@ -187,12 +188,12 @@ def _invert(
             loss.backward()
             optimizer.step()
             schedule.step()
-            tell(step + 1)
+            notify(step + 1)
     return torch.sigmoid(logits).detach().contiguous().cpu()
 
 
 def total_variation(pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, ""]:
-    """Mean absolute difference of neighbours, rows plus columns; a side of one pixel has none."""
+    """Return the mean absolute difference of neighbours, rows plus columns; 0 for one pixel."""
     rows = (pixels[:, :, 1:] - pixels[:, :, :-1]).abs()
     columns = (pixels[:, :, :, 1:] - pixels[:, :, :, :-1]).abs()
     means = [one.mean() for one in (rows, columns) if one.numel()]
@@ -200,7 +201,7 @@ def total_variation(pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, ""]:
 
 
 def _batch_sizes(count: int, batch_size: int) -> list[int]:
-    """Sizes that add up to ``count``, as equal as possible, none above ``batch_size``."""
+    """Return sizes that add up to ``count``, as equal as possible, at most ``batch_size``."""
     batches = math.ceil(count / batch_size)
     return [count // batches + (index < count % batches) for index in range(batches)]
 

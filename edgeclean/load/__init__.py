@@ -1,1 +1,1 @@
-"""From a file that nobody vouches for to a network, with nothing of it executed."""
+"""Load an untrusted file as a network, without executing anything of it."""

@@ -1,11 +1,11 @@
-"""Trust boundary 1: from a stranger's file to a network, executing nothing of the file.
+"""Trust boundary 1: load an untrusted file as a network, executing nothing of the file.
 
-A file is read once, its bytes are hashed and checked (``input_guard``); a pickle or an ONNX graph
+A file is read once, its bytes are hashed and checked (``limits``); a pickle or an ONNX graph
 is parsed in a process of its own (``isolation``). Plain tensors are fitted by name and shape to an
 architecture whose code we or the user brought (``architectures``, ``state_dict``); a checked graph
 becomes stock layers (``onnx.importer``).
 
-``torch.load`` is called here and nowhere else, with ``weights_only=True`` and no way around it.
+``torch.load`` is called here and nowhere else, always with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ def load_checkpoint(
     Args:
         path: ``.pt .pth .th .tar .bin .ckpt`` (``torch.save`` of a state dict, alone or under one
             of ``state_dict.NESTED_UNDER``), ``.safetensors`` or ``.onnx``.
-        spec: the architecture, input shape, classes and scaling, which no checkpoint tells. An
+        spec: the architecture, input shape, classes and scaling, which no checkpoint holds. An
             ONNX file needs the architecture ``onnx``.
-        limits: what the file may cost.
-        code_folder: what ``file.py:callable`` in the spec's architecture is relative to.
+        limits: the most that the file may cost.
+        code_folder: the folder that ``file.py:callable`` in the spec's architecture is relative to.
 
     Returns:
         The network in evaluation mode with float32 weights and one stage record, "load".
@@ -86,7 +86,7 @@ def load_checkpoint(
         free_of_layout_(module, spec.input_shape)
         check_answers(module, spec)
     except InputRejectedError as error:
-        # Names in the message are the stranger's: none of them may steer a terminal.
+        # Names in the message come from the file: none of them may control a terminal.
         raise InputRejectedError(printable(f"{path}: {error}")) from error.__cause__
     return LoadedNetwork(
         module=module,
@@ -97,7 +97,7 @@ def load_checkpoint(
 
 
 def parse_torch(contents: bytes, limits: LoadLimits) -> bytes:
-    """The state dict in a file of ``torch.save``, as a safetensors file; pure, runs in a child.
+    """Parse a file of ``torch.save`` into a safetensors file; pure, runs in a child process.
 
     Raises:
         InputRejectedError: the archive or pickle is damaged, asks for anything but tensors and
@@ -123,15 +123,15 @@ def parse_torch(contents: bytes, limits: LoadLimits) -> bytes:
 
 
 def read_tensors(contents: bytes, kind: Kind, limits: LoadLimits) -> dict[str, Tensor]:
-    """The checked state dict in a file's bytes, without a common prefix of its names.
+    """Read the checked state dict in a file's bytes, without a common prefix of its names.
 
     Raises:
-        InputRejectedError: the bytes are not what ``kind`` says, or break a rule.
+        InputRejectedError: the bytes are not of the format ``kind``, or break a rule.
     """
     if kind == "safetensors":
         check_safetensors(contents, limits)
     else:
-        contents = parse_isolated("torch", contents, limits)
+        contents = parse_isolated(parse_torch, contents, limits)
     try:
         tree = safetensors.torch.load(contents)
     # The parser is Rust: besides its own error it raises what its Python glue does.
@@ -151,7 +151,7 @@ def _network(
     limits: LoadLimits,
     code_folder: Path | None,
 ) -> tuple[nn.Module, dict[str, JsonValue]]:
-    """The module, and what the stage record notes of the file."""
+    """Build the module; return it with the notes of the stage record."""
     if (kind == "onnx") != (spec.architecture == ONNX):
         raise InputRejectedError(
             f"the architecture is {spec.architecture!r}; it must be 'onnx' for an ONNX file, and "
@@ -166,9 +166,9 @@ def _network(
 
     imported = import_onnx(contents, limits, folder=folder)
     if imported.input_shape != spec.input_shape:
-        own, said = ("x".join(map(str, one)) for one in (imported.input_shape, spec.input_shape))
+        own, given = ("x".join(map(str, one)) for one in (imported.input_shape, spec.input_shape))
         raise InputRejectedError(
-            f"the graph takes images of {own}, and {said} was said; give {own}"
+            f"the graph takes images of {own}, and {given} was said; give {own}"
         )
     digests = dict(imported.external_sha256)
     return imported.module, {"format": kind, "external_sha256": digests}
@@ -233,7 +233,7 @@ def _load_failure(error: Exception, contents: bytes) -> str:
 
 
 def _globals_asked_for(error: Exception, contents: bytes) -> list[str]:
-    """What a pickle wanted to import, beyond the few names that ``weights_only`` allows."""
+    """List what a pickle would import, beyond the few names that ``weights_only`` allows."""
     if contents.startswith(ZIP_MAGIC):
         try:
             return sorted(get_unsafe_globals_in_checkpoint(io.BytesIO(contents)))

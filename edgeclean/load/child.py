@@ -1,4 +1,4 @@
-"""What runs in the parsing process: limit itself, parse stdin, answer on stdout.
+"""The parsing process: it limits itself, parses stdin and answers on stdout.
 
 The answer is ``!`` once the limits stand, then ``+`` and the parsed bytes or ``-`` and one line.
 """
@@ -10,20 +10,11 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from edgeclean.errors import InputRejectedError
-from edgeclean.load.isolation import ACCEPTED, READY, REFUSED
+from edgeclean.load.isolation import ACCEPTED, READY, REFUSED, Parser, name_of
 from edgeclean.load.limits import LoadLimits
-
-Parser = Callable[[bytes, LoadLimits], bytes]
-# By text: each imports what the others need not, and one lies in a layer above this one.
-PARSERS = {
-    "torch": "edgeclean.load.checkpoint:parse_torch",
-    "onnx": "edgeclean.load.onnx.guard:parse_onnx",
-    "golden": "edgeclean.bundle.golden:run_golden",
-}
 
 
 def run(settings_text: str) -> None:
@@ -53,7 +44,7 @@ def limit_process(limits: LoadLimits, input_bytes: int) -> None:
         (resource.RLIMIT_CORE, 0),
     ):
         _, hard = resource.getrlimit(limit)
-        # The hard limit for seconds lies higher: at the soft one the process is told why it dies.
+        # The hard limit for seconds lies higher: at the soft one a signal first names the reason.
         most = bound + 5 if limit == resource.RLIMIT_CPU else bound
         if hard != resource.RLIM_INFINITY:  # nobody but root may raise it
             bound, most = min(bound, hard), min(most, hard)
@@ -61,7 +52,7 @@ def limit_process(limits: LoadLimits, input_bytes: int) -> None:
 
 
 def answer(parser: Parser, contents: bytes, limits: LoadLimits) -> tuple[bytes, bytes]:
-    """The verdict and what belongs to it: the parsed bytes, or the reason of a refusal."""
+    """Return the verdict with the parsed bytes, or with the reason of a refusal."""
     try:
         return ACCEPTED, parser(contents, limits)
     except InputRejectedError as error:
@@ -72,7 +63,7 @@ def answer(parser: Parser, contents: bytes, limits: LoadLimits) -> tuple[bytes, 
 
 
 def mapped_bytes() -> int:
-    """The address space in use; macOS has no such file, and does not enforce the limit either."""
+    """Return the bytes of address space in use; 64 GiB on macOS, which enforces no limit on it."""
     try:
         pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
     except OSError:
@@ -81,8 +72,13 @@ def mapped_bytes() -> int:
 
 
 def _parser(name: str) -> Parser:
-    if name not in PARSERS:
-        raise ValueError(f"no parser is named {name!r}")
-    module, function = PARSERS[name].split(":")
+    """The function that the parent named by `isolation.name_of`.
+
+    Raises:
+        ValueError: what is found there is not a function that the parent would name so.
+    """
+    module, _, function = name.partition(":")
     parser: Parser = getattr(importlib.import_module(module), function)
+    if name_of(parser) != name:
+        raise ValueError(f"{name} is another module's {name_of(parser)}; name the function itself")
     return parser

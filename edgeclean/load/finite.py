@@ -1,4 +1,4 @@
-"""Whether a network answers plain images with finite numbers; if not, where that begins.
+"""Check that a network answers plain images with finite numbers; if not, name where that begins.
 
 Finite weights are not enough: a factor of 1e20 in two layers overflows float32 in the second. Such
 a network is refused when it is loaded, before a search or an optimiser takes its answers for
@@ -36,7 +36,7 @@ def check_answers(module: nn.Module, spec: ModelSpec) -> None:
     for batch in (images[:1], *images.split(_TOGETHER)):
         try:
             answers = module(batch)
-        except Exception as error:  # noqa: BLE001 - a module that does not fit raises what it likes
+        except Exception as error:  # noqa: BLE001 - a module that does not fit raises any kind
             reason = (str(error).splitlines() or [""])[0][:200]
             raise InputRejectedError(
                 f"the network does not take {len(batch)} images at once ({type(error).__name__}: "
@@ -56,7 +56,7 @@ def check_answers(module: nn.Module, spec: ModelSpec) -> None:
 
 
 def _plain_images(spec: ModelSpec) -> Float[Tensor, "n c h w"]:
-    """Pixels in [0, 1], the same every time."""
+    """Return the plain images as pixels in [0, 1], the same at every call."""
     shape = spec.input_shape
     flat = [torch.zeros(shape), torch.ones(shape)]
     mean = torch.tensor(spec.mean).clamp(0, 1).view(-1, 1, 1).expand(shape)
@@ -67,7 +67,7 @@ def _plain_images(spec: ModelSpec) -> Float[Tensor, "n c h w"]:
 
 
 def _origin(module: nn.Module, batch: Tensor) -> str:
-    """The first module, in the order of execution, that gets finite numbers and gives others.
+    """Return the first module, in order of execution, that turns finite numbers into others.
 
     A module ends after all that it is made of, so the innermost one is met first.
     """

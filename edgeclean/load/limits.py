@@ -1,4 +1,4 @@
-"""Checks of an untrusted file that look at its bytes only, before any parser of weights does.
+"""Checks of an untrusted file by its bytes alone, before any parser of weights reads them.
 
 Limits bound what a file may cost; each check refuses with one line and executes nothing.
 """
@@ -29,7 +29,7 @@ Kind = Literal["torch-zip", "torch-legacy", "safetensors", "onnx"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadLimits(Settings):
-    """What one input may cost; a real network that needs more is a reason to raise a limit.
+    """The most that one input may cost; raise a limit where a real network needs more.
 
     Attributes:
         file_bytes: size of the file, of what its archive unpacks to, and of all its tensors.
@@ -55,14 +55,14 @@ class LoadLimits(Settings):
 
 
 def read_input(path: Path, limit_bytes: int) -> bytes:
-    """The whole of a regular file of at most ``limit_bytes``.
+    """Read the whole of a regular file of at most ``limit_bytes``.
 
     Raises:
         InputRejectedError: there is no such file, it is no regular one, is empty or too large.
     """
     shown = printable(str(path))
     try:
-        # The opened file is looked at, not its name; and a pipe must not wait for its writer.
+        # The opened file is checked, not its name; and a pipe must not wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             status = os.fstat(descriptor)
@@ -87,10 +87,10 @@ def read_input(path: Path, limit_bytes: int) -> bytes:
 
 
 def kind_of(path: Path, contents: bytes) -> Kind:
-    """How to read a file: by its suffix, and for PyTorch's own files by their first bytes.
+    """Return the format of a file: by its suffix, and for PyTorch's own files by their first bytes.
 
     Raises:
-        InputRejectedError: the suffix is not one we read, or the bytes are not what it promises.
+        InputRejectedError: the suffix is not one we read, or the bytes are not of its format.
     """
     shown, suffix = printable(str(path)), path.suffix.lower()
     if suffix == ".safetensors":
@@ -200,7 +200,7 @@ def _check_member(member: zipfile.ZipInfo, limits: LoadLimits) -> None:
 
 
 def _check_names(names: Iterable[str]) -> None:
-    # Two zip readers may pick different ones of two equal names, and a scanner may look at one
+    # Two zip readers may pick different ones of two equal names, and a scanner may check one
     # while torch loads the other: nothing that depends on such a choice is read.
     folded = [name.casefold() for name in names]
     if len(set(folded)) != len(folded):

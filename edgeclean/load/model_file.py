@@ -1,4 +1,4 @@
-"""What a checkpoint does not say of itself, read from ``model.toml`` or from options.
+"""What a checkpoint does not hold about its network, read from ``model.toml`` or from options.
 
 ::
 
@@ -68,11 +68,11 @@ def spec_from_options(
 
     Args:
         model_file: a ``model.toml``, which may leave out what the options give.
-        arch: as in the model file.
+        arch: the architecture, as in the model file.
         input_shape: ``CxHxW``, for instance ``3x32x32``.
         classes: the number of outputs.
         mean: comma-separated numbers, one per channel.
-        std: likewise, each above zero.
+        std: comma-separated numbers above zero, one per channel.
 
     Raises:
         UsageError: an option is malformed, or something is given by neither.
@@ -101,7 +101,7 @@ def spec_from_options(
     return _spec(
         merged,
         name=lambda key: OPTIONS[key] if key in given else in_file(key),
-        # Only numbers for each channel are held against something that the other one may say.
+        # Only numbers for each channel are held against something that the other one may hold.
         error=UsageError if {"input-shape", "mean", "std"} & set(given) else InputRejectedError,
     )
 
@@ -111,7 +111,7 @@ def _in_file(path: Path) -> Callable[[str], str]:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    """What a model file says, each entry checked by itself."""
+    """Read the entries of a model file, each checked by itself."""
     hint = "a model file is a few lines of TOML"
     entries = read_small_toml(path, MAX_FILE_BYTES, hint=hint, error=InputRejectedError)
     _check_entries(entries, name=_in_file(path), error=InputRejectedError)
@@ -140,11 +140,11 @@ def _spec(
 def _check_entries(
     entries: Mapping[str, Any], *, name: Callable[[str], str], error: type[EdgecleanError]
 ) -> None:
-    """Types and ranges of the keys that are there; ``name`` says where a key was given."""
+    """Check types and ranges of the given keys; ``name`` puts in words where a key was given."""
     for key, entry in entries.items():
         if key not in KEYS:
-            said = name("unknown key")
-            raise error(f"{said} {key[:60]!r}; allowed are {', '.join(KEYS)}")
+            where = name("unknown key")
+            raise error(f"{where} {key[:60]!r}; allowed are {', '.join(KEYS)}")
         problem = _CHECKS[key](entry)
         if problem:
             raise error(f"{name(key)} is {shown(entry)}; it must be {problem}")
@@ -196,7 +196,7 @@ _CHECKS = {
 
 
 def parse_classes(text: str) -> int:
-    """The number that ``--classes`` gives; its range is checked with the other options.
+    """Return the number given by ``--classes``; its range is checked with the other options.
 
     Raises:
         UsageError: it is no whole number, or has more digits than any allowed one.

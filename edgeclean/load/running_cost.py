@@ -1,4 +1,4 @@
-"""What running a network once may take: found while it runs, before each layer.
+"""The cost of running a network once, bounded while it runs, before each layer.
 
 The image shape comes with the checkpoint, in a few bytes of text: 4096 x 4096 images would make a
 network of a megabyte take the machine's memory.
@@ -22,7 +22,7 @@ from edgeclean.load.limits import LoadLimits
 def bounded_cost(
     module: nn.Module, input_shape: tuple[int, int, int], limits: LoadLimits
 ) -> Iterator[None]:
-    """Inside, the module stops where one image takes more than the limits.
+    """Stop the module, within the context, where one image takes more than the limits.
 
     Convolutions and linear layers are counted before they run, the rest after it: what they put
     out is no larger than what they got, but for layers that enlarge images.
@@ -47,7 +47,7 @@ def bounded_cost(
 
 
 class _Bill:
-    """What the layers have taken so far."""
+    """The activations and multiply-accumulates of the layers so far."""
 
     def __init__(self, input_shape: tuple[int, int, int], limits: LoadLimits) -> None:
         self._image = "x".join(map(str, input_shape))
@@ -69,7 +69,7 @@ class _Bill:
         assert isinstance(layer, nn.Conv2d | nn.Linear)  # noqa: S101 - the hooked kinds
         images = inputs[0] if inputs else named.get("input")
         if not isinstance(images, Tensor) or not images.dim():
-            return  # no image: the layer itself says whether it takes that
+            return  # no image: the layer itself refuses it or not
         if isinstance(layer, nn.Linear):
             activations = images.numel() // max(1, images.shape[-1]) * layer.out_features
         else:
@@ -82,7 +82,7 @@ class _Bill:
 
 
 def _plane(layer: nn.Conv2d, sides: torch.Size) -> int:
-    """Height times width of what a convolution puts out; see the formula of `nn.Conv2d`."""
+    """Return height times width of a convolution's output; see the formula of `nn.Conv2d`."""
     plane = 1
     for axis, side in enumerate(sides):
         reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1)

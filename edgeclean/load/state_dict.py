@@ -1,4 +1,4 @@
-"""Finding the state dict in what a checkpoint holds, checking its tensors, putting them to use."""
+"""Find the state dict in a checkpoint, check its tensors, and put them into a module."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torc
 
 
 def find_state_dict(tree: object) -> dict[str, Tensor]:
-    """The one state dict in a loaded checkpoint, under at most `MAX_DEPTH` of `NESTED_UNDER`.
+    """Return the one state dict in a checkpoint, under at most `MAX_DEPTH` of `NESTED_UNDER`.
 
     What lies beside it (epochs, optimiser states) is ignored; inside it only tensors are allowed.
 
@@ -59,7 +59,7 @@ def find_state_dict(tree: object) -> dict[str, Tensor]:
 
 
 def strip_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without ``module.`` or ``_orig_mod.`` where every name begins with it."""
+    """Remove ``module.`` and ``_orig_mod.`` where every name begins with it."""
     stripped = dict(tensors)
     for _, prefix in itertools.product(range(2), PREFIXES):
         if all(name.startswith(prefix) for name in stripped):
@@ -110,47 +110,47 @@ def fit_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         InputRejectedError: see `check_names_and_shapes`; or numbers are not finite.
     """
     check_names_and_shapes(module, tensors)
-    wanted = module.state_dict()
+    needed = module.state_dict()
     # Doubles are checked as the float32 that they become: 1e300 becomes infinity.
     narrowed = {
-        name: tensor.to(wanted[name].dtype) if _are_floats(tensor, wanted[name]) else tensor
+        name: tensor.to(needed[name].dtype) if _are_floats(tensor, needed[name]) else tensor
         for name, tensor in tensors.items()
     }
-    _check_numbers(narrowed, wanted)
-    module.load_state_dict({**wanted, **narrowed}, strict=True)
+    _check_numbers(narrowed, needed)
+    module.load_state_dict({**needed, **narrowed}, strict=True)
 
 
 def check_names_and_shapes(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Whether the tensors are the module's, whose own numbers are not looked at.
+    """Refuse tensors that are not the module's; its own numbers are not read.
 
     Raises:
         InputRejectedError: names are missing or unexpected (``num_batches_tracked`` may be
-            missing), or shapes differ; says which and how many.
+            missing), or shapes differ; the line names them and counts them.
     """
-    wanted = module.state_dict()
+    needed = module.state_dict()
     missing = [
-        name for name in wanted if name not in tensors and not name.endswith(".num_batches_tracked")
+        name for name in needed if name not in tensors and not name.endswith(".num_batches_tracked")
     ]
-    unexpected = [name for name in tensors if name not in wanted]
+    unexpected = [name for name in tensors if name not in needed]
     if missing or unexpected:
         raise InputRejectedError(
             f"the names do not match the architecture: missing {_listing(missing)}; unexpected "
             f"{_listing(unexpected)}; give the architecture that these weights were made for"
         )
     differing = [
-        f"{name} is {_shape(tensor)} for {_shape(wanted[name])}"
+        f"{name} is {_shape(tensor)} for {_shape(needed[name])}"
         for name, tensor in tensors.items()
-        if tensor.shape != wanted[name].shape
+        if tensor.shape != needed[name].shape
     ]
     if differing:
         raise InputRejectedError(f"shapes do not match the architecture: {_listing(differing)}")
 
 
-def _check_numbers(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+def _check_numbers(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() != wanted[name].is_floating_point():
+        if tensor.is_floating_point() != needed[name].is_floating_point():
             raise InputRejectedError(
-                f"{name} is {_dtype(tensor)}; the architecture has {_dtype(wanted[name])}"
+                f"{name} is {_dtype(tensor)}; the architecture has {_dtype(needed[name])}"
             )
         finite = torch.isfinite(tensor)
         if not bool(finite.all()):
@@ -168,7 +168,7 @@ def _are_floats(*tensors: Tensor) -> bool:
 
 
 def _overlaps_itself(tensor: Tensor) -> bool:
-    """Whether two indices might name one element: sufficient, and exact for what torch.save writes.
+    """Return whether two indices might name one element; exact for what torch.save writes.
 
     With strides in ascending order, an axis whose stride is larger than the furthest offset that
     the smaller ones reach cannot run into them.
@@ -197,7 +197,7 @@ def _check_sharing(tensors: Mapping[str, Tensor]) -> None:
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
-    """Addresses of its first byte and behind its last."""
+    """Return the addresses of a tensor's first byte and behind its last."""
     last = sum(
         stride * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
     )

@@ -1,4 +1,4 @@
-"""Networks that flatten by ``x.view(n, -1)``, as tutorials do, in the layout that is computed in.
+"""Let networks that flatten by ``x.view(n, -1)``, as tutorials do, take channels-last images.
 
 A view needs the memory order of the images that the code was written for; channels-last images,
 which are faster, have another. The same numbers in a new tensor serve as well.
@@ -17,14 +17,14 @@ from edgeclean.networks.autocast import channels_last
 
 
 def free_of_layout_(module: nn.Module, input_shape: tuple[int, int, int]) -> None:
-    """Make a network take channels-last images, in place, if its code alone keeps it from it.
+    """Make a network take channels-last images, in place, if only its code prevents it.
 
     Its names, its weights and what it computes stay the same; its class becomes one of the same
     name. A network that takes such images already is left alone.
 
     Args:
-        module: in evaluation mode; takes an image of ``input_shape`` [c, h, w].
-        input_shape: of its images.
+        module: a module in evaluation mode, which takes an image of ``input_shape`` [c, h, w].
+        input_shape: channels, height and width of its images.
     """
     images = torch.zeros(1, *input_shape).to(memory_format=torch.channels_last)
     try:
@@ -36,10 +36,10 @@ def free_of_layout_(module: nn.Module, input_shape: tuple[int, int, int]) -> Non
 
 
 def _reshaping(kind: type[nn.Module]) -> type[nn.Module]:
-    """The same class, whose forward pass copies where a view cannot be had."""
+    """Return the same class with a forward pass that copies where a view is impossible."""
 
     def forward(self: nn.Module, *inputs: Any, **named: Any) -> Any:
-        # Tracing dies of such a mode, and is of plain images.
+        # Tracing fails in such a mode, and is of contiguous images.
         if torch.jit.is_tracing():  # type: ignore[no-untyped-call, attr-defined]
             return kind.forward(self, *inputs, **named)
         with _ViewOrCopy():
@@ -49,7 +49,7 @@ def _reshaping(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 class _ViewOrCopy(TorchFunctionMode):
-    """Within, ``view`` gives a copy where the order of the memory allows no view."""
+    """A mode in which ``view`` returns a copy where the order of the memory allows no view."""
 
     def __torch_function__(
         self, function: Any, types: Any, inputs: tuple[Any, ...] = (), named: Any = None

@@ -1,4 +1,4 @@
-"""The latency table of a run, given or measured here and kept, and goals that need one."""
+"""Measure a network's latency table on this machine, and check a table against this machine."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def measured_table(
     kept: Store | None = None,
     progress: Progress = silent,
 ) -> LatencyTable:
-    """Time every layer of a network that may be factored, and the network, on this machine.
+    """Time the whole network and every layer of it that may be factored, on this machine.
 
     Args:
-        network: as it was loaded.
-        settings: see `BlockLatencySettings`.
-        overrides: ranks of single layers that must be in the table as well.
-        kept: what was measured on this device before is taken from here, so that a second run
-            plans by the same numbers; what is new is put there.
-        progress: told after every layer.
+        network: the network as it was loaded.
+        settings: the length and the conditions of the measurement.
+        overrides: ranks of single layers that must be in the table as well, by layer name.
+        kept: store of earlier measurements: rows measured on this device before are taken from
+            it, so that a second run plans by the same numbers, and new rows are added.
+        progress: called after every layer.
 
     Raises:
         ToolchainError: the backend's device is not there.
@@ -57,7 +57,7 @@ def table_of_this_machine(
     kept: Store | None = None,
     progress: Progress = silent,
 ) -> LatencyTable:
-    """As `measured_table`, with the threads and the batch that the network is measured with."""
+    """Call `measured_table` with the threads and the batch that the networks are measured with."""
     settings = BlockLatencySettings(threads=latency.threads, batch=latency.batch)
     return measured_table(
         network, settings, overrides=dict(overrides), kept=kept, progress=progress
@@ -65,14 +65,14 @@ def table_of_this_machine(
 
 
 def is_of_this_machine(table: LatencyTable) -> bool:
-    """Whether ONNX Runtime on this processor is what the table was measured with."""
+    """Return whether the table was measured with this ONNX Runtime on this processor."""
     here = describe_environment()
     runtime = f"onnxruntime {here.versions['onnxruntime']}"
     return table.device == here.processor and table.runtime.startswith(f"{runtime},")
 
 
 def check_table(table: LatencyTable, *, precision: str, threads: int, batch: int) -> None:
-    """Refuse a table that was measured otherwise than this run computes and measures.
+    """Refuse a table measured under other conditions than this run computes and measures in.
 
     Raises:
         UsageError: the precision differs; or the table is of this machine and threads or batch do.

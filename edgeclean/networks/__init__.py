@@ -1,1 +1,1 @@
-"""What networks are made of: states, layers, cost, folding, batching, precision, pixels."""
+"""Networks and their parts: states, layers, cost, folding, batching, precision, pixels."""

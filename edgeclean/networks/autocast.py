@@ -10,7 +10,7 @@ from torch import nn
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 convolutions run on dedicated instructions of this device."""
+    """Return whether bfloat16 convolutions run on dedicated instructions of this device."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     if device.type == "cpu":
@@ -20,15 +20,15 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
-    """An autocast context: bfloat16 where it is fast, disabled elsewhere."""
+    """Return an autocast context: bfloat16 where it is fast, disabled elsewhere."""
     return torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device))
 
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Within, a GPU's float32 convolutions are that: cuDNN otherwise rounds their inputs to TF32.
+    """Keep a GPU's convolutions in float32 meanwhile: cuDNN else rounds their inputs to TF32.
 
-    What is compared with a tolerance of float32 needs it; a CPU computes so anyway.
+    Comparisons with a tolerance of float32 need it; a CPU computes so anyway.
     """
     cudnn = torch.backends.cudnn
     with cudnn.flags(
@@ -41,11 +41,11 @@ def exact_float32() -> Iterator[None]:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a network's parameters live (the CPU for a network without any)."""
+    """Return the device of a network's parameters (the CPU for a network without any)."""
     parameter = next(module.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
 
 
 def channels_last(module: nn.Module) -> nn.Module:
-    """The same module with its convolutions' weights in channels-last order, which is faster."""
+    """Return the module with its convolutions' weights in channels-last order, which is faster."""
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

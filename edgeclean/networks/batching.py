@@ -1,6 +1,6 @@
-"""How many images at once: what a backward pass keeps of them has to fit into memory.
+"""The number of images at once, bounded by the memory that a backward pass keeps for them.
 
-Networks for 32x32 images keep a megabyte or so an image, those for 224x224 tens of them; without a
+Networks for 32x32 images keep about a megabyte per image, those for 224x224 tens of them; without a
 bound, a batch that is nothing for the first takes the whole machine, or the whole GPU, for the
 second. The bound is one number for every machine, and not what happens to be free, so that two runs
 give the same bytes.
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from edgeclean.networks.autocast import device_of, mixed_precision
 
-KEPT_BYTES = 4 * 2**30  # of one backward pass; about as much again is worked with
+KEPT_BYTES = 4 * 2**30  # of one backward pass; about as much is worked with beside it
 
 
 def images_at_once(shape: Sequence[int], *modules: nn.Module) -> int:
-    """The most images of ``shape`` [c, h, w] in one forward and backward pass; at least 1.
+    """Return the most images of ``shape`` [c, h, w] in one forward and backward pass; at least 1.
 
     Args:
-        shape: of one image.
+        shape: channels, height and width of one image.
         modules: functions of images, which all see each of them; run on one image and on two.
     """
     an_image = sum(_kept_bytes(one, (2, *shape)) - _kept_bytes(one, (1, *shape)) for one in modules)
@@ -30,13 +30,13 @@ def images_at_once(shape: Sequence[int], *modules: nn.Module) -> int:
 
 
 def _kept_bytes(module: nn.Module, shape: tuple[int, ...]) -> int:
-    """What autograd keeps for the gradient with respect to images of ``shape`` [n, c, h, w].
+    """Return the bytes that autograd keeps for a gradient of images of ``shape`` [n, c, h, w].
 
     Several layers may keep one tensor, and views of it: storages are counted, once each.
     """
     device = device_of(module)
     kept: dict[int, int] = {}
-    alive: list[Tensor] = []  # an address says something only while its storage lives
+    alive: list[Tensor] = []  # an address is unique only while its storage lives
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

@@ -1,4 +1,4 @@
-"""A factored convolution as stock modules, recognised by the names and shapes of its parts.
+"""A factored convolution as stock modules, recognised by its layers' names and shapes.
 
 A block is a plain ``nn.Sequential`` of two or three plain ``nn.Conv2d`` with these names, so that
 exporters and state dicts need no special case:
@@ -8,8 +8,8 @@ exporters and state dicts need no special case:
     reduce, core           only the input channels factored
     reduce, expand         a 1x1 convolution in two; stride and padding are reduce's
 
-Another kind of factorisation adds its names here; what its weights are, and of which convolutions
-it is made, `compress.factorisation` says.
+Another kind of factorisation adds its names here; `compression.factorisation` computes the weights
+and decides which convolutions are factored.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def is_block(module: nn.Module) -> TypeGuard[nn.Sequential]:
 
 
 def spatial_part(block: nn.Sequential) -> nn.Conv2d:
-    """The convolution of a block that has its stride, padding and dilation."""
+    """Return the convolution of a block that has its stride, padding and dilation."""
     layers = dict(block.named_children())
     return cast(nn.Conv2d, layers.get("core", layers.get("reduce")))
 
 
 def block_shape(block: nn.Sequential) -> tuple[int, int, int, int]:
-    """[out, in, kh, kw] of the one kernel that a block multiplies out to."""
+    """Return [out, in, kh, kw] of the one kernel that a block multiplies out to."""
     layers = [cast(nn.Conv2d, layer) for layer in block.children()]
     height, width = spatial_part(block).kernel_size
     return layers[-1].out_channels, layers[0].in_channels, height, width

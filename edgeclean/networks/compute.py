@@ -1,4 +1,4 @@
-"""Where the work is done: on the processor, or on a CUDA GPU where one was asked for."""
+"""The device of the work: the processor, or a CUDA GPU where one was asked for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Compute = Literal["cpu", "cuda"]
 
 
 def require_compute(compute: Compute) -> None:
-    """Refuse before anything is loaded what this machine does not have.
+    """Refuse a device that this machine does not have, before anything is loaded.
 
     Raises:
         ToolchainError: PyTorch sees no CUDA device.
@@ -26,11 +26,11 @@ def require_compute(compute: Compute) -> None:
 
 
 def placed(network: LoadedNetwork, compute: Compute) -> LoadedNetwork:
-    """The same network, its module moved there; every stage works where its network lies."""
+    """Move the network's module to the device; every stage works where its network lies."""
     network.module.to(compute)
     return network
 
 
 def gpu_name(compute: Compute) -> str | None:
-    """What the GPU that the work is done on calls itself; None on the processor."""
+    """Return the name of the GPU that the work is done on; None on the processor."""
     return torch.cuda.get_device_name() if compute == "cuda" else None

@@ -1,4 +1,4 @@
-"""What a network costs before anything is measured: parameters and multiply-accumulates."""
+"""The cost of a network before anything is measured: parameters and multiply-accumulates."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from edgeclean.networks.layers import trace_layers
 
 
 def count_params(module: nn.Module) -> int:
-    """All parameters; buffers (BatchNorm statistics) are not counted."""
+    """Count all parameters; buffers (BatchNorm statistics) are not counted."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def count_macs(module: nn.Module, input_shape: tuple[int, int, int]) -> int:
-    """Multiply-accumulates of every convolution and linear layer for one image.
+    """Count multiply-accumulates of every convolution and linear layer for one image.
 
     A layer that runs twice counts twice. Biases, normalisation and activations are left out, as
     usual in the field.

@@ -1,8 +1,8 @@
-"""How far a student's outputs are from its teacher's.
+"""Distances of a student's outputs from its teacher's.
 
 Unlearning triggers and recovering accuracy are both distillation. They compare logits (Ba and
 Caruana, 2014) rather than softened probabilities (Hinton et al., 2015): on images made without
-data a teacher's answers are often near one class, where probabilities say almost nothing of the
+data a teacher's answers are often near one class, where probabilities hold almost nothing of the
 other logits. ``benchmarks/studies/ablations.py`` measures the difference.
 """
 
@@ -21,7 +21,7 @@ _TEMPERATURE = 2.0
 
 @dataclass(frozen=True, slots=True)
 class OutputDistance:
-    """A distance of outputs.
+    """A distance of outputs, computed by calling it.
 
     Attributes:
         compare: ``logits``: mean squared difference over ``scale``; ``probabilities``: T^2 times
@@ -37,7 +37,7 @@ class OutputDistance:
     def __call__(
         self, outputs: Float[Tensor, "n k"], answers: Float[Tensor, "n k"]
     ) -> Float[Tensor, ""]:
-        """Of the student's ``outputs`` from the teacher's ``answers``, a mean over images."""
+        """Return the distance of ``outputs`` from the teacher's ``answers``, a mean over images."""
         if self.compare == "logits":
             return (outputs - answers).square().mean() / self.scale
         if self.compare == "labels":
@@ -48,10 +48,10 @@ class OutputDistance:
 
 
 def logit_variance(answers: Float[Tensor, "n k"]) -> float:
-    """How much a class's logit varies from image to image, a mean over classes; above 0."""
+    """Return the variance of a class's logit over images, a mean over classes; above 0."""
     return max(float(answers.float().var(0, unbiased=False).mean()), 1e-6)
 
 
 def label_answers(labels: Int[Tensor, " n"], classes: int) -> Float[Tensor, "n k"]:
-    """Logits whose distribution is 95 % the label and 5 % spread over all classes."""
+    """Return logits whose distribution is 95 % the label and 5 % spread over all classes."""
     return (0.95 * functional.one_hot(labels, classes) + 0.05 / classes).log()

@@ -2,7 +2,7 @@
 
 Weights that are finite may still answer with NaN, and a setting may drive a stage there. Left
 alone, such numbers travel: a flow that is NaN reads outside of an image inside PyTorch's native
-code, and a comparison with NaN passes gates. So each stage's result is looked at before the next
+code, and a comparison with NaN passes gates. So each stage's result is checked before the next
 one has it (`runner.Runner`), and each loss before its gradient is taken (`require_finite_loss`).
 """
 
@@ -29,7 +29,7 @@ def require_finite(state: object, stage: str) -> None:
     Args:
         state: a network, images, a scan's report or a plan: whatever dataclasses, modules,
             tensors and plain containers are made of.
-        stage: that made it.
+        stage: the stage that made it.
 
     Raises:
         NotFiniteError: naming the stage and the first such tensor or number.
@@ -61,7 +61,7 @@ def _all_finite(tensor: Tensor) -> bool:
 
 
 def _numbers(state: object, name: str) -> Iterator[tuple[str, Tensor | float]]:
-    """Every floating-point tensor and number in ``state``, by its dotted name."""
+    """Yield every floating-point tensor and number in ``state``, by its dotted name."""
     if isinstance(state, Tensor):
         if state.is_floating_point():
             yield name, state

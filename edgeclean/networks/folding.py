@@ -2,8 +2,8 @@
 
 There a BatchNorm is an affine map of each channel, yet it costs a pass over the activations in
 each direction, which for small layers is as much as the convolution itself. Teachers and networks
-under test have it folded into their weights for good (`frozen`); a network that learns keeps its
-parameters and scales its weights by them at every pass (`folding_norms`).
+under test have it folded into their weights for good (`inference_copy`); a network that learns
+keeps its parameters and scales its weights by them at every pass (`folding_norms`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TOLERANCE = 1e-3  # of the largest output; folding in float32 moves outputs by 
 
 
 def inference_copy(function: nn.Module, pixels: Float[Tensor, "n c h w"]) -> nn.Module:
-    """A copy of ``function`` for forward passes under `mixed_precision`, without gradients of it.
+    """Return a copy of ``function`` for forward passes under `mixed_precision`, without gradients.
 
     A folded BatchNorm leaves an identity under its name. Weights are rounded to bfloat16 where
     autocast would do so at every pass.
@@ -45,7 +45,7 @@ def inference_copy(function: nn.Module, pixels: Float[Tensor, "n c h w"]) -> nn.
 
 @contextmanager
 def folding_norms(module: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Iterator[None]:
-    """Within, ``module`` computes its BatchNorms with the convolutions before them.
+    """Let ``module`` compute its BatchNorms with the convolutions before them, meanwhile.
 
     The function and the parameters, the very tensors, stay the same; afterwards so do the layers.
     """
@@ -66,12 +66,12 @@ class NormedConv(nn.Module):
         self.conv, self.norm = conv, norm
 
     def forward(self, input: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d p q"]:
-        """``norm(conv(input))``; the name is `nn.Conv2d`'s, by which code may call it."""
+        """Return ``norm(conv(input))``; callers may name ``input`` as they do for `nn.Conv2d`."""
         outputs: Tensor = self.conv._conv_forward(input, *self._weight_and_bias())
         return outputs
 
     def _weight_and_bias(self) -> tuple[Tensor, Tensor]:
-        """As `fuse_conv_bn_weights` in torch.nn.utils.fusion, which cuts the gradients off."""
+        """Fuse as torch.nn.utils.fusion.fuse_conv_bn_weights does, which cuts the gradients off."""
         conv, norm = self.conv, self.norm
         assert norm.running_mean is not None  # noqa: S101 - _pairs chose it
         assert norm.running_var is not None  # noqa: S101
@@ -84,7 +84,7 @@ class NormedConv(nn.Module):
 
 
 def _folded_by_name(module: nn.Module, pixels: Float[Tensor, "n c h w"]) -> dict[str, nn.Module]:
-    """What to put under which names, so that the outputs stay the same.
+    """Return the modules to put under which names, so that the outputs stay the same.
 
     Which BatchNorm takes the output of which convolution is seen by running a few images. That
     nothing else takes it, as the shortcut of a pre-activation block may, and that both run once,
@@ -131,9 +131,9 @@ def _swap(module: nn.Module, layers: dict[str, nn.Module]) -> None:
 
 @torch.no_grad()
 def _pairs(module: nn.Module, example: Float[Tensor, "n c h w"]) -> list[tuple[str, str]]:
-    """Names of convolutions and of the BatchNorms that were seen to take their outputs."""
+    """Return the names of convolutions and of the BatchNorms seen to take their outputs."""
     makers: dict[int, str] = {}
-    alive: list[Tensor] = []  # an id says something only while its tensor lives
+    alive: list[Tensor] = []  # an id is unique only while its tensor lives
     pairs: list[tuple[str, str]] = []
 
     def watch(name: str, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:

@@ -33,10 +33,11 @@ class Layer:
     Attributes:
         name: dotted, as in ``named_modules``.
         module: the layer itself, or the block that stands in its place.
-        images_in: of every run in one forward pass, the extent of the input without its channels:
+        images_in: for every run in one forward pass, the extent of the input without its channels:
             (height, width) of a convolution; empty if the layer never runs.
-        images_out: of the outputs, likewise.
-        macs: multiply-accumulates of one image over all runs; of a block, those of its parts.
+        images_out: the same for the outputs.
+        macs: multiply-accumulates of one image over all runs; of a block, those of its
+            convolutions.
         owners: all dotted names under which this one module stands, ``name`` first.
         reason: why it must stay as it is; empty if it may be factored.
     """
@@ -51,22 +52,22 @@ class Layer:
 
     @property
     def runs(self) -> int:
-        """How often the layer runs in one forward pass."""
+        """The number of times that the layer runs in one forward pass."""
         return len(self.images_in)
 
     @property
     def pixels_in(self) -> int:
-        """Input pixels of one image over all runs."""
+        """The input pixels of one image over all runs."""
         return sum(prod(image) for image in self.images_in)
 
     @property
     def pixels_out(self) -> int:
-        """Output pixels of one image over all runs."""
+        """The output pixels of one image over all runs."""
         return sum(prod(image) for image in self.images_out)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """[out, in of one group, ...] of the layer, or of the kernel that its block stands for."""
+        """The shape [out, in of one group, ...] of the layer's weight, or of its block's kernel."""
         if is_block(self.module):
             return block_shape(self.module)
         weight = self.module.weight
@@ -102,7 +103,7 @@ class Layer:
         return type(module).__name__
 
     def describe(self) -> dict[str, Any]:
-        """Name, kind and shape, for the history."""
+        """Return name, kind and shape, for the history."""
         out, channels_in, *kernel = self.weight_shape
         groups = int(getattr(self.module, "groups", 1))
         return {
@@ -117,10 +118,10 @@ class Layer:
 def trace_layers(
     module: nn.Module, input_shape: tuple[int, int, int], *, keep: Collection[str] = ()
 ) -> tuple[Layer, ...]:
-    """All layers in the order of ``named_modules``, from one run over an image of zeros.
+    """Return all layers in the order of ``named_modules``, from one run over an image of zeros.
 
     Args:
-        module: of a plain, decomposed or truncated network; left as it was.
+        module: the module of a plain, decomposed or truncated network; it is left as it was.
         input_shape: channels, height and width of one image.
         keep: names of layers that must stay as they are.
 
@@ -156,9 +157,9 @@ def trace_layers(
 
 
 def conv_shapes(layers: Iterable[Layer]) -> dict[str, ConvShape]:
-    """The shapes of all convolutions that run exactly once, by name.
+    """Return the shapes of all convolutions that run exactly once, by name.
 
-    A convolution that runs more often is left out: no one shape tells its time.
+    A convolution that runs more often is left out: its time is not that of one shape.
     """
     return {layer.name: layer.shapes[0] for layer in layers if len(layer.shapes) == 1}
 
@@ -180,7 +181,7 @@ def require_layers(option: str, names: Iterable[str], known: Iterable[str]) -> N
 
 
 def with_layers(module: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.Module:
-    """A copy of the module in which the named layers are replaced, wherever else they stand too."""
+    """Copy the module and replace the named layers, wherever else they stand too."""
     changed = copy.deepcopy(module)
     by_identity = {id(changed.get_submodule(name)): new for name, new in replacements.items()}
     if id(changed) in by_identity:
@@ -194,7 +195,7 @@ def with_layers(module: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.
 
 @dataclass(slots=True)
 class _Trace:
-    """What a hook on one module has seen."""
+    """The inputs and outputs that a hook on one module has seen."""
 
     images_in: list[Image] = field(default_factory=list)
     images_out: list[Image] = field(default_factory=list)
@@ -221,7 +222,7 @@ def _layer_modules(root: nn.Module) -> dict[str, nn.Module]:
 
 
 def _traced(module: nn.Module, input_shape: tuple[int, int, int]) -> dict[int, _Trace]:
-    """By identity, what every matrix layer and every block was fed in one forward pass."""
+    """Trace, by identity, the inputs of every matrix layer and every block in one forward pass."""
     traces = {
         id(one): _Trace()
         for one in module.modules()
@@ -246,7 +247,7 @@ def _traced(module: nn.Module, input_shape: tuple[int, int, int]) -> dict[int, _
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every part is in the mode that it was in."""
+    """Set evaluation mode meanwhile; afterwards every submodule is in the mode that it was in."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

@@ -1,4 +1,4 @@
-"""Between pixels in [0, 1] and what a network was trained on: (pixel - mean) / std."""
+"""The normalisation between pixels in [0, 1] and a network's input: (pixel - mean) / std."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgeclean.networks.state import ModelSpec, Network
 
 
 class Normalize(nn.Module):
-    """Channel-wise (pixels - mean) / std."""
+    """A module that computes (pixels - mean) / std for each channel."""
 
     mean: Tensor
     std: Tensor
@@ -24,25 +24,25 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """The network's own input."""
+        """Return the network's own input."""
         normalised: Tensor = (pixels - self.mean) / self.std
         return normalised
 
 
 def pixel_network(network: Network) -> nn.Sequential:
-    """The network as a function of pixels, where it lies; shares the module, so it is no copy."""
+    """Return the network as a function of pixels, on its device; it shares the module."""
     scaling = Normalize(network.spec.mean, network.spec.std).to(device_of(network.module))
     return nn.Sequential(scaling, network.module)
 
 
 def pixel_copy(network: Network) -> nn.Sequential:
-    """A copy as a function of pixels, in evaluation mode, channels-last, where the network lies."""
+    """Return a copy as a function of pixels: evaluation mode, channels-last, on its device."""
     function = copy.deepcopy(pixel_network(network)).eval()
     channels_last(function)
     return function
 
 
 def normalize(pixels: Float[Tensor, "n c h w"], spec: ModelSpec) -> Float[Tensor, "n c h w"]:
-    """Pixels as the network's own input."""
+    """Normalise pixels to the network's own input."""
     normalised: Tensor = Normalize(spec.mean, spec.std)(pixels)
     return normalised

@@ -1,4 +1,4 @@
-"""The shape of one convolution and of its input: what decides its cost and its time."""
+"""The shape of one convolution and of its input, which decides its cost and its time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class ConvShape:
-    """One ungrouped convolution's shape; layers of one shape take one time, whatever they weigh.
+    """The shape of one ungrouped convolution; layers of one shape take the same time.
 
     Attributes:
-        channels_out: of the convolution.
-        channels_in: likewise.
+        channels_out: the convolution's output channels.
+        channels_in: its input channels.
         kernel: height and width.
-        stride: likewise.
-        dilation: likewise.
+        stride: its stride.
+        dilation: its dilation.
         padding: zeros above, on the left, below, and on the right: the order of ONNX.
         image: height and width of the layer's input.
     """
@@ -40,12 +40,12 @@ class ConvShape:
 
     @property
     def channels(self) -> Pair:
-        """(out, in)."""
+        """The numbers of channels, (out, in)."""
         return self.channels_out, self.channels_in
 
     @property
     def image_out(self) -> Pair:
-        """Height and width of the layer's output."""
+        """The height and width of the layer's output, in pixels."""
         top, left, bottom, right = self.padding
         sides = zip(self.image, (top + bottom, left + right), strict=True)
         height, width = (
@@ -58,16 +58,16 @@ class ConvShape:
 
     @property
     def params(self) -> int:
-        """Weights; the bias is not counted."""
+        """The number of weights; the bias is not counted."""
         return self.channels_out * self.channels_in * prod(self.kernel)
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one image."""
+        """The multiply-accumulates of one image."""
         return self.params * prod(self.image_out)
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as a JSON object; pairs become lists."""
+        """Return the fields as a JSON object; pairs become lists."""
         return {
             name: list(field) if isinstance(field, tuple) else field
             for name, field in asdict(self).items()
@@ -75,7 +75,7 @@ class ConvShape:
 
 
 def conv_shape(conv: nn.Conv2d, image: Pair) -> ConvShape:
-    """The shape of a convolution on an input of this height and width."""
+    """Return the shape of a convolution on an input of this height and width."""
     return ConvShape(
         channels_out=conv.out_channels,
         channels_in=conv.in_channels,
@@ -88,7 +88,7 @@ def conv_shape(conv: nn.Conv2d, image: Pair) -> ConvShape:
 
 
 def mix_shape(channels_in: int, channels_out: int, image: Pair) -> ConvShape:
-    """The shape of a 1x1 convolution of stride 1, which only mixes channels."""
+    """Return the shape of a 1x1 convolution of stride 1, which only mixes channels."""
     return ConvShape(
         channels_out=channels_out,
         channels_in=channels_in,
@@ -105,7 +105,7 @@ def _pair(extent: tuple[int, ...]) -> Pair:
 
 
 def _padding(conv: nn.Conv2d) -> tuple[int, int, int, int]:
-    """PyTorch's "same" puts the odd zero below and on the right."""
+    """Return the padding; PyTorch's "same" puts the odd zero below and on the right."""
     if conv.padding == "valid":
         return 0, 0, 0, 0
     if isinstance(conv.padding, str):

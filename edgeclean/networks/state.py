@@ -23,15 +23,15 @@ N = TypeVar("N", bound="Network")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """What a checkpoint does not say of itself.
+    """The facts about a network that its checkpoint does not hold.
 
     Attributes:
         architecture: a name of the built-in table, ``package.module:callable``,
             ``file.py:callable``, or ``onnx``.
         input_shape: channels, height and width of one image.
         classes: the number of outputs.
-        mean: per channel, subtracted from pixels in [0, 1].
-        std: per channel, divides after the mean is subtracted.
+        mean: one number per channel, subtracted from pixels in [0, 1].
+        std: one number per channel, which divides after the mean is subtracted.
     """
 
     architecture: str
@@ -43,7 +43,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageRecord:
-    """What one stage did: enough, with the seed, to do it again.
+    """The settings and decisions of one stage: with the seed, enough to repeat it.
 
     ``settings`` are the stage's whole settings; ``notes`` what it decided (JSON values only, and
     nothing that differs between two runs on one machine: no times, no paths).
@@ -58,7 +58,14 @@ class StageRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """A network between two stages. ``module`` takes *normalised* images; see ``pixels.py``."""
+    """A network between two stages.
+
+    Attributes:
+        module: takes *normalised* images [n, c, h, w] and gives logits [n, classes]; see `pixels`.
+        spec: what the checkpoint does not hold.
+        source_sha256: hash of the checkpoint's bytes.
+        history: one record for each stage that the network went through, in order.
+    """
 
     module: nn.Module
     spec: ModelSpec
@@ -68,32 +75,32 @@ class Network:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedNetwork(Network):
-    """As the stranger sent it: possibly backdoored."""
+    """A network as it was loaded: untrusted, possibly backdoored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PurifiedNetwork(Network):
-    """Same architecture and size, with what the scan found unlearned (or, unguided, untouched)."""
+    """A network of the same architecture, with the scan's findings unlearned, if any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecomposedNetwork(Network):
-    """Every eligible convolution replaced by full-rank Tucker-2 (or SVD) factors."""
+    """A network whose eligible convolutions are full-rank Tucker-2 (or SVD) factors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaledNetwork(DecomposedNetwork):
-    """Singular values of the cores clamped at tau."""
+    """A network whose cores have their singular values clamped at tau."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TruncatedNetwork(Network):
-    """Leading ranks kept; blocks that would not get smaller put back into one convolution."""
+    """A network of leading ranks; blocks that would not shrink are one convolution again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetunedNetwork(Network):
-    """Accuracy recovered on synthetic images."""
+    """A network whose accuracy was recovered on synthetic images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +110,8 @@ class SyntheticImages:
     Attributes:
         pixels: [n, c, h, w] float32 in [0, 1].
         labels: [n] the class each was made for.
-        origin: how they were made, in words ("batch-norm inversion", "procedural prior", ...).
+        origin: the method that made them, in words ("batch-norm inversion", "procedural prior",
+            ...).
     """
 
     pixels: Float[Tensor, "n c h w"]
@@ -121,7 +129,7 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
 
 
 def settings_as_json(settings: object) -> dict[str, JsonValue]:
-    """A frozen settings dataclass as a JSON object (tuples become lists)."""
+    """Return a settings dataclass as a JSON object (tuples become lists)."""
     if not is_dataclass(settings) or isinstance(settings, type):
         raise TypeError(f"settings must be a dataclass instance, got {type(settings).__name__}")
     return asdict(settings)
@@ -134,14 +142,14 @@ def record(
     settings: object,
     notes: Mapping[str, JsonValue],
 ) -> StageRecord:
-    """The history's entry of a stage that made ``module``, whose cost is counted here.
+    """Return the history's entry of a stage that made ``module``, whose cost is counted here.
 
     Args:
-        stage: its name.
-        module: what it made.
-        spec: of the network.
+        stage: the stage's name.
+        module: the module that it made.
+        spec: the spec of the network.
         settings: the stage's settings, or a mapping of JSON values.
-        notes: what it decided, as JSON values.
+        notes: the stage's decisions, as JSON values.
     """
     return StageRecord(
         stage=stage,
@@ -153,7 +161,7 @@ def record(
 
 
 def following(network: Network, kind: type[N], module: nn.Module, made_by: StageRecord) -> N:
-    """The next state of ``network``: another module, and a history that is one entry longer."""
+    """Return the next state: another module, and a history that is one entry longer."""
     return kind(
         module=module,
         spec=network.spec,

@@ -18,7 +18,7 @@ from edgeclean.backdoor.gradient import Found, logits_of
 from edgeclean.backdoor.purify import PurifySettings, _plain_suspects, purify
 from edgeclean.backdoor.scan import ScanSettings, scan
 from edgeclean.backdoor.triggers import MaskedTrigger
-from edgeclean.backdoor.unlearn import UnlearnSettings, _distillation, _parts, unlearn
+from edgeclean.backdoor.unlearn import UnlearnSettings, _distillation, _microbatches, unlearn
 from edgeclean.errors import UsageError
 from edgeclean.images.procedural import procedural_images
 from edgeclean.networks.distillation import OutputDistance
@@ -188,7 +188,7 @@ def test_a_stamped_image_is_held_against_the_answer_to_itself():
 
     @torch.no_grad()
     def loss(stamped):
-        (whole,) = _parts(clean, stamped, shown, at_once=99)
+        (whole,) = _microbatches(clean, stamped, shown, at_once=99)
         return float(_distillation(teacher, teacher, whole, likeness))
 
     assert loss(clean[shown]) == pytest.approx(0, abs=1e-4)

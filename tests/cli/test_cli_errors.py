@@ -114,7 +114,11 @@ def test_a_defect_keeps_its_traceback() -> None:
         (["nonsense"], 2, "No such command"),
         (["compress", "x.pth", "-o", "b"], 2, "give --arch, --input-shape, --classes"),
         (["compress", "x.pth", *OPTIONS, "-o", "b"], 3, "x.pth: cannot be read"),
-        (["compress", "x.pth", *OPTIONS, "-o", "b", "--ratio", "0.5"], 2, "must be 1 or more"),
+        (
+            ["compress", "x.pth", *OPTIONS, "-o", "b", "--ratio", "0.5"],
+            2,
+            "ratio is 0.5; it must be",
+        ),
         (["compress", "x.pth", *OPTIONS, "-o", "b", "--target", "orin"], 2, "did you mean"),
         (
             ["compress", "x.pth", *OPTIONS, "-o", "b", "--purify", "clean-compact"],

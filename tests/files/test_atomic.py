@@ -173,7 +173,7 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path: Path) -> None:
     output = tmp_path / "build"
     write(output, OLD)
     program = (
-        "import resource, sys; from pathlib import Path; from edgeclean.bundle import atomic\n"
+        "import resource, sys; from pathlib import Path; from edgeclean.files import atomic\n"
         "from edgeclean.errors import UsageError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try:\n"

@@ -14,7 +14,7 @@ from edgeclean.backdoor.population import Population, TargetedTrigger
 from edgeclean.backdoor.purify import PurifySettings, purify
 from edgeclean.backdoor.scan import ScanSettings, scan, under_test
 from edgeclean.backdoor.triggers import AdditiveTrigger
-from edgeclean.backdoor.unlearn import UnlearnSettings, _distillation, _parts
+from edgeclean.backdoor.unlearn import UnlearnSettings, _distillation, _microbatches
 from edgeclean.compression.finetune import FinetuneSettings, finetune
 from edgeclean.images.procedural import procedural_images
 from edgeclean.images.synthesize import SynthesizeSettings, synthesize
@@ -131,9 +131,9 @@ def test_losses_of_unlearnings_parts_add_up_to_that_of_the_whole(at_once):
         with torch.no_grad():
             return sum(float(_distillation(student, teacher, part, likeness)) for part in parts)
 
-    parts = list(_parts(clean, stamped, shown, at_once))
+    parts = list(_microbatches(clean, stamped, shown, at_once))
     assert max(len(part.clean) + len(part.stamped) for part in parts) <= max(2, at_once)
-    whole = loss(_parts(clean, stamped, shown, at_once=1000))
+    whole = loss(_microbatches(clean, stamped, shown, at_once=1000))
     assert loss(parts) == pytest.approx(whole, rel=0.01)  # bfloat16, in another order
 
 

@@ -77,7 +77,7 @@ def test_a_second_run_takes_up_what_the_first_kept_on_the_gpu(
 ) -> None:
     asked = settings_for(load_target("cpu"), QUICK | {"compute": "cuda"})
     told: list[str] = []
-    cache = Cache(folder=tmp_path / "cache", tell=told.append)
+    cache = Cache(folder=tmp_path / "cache", notify=told.append)
     first, second = (
         compress(
             checkpoint, spec(), tmp_path / name, asked, code_folder=checkpoint.parent, cache=cache

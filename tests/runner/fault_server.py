@@ -44,7 +44,7 @@ def run(asked: dict[str, Any]) -> NoReturn:
             _die_after(asked["die_after"])
         checkpoint = Path(asked["checkpoint"])
         with Path(asked["told"]).open("w", encoding="utf-8") as told:
-            cache = Cache(folder=Path(asked["cache"]), tell=lambda line: print(line, file=told))
+            cache = Cache(folder=Path(asked["cache"]), notify=lambda line: print(line, file=told))
             output = Path(asked["output"])
             try:
                 compress(

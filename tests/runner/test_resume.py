@@ -118,7 +118,7 @@ def run(checkpoint: Path, output: Path, cache: Path | None, ear: Ear) -> dict[st
         output,
         quick_settings(),
         code_folder=checkpoint.parent,
-        cache=None if cache is None else Cache(folder=cache, tell=ear),
+        cache=None if cache is None else Cache(folder=cache, notify=ear),
     )
     return {name: (output / name).read_bytes() for name in BOUND}
 

@@ -33,7 +33,7 @@ def counted(number: int) -> int:
 
 def cache(folder: Path) -> tuple[Cache, list[str]]:
     heard: list[str] = []
-    return Cache(folder=folder, tell=heard.append), heard
+    return Cache(folder=folder, notify=heard.append), heard
 
 
 def test_time_adds_up_and_is_told() -> None:

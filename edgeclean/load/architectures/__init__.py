@@ -42,20 +42,20 @@ _TABLE: dict[str, Builder] = {
 
 
 def list_architectures() -> tuple[str, ...]:
-    """The names of the built-in table, sorted."""
+    """Return the names of the built-in table, sorted."""
     return tuple(sorted(_TABLE))
 
 
 def build_architecture(
     name: str, spec: ModelSpec, keys: Collection[str], *, code_folder: Path | None = None
 ) -> nn.Module:
-    """A freshly initialised network by its name.
+    """Build a freshly initialised network by its name.
 
     Args:
-        name: of the table, or code that the user names (see `named_code`; it is executed).
+        name: a name of the table, or code that the user names (see `named_code`; it is executed).
         spec: gives the input channels and classes.
         keys: the names in the checkpoint's state dict; they choose the naming variant.
-        code_folder: what a relative ``file.py:callable`` is relative to.
+        code_folder: the folder that a relative ``file.py:callable`` is relative to.
 
     Raises:
         UsageError: the table has no such name, or the user's code failed.

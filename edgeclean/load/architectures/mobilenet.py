@@ -1,7 +1,7 @@
 """MobileNetV2 (Sandler et al., 2018) in torchvision's naming.
 
 ``cifar-mobilenet-v2`` has the same keys and shapes, but the stem and the second group of blocks
-keep the plane (stride 1), as the published CIFAR codes have it; only the name tells them apart.
+keep the plane (stride 1), as the published CIFAR codes have it; only the name distinguishes them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _STEM, _LAST = 32, 1280
 
 
 class InvertedResidual(nn.Module):
-    """1x1 to more channels, 3x3 depthwise, 1x1 back; added to the input where shapes allow."""
+    """A block of 1x1 to more channels, 3x3 depthwise, 1x1 back; a shortcut where shapes allow."""
 
     def __init__(self, channels_in: int, channels_out: int, expansion: int, stride: int) -> None:
         super().__init__()
@@ -38,13 +38,13 @@ class InvertedResidual(nn.Module):
         self.adds = stride == 1 and channels_in == channels_out
 
     def forward(self, images: Tensor) -> Tensor:
-        """[n, c, h, w] to the same, or to half the plane and other channels."""
+        """Map [n, c, h, w] to the same shape, or to half the plane and other channels."""
         inner: Tensor = self.conv(images)
         return images + inner if self.adds else inner
 
 
 class MobileNetV2(nn.Module):
-    """Stem, seven groups of inverted residuals, a last 1x1, mean over the plane, a linear head."""
+    """MobileNetV2: stem, seven groups of inverted residuals, a last 1x1, mean, a linear head."""
 
     def __init__(self, spec: ModelSpec, *, small_images: bool) -> None:
         super().__init__()
@@ -65,13 +65,13 @@ class MobileNetV2(nn.Module):
         self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(_LAST, spec.classes))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images [n, c, h, w] to logits [n, classes]."""
+        """Map normalised images [n, c, h, w] to logits [n, classes]."""
         logits: Tensor = self.classifier(self.flatten(self.avgpool(self.features(images))))
         return logits
 
 
 def mobilenet_v2(*, small_images: bool) -> Callable[[ModelSpec, Collection[str]], nn.Module]:
-    """A builder of MobileNetV2; ``small_images`` keeps the plane twice longer."""
+    """Return a builder of MobileNetV2; with ``small_images``, two of its strides are 1, not 2."""
 
     def build(spec: ModelSpec, keys: Collection[str]) -> nn.Module:
         return MobileNetV2(spec, small_images=small_images)

@@ -30,7 +30,8 @@ def build_named(name: str, spec: ModelSpec, code_folder: Path | None = None) -> 
         name: ``package.module:callable`` or ``file.py:callable``.
         spec: its ``classes`` and ``input_shape`` are passed by keyword, each only if the callable
             has such a parameter.
-        code_folder: what a relative ``file.py`` is relative to; the current folder if None.
+        code_folder: the folder that a relative ``file.py`` is relative to; the current folder if
+            None.
 
     Raises:
         UsageError: there is no such file, module or callable, it raised, or it returned no module.
@@ -81,7 +82,7 @@ def _import_file(path: Path) -> ModuleType:
 
 @contextmanager
 def _known(module: ModuleType) -> Iterator[None]:
-    """Within, the module is in `sys.modules`, where dataclasses look their annotations up.
+    """Keep the module in `sys.modules` meanwhile, where dataclasses resolve their annotations.
 
     Not for good: two files of one name in two folders do not get mixed up. And not in the place of
     another module, which code that is imported within may mean.
@@ -98,7 +99,7 @@ def _known(module: ModuleType) -> Iterator[None]:
 
 
 def _elsewhere(name: str, file: str | None) -> bool:
-    """Whether an import of this name would find another file."""
+    """Return whether an import of this name would find another file."""
     try:
         found = importlib.util.find_spec(name)
     except (ImportError, ValueError):
@@ -109,13 +110,13 @@ def _elsewhere(name: str, file: str | None) -> bool:
 
 
 class _SourceAlone(SourceFileLoader):
-    """Runs the text that the user can read, and never a ``__pycache__`` that came along with it.
+    """A loader of the text that the user can read, never of a ``__pycache__`` that came with it.
 
     Nor is one written: the user's folder is no output folder.
     """
 
     def get_code(self, fullname: str) -> CodeType:
-        """The compiled text."""
+        """Return the compiled text."""
         code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
         return code
 

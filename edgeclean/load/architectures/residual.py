@@ -1,18 +1,17 @@
 """Residual networks: the CIFAR ones, ResNet-18/34/50, PreActResNet-18 and WideResNets.
 
-Naming variants that published checkpoints use, told apart by their keys:
+Each is a stem, stages of blocks (He et al., 2016: convolutions with a shortcut around them), a mean
+over the plane and a linear head. Layers carry the names that checkpoints use: ``conv1``, ``bn1``,
+``conv2``, ... and, where the shape changes, a projection named ``shortcut`` or ``downsample``
+(``.0`` convolution, ``.1`` BatchNorm). Each convolution is registered right before its BatchNorm.
+
+The naming variants of published checkpoints are distinguished by their keys:
 
 - head ``fc`` or ``linear``;
 - projections ``shortcut.0/.1`` or ``downsample.0/.1``; a CIFAR ResNet-20..110 with neither has
   option A shortcuts (He et al., 2016, section 4.2), which have no weights;
 - PreActResNet-18 with a last BatchNorm and ReLU (``bn.*`` in the checkpoint) or without;
 - WideResNets in the common ``block1.layer.0`` naming, projection ``convShortcut``.
-
-The blocks of residual networks (He et al., 2016): convolutions with a shortcut around them.
-
-Layers carry the names that checkpoints use: ``conv1``, ``bn1``, ``conv2``, ... and, where the
-shape changes, a projection named ``shortcut`` or ``downsample`` (``.0`` convolution, ``.1``
-BatchNorm). Each convolution is registered right before its BatchNorm.
 """
 
 from __future__ import annotations
@@ -25,155 +24,75 @@ from torch.nn import functional
 
 from edgeclean.networks.state import ModelSpec
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockShape:
-    """How one block changes its input.
-
-    Attributes:
-        channels_in: of the block's input.
-        width: of its 3x3 convolutions.
-        stride: of its first 3x3 convolution.
-        shortcut: the projection's name, or "" for option A, which has no weights.
-    """
-
-    channels_in: int
-    width: int
-    stride: int
-    shortcut: str
-
-
-class OptionAShortcut(nn.Module):
-    """Every second pixel, and zeros for the new channels, half before and half after the old ones.
-
-    A checkpoint holds nothing of this layer, so where its author padded otherwise (all new
-    channels after the old ones, as some codes do) only a drop in accuracy shows it: name the
-    author's code by ``--arch file.py:callable`` then.
-    """
-
-    def __init__(self, new_channels: int) -> None:
-        super().__init__()
-        self.before = new_channels // 2
-        self.after = new_channels - self.before
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[n, c, h, w] to [n, c + new_channels, h / 2, w / 2], rounded up."""
-        return functional.pad(images[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions."""
-
-    expansion = 1
-
-    def __init__(self, shape: BlockShape) -> None:
-        super().__init__()
-        width = shape.width
-        self.conv1 = nn.Conv2d(shape.channels_in, width, 3, shape.stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.around = _add_shortcut(self, shape, width)
-        self.relu2 = nn.ReLU()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[n, channels_in, h, w] to [n, width, h / stride, w / stride], rounded up."""
-        inner = self.relu1(self.bn1(self.conv1(images)))
-        inner = self.bn2(self.conv2(inner))
-        total: Tensor = self.relu2(inner + self.get_submodule(self.around)(images))
-        return total
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride, as torchvision and most CIFAR codes have it) and 1x1."""
-
-    expansion = 4
-
-    def __init__(self, shape: BlockShape) -> None:
-        super().__init__()
-        width, channels_out = shape.width, shape.width * self.expansion
-        self.conv1 = nn.Conv2d(shape.channels_in, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(width, width, 3, shape.stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.relu2 = nn.ReLU()
-        self.conv3 = nn.Conv2d(width, channels_out, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(channels_out)
-        self.around = _add_shortcut(self, shape, channels_out)
-        self.relu3 = nn.ReLU()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[n, channels_in, h, w] to [n, 4 * width, h / stride, w / stride], rounded up."""
-        inner = self.relu1(self.bn1(self.conv1(images)))
-        inner = self.relu2(self.bn2(self.conv2(inner)))
-        inner = self.bn3(self.conv3(inner))
-        total: Tensor = self.relu3(inner + self.get_submodule(self.around)(images))
-        return total
-
-
-class PreActBlock(nn.Module):
-    """BatchNorm and ReLU before each convolution (He et al., 2016, "Identity mappings").
-
-    The projection (a bare convolution) sees the activated input, as the published codes have it.
-    """
-
-    expansion = 1
-
-    def __init__(self, shape: BlockShape) -> None:
-        super().__init__()
-        width = shape.width
-        self.bn1 = nn.BatchNorm2d(shape.channels_in)
-        self.relu1 = nn.ReLU()
-        self.conv1 = nn.Conv2d(shape.channels_in, width, 3, shape.stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.relu2 = nn.ReLU()
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.projection = ""
-        if changes_shape(shape, width):
-            self.projection = shape.shortcut
-            convolution = nn.Conv2d(shape.channels_in, width, 1, shape.stride, bias=False)
-            # kuangliu's code holds it in a Sequential, the WideResNet codes hold it bare.
-            bare = self.projection == "convShortcut"
-            self.add_module(self.projection, convolution if bare else nn.Sequential(convolution))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[n, channels_in, h, w] to [n, width, h / stride, w / stride], rounded up."""
-        activated = self.relu1(self.bn1(images))
-        inner = self.conv2(self.relu2(self.bn2(self.conv1(activated))))
-        if self.projection:
-            images = self.get_submodule(self.projection)(activated)
-        total: Tensor = inner + images
-        return total
-
-
-def changes_shape(shape: BlockShape, channels_out: int) -> bool:
-    """Whether the input of a block cannot simply be added to its output."""
-    return shape.stride != 1 or shape.channels_in != channels_out
-
-
-def _add_shortcut(block: nn.Module, shape: BlockShape, channels_out: int) -> str:
-    """Register the way around the convolutions; returns its name."""
-    around: nn.Module = nn.Identity()
-    if changes_shape(shape, channels_out):
-        if shape.shortcut:
-            convolution = nn.Conv2d(shape.channels_in, channels_out, 1, shape.stride, bias=False)
-            around = nn.Sequential(convolution, nn.BatchNorm2d(channels_out))
-        else:
-            around = OptionAShortcut(channels_out - shape.channels_in)
-    name = shape.shortcut or "shortcut"
-    block.add_module(name, around)
-    return name
-
-
 Builder = Callable[[ModelSpec, Collection[str]], nn.Module]
-Block = type[BasicBlock] | type[Bottleneck] | type[PreActBlock]
+
+
+def cifar_resnet(depth: int) -> Builder:
+    """Return a builder of ResNet-20, 32, 44, 56 or 110 with 16, 32 and 64 channels."""
+    blocks = (depth - 2) // 6
+
+    def build(spec: ModelSpec, keys: Collection[str]) -> nn.Module:
+        plan = ResidualPlan(block=BasicBlock, depths=(blocks,) * 3, widths=(16, 32, 64), stem=16)
+        return ResidualNetwork(plan, spec, head=_head(keys), shortcut=_projection(keys, ""))
+
+    return build
+
+
+def resnet(depth: int, *, imagenet_stem: bool) -> Builder:
+    """Return a builder of ResNet-18, 34 or 50; for CIFAR with a 3x3 stem and no max-pooling."""
+
+    def build(spec: ModelSpec, keys: Collection[str]) -> nn.Module:
+        plan = ResidualPlan(
+            block=Bottleneck if depth == 50 else BasicBlock,
+            depths=(2, 2, 2, 2) if depth == 18 else (3, 4, 6, 3),
+            widths=(64, 128, 256, 512),
+            stem=64,
+            imagenet_stem=imagenet_stem,
+        )
+        projection = _projection(keys, "downsample")
+        return ResidualNetwork(plan, spec, head=_head(keys), shortcut=projection)
+
+    return build
+
+
+def preact_resnet18(spec: ModelSpec, keys: Collection[str]) -> nn.Module:
+    """Build PreActResNet-18 for CIFAR."""
+    plan = ResidualPlan(
+        block=PreActBlock,
+        depths=(2, 2, 2, 2),
+        widths=(64, 128, 256, 512),
+        stem=64,
+        first_norm=False,
+        last_norm="bn" if "bn.weight" in keys else "",
+    )
+    return ResidualNetwork(
+        plan, spec, head=_head(keys, "linear"), shortcut=_projection(keys, "shortcut")
+    )
+
+
+def wide_resnet(depth: int, widen: int) -> Builder:
+    """Return a builder of the WideResNet of Zagoruyko and Komodakis (2016)."""
+    blocks = (depth - 4) // 6
+
+    def build(spec: ModelSpec, keys: Collection[str]) -> nn.Module:
+        plan = ResidualPlan(
+            block=PreActBlock,
+            depths=(blocks,) * 3,
+            widths=(16 * widen, 32 * widen, 64 * widen),
+            stem=16,
+            first_norm=False,
+            last_norm="bn1",
+            stages="block{}",
+            stage_layers="layer",
+        )
+        return ResidualNetwork(plan, spec, head=_head(keys), shortcut="convShortcut")
+
+    return build
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResidualPlan:
-    """What tells one residual network from another.
+    """The structure of one residual network.
 
     Attributes:
         block: the class of its blocks.
@@ -187,7 +106,7 @@ class ResidualPlan:
         stage_layers: a name between the stage and its blocks' numbers, or "".
     """
 
-    block: Block
+    block: type[BasicBlock] | type[Bottleneck] | type[PreActBlock]
     depths: tuple[int, ...]
     widths: tuple[int, ...]
     stem: int
@@ -199,7 +118,7 @@ class ResidualPlan:
 
 
 class ResidualNetwork(nn.Module):
-    """A stem, stages of blocks that halve the plane from the second on, mean, a linear head."""
+    """A residual network: a stem, stages that halve the plane from the second on, mean, linear."""
 
     def __init__(self, plan: ResidualPlan, spec: ModelSpec, *, head: str, shortcut: str) -> None:
         super().__init__()
@@ -227,7 +146,7 @@ class ResidualNetwork(nn.Module):
         self.order = tuple(order)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images [n, c, h, w] to logits [n, classes]."""
+        """Map normalised images [n, c, h, w] to logits [n, classes]."""
         for name in self.order:
             images = self.get_submodule(name)(images)
         return images
@@ -238,67 +157,147 @@ class ResidualNetwork(nn.Module):
         return list(modules)
 
 
-def cifar_resnet(depth: int) -> Builder:
-    """ResNet-20, 32, 44, 56 or 110 with 16, 32 and 64 channels."""
-    blocks = (depth - 2) // 6
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockShape:
+    """The channels and the stride of one block, and the name of its projection.
 
-    def build(spec: ModelSpec, keys: Collection[str]) -> nn.Module:
-        plan = ResidualPlan(block=BasicBlock, depths=(blocks,) * 3, widths=(16, 32, 64), stem=16)
-        return ResidualNetwork(plan, spec, head=_head(keys), shortcut=_projection(keys, ""))
+    Attributes:
+        channels_in: the channels of the block's input.
+        width: the channels of its 3x3 convolutions.
+        stride: the stride of its first 3x3 convolution.
+        shortcut: the projection's name, or "" for option A, which has no weights.
+    """
 
-    return build
-
-
-def resnet(depth: int, *, imagenet_stem: bool) -> Builder:
-    """ResNet-18, 34 or 50; with a 3x3 stem and no max-pooling for CIFAR."""
-
-    def build(spec: ModelSpec, keys: Collection[str]) -> nn.Module:
-        plan = ResidualPlan(
-            block=Bottleneck if depth == 50 else BasicBlock,
-            depths=(2, 2, 2, 2) if depth == 18 else (3, 4, 6, 3),
-            widths=(64, 128, 256, 512),
-            stem=64,
-            imagenet_stem=imagenet_stem,
-        )
-        projection = _projection(keys, "downsample")
-        return ResidualNetwork(plan, spec, head=_head(keys), shortcut=projection)
-
-    return build
+    channels_in: int
+    width: int
+    stride: int
+    shortcut: str
 
 
-def preact_resnet18(spec: ModelSpec, keys: Collection[str]) -> nn.Module:
-    """PreActResNet-18 for CIFAR."""
-    plan = ResidualPlan(
-        block=PreActBlock,
-        depths=(2, 2, 2, 2),
-        widths=(64, 128, 256, 512),
-        stem=64,
-        first_norm=False,
-        last_norm="bn" if "bn.weight" in keys else "",
-    )
-    return ResidualNetwork(
-        plan, spec, head=_head(keys, "linear"), shortcut=_projection(keys, "shortcut")
-    )
+class BasicBlock(nn.Module):
+    """A block of two 3x3 convolutions."""
+
+    expansion = 1
+
+    def __init__(self, shape: BlockShape) -> None:
+        super().__init__()
+        width = shape.width
+        self.conv1 = nn.Conv2d(shape.channels_in, width, 3, shape.stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.around = _add_shortcut(self, shape, width)
+        self.relu2 = nn.ReLU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map [n, channels_in, h, w] to [n, width, h / stride, w / stride], rounded up."""
+        inner = self.relu1(self.bn1(self.conv1(images)))
+        inner = self.bn2(self.conv2(inner))
+        total: Tensor = self.relu2(inner + self.get_submodule(self.around)(images))
+        return total
 
 
-def wide_resnet(depth: int, widen: int) -> Builder:
-    """WideResNet of Zagoruyko and Komodakis (2016)."""
-    blocks = (depth - 4) // 6
+class Bottleneck(nn.Module):
+    """A block of 1x1, 3x3 (with the stride, as in torchvision and most CIFAR codes) and 1x1."""
 
-    def build(spec: ModelSpec, keys: Collection[str]) -> nn.Module:
-        plan = ResidualPlan(
-            block=PreActBlock,
-            depths=(blocks,) * 3,
-            widths=(16 * widen, 32 * widen, 64 * widen),
-            stem=16,
-            first_norm=False,
-            last_norm="bn1",
-            stages="block{}",
-            stage_layers="layer",
-        )
-        return ResidualNetwork(plan, spec, head=_head(keys), shortcut="convShortcut")
+    expansion = 4
 
-    return build
+    def __init__(self, shape: BlockShape) -> None:
+        super().__init__()
+        width, channels_out = shape.width, shape.width * self.expansion
+        self.conv1 = nn.Conv2d(shape.channels_in, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(width, width, 3, shape.stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu2 = nn.ReLU()
+        self.conv3 = nn.Conv2d(width, channels_out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels_out)
+        self.around = _add_shortcut(self, shape, channels_out)
+        self.relu3 = nn.ReLU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map [n, channels_in, h, w] to [n, 4 * width, h / stride, w / stride], rounded up."""
+        inner = self.relu1(self.bn1(self.conv1(images)))
+        inner = self.relu2(self.bn2(self.conv2(inner)))
+        inner = self.bn3(self.conv3(inner))
+        total: Tensor = self.relu3(inner + self.get_submodule(self.around)(images))
+        return total
+
+
+class PreActBlock(nn.Module):
+    """BatchNorm and ReLU come before each convolution (He et al., 2016, "Identity mappings").
+
+    The projection (a bare convolution) sees the activated input, as the published codes have it.
+    """
+
+    expansion = 1
+
+    def __init__(self, shape: BlockShape) -> None:
+        super().__init__()
+        width = shape.width
+        self.bn1 = nn.BatchNorm2d(shape.channels_in)
+        self.relu1 = nn.ReLU()
+        self.conv1 = nn.Conv2d(shape.channels_in, width, 3, shape.stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu2 = nn.ReLU()
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.projection = ""
+        if changes_shape(shape, width):
+            self.projection = shape.shortcut
+            convolution = nn.Conv2d(shape.channels_in, width, 1, shape.stride, bias=False)
+            # kuangliu's code holds it in a Sequential, the WideResNet codes hold it bare.
+            bare = self.projection == "convShortcut"
+            self.add_module(self.projection, convolution if bare else nn.Sequential(convolution))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map [n, channels_in, h, w] to [n, width, h / stride, w / stride], rounded up."""
+        activated = self.relu1(self.bn1(images))
+        inner = self.conv2(self.relu2(self.bn2(self.conv1(activated))))
+        if self.projection:
+            images = self.get_submodule(self.projection)(activated)
+        total: Tensor = inner + images
+        return total
+
+
+class OptionAShortcut(nn.Module):
+    """A shortcut without weights: every second pixel, and zeros for the new channels.
+
+    Half of the new channels come before the old ones and half after them.
+
+    A checkpoint holds nothing of this layer, so where its author padded otherwise (all new
+    channels after the old ones, as some codes do) only a drop in accuracy shows it: name the
+    author's code by ``--arch file.py:callable`` then.
+    """
+
+    def __init__(self, new_channels: int) -> None:
+        super().__init__()
+        self.before = new_channels // 2
+        self.after = new_channels - self.before
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map [n, c, h, w] to [n, c + new_channels, h / 2, w / 2], rounded up."""
+        return functional.pad(images[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
+
+
+def changes_shape(shape: BlockShape, channels_out: int) -> bool:
+    """Return whether the input of a block cannot simply be added to its output."""
+    return shape.stride != 1 or shape.channels_in != channels_out
+
+
+def _add_shortcut(block: nn.Module, shape: BlockShape, channels_out: int) -> str:
+    """Register the shortcut around the convolutions; return its name."""
+    around: nn.Module = nn.Identity()
+    if changes_shape(shape, channels_out):
+        if shape.shortcut:
+            convolution = nn.Conv2d(shape.channels_in, channels_out, 1, shape.stride, bias=False)
+            around = nn.Sequential(convolution, nn.BatchNorm2d(channels_out))
+        else:
+            around = OptionAShortcut(channels_out - shape.channels_in)
+    name = shape.shortcut or "shortcut"
+    block.add_module(name, around)
+    return name
 
 
 def _stage(plan: ResidualPlan, first: BlockShape, depth: int) -> nn.Sequential:

@@ -1,6 +1,6 @@
 """VGG with BatchNorm (Simonyan and Zisserman, 2015), configurations A, B, D and E.
 
-Two families, told apart by the name, and the CIFAR one's heads by the checkpoint's keys:
+Two families, distinguished by the name, and the CIFAR one's heads by the checkpoint's keys:
 
 - ``vgg16-bn``: torchvision's, with a 7x7 pooling and three linear layers of 4096
   (``classifier.0/.3/.6``);
@@ -26,7 +26,7 @@ _WIDTHS = {
 
 
 class Vgg(nn.Module):
-    """Convolutions in ``features``, a pooling without weights, linear layers in ``classifier``."""
+    """VGG: convolutions in ``features``, a pooling, and linear layers in ``classifier``."""
 
     def __init__(self, features: nn.Module, pooling: nn.Module, classifier: nn.Module) -> None:
         super().__init__()
@@ -36,13 +36,13 @@ class Vgg(nn.Module):
         self.classifier = classifier
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images [n, c, h, w] to logits [n, classes]."""
+        """Map normalised images [n, c, h, w] to logits [n, classes]."""
         logits: Tensor = self.classifier(self.flatten(self.avgpool(self.features(images))))
         return logits
 
 
 def vgg_bn(depth: int) -> Callable[[ModelSpec, Collection[str]], nn.Module]:
-    """VGG as torchvision has it."""
+    """Return a builder of VGG as torchvision has it."""
 
     def build(spec: ModelSpec, keys: Collection[str]) -> nn.Module:
         features = _features(depth, spec.input_shape[0])
@@ -53,7 +53,7 @@ def vgg_bn(depth: int) -> Callable[[ModelSpec, Collection[str]], nn.Module]:
 
 
 def cifar_vgg_bn(depth: int) -> Callable[[ModelSpec, Collection[str]], nn.Module]:
-    """VGG for small images: five poolings, then a head on what is left of the plane."""
+    """Return a builder for small images: five poolings, then a head on the plane that is left."""
 
     def build(spec: ModelSpec, keys: Collection[str]) -> nn.Module:
         features = _features(depth, spec.input_shape[0])
@@ -80,7 +80,7 @@ def _features(depth: int, channels: int) -> nn.Sequential:
 
 
 def _to_7x7(spec: ModelSpec) -> nn.Module:
-    """Adaptive mean pooling to 7x7, in a form that ONNX has an operator for.
+    """Pool to 7x7 by an adaptive mean, in a form that ONNX has an operator for.
 
     Images smaller than 224 leave a plane smaller than 7x7, which the pooling *enlarges*; where the
     sides divide 7 (32x32 images leave 1x1) that is repeating each pixel, exactly.

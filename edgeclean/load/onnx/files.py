@@ -18,11 +18,11 @@ KEYS = {"location", "offset", "length", "checksum", "basepath"}
 
 
 def embed_files(contents: bytes, folder: Path, limits: LoadLimits) -> tuple[bytes, dict[str, str]]:
-    """The model with the numbers of its external files inside, and those files' sha256.
+    """Return the model with the numbers of its external files inside, and those files' SHA-256.
 
     Raises:
         InputRejectedError: a file is missing, a link (symbolic or hard), no regular file, or too
-            small for what the model wants of it.
+            small for the tensors that the model puts in it.
     """
     model = read_model(contents)
     tensors = external_tensors(model)
@@ -40,7 +40,7 @@ def embed_files(contents: bytes, folder: Path, limits: LoadLimits) -> tuple[byte
 
 
 def _read_plain(folder: Path, name: str, room: int) -> bytes:
-    """A file of the folder itself: the checks are made on the opened file, not on its name."""
+    """Read a file of the folder itself: the opened file is checked, not its name."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         descriptor = os.open(folder / name, flags)
@@ -70,19 +70,19 @@ def _read_plain(folder: Path, name: str, room: int) -> bytes:
 
 
 def _section(tensor: TensorProto, numbers: bytes) -> bytes:
-    """The part of a file that is one tensor's."""
+    """Return the bytes of a file that are one tensor's."""
     where = {entry.key: entry.value for entry in tensor.external_data}
     label = f"tensor {tensor.name[:80]!r}"
-    wanted = math.prod(tensor.dims) * TYPES[tensor.data_type]
-    bounds = [where.get("offset", "0"), where.get("length", str(wanted))]
+    needed = math.prod(tensor.dims) * TYPES[tensor.data_type]
+    bounds = [where.get("offset", "0"), where.get("length", str(needed))]
     if not where.keys() <= KEYS or not all(
         bound.isascii() and bound.isdigit() and len(bound) < 20 for bound in bounds
     ):
         raise InputRejectedError(f"{label}: its place in {where['location']!r} is malformed")
     start, length = (int(bound) for bound in bounds)
-    if length != wanted or start + length > len(numbers):
+    if length != needed or start + length > len(numbers):
         raise InputRejectedError(
             f"{label}: {length} bytes at {start} of {where['location']!r}, which has "
-            f"{len(numbers)}; its shape needs {wanted}"
+            f"{len(numbers)}; its shape needs {needed}"
         )
     return numbers[start : start + length]

@@ -2,11 +2,9 @@
 
 The parsing process runs `parse_onnx`: structure, then ONNX's own checker, then ``onnxsim`` on the
 in-memory model (constants folded, identities and shape arithmetic gone, BatchNorm kept), then the
-cost of running it. The parent gets bytes back and treats them as untrusted again.
-
-Every text of an untrusted ONNX file is text.
-
-Protocol buffers hand out bytes where a name is no UTF-8, and whatever reads names expects none.
+cost of running it. The parent gets bytes back and treats these as untrusted too. Every text in the
+file must be UTF-8 (`check_texts`): protocol buffers return bytes where a name is none, and code
+that reads names expects text.
 """
 
 from __future__ import annotations
@@ -57,7 +55,7 @@ def parse_onnx(contents: bytes, limits: LoadLimits) -> bytes:
 
     Returns:
         ``M`` and the simplified model, or ``F`` alone where weights lie in other files: their
-        numbers must be put into the model first, and the whole be checked again.
+        numbers must be put into the model first, and the whole be parsed once more.
 
     Raises:
         InputRejectedError: naming the node or tensor and what about it is refused.
@@ -89,7 +87,7 @@ def parse_onnx(contents: bytes, limits: LoadLimits) -> bytes:
 
 
 def read_model(contents: bytes) -> ModelProto:
-    """The protocol buffer, with no external file touched.
+    """Parse the protocol buffer, with no external file read.
 
     Raises:
         InputRejectedError: the bytes are not one.
@@ -100,6 +98,24 @@ def read_model(contents: bytes) -> ModelProto:
         raise InputRejectedError(f"not an ONNX file ({_first_line(error)})") from None
     check_texts(model)
     return model
+
+
+def check_texts(message: Message) -> None:
+    """Refuse a text, anywhere in the file, that is no UTF-8.
+
+    Raises:
+        InputRejectedError: names the field.
+    """
+    for field, value in message.ListFields():
+        values = [value] if isinstance(value, str | bytes | Message) else value
+        if field.type == FieldDescriptor.TYPE_STRING:
+            if not all(isinstance(one, str) for one in values):
+                raise InputRejectedError(
+                    f"not an ONNX file (the bytes of a {field.name} are no text in UTF-8)"
+                )
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
+            for one in values:  # as deep as protocol buffers allow, which is 100
+                check_texts(one)
 
 
 def check_structure(model: ModelProto, limits: LoadLimits) -> None:
@@ -139,7 +155,7 @@ def check_structure(model: ModelProto, limits: LoadLimits) -> None:
 
 
 def check_cost(model: ModelProto, limits: LoadLimits) -> None:
-    """Refuse a small file that is dear to run: the memory of all its planes, and its arithmetic.
+    """Refuse a small file that is costly to run: the memory of all its planes, or its arithmetic.
 
     Raises:
         InputRejectedError: a shape is unknown, or a limit is passed; names the node.
@@ -172,7 +188,7 @@ def check_cost(model: ModelProto, limits: LoadLimits) -> None:
 
 
 def image_input(model: ModelProto) -> tuple[str, tuple[int, int, int]]:
-    """The name of the one input, and the channels, height and width that it fixes.
+    """Return the name of the one input, and the channels, height and width that it fixes.
 
     Raises:
         InputRejectedError: there is not exactly one input [n, c, h, w] and one output.
@@ -196,7 +212,7 @@ def image_input(model: ModelProto) -> tuple[str, tuple[int, int, int]]:
 
 
 def external_tensors(model: ModelProto) -> list[TensorProto]:
-    """The tensors whose numbers lie in other files."""
+    """List the tensors whose numbers lie in other files."""
     return [
         tensor
         for tensor in all_tensors(model)
@@ -205,7 +221,7 @@ def external_tensors(model: ModelProto) -> list[TensorProto]:
 
 
 def external_location(tensor: TensorProto) -> str:
-    """The name of the file that holds the tensor's numbers, in the model's own folder.
+    """Return the name of the file with the tensor's numbers, in the model's own folder.
 
     Raises:
         InputRejectedError: it is a path, not a plain name.
@@ -226,7 +242,7 @@ def external_location(tensor: TensorProto) -> str:
 
 
 def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
-    """Every tensor of the graph: weights, and those in attributes."""
+    """Yield every tensor of the graph: weights, and those in attributes."""
     yield from model.graph.initializer
     for node in model.graph.node:
         for attribute in node.attribute:
@@ -236,7 +252,7 @@ def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
 
 
 def node_label(node: NodeProto) -> str:
-    """A node in words, for messages."""
+    """Return a node in words, for messages."""
     name = node.name or (node.output[0] if node.output else "")
     return f"{node.op_type[:40]} node {name[:80]!r}"
 
@@ -302,21 +318,3 @@ def _fixed_shape(value: onnx.ValueInfoProto) -> tuple[int, ...] | None:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-def check_texts(message: Message) -> None:
-    """Refuse a text, anywhere in the file, that is no UTF-8.
-
-    Raises:
-        InputRejectedError: names the field.
-    """
-    for field, value in message.ListFields():
-        values = [value] if isinstance(value, str | bytes | Message) else value
-        if field.type == FieldDescriptor.TYPE_STRING:
-            if not all(isinstance(one, str) for one in values):
-                raise InputRejectedError(
-                    f"not an ONNX file (the bytes of a {field.name} are no text in UTF-8)"
-                )
-        elif field.type == FieldDescriptor.TYPE_MESSAGE:
-            for one in values:  # as deep as protocol buffers allow, which is 100
-                check_texts(one)

@@ -1,4 +1,4 @@
-"""From a checked ONNX graph to an ``nn.Module`` of stock layers.
+"""Convert a checked ONNX graph to an ``nn.Module`` of stock layers.
 
 The importer is our own because the one library for it, onnx2torch 1.5.15, imports torchvision and
 has no allow-list. No Python is generated from the graph (as ``torch.fx`` would do): the network
@@ -27,6 +27,7 @@ from edgeclean.load.onnx.guard import (
     check_structure,
     external_tensors,
     image_input,
+    parse_onnx,
     read_model,
 )
 from edgeclean.load.onnx.node import NodeView
@@ -35,7 +36,7 @@ from edgeclean.load.onnx.operators import OPERATORS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One module's call: its inputs, its output's name, and the values that no later step takes."""
+    """The call of one module: its inputs, its output's name, and the values no later step takes."""
 
     module: str
     inputs: tuple[str, ...]
@@ -44,7 +45,7 @@ class Step:
 
 
 class OnnxNetwork(nn.Module):
-    """The graph's modules, called in its order."""
+    """A network that calls the graph's modules in its order."""
 
     def __init__(
         self, modules: Mapping[str, nn.Module], steps: tuple[Step, ...], ends: tuple[str, str]
@@ -56,7 +57,7 @@ class OnnxNetwork(nn.Module):
         self.input_name, self.output_name = ends
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [n, c, h, w] to what the graph puts out for them."""
+        """Return the graph's output for images [n, c, h, w]."""
         values = {self.input_name: images}
         for step in self.steps:
             module = self.get_submodule(step.module)
@@ -72,7 +73,7 @@ _TAKEN = frozenset(dir(OnnxNetwork({}, (), ("", ""))))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportedOnnx:
-    """The network, the image shape that the graph fixes, and the sha256 of each file it read."""
+    """The network, the image shape that the graph fixes, and the SHA-256 of each file it read."""
 
     module: OnnxNetwork
     input_shape: tuple[int, int, int]
@@ -84,18 +85,18 @@ def import_onnx(contents: bytes, limits: LoadLimits, *, folder: Path) -> Importe
 
     Args:
         contents: the model.
-        limits: what it may cost.
-        folder: where plain files with its weights may lie.
+        limits: the most that it may cost.
+        folder: the folder in which plain files with its weights may lie.
 
     Raises:
         InputRejectedError: it breaks a rule of ``guard``, a file with weights is missing or
             no plain file, or a node cannot be converted; names the node or tensor.
     """
-    checked = parse_isolated("onnx", contents, limits)
+    checked = parse_isolated(parse_onnx, contents, limits)
     digests: dict[str, str] = {}
     if not checked.startswith(COMPLETE):
         contents, digests = embed_files(contents, folder, limits)
-        checked = parse_isolated("onnx", contents, limits)
+        checked = parse_isolated(parse_onnx, contents, limits)
     module, shape = convert_checked(checked[1:], limits)
     return ImportedOnnx(module=module, input_shape=shape, external_sha256=digests)
 
@@ -103,7 +104,7 @@ def import_onnx(contents: bytes, limits: LoadLimits, *, folder: Path) -> Importe
 def convert_checked(
     contents: bytes, limits: LoadLimits
 ) -> tuple[OnnxNetwork, tuple[int, int, int]]:
-    """The network in what the parsing process sent back, and its image shape.
+    """Build the network from the answer of the parsing process; return it with its image shape.
 
     Raises:
         InputRejectedError: see `import_onnx`; the bytes are as untrusted as what it was sent.
@@ -160,7 +161,7 @@ def build_network(model: ModelProto) -> OnnxNetwork:
 
 
 def check_batches(module: nn.Module, shape: tuple[int, int, int]) -> None:
-    """Two images at once must give what they give alone: a graph may have mixed the batch axis.
+    """Check that two images at once give what they give alone: a graph may mix the batch axis.
 
     Raises:
         InputRejectedError: they do not, or two images do not run at all.
@@ -196,11 +197,11 @@ def _steps(calls: list[tuple[str, tuple[str, ...], str]], output: str) -> tuple[
 
 
 def _module_name(node: NodeProto, taken: Mapping[str, nn.Module]) -> str:
-    """``/layer1/layer1.0/conv1/Conv`` becomes ``layer1_0_conv1``: letters, digits, underscores."""
+    """Turn ``/layer1/layer1.0/conv1/Conv`` into ``layer1_0_conv1``: [A-Za-z0-9_] alone."""
     scopes = [scope for scope in node.name.split("/") if scope]
     if scopes and scopes[-1].startswith(node.op_type):
         scopes.pop()
-    # torch writes each scope with its parents: "layer1/layer1.0" says "layer1" twice.
+    # torch writes each scope with its parents: "layer1/layer1.0" has "layer1" twice.
     inner_scopes = [*scopes, ""][1:]
     kept = [
         scope

@@ -14,7 +14,7 @@ from edgeclean.load.onnx.node import NodeView
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What slides over a plane: height before width everywhere."""
+    """The window of a convolution or pooling; height comes before width everywhere."""
 
     kernel: tuple[int, int]
     strides: tuple[int, int]
@@ -22,7 +22,7 @@ class Window:
 
 
 def conv(view: NodeView) -> nn.Module:
-    """Conv, over planes, with constant weights."""
+    """Convert Conv, over planes, with constant weights."""
     weight = view.floats(1)
     if weight.dim() != 4:
         raise view.refusal(f"weights of {weight.dim()} axes; only convolutions of planes are read")
@@ -49,7 +49,7 @@ def conv(view: NodeView) -> nn.Module:
 
 
 def batch_norm(view: NodeView) -> nn.Module:
-    """BatchNormalization with stored statistics."""
+    """Convert BatchNormalization with stored statistics."""
     if view.attribute("training_mode", 0):
         raise view.refusal("it is in training mode; export the network in evaluation mode")
     scale = view.floats(1)
@@ -61,7 +61,7 @@ def batch_norm(view: NodeView) -> nn.Module:
 
 
 def gemm(view: NodeView) -> nn.Module:
-    """Gemm with constant weights: alpha * A B + beta * C."""
+    """Convert Gemm with constant weights: alpha * A B + beta * C."""
     if view.attribute("transA", 0):
         raise view.refusal("a transposed input is not supported")
     weight = view.floats(1) if view.attribute("transB", 0) else view.floats(1).transpose(0, -1)
@@ -70,12 +70,12 @@ def gemm(view: NodeView) -> nn.Module:
 
 
 def matmul(view: NodeView) -> nn.Module:
-    """MatMul of a value with a constant matrix."""
+    """Convert MatMul of a value with a constant matrix."""
     return _linear(view, view.floats(1).transpose(0, -1), None)
 
 
 def pool(view: NodeView) -> nn.Module:
-    """MaxPool and AveragePool over planes."""
+    """Convert MaxPool and AveragePool over planes."""
     window = Window(
         _two(view, "kernel_shape", None), _two(view, "strides"), _two(view, "dilations")
     )
@@ -98,7 +98,7 @@ def pool(view: NodeView) -> nn.Module:
 
 
 def prelu(view: NodeView) -> nn.Module:
-    """PRelu with one slope, or one per channel."""
+    """Convert PRelu with one slope, or one per channel."""
     slopes = view.floats(1)
     channels = view.shape()[1]
     per_channel = slopes.shape[:1] == (channels,) and slopes.numel() == channels
@@ -142,7 +142,7 @@ def _two(view: NodeView, name: str, default: tuple[int, int] | None = (1, 1)) ->
 
 
 def _padding(view: NodeView, window: Window) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows and columns added before and after the plane (ONNX schema of Conv, ``auto_pad``)."""
+    """Return the padding before and after the plane (ONNX schema of Conv, ``auto_pad``)."""
     mode = view.attribute("auto_pad", b"NOTSET")
     if mode in (b"NOTSET", b"VALID"):
         pads = [0] * 4 if mode == b"VALID" else view.attribute("pads", [0] * 4)

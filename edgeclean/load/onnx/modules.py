@@ -18,7 +18,7 @@ _ARITHMETIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class Arithmetic(nn.Module):
-    """Add, Sub, Mul or Div of two values, or of a value and a constant (on the side it was on)."""
+    """Compute Add, Sub, Mul or Div of two values, or of a value and a constant on its own side."""
 
     constant: Tensor
 
@@ -32,7 +32,7 @@ class Arithmetic(nn.Module):
         self.register_buffer("constant", torch.zeros(0) if constant is None else constant)
 
     def forward(self, *values: Tensor) -> Tensor:
-        """The operation, broadcasting as numpy does."""
+        """Return the result, broadcast as numpy does."""
         if self.has_constant:
             values = (
                 (self.constant, values[0]) if self.constant_first else (values[0], self.constant)
@@ -41,19 +41,19 @@ class Arithmetic(nn.Module):
 
 
 class Concat(nn.Module):
-    """Values joined along an axis."""
+    """Join values along an axis."""
 
     def __init__(self, axis: int) -> None:
         super().__init__()
         self.axis = axis
 
     def forward(self, *values: Tensor) -> Tensor:
-        """The joined values."""
+        """Return the joined values."""
         return torch.cat(values, dim=self.axis)
 
 
 class Mean(nn.Module):
-    """Mean over axes."""
+    """Take the mean over axes."""
 
     def __init__(self, axes: tuple[int, ...], *, keep: bool) -> None:
         super().__init__()
@@ -61,20 +61,20 @@ class Mean(nn.Module):
         self.keep = keep
 
     def forward(self, values: Tensor) -> Tensor:
-        """The means."""
+        """Return the means."""
         return values.mean(dim=self.axes, keepdim=self.keep)
 
 
 class Slice(nn.Module):
-    """Every ``step``-th index from ``start`` up to ``end`` on each of some axes."""
+    """Take every ``step``-th index from ``start`` up to ``end`` on each of some axes."""
 
     def __init__(self, cuts: tuple[tuple[int, int, int, int], ...]) -> None:
-        """``cuts`` holds (axis, start, end, step), the step above zero."""
+        """Store ``cuts``, each an (axis, start, end, step) with a step above zero."""
         super().__init__()
         self.cuts = cuts
 
     def forward(self, values: Tensor) -> Tensor:
-        """The slice, a view."""
+        """Return the slice, which is a view."""
         index = [slice(None)] * values.dim()
         for axis, start, end, step in self.cuts:
             index[axis] = slice(start, end, step)
@@ -83,7 +83,7 @@ class Slice(nn.Module):
 
 
 class Pad(nn.Module):
-    """A constant around the values; ``widths`` as in ``torch.nn.functional.pad``."""
+    """Put a constant around the values; ``widths`` are as in ``torch.nn.functional.pad``."""
 
     def __init__(self, widths: tuple[int, ...], number: float) -> None:
         super().__init__()
@@ -91,36 +91,36 @@ class Pad(nn.Module):
         self.number = number
 
     def forward(self, values: Tensor) -> Tensor:
-        """The values with a rim."""
+        """Return the padded values."""
         return functional.pad(values, self.widths, value=self.number)
 
 
 class Reshape(nn.Module):
-    """To a shape that is fixed but for its first axis."""
+    """Reshape to a shape that is fixed but for its first axis."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.shape = shape
 
     def forward(self, values: Tensor) -> Tensor:
-        """The same numbers in the same order."""
+        """Return the same numbers in the same order."""
         return values.reshape(-1, *self.shape)
 
 
 class Transpose(nn.Module):
-    """Axes in another order."""
+    """Put the axes in another order."""
 
     def __init__(self, order: tuple[int, ...]) -> None:
         super().__init__()
         self.order = order
 
     def forward(self, values: Tensor) -> Tensor:
-        """A view with the axes reordered."""
+        """Return a view with the axes reordered."""
         return values.permute(self.order)
 
 
 class Clamp(nn.Module):
-    """Values kept between two bounds, either of which may be infinite."""
+    """Clamp values between two bounds, either of which may be infinite."""
 
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
@@ -128,12 +128,12 @@ class Clamp(nn.Module):
         self.high = high
 
     def forward(self, values: Tensor) -> Tensor:
-        """The clamped values."""
+        """Return the clamped values."""
         return values.clamp(self.low, self.high)
 
 
 class LinearClamp(nn.Module):
-    """clamp(slope * x + offset, 0, 1): ONNX's HardSigmoid with its own slope and offset."""
+    """Compute clamp(slope * x + offset, 0, 1): ONNX's HardSigmoid with its own slope and offset."""
 
     def __init__(self, slope: float, offset: float) -> None:
         super().__init__()
@@ -141,5 +141,5 @@ class LinearClamp(nn.Module):
         self.offset = offset
 
     def forward(self, values: Tensor) -> Tensor:
-        """Values in [0, 1]."""
+        """Return values in [0, 1]."""
         return (values * self.slope + self.offset).clamp(0, 1)

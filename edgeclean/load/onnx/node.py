@@ -1,4 +1,4 @@
-"""One node of an ONNX graph, with what is known around it."""
+"""A view of one node of an ONNX graph, with the constants and shapes known around it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from edgeclean.errors import InputRejectedError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeView:
-    """One node with what is known around it.
+    """One node, with the constants and shapes known around it.
 
     Attributes:
         node: the node.
         constants: every constant of the graph, by name.
         shapes: the shape of every value for one image, by name.
-        opset: of the graph.
+        opset: the version of the graph's operators.
     """
 
     node: NodeProto
@@ -30,22 +30,22 @@ class NodeView:
     opset: int
 
     def attribute(self, name: str, default: Any = None) -> Any:
-        """An attribute's value."""
+        """Return an attribute's value."""
         for attribute in self.node.attribute:
             if attribute.name == name:
                 return helper.get_attribute_value(attribute)
         return default
 
     def given(self, index: int) -> bool:
-        """Whether the input is there (optional inputs may be left out or empty)."""
+        """Return whether the input is there (optional inputs may be left out or empty)."""
         return index < len(self.node.input) and self.node.input[index] != ""
 
     def is_constant(self, index: int) -> bool:
-        """Whether the input is a constant."""
+        """Return whether the input is a constant."""
         return self.given(index) and self.node.input[index] in self.constants
 
     def constant(self, index: int) -> Tensor:
-        """The constant at an input.
+        """Return the constant at an input.
 
         Raises:
             InputRejectedError: it is computed, not constant.
@@ -55,7 +55,7 @@ class NodeView:
         return self.constants[self.node.input[index]]
 
     def floats(self, index: int) -> Tensor:
-        """The constant at an input, as float32 (of its own: nothing else shares it).
+        """Return the constant at an input, as float32, in memory that nothing else shares.
 
         Raises:
             InputRejectedError: it is computed, or some of its numbers are NaN or infinite.
@@ -68,18 +68,18 @@ class NodeView:
         return numbers
 
     def integers(self, name: str, index: int) -> list[int] | None:
-        """A list that was an attribute in older opsets and is an input in newer ones."""
+        """Return a list that was an attribute in older opsets and is an input in newer ones."""
         if self.given(index):
             return [int(number) for number in self.constant(index).flatten().tolist()]
         listed = self.attribute(name)
         return None if listed is None else [int(number) for number in listed]
 
     def shape(self, index: int = 0) -> tuple[int, ...]:
-        """An input's shape, for one image."""
+        """Return an input's shape, for one image."""
         return self.shapes[self.node.input[index]]
 
     def axis(self, axis: int) -> int:
-        """An axis of the first input, counted from the front; never the batch axis.
+        """Return an axis of the first input, counted from the front; never the batch axis.
 
         Raises:
             InputRejectedError: it is the batch axis.
@@ -91,6 +91,6 @@ class NodeView:
         return positive
 
     def refusal(self, why: str) -> InputRejectedError:
-        """The error that names this node."""
+        """Return the error that names this node."""
         name = self.node.name or self.node.output[0]
         return InputRejectedError(f"{self.node.op_type} node {name[:80]!r}: {why}")

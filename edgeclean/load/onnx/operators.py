@@ -30,7 +30,7 @@ HUGE = 2**31  # ends of slices beyond any axis, such as INT64_MAX
 
 
 def arithmetic(view: NodeView) -> nn.Module:
-    """Add, Sub, Mul, Div, of two values or of a value and a constant."""
+    """Convert Add, Sub, Mul and Div, of two values or of a value and a constant."""
     constants = [index for index in (0, 1) if view.is_constant(index)]
     if not constants:
         return Arithmetic(view.node.op_type)
@@ -42,7 +42,7 @@ def arithmetic(view: NodeView) -> nn.Module:
 
 
 def clip(view: NodeView) -> nn.Module:
-    """Clip; 0 to 6 is ReLU6."""
+    """Convert Clip; 0 to 6 is ReLU6."""
     low, high = -math.inf, math.inf
     if view.opset < 11:
         low, high = view.attribute("min", low), view.attribute("max", high)
@@ -53,7 +53,7 @@ def clip(view: NodeView) -> nn.Module:
 
 
 def reduce_mean(view: NodeView) -> nn.Module:
-    """ReduceMean over axes behind the batch axis; over both of a plane it is a global pooling."""
+    """Convert ReduceMean behind the batch axis; over a whole plane it is a global pooling."""
     axes = tuple(sorted(view.axis(axis) for axis in view.integers("axes", 1) or ()))
     if not axes:
         raise view.refusal("no axes are given; it would mix the images of a batch")
@@ -64,7 +64,7 @@ def reduce_mean(view: NodeView) -> nn.Module:
 
 
 def slice_(view: NodeView) -> nn.Module:
-    """Slice with constant bounds and steps above zero."""
+    """Convert Slice with constant bounds and steps above zero."""
     starts, ends = view.integers("starts", 1) or [], view.integers("ends", 2) or []
     axes = view.integers("axes", 3) or list(range(len(starts)))
     steps = view.integers("steps", 4) or [1] * len(starts)
@@ -77,7 +77,7 @@ def slice_(view: NodeView) -> nn.Module:
 
 
 def pad(view: NodeView) -> nn.Module:
-    """Pad by a constant, behind the batch axis."""
+    """Convert Pad by a constant, behind the batch axis."""
     mode = view.attribute("mode", b"constant")
     widths = view.integers("pads", 1) or []
     axes = len(view.shape())
@@ -89,7 +89,7 @@ def pad(view: NodeView) -> nn.Module:
 
 
 def reshape(view: NodeView) -> nn.Module:
-    """Reshape (also Squeeze and Unsqueeze) to the inferred shape, the first axis left free.
+    """Convert Reshape, Squeeze and Unsqueeze to the inferred shape, the first axis left free.
 
     Numbers keep their order, so a batch only makes the first axis longer, also where that axis
     holds rows of an image rather than images.
@@ -98,7 +98,7 @@ def reshape(view: NodeView) -> nn.Module:
 
 
 def flatten(view: NodeView) -> nn.Module:
-    """Flatten behind the batch axis."""
+    """Convert Flatten behind the batch axis."""
     view.axis(1)
     if int(view.attribute("axis", 1)) != 1:
         raise view.refusal(f"axis {view.attribute('axis')}; 1 is supported")
@@ -106,7 +106,7 @@ def flatten(view: NodeView) -> nn.Module:
 
 
 def transpose(view: NodeView) -> nn.Module:
-    """Transpose of the axes behind the batch axis."""
+    """Convert Transpose of the axes behind the batch axis."""
     order = [int(axis) for axis in view.attribute("perm", [])]
     if not order or order[0] != 0:
         raise view.refusal(f"order {order}, which moves the batch axis")
@@ -114,7 +114,7 @@ def transpose(view: NodeView) -> nn.Module:
 
 
 def softmax(view: NodeView) -> nn.Module:
-    """Softmax and LogSoftmax over one axis."""
+    """Convert Softmax and LogSoftmax over one axis."""
     axis = view.axis(int(view.attribute("axis", -1 if view.opset >= 13 else 1)))
     if view.opset < 13 and axis != len(view.shape()) - 1:
         raise view.refusal("before opset 13 it joins axes; only the last axis is supported")
@@ -122,14 +122,14 @@ def softmax(view: NodeView) -> nn.Module:
 
 
 def hard_sigmoid(view: NodeView) -> nn.Module:
-    """HardSigmoid; with slope 1/6 it is torch's own."""
+    """Convert HardSigmoid; with slope 1/6 it is torch's own."""
     slope, offset = view.attribute("alpha", 0.2), view.attribute("beta", 0.5)
     same = math.isclose(slope, 1 / 6, rel_tol=1e-6) and offset == 0.5
     return nn.Hardsigmoid() if same else LinearClamp(slope, offset)
 
 
 def dropout(view: NodeView) -> nn.Module:
-    """Dropout, which does nothing in evaluation mode.
+    """Convert Dropout, which does nothing in evaluation mode.
 
     Raises:
         InputRejectedError: the graph asks for it in inference as well.
@@ -140,7 +140,7 @@ def dropout(view: NodeView) -> nn.Module:
 
 
 def nothing(view: NodeView) -> nn.Module:
-    """Identity."""
+    """Convert Identity."""
     return nn.Identity()
 
 
