@@ -163,8 +163,7 @@ def test_every_public_name_is_in_the_reference(pages: dict[Path, Page], site: Pa
     ids = pages[site / "reference" / "python.html"].ids
     for name in edgeclean.__all__:
         if not name.startswith("__"):
-            defined = getattr(edgeclean, name)
-            assert f"{defined.__module__}.{defined.__qualname__}" in ids, name
+            assert f"edgeclean.{name}" in ids
 
 
 @pytest.mark.parametrize("name", ["report", "manifest"])
