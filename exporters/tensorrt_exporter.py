@@ -4,11 +4,6 @@ Thin on purpose: it has not run where it was written (docs/guides/jetson.md). Th
 that of the graph (`exporters.precision`), and what came out is read back from the engine itself,
 because tools have answered success and built float32 before. An engine is code for one device and
 one TensorRT: it is never shipped in a bundle, and only what was built here is loaded.
-
-What differs between TensorRT 10 and 11 in its Python interface, and nothing else.
-
-11 has no precision flags and no EXPLICIT_BATCH: every network is strongly typed. In 10 that is
-asked for, except for the DLA, whose engines 10 builds from precision flags.
 """
 
 from __future__ import annotations
@@ -34,59 +29,7 @@ from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
 from edgeclean.networks.state import Network
 from edgeclean.settings import Settings, setting
 from exporters.onnx_exporter import INPUT_NAME, OUTPUT_NAME
-
-LOWEST, ABOVE = (10, 3), (12, 0)
-
-
-class TensorRT10:
-    """From 10.3 on."""
-
-    def __init__(self, trt: Any) -> None:
-        self._trt = trt
-
-    def network_flags(self, *, on_dla: bool) -> int:
-        """Of `Builder.create_network`: strongly typed, but for the DLA."""
-        trt = self._trt
-        return 0 if on_dla else 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-
-    def allow_precision(self, config: Any, precision: str, *, on_dla: bool) -> None:
-        """Precision flags, which only the DLA needs; it has no float32, so fp32 becomes fp16."""
-        trt = self._trt
-        if on_dla:
-            config.set_flag(trt.BuilderFlag.INT8 if precision == "int8" else trt.BuilderFlag.FP16)
-            if precision == "int8":
-                config.set_flag(trt.BuilderFlag.FP16)
-
-
-class TensorRT11:
-    """From 11.0 on."""
-
-    def __init__(self, trt: Any) -> None:
-        self._trt = trt
-
-    def network_flags(self, *, on_dla: bool) -> int:
-        """None: every network is strongly typed."""
-        del on_dla
-        return 0
-
-    def allow_precision(self, config: Any, precision: str, *, on_dla: bool) -> None:
-        """Nothing: the graph says it."""
-
-
-def differences(trt: Any) -> TensorRT10 | TensorRT11:
-    """What the installed TensorRT wants.
-
-    Raises:
-        ToolchainError: its version is not one that this was written for.
-    """
-    version = tuple(int(number) for number in str(trt.__version__).split(".")[:2])
-    if not LOWEST <= version < ABOVE:
-        raise ToolchainError(
-            f"TensorRT {trt.__version__} is installed; 10.3 or later and below 12 is needed: "
-            "pip install 'tensorrt>=10.3,<12'"
-        )
-    return TensorRT10(trt) if version[0] == 10 else TensorRT11(trt)
-
+from exporters.tensorrt_versions import differences
 
 MIB = 2**20
 ENGINE_FILE = "model.plan"

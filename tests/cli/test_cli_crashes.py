@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 
 from edgeclean.cli import supervisor
+from edgeclean.files.atomic import staging_name
 
 CODE = """
 import ctypes, os, pathlib, signal, time
@@ -132,7 +133,8 @@ def test_who_asks_it_to_stop_is_heard(place: Path, number: signal.Signals, to_al
     (os.killpg if to_all else os.kill)(process.pid, number)
     code, error, line = ended(process)
     assert code == error["exit_code"] == 128 + number
-    assert line.startswith(f"error: stopped by {number.name}")
+    word = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
+    assert line.startswith(f"error: {word}")
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
 
@@ -142,7 +144,7 @@ def test_a_killed_command_takes_its_child_along_and_the_next_one_clears_up(place
     busy_child(place)
     process.kill()
     process.communicate(timeout=30)  # the pipes end when both have, and the child would sleep on
-    assert (place / ".out.lock").exists()
+    assert (place / staging_name("out") / "lock").exists()
     for one in (place.parent / "tmp").iterdir():  # what a killed command leaves, as it always did
         assert one.name.startswith("edgeclean-")
         shutil.rmtree(one)
@@ -151,13 +153,13 @@ def test_a_killed_command_takes_its_child_along_and_the_next_one_clears_up(place
 
 
 def test_what_another_run_holds_is_left_to_it(place: Path) -> None:
-    lock = place / ".out.lock"
-    with lock.open("w") as held:
+    staging = place / staging_name("out")
+    (staging / "new").mkdir(parents=True)
+    with (staging / "lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        (place / ".out.partial").mkdir()
         supervisor._clear_up(place / "out")
-        assert lock.exists()
-        assert (place / ".out.partial").exists()
+        assert (staging / "lock").exists()
+        assert (staging / "new").exists()
     supervisor._clear_up(place / "out")
 
 
