@@ -1,4 +1,4 @@
-"""Studies that measure edgeclean beside published attacks and defences; not shipped in the wheel.
+"""Measure edgeclean beside published attacks and defences; the wheel does not hold this package.
 
-Run from the repository's root: ``python -m benchmarks.NAME``. See ``benchmarks/README.md``.
+Run from the repository's root: ``python -m benchmarks.studies.NAME``, ``benchmarks.suite``. See ``benchmarks/README.md``.
 """

@@ -1,4 +1,4 @@
-"""ANP: prune the channels that a small adversarial change of the weights turns against the images.
+"""ANP prunes channels that a small adversarial change of weights turns against the images.
 
 Source: Wu and Wang (2021), "Adversarial neuron pruning purifies backdoored deep models". A mask
 per BatchNorm scale is learned on clean images; scales times (mask + noise), shifts times
@@ -87,7 +87,7 @@ def anp(
 def learn_masks(
     network: Network, clean: LabelledImages, seed: int, settings: AnpSettings
 ) -> dict[str, Tensor]:
-    """The mask of every BatchNorm scale, in [0, 1], by the BatchNorm's name."""
+    """Learn the mask of every BatchNorm scale, in [0, 1], by the BatchNorm's name."""
     module = copied(network).requires_grad_(False).train()  # running statistics move in the copy
     norms = need_batch_norms(module, "ANP")
     masks = {name: torch.ones_like(norm.weight, requires_grad=True) for name, norm in norms.items()}
@@ -127,7 +127,7 @@ def mask_loss(
     settings: AnpSettings,
     generator: torch.Generator,
 ) -> Tensor:
-    """The weighted sum alpha CE(masks) + (1 - alpha) CE(masks and adversarial noise)."""
+    """Return the weighted sum alpha CE(masks) + (1 - alpha) CE(masks and adversarial noise)."""
     scale_noise, shift_noise = worst_noise(module, masks, images, labels, settings, generator)
     plain = cross_entropy(_masked(module, masks, {}, {}, images), labels)
     noisy = cross_entropy(_masked(module, masks, scale_noise, shift_noise, images), labels)
@@ -142,7 +142,7 @@ def worst_noise(
     settings: AnpSettings,
     generator: torch.Generator,
 ) -> tuple[Noise, Noise]:
-    """Noise on scales and shifts, from a uniform start by sign ascent on the loss."""
+    """Find noise on scales and shifts, from a uniform start by sign ascent on the loss."""
     fixed = {name: mask.detach() for name, mask in masks.items()}
     noises = [
         {name: _uniform(mask, settings.budget, generator) for name, mask in masks.items()}

@@ -49,7 +49,8 @@ def is_current(cell: Cell, entry: DefenceEntry) -> bool:
 
 def plain_settings(entry: DefenceEntry) -> dict[str, JsonValue]:
     """The settings that a defence runs with, as a JSON file gives them back."""
-    return as_read({type(one).__name__: settings_as_json(one) for one in entry.settings})
+    names = [getattr(one, "RECORDED_AS", type(one).__name__) for one in entry.settings]
+    return as_read(dict(zip(names, map(settings_as_json, entry.settings), strict=True)))
 
 
 def columns_of(suite: Suite, results: Path) -> list[Column]:
