@@ -68,7 +68,7 @@ class Attack(ABC):
         """
 
     def state(self) -> dict[str, Tensor]:
-        """Return the state that an interrupted training needs beside the classifier's; by default, none."""
+        """Return the attack's state, to resume a training from; by default, none."""
         return {}
 
     def resume(  # noqa: B027 - most attacks have nothing to resume
@@ -81,7 +81,7 @@ class Attack(ABC):
         return {"name": self.name, "rate": self.rate, "target": self.target}
 
     def networks(self) -> dict[str, nn.Module]:
-        """Return the networks that the attack trained, to be kept with the classifier; by default, none."""
+        """Return the networks that the attack trained, to be kept; by default, none."""
         return {}
 
     def batch_loss(
@@ -165,5 +165,5 @@ def replace(
 
 
 def as_uint8(pixels: Float[Tensor, "n c h w"]) -> Tensor:
-    """Return pixels as a file holds them: rounded, and clipped before the cast so that none wraps."""
+    """Return pixels as a file holds them: clipped, rounded and cast, so that none wraps."""
     return (pixels * TO_UINT8).round().clamp(0, TO_UINT8).to(torch.uint8)

@@ -24,7 +24,7 @@ def blended(
     rate: float = 0.1,
     alpha: float = 0.2,
 ) -> StampAttack:
-    """Return an attack that blends a picture of rings over the whole image, with weight ``alpha``."""
+    """Return an attack that blends a picture of rings over the image, with weight ``alpha``."""
     stamp = Blend(picture=rings_picture(*size), alpha=alpha)
     return StampAttack("blended", stamp, rate=rate, target=target, classes=classes)
 

@@ -46,7 +46,7 @@ class InputAwareSettings:
 
 
 class InputAware(Attack):
-    """The attack, with its generator, its mask network and their optimisers.
+    """An attack with a generator, a mask network and their optimisers.
 
     Args:
         classes: number of classes.
@@ -131,7 +131,7 @@ class InputAware(Attack):
         smoothing: float,
         generator: torch.Generator,
     ) -> Tensor:
-        """Return the cross-entropy over poison, cross triggers and the rest, plus the diversity loss."""
+        """Return the cross-entropy of poison, cross triggers and the rest, plus diversity."""
         count = max(1, round(self.rate * len(labels)))
         own, cross = slice(0, count), slice(count, 2 * count)
         self.generator_network.train()

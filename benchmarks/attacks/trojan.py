@@ -41,14 +41,15 @@ class TrojanSettings:
 
 
 class TrojanAttack(StampAttack):
-    """An attack like BadNets, with a square found by sign ascent on neurons of a clean network.
+    """BadNets with a square that excites neurons of a clean network.
 
     Args:
         classes: number of classes.
         size: height and width of the images.
         target: the attacker's class.
         rate: poisoned share of the training set.
-        settings: settings of the search; until `study` has run, the square is the search's random start.
+        settings: settings of the search; until `study` has run, the square is the search's random
+            start.
     """
 
     needs_clean_network = True

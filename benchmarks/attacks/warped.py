@@ -24,8 +24,8 @@ class WarpSettings:
     Attributes:
         strength: strength of the warp, in pixels times two over the height.
         cells: side of the coarse random grid that is enlarged smoothly to the image.
-        noise_ratio: for each poisoned image of a batch, so many are warped by a *randomly
-            disturbed* warp and keep their label: the network must learn the very warp.
+        noise_ratio: images with a *randomly disturbed* warp and their own label, for each poisoned
+            image of a batch: the network must learn the exact warp.
         seed: seed of the warp.
     """
 

@@ -31,13 +31,13 @@ Noise = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnpSettings:
-    """The paper's values.
+    """Settings of ANP; the defaults are the paper's.
 
     Attributes:
-        steps: of the masks.
+        steps: steps of the masks.
         batch: images a step.
-        learning_rate: of the masks (SGD).
-        momentum: likewise.
+        learning_rate: learning rate of the masks (SGD).
+        momentum: momentum of the masks (SGD).
         budget: the noise lies in [-budget, budget].
         noise_steps: sign-ascent steps on the noise for each step of the masks.
         alpha: weight of the loss without noise; the rest is the loss with it.

@@ -137,7 +137,7 @@ def need_images(clean: LabelledImages, name: str) -> None:
 
 
 def copied(network: Network) -> nn.Module:
-    """Return an independent copy of the network's module, in evaluation mode, all of it trainable."""
+    """Return a copy of the network's module in evaluation mode, all of it trainable."""
     return copy.deepcopy(network.module).eval().requires_grad_(True)
 
 

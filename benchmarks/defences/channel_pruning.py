@@ -104,7 +104,7 @@ def _without(network: Network, share: float) -> nn.Module:
 
 
 def _left_alone(module: nn.Module) -> list[nn.Module]:
-    """Return the layers that are not pruned: the last linear one, and those of option-A shortcuts."""
+    """Return the layers that stay: the last linear one, and those of option-A shortcuts."""
     layers = list(module.modules())
     left: list[nn.Module] = [layer for layer in layers if isinstance(layer, nn.Linear)][-1:]
     if any(isinstance(layer, OptionAShortcut) for layer in layers):

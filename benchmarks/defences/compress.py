@@ -1,7 +1,8 @@
 """Compress plainly: one rank fraction for every layer, nothing scaled, nothing recovered.
 
-Tucker-2: Kim et al. (2016). Truncated SVD: the kernel as a matrix [out, in kh kw] (the
-"low-rank matrix decomposition" of Clean & Compact): a KxK convolution to r channels, then a 1x1. Neither uses data.
+Tucker-2: Kim et al. (2016). Truncated SVD: the kernel as a matrix [out, in kh kw] (Clean &
+Compact's "low-rank matrix decomposition"): a KxK convolution to r channels, then a 1x1. Neither
+uses data.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def plain_tucker(
     seed: int = 0,
     settings: PlainSettings | None = None,
 ) -> TruncatedNetwork:
-    """Compress by Tucker-2, both ranks one fraction of the full; ``clean``, ``seed`` are unused."""
+    """Compress by Tucker-2, both ranks at one fraction; ``clean`` and ``seed`` are unused."""
     return _compress(network, "plain-tucker", factorise, settings or PlainSettings())
 
 
@@ -56,7 +57,7 @@ def plain_svd(
     seed: int = 0,
     settings: PlainSettings | None = None,
 ) -> TruncatedNetwork:
-    """Compress by truncated SVD, at one fraction of the full rank; ``clean``, ``seed`` are unused."""
+    """Compress by truncated SVD at one rank fraction; ``clean`` and ``seed`` are unused."""
     return _compress(network, "plain-svd", svd_factors, settings or PlainSettings())
 
 

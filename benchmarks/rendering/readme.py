@@ -1,4 +1,4 @@
-"""Puts the tables of ``results/*.md`` into the pages: ``python -m benchmarks.rendering.readme``.
+"""Put the tables of ``results/*.md`` into the pages: ``python -m benchmarks.rendering.readme``.
 
 A section stands between ``<!-- measured:NAME -->`` and ``<!-- /measured:NAME -->`` in a page under
 ``docs/results``; its content is ``results/NAME.md``, so that no number is typed by hand;
@@ -20,12 +20,12 @@ SECTION = re.compile(
 
 
 def pages() -> list[Path]:
-    """Every page that has a section."""
+    """Return every page that has a section."""
     return [page for page in sorted(FOLDER.glob("*.md")) if SECTION.search(page.read_text("utf-8"))]
 
 
 def filled(text: str, folder: Path = FOLDER) -> str:
-    """The text of a page in ``folder`` with every table as it stands in the results."""
+    """Return the text of a page in ``folder`` with every table as it is in the results."""
     return SECTION.sub(lambda match: _section(match, folder), text)
 
 
@@ -40,7 +40,7 @@ def _section(match: re.Match[str], folder: Path) -> str:
 
 
 def main() -> int:
-    """Write the pages, or with ``--check`` only say whether they are up to date."""
+    """Write the pages, or with ``--check`` only report whether they are up to date."""
     stale = False
     for page in pages():
         old = page.read_text("utf-8")

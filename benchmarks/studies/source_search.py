@@ -1,4 +1,4 @@
-"""Could a scan see source-specific backdoors? ``python -m benchmarks.studies.source_search``.
+"""Search for source-specific backdoors: ``python -m benchmarks.studies.source_search``.
 
 Such a backdoor works on images of one class only. The affordable search gives each class one start:
 the least mask, or least additive stamp, that makes its images leave it; a class far cheaper than
@@ -30,7 +30,7 @@ SEARCHED = ("masked patch", "additive")
 
 
 def main() -> None:
-    """All networks and both families, and ``results/source-search.json``."""
+    """Search all networks by both families, and write ``results/source-search.json``."""
     torch.set_num_threads(THREADS)
     networks = {name: one.load() for name, one in published_networks().items()}
     result = {

@@ -1,4 +1,4 @@
-"""Tucker-2 of ResNet-50's convolutions at half ranks: `compress.tucker` against TensorLy.
+"""Time Tucker-2 of ResNet-50's convolutions at half ranks, `compression.tucker` against TensorLy.
 
     python -m benchmarks.studies.tucker
 
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def table(families: dict[str, Any]) -> str:
-    """The totals as Markdown."""
+    """Return the totals as Markdown."""
     lines = ["| kernels | sweeps | times faster | largest error ratio |", "|---|---|---|---|"]
     for name, family_rows in families.items():
         for sweeps in ("sweeps_0", "sweeps_1"):
@@ -155,7 +155,7 @@ def _relative_error(kernel: Tensor, rebuilt: Tensor) -> float:
 
 
 def _timed(run: Callable[[], Outcome]) -> tuple[float, Outcome]:
-    """Processor seconds: on one thread they are the wall's, without what other programs take."""
+    """Return processor seconds: on one thread, wall time without that of other programs."""
     seconds: list[float] = []
     while True:
         start = time.process_time_ns()

@@ -32,7 +32,7 @@ GTSRB = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "classes": 43}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """One data set, one architecture, and all that is tried on them.
+    """A suite: one data set, one architecture, and its attacks and defences.
 
     Attributes:
         name: name of the suite.
