@@ -6,6 +6,7 @@ it needs nothing but Python, as the demo's environment has no tools of a develop
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ def closing_lines(known: dict[tuple[str, str, int], Cell]) -> list[str]:
 
 
 def main() -> None:
+    """Print the closing lines."""
+    argparse.ArgumentParser(description="Print the closing lines of `make demo`.").parse_args()
     print("\n" + "\n".join(closing_lines(known_cells())))
 
 

@@ -7,6 +7,7 @@ A section stands between ``<!-- measured:NAME -->`` and ``<!-- /measured:NAME --
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import sys
@@ -41,14 +42,17 @@ def _section(match: re.Match[str], folder: Path) -> str:
 
 def main() -> int:
     """Write the pages, or with ``--check`` only report whether they are up to date."""
+    parser = argparse.ArgumentParser(description="Put the measured tables into the pages.")
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 for a stale page")
+    options = parser.parse_args()
     stale = False
     for page in pages():
         old = page.read_text("utf-8")
         new = filled(old, page.parent)
         stale |= old != new
-        if "--check" not in sys.argv[1:]:
+        if not options.check:
             page.write_text(new, "utf-8")
-    return int(stale and "--check" in sys.argv[1:])
+    return int(stale and options.check)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ unlearning and recovery (`folding_norms`). Two threads; medians of pairs made in
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import time
@@ -30,6 +31,7 @@ THREADS, IMAGES, WARM_UP, PAIRS = 2, 128, 3, 25
 
 def main() -> None:
     """Measure both, and write ``results/folding.json``."""
+    argparse.ArgumentParser(description="Measure the gain of folding BatchNorm.").parse_args()
     torch.set_num_threads(THREADS)
     network = load_checkpoint(
         DEMO.with_suffix(".safetensors"), read_model_file(DEMO.with_suffix(".toml"))

@@ -8,6 +8,7 @@ the same process with the network and the images alone.
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import resource
@@ -44,6 +45,9 @@ NOTHING_FOUND = ScanReport(verdict="not found", suspects=(), searches=(), images
 
 def main() -> None:
     """Measure a row for each stage, and write the file."""
+    argparse.ArgumentParser(
+        description="Measure the memory of one step of every stage."
+    ).parse_args()
     spawned = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawned, max_tasks_per_child=1) as pool:
         rows = dict(zip(STAGES, pool.map(measure, STAGES), strict=True))

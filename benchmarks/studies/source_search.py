@@ -9,6 +9,7 @@ the usual spread, about half of the median. The scan does not run this search.
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import torch
@@ -31,6 +32,9 @@ SEARCHED = ("masked patch", "additive")
 
 def main() -> None:
     """Search all networks by both families, and write ``results/source-search.json``."""
+    argparse.ArgumentParser(
+        description="Search the published networks for source-specific backdoors."
+    ).parse_args()
     torch.set_num_threads(THREADS)
     networks = {name: one.load() for name, one in published_networks().items()}
     result = {

@@ -10,6 +10,7 @@ are timed once and counted as often as they occur.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import statistics
@@ -39,6 +40,8 @@ Outcome = TypeVar("Outcome")
 
 
 def main() -> None:
+    """Measure both families of kernels, and write ``results/tucker.json`` and ``.md``."""
+    argparse.ArgumentParser(description="Time Tucker-2 against TensorLy.").parse_args()
     torch.set_num_threads(1)
     _timed(lambda: tucker2(torch.randn(8, 8, 3, 3)))
     counts = resnet50_shapes()

@@ -6,6 +6,7 @@ after every cell and meant to be committed, so that another session goes on with
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -139,6 +140,10 @@ def as_read(facts: dict[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 def main() -> None:
+    """Write the tables of every suite that has columns."""
+    argparse.ArgumentParser(
+        description="Write the tables of every suite from its columns."
+    ).parse_args()
     for name, suites in SUITES.items():
         if any(columns_of(suite, tables.RESULTS) for suite in suites):
             write_tables(name)
