@@ -41,6 +41,7 @@ GROUPS = (
         name="input boundary",
         places=(
             "edgeclean/load/",
+            "edgeclean/files/schema.py",
             "edgeclean/files/text.py",
             "edgeclean/compression/settings.py",
             "edgeclean/devices/profile_files.py",
@@ -48,7 +49,9 @@ GROUPS = (
         percent=100,
     ),
     Group(
-        name="bundle code", places=("edgeclean/bundle/", "edgeclean/files/depfile.py"), percent=100
+        name="bundle code",
+        places=("edgeclean/bundle/", "edgeclean/files/atomic.py", "edgeclean/files/depfile.py"),
+        percent=100,
     ),
     Group(name="the rest", places=("edgeclean/", "exporters/"), percent=95),
 )
