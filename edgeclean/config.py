@@ -28,6 +28,7 @@ from edgeclean.backdoor.scan import ScanSettings
 from edgeclean.compression.clamp import ScaleSettings
 from edgeclean.compression.decompose import DecomposeSettings
 from edgeclean.compression.finetune import FinetuneSettings
+from edgeclean.compression.latency_table import LatencyTable
 from edgeclean.compression.plan import RankSettings
 from edgeclean.compression.truncate import TruncateSettings
 from edgeclean.devices.targets import Target, require
@@ -38,12 +39,14 @@ from edgeclean.files.text import shown
 from edgeclean.images.synthesize import SynthesizeSettings
 from edgeclean.load.limits import LoadLimits
 from edgeclean.measure.latency import LatencySettings
+from edgeclean.measure.machine_table import check_table
 from edgeclean.networks.compute import Compute
 from edgeclean.networks.state import JsonValue
 from edgeclean.settings import MOST_NAME, Settings, checked, fields_of, setting
+from exporters.file_size import BYTES_PER_PARAM
 from exporters.onnx_exporter import ExportSettings
 from exporters.parity import ParitySettings
-from exporters.precision import PrecisionSettings, check_precision
+from exporters.precision.lower import PrecisionSettings, check_precision
 
 MAX_FILE_BYTES = 1 << 20
 S = TypeVar("S")
@@ -128,6 +131,29 @@ def settings_for(
     require(target, opset=settings.export.opset)
     check_precision(settings.precision, settings.export, target)
     return settings
+
+
+def check_goal(settings: PipelineSettings, target: Target, table: LatencyTable | None) -> None:
+    """Refuse goals that cannot be planned for this target, before anything is loaded.
+
+    Raises:
+        UsageError: the table is of another precision, there is none and none can be measured here,
+            or a size is asked of a precision whose file sizes cannot be foretold.
+    """
+    precision, goal = settings.precision.format, settings.ranks
+    if table is not None:
+        measured = settings.latency
+        check_table(table, precision=precision, threads=measured.threads, batch=measured.batch)
+    elif goal.needs_table and (target.runtime != "onnxruntime" or precision != "fp32"):
+        raise UsageError(
+            f"a goal of time was asked for {target.name} in {precision}, which cannot be measured "
+            "here; give --latency-table with one measured there, or ask for --ratio"
+        )
+    if goal.size_budget is not None and precision not in BYTES_PER_PARAM:
+        raise UsageError(
+            f"--size-budget cannot be planned for {precision}, whose layers may stay in fp32; ask "
+            "for --ratio with --measure params, and refuse larger files with --max-size"
+        )
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run made, and that as the evidence of a report and as the contents of a bundle."""
+"""Hold the outcome of a run, and turn it into a report's inputs and a bundle's contents."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ from edgeclean.report.page import render_html, trigger_files
 from edgeclean.report.report import ReportInputs, changed_settings
 from edgeclean.runner import peak_memory_mib
 from exporters.parity import ParityRecord
-from exporters.precision import GOLDEN_TOLERANCE, LoweredModel
+from exporters.precision.lower import GOLDEN_TOLERANCE, LoweredModel
 
 GOLDEN_IMAGES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compression:
-    """What a run made.
+    """The outcome of a run.
 
     Attributes:
         original: the network as it came.
-        purified: the teacher of what followed.
-        scaled: decomposed and clamped, not yet truncated.
-        compressed: what was exported.
-        images: that the compressed network was tuned on.
-        scan: of the original.
+        purified: the purified network, the teacher in all later stages.
+        scaled: the network decomposed and clamped, not yet truncated.
+        compressed: the network that was exported.
+        images: the synthetic images that the compressed network was tuned on.
+        scan: the scan of the original.
         model: the ONNX file, in its final precision.
-        original_model: the original network's, to compare with.
-        parity: of the ONNX file in float32 with the compressed network.
-        lowered: how close the file in its final precision stays to the one in float32.
-        latency: of both ONNX files, measured in turns.
-        evaluation: of both on the user's images; None if none were given.
-        gates: the verdict on each gate that was asked; all passed.
+        original_model: the original network's ONNX file, to compare with.
+        parity: agreement of the ONNX file in float32 with the compressed network.
+        lowered: agreement of the file in its final precision with the one in float32.
+        latency: latencies of both ONNX files, measured in turns.
+        evaluation: accuracy of both on the user's images; None if none were given.
+        gates: the verdict on each gate of the policy; all passed.
     """
 
     original: LoadedNetwork
@@ -72,7 +72,7 @@ class Compression:
 
 
 def judged(compression: Compression, policy: Policy, evaluation: Evaluation | None) -> Compression:
-    """The compression with its verdicts, all of which passed.
+    """Judge the gates of the policy, and return the compression with their verdicts.
 
     Raises:
         EdgecleanError: of the kind of the first gate that failed.
@@ -90,14 +90,14 @@ def report_inputs(
     seconds: Mapping[str, float],
     command: str,
 ) -> ReportInputs:
-    """All that the report tells of a run.
+    """Return the inputs of the run's report.
 
     Args:
-        compression: what it made.
-        settings: that it was made with.
-        target: what it is for.
+        compression: the outcome of the run.
+        settings: the settings of the run.
+        target: the target of the run.
         seconds: wall time by stage, in order.
-        command: how to run it again, without paths.
+        command: command line that repeats the run, without paths.
     """
     clamped = compression.scaled if compression.scaled.history[-1].notes["scaled"] else None
     networks: dict[str, Network] = {
@@ -137,9 +137,9 @@ def contents_of(
     target: Target,
     report: dict[str, JsonValue],
 ) -> BundleContents:
-    """The files of the bundle, with what goes along to a device that builds its own engines."""
+    """Return the contents of the bundle, with a kit for a target that builds its own engines."""
     kit: dict[str, bytes] = {}
-    if target.runtime == "tensorrt":  # engines are built on the device: what does that goes along
+    if target.runtime == "tensorrt":  # engines are built on the device, by the kit
         kit = kit_files(
             compression.original_model,
             asdict(target),

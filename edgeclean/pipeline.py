@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from edgeclean.backdoor.findings import ScanReport
 from edgeclean.backdoor.purify import purify
 from edgeclean.backdoor.scan import scan
@@ -22,7 +24,7 @@ from edgeclean.compression.finetune import finetune
 from edgeclean.compression.latency_table import LatencyTable
 from edgeclean.compression.plan import choose_ranks
 from edgeclean.compression.truncate import truncate
-from edgeclean.config import PipelineSettings
+from edgeclean.config import PipelineSettings, check_goal
 from edgeclean.devices.targets import Target, load_target, require
 from edgeclean.errors import UsageError
 from edgeclean.estimate import announce
@@ -32,7 +34,7 @@ from edgeclean.images.synthesize import joined, synthesize
 from edgeclean.load.checkpoint import load_checkpoint
 from edgeclean.measure.accuracy import evaluate
 from edgeclean.measure.latency import LatencyReport, LatencySettings, measure_pair
-from edgeclean.measure.layer_times import check_goal, is_of_this_machine, table_of_this_machine
+from edgeclean.measure.machine_table import is_of_this_machine, table_of_this_machine
 from edgeclean.networks.compute import placed, require_compute
 from edgeclean.networks.state import (
     FinetunedNetwork,
@@ -43,19 +45,22 @@ from edgeclean.networks.state import (
     ScaledNetwork,
     SyntheticImages,
     TruncatedNetwork,
+    same_weights,
 )
 from edgeclean.outcome import Compression, contents_of, judged, report_inputs
 from edgeclean.progress import Progress, silent
-from edgeclean.report.report import build_report, command_line, same_weights
+from edgeclean.report.layer_table import LayerRow, Spectrum, layer_rows, spectra
+from edgeclean.report.report import build_report, command_line
 from edgeclean.runner import Cache, Runner
 from exporters.file_size import foretell_size
 from exporters.onnx_exporter import ExportSettings, export_onnx
 from exporters.parity import ParityRecord, check_parity
-from exporters.precision import LoweredModel, check_precision, lower_precision
+from exporters.precision.lower import LoweredModel, check_precision, lower_precision
 
 NO_GATES = Policy()
 EARLY_RUNS = 40  # measured of the truncated network, before the minutes of fine-tuning
 TAU_IMAGES = 256
+PARITY_IMAGES = 32  # random ones, for an export that makes no others
 
 Alongside = Callable[[LoadedNetwork], AbstractContextManager[None]]
 
@@ -147,8 +152,8 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
             models = compression.original_model, compression.model
             evaluation = runner("evaluate", evaluate, *models, labelled, original.spec)
         compression = judged(compression, policy, evaluation)
-        again = command_line(checkpoint, spec, chosen)
-        report = build_report(report_inputs(compression, chosen, device, runner.seconds, again))
+        command = command_line(checkpoint, spec, chosen)
+        report = build_report(report_inputs(compression, chosen, device, runner.seconds, command))
         contents = contents_of(compression, chosen, device, report)
         bundle = write_bundle(held, contents, signer=signer, alongside=beside)
     whole = {**report, "manifest_sha256": bundle.manifest_sha256}
@@ -279,36 +284,160 @@ def _exported(
     return original_model, parity, lowered, latency
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScannedCheckpoint:
+    """A network that was searched for a backdoor, and is as it came.
+
+    Attributes:
+        network: the network of the checkpoint.
+        images: the synthetic images that the searches started from.
+        report: what was searched and what was found, with the verdict.
+    """
+
+    network: LoadedNetwork
+    images: SyntheticImages
+    report: ScanReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectedCheckpoint:
+    """A network, and what a compression would make of each of its layers.
+
+    Attributes:
+        network: the network of the checkpoint.
+        planned: the same, truncated to the ranks that the weights alone suggest.
+        layers: a row for each layer: its shape, ranks, parameters and MACs before and after.
+        spectra: the singular values of each layer that may be factored, as shares of the largest.
+    """
+
+    network: LoadedNetwork
+    planned: TruncatedNetwork
+    layers: tuple[LayerRow, ...]
+    spectra: tuple[Spectrum, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedCheckpoint:
+    """A network as ONNX, neither scanned nor purified nor compressed.
+
+    Attributes:
+        network: the network of the checkpoint.
+        model: the bytes of the ONNX file, in the precision that the settings ask for.
+        parity: how closely the file in float32 computes what the network does.
+        lowered: how closely ``model`` agrees with the file in float32.
+    """
+
+    network: LoadedNetwork
+    model: bytes
+    parity: ParityRecord
+    lowered: LoweredModel
+
+
 def scan_checkpoint(
     checkpoint: Path,
     spec: ModelSpec,
-    settings: PipelineSettings,
+    settings: PipelineSettings | None = None,
     *,
     code_folder: Path | None = None,
     progress: Progress = silent,
-) -> tuple[LoadedNetwork, SyntheticImages, ScanReport]:
-    """Load a network, make images of it, and search it for a backdoor; nothing is changed."""
-    require_compute(settings.compute)
-    run, seed = Runner(progress=progress), settings.seed
-    loaded = load_checkpoint(checkpoint, spec, limits=settings.load, code_folder=code_folder)
-    loaded = placed(loaded, settings.compute)
-    announce(progress, loaded, settings, only_scan=True)
-    images = run("synthesize", synthesize, loaded, settings.synthesize, seed=seed)
-    return loaded, images, run("scan", scan, loaded, images, settings.scan, seed=seed)
+) -> ScannedCheckpoint:
+    """Search a network for a backdoor, without data and without changing it.
+
+    Args:
+        checkpoint: the file of weights, or an ONNX network.
+        spec: what the file does not say.
+        settings: of every stage; None for the defaults.
+        code_folder: what ``file.py:callable`` in the spec is relative to.
+        progress: told of every stage that takes longer than a moment.
+
+    Raises:
+        InputRejectedError: the checkpoint cannot be accepted.
+        UsageError: the architecture is unknown.
+        NotFiniteError: a stage came out with NaN or infinity.
+        ToolchainError: the settings ask for a GPU that is not there.
+    """
+    chosen = settings or PipelineSettings()
+    require_compute(chosen.compute)
+    run, seed = Runner(progress=progress), chosen.seed
+    network = load_checkpoint(checkpoint, spec, limits=chosen.load, code_folder=code_folder)
+    network = placed(network, chosen.compute)
+    announce(progress, network, chosen, only_scan=True)
+    images = run("synthesize", synthesize, network, chosen.synthesize, seed=seed)
+    report = run("scan", scan, network, images, chosen.scan, seed=seed)
+    return ScannedCheckpoint(network=network, images=images, report=report)
 
 
-def plan_checkpoint(
+def inspect_checkpoint(
     checkpoint: Path,
     spec: ModelSpec,
-    settings: PipelineSettings,
+    settings: PipelineSettings | None = None,
     *,
     code_folder: Path | None = None,
     progress: Progress = silent,
-) -> tuple[LoadedNetwork, TruncatedNetwork]:
-    """What would be replaced at a ratio: the same ranks but for the synthetic images' say."""
-    run = Runner(progress=progress)
-    loaded = load_checkpoint(checkpoint, spec, limits=settings.load, code_folder=code_folder)
-    decomposed = run("decompose", decompose, loaded, settings.decompose)
-    scaled = run("scale", scale, decomposed, settings.scale)
-    plan = run("ranks", choose_ranks, scaled, settings.ranks)
-    return loaded, run("truncate", truncate, scaled, plan, settings.truncate)
+) -> InspectedCheckpoint:
+    """List a network's layers, and what would become of each, without compressing it.
+
+    The ranks are chosen from the weights alone; `compress` also asks the synthetic images, so its
+    ranks may differ a little.
+
+    Args:
+        checkpoint: the file of weights, or an ONNX network.
+        spec: what the file does not say.
+        settings: of every stage; None for the defaults.
+        code_folder: what ``file.py:callable`` in the spec is relative to.
+        progress: told of every stage that takes longer than a moment.
+
+    Raises:
+        InputRejectedError: the checkpoint cannot be accepted.
+        UsageError: the architecture is unknown, or the settings name a layer that is not there.
+        RatioError: the ratio is out of reach.
+    """
+    chosen, run = settings or PipelineSettings(), Runner(progress=progress)
+    network = load_checkpoint(checkpoint, spec, limits=chosen.load, code_folder=code_folder)
+    decomposed = run("decompose", decompose, network, chosen.decompose)
+    scaled = run("scale", scale, decomposed, chosen.scale)
+    plan = run("ranks", choose_ranks, scaled, chosen.ranks)
+    planned = run("truncate", truncate, scaled, plan, chosen.truncate)
+    return InspectedCheckpoint(
+        network=network,
+        planned=planned,
+        layers=layer_rows(network, planned),
+        spectra=spectra(network, None, planned),
+    )
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    spec: ModelSpec,
+    settings: PipelineSettings | None = None,
+    *,
+    code_folder: Path | None = None,
+    progress: Progress = silent,
+) -> ExportedCheckpoint:
+    """Turn a network into checked ONNX, as it is; nothing is written.
+
+    Args:
+        checkpoint: the file of weights, or an ONNX network.
+        spec: what the file does not say.
+        settings: of every stage; None for the defaults.
+        code_folder: what ``file.py:callable`` in the spec is relative to.
+        progress: told of every stage that takes longer than a moment.
+
+    Raises:
+        InputRejectedError: the checkpoint cannot be accepted, or ONNX cannot express the network.
+        UsageError: the architecture is unknown, or the opset cannot hold the precision.
+        ParityError: the file does not compute what the network does.
+    """
+    chosen, run = settings or PipelineSettings(), Runner(progress=progress)
+    network = run(
+        "load", load_checkpoint, checkpoint, spec, limits=chosen.load, code_folder=code_folder
+    )
+    model = run("export", export_onnx, network, chosen.export)
+    generator = torch.Generator().manual_seed(chosen.seed)
+    pixels = torch.rand(PARITY_IMAGES, *spec.input_shape, generator=generator)
+    parity = run("parity", check_parity, network, model, pixels, chosen.parity)
+    if chosen.precision.format != "fp32":  # calibrated on images that look like the network's own
+        drawn = run("synthesize", synthesize, network, chosen.synthesize, seed=chosen.seed)
+        pixels = drawn.pixels
+    lowered = run("precision", lower_precision, model, spec, pixels, chosen.precision)
+    return ExportedCheckpoint(network=network, model=lowered.model, parity=parity, lowered=lowered)

@@ -1,3 +1,4 @@
-"""One module a runtime: networks as files, the files loaded and run, checked against PyTorch."""
+"""Files that other runtimes execute: ONNX and TensorRT, with the checks on them."""
 
-import edgeclean  # noqa: F401 - before ONNX Runtime is loaded, which would report to its maker
+# Switches the telemetry of ONNX Runtime off, which has to happen before that is loaded.
+import edgeclean  # noqa: F401

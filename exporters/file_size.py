@@ -7,7 +7,7 @@ from edgeclean.networks.cost import count_params
 from edgeclean.networks.layers import conv_shapes, trace_layers
 from edgeclean.networks.state import Network
 from exporters.onnx_exporter import ExportSettings, export_onnx
-from exporters.precision import Precision
+from exporters.precision.lower import Precision
 
 BYTES_PER_PARAM: dict[Precision, float] = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
 NODE_BYTES = 1000  # of two further convolutions in an ONNX graph, names included, at the most

@@ -11,10 +11,12 @@ import copy
 import io
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import onnx
+import onnxruntime
 import onnxsim
 import torch
 from torch import nn
@@ -25,10 +27,12 @@ from edgeclean.errors import InputRejectedError
 from edgeclean.networks.state import ModelSpec, Network
 from edgeclean.settings import Settings, setting
 from exporters.onnx_check import open_onnx, opset_of
+from exporters.session import OnnxSession
 from exporters.silence import nothing_on_stdout
 
 INPUT_NAME = "input"
 OUTPUT_NAME = "logits"
+MODEL_FILE = "model.onnx"
 OPSETS = range(11, 21)  # what the TorchScript-based exporter can write
 MAX_WEIGHT_BYTES = 1_500_000_000  # a protobuf file ends at 2 GiB; onnxsim's own threshold
 
@@ -77,6 +81,35 @@ def export_onnx(network: Network, settings: ExportSettings | None = None) -> byt
     model: bytes = simplified.SerializeToString(deterministic=True)
     _check(model, settings.opset)
     return model
+
+
+class OnnxExporter:
+    """ONNX Runtime, on this machine's CPU: it loads the ONNX file as it is (see `Exporter`)."""
+
+    name = "onnxruntime"
+    needs = "edgeclean"
+
+    def version(self) -> str | None:
+        """ONNX Runtime's own version, whichever of its packages brought it."""
+        return str(onnxruntime.__version__)
+
+    def convert(self, network: Network, model: bytes) -> dict[str, bytes]:
+        """The ONNX file itself, checked.
+
+        Raises:
+            InputRejectedError: it is not plain, valid ONNX.
+        """
+        del network
+        open_onnx(model)
+        return {MODEL_FILE: model}
+
+    def load(self, files: Mapping[str, bytes]) -> OnnxSession:
+        """A session on the CPU.
+
+        Raises:
+            InputRejectedError: ONNX Runtime cannot load it.
+        """
+        return OnnxSession(files[MODEL_FILE])
 
 
 def _refuse_oversize(module: nn.Module) -> None:

@@ -1,30 +1,38 @@
 """An ONNX file as a TensorRT engine for the GPU of this machine.
 
-Thin on purpose: it has not run where it was written (README). The precision is the graph's
-(`exporters.precision`), and what came out is read back from the engine itself, because tools have
-answered success and built float32 before. An engine is code for one device and one TensorRT: it is
-never shipped in a bundle, and only what was built here is loaded.
+Thin on purpose: it has not run where it was written (docs/guides/jetson.md). The precision is
+that of the graph (`exporters.precision`), and what came out is read back from the engine itself,
+because tools have answered success and built float32 before. An engine is code for one device and
+one TensorRT: it is never shipped in a bundle, and only what was built here is loaded.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from edgeclean.devices.kit.storage import engine_key, engine_name
 from edgeclean.devices.kit.trtexec_lines import precisions_of
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
+from edgeclean.networks.state import Network
 from edgeclean.settings import Settings, setting
+from exporters.onnx_exporter import INPUT_NAME, OUTPUT_NAME
 from exporters.tensorrt_versions import differences
 
 MIB = 2**20
+ENGINE_FILE = "model.plan"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +197,104 @@ def cached_engine(
     return plan, {**about, "cached": False}
 
 
+class TensorRTExporter:
+    """TensorRT, on this machine's GPU: builds an engine from the ONNX file (see `Exporter`)."""
+
+    name = "tensorrt"
+    needs = "edgeclean[tensorrt]"
+
+    def __init__(self, settings: EngineSettings | None = None) -> None:
+        """Keep how engines are built; the precision is to be the graph's own."""
+        self._settings = settings or EngineSettings()
+
+    def version(self) -> str | None:
+        """The installed TensorRT's version; None where there is none."""
+        try:
+            return metadata.version("tensorrt")
+        except metadata.PackageNotFoundError:
+            return None
+
+    def convert(self, network: Network, model: bytes) -> dict[str, bytes]:
+        """The engine, for this machine alone.
+
+        Raises:
+            ToolchainError: TensorRT or a GPU is missing, or nothing can be built.
+            InputRejectedError: TensorRT's reader does not take the file.
+        """
+        del network
+        trt, capability = local_tensorrt()
+        digest = hashlib.sha256(model).hexdigest()
+        made = build_engine(trt, model, digest, capability, self._settings)
+        return {ENGINE_FILE: made.contents}
+
+    def load(self, files: Mapping[str, bytes]) -> LoadedEngine:
+        """An engine that was built here: it is code, and a stranger's must not be loaded.
+
+        Raises:
+            ToolchainError: TensorRT or a GPU is missing, or the engine is not this machine's.
+        """
+        trt, _ = local_tensorrt()
+        return LoadedEngine(trt, files[ENGINE_FILE], self._settings)
+
+
+class LoadedEngine:  # pragma: no cover - needs TensorRT and a GPU
+    """An engine on this machine's GPU, with room for one run at a time."""
+
+    def __init__(self, trt: Any, contents: bytes, settings: EngineSettings) -> None:
+        """Load an engine that was built here.
+
+        Raises:
+            ToolchainError: it is not this machine's.
+        """
+        engine = _opened(trt, contents, settings)
+        self._engine = engine  # which must live as long as what it made
+        self._context = engine.create_execution_context()
+
+    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The logits [n, classes] of exactly one batch [n, c, h, w]; both lie in host memory.
+
+        Raises:
+            ToolchainError: the engine does not take these images, or its run failed.
+        """
+        context = self._context
+        given = torch.from_numpy(np.ascontiguousarray(images)).cuda()
+        if not context.set_input_shape(INPUT_NAME, tuple(given.shape)):
+            raise ToolchainError(
+                f"the engine does not take images {tuple(given.shape)}; it is fixed to the batch "
+                "and the image size of its ONNX file"
+            )
+        logits = torch.empty(tuple(context.get_tensor_shape(OUTPUT_NAME)), device=given.device)
+        context.set_tensor_address(INPUT_NAME, given.data_ptr())
+        context.set_tensor_address(OUTPUT_NAME, logits.data_ptr())
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())  # on which the images were copied
+        if not context.execute_async_v3(stream.cuda_stream):
+            raise ToolchainError("TensorRT could not run the engine; its own log says why")
+        stream.synchronize()
+        found: NDArray[np.float32] = logits.cpu().numpy()
+        return found
+
+
+def _opened(
+    trt: Any, contents: bytes, settings: EngineSettings
+) -> Any:  # pragma: no cover - needs TensorRT and a GPU
+    """TensorRT's own engine object.
+
+    Raises:
+        ToolchainError: the engine was not built by this TensorRT for this device.
+    """
+    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    if settings.dla_core is not None:
+        runtime.DLA_core = settings.dla_core
+    engine = runtime.deserialize_cuda_engine(contents)
+    if engine is None:
+        raise ToolchainError(
+            f"TensorRT {trt.__version__} cannot load the engine, which must have been built by it "
+            "on this device; build it again"
+        )
+    return engine
+
+
 def _put(path: Path, content: bytes) -> None:
     """Write a file under a name that nobody else has, and rename it."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".edgeclean-") as beside:
@@ -229,12 +335,7 @@ def _read_back(
     trt: Any, contents: bytes, settings: EngineSettings
 ) -> dict[str, int]:  # pragma: no cover - needs TensorRT and a GPU
     """What the layers of the built engine write: never what was asked for."""
-    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-    if settings.dla_core is not None:
-        runtime.DLA_core = settings.dla_core
-    engine = runtime.deserialize_cuda_engine(contents)
-    if engine is None:
-        raise ToolchainError("TensorRT cannot load the engine that it has just built")
+    engine = _opened(trt, contents, settings)
     inspector = engine.create_engine_inspector()
     layers = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     return precisions_of(json.loads(layers))

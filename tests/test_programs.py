@@ -14,6 +14,7 @@ import pytest
 from programs import EVERYWHERE, PACKAGES, Program, installed
 
 TESTS = Path(__file__).parent
+SUPPORT = TESTS / "support"
 RUNS = {f"subprocess.{name}" for name in ("run", "Popen", "call", "check_call", "check_output")}
 
 
@@ -94,7 +95,7 @@ def test_a_missing_program_is_a_skip_with_its_package(
             *(sys.executable, "-c", run + "sys.exit(pytest.main(sys.argv[1:], [programs]))"),
             *("-q", "-rs", "-p", "no:cacheprovider", "--strict-markers", *words, str(tmp_path)),
         ],
-        env={**os.environ, "PYTHONPATH": str(TESTS), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        env={**os.environ, "PYTHONPATH": str(SUPPORT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -107,7 +108,7 @@ def test_a_missing_program_is_a_skip_with_its_package(
 
 
 def test_the_script_names_packages_of_what_is_missing() -> None:
-    script = str(TESTS / "programs.py")
+    script = str(SUPPORT / "programs.py")
     words = [sys.executable, script]
     nowhere = {**os.environ, "PATH": "/nowhere"}
     here = subprocess.run(words, capture_output=True, text=True, check=True, env=nowhere).stdout

@@ -1,4 +1,4 @@
-"""Channel pruning after a defence, as in the deck's Table 2: purify first, then make it small.
+"""Prune channels after a defence, as in Clean & Compact's Table 2: purify first, then compress.
 
 The channels with the smallest BatchNorm scales go first, the same share in every layer and those
 that a shortcut ties together as one (torch-pruning; Fang et al. 2023, "DepGraph"), so the channels
@@ -19,15 +19,19 @@ from benchmarks.data.images import LabelledImages
 from benchmarks.defences.base import Defence, copied, need_batch_norms
 from edgeclean.errors import RatioError, UsageError
 from edgeclean.load.architectures.residual import BasicBlock, OptionAShortcut
-from edgeclean.networks.cost import count_macs, count_params
-from edgeclean.networks.state import Network, StageRecord, TruncatedNetwork, settings_as_json
+from edgeclean.networks.cost import count_macs
+from edgeclean.networks.state import Network, TruncatedNetwork, following, record
 
 HALVINGS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruningSettings:
-    """ratio: the network's multiply-accumulates divided by the pruned one's."""
+    """Settings of the pruning.
+
+    Attributes:
+        ratio: the network's multiply-accumulates divided by the pruned network's.
+    """
 
     ratio: float = 2.0
 
@@ -37,7 +41,7 @@ class PruningSettings:
 
 
 def pruned_after(defend: Defence, settings: PruningSettings) -> Defence:
-    """The defence, and then the pruning."""
+    """Return a function that defends a network and then prunes it."""
 
     def both(network: Network, clean: LabelledImages, seed: int) -> Network:
         return prune_channels(defend(network, clean, seed), settings)
@@ -46,7 +50,7 @@ def pruned_after(defend: Defence, settings: PruningSettings) -> Defence:
 
 
 def prune_channels(network: Network, settings: PruningSettings | None = None) -> TruncatedNetwork:
-    """Bisect the share of channels that go until the ratio is met from above.
+    """Prune channels; their share is bisected until the ratio is met from above.
 
     Raises:
         UsageError: the network has no BatchNorm.
@@ -67,23 +71,12 @@ def prune_channels(network: Network, settings: PruningSettings | None = None) ->
             low = middle
     if best is None:
         raise RatioError(f"channel pruning: ratio {settings.ratio:g} is out of reach; ask for less")
-    record = StageRecord(
-        stage="channel-pruning",
-        settings=settings_as_json(settings),
-        params=count_params(best),
-        macs=count_macs(best, shape),
-        notes={"share": round(high, 6)},
-    )
-    return TruncatedNetwork(
-        module=best,
-        spec=network.spec,
-        source_sha256=network.source_sha256,
-        history=(*network.history, record),
-    )
+    made_by = record("channel-pruning", best, network.spec, settings, {"share": round(high, 6)})
+    return following(network, TruncatedNetwork, best, made_by)
 
 
 def _without(network: Network, share: float) -> nn.Module:
-    """A copy that lacks this share of every layer's channels; the classes stay."""
+    """Return a copy that lacks this share of every layer's channels; the classes stay."""
     module = copied(network)
     device = next(module.parameters()).device
     pruner = torch_pruning.pruner.BasePruner(
@@ -100,7 +93,7 @@ def _without(network: Network, share: float) -> nn.Module:
 
 
 def _left_alone(module: nn.Module) -> list[nn.Module]:
-    """The last linear layer, and what an option-A shortcut ties together."""
+    """Return the layers that stay: the last linear one, and those of option-A shortcuts."""
     layers = list(module.modules())
     left: list[nn.Module] = [layer for layer in layers if isinstance(layer, nn.Linear)][-1:]
     if any(isinstance(layer, OptionAShortcut) for layer in layers):

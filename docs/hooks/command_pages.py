@@ -13,9 +13,9 @@ from edgeclean import cli
 
 
 def commands() -> dict[str, Any]:
-    """The commands by name, in the order of ``edgeclean --help``."""
+    """The commands by name, as and in the order in which ``edgeclean --help`` lists them."""
     main: Any = typer.main.get_command(cli.app)
-    return dict(main.commands)
+    return {name: one for name, one in main.commands.items() if not one.hidden}
 
 
 def overview() -> str:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
-from markdown_tables import table
+from benchmarks.rendering.demo_levels import Cell
+from benchmarks.studies.effort import standard_cells, table
 
 NOT_MEASURED = "The levels have not been measured against each other yet.\n"
 
 
-def reference(results: Path) -> str:
-    """The rows of the results as a table; a sentence where there is no such file."""
-    if not results.exists():
+def reference(known: dict[tuple[str, str, int], Cell]) -> str:
+    """The study's own table, and the machine that its times are of; a sentence without cells."""
+    if not known:
         return NOT_MEASURED
-    document: Any = json.loads(results.read_text("utf-8"))
-    rows: list[dict[str, Any]] = document if isinstance(document, list) else document["rows"]
-    head = [key for key, one in rows[0].items() if not isinstance(one, dict | list)]
-    shown = [[_words(row.get(key)) for key in head] for row in rows]
-    return table([key.replace("_", " ") for key in head], shown)
-
-
-def _words(fact: object) -> str:
-    return f"{fact:.4g}" if isinstance(fact, float) else "-" if fact is None else str(fact)
+    machines = {
+        (cell["environment"].get("processor", "unknown"), cell["environment"]["logical_cores"])
+        for cell in known.values()
+    }
+    where = " and ".join(f"{name} with {cores} cores" for name, cores in sorted(machines))
+    cells = [*known.values(), *standard_cells(known)]
+    return f"{table(cells)}\nTimes are those of {where}, and of whatever else ran there.\n"

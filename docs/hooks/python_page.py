@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import edgeclean
+from types import FunctionType
 
-# What this page shows for as long as the package itself names nothing.
-FALLBACK = (
-    "edgeclean.pipeline.compress",
-    "edgeclean.pipeline.WrittenOutcome",
-    "edgeclean.config.settings_for",
-    "edgeclean.config.PipelineSettings",
-    "edgeclean.backdoor.scan.scan",
-    "edgeclean.backdoor.purify.purify",
-    "edgeclean.bundle.verify.verify_bundle",
-    "edgeclean.devices.targets.load_target",
-    "edgeclean.networks.state.ModelSpec",
-)
+import edgeclean
 
 
 def names() -> list[str]:
-    """Where each public name is defined, as a dotted path."""
-    public = getattr(edgeclean, "__all__", ())
-    found = [getattr(edgeclean, name) for name in public if not name.startswith("__")]
-    paths = [
-        f"{one.__module__}.{one.__qualname__}" for one in found if hasattr(one, "__qualname__")
-    ]
-    return paths or list(FALLBACK)
+    """The public names as dotted paths: functions, then what they take and give, then errors."""
+    public = [name for name in edgeclean.__all__ if not name.startswith("__")]
+    return [f"edgeclean.{name}" for name in sorted(public, key=_group)]
 
 
 def reference() -> str:
     """A section for each public name; mkdocstrings fills them in."""
     return "\n".join(f"::: {name}\n" for name in names())
+
+
+def _group(name: str) -> int:
+    if isinstance(getattr(edgeclean, name), FunctionType):
+        return 0
+    return 2 if name.endswith("Error") else 1

@@ -23,6 +23,8 @@ import target_pages
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+from benchmarks.rendering.demo_levels import known_cells
+
 ROOT = Path(__file__).parents[2]
 GENERATED: dict[str, Callable[[], str]] = {
     "command-overview": command_pages.overview,
@@ -36,7 +38,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "python": python_page.reference,
     "searches": search_page.reference,
     "glossary": lambda: glossary(),
-    "effort": lambda: effort_table.reference(ROOT / "benchmarks/results/effort.json"),
+    "effort": lambda: effort_table.reference(known_cells()),
 }
 MARK = re.compile(r"<!-- generated:([\w-]+) -->")
 # Texts of the repository that are pages of the site, and where they stand in it.

@@ -64,7 +64,12 @@ class SearchRecord:
 class ScanReport:
     """The outcome of a scan; its verdict is ``suspected`` or ``not found``, never "clean".
 
-    The suspects of the most suspicious class come first; see `scan.most_suspicious_first`.
+    Attributes:
+        verdict: ``suspected`` where there is a suspect, else ``not found``.
+        suspects: the triggers that were found, those of the most suspicious class first; see
+            `scan.most_suspicious_first`.
+        searches: what each search looked for, and what it cannot see.
+        images: how many synthetic images were searched on.
     """
 
     verdict: Verdict

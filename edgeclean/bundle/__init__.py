@@ -1,1 +1,1 @@
-"""The bundle: what is written, what binds it, and how it is checked again."""
+"""Write, sign, verify and embed bundles, and measure them on devices."""

@@ -1,4 +1,4 @@
-"""The output: one folder that says what it holds, how it was made and how to check it.
+"""Write a bundle: one folder that says what it holds, how it was made and how to check it.
 
 Everything but the measurements is byte-identical for one configuration on one machine: no time, no
 path, no latency goes into the manifest or the files that it lists.
@@ -25,6 +25,7 @@ from edgeclean.bundle.verify import check_unchanged
 from edgeclean.environment import versions
 from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.files.atomic import HeldFolder, hold_folder, replace_folder
+from edgeclean.files.text import without_folder
 from edgeclean.networks.cost import count_macs, count_params
 from edgeclean.networks.pixels import normalize
 from edgeclean.networks.state import JsonValue, Network
@@ -33,25 +34,25 @@ from exporters.session import OnnxSession
 
 MAX_GOLDEN_IMAGES = 16
 
-# Given the finished manifest and report (with the manifest's hash), return the page.
+# Takes the finished manifest and report (with the manifest's hash), and returns the page.
 PageWriter = Callable[[Mapping[str, JsonValue], Mapping[str, JsonValue]], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleContents:
-    """What goes into a bundle.
+    """The contents of a bundle that is to be written.
 
     Attributes:
         model: the ONNX file.
         network: the network it was exported from, with the history of its stages.
         configuration: all settings of the run, as JSON; no paths.
-        seed: of the run.
-        target: the profile it was made for, as JSON.
+        seed: seed of the run.
+        target: the target profile it was made for, as JSON.
         golden_pixels: [n, c, h, w] in [0, 1], 1 to 16 synthetic images to check with later.
-        golden_tolerance: how closely another machine must meet the stored logits; see
-            `exporters.parity`.
-        measurements: what differs from run to run: latency, parity, times.
-        page: the HTML report, or what writes it from the finished manifest and report.
+        golden_tolerance: largest relative difference from the stored logits that is allowed on
+            another machine; see `exporters.parity`.
+        measurements: the part of the report that differs from run to run: latency, parity, times.
+        page: the HTML report, or a function that writes it from the finished manifest and report.
         reproducible_files: further files by name, listed in the manifest, such as trigger images.
     """
 
@@ -83,12 +84,12 @@ class BundleContents:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """A written bundle.
+    """A bundle that was written.
 
     Attributes:
-        path: the folder.
+        path: the bundle's folder.
         manifest: the content of ``manifest.json``.
-        manifest_sha256: the hash that the report names.
+        manifest_sha256: the manifest's SHA-256, which the report names.
         file_bytes: the size of every file, by name.
     """
 
@@ -99,11 +100,11 @@ class Bundle:
 
 
 def hold_output(output: Path) -> AbstractContextManager[HeldFolder]:
-    """Hold an output folder for a whole run, refusing early what could not be replaced at its end.
+    """Hold an output folder for a whole run, and refuse one that could not be replaced at its end.
 
     Raises:
-        OutputInUseError: another run holds it.
-        UsageError: it exists, and is neither empty nor a bundle of which nothing was changed.
+        OutputInUseError: another run holds the folder.
+        UsageError: the folder exists, and is neither empty nor an unchanged bundle.
     """
     return hold_folder(output, refuse_foreign)
 
@@ -130,16 +131,17 @@ def write_bundle(
     signer: Signer | None = None,
     alongside: AbstractContextManager[None] | None = None,
 ) -> Bundle:
-    """Write a bundle, or replace one, at one moment.
+    """Write a bundle, or replace one, as a whole or not at all.
 
     Args:
         output: a folder that does not exist, is empty, or is a bundle; or one held already.
-        contents: what goes in.
-        signer: signs it before it is in place.
-        alongside: what is put in place with it or not at all; see `replace_folder`.
+        contents: the contents of the bundle.
+        signer: key that signs the bundle before it is in place; None for no signature.
+        alongside: a replacement that happens together with this one or not at all; see
+            `replace_folder`.
 
     Returns:
-        What was written.
+        The bundle as it was written.
 
     Raises:
         OutputInUseError: another run holds the folder.
@@ -195,7 +197,7 @@ def put_in_place(
 
 
 def _golden(contents: BundleContents) -> bytes:
-    """Normalised inputs and the logits that ONNX Runtime gives for them on one thread."""
+    """Return normalised inputs and their logits by ONNX Runtime on one thread, as safetensors."""
     images = normalize(contents.golden_pixels.detach().cpu().float(), contents.network.spec)
     pixels: NDArray[np.float32] = np.ascontiguousarray(images.numpy())
     logits = OnnxSession(contents.model).predict(pixels)
@@ -204,7 +206,7 @@ def _golden(contents: BundleContents) -> bytes:
 
 
 def _facts(contents: BundleContents) -> dict[str, Any]:
-    """The manifest without its list of files."""
+    """Return the manifest without its list of files."""
     spec, module = contents.network.spec, contents.network.module
     proto = open_onnx(contents.model)
     batch = proto.graph.input[0].type.tensor_type.shape.dim[0]
@@ -212,7 +214,7 @@ def _facts(contents: BundleContents) -> dict[str, Any]:
         "format": texts.FORMAT,
         "schema_version": texts.SCHEMA_VERSION,
         "source": {
-            "architecture": _without_folder(spec.architecture),
+            "architecture": without_folder(spec.architecture),
             "external_sha256": _external_files(contents.network),
             "sha256": contents.network.source_sha256,
         },
@@ -242,11 +244,6 @@ def _facts(contents: BundleContents) -> dict[str, Any]:
 
 
 def _external_files(network: Network) -> dict[str, str]:
-    """The hash of each file beside an ONNX input that held some of its weights."""
+    """Return the SHA-256 of every file beside an ONNX input that held some of its weights."""
     loads = (record.notes for record in network.history if record.stage == "load")
     return dict(next(loads, {}).get("external_sha256", {}))
-
-
-def _without_folder(architecture: str) -> str:
-    """``folder/net.py:make`` names a place on one machine; ``net.py:make`` is what matters."""
-    return architecture.replace("\\", "/").rsplit("/", maxsplit=1)[-1]

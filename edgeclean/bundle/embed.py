@@ -1,7 +1,7 @@
-"""A bundle's network as source code, to be linked into firmware: a C array or ``.incbin``.
+"""Write a bundle's network as source code that firmware links: a C array or ``.incbin``.
 
 The bytes are those of ``model.onnx``, aligned, with a header that says their size, their SHA-256
-and what the network takes. The text depends on the bundle alone: no time, no path.
+and the network's input. The text depends on the bundle alone: no time, no path.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edgeclean.settings import Settings, setting
 Form = Literal["c", "incbin"]
 BYTES_PER_LINE = 12
 MAX_ALIGNMENT = 4096
-# What C, C++ and assemblers keep for themselves; a name with __ is the compiler's own.
+# C, C++ and assemblers reserve names: those with __, and the keywords below.
 _SYMBOL = re.compile(r"(?!.*__)[A-Za-z][A-Za-z0-9_]{0,99}")
 _KEYWORDS = """
 alignas alignof and asm auto bitand bitor bool break case catch char class compl const constexpr
@@ -35,11 +35,11 @@ throw true try typedef typeid typename typeof union unsigned using virtual void 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedSettings(Settings):
-    """How the network is written.
+    """Settings of the source code.
 
     Attributes:
         symbol: the array's name in C, and the files' names; in capitals, the macros' prefix.
-        align: of the array's first byte, a power of two.
+        align: alignment of the array's first byte, in bytes, a power of two.
         form: "c" for an array that any compiler takes, "incbin" for an assembler file that takes
             the bytes from a file beside it (GNU as or clang, ELF), which compiles at once.
     """
@@ -49,7 +49,11 @@ class EmbedSettings(Settings):
     form: Form = "c"
 
     def check_together(self) -> None:
-        """Refuse names that no compiler takes and alignments that are none."""
+        """Refuse a name that no compiler takes, and an alignment that is no power of two.
+
+        Raises:
+            UsageError: the name or the alignment is refused.
+        """
         if not _SYMBOL.fullmatch(self.symbol) or self.symbol in _KEYWORDS.split():
             raise UsageError(
                 f"symbol is {shown(self.symbol)}; it must be a name in C and C++: letters, "
@@ -60,19 +64,19 @@ class EmbedSettings(Settings):
 
     @property
     def file_names(self) -> tuple[str, ...]:
-        """Of the files that are written, the header first."""
+        """The names of the files that are written, the header first."""
         suffixes = ("h", "c") if self.form == "c" else ("h", "onnx", "S")
         return tuple(f"{self.symbol}.{suffix}" for suffix in suffixes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedFiles:
-    """The files by name, the header first, and what they hold.
+    """The source files of a network.
 
     Attributes:
-        files: contents by name.
-        model_bytes: the size of the network.
-        model_sha256: of the network.
+        files: contents by file name, the header first.
+        model_bytes: the size of the network's ONNX file.
+        model_sha256: the SHA-256 of that file.
     """
 
     files: Mapping[str, bytes]
@@ -81,10 +85,10 @@ class EmbeddedFiles:
 
 
 def embed_bundle(bundle: Path, settings: EmbedSettings) -> EmbeddedFiles:
-    """The source files of a bundle's network; nothing is written.
+    """Return the source files of a bundle's network; nothing is written.
 
     Raises:
-        InputRejectedError: the bundle does not verify.
+        InputRejectedError: the bundle does not verify, or changes while it is read.
     """
     record = verify_bundle(bundle)
     limit = LoadLimits().file_bytes
@@ -125,8 +129,8 @@ def _assembler_source(model: bytes, settings: EmbedSettings) -> bytes:
 def _header(
     model: bytes, manifest: Mapping[str, Any], manifest_sha256: str, settings: EmbedSettings
 ) -> bytes:
-    said = manifest["model"]
-    channels, height, width = said["input_shape"]
+    network = manifest["model"]
+    channels, height, width = network["input_shape"]
     return _HEADER.format(
         symbol=settings.symbol,
         prefix=settings.symbol.upper(),
@@ -138,14 +142,14 @@ def _header(
         channels=channels,
         height=height,
         width=width,
-        classes=said["classes"],
-        mean=_floats(said["mean"]),
-        std=_floats(said["std"]),
+        classes=network["classes"],
+        mean=_floats(network["mean"]),
+        std=_floats(network["std"]),
     ).encode()
 
 
 def _tag(model: bytes) -> str:
-    """Source and header name the same bytes or do not compile: both hold this."""
+    """Return the tag that source and header both hold: of different networks, neither compiles."""
     return texts.sha256(model)[:16].upper()
 
 

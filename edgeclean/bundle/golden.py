@@ -1,7 +1,7 @@
-"""A bundle's network, run on its golden images in a process that may die without harm.
+"""Run a bundle's network on its golden images in a process that may die without harm.
 
-Checks of ONNX and the runtime are native code; a bundle is a stranger's file like any other, so
-neither meets it in the process that decides (see ``edgeclean.load.isolation``).
+The ONNX checker and the runtime are native code, and a bundle is a stranger's file like any other,
+so neither reads it in the process that decides (see ``edgeclean.load.isolation``).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _DEFAULT_LIMITS = LoadLimits()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoldenRun:
-    """What a network says of itself and gives.
+    """The network's metadata and its logits.
 
     Attributes:
-        opset: of the standard operators.
-        source_sha256: the checkpoint that its metadata names, or "".
+        opset: version of the standard operators.
+        source_sha256: SHA-256 of the checkpoint that its metadata names, or "".
         logits: [n, classes] float32.
     """
 
@@ -42,12 +42,12 @@ def run_isolated(
     """Check an ONNX file and run it on normalised images [n, c, h, w].
 
     Raises:
-        InputRejectedError: it is not plain ONNX, does not take these images, or took its process
-            over a limit.
+        InputRejectedError: the file is not plain ONNX, does not take these images, or took its
+            process over a limit.
     """
     shape = json.dumps(images.shape).encode()
     contents = _LENGTHS.pack(len(model), len(shape)) + model + shape + images.tobytes()
-    answer = parse_isolated("golden", contents, limits)
+    answer = parse_isolated(run_golden, contents, limits)
     head, _, numbers = answer.partition(b"\n")
     try:
         facts = json.loads(head)
@@ -59,10 +59,10 @@ def run_isolated(
 
 
 def run_golden(contents: bytes, limits: LoadLimits) -> bytes:
-    """What `run_isolated` packed, run; this is what happens in the child.
+    """Run the network and the images that `run_isolated` packed; the child process calls this.
 
     Raises:
-        InputRejectedError: as there.
+        InputRejectedError: the file is not plain ONNX, or does not take these images.
     """
     from exporters.onnx_check import open_onnx, opset_of
     from exporters.session import OnnxSession

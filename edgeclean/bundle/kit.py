@@ -1,4 +1,4 @@
-"""The ``kit/`` folder of a bundle for a TensorRT device: what builds and measures it there."""
+"""Write the ``kit/`` folder of a bundle, which builds and measures its engines on the device."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ ORIGINAL = "kit/original.onnx"
 PROGRAM = "kit/edgeclean_device.py"
 SCRIPT = "kit/run.sh"
 SETTINGS = "kit/kit.json"
-PARTS = ("storage.py", "trtexec_lines.py", "device_state.py", "edgeclean_device.py")
+MODULES = ("storage.py", "trtexec_lines.py", "device_state.py", "edgeclean_device.py")
 _LEFT_OUT = re.compile(r"^# <joined>\n.*?^# </joined>\n", re.DOTALL | re.MULTILINE)
 
 
 def kit_files(
     original: bytes, target: Mapping[str, Any], *, precision: str, batch: int | None
 ) -> dict[str, bytes]:
-    """Every file of the kit, by its name in the bundle.
+    """Return every file of the kit, by its name in the bundle.
 
     Args:
         original: the network as it came, as ONNX in float32, to measure against.
-        target: the profile, as JSON.
-        precision: of the bundle's ``model.onnx``.
-        batch: images a run; None where the file leaves it open.
+        target: the target profile, as JSON.
+        precision: precision of the bundle's ``model.onnx``.
+        batch: images in one run; None where the file leaves it open.
 
     Returns:
         One Python file for stock Python 3.6 and later, a shell script, settings, and the original.
@@ -51,9 +51,9 @@ def kit_files(
 
 
 def program() -> str:
-    """The kit's parts as one file: a device gets one thing to read and to run."""
-    parts = (_LEFT_OUT.sub("", _source(name)) for name in PARTS)
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+    """Return the kit's modules joined into one file, so that a device has one file to run."""
+    modules = (_LEFT_OUT.sub("", _source(name)) for name in MODULES)
+    return "\n\n".join(module.strip() for module in modules) + "\n"
 
 
 def _source(name: str) -> str:

@@ -1,9 +1,9 @@
-"""The text files of a bundle that bind the others: names, canonical form, schema.
+"""Write and read the text files of a bundle that bind its other files.
 
-``SHA256SUMS`` lists every other file but the signature, in the form that ``sha256sum --check``
+``SHA256SUMS`` lists every other file but the signature, in the format that ``sha256sum --check``
 reads on any device.
 ``manifest.json`` lists the reproducible ones and says how they were made; ``report.json`` and
-``report.html`` hold measurements, which differ from run to run, so they stand outside of it.
+``report.html`` hold measurements, which differ from run to run, so the manifest leaves them out.
 ``model.sig``, where there is one, signs all the others (see ``signing``).
 """
 
@@ -13,13 +13,10 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from functools import cache
-from importlib import resources
 from typing import Any
 
-import jsonschema
-
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.schema import first_violation
 
 FORMAT = "edgeclean-bundle"
 SCHEMA_VERSION = 1
@@ -32,7 +29,7 @@ CHECKSUMS = "SHA256SUMS"
 MATERIALS = "bom.cdx.json"
 SIGNATURE = "model.sig"
 ALWAYS = frozenset({MANIFEST, REPORT, MODEL, GOLDEN, MATERIALS})
-# What the signature covers and nothing else lists, so that it can be put on a finished bundle.
+# The manifest lists none of these: they differ from run to run, or are written after it.
 UNREPRODUCIBLE = frozenset({MANIFEST, REPORT, REPORT_PAGE, CHECKSUMS, SIGNATURE})
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,99}){0,3}")
@@ -40,24 +37,24 @@ _LINE = re.compile(r"([0-9a-f]{64})  (\S+)")
 
 
 def sha256(content: bytes) -> str:
-    """The SHA-256 of some bytes, in hexadecimal."""
+    """Return the SHA-256 of some bytes, in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
 def file_entries(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
-    """What the manifest says of each file."""
+    """Return the manifest's entries for these files: size in bytes and SHA-256, by name."""
     return {
         name: {"bytes": len(content), "sha256": sha256(content)} for name, content in files.items()
     }
 
 
 def is_file_name(name: str) -> bool:
-    """Whether ``name`` may name a file of a bundle: relative, plain, 4 levels at most."""
+    """Return whether ``name`` may name a file of a bundle: relative, plain, 4 levels at most."""
     return _NAME.fullmatch(name) is not None
 
 
 def canonical_json(value: Mapping[str, Any]) -> bytes:
-    """The one form in which a bundle holds JSON: sorted keys, two spaces, a newline at the end.
+    """Return the canonical form of JSON in a bundle: sorted keys, two spaces, a final newline.
 
     Raises:
         ValueError: a number is not finite.
@@ -70,8 +67,8 @@ def read_json(content: bytes, name: str) -> dict[str, Any]:
     """Parse a JSON object that `canonical_json` wrote.
 
     Raises:
-        InputRejectedError: it is not JSON, not an object, or not in the canonical form (which
-            excludes a key given twice).
+        InputRejectedError: the content is not JSON, not an object, or not in the canonical form
+            (which excludes a key given twice).
     """
     try:
         value = json.loads(content)
@@ -92,24 +89,23 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     """Check a manifest against the schema that is shipped as ``schemas/manifest.schema.json``.
 
     Raises:
-        InputRejectedError: it does not fit; the message names the field.
+        InputRejectedError: the manifest does not fit; the message names the field.
     """
-    error = jsonschema.exceptions.best_match(_validator().iter_errors(manifest))
-    if error is not None:
-        place = "/".join(str(step) for step in error.absolute_path) or "the top level"
-        raise InputRejectedError(f"{MANIFEST} does not fit its schema at {place}: {error.message}")
+    violation = first_violation(manifest, "manifest")
+    if violation is not None:
+        raise InputRejectedError(f"{MANIFEST} does not fit its schema {violation}")
 
 
 def checksum_lines(files: Mapping[str, bytes]) -> bytes:
-    """The content of ``SHA256SUMS`` for these files."""
+    """Return the content of ``SHA256SUMS`` for these files."""
     return "".join(f"{sha256(files[name])}  {name}\n" for name in sorted(files)).encode()
 
 
 def read_checksums(content: bytes) -> dict[str, str]:
-    """The hashes by file name.
+    """Return the SHA-256 of every listed file, by name.
 
     Raises:
-        InputRejectedError: it is not exactly as `checksum_lines` writes it.
+        InputRejectedError: the content is not exactly as `checksum_lines` writes it.
     """
     hashes: dict[str, str] = {}
     for line in content.decode("ascii", errors="replace").splitlines():
@@ -121,9 +117,3 @@ def read_checksums(content: bytes) -> dict[str, str]:
     if written != content:
         raise InputRejectedError(f"{CHECKSUMS} is not in the form edgeclean writes: it was changed")
     return hashes
-
-
-@cache
-def _validator() -> Any:
-    schema = resources.files("edgeclean").joinpath("schemas/manifest.schema.json")
-    return jsonschema.Draft202012Validator(json.loads(schema.read_text(encoding="utf-8")))

@@ -1,11 +1,11 @@
-"""The bill of materials: a CycloneDX 1.6 ML-BOM of the network that came out.
+"""Write the bill of materials: a CycloneDX 1.6 ML-BOM of the compressed network.
 
 It says what the network is (hash, shapes, operators' version), what it was made from (the pedigree:
 the checkpoint as it came, and the stages that changed it), and with which libraries. It holds no
 time and no random number: the serial number follows from the hashes, so the file is reproducible.
 
 Source: CycloneDX v1.6, bom-1.6.schema.json (component.type "machine-learning-model", modelCard,
-pedigree); tests/test_materials.py checks against that schema.
+pedigree); tests/bundle/test_materials.py checks against that schema.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ MODEL_REF, SOURCE_REF = "compressed-network", "source-network"
 
 
 def bill_of_materials(manifest: Mapping[str, Any], model_sha256: str) -> bytes:
-    """The content of ``bom.cdx.json``.
+    """Return the content of ``bom.cdx.json``.
 
     Args:
-        manifest: everything that the manifest says but its list of files.
-        model_sha256: of ``model.onnx``.
+        manifest: the manifest without its list of files.
+        model_sha256: the SHA-256 of ``model.onnx``.
     """
     libraries = [
         _library(name, version)
@@ -53,7 +53,7 @@ def bill_of_materials(manifest: Mapping[str, Any], model_sha256: str) -> bytes:
 
 
 def model_hash(bill: Mapping[str, Any]) -> str:
-    """The hash that a bill of materials gives for the network, or "" where it gives none."""
+    """Return the SHA-256 that a bill of materials gives for the network, or "" for none."""
     try:
         hashes = bill["metadata"]["component"]["hashes"]
         return str(next(one["content"] for one in hashes if one["alg"] == "SHA-256"))
@@ -62,15 +62,15 @@ def model_hash(bill: Mapping[str, Any]) -> str:
 
 
 def _network(manifest: Mapping[str, Any], model_sha256: str) -> dict[str, Any]:
-    said, source = manifest["model"], manifest["source"]
+    model, source = manifest["model"], manifest["source"]
     name = source["architecture"]
-    image = "x".join(map(str, said["input_shape"]))
+    image = "x".join(map(str, model["input_shape"]))
     return {
         "type": "machine-learning-model",
         "bom-ref": MODEL_REF,
         "name": f"{name} (compressed)",
         "version": model_sha256[:12],
-        "description": f"{texts.MODEL}: ONNX, opset {said['opset']}",
+        "description": f"{texts.MODEL}: ONNX, opset {model['opset']}",
         "hashes": [_sha256(model_sha256)],
         "pedigree": {
             "ancestors": [_source(source)],
@@ -82,17 +82,17 @@ def _network(manifest: Mapping[str, Any], model_sha256: str) -> dict[str, Any]:
                 "architectureFamily": "convolutional neural network",
                 "modelArchitecture": name,
                 "inputs": [{"format": f"normalised images, n x {image}, float32"}],
-                "outputs": [{"format": f"logits, n x {said['classes']}, float32"}],
+                "outputs": [{"format": f"logits, n x {model['classes']}, float32"}],
             }
         },
         "properties": [
-            {"name": f"edgeclean:{key}", "value": str(said[key])} for key in ("macs", "params")
+            {"name": f"edgeclean:{key}", "value": str(model[key])} for key in ("macs", "params")
         ],
     }
 
 
 def _source(source: Mapping[str, Any]) -> dict[str, Any]:
-    """The network as it came: only its bytes are known for certain."""
+    """Return the entry of the network as it came, of which only its bytes are certain."""
     component: dict[str, Any] = {
         "type": "machine-learning-model",
         "bom-ref": SOURCE_REF,

@@ -1,6 +1,6 @@
-"""A bundle measured on a device: copied, checked, run there, and its JSON checked here.
+"""Measure a bundle on a device: copy it, check and run it there, and check its JSON here.
 
-Every step can be done again: a whole copy is not copied twice, engines and finished rounds stay on
+Every step can be repeated: a whole copy is not copied twice, engines and finished rounds stay on
 the device, and a half copied bundle never has the name of a whole one.
 """
 
@@ -12,18 +12,14 @@ import math
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from pathlib import Path
-from typing import Any
-
-import jsonschema
 
 from edgeclean.bundle import kit
 from edgeclean.bundle.manifest import CHECKSUMS, read_checksums, sha256
 from edgeclean.bundle.verify import verify_bundle
 from edgeclean.devices.ssh import Device
 from edgeclean.errors import EdgecleanError, InputRejectedError, ToolchainError, UsageError
+from edgeclean.files.schema import first_violation
 from edgeclean.networks.state import JsonValue
 from edgeclean.settings import Settings, setting
 
@@ -37,19 +33,20 @@ KIT_ERRORS: dict[int, type[EdgecleanError]] = {
     8: ToolchainError,
     9: ToolchainError,
 }
-Told = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteSettings(Settings):
-    """How to measure on the device.
+    """Settings of a measurement on a device.
 
     Attributes:
-        rounds: of original and compressed in turns.
-        seconds: each network in each round.
-        workspace_mib: for TensorRT's builder; the memory of a Jetson is shared with its processor.
-        dla_core: build for this accelerator core, with the GPU for what it cannot do.
-        trtexec: its path on the device; None to look for it.
+        rounds: rounds of original and compressed in turns.
+        seconds: seconds that each network runs in each round.
+        workspace_mib: memory for TensorRT's builder; a Jetson shares its memory with its processor.
+        dla_core: accelerator core to build for, with the GPU for layers that it cannot run; None
+            for the GPU alone.
+        trtexec: path of trtexec on the device; None to search for it.
     """
 
     rounds: int = setting(5, at_least=1, at_most=10**6)
@@ -60,24 +57,24 @@ class RemoteSettings(Settings):
 
 
 def bench_on_device(
-    bundle: Path, device: Device, settings: RemoteSettings | None = None, *, told: Told
+    bundle: Path, device: Device, settings: RemoteSettings | None = None, *, log: Log
 ) -> dict[str, JsonValue]:
     """Copy a bundle to a device, measure it there against its original, and return the record.
 
     Args:
         bundle: a bundle with a ``kit/`` folder.
-        device: from `ssh.parse_device`.
-        settings: how to measure.
-        told: progress, a line at a time.
+        device: the device, as `ssh.parse_device` returns it.
+        settings: the length and the conditions of the measurement.
+        log: called with each line of progress.
 
     Returns:
-        A document of ``schemas/device.schema.json``.
+        A document that keeps to ``schemas/device.schema.json``.
 
     Raises:
         InputRejectedError: the bundle is broken, or what came back is not such a document.
         UsageError: the bundle has no kit, or another run holds the device's work folder.
-        ToolchainError: no connection, no trtexec, no room, or an engine cannot be built; running
-            again goes on from there.
+        ToolchainError: no connection, no trtexec, no room, or an engine cannot be built; another
+            run goes on from there.
     """
     settings = settings or RemoteSettings()
     record = verify_bundle(bundle)
@@ -87,11 +84,9 @@ def bench_on_device(
             "again with --target jetson, say"
         )
     place = f"{HOME}/{record.manifest_sha256[:16]}"
-    _copy(bundle, record.files, device, place, told)
-    told("measuring on the device")
-    finished = device.run(
-        ["sh", f"{place}/bundle/{kit.SCRIPT}", *_words(settings, place)], told=told
-    )
+    _copy(bundle, record.files, device, place, log)
+    log("measuring on the device")
+    finished = device.run(["sh", f"{place}/bundle/{kit.SCRIPT}", *_words(settings, place)], log=log)
     if finished.returncode != 0:
         _raise_from_kit(finished.returncode, finished.stderr, device)
     answer = device.run(["head", "-c", str(MAX_ANSWER_BYTES + 1), f"{place}/{WORK}/result.json"])
@@ -99,10 +94,11 @@ def bench_on_device(
 
 
 def read_record(content: bytes, manifest_sha256: str) -> dict[str, JsonValue]:
-    """Check what a device sent back; it is as untrusted as any input.
+    """Check the answer of a device, which is as untrusted as any input, and return it.
 
     Raises:
-        InputRejectedError: too large, not JSON, against the schema, or of another bundle.
+        InputRejectedError: the answer is too large, is not JSON of finite numbers, does not keep
+            to the schema, or is of another bundle.
     """
     if len(content) > MAX_ANSWER_BYTES:
         raise InputRejectedError(f"the device's answer is larger than {MAX_ANSWER_BYTES} bytes")
@@ -114,19 +110,16 @@ def read_record(content: bytes, manifest_sha256: str) -> dict[str, JsonValue]:
         raise InputRejectedError(
             "the device's answer is not JSON of finite numbers; run again"
         ) from None
-    fault = jsonschema.exceptions.best_match(_validator().iter_errors(document))
-    if fault is not None:
-        place = "/".join(str(step) for step in fault.absolute_path) or "the top level"
-        raise InputRejectedError(
-            f"the device's answer does not fit its schema at {place}: {fault.message[:200]}"
-        )
+    violation = first_violation(document, "device")
+    if violation is not None:
+        raise InputRejectedError(f"the device's answer does not fit its schema {violation}")
     if document["manifest_sha256"] != manifest_sha256:
         raise InputRejectedError("the device answered for another bundle; run again")
     return document
 
 
 def _finite(text: str) -> float:
-    """A number of JSON; Python's reader takes NaN, Infinity and 1e999 as well."""
+    """Read a number of JSON; Python's reader takes NaN, Infinity and 1e999 as well."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(text)
@@ -137,14 +130,14 @@ def _finite_int(text: str) -> int:
     return int(text) if len(text) < 20 else int(_finite(text))
 
 
-def _copy(bundle: Path, names: tuple[str, ...], device: Device, place: str, told: Told) -> None:
-    """Copy what is not there whole already; the name ``bundle`` is only ever a whole copy."""
+def _copy(bundle: Path, names: tuple[str, ...], device: Device, place: str, log: Log) -> None:
+    """Copy the bundle if it is not there; the name ``bundle`` is only ever a whole copy."""
     listed = (bundle / CHECKSUMS).read_bytes()
     there = device.run(["cat", f"{place}/bundle/{CHECKSUMS}"])
     if there.returncode == 0 and there.stdout == listed:
-        told("the bundle is on the device already")  # its own kit checks every hash again
+        log("the bundle is on the device already")  # its own kit checks every hash again
         return
-    told("copying the bundle")
+    log("copying the bundle")
     partial = f"{place}/bundle.partial"
     steps = (
         (["rm", "-rf", "--", partial, f"{place}/bundle"], None),
@@ -163,7 +156,7 @@ def _copy(bundle: Path, names: tuple[str, ...], device: Device, place: str, told
 
 
 def _archive(bundle: Path, names: tuple[str, ...]) -> bytes:
-    """The verified files alone, read once more and compared with their list."""
+    """Return an archive of the verified files, read once more and compared with their list."""
     hashes = read_checksums((bundle / CHECKSUMS).read_bytes())
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
@@ -188,14 +181,8 @@ def _words(settings: RemoteSettings, place: str) -> list[str]:
 
 
 def _raise_from_kit(code: int, stderr: bytes, device: Device) -> None:
-    """The kit's own sentence, as the error of its kind."""
+    """Raise the kit's own sentence as the error that its exit code stands for."""
     lines = stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason was given"]
-    said = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
-    reason = said.removeprefix("error: ")[:400]
+    last = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
+    reason = last.removeprefix("error: ")[:400]
     raise KIT_ERRORS.get(code, ToolchainError)(f"{device.host}: {reason}")
-
-
-@cache
-def _validator() -> Any:
-    schema = resources.files("edgeclean").joinpath("schemas/device.schema.json")
-    return jsonschema.Draft202012Validator(json.loads(schema.read_text("utf-8")))

@@ -1,4 +1,4 @@
-"""A bundle's signature: who made it, in the format of the OpenSSF Model Signing specification.
+"""Sign bundles and check signatures, in the format of the OpenSSF Model Signing specification.
 
 ``model.sig`` holds a Sigstore bundle with a DSSE envelope over the SHA-256 of every other file.
 It is made and checked offline, with a key or a certificate of one's own, by the library
@@ -29,11 +29,12 @@ HINT_LENGTH = 64  # SHA-256 of the public key, in hexadecimal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signer:
-    """What to sign with.
+    """The key that signs a bundle.
 
     Attributes:
-        private_key: PEM, without a password, of an elliptic curve (P-256, P-384 or P-521).
-        certificate: PEM, of that key; None to sign with the key alone.
+        private_key: PEM file of a key on an elliptic curve (P-256, P-384 or P-521), without a
+            password.
+        certificate: PEM file of that key's certificate; None to sign with the key alone.
     """
 
     private_key: Path
@@ -42,11 +43,11 @@ class Signer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trusted:
-    """Whose signature is asked for: exactly one of the two.
+    """The key or the authority whose signature is trusted: exactly one of the two.
 
     Attributes:
-        public_key: PEM.
-        certificate: PEM, of the authority that signed the signer's certificate.
+        public_key: PEM file of the signer's public key.
+        certificate: PEM file of the authority that signed the signer's certificate.
     """
 
     public_key: Path | None = None
@@ -58,7 +59,7 @@ class Trusted:
 
 
 def check_signer(signer: Signer) -> None:
-    """Refuse early, before a run of minutes, what could not sign at its end.
+    """Refuse, before a run of minutes, a key that could not sign at its end.
 
     Raises:
         ToolchainError: the extra is not installed.
@@ -68,11 +69,11 @@ def check_signer(signer: Signer) -> None:
 
 
 def sign_folder(folder: Path, signer: Signer) -> bytes:
-    """The signature of every file in a folder, which gets the name ``texts.SIGNATURE``.
+    """Sign every file of a folder, and return the content of ``texts.SIGNATURE``.
 
     Args:
-        folder: holds no signature; its own name is part of what is signed.
-        signer: with what.
+        folder: a folder without a signature; the signature covers its name as well.
+        signer: the key that signs.
 
     Raises:
         ToolchainError: the extra is not installed.
@@ -88,17 +89,17 @@ def sign_folder(folder: Path, signer: Signer) -> bytes:
 
 
 def check_signature(folder: Path, files: Mapping[str, bytes], trusted: Trusted) -> None:
-    """Check that the folder is signed by whom we trust, and that these are the signed bytes.
+    """Check that a trusted key signed the folder, and that these are the signed bytes.
 
     Args:
-        folder: of the bundle.
+        folder: the bundle's folder.
         files: every file of it as it was read, the signature included.
-        trusted: whose signature it must be.
+        trusted: the key or the authority whose signature it must be.
 
     Raises:
         ToolchainError: the extra is not installed.
         UsageError: the key or certificate cannot be used.
-        InputRejectedError: there is no signature, or it is not theirs, or not of these bytes.
+        InputRejectedError: there is no signature, or it is not by that key, or not of these bytes.
     """
     config = _configured_verifier(trusted).set_hashing_config(_hashing())
     if texts.SIGNATURE not in files:
@@ -116,9 +117,9 @@ def check_signature(folder: Path, files: Mapping[str, bytes], trusted: Trusted) 
 
 
 def is_signature_of(files: Mapping[str, bytes]) -> bool:
-    """Whether a bundle's signature is one, by a key or a certificate, of exactly its other files.
+    """Return whether a bundle's signature lists exactly its other files.
 
-    Whose it is, and whether it holds, is not asked.
+    The signature may be by any key or certificate, and is not verified.
     """
     for by_key in (True, False):
         with suppress(InputRejectedError):
@@ -140,7 +141,7 @@ def _read_digests(files: Mapping[str, bytes]) -> dict[str, tuple[str, str]]:
 
 
 def _payload(signature: bytes, *, by_key: bool) -> list[dict[str, str]]:
-    """The files that a signature says it signs; refused where a bit of it could have any value."""
+    """Return the files that a signature lists; refuse one with bits that could have any value."""
     try:
         entries = json.loads(signature)
         envelope, material = entries["dsseEnvelope"], entries["verificationMaterial"]
@@ -148,7 +149,7 @@ def _payload(signature: bytes, *, by_key: bool) -> list[dict[str, str]]:
         coded = [envelope["payload"], seal["sig"]]
         if by_key:
             whose = {"publicKey": {"hint": material["publicKey"]["hint"]}}
-            # Without the hint, the library says on stdout that it does not check whose key it is.
+            # Without the hint, the library prints on stdout that it does not check whose key it is.
             named = len(material["publicKey"]["hint"]) == HINT_LENGTH
         else:
             chain = [one["rawBytes"] for one in material["x509CertificateChain"]["certificates"]]
@@ -177,7 +178,7 @@ def _payload(signature: bytes, *, by_key: bool) -> list[dict[str, str]]:
 
 def _configured_signer(signer: Signer) -> Any:
     config = _library("signing").Config()
-    with _Told(f"cannot sign with {signer.private_key}"):
+    with _UsageErrors(f"cannot sign with {signer.private_key}"):
         if signer.certificate is None:
             return config.use_elliptic_key_signer(private_key=signer.private_key)
         return config.use_certificate_signer(
@@ -189,14 +190,14 @@ def _configured_signer(signer: Signer) -> Any:
 
 def _configured_verifier(trusted: Trusted) -> Any:
     config = _library("verifying").Config()
-    with _Told(f"cannot check signatures by {trusted.public_key or trusted.certificate}"):
+    with _UsageErrors(f"cannot check signatures by {trusted.public_key or trusted.certificate}"):
         if trusted.public_key is not None:
             return config.use_elliptic_key_verifier(public_key=trusted.public_key)
         return config.use_certificate_verifier(certificate_chain=[trusted.certificate])
 
 
 def _hashing() -> Any:
-    """Every file but the signature, links refused; nothing that belongs to git is left out."""
+    """Configure hashes of every file but the signature, git's own included; links are refused."""
     config = _library("hashing").Config().use_file_serialization(hashing_algorithm="sha256")
     return config.set_ignored_paths(paths=[texts.SIGNATURE], ignore_git_paths=False)
 
@@ -210,11 +211,11 @@ def _library(module: str) -> Any:
         ) from None
 
 
-class _Told:
-    """A key that cannot be used is the user's own: a usage error in one line."""
+class _UsageErrors:
+    """Turn any exception into a usage error of one line: the key is the user's own."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, failure: str) -> None:
+        self._failure = failure
 
     def __enter__(self) -> None:
         pass
@@ -222,4 +223,4 @@ class _Told:
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, Exception):
             reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["?"])[0]
-            raise UsageError(f"{self._what}: {reason}") from None
+            raise UsageError(f"{self._failure}: {reason}") from None

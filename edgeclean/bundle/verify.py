@@ -1,9 +1,9 @@
-"""Whether a bundle is whole, unchanged and still computes what it did when it was written.
+"""Verify that a bundle is whole and unchanged, and that its network gives its stored logits.
 
-The bundle is untrusted here: nothing is followed, sizes are bounded, and the network only runs
-after its bytes are found to be the listed ones, in a process of its own (see ``golden_run``). The
-hashes tell of any change, not of who made it: someone who replaces a file can replace the hashes
-too; only a signature binds them.
+The bundle is untrusted here: no link is followed, sizes are bounded, and the network only runs
+after its bytes are found to be the listed ones, in a process of its own (see ``golden``). The
+hashes show any change, not who made it: whoever replaces a file can replace the hashes too; only a
+signature binds them.
 """
 
 from __future__ import annotations
@@ -36,17 +36,18 @@ MAX_BUNDLE_BYTES = 2**32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyRecord:
-    """What was checked, and held.
+    """The checks of a bundle, all of which held.
 
     Attributes:
-        manifest_sha256: of ``manifest.json``; what the report names.
-        source_sha256: of the checkpoint that the bundle was made from, as the manifest says.
+        manifest_sha256: SHA-256 of ``manifest.json``, which the report names.
+        source_sha256: SHA-256 of the checkpoint that the bundle was made from, by the manifest.
         files: every file whose hash was checked.
-        opset: of ``model.onnx``.
-        golden_images: how many stored images were run.
-        max_relative_difference: from the stored logits, over max(1, largest logit of the image).
-        tolerance: the most that was allowed.
-        runtime: what ran the network.
+        opset: opset of ``model.onnx``.
+        golden_images: number of stored images that were run.
+        max_relative_difference: largest difference from the stored logits, divided by
+            max(1, largest logit of the image).
+        tolerance: the largest such difference that was allowed.
+        runtime: the runtime that ran the network, with its version.
         signature: "holds"; "not checked" where there is one and nobody to trust was named;
             "none".
     """
@@ -67,10 +68,10 @@ def verify_bundle(path: Path, trusted: Trusted | None = None) -> VerifyRecord:
 
     Args:
         path: the bundle's folder.
-        trusted: whose signature it must have; None to check none.
+        trusted: the key or the authority whose signature it must have; None to check none.
 
     Returns:
-        What was checked; every check held.
+        The record of the checks, all of which held.
 
     Raises:
         InputRejectedError: the first check that did not hold; the message names the file.
@@ -108,12 +109,12 @@ def verify_bundle(path: Path, trusted: Trusted | None = None) -> VerifyRecord:
 
 
 def check_unchanged(path: Path) -> None:
-    """Check that a folder holds what edgeclean put there, all of it and nothing else.
+    """Check that a folder holds the files that edgeclean wrote, all of them and no others.
 
     Nothing is run and no key is needed; a signature must be of these files, whoever made it.
 
     Raises:
-        InputRejectedError: the first thing that is missing, changed or somebody else's.
+        InputRejectedError: a file is missing, changed or somebody else's; the first one is named.
     """
     files, folders = read_folder(path)
     _check_hashes(files)
@@ -123,10 +124,10 @@ def check_unchanged(path: Path) -> None:
 
 
 def read_folder(path: Path) -> tuple[dict[str, bytes], list[Path]]:
-    """Every file under the folder, by its relative POSIX path; and every folder in it.
+    """Read every file under a folder, by its relative POSIX path, and list the folders in it.
 
     Raises:
-        InputRejectedError: it is no folder, or holds what cannot be part of a bundle.
+        InputRejectedError: the path is no folder, or holds what cannot be part of a bundle.
     """
     if path.is_symlink() or not path.is_dir():
         raise InputRejectedError(f"{path} is not a folder; name the folder of a bundle")
@@ -193,7 +194,7 @@ def _check_hashes(files: Mapping[str, bytes]) -> None:
 
 
 def _check_lists(files: Mapping[str, bytes], folders: list[Path]) -> dict[str, Any]:
-    """The manifest, which fits its schema and lists what is there."""
+    """Return the manifest, once it fits its schema and lists the files that are there."""
     _refuse_empty_folders(folders, files)
     manifest = texts.read_json(files[texts.MANIFEST], texts.MANIFEST)
     texts.check_manifest(manifest)
@@ -209,7 +210,7 @@ def _refuse_empty_folders(folders: list[Path], files: Mapping[str, bytes]) -> No
 
 
 def _check_listed_files(listed: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
-    """The manifest must name exactly the reproducible files, each with its size and hash."""
+    """Refuse a manifest that does not list exactly the reproducible files with size and hash."""
     different = sorted(set(listed) ^ (set(files) - texts.UNREPRODUCIBLE))
     if different:
         where = "missing" if different[0] in listed else "not listed in the manifest"
@@ -227,9 +228,9 @@ def _check_golden(files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> fl
     # The parser is Rust: besides its own error it raises what its Python glue does.
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise InputRejectedError(f"{texts.GOLDEN} cannot be read: {error}") from error
-    said = manifest["model"]
-    images = _float32(golden, "input", (manifest["golden"]["images"], *said["input_shape"]))
-    expected = _float32(golden, "logits", (len(images), said["classes"]))
+    model = manifest["model"]
+    images = _float32(golden, "input", (manifest["golden"]["images"], *model["input_shape"]))
+    expected = _float32(golden, "logits", (len(images), model["classes"]))
     ran = run_isolated(files[texts.MODEL], images)
     _check_model(ran, manifest)
     if ran.logits.shape != expected.shape:
@@ -247,10 +248,10 @@ def _check_golden(files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> fl
 
 
 def _check_model(ran: GoldenRun, manifest: Mapping[str, Any]) -> None:
-    said = manifest["model"]
-    if ran.opset != said["opset"]:
+    opset = manifest["model"]["opset"]
+    if ran.opset != opset:
         raise InputRejectedError(
-            f"{texts.MODEL} is at opset {ran.opset}; the manifest says {said['opset']}"
+            f"{texts.MODEL} is at opset {ran.opset}; the manifest says {opset}"
         )
     if ran.source_sha256 != manifest["source"]["sha256"]:
         raise InputRejectedError(

@@ -14,21 +14,17 @@ import typer
 
 import edgeclean
 from edgeclean.cli import supervisor
+from edgeclean.cli.about import doctor, integrations, parts, targets
 from edgeclean.cli.bench import bench
 from edgeclean.cli.build_engine import build_engine
-from edgeclean.cli.bundle import verify
+from edgeclean.cli.bundle import embed, sign, verify
 from edgeclean.cli.command import Command
 from edgeclean.cli.compress import compress
 from edgeclean.cli.console import ANSWERED, answer_failure, show_error
-from edgeclean.cli.doctor import doctor
-from edgeclean.cli.embed import embed
 from edgeclean.cli.export import export
 from edgeclean.cli.inspect import inspect
 from edgeclean.cli.latency_table import latency_table
-from edgeclean.cli.parts import parts
 from edgeclean.cli.scan import scan
-from edgeclean.cli.sign import sign
-from edgeclean.cli.targets import targets
 from edgeclean.errors import EdgecleanError, EndedBySignalError, UsageError
 from edgeclean.files.writing import no_lasting_writes
 
@@ -48,11 +44,11 @@ app = typer.Typer(
 )
 
 
-def _show_version(asked: bool) -> bool:
-    if asked:
+def _show_version(version: bool) -> bool:
+    if version:
         typer.echo(f"edgeclean {edgeclean.__version__}")
         raise typer.Exit
-    return asked
+    return version
 
 
 @app.callback()
@@ -67,9 +63,10 @@ def _root(
 
 for command in (
     *(compress, scan, inspect, export, latency_table, build_engine, bench, verify),
-    *(sign, embed, parts, targets, doctor),
+    *(sign, embed, integrations, targets, doctor),
 ):
     app.command(cls=Command)(command)
+app.command(cls=Command, hidden=True)(parts)  # the former name of `integrations`
 
 
 def main() -> None:
@@ -84,7 +81,7 @@ def main() -> None:
 def _run(as_json: bool) -> None:
     try:
         with no_lasting_writes():
-            if supervisor.is_wanted(sys.argv[1:]):
+            if supervisor.is_split(sys.argv[1:]):
                 _split()
             app(prog_name="edgeclean")
     except EdgecleanError as error:
@@ -104,7 +101,7 @@ def _run(as_json: bool) -> None:
 
 
 def _split() -> None:
-    """Go on in a child. What it said on stdout is not said again by the parent."""
+    """Go on in a child. What it wrote to stdout is not written again by the parent."""
     try:
         supervisor.split()
     except SystemExit:

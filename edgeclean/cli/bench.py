@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeclean.cli.bundle import Bundle
+from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
-from edgeclean.cli.options import AsJson, Quiet
 from edgeclean.errors import BudgetError, UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ UNSTEADY = 0.025  # the same mark as in `edgeclean.measure.latency`
 
 
 def bench(  # noqa: PLR0913 - the options are the interface
-    bundle: Bundle,
+    bundle: opt.BundleFolder,
     against: Annotated[
         Path | None,
         typer.Option(
@@ -75,8 +74,8 @@ def bench(  # noqa: PLR0913 - the options are the interface
     min_speedup: Annotated[
         float | None, typer.Option(help="Exit with code 6 if the median gains less.")
     ] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Measure a bundle's network and the original in turns, here or on a device over ssh."""
     reporter = Reporter(as_json=as_json, quiet=quiet)
@@ -158,7 +157,7 @@ def _there(
     from edgeclean.devices.ssh import parse_device
 
     reached = parse_device(place[0], configuration=place[1])
-    document = bench_on_device(bundle, reached, RemoteSettings(**settings), told=reporter.note)
+    document = bench_on_device(bundle, reached, RemoteSettings(**settings), log=reporter.note)
     latency = document["latency"]
     table = _table(latency, latency["kind"])
     table.add_row(*cells("speed-up", f"{latency['speedup']:.2f}x"))

@@ -7,14 +7,13 @@ from typing import Annotated
 
 import typer
 
-from edgeclean.cli.bundle import Bundle
+from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
-from edgeclean.cli.options import AsJson, Quiet
 from edgeclean.files.writing import keep_apart
 
 
 def build_engine(  # noqa: PLR0913 - the options are the interface
-    bundle: Bundle,
+    bundle: opt.BundleFolder,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", help="A folder that keeps engines for the next time."),
@@ -28,10 +27,10 @@ def build_engine(  # noqa: PLR0913 - the options are the interface
     no_gpu_fallback: Annotated[
         bool, typer.Option("--no-gpu-fallback", help="Refuse layers that the DLA cannot run.")
     ] = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
 ) -> None:
-    """Build a TensorRT engine for this machine's GPU, and say what its layers compute in."""
+    """Build a TensorRT engine for this machine's GPU, and report what its layers compute in."""
     reporter = Reporter(as_json=as_json, quiet=quiet)
     from edgeclean.bundle import manifest as texts
     from edgeclean.bundle.verify import verify_bundle

@@ -1,4 +1,4 @@
-"""`edgeclean verify`: whether a bundle is whole."""
+"""The commands on a bundle that is there: `edgeclean verify`, `sign` and `embed`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Annotated
 
 import typer
 
+from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
-from edgeclean.cli.options import AsJson, Quiet
+from edgeclean.files.writing import check_place, in_place, is_our_onnx, keep_apart, marked
 
-Bundle = Annotated[Path, typer.Argument(help="The folder of a bundle.")]
+_is_written = marked(b"Written by `edgeclean embed`")
 
 
 def verify(
-    bundle: Bundle,
+    bundle: opt.BundleFolder,
     key: Annotated[
         Path | None,
         typer.Option(help="The public key, as PEM, that must have signed the bundle."),
@@ -24,8 +25,8 @@ def verify(
         Path | None,
         typer.Option(help="Or the certificate, as PEM, of the authority behind the signer's."),
     ] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Check that a bundle is whole, unchanged, signed by whom you say, and computes what it did."""
     reporter = Reporter(as_json=as_json, quiet=quiet)
@@ -47,3 +48,98 @@ def verify(
     difference = f"{record.max_relative_difference:.1e} (<= {record.tolerance:.0e})"
     table.add_row(*cells(f"difference on {record.golden_images} golden images", difference))
     reporter.answer(asdict(record), table)
+
+
+def sign(
+    bundle: opt.BundleFolder,
+    key: Annotated[
+        Path,
+        typer.Option(
+            "--key",
+            "--private-key",
+            help="A private key of an elliptic curve, as PEM without a password.",
+        ),
+    ],
+    certificate: Annotated[
+        Path | None, typer.Option(help="The certificate of that key, as PEM.")
+    ] = None,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Verify a bundle and sign every file of it, offline; a signature that it has is replaced."""
+    reporter = Reporter(as_json=as_json, quiet=quiet)
+    from edgeclean.bundle.sign import sign_bundle
+    from edgeclean.bundle.signing import Signer
+
+    with reporter.progress() as progress:
+        progress("Verifying", 0, 1)
+        record = sign_bundle(bundle, Signer(private_key=key, certificate=certificate))
+        progress("Verifying", 1, 1)
+    table = plain_table("", "")
+    table.add_row(*cells("files signed", len(record.files)))
+    table.add_row(*cells("manifest", record.manifest_sha256))
+    table.add_row(*cells("signature", record.signature))
+    reporter.answer(
+        {
+            "signature": str(record.signature),
+            "manifest_sha256": record.manifest_sha256,
+            "files": list(record.files),
+        },
+        table,
+    )
+
+
+def embed(  # noqa: PLR0913 - the options are the interface
+    bundle: opt.BundleFolder,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The folder that the files are written into.")
+    ],
+    symbol: Annotated[
+        str, typer.Option(help="Name of the array, and of the files.")
+    ] = "edgeclean_model",
+    align: Annotated[int, typer.Option(help="Of its first byte; a power of two.")] = 64,
+    form: Annotated[
+        str, typer.Option(help="c: an array. incbin: an assembler file for GNU as or clang.")
+    ] = "c",
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Verify a bundle, and write its network as an aligned C array or assembler .incbin."""
+    reporter = Reporter(as_json=as_json, quiet=quiet)
+    from edgeclean.bundle.embed import EmbedSettings, embed_bundle
+    from edgeclean.config import settings_from
+
+    settings = settings_from(
+        EmbedSettings, {"symbol": symbol, "align": align, "form": form}, where="options"
+    )
+    places = [output / name for name in settings.file_names]
+    keep_apart([bundle], files=places)
+    for place in places:
+        check_place(place, _is_ours)
+    with reporter.progress() as progress:
+        progress("Verifying", 0, 1)
+        embedded = embed_bundle(bundle, settings)
+        progress("Verifying", 1, 1)
+    # The header is written first, so that it is the oldest to Make, and put in place last: half of
+    # the files without it do not compile.
+    files = {output / name: content for name, content in embedded.files.items()}
+    with in_place(files, ours=_is_ours, last=output / f"{symbol}.h"):
+        pass
+    table = plain_table("file", ">bytes")
+    for name, content in embedded.files.items():
+        table.add_row(*cells(output / name, len(content)))
+    reporter.answer(
+        {
+            "files": [str(output / name) for name in embedded.files],
+            "symbol": symbol,
+            "align": align,
+            "form": form,
+            "bytes": embedded.model_bytes,
+            "sha256": embedded.model_sha256,
+        },
+        table,
+    )
+
+
+def _is_ours(path: Path) -> bool:
+    return is_our_onnx(path) if path.suffix == ".onnx" else _is_written(path)

@@ -10,19 +10,19 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from edgeclean.cli.progress import DOING
+from edgeclean.cli.progress import STAGE
 from edgeclean.errors import EndedBySignalError, UsageError
 
 LARGEST = 2**63 - 1
-KEEPS: ContextVar[bool | None] = ContextVar("KEEPS", default=None)  # whether stages are kept
-SHOWN = 200  # characters of a message in which a value stands
+CACHES: ContextVar[bool | None] = ContextVar("CACHES", default=None)  # whether a cache is used
+MAX_QUOTED = 200  # characters of a message in which a value stands
 
 
 class Command(TyperCommand):
     """A command none of whose options takes NaN, infinity or a number beyond 64 bits."""
 
     def invoke(self, ctx: Any) -> Any:
-        """As any command; Ctrl-C is one line.
+        """Run the command; Ctrl-C is one line.
 
         Raises:
             EndedBySignalError: on Ctrl-C.
@@ -37,7 +37,7 @@ class Command(TyperCommand):
             ) from None
 
     def parse_args(self, ctx: Any, words: list[str]) -> list[str]:
-        """As any command, and then look at the numbers.
+        """Parse as any command does, and then look at the numbers.
 
         Raises:
             UsageError: naming the option.
@@ -45,8 +45,8 @@ class Command(TyperCommand):
         try:
             rest = super().parse_args(ctx, words)
         except typer.BadParameter as wrong:  # it may quote thousands of digits
-            if len(wrong.message) > SHOWN:
-                wrong.message = f"{wrong.message[:SHOWN]}..."
+            if len(wrong.message) > MAX_QUOTED:
+                wrong.message = f"{wrong.message[:MAX_QUOTED]}..."
             raise
         for parameter in self.params:
             number = ctx.params.get(parameter.name)
@@ -61,11 +61,11 @@ class Command(TyperCommand):
 
 def interrupted_line() -> str:
     """What a run that was interrupted leaves, and how to go on."""
-    stage = DOING.get().partition(":")[0].partition(",")[0]
+    stage = STAGE.get().partition(":")[0].partition(",")[0]
     where = f" while {stage[:1].lower()}{stage[1:]}" if stage else ""
     left = {
         True: "; finished stages are kept: run the same command again to go on",
         False: "; nothing was kept: run the same command again to start over",
         None: "; run the same command again to start over",
     }
-    return f"interrupted{where}{left[KEEPS.get()]}"
+    return f"interrupted{where}{left[CACHES.get()]}"

@@ -7,73 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeclean.cli.command import KEEPS
-from edgeclean.cli.compress_options import (
-    CacheFolder,
-    Keep,
-    LatencyBudget,
-    Measure,
-    NoCache,
-    Opset,
-    Output,
-    Purify,
-    RankMultiple,
-    RanksFile,
-    Ratio,
-    SignCertificate,
-    SignKey,
-    SizeBudget,
-    Speedup,
-    TableFile,
-    Tau,
-    goal,
-    table_of,
-)
+from edgeclean.cli import options as opt
+from edgeclean.cli.command import CACHES
 from edgeclean.cli.console import Reporter, cells, plain_table
-from edgeclean.cli.dependencies import (
-    Depfile,
-    InputFiles,
-    code_file,
-)
-from edgeclean.cli.gates import (
-    Evaluate,
-    FailOnBackdoor,
-    MaxAccuracyDrop,
-    MaxSize,
-    MinSpeedup,
-    PolicyFile,
-    labelled_images,
-    policy_of,
-)
-from edgeclean.cli.options import (
-    Arch,
-    AsJson,
-    Checkpoint,
-    Classes,
-    Config,
-    EffortLevel,
-    Gpu,
-    InputShape,
-    JetPack,
-    Mean,
-    ModelFile,
-    PrecisionName,
-    Quiet,
-    Seed,
-    Std,
-    TargetFile,
-    TargetName,
-    Threads,
-    model_spec,
-    pipeline_settings,
-    run_options,
-    use_threads,
-)
+from edgeclean.cli.dependencies import InputFiles, code_file
 from edgeclean.cli.scan import verdict_in_words
-from edgeclean.cli.supervisor import note_output
 from edgeclean.errors import UsageError
 from edgeclean.files.text import printable
 from edgeclean.files.writing import keep_apart
+from edgeclean.notes import note_output
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -84,78 +26,72 @@ if TYPE_CHECKING:
 
 
 def compress(  # noqa: PLR0913 - the options are the interface
-    checkpoint: Checkpoint,
-    output: Output,
-    target: TargetName = None,
-    target_file: TargetFile = None,
-    jetpack: JetPack = None,
-    ratio: Ratio = None,
-    speedup: Speedup = None,
-    latency_budget_ms: LatencyBudget = None,
-    size_budget: SizeBudget = None,
-    latency_table: TableFile = None,
-    measure: Measure = None,
-    keep: Keep = None,
-    rank_multiple: RankMultiple = None,
-    ranks_file: RanksFile = None,
-    purify: Purify = None,
-    tau: Tau = None,
-    fail_on_backdoor: FailOnBackdoor = None,
-    evaluate: Evaluate = None,
-    max_accuracy_drop: MaxAccuracyDrop = None,
-    max_size: MaxSize = None,
-    min_speedup: MinSpeedup = None,
-    policy: PolicyFile = None,
-    sign_key: SignKey = None,
-    sign_certificate: SignCertificate = None,
-    cache: CacheFolder = None,
-    no_cache: NoCache = False,
-    opset: Opset = None,
-    precision: PrecisionName = None,
-    model: ModelFile = None,
-    arch: Arch = None,
-    input_shape: InputShape = None,
-    classes: Classes = None,
-    mean: Mean = None,
-    std: Std = None,
-    config: Config = None,
-    effort: EffortLevel = None,
-    seed: Seed = None,
-    threads: Threads = None,
-    gpu: Gpu = False,
-    depfile: Depfile = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    checkpoint: opt.Checkpoint,
+    output: opt.Output,
+    target: opt.TargetName = None,
+    target_file: opt.TargetFile = None,
+    jetpack: opt.JetPack = None,
+    ratio: opt.Ratio = None,
+    speedup: opt.Speedup = None,
+    latency_budget_ms: opt.LatencyBudget = None,
+    size_budget: opt.SizeBudget = None,
+    latency_table: opt.TableFile = None,
+    measure: opt.Measure = None,
+    keep: opt.Keep = None,
+    rank_multiple: opt.RankMultiple = None,
+    ranks_file: opt.RanksFile = None,
+    purify: opt.Purify = None,
+    tau: opt.Tau = None,
+    fail_on_backdoor: opt.FailOnBackdoor = None,
+    evaluate: opt.Evaluate = None,
+    max_accuracy_drop: opt.MaxAccuracyDrop = None,
+    max_size: opt.MaxSize = None,
+    min_speedup: opt.MinSpeedup = None,
+    policy: opt.PolicyFile = None,
+    sign_key: opt.SignKey = None,
+    sign_certificate: opt.SignCertificate = None,
+    cache: opt.CacheFolder = None,
+    no_cache: opt.NoCache = False,
+    opset: opt.Opset = None,
+    precision: opt.PrecisionName = None,
+    model: opt.ModelFile = None,
+    arch: opt.Arch = None,
+    input_shape: opt.InputShape = None,
+    classes: opt.Classes = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+    config: opt.Config = None,
+    effort: opt.EffortLevel = None,
+    seed: opt.Seed = None,
+    threads: opt.Threads = None,
+    gpu: opt.Gpu = False,
+    depfile: opt.Depfile = None,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Scan, purify, compress and export a network, and write a checked bundle with its report."""
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    spec, code_folder = model_spec(
-        model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
-    )
-    options = run_options(seed, gpu, effort) | {"target": target, "jetpack": jetpack}
+    spec, code_folder = opt.model_spec(model, arch, input_shape, classes, mean, std)
+    options = opt.run_options(seed, gpu, effort) | {"target": target, "jetpack": jetpack}
     options |= {"purify": {"mode": purify}, "decompose": {"keep": keep or None}}
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
-    wanted = goal(ratio, measure, rank_multiple, speedup, latency_budget_ms, size_budget)
-    options |= {"precision": {"format": precision}, "ranks": _overrides(ranks_file) | wanted}
-    settings, device = pipeline_settings(config, options, target_file, tell=reporter.note)
-    gates = {"fail_on_backdoor": fail_on_backdoor, "max_accuracy_drop": max_accuracy_drop}
-    asked = policy_of(policy, **gates, max_size=max_size, min_speedup=min_speedup)
+    goal = opt.rank_goal(ratio, measure, rank_multiple, speedup, latency_budget_ms, size_budget)
+    options |= {"precision": {"format": precision}, "ranks": _overrides(ranks_file) | goal}
+    settings, device = opt.pipeline_settings(config, options, target_file, note=reporter.note)
+    gates = opt.read_gates(policy, fail_on_backdoor, max_accuracy_drop, max_size, min_speedup)
     stages = _cache(cache, no_cache, reporter.note)
     read = [checkpoint, model, code_file(spec.architecture, code_folder)]
     read += [config, target_file, policy, ranks_file, latency_table]
-    keep_apart(
-        [*read, evaluate, sign_key, sign_certificate, None if stages is None else stages.folder],
-        files=[depfile],
-        folder=output,
-    )
+    used = [*read, evaluate, sign_key, sign_certificate, stages.folder if stages else None]
+    keep_apart(used, files=[depfile], folder=output)
     inputs = InputFiles(depfile, output)
     inputs.add(*read)
     signer = _signer(sign_key, sign_certificate)
-    use_threads(threads)
+    opt.use_threads(threads)
     from edgeclean import pipeline
 
     note_output(output)
-    labelled = labelled_images(evaluate, spec)
+    labelled = opt.labelled_images(evaluate, spec)
     inputs.add(*(labelled.files if labelled else ()))
     with reporter.progress() as progress:
         written = pipeline.compress(
@@ -164,8 +100,8 @@ def compress(  # noqa: PLR0913 - the options are the interface
             output,
             settings,
             target=device,
-            latency_table=table_of(latency_table),
-            policy=asked,
+            latency_table=opt.read_table(latency_table),
+            policy=gates,
             labelled=labelled,
             code_folder=code_folder,
             progress=progress,
@@ -173,16 +109,17 @@ def compress(  # noqa: PLR0913 - the options are the interface
             cache=stages,
             alongside=lambda network: inputs.add_external(checkpoint, network),
         )
-    reporter.answer(_document(written), _summary(written), _checks(written), _files(written))
-    reporter.note(f"report: {written.bundle.path / 'report.html'}")
+    _answer(reporter, written)
 
 
-def _cache(folder: Path | None, unwanted: bool, tell: Callable[[str], None]) -> Cache | None:
+def _cache(folder: Path | None, no_cache: bool, note: Callable[[str], None]) -> Cache | None:
     """The XDG cache folder, if none is named; where there is no home folder, none."""
-    KEEPS.set(False)
-    if unwanted:
+    CACHES.set(False)
+    if no_cache:
         if folder is not None:
-            raise UsageError("--cache names a folder, and --no-cache wants none; give one of them")
+            raise UsageError(
+                "--cache names a folder, and --no-cache asks for none; give one of them"
+            )
         return None
     from edgeclean.files.store import foreign_entry
     from edgeclean.runner import Cache
@@ -202,12 +139,12 @@ def _cache(folder: Path | None, unwanted: bool, tell: Callable[[str], None]) -> 
             return None
         folder = Path(above) / "edgeclean" / "stages"
         if not folder.exists() and any(folder.parent.glob("*.kept")):
-            tell(
+            note(
                 f"cache: the .kept files in {folder.parent} are an earlier version's and are not "
                 "used any more; you may delete them"
             )
-    KEEPS.set(True)
-    return Cache(folder=folder.absolute(), notify=tell)
+    CACHES.set(True)
+    return Cache(folder=folder.absolute(), notify=note)
 
 
 def _signer(key: Path | None, certificate: Path | None) -> Signer | None:
@@ -229,11 +166,17 @@ def _overrides(ranks_file: Path | None) -> dict[str, Any]:
         return {}
     from edgeclean.compression.settings import read_rank_file
 
-    said = read_rank_file(ranks_file)
+    listed = read_rank_file(ranks_file)
     return {
-        "overrides": {layer: list(ranks) for layer, ranks in said.ranks.items()} or None,
-        "keep": list(said.keep) or None,
+        "overrides": {layer: list(ranks) for layer, ranks in listed.ranks.items()} or None,
+        "keep": list(listed.keep) or None,
     }
+
+
+def _answer(reporter: Reporter, written: WrittenCompression) -> None:
+    """The bundle that was written, and what was measured of it."""
+    reporter.answer(_document(written), _summary(written), _checks(written), _files(written))
+    reporter.note(f"report: {written.bundle.path / 'report.html'}")
 
 
 def _document(written: WrittenCompression) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeclean.cli.progress import Lines, Quiet, bars, ticking
-from edgeclean.cli.supervisor import note_answer
 from edgeclean.errors import EdgecleanError
 from edgeclean.files.text import printable
+from edgeclean.notes import note_answer
 from edgeclean.progress import Progress as ProgressCallback
 
 ANSWERED: ContextVar[bool] = ContextVar("ANSWERED", default=False)

@@ -1,15 +1,12 @@
-"""Which files a command read, and the dependency file that tells a build tool of them."""
+"""The files that a command read, and the dependency file that lists them for a build tool."""
 
 from __future__ import annotations
 
 import importlib.util
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from edgeclean.cli.options import RUN
 from edgeclean.errors import UsageError
 from edgeclean.files.atomic import resolved
 from edgeclean.files.depfile import depfile, is_depfile
@@ -19,15 +16,6 @@ if TYPE_CHECKING:
     from edgeclean.networks.state import Network
 
 MAX_DEPFILE_BYTES = 64 << 20  # of which one may be replaced
-
-Depfile = Annotated[
-    Path | None,
-    typer.Option(
-        "--depfile",
-        help="Write what model.onnx was made from, for Make or Ninja, once it is made.",
-        rich_help_panel=RUN,
-    ),
-]
 
 
 class InputFiles:

@@ -8,119 +8,73 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.dependencies import code_file, external_files
-from edgeclean.cli.options import (
-    RUN,
-    Arch,
-    AsJson,
-    Checkpoint,
-    Classes,
-    Config,
-    InputShape,
-    JetPack,
-    Mean,
-    ModelFile,
-    PrecisionName,
-    Quiet,
-    Seed,
-    Std,
-    TargetName,
-    model_spec,
-    pipeline_settings,
-)
 from edgeclean.files.writing import check_place, is_our_onnx, keep_apart, write_file
 
 if TYPE_CHECKING:
-    from exporters.parity import ParityRecord
-    from exporters.precision import LoweredModel
-
-PARITY_IMAGES = 32
+    from edgeclean.pipeline import ExportedCheckpoint
 
 
 def export(  # noqa: PLR0913 - the options are the interface
-    checkpoint: Checkpoint,
+    checkpoint: opt.Checkpoint,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The ONNX file.", rich_help_panel=RUN)
+        Path, typer.Option("--output", "-o", help="The ONNX file.", rich_help_panel=opt.RUN)
     ],
-    opset: Annotated[int | None, typer.Option(help="ONNX opset.", rich_help_panel=RUN)] = None,
-    target: TargetName = None,
-    jetpack: JetPack = None,
-    precision: PrecisionName = None,
-    model: ModelFile = None,
-    arch: Arch = None,
-    input_shape: InputShape = None,
-    classes: Classes = None,
-    mean: Mean = None,
-    std: Std = None,
-    config: Config = None,
-    seed: Seed = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset.", rich_help_panel=opt.RUN)] = None,
+    target: opt.TargetName = None,
+    jetpack: opt.JetPack = None,
+    precision: opt.PrecisionName = None,
+    model: opt.ModelFile = None,
+    arch: opt.Arch = None,
+    input_shape: opt.InputShape = None,
+    classes: opt.Classes = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+    config: opt.Config = None,
+    seed: opt.Seed = None,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Write a checkpoint as a checked ONNX file, neither scanned nor purified nor compressed."""
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    spec, code_folder = model_spec(
-        model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
-    )
+    spec, code_folder = opt.model_spec(model, arch, input_shape, classes, mean, std)
     read = [checkpoint, model, config, code_file(spec.architecture, code_folder)]
     keep_apart(read, files=[output])
     check_place(output, is_our_onnx)
     options: dict[str, Any] = {"seed": seed, "target": target, "jetpack": jetpack}
     options |= {"export": {"opset": opset}, "precision": {"format": precision}}
-    settings, _ = pipeline_settings(config, options, tell=reporter.note)
-    import torch
-
-    from edgeclean.images.synthesize import synthesize
-    from edgeclean.load.checkpoint import load_checkpoint
-    from exporters.onnx_exporter import export_onnx
-    from exporters.parity import check_parity
-    from exporters.precision import lower_precision
+    settings, _ = opt.pipeline_settings(config, options, note=reporter.note)
+    from edgeclean.pipeline import export_checkpoint
 
     with reporter.progress() as progress:
-        progress("Loading", 0, 1)
-        network = load_checkpoint(checkpoint, spec, limits=settings.load, code_folder=code_folder)
-        keep_apart(external_files(checkpoint, network), files=[output])
-        progress("Loading", 1, 1)
-        progress("Exporting", 0, 1)
-        contents = export_onnx(network, settings.export)
-        generator = torch.Generator().manual_seed(settings.seed)
-        pixels = torch.rand(PARITY_IMAGES, *spec.input_shape, generator=generator)
-        parity = check_parity(network, contents, pixels, settings.parity)
-        progress("Exporting", 1, 1)
-        if settings.precision.format != "fp32":
-            drawn = synthesize(network, settings.synthesize, seed=settings.seed, progress=progress)
-            pixels = drawn.pixels
-        lowered = lower_precision(contents, spec, pixels, settings.precision, progress=progress)
-        write_file(output, lowered.model, ours=is_our_onnx)
-    _answer(reporter, output, network.source_sha256, parity, lowered)
+        exported = export_checkpoint(
+            checkpoint, spec, settings, code_folder=code_folder, progress=progress
+        )
+        keep_apart(external_files(checkpoint, exported.network), files=[output])
+        write_file(output, exported.model, ours=is_our_onnx)
+    _answer(reporter, output, exported)
 
 
-def _answer(
-    reporter: Reporter,
-    output: Path,
-    source_sha256: str,
-    parity: ParityRecord,
-    lowered: LoweredModel,
-) -> None:
-    """What was written, as a table or as JSON."""
+def _answer(reporter: Reporter, output: Path, exported: ExportedCheckpoint) -> None:
+    """The file that was written, as a table or as JSON."""
     from edgeclean.report.report import byte_size
     from exporters.onnx_check import open_onnx, opset_of
 
-    contents = lowered.model
-    opset = opset_of(open_onnx(contents))
+    opset, parity, lowered = opset_of(open_onnx(exported.model)), exported.parity, exported.lowered
     table = plain_table("", ">")
     table.add_row(*cells("file", output))
-    table.add_row(*cells("size", byte_size(len(contents))))
+    table.add_row(*cells("size", byte_size(len(exported.model))))
     table.add_row(*cells("opset", opset))
     table.add_row(*cells("parity on random images", f"{parity.max_relative_difference:.1e}"))
     agreement = f"{lowered.agreement.top1_agreement:.1%} agree with fp32"
     table.add_row(*cells(f"precision {lowered.format}", agreement))
     document = {
         "file": str(output),
-        "bytes": len(contents),
+        "bytes": len(exported.model),
         "opset": opset,
-        "source_sha256": source_sha256,
+        "source_sha256": exported.network.source_sha256,
         "parity": asdict(parity),
         "precision": lowered.summary(),
     }

@@ -7,27 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
-from edgeclean.cli.options import (
-    RUN,
-    Arch,
-    AsJson,
-    Checkpoint,
-    Classes,
-    Config,
-    InputShape,
-    JetPack,
-    Mean,
-    ModelFile,
-    Quiet,
-    Seed,
-    Std,
-    TargetName,
-    Threads,
-    model_spec,
-    pipeline_settings,
-    use_threads,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,31 +22,32 @@ SPARKS = 16
 
 
 def inspect(  # noqa: PLR0913 - the options are the interface
-    checkpoint: Checkpoint,
+    checkpoint: opt.Checkpoint,
     ratio: Annotated[
         float | None,
-        typer.Option(help="How many times fewer MACs (or parameters).", rich_help_panel=RUN),
+        typer.Option(help="How many times fewer MACs (or parameters).", rich_help_panel=opt.RUN),
     ] = None,
     measure: Annotated[
-        str | None, typer.Option(help="What the ratio is of: macs or params.", rich_help_panel=RUN)
+        str | None,
+        typer.Option(help="What the ratio is of: macs or params.", rich_help_panel=opt.RUN),
     ] = None,
     keep: Annotated[
         list[str] | None,
-        typer.Option(help="A layer to leave whole; may be repeated.", rich_help_panel=RUN),
+        typer.Option(help="A layer to leave whole; may be repeated.", rich_help_panel=opt.RUN),
     ] = None,
-    target: TargetName = None,
-    jetpack: JetPack = None,
-    model: ModelFile = None,
-    arch: Arch = None,
-    input_shape: InputShape = None,
-    classes: Classes = None,
-    mean: Mean = None,
-    std: Std = None,
-    config: Config = None,
-    seed: Seed = None,
-    threads: Threads = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    target: opt.TargetName = None,
+    jetpack: opt.JetPack = None,
+    model: opt.ModelFile = None,
+    arch: opt.Arch = None,
+    input_shape: opt.InputShape = None,
+    classes: opt.Classes = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+    config: opt.Config = None,
+    seed: opt.Seed = None,
+    threads: opt.Threads = None,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """List the layers, their singular values, and what would become of each at a ratio.
 
@@ -73,10 +55,8 @@ def inspect(  # noqa: PLR0913 - the options are the interface
     ranks may differ a little.
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    spec, code_folder = model_spec(
-        model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
-    )
-    settings, _ = pipeline_settings(
+    spec, code_folder = opt.model_spec(model, arch, input_shape, classes, mean, std)
+    settings, _ = opt.pipeline_settings(
         config,
         {
             "seed": seed,
@@ -85,25 +65,23 @@ def inspect(  # noqa: PLR0913 - the options are the interface
             "decompose": {"keep": keep or None},
             "ranks": {"ratio": ratio, "measure": measure},
         },
-        tell=reporter.note,
+        note=reporter.note,
     )
-    use_threads(threads)
-    from edgeclean.pipeline import plan_checkpoint
-    from edgeclean.report.layer_table import layer_rows, spectra
+    opt.use_threads(threads)
+    from edgeclean.pipeline import inspect_checkpoint
 
     with reporter.progress() as progress:
-        loaded, planned = plan_checkpoint(
+        inspected = inspect_checkpoint(
             checkpoint, spec, settings, code_folder=code_folder, progress=progress
         )
-        rows, curves = layer_rows(loaded, planned), spectra(loaded, None, planned)
     reporter.answer(
         {
-            "source_sha256": loaded.source_sha256,
+            "source_sha256": inspected.network.source_sha256,
             "ratio": settings.ranks.ratio_or_default,
-            "layers": [asdict(row) for row in rows],
-            "spectra": [asdict(curve) for curve in curves],
+            "layers": [asdict(row) for row in inspected.layers],
+            "spectra": [asdict(curve) for curve in inspected.spectra],
         },
-        _table(rows, curves),
+        _table(inspected.layers, inspected.spectra),
     )
 
 

@@ -1,4 +1,4 @@
-"""`edgeclean latency-table`: what every form of a network's layers takes on this machine."""
+"""`edgeclean latency-table`: what every candidate of a network's layers takes on this machine."""
 
 from __future__ import annotations
 
@@ -7,23 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.dependencies import code_file, external_files
-from edgeclean.cli.options import (
-    RUN,
-    Arch,
-    AsJson,
-    Checkpoint,
-    Classes,
-    Config,
-    InputShape,
-    Mean,
-    ModelFile,
-    Quiet,
-    Std,
-    model_spec,
-    pipeline_settings,
-)
 from edgeclean.files.writing import check_place, keep_apart, marked, write_file
 
 if TYPE_CHECKING:
@@ -35,33 +21,38 @@ IS_TABLE = marked(b'"format": "edgeclean-latency-table-1"')
 
 
 def latency_table(  # noqa: PLR0913 - the options are the interface
-    checkpoint: Checkpoint,
+    checkpoint: opt.Checkpoint,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The table, as JSON.", rich_help_panel=RUN)
+        Path, typer.Option("--output", "-o", help="The table, as JSON.", rich_help_panel=opt.RUN)
     ],
     backend: Annotated[
         str,
         typer.Option(
             help="cpu: ONNX Runtime here; torch-cuda: PyTorch with CUDA graphs on this GPU.",
-            rich_help_panel=RUN,
+            rich_help_panel=opt.RUN,
         ),
     ] = "cpu",
     threads: Annotated[
-        int, typer.Option(min=1, max=1024, help="Of ONNX Runtime.", rich_help_panel=RUN)
+        int, typer.Option(min=1, max=1024, help="Of ONNX Runtime.", rich_help_panel=opt.RUN)
     ] = 1,
-    batch: Annotated[int, typer.Option(min=1, help="Images in one run.", rich_help_panel=RUN)] = 1,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Images in one run.", rich_help_panel=opt.RUN)
+    ] = 1,
     rounds: Annotated[
-        int, typer.Option(min=5, help="Of all forms of a layer, in turns.", rich_help_panel=RUN)
+        int,
+        typer.Option(
+            min=5, help="Of all candidates of a layer, in turns.", rich_help_panel=opt.RUN
+        ),
     ] = 21,
-    model: ModelFile = None,
-    arch: Arch = None,
-    input_shape: InputShape = None,
-    classes: Classes = None,
-    mean: Mean = None,
-    std: Std = None,
-    config: Config = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    model: opt.ModelFile = None,
+    arch: opt.Arch = None,
+    input_shape: opt.InputShape = None,
+    classes: opt.Classes = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+    config: opt.Config = None,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Time every layer of a network as one convolution and at many ranks, on this machine.
 
@@ -69,17 +60,15 @@ def latency_table(  # noqa: PLR0913 - the options are the interface
     table serves all networks of the architecture.
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    spec, code_folder = model_spec(
-        model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
-    )
+    spec, code_folder = opt.model_spec(model, arch, input_shape, classes, mean, std)
     read = [checkpoint, model, config, code_file(spec.architecture, code_folder)]
     keep_apart(read, files=[output])
     check_place(output, IS_TABLE)
-    settings, _ = pipeline_settings(config, {}, tell=reporter.note)
+    settings, _ = opt.pipeline_settings(config, {}, note=reporter.note)
     from edgeclean.config import settings_from
     from edgeclean.load.checkpoint import load_checkpoint
     from edgeclean.measure.block_latency import BlockLatencySettings
-    from edgeclean.measure.layer_times import measured_table
+    from edgeclean.measure.machine_table import measured_table
 
     how = settings_from(
         BlockLatencySettings,

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they build.
+"""Every option that more than one command has, or that `compress` has, and what they build.
 
 Nothing heavy is imported before a command runs: `--help` and completion stay fast.
 """
@@ -15,15 +15,22 @@ from edgeclean.errors import UsageError
 from edgeclean.files.text import shown
 
 if TYPE_CHECKING:
+    from edgeclean.compression.latency_table import LatencyTable
     from edgeclean.config import PipelineSettings
     from edgeclean.devices.targets import Target
+    from edgeclean.gates import Policy
+    from edgeclean.images.labelled import LabelledImages
     from edgeclean.networks.state import ModelSpec
 
 NETWORK = "The network"
 RUN = "The run"
-SAY = "What is said"
+OUTPUT = "The output on the terminal"
+SIZE = "The goal: one of --ratio, --speedup, --latency-budget-ms and --size-budget"
+PURIFY = "Purification"
+GATES = "Gates: a bundle that fails one is not written"
 DEFAULT_TARGET = "cpu"
 
+BundleFolder = Annotated[Path, typer.Argument(help="The folder of a bundle.")]
 Checkpoint = Annotated[
     Path,
     typer.Argument(help="Weights: .pt .pth .th .tar .bin .ckpt .safetensors, or an .onnx network."),
@@ -33,7 +40,7 @@ ModelFile = Annotated[
     typer.Option(
         "--model",
         "--model-file",
-        help="A model.toml that says what the checkpoint does not; options win over it.",
+        help="A model.toml with what the checkpoint does not hold; options win over it.",
         rich_help_panel=NETWORK,
     ),
 ]
@@ -107,13 +114,151 @@ Gpu = Annotated[
     ),
 ]
 AsJson = Annotated[
-    bool, typer.Option("--json", help="One JSON document on stdout.", rich_help_panel=SAY)
+    bool, typer.Option("--json", help="One JSON document on stdout.", rich_help_panel=OUTPUT)
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.", rich_help_panel=SAY)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.", rich_help_panel=OUTPUT)]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="The bundle's folder.", rich_help_panel=RUN)
+]
+Ratio = Annotated[
+    float | None,
+    typer.Option(help="How many times fewer MACs (or parameters).", rich_help_panel=SIZE),
+]
+Speedup = Annotated[
+    float | None,
+    typer.Option(
+        help="How many times faster, by a latency table; measured here if none is given.",
+        rich_help_panel=SIZE,
+    ),
+]
+LatencyBudget = Annotated[
+    float | None,
+    typer.Option(
+        "--latency-budget-ms",
+        help="What one run may take, by a latency table; measured here if none is given.",
+        rich_help_panel=SIZE,
+    ),
+]
+SizeBudget = Annotated[
+    str | None,
+    typer.Option(help="What model.onnx may have: bytes, or 500kB, 2MiB.", rich_help_panel=SIZE),
+]
+TableFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--latency-table",
+        help="What each candidate of a layer takes on the device (`edgeclean latency-table`); with "
+        "it no layer is made slower.",
+        rich_help_panel=SIZE,
+    ),
+]
+Measure = Annotated[
+    str | None, typer.Option(help="What the ratio is of: macs or params.", rich_help_panel=SIZE)
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(help="A layer to leave whole; may be repeated.", rich_help_panel=SIZE),
+]
+RankMultiple = Annotated[
+    int | None,
+    typer.Option(help="Ranks are multiples of this; the target has its own.", rich_help_panel=SIZE),
+]
+RanksFile = Annotated[
+    Path | None,
+    typer.Option(
+        help='Ranks of single layers, as TOML: "layer1.0.conv1" = [8, 6], or "keep".',
+        rich_help_panel=SIZE,
+    ),
+]
+Purify = Annotated[
+    str | None,
+    typer.Option(
+        help="guided (by the scan), clean-compact (clamp at tau, truncate, tune on labels), or "
+        "none.",
+        rich_help_panel=PURIFY,
+    ),
+]
+Tau = Annotated[
+    float | None,
+    typer.Option(
+        help="Clamp singular values at this share of the largest; with --purify clean-compact it "
+        "is chosen on the synthetic images if not given.",
+        rich_help_panel=PURIFY,
+    ),
+]
+SignKey = Annotated[
+    Path | None,
+    typer.Option(help="Sign the bundle with this private key (PEM).", rich_help_panel=RUN),
+]
+SignCertificate = Annotated[
+    Path | None, typer.Option(help="The certificate of that key (PEM).", rich_help_panel=RUN)
+]
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        help="Where finished stages are kept, so that a run that was killed goes on from there; "
+        "edgeclean's folder in your cache folder if not given.",
+        rich_help_panel=RUN,
+    ),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no stage.", rich_help_panel=RUN)]
+Opset = Annotated[
+    int | None, typer.Option(help="ONNX opset; the target has its own.", rich_help_panel=RUN)
+]
+Depfile = Annotated[
+    Path | None,
+    typer.Option(
+        "--depfile",
+        help="Write what model.onnx was made from, for Make or Ninja, once it is made.",
+        rich_help_panel=RUN,
+    ),
+]
+FailOnBackdoor = Annotated[
+    bool | None,
+    typer.Option(
+        "--fail-on-backdoor/--no-fail-on-backdoor",
+        help="Stop after the scan with exit code 4 if it suspects one.",
+        rich_help_panel=GATES,
+    ),
+]
+Evaluate = Annotated[
+    Path | None,
+    typer.Option(
+        help="Labelled images of your own to measure accuracy on, and for nothing else: a folder "
+        "with a folder for each class, or an .npz pack.",
+        rich_help_panel=GATES,
+    ),
+]
+MaxAccuracyDrop = Annotated[
+    float | None,
+    typer.Option(
+        help="Percentage points of accuracy that may be lost on --evaluate (exit code 5).",
+        rich_help_panel=GATES,
+    ),
+]
+MaxSize = Annotated[
+    str | None,
+    typer.Option(
+        help="Of model.onnx: bytes, or such as 500kB or 2MiB (exit code 6).",
+        rich_help_panel=GATES,
+    ),
+]
+MinSpeedup = Annotated[
+    float | None,
+    typer.Option(
+        help="Of the median latency on this machine's CPU (exit code 6).", rich_help_panel=GATES
+    ),
+]
+PolicyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--policy", help="A policy.toml with these gates; options win.", rich_help_panel=GATES
+    ),
+]
 
 
 def model_spec(
-    *,
     model: Path | None,
     arch: str | None,
     input_shape: str | None,
@@ -141,17 +286,17 @@ def pipeline_settings(
     options: dict[str, Any],
     target_file: Path | None = None,
     *,
-    tell: Callable[[str], None],
+    note: Callable[[str], None],
 ) -> tuple[PipelineSettings, Target]:
     """The configuration file with the options that were given on top, and the target they name.
 
-    ``tell`` hears of words that have another name now.
+    ``note`` is given a line for each word that has another name now.
     """
     from edgeclean.config import in_new_words, overlay, read_config, settings_for
     from edgeclean.devices.targets import load_target
 
     entries = overlay({} if config is None else read_config(config), without_none(options))
-    entries = in_new_words(entries, tell)
+    entries = in_new_words(entries, note)
     where = "options" if config is None else str(config)
     name, jetpack = entries.get("target"), entries.get("jetpack")
     for key, entry in (("target", name), ("jetpack", jetpack)):
@@ -184,3 +329,64 @@ def use_threads(threads: int | None) -> None:
 
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def rank_goal(
+    ratio: float | None,
+    measure: str | None,
+    rank_multiple: int | None,
+    speedup: float | None,
+    latency_budget_ms: float | None,
+    size: str | None,
+) -> dict[str, Any]:
+    """The goal of the ranks as settings; `RankSettings` refuses two goals."""
+    size_budget = None
+    if size is not None:
+        from edgeclean.gates import read_size
+
+        size_budget = read_size(size)
+    return {
+        "ratio": ratio,
+        "measure": measure,
+        "rank_multiple": rank_multiple,
+        "speedup": speedup,
+        "latency_budget_ms": latency_budget_ms,
+        "size_budget": size_budget,
+    }
+
+
+def read_table(path: Path | None) -> LatencyTable | None:
+    """The latency table in a file; None if none is named."""
+    if path is None:
+        return None
+    from edgeclean.compression.latency_table import read_latency_table
+
+    return read_latency_table(path)
+
+
+def read_gates(
+    path: Path | None,
+    fail_on_backdoor: bool | None,
+    max_accuracy_drop: float | None,
+    max_size: str | None,
+    min_speedup: float | None,
+) -> Policy:
+    """The gates of the file, with the options that were given on top."""
+    from edgeclean.gates import read_policy
+
+    options = {
+        "fail_on_backdoor": fail_on_backdoor,
+        "max_accuracy_drop": max_accuracy_drop,
+        "max_size": max_size,
+        "min_speedup": min_speedup,
+    }
+    return read_policy(path, without_none(options))
+
+
+def labelled_images(path: Path | None, spec: ModelSpec) -> LabelledImages | None:
+    """The user's images; None if none were named."""
+    if path is None:
+        return None
+    from edgeclean.images.labelled import read_labelled_images
+
+    return read_labelled_images(path, spec)

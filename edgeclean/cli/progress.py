@@ -25,7 +25,7 @@ from edgeclean.files.text import printable
 from edgeclean.progress import Part, Remaining, forecast, in_words
 from edgeclean.progress import Progress as ProgressCallback
 
-DOING: ContextVar[str] = ContextVar("DOING", default="")  # what a stage told last
+STAGE: ContextVar[str] = ContextVar("STAGE", default="")  # as a stage described itself last
 LINE_EVERY = 10.0  # seconds, in a log
 TICK_EVERY = 1.0
 Clock = Callable[[], float]
@@ -48,14 +48,14 @@ class Quiet:
 
     def __call__(self, description: str, done: int, total: int) -> None:
         """See `edgeclean.progress.Progress`."""
-        DOING.set(description)
+        STAGE.set(description)
 
 
 class _Job:
     """What both ways of showing a run share: what is being done, and what is left of the run."""
 
-    def __init__(self, say: Callable[[str], None], clock: Clock = time.monotonic) -> None:
-        self._say, self._clock = say, clock
+    def __init__(self, write: Callable[[str], None], clock: Clock = time.monotonic) -> None:
+        self._write, self._clock = write, clock
         self._left: Remaining | None = None
         self._lock = threading.RLock()  # the ticks come from a thread of their own
 
@@ -63,7 +63,7 @@ class _Job:
         """See `edgeclean.progress.PlannedProgress`."""
         with self._lock:
             self._left = Remaining(parts, self._clock())
-            self._say(forecast(parts))
+            self._write(forecast(parts))
             self._planned()
 
     def _planned(self) -> None:
@@ -73,44 +73,44 @@ class _Job:
 class Lines(_Job):
     """A line when a stage begins, and every ten seconds what is being done and what is left."""
 
-    def __init__(self, say: Callable[[str], None], clock: Clock = time.monotonic) -> None:
-        super().__init__(say, clock)
-        self._told, self._spoke = ("", 0, 0), clock()
+    def __init__(self, write: Callable[[str], None], clock: Clock = time.monotonic) -> None:
+        super().__init__(write, clock)
+        self._last, self._written_at = ("", 0, 0), clock()
 
     def __call__(self, description: str, done: int, total: int) -> None:
         """See `edgeclean.progress.Progress`."""
-        DOING.set(description)
+        STAGE.set(description)
         with self._lock:
             if self._left is not None:
                 self._left.note(description, done, total, self._clock())
-            begins = description != self._told[0] and done < total
-            self._told = (description, done, total)
+            begins = description != self._last[0] and done < total
+            self._last = (description, done, total)
             if begins:
-                self._tell("")
+                self._write_stage("")
             else:
                 self.tick()
 
     def tick(self) -> None:
-        """Say where the run is, if nothing was said for ten seconds."""
+        """Write where the run is, if nothing was written for ten seconds."""
         with self._lock:
-            if self._told[0] and self._clock() - self._spoke >= LINE_EVERY:
-                self._tell(f" {self._told[1]}/{self._told[2]}")
+            if self._last[0] and self._clock() - self._written_at >= LINE_EVERY:
+                self._write_stage(f" {self._last[1]}/{self._last[2]}")
 
     def end(self) -> None:
         """The last line of a run that was planned."""
         with self._lock:
             if self._left is not None:
                 self._left.end()
-                self._say(f"[{self._left.percent(self._clock())} %] done")
+                self._write(f"[{self._left.percent(self._clock())} %] done")
 
-    def _tell(self, count: str) -> None:
-        description = self._told[0]
-        self._spoke = now = self._clock()
+    def _write_stage(self, count: str) -> None:
+        description = self._last[0]
+        self._written_at = now = self._clock()
         if self._left is not None:
             left = in_words(self._left.seconds_left(now))
-            self._say(f"[{self._left.percent(now):3d} %] {description} ... {left} left")
+            self._write(f"[{self._left.percent(now):3d} %] {description} ... {left} left")
         else:
-            self._say(f"{description} ...{count}")
+            self._write(f"{description} ...{count}")
 
 
 class _Bars(_Job):
@@ -120,17 +120,17 @@ class _Bars(_Job):
     """
 
     def __init__(self, drawn: Bars) -> None:
-        def say(message: str) -> None:  # above the bars
+        def write(message: str) -> None:  # above the bars
             drawn.console.print(Text(printable(message)), soft_wrap=True)
 
-        super().__init__(say)
+        super().__init__(write)
         self._bars = drawn
         self._tasks: dict[str, TaskID] = {}
         self._whole: TaskID | None = None
 
     def __call__(self, description: str, done: int, total: int) -> None:
         """See `edgeclean.progress.Progress`."""
-        DOING.set(description)
+        STAGE.set(description)
         stage, shown = description.partition(":")[0], printable(description)
         with self._lock:
             task = self._tasks.get(stage)

@@ -8,29 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.dependencies import code_file
-from edgeclean.cli.options import (
-    RUN,
-    Arch,
-    AsJson,
-    Checkpoint,
-    Classes,
-    Config,
-    EffortLevel,
-    Gpu,
-    InputShape,
-    Mean,
-    ModelFile,
-    Quiet,
-    Seed,
-    Std,
-    Threads,
-    model_spec,
-    pipeline_settings,
-    run_options,
-    use_threads,
-)
 from edgeclean.errors import BackdoorSuspectedError
 from edgeclean.files.writing import keep_apart, new_folder
 
@@ -41,53 +21,55 @@ if TYPE_CHECKING:
 
 
 def scan(  # noqa: PLR0913 - the options are the interface
-    checkpoint: Checkpoint,
+    checkpoint: opt.Checkpoint,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
             help="A new folder for scan.json and the reconstructed triggers as PNG.",
-            rich_help_panel=RUN,
+            rich_help_panel=opt.RUN,
         ),
     ] = None,
     fail_on_backdoor: Annotated[
         bool,
         typer.Option(
-            "--fail-on-backdoor", help="Exit with code 4 if one is suspected.", rich_help_panel=RUN
+            "--fail-on-backdoor",
+            help="Exit with code 4 if one is suspected.",
+            rich_help_panel=opt.RUN,
         ),
     ] = False,
-    model: ModelFile = None,
-    arch: Arch = None,
-    input_shape: InputShape = None,
-    classes: Classes = None,
-    mean: Mean = None,
-    std: Std = None,
-    config: Config = None,
-    effort: EffortLevel = None,
-    seed: Seed = None,
-    threads: Threads = None,
-    gpu: Gpu = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    model: opt.ModelFile = None,
+    arch: opt.Arch = None,
+    input_shape: opt.InputShape = None,
+    classes: opt.Classes = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+    config: opt.Config = None,
+    effort: opt.EffortLevel = None,
+    seed: opt.Seed = None,
+    threads: opt.Threads = None,
+    gpu: opt.Gpu = False,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
 ) -> None:
-    """Search a network for a backdoor, without data; say what was searched and what was found."""
+    """Search a network for a backdoor, without data; report what was searched and found."""
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    spec, code_folder = model_spec(
-        model=model, arch=arch, input_shape=input_shape, classes=classes, mean=mean, std=std
-    )
+    spec, code_folder = opt.model_spec(model, arch, input_shape, classes, mean, std)
     keep_apart(
         [checkpoint, model, config, code_file(spec.architecture, code_folder)], folder=output
     )
-    settings, _ = pipeline_settings(config, run_options(seed, gpu, effort), tell=reporter.note)
-    use_threads(threads)
+    settings, _ = opt.pipeline_settings(
+        config, opt.run_options(seed, gpu, effort), note=reporter.note
+    )
+    opt.use_threads(threads)
     from edgeclean.pipeline import scan_checkpoint
     from edgeclean.report.page import trigger_files
 
     with new_folder(output) as write, reporter.progress() as progress:
-        _, _, found = scan_checkpoint(
+        found = scan_checkpoint(
             checkpoint, spec, settings, code_folder=code_folder, progress=progress
-        )
+        ).report
         document = found.summary()
         text = json.dumps(document, indent=2, allow_nan=False) + "\n"
         write({"scan.json": text.encode(), **trigger_files(found)})

@@ -4,7 +4,7 @@ PyTorch, ONNX Runtime and the drivers below them are native code: where that cra
 ends a process that takes too much memory, no Python code of that process runs any more. So the
 command is split by a fork before anything heavy is imported: the child works, as if it were alone,
 on the same terminal; the parent passes signals on, waits, and, should the child die of a signal,
-removes what it left and says so in one line.
+removes what it left and reports it in one line.
 """
 
 from __future__ import annotations
@@ -15,31 +15,19 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
 
 from edgeclean.errors import EdgecleanError, EndedBySignalError
+from edgeclean.notes import ANSWERED, PIPE
 
 COMMANDS = ("compress", "scan", "inspect", "export", "latency-table", "bench", "build-engine")
-PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MAX_NOTES_BYTES = 1 << 16  # what a pipe holds
-ANSWERED = "answered"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_NOTES: ContextVar[int | None] = ContextVar("_NOTES", default=None)
 
 
-def note_answer() -> None:
-    """Tell the parent, if there is one, that stdout has its document."""
-    _note(ANSWERED)
-
-
-def note_output(path: Path) -> None:
-    """Tell the parent, if there is one, which folder will be held."""
-    _note(str(path.absolute()))
-
-
-def is_wanted(words: Sequence[str]) -> bool:
+def is_split(words: Sequence[str]) -> bool:
     """Whether these words start a long command in a process that can still be split.
 
     With other threads, or native libraries that may have some, a fork is not safe: a program that
@@ -62,61 +50,54 @@ def split() -> bool:
     """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    parent, (ear, mouth) = os.getpid(), os.pipe()
-    with _held_back():
+    parent, (reader, writer) = os.getpid(), os.pipe()
+    with _signals_blocked():
         child = os.fork()
         if child == 0:
-            os.close(ear)
-            _NOTES.set(mouth)
-            _die_with(parent)
-            _heed_one_interrupt()
+            os.close(reader)
+            PIPE.set(writer)
+            _die_with_parent(parent)
+            _ignore_further_interrupts()
             return True
-        os.close(mouth)
-        kept = {number: _pass_on(number, child) for number in PASSED_ON}
+        os.close(writer)
+        kept = {number: _forward(number, child) for number in FORWARDED}
     try:
         _, status = os.waitpid(child, 0)
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
-    notes = _read(ear)
+    notes = _read(reader)
     if os.WIFEXITED(status):
         raise SystemExit(os.WEXITSTATUS(status))
     for note in notes:
         if note != ANSWERED:
             _clear_up(Path(note))
-    raise _what_happened(os.WTERMSIG(status), answered=ANSWERED in notes)
+    raise _ended_by_signal(os.WTERMSIG(status), answered=ANSWERED in notes)
 
 
-def _note(text: str) -> None:
-    notes = _NOTES.get()
-    if notes is not None:
-        with suppress(OSError):  # the parent is gone: there is nobody to tell
-            os.write(notes, os.fsencode(text) + b"\0")
-
-
-def _read(ear: int) -> list[str]:
+def _read(reader: int) -> list[str]:
     """What was noted; not waited for, as a process that the child left might hold the other end."""
-    os.set_blocking(ear, False)
+    os.set_blocking(reader, False)
     try:
-        said = os.read(ear, MAX_NOTES_BYTES)
+        written = os.read(reader, MAX_NOTES_BYTES)
     except BlockingIOError:
-        said = b""
+        written = b""
     finally:
-        os.close(ear)
-    return [os.fsdecode(note) for note in said.split(b"\0") if note]
+        os.close(reader)
+    return [os.fsdecode(note) for note in written.split(b"\0") if note]
 
 
 @contextmanager
-def _held_back() -> Iterator[None]:
+def _signals_blocked() -> Iterator[None]:
     """Within, signals wait: none is lost between the fork and the handlers."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _pass_on(number: int, child: int) -> signal._HANDLER:
+def _forward(number: int, child: int) -> signal._HANDLER:
     """Send the child what is sent to this process; the handler that was there before."""
     if signal.getsignal(number) is signal.SIG_IGN:  # nohup, and jobs behind a script's &
         return signal.SIG_IGN
@@ -128,7 +109,7 @@ def _pass_on(number: int, child: int) -> signal._HANDLER:
     return signal.signal(number, handler)
 
 
-def _heed_one_interrupt() -> None:
+def _ignore_further_interrupts() -> None:
     """Ctrl-C reaches both processes, and the parent passes it on: the second must not cut the
     clearing up of the first short."""  # noqa: D205, D209
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
@@ -141,7 +122,7 @@ def _heed_one_interrupt() -> None:
     signal.signal(signal.SIGINT, once)
 
 
-def _die_with(parent: int) -> None:
+def _die_with_parent(parent: int) -> None:
     """A parent that is killed takes the child along, where the system can do that.
 
     Source: prctl(2), PR_SET_PDEATHSIG.
@@ -165,16 +146,21 @@ def _clear_up(output: Path) -> None:
                 pass
 
 
-def _what_happened(number: int, *, answered: bool) -> EndedBySignalError:
+def _ended_by_signal(number: int, *, answered: bool) -> EndedBySignalError:
     try:
         name = signal.Signals(number).name
     except ValueError:  # a real-time signal
         name = f"signal {number}"
-    code, said = 1, f"native code crashed ({name}): a defect of edgeclean or of a library below it"
-    if number in PASSED_ON:
-        code, said = 128 + number, f"stopped by {name}"
+    code, message = (
+        1,
+        f"native code crashed ({name}): a defect of edgeclean or of a library below it",
+    )
+    if number in FORWARDED:
+        code, message = 128 + number, f"stopped by {name}"
     elif number == signal.SIGKILL:
-        said = f"the process was killed ({name}), most often because the machine has no memory left"
+        message = (
+            f"the process was killed ({name}), most often because the machine has no memory left"
+        )
     elif number not in (
         signal.SIGSEGV,
         signal.SIGBUS,
@@ -182,6 +168,6 @@ def _what_happened(number: int, *, answered: bool) -> EndedBySignalError:
         signal.SIGFPE,
         signal.SIGABRT,
     ):
-        said = f"the process was ended by {name}"
+        message = f"the process was ended by {name}"
     left = "the answer was given before" if answered else "what was there before is untouched"
-    return EndedBySignalError(f"{said}; {left}", exit_code=code, answered=answered, signal=name)
+    return EndedBySignalError(f"{message}; {left}", exit_code=code, answered=answered, signal=name)

@@ -7,7 +7,6 @@ gives them.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,24 +17,24 @@ from torch import Tensor, nn
 from edgeclean.compression.factorisation import Factorisation, merge_block
 from edgeclean.errors import UsageError
 from edgeclean.networks.blocks import is_block
-from edgeclean.networks.cost import count_macs, count_params
 from edgeclean.networks.layers import with_layers
 from edgeclean.networks.pixels import pixel_network
 from edgeclean.networks.state import (
     DecomposedNetwork,
     Network,
     ScaledNetwork,
-    StageRecord,
-    settings_as_json,
+    following,
+    record,
 )
 from edgeclean.progress import Progress, silent
+from edgeclean.settings import Settings, setting
 
 STEPS = 20  # of the grid on which tau is chosen: 1, 0.95, ... 0.05
 BATCH = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScaleSettings:
+class ScaleSettings(Settings):
     """The clamp; the slides leave s_sigma and T2 open, so both readings are options.
 
     Attributes:
@@ -48,20 +47,10 @@ class ScaleSettings:
             must keep their class; in (0, 1].
     """
 
-    tau: float | None = None
+    tau: float | None = setting(None, above=0, at_most=10**6)
     s_sigma: Literal["max", "std"] = "max"
     t2: Literal["original", "recomputed"] = "recomputed"
-    agreement: float = 0.95
-
-    def __post_init__(self) -> None:
-        if self.tau is not None and not (self.tau > 0 and math.isfinite(self.tau)):
-            raise UsageError(f"--tau {self.tau} is not above 0 and finite; leave it out for none")
-        if not 0 < self.agreement <= 1:
-            raise UsageError(f"agreement is {self.agreement}; it is a share above 0, at most 1")
-        if self.s_sigma not in ("max", "std"):
-            raise UsageError(f"--s-sigma {self.s_sigma!r} is unknown; it is 'max' or 'std'")
-        if self.t2 not in ("original", "recomputed"):
-            raise UsageError(f"--t2 {self.t2!r} is unknown; it is 'original' or 'recomputed'")
+    agreement: float = setting(0.95, above=0, at_most=1)
 
 
 def scale(
@@ -95,19 +84,9 @@ def scale(
             scaled[name] = replace(factorisation, core=core).to_block(merge_block(block))
     module = with_layers(network.module, scaled).eval()
     progress("Scaling", len(blocks), len(blocks))
-    record = StageRecord(
-        stage="scale",
-        settings=settings_as_json(settings),
-        params=count_params(module),
-        macs=count_macs(module, network.spec.input_shape),
-        notes={"scaled": settings.tau is not None, "clamped_out_in": clamped},
-    )
-    return ScaledNetwork(
-        module=module,
-        spec=network.spec,
-        source_sha256=network.source_sha256,
-        history=(*network.history, record),
-    )
+    notes = {"scaled": settings.tau is not None, "clamped_out_in": clamped}
+    made_by = record("scale", module, network.spec, settings, notes)
+    return following(network, ScaledNetwork, module, made_by)
 
 
 def choose_tau(

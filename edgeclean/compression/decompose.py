@@ -7,26 +7,28 @@ from typing import cast
 
 from torch import nn
 
+from edgeclean.compression.settings import MOST_LAYER_NAME, MOST_LAYERS
 from edgeclean.compression.tucker import factorise
 from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.networks.blocks import is_block
-from edgeclean.networks.cost import count_macs, count_params
 from edgeclean.networks.layers import Layer, trace_layers, with_layers
-from edgeclean.networks.state import DecomposedNetwork, Network, StageRecord, settings_as_json
+from edgeclean.networks.state import DecomposedNetwork, Network, following, record
 from edgeclean.progress import Progress, silent
+from edgeclean.settings import Settings, setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DecomposeSettings:
+class DecomposeSettings(Settings):
     """What to leave alone.
 
     Attributes:
         keep: dotted names of layers that stay as they are.
     """
 
-    keep: tuple[str, ...] = ()
+    keep: tuple[str, ...] = setting((), longest=MOST_LAYER_NAME, entries=(0, MOST_LAYERS))
 
-    def __post_init__(self) -> None:
+    def check_together(self) -> None:
+        """Refuse a layer that is named twice."""
         if len(set(self.keep)) != len(self.keep):
             raise UsageError(f"--keep names a layer twice: {', '.join(self.keep)}; once is enough")
 
@@ -59,24 +61,14 @@ def decompose(
         blocks[layer.name] = _block_of(layer)
     module = with_layers(network.module, blocks).eval()
     progress("Decomposing", len(eligible), len(eligible))
-    record = StageRecord(
-        stage="decompose",
-        settings=settings_as_json(settings),
-        params=count_params(module),
-        macs=count_macs(module, network.spec.input_shape),
-        notes={
-            "layers": [
-                {**layer.describe(), "replaced": not layer.reason, "reason": layer.reason}
-                for layer in layers
-            ]
-        },
-    )
-    return DecomposedNetwork(
-        module=module,
-        spec=network.spec,
-        source_sha256=network.source_sha256,
-        history=(*network.history, record),
-    )
+    notes = {
+        "layers": [
+            {**layer.describe(), "replaced": not layer.reason, "reason": layer.reason}
+            for layer in layers
+        ]
+    }
+    made_by = record("decompose", module, network.spec, settings, notes)
+    return following(network, DecomposedNetwork, module, made_by)
 
 
 def factored_block(conv: nn.Conv2d) -> nn.Sequential:

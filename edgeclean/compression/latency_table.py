@@ -17,16 +17,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NoReturn
-
-import jsonschema
 
 from edgeclean.compression.factorisation import Ranks
 from edgeclean.errors import UsageError
 from edgeclean.files.reading import first_line, read_small_file
+from edgeclean.files.schema import first_violation
 from edgeclean.networks.shapes import ConvShape
 from edgeclean.networks.state import JsonValue
 
@@ -240,12 +237,10 @@ def parse_latency_table(contents: bytes, *, where: str) -> LatencyTable:
         )
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: is not a JSON document ({first_line(error)})") from None
-    wrong = jsonschema.exceptions.best_match(_validator().iter_errors(document))
-    if wrong is not None:
-        place = "/".join(str(step) for step in wrong.absolute_path) or "the top level"
+    violation = first_violation(document, "latency-table")
+    if violation is not None:
         raise UsageError(
-            f"{where}: is not a latency table at {place}: {wrong.message[:200]}; "
-            "`edgeclean latency-table` writes one"
+            f"{where}: is not a latency table {violation}; `edgeclean latency-table` writes one"
         )
     return _table(document, where)
 
@@ -320,9 +315,3 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is no number of JSON")
-
-
-@cache
-def _validator() -> Any:
-    schema = resources.files("edgeclean").joinpath("schemas/latency-table.schema.json")
-    return jsonschema.Draft202012Validator(json.loads(schema.read_text(encoding="utf-8")))

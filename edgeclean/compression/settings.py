@@ -10,31 +10,30 @@ A file of ranks for single layers: what `RankSettings` takes as overrides and ke
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeGuard
 
 from edgeclean.compression.factorisation import Ranks
 from edgeclean.errors import UsageError
 from edgeclean.files.reading import read_small_toml
+from edgeclean.files.text import shown
+from edgeclean.settings import Settings, setting
 
 Measure = Literal["macs", "params"]
 Cost = Literal["macs", "params", "latency"]
 
 DEFAULT_RATIO = 2.0
 GOALS = ("ratio", "speedup", "latency_budget_ms", "size_budget")
-_LEAST_RIDGE = 1e-3  # moments are summed in float32, which settles nothing finer
-_WORDS = {
-    "measure": ("macs", "params"),
-    "sensitivity": ("energy", "output"),
-    "factors": ("weights", "activations"),
-}
+LEAST_RIDGE = 1e-3  # moments are summed in float32, which settles nothing finer
+MOST_RANK = 2**20  # no convolution that is loaded has as many channels
+MOST_LAYERS = 20_000
+MOST_LAYER_NAME = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RankSettings:
+class RankSettings(Settings):
     """How small or how fast, counted in what, and what decides between layers.
 
     Attributes:
@@ -60,44 +59,40 @@ class RankSettings:
             grow for a choice that is quicker.
     """
 
-    ratio: float | None = None
-    speedup: float | None = None
-    latency_budget_ms: float | None = None
-    size_budget: int | None = None
+    ratio: float | None = setting(None, at_least=1, at_most=10**6)
+    speedup: float | None = setting(None, at_least=1, at_most=10**6)
+    latency_budget_ms: float | None = setting(None, above=0, at_most=10**9)
+    size_budget: int | None = setting(None, at_least=1, at_most=2**63 - 1)
     measure: Measure = "macs"
-    rank_multiple: int = 1
-    keep: tuple[str, ...] = ()
-    overrides: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    rank_multiple: int = setting(1, at_least=1, at_most=MOST_RANK)
+    keep: tuple[str, ...] = setting((), longest=MOST_LAYER_NAME, entries=(0, MOST_LAYERS))
+    overrides: Mapping[str, tuple[int, int]] = setting(
+        {}, at_least=1, at_most=MOST_RANK, entries=(0, MOST_LAYERS)
+    )
     sensitivity: Literal["energy", "output"] = "output"
     factors: Literal["weights", "activations"] = "activations"
-    ridge: float = 0.01
-    least_gain: float = 0.1
-    images: int = 96
-    time_allowance: float = 0.1
+    ridge: float = setting(0.01, at_least=LEAST_RIDGE, at_most=10**6)
+    least_gain: float = setting(0.1, at_least=0, below=1)
+    images: int = setting(96, at_least=1, at_most=10**5)
+    time_allowance: float = setting(0.1, at_least=0, at_most=10**6)
 
-    def __post_init__(self) -> None:
-        """Refuse goals that contradict each other, and values that mean nothing."""
-        self._check_goals()
-        for option, allowed in _WORDS.items():
-            if getattr(self, option) not in allowed:
-                raise UsageError(
-                    f"{option} {getattr(self, option)!r} is unknown; it is one of "
-                    f"{', '.join(allowed)}"
-                )
-        if self.rank_multiple < 1 or self.images < 1:
+    def check_together(self) -> None:
+        """Refuse goals that contradict each other, and layers that are both kept and cut."""
+        asked = [name for name in GOALS if getattr(self, name) is not None]
+        if len(asked) > 1:
+            first, second = (f"--{name.replace('_', '-')}" for name in asked[:2])
             raise UsageError(
-                f"rank_multiple is {self.rank_multiple} and images {self.images}; both must be "
-                "at least 1"
+                f"{first} and {second} were both asked; a network has one goal: give one of them"
             )
-        if not (_LEAST_RIDGE <= self.ridge < math.inf and 0 <= self.least_gain < 1):
+        if self.measure != "macs" and asked and asked != ["ratio"]:
             raise UsageError(
-                f"ridge is {self.ridge} and least_gain {self.least_gain}; ridge must be at least "
-                f"{_LEAST_RIDGE}, least_gain in [0, 1)"
+                f"--measure {self.measure} is of a ratio; leave it out with "
+                f"--{asked[0].replace('_', '-')}"
             )
         if both := sorted(set(self.keep) & set(self.overrides)):
-            raise UsageError(f"{both[0]!r} is kept and has ranks of its own; choose one of them")
-        if not 0 <= self.time_allowance < math.inf:
-            raise UsageError(f"time_allowance is {self.time_allowance}; it must be 0 or more")
+            raise UsageError(
+                f"{shown(both[0])} is kept and has ranks of its own; choose one of them"
+            )
 
     @property
     def needs_table(self) -> bool:
@@ -108,28 +103,6 @@ class RankSettings:
     def ratio_or_default(self) -> float:
         """The ratio, where that is the goal."""
         return DEFAULT_RATIO if self.ratio is None else self.ratio
-
-    def _check_goals(self) -> None:
-        asked = [name for name in GOALS if getattr(self, name) is not None]
-        if len(asked) > 1:
-            first, second = (f"--{name.replace('_', '-')}" for name in asked[:2])
-            raise UsageError(
-                f"{first} and {second} were both asked; a network has one goal: give one of them"
-            )
-        for name, least in (("ratio", 1), ("speedup", 1), ("latency_budget_ms", 0)):
-            goal = getattr(self, name)
-            if goal is not None and not (goal >= least and 0 < goal < math.inf):
-                word = "1 or more" if least else "above 0"
-                raise UsageError(f"--{name.replace('_', '-')} {goal} was asked; it must be {word}")
-        if self.size_budget is not None and self.size_budget < 1:
-            raise UsageError(
-                f"--size-budget {self.size_budget} was asked; it must be 1 byte or more"
-            )
-        if self.measure != "macs" and asked and asked != ["ratio"]:
-            raise UsageError(
-                f"--measure {self.measure} is of a ratio; leave it out with "
-                f"--{asked[0].replace('_', '-')}"
-            )
 
 
 MAX_FILE_BYTES = 1 << 20

@@ -12,31 +12,29 @@ from edgeclean.compression.latency_table import NS_PER_MS
 from edgeclean.compression.plan import LayerPlan, RankPlan
 from edgeclean.errors import RatioError, UsageError
 from edgeclean.networks.blocks import is_block
-from edgeclean.networks.cost import count_macs, count_params
 from edgeclean.networks.layers import require_layers, with_layers
 from edgeclean.networks.state import (
     DecomposedNetwork,
     JsonValue,
     StageRecord,
     TruncatedNetwork,
+    following,
+    record,
     settings_as_json,
 )
 from edgeclean.progress import Progress, silent
+from edgeclean.settings import Settings, setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TruncateSettings:
+class TruncateSettings(Settings):
     """What the truncated network must hold to.
 
     Attributes:
         shortfall: by how much of the asked ratio the met one may fall short.
     """
 
-    shortfall: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.shortfall < 1:
-            raise UsageError(f"shortfall is {self.shortfall}; it must lie in [0, 1)")
+    shortfall: float = setting(0.0, at_least=0, below=1)
 
 
 def truncate(
@@ -70,18 +68,13 @@ def truncate(
         replacements[name] = merge_block(block) if layer is None else _truncated(block, layer)
     module = with_layers(network.module, replacements).eval()
     progress("Truncating", len(blocks), len(blocks))
-    record = _record(module, network, plan, settings)
+    made_by = _record(module, network, plan, settings)
     if plan.ratio < plan.ratio_asked * (1 - settings.shortfall):
         raise RatioError(
             f"the truncated network is {plan.ratio:.3f} times smaller in {plan.measure}, not "
             f"{plan.ratio_asked:g}; ask for {plan.ratio:.2f}"
         )
-    return TruncatedNetwork(
-        module=module,
-        spec=network.spec,
-        source_sha256=network.source_sha256,
-        history=(*network.history, record),
-    )
+    return following(network, TruncatedNetwork, module, made_by)
 
 
 def _truncated(block: nn.Sequential, layer: LayerPlan) -> nn.Sequential:
@@ -108,18 +101,12 @@ def _record(
     Raises:
         UsageError: the truncated network does not cost what the plan says.
     """
-    params, macs = count_params(module), count_macs(module, network.spec.input_shape)
-    if (params, macs) != (plan.params_after, plan.macs_after):
-        raise UsageError(
-            f"the plan comes to {plan.params_after} parameters and {plan.macs_after} MACs, the "
-            f"network to {params} and {macs}: the plan was made for another network"
-        )
-    return StageRecord(
-        stage="truncate",
-        settings={**settings_as_json(settings), "ranks": dict(plan.settings)},
-        params=params,
-        macs=macs,
-        notes={
+    made_by = record(
+        "truncate",
+        module,
+        network.spec,
+        {**settings_as_json(settings), "ranks": dict(plan.settings)},
+        {
             "measure": plan.measure,
             "ratio_asked": plan.ratio_asked,
             "ratio_met": round(plan.ratio, 4),
@@ -130,6 +117,12 @@ def _record(
             "layers": [layer.as_json() for layer in plan.layers],
         },
     )
+    if (made_by.params, made_by.macs) != (plan.params_after, plan.macs_after):
+        raise UsageError(
+            f"the plan comes to {plan.params_after} parameters and {plan.macs_after} MACs, the "
+            f"network to {made_by.params} and {made_by.macs}: the plan was made for another network"
+        )
+    return made_by
 
 
 def _times(plan: RankPlan) -> dict[str, JsonValue]:

@@ -1,1 +1,1 @@
-"""Devices: what a target can take, and what runs on the device itself."""
+"""Describe target devices, reach them by ssh, and hold the kit that runs on them."""

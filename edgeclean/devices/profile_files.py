@@ -1,12 +1,11 @@
-"""The device profiles as they are written down: shipped TOML, and the user's own files.
+"""Read device profiles: the shipped TOML files, and the user's own.
 
-`edgeclean.devices.targets` joins them into what a device can take.
+`edgeclean.devices.targets` joins them into targets.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import tomllib
 from collections.abc import Mapping
 from functools import cache
@@ -14,10 +13,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-
 from edgeclean.errors import UsageError
 from edgeclean.files.reading import read_small_toml
+from edgeclean.files.schema import first_violation
 
 MAX_TARGET_FILE_BYTES = 2**20
 TABLES = frozenset({"gpu", "jetpack"})  # shared by the profiles beside them
@@ -25,17 +23,17 @@ TABLES = frozenset({"gpu", "jetpack"})  # shared by the profiles beside them
 
 @cache
 def profile_names() -> tuple[str, ...]:
-    """The names of the shipped profiles."""
+    """Return the names of the shipped profiles."""
     folder = resources.files("edgeclean").joinpath("devices/profiles")
     names = (Path(entry.name) for entry in folder.iterdir() if entry.name.endswith(".toml"))
     return tuple(sorted(name.stem for name in names if name.stem not in TABLES))
 
 
 def shipped_profile(name: str) -> dict[str, Any]:
-    """A shipped profile; an alias brings the facts of what it stands for.
+    """Return a shipped profile; an alias has the facts of the profile it stands for.
 
     Raises:
-        UsageError: there is none of this name.
+        UsageError: no shipped profile has this name.
     """
     if name not in profile_names():
         close = difflib.get_close_matches(name, profile_names(), n=1)
@@ -50,29 +48,29 @@ def shipped_profile(name: str) -> dict[str, Any]:
 
 
 def read_profile(path: Path) -> dict[str, Any]:
-    """The user's own profile, checked, joined with what it extends.
+    """Read and check the user's own profile, and join it with the profile it extends.
 
     Raises:
-        UsageError: it cannot be read, is not TOML, or does not fit ``schemas/target.schema.json``.
+        UsageError: the file cannot be read, is not TOML, or does not fit
+            ``schemas/target.schema.json``.
     """
     profile = read_small_toml(path, MAX_TARGET_FILE_BYTES, hint="a profile is a page of TOML")
-    fault = jsonschema.exceptions.best_match(_validator().iter_errors(profile))
-    if fault is not None:
-        place = ".".join(str(step) for step in fault.absolute_path) or "the top level"
-        raise UsageError(f"{path} does not describe a target, at {place}: {fault.message}")
+    violation = first_violation(profile, "target")
+    if violation is not None:
+        raise UsageError(f"{path} does not describe a target, {violation}")
     base = shipped_profile(profile["extends"]) if "extends" in profile else {}
     base.pop("alias_of", None)
     return {**base, **profile}
 
 
 def generations() -> list[dict[str, Any]]:
-    """Every generation of JetPack, oldest first."""
+    """Return every generation of JetPack, oldest first."""
     table: list[dict[str, Any]] = _read_table("jetpack")["generation"]
     return table
 
 
 def choose_generation(profile: Mapping[str, Any], jetpack: str | None) -> dict[str, Any] | None:
-    """The profile's generation of JetPack that covers a release; None where there is no JetPack.
+    """Return the profile's generation of JetPack that covers a release; None without JetPack.
 
     Raises:
         UsageError: no generation of this device covers it.
@@ -97,6 +95,17 @@ def choose_generation(profile: Mapping[str, Any], jetpack: str | None) -> dict[s
     )
 
 
+def gpu_facts(profile: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts that follow from the compute capability: precisions, rank multiples."""
+    if "compute_capability" not in profile:
+        return {}
+    table = _read_table("gpu")
+    facts = {key: table[key] for key in ("rank_multiples", "default_precision")}
+    facts["dla_rank_multiples"] = table["dla_rank_multiples"]
+    precisions = table["compute_capability"].get(profile["compute_capability"]["value"])
+    return facts if precisions is None else {**facts, "precisions": precisions}
+
+
 def _covers(generation: Mapping[str, Any], release: str) -> bool:
     numbers = release.split(".")
     if not all(number.isascii() and number.isdigit() for number in numbers) or len(numbers) < 2:
@@ -110,24 +119,7 @@ def _version(release: str) -> tuple[int, ...]:
     return tuple(numbers + [0] * (3 - len(numbers)))
 
 
-def gpu_facts(profile: Mapping[str, Any]) -> dict[str, Any]:
-    """What follows from the compute capability: precisions and rank multiples, where known."""
-    if "compute_capability" not in profile:
-        return {}
-    table = _read_table("gpu")
-    facts = {key: table[key] for key in ("rank_multiples", "default_precision")}
-    facts["dla_rank_multiples"] = table["dla_rank_multiples"]
-    precisions = table["compute_capability"].get(profile["compute_capability"]["value"])
-    return facts if precisions is None else {**facts, "precisions": precisions}
-
-
 @cache
 def _read_table(name: str) -> dict[str, Any]:
     text = resources.files("edgeclean").joinpath(f"devices/profiles/{name}.toml").read_text("utf-8")
     return tomllib.loads(text)
-
-
-@cache
-def _validator() -> Any:
-    schema = resources.files("edgeclean").joinpath("schemas/target.schema.json")
-    return jsonschema.Draft202012Validator(json.loads(schema.read_text("utf-8")))

@@ -1,7 +1,7 @@
-"""One device behind ``ssh://user@host:port``, reached with the system's own OpenSSH client.
+"""Run commands on a device at ``ssh://user@host:port`` with the system's own OpenSSH client.
 
-What is run there is made of fixed words and of names that were checked letter by letter; nothing of
-a host name, user name or path reaches a shell unquoted, and ``--`` ends ssh's own options.
+Commands are made of fixed words and of names that were checked letter by letter; nothing of a host
+name, user name or path reaches a shell unquoted, and ``--`` ends ssh's own options.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class ConnectionLostError(ToolchainError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """Where to connect.
+    """A device that ssh connects to.
 
     Attributes:
         host: name or address.
-        user: None for the one that the ssh configuration says.
-        port: None for the one that the ssh configuration says.
-        configuration: an ssh configuration file in place of the user's own.
+        user: user name; None for the one of the ssh configuration.
+        port: port; None for the one of the ssh configuration.
+        configuration: ssh configuration file; None for the user's own.
     """
 
     host: str
@@ -54,23 +54,23 @@ class Device:
         words: Sequence[str],
         *,
         stdin: bytes | None = None,
-        told: Callable[[str], None] | None = None,
+        log: Callable[[str], None] | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run one command there and wait for it.
+        """Run one command on the device and wait for it.
 
         Args:
-            words: the command, quoted here for the remote shell.
-            stdin: what it reads; nothing if None.
-            told: called with each line that it writes to stderr, as it comes.
+            words: the command's words, which are quoted here for the remote shell.
+            stdin: bytes that the command reads; None for nothing.
+            log: called with each line that the command writes to stderr, as it comes.
 
         Returns:
-            Its exit code, stdout and stderr, whatever they are.
+            The exit code, stdout and stderr, whatever they are.
 
         Raises:
             ConnectionLostError: ssh itself failed.
             ToolchainError: there is no ssh here.
         """
-        finished = _talk([*self._client(), shlex.join(words)], stdin, told)
+        finished = _run_here([*self._client(), shlex.join(words)], stdin, log)
         if finished.returncode == CONNECTION_LOST:
             lines = finished.stderr.decode("utf-8", "replace").strip().splitlines()
             reason = lines[-1][:200] if lines else "no reason was given"
@@ -98,34 +98,33 @@ class Device:
 
 
 def parse_device(url: str, *, configuration: Path | None = None) -> Device:
-    """The device that ``ssh://[user@]host[:port]`` names.
+    """Return the device that ``ssh://[user@]host[:port]`` names.
 
     Raises:
-        UsageError: it is not of this form, or holds a letter that no user or host name has.
+        UsageError: the URL has another shape, or a letter that no user or host name has.
     """
-    form = f"{url[:100]!r} was given; a device is ssh://user@host or ssh://user@host:port"
+    refusal = f"{url[:100]!r} was given; a device is ssh://user@host or ssh://user@host:port"
     try:
-        parts = urlsplit(url)
-        port = parts.port
+        split = urlsplit(url)
+        port = split.port
     except ValueError:
-        raise UsageError(form) from None
-    if parts.scheme != "ssh" or parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise UsageError(form)
-    place = parts.netloc
-    user, at, rest = place.rpartition("@")
+        raise UsageError(refusal) from None
+    if split.scheme != "ssh" or split.path not in ("", "/") or split.query or split.fragment:
+        raise UsageError(refusal)
+    user, at, rest = split.netloc.rpartition("@")
     host = rest if rest.endswith("]") or port is None else rest.rpartition(":")[0]
     if HOST.fullmatch(host) is None or (at and NAME.fullmatch(user) is None):
-        raise UsageError(form)
+        raise UsageError(refusal)
     if port == 0:
-        raise UsageError(form)
+        raise UsageError(refusal)
     return Device(host=host, user=user or None, port=port, configuration=configuration)
 
 
-def _talk(
-    words: list[str], stdin: bytes | None, told: Callable[[str], None] | None
+def _run_here(
+    words: list[str], stdin: bytes | None, log: Callable[[str], None] | None
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a local program; its stderr is handed on line by line."""
-    if told is None or stdin is not None:
+    """Run a local program, and hand its stderr on line by line."""
+    if log is None or stdin is not None:
         return subprocess.run(  # noqa: S603 - fixed words and checked names
             words, input=stdin or b"", capture_output=True, check=False
         )
@@ -136,6 +135,6 @@ def _talk(
         lines = []
         for line in running.stderr:
             lines.append(line)
-            told(line.decode("utf-8", "replace").strip())
+            log(line.decode("utf-8", "replace").strip())
         code = running.wait()
     return subprocess.CompletedProcess(words, code, b"", b"".join(lines))

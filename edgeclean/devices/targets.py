@@ -1,8 +1,8 @@
-"""What a device can take: opset, precisions, rank multiples, accelerator; as data, with sources.
+"""Look up what a target supports: opset, precisions, rank multiples, accelerator, with sources.
 
 The facts are in ``profiles/*.toml``. A device's software decides as much as its silicon: a Jetson
-is a module and a generation of JetPack: what TensorRT of that generation reads, and whether it can
-still build for the deep learning accelerator (DLA).
+is a module with a generation of JetPack, whose TensorRT decides which opsets can be read, and
+whether engines for the deep learning accelerator (DLA) can still be built.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ from edgeclean.errors import UsageError
 PRECISION_BITS = {"fp32": 32, "tf32": 19, "bf16": 16, "fp16": 16, "int8": 8, "fp8": 8, "fp4": 4}
 GENERATION_FACTS = ("tensorrt", "cuda", "opset", "opset_min", "opset_max")
 KIND_ORDER = ("cpu", "jetson", "rtx")
+_EXPORTER = {
+    "value": "torchscript",
+    "source": "measured: the newer exporter cannot go below opset 18 and writes ReduceMean for "
+    "global average pooling",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,21 +37,29 @@ class Target:
     """A device with its software.
 
     Attributes:
-        name: what the user asked for; ``alias_of`` is what it stands for, if it is an alias.
+        name: the name that the user gave.
+        title: the device's name in words.
         kind: "cpu", "jetson" or "rtx".
+        alias_of: the target that the name stands for; None where it is no alias.
         module: the Jetson module, which decides about the accelerator.
-        jetpack: the generation of JetPack, and ``jetpacks`` all that the module has; None and empty
-            where there is no JetPack.
-        runtime: "onnxruntime", "tensorrt" or "tensorrt-rtx"; ``tensorrt`` is its version range.
-        opset: of the ONNX file to write; the device reads ``opset_min`` to ``opset_max``.
-        exporter: which of PyTorch's exporters writes it.
-        precisions: what the device computes in.
-        default_precision: what it is meant to compute in unless the user says otherwise.
-        rank_multiples: channels that its kernels want ranks to be multiples of, by precision.
+        jetpack: the generation of JetPack; None where there is no JetPack.
+        jetpacks: all generations of JetPack that the module has; empty where there is none.
+        chip: the name of its chip; None where it is not known.
+        compute_capability: the GPU's compute capability; None without a GPU.
+        runtime: "onnxruntime", "tensorrt" or "tensorrt-rtx".
+        tensorrt: version range of TensorRT; None without it.
+        cuda: version of CUDA; None without it.
+        opset: opset of the ONNX file that is written.
+        opset_min: lowest opset that the device reads.
+        opset_max: highest opset that the device reads.
+        exporter: the one of PyTorch's exporters that writes the file.
+        precisions: precisions that the device computes in.
+        default_precision: precision that it computes in unless the user chooses another.
+        rank_multiples: multiples of channels that its kernels run best at, by precision.
         dla_cores: accelerators that this generation's TensorRT can build for.
         dla_rank_multiples: the same multiples on the accelerator, by the precisions that it has.
-        memory_gb: by module variant; empty where it is not known.
-        sources: where each fact was read, by field; "unverified" where nowhere.
+        memory_gb: memory in GB, by module variant; empty where it is not known.
+        sources: the source of each fact, by field; "unverified" for none.
     """
 
     name: str
@@ -75,13 +88,13 @@ class Target:
 
     @property
     def description(self) -> str:
-        """One line: device, software, what the file will be."""
+        """One line that names the device, its software and the format of the file."""
         software = [f"JetPack {self.jetpack}"] if self.jetpack else []
         software.append(f"{self.runtime} {self.tensorrt or ''}".strip())
         return f"{self.title}; {', '.join(software)}; opset {self.opset}, {self.default_precision}"
 
     def rank_multiple(self, precision: str | None = None, *, dla: bool = False) -> int:
-        """What ranks should be a multiple of, where a layer is wide enough.
+        """Return the multiple that ranks should have, where a layer is wide enough.
 
         Raises:
             UsageError: the device does not compute in this precision, or has no such accelerator.
@@ -97,13 +110,13 @@ def load_target(
     """Look up a device, or read one from the user's own file.
 
     Args:
-        name: one of `list_targets`; may be left out with ``target_file``.
+        name: name of a target of `list_targets`; may be left out with ``target_file``.
         jetpack: a release such as "5.1.2", or a generation's name; None for the profile's default.
-        target_file: a TOML profile in the form of the shipped ones; ``extends = "orin-nx"`` takes
-            over what it does not say itself.
+        target_file: a TOML profile like the shipped ones; ``extends = "orin-nx"`` takes over the
+            facts that it does not give itself.
 
     Raises:
-        UsageError: an unknown name or release, or a file that does not fit the schema.
+        UsageError: the name or the release is unknown, or the file does not fit the schema.
     """
     if target_file is None:
         if name is None:
@@ -119,7 +132,7 @@ def load_target(
 
 
 def list_targets() -> tuple[Target, ...]:
-    """Every shipped target with its default software: CPU, Jetson, RTX."""
+    """Return every shipped target with its default software: CPU, Jetson, RTX."""
     targets = [load_target(name) for name in profile_names()]
     return tuple(sorted(targets, key=lambda target: (KIND_ORDER.index(target.kind), target.name)))
 
@@ -127,7 +140,7 @@ def list_targets() -> tuple[Target, ...]:
 def require(
     target: Target, *, precision: str | None = None, opset: int | None = None, dla: bool = False
 ) -> None:
-    """Refuse what the device cannot do, with the reason and the nearest that can be had.
+    """Refuse what the device cannot do, with the reason and the nearest alternative.
 
     Raises:
         UsageError: the precision, the opset or the accelerator is out of the device's reach.
@@ -193,7 +206,7 @@ def _refuse_dla(target: Target) -> None:
 
 
 def _resolve(profile: Mapping[str, Any], jetpack: str | None) -> Target:
-    """Join what GPU, generation of JetPack and profile say; the later has the last word."""
+    """Join the facts of GPU, generation of JetPack and profile; the later one wins."""
     facts: dict[str, Any] = {"exporter": _EXPORTER, **gpu_facts(profile)}
     generation = choose_generation(profile, jetpack)
     if generation is not None:
@@ -209,7 +222,7 @@ def _resolve(profile: Mapping[str, Any], jetpack: str | None) -> Target:
 
 
 def _refuse_contradictions(name: str, facts: Mapping[str, Any]) -> None:
-    """A user's profile may fit the schema and still not describe a device."""
+    """Refuse a user's profile that fits the schema and still describes no device."""
     missing = {"opset", "opset_min", "opset_max", "precisions", "rank_multiples"} - set(facts)
     if missing:
         raise UsageError(
@@ -266,10 +279,3 @@ def _target(profile: Mapping[str, Any], jetpack: str | None, facts: Mapping[str,
         memory_gb=tuple(value("memory_gb", ())),
         sources={name: fact["source"] for name, fact in sorted(facts.items())},
     )
-
-
-_EXPORTER = {
-    "value": "torchscript",
-    "source": "measured: the newer exporter cannot go below opset 18 and writes ReduceMean for "
-    "global average pooling",
-}

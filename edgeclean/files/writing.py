@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from edgeclean.cli.supervisor import note_output
 from edgeclean.errors import UsageError
 from edgeclean.files.atomic import hold_folder, replace_folder, resolved
+from edgeclean.notes import note_output
 
 Write = Callable[[Mapping[str, bytes]], None]
 Recognise = Callable[[Path], bool]

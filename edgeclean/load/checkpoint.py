@@ -131,7 +131,7 @@ def read_tensors(contents: bytes, kind: Kind, limits: LoadLimits) -> dict[str, T
     if kind == "safetensors":
         check_safetensors(contents, limits)
     else:
-        contents = parse_isolated("torch", contents, limits)
+        contents = parse_isolated(parse_torch, contents, limits)
     try:
         tree = safetensors.torch.load(contents)
     # The parser is Rust: besides its own error it raises what its Python glue does.

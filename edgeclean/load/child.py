@@ -10,20 +10,11 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from edgeclean.errors import InputRejectedError
-from edgeclean.load.isolation import ACCEPTED, READY, REFUSED
+from edgeclean.load.isolation import ACCEPTED, READY, REFUSED, Parser, name_of
 from edgeclean.load.limits import LoadLimits
-
-Parser = Callable[[bytes, LoadLimits], bytes]
-# By text: each imports what the others need not, and one lies in a layer above this one.
-PARSERS = {
-    "torch": "edgeclean.load.checkpoint:parse_torch",
-    "onnx": "edgeclean.load.onnx.guard:parse_onnx",
-    "golden": "edgeclean.bundle.golden:run_golden",
-}
 
 
 def run(settings_text: str) -> None:
@@ -81,8 +72,13 @@ def mapped_bytes() -> int:
 
 
 def _parser(name: str) -> Parser:
-    if name not in PARSERS:
-        raise ValueError(f"no parser is named {name!r}")
-    module, function = PARSERS[name].split(":")
+    """The function that the parent named by `isolation.name_of`.
+
+    Raises:
+        ValueError: what is found there is not a function that the parent would name so.
+    """
+    module, _, function = name.partition(":")
     parser: Parser = getattr(importlib.import_module(module), function)
+    if name_of(parser) != name:
+        raise ValueError(f"{name} is another module's {name_of(parser)}; name the function itself")
     return parser

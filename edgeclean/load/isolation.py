@@ -2,7 +2,7 @@
 
 The parent starts a fresh interpreter with an empty environment, hands it the bytes, and takes back
 a safetensors file or a refusal. The child limits itself before it reads the bytes: memory,
-processor time, no files written, no core dump (see ``child``).
+processor time, no files written, no core dump (see ``edgeclean.load.child``).
 
 The child is no jail: it has the user's rights. It is the second line, behind parsers that execute
 nothing.
@@ -10,16 +10,19 @@ nothing.
 
 from __future__ import annotations
 
+import inspect
 import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.limits import LoadLimits
 
+Parser = Callable[[bytes, LoadLimits], bytes]
 READY, ACCEPTED, REFUSED = b"!", b"+", b"-"
 # Parent and child of one installation: the child gets the parent's module path, as arguments.
 _CHILD = (
@@ -27,15 +30,21 @@ _CHILD = (
 )
 
 
-def parse_isolated(parser: str, contents: bytes, limits: LoadLimits) -> bytes:
-    """Parse ``contents`` in a child process, by a parser named as in ``child.PARSERS``.
+def parse_isolated(parser: Parser, contents: bytes, limits: LoadLimits) -> bytes:
+    """Parse ``contents`` by ``parser`` in a process of its own.
+
+    Args:
+        parser: a plain function at the top of a module, which the child imports by its name.
+        contents: the untrusted bytes; they have no say in what runs.
+        limits: what the child may use, handed on to the parser.
 
     Raises:
+        ValueError: the parser cannot be found by its name.
         InputRejectedError: the parser refused, or the process died or overran a limit.
         RuntimeError: the process did not get as far as reading the bytes (not the input's fault).
     """
     settings = json.dumps(
-        {"parser": parser, "input_bytes": len(contents), "limits": asdict(limits)}
+        {"parser": name_of(parser), "input_bytes": len(contents), "limits": asdict(limits)}
     )
     module_path = [str(Path(entry).absolute()) for entry in sys.path]
     try:
@@ -65,6 +74,27 @@ def parse_isolated(parser: str, contents: bytes, limits: LoadLimits) -> bytes:
         f"parsing {_death(child.returncode)}; the limits are memory_bytes {limits.memory_bytes} "
         f"and cpu_seconds {limits.cpu_seconds}"
     )
+
+
+def name_of(parser: Parser) -> str:
+    """The parser as ``module:name``, by which another process imports the same function.
+
+    Raises:
+        ValueError: it is no plain function at the top of a module that can be imported.
+    """
+    module = inspect.getmodule(parser)
+    name = getattr(parser, "__name__", "")
+    if (
+        module is None
+        or module.__name__ == "__main__"
+        or not inspect.isfunction(parser)
+        or getattr(module, name, None) is not parser
+    ):
+        raise ValueError(
+            f"the parser {parser!r} cannot be found by its name in another process; give a plain "
+            "function at the top of a module"
+        )
+    return f"{module.__name__}:{name}"
 
 
 def _death(code: int) -> str:

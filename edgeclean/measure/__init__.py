@@ -1,1 +1,1 @@
-"""Measurements on this machine: latency, accuracy on labelled images."""
+"""Measure networks on this machine: their latency, and their accuracy on labelled images."""

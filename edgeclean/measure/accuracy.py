@@ -1,6 +1,6 @@
-"""How much accuracy a compressed network loses to the original, on the user's labelled images.
+"""Measure the accuracy that compression costs, on the user's labelled images.
 
-Both are run as ONNX files: what is judged is the file that ships, not a network like it.
+Both networks run as ONNX files: the file that ships is judged, not a network like it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Evaluation:
     """The accuracy of two networks on the same images.
 
     Attributes:
-        images: how many.
-        images_sha256: of their pixels and labels as they were read, whatever file they came from.
-        original_accuracy: share of images whose class the original names, in [0, 1].
-        compressed_accuracy: likewise.
+        images: number of images.
+        images_sha256: SHA-256 of their pixels and labels as read, whatever file they came from.
+        original_accuracy: share of the images that the original classifies correctly, in [0, 1].
+        compressed_accuracy: the same share for the compressed network.
         drop_points: original minus compressed, in percentage points; below zero for a gain.
-        drop_standard_error_points: how far ``drop_points`` may be off by the choice of images;
-            of paired answers (McNemar 1947).
+        drop_standard_error_points: standard error of ``drop_points`` over the choice of images,
+            from paired answers (McNemar 1947).
     """
 
     images: int
@@ -47,36 +47,36 @@ class Evaluation:
 def evaluate(
     original: bytes, compressed: bytes, labelled: LabelledImages, spec: ModelSpec
 ) -> Evaluation:
-    """Run both ONNX files on every image.
+    """Run both ONNX files on every image and compare their answers with the labels.
 
     Args:
         original: the ONNX file of the original network.
-        compressed: the one that ships.
-        labelled: pixels in [0, 255] as uint8.
-        spec: how pixels are normalised.
+        compressed: the ONNX file that ships.
+        labelled: the images, pixels in [0, 255] as uint8, with their labels.
+        spec: the original's specification, which says how pixels are normalised.
     """
-    right = [_right(model, labelled, spec) for model in (original, compressed)]
+    correct = [_correct(model, labelled, spec) for model in (original, compressed)]
     count = len(labelled)
-    lost = int((right[0] & ~right[1]).sum())
-    gained = int((~right[0] & right[1]).sum())
+    lost = int((correct[0] & ~correct[1]).sum())
+    gained = int((~correct[0] & correct[1]).sum())
     variance = (lost + gained) / count - ((lost - gained) / count) ** 2
     digest = hashlib.sha256(labelled.pixels.tobytes() + labelled.labels.tobytes())
     return Evaluation(
         images=count,
         images_sha256=digest.hexdigest(),
-        original_accuracy=float(right[0].mean()),
-        compressed_accuracy=float(right[1].mean()),
+        original_accuracy=float(correct[0].mean()),
+        compressed_accuracy=float(correct[1].mean()),
         drop_points=100 * (lost - gained) / count,
         drop_standard_error_points=100 * math.sqrt(max(0.0, variance) / count),
     )
 
 
-def _right(model: bytes, labelled: LabelledImages, spec: ModelSpec) -> NDArray[np.bool_]:
+def _correct(model: bytes, labelled: LabelledImages, spec: ModelSpec) -> NDArray[np.bool_]:
     session = OnnxSession(model)
-    named: list[Int[np.ndarray, " n"]] = []
+    predicted: list[Int[np.ndarray, " n"]] = []
     for start in range(0, len(labelled), BATCH):
         pixels = torch.from_numpy(labelled.pixels[start : start + BATCH]).float() / 255
         images = np.ascontiguousarray(normalize(pixels, spec).numpy())
-        named.append(session.predict(images).argmax(axis=1))
-    right: NDArray[np.bool_] = np.concatenate(named) == labelled.labels
-    return right
+        predicted.append(session.predict(images).argmax(axis=1))
+    correct: NDArray[np.bool_] = np.concatenate(predicted) == labelled.labels
+    return correct

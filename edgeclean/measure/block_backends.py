@@ -1,6 +1,6 @@
-"""What runs the small networks of a latency table: ONNX Runtime here, or PyTorch on a GPU.
+"""Run and time the small networks of a latency table: ONNX Runtime here, or PyTorch on a GPU.
 
-Clocks and runs that leave out what other programs take: it is no part of a layer's time.
+The clocks leave out the processor's time for other programs, which is no part of a layer's time.
 """
 
 from __future__ import annotations
@@ -25,78 +25,48 @@ from edgeclean.measure.cuda_latency import captured
 from edgeclean.networks.shapes import ConvShape
 from exporters.session import NAMES, open_bytes
 
+OPSET = 17
 TRIES = 8
 
-
-def milliseconds(run: Callable[[], object], *, threads: int) -> float:
-    """How long a run takes when nothing else wants the processor.
-
-    On one thread that is the thread's own processor time, which equals the wall clock's on an idle
-    machine. On several it is the wall clock's time of the first of at most eight runs in which no
-    thread of this process was put aside: a scheduler takes the processor away for milliseconds,
-    more than most layers take. If no run is left alone, the shortest one counts.
-    """
-    if threads == 1:
-        start = time.thread_time_ns()
-        run()
-        return (time.thread_time_ns() - start) / 1e6
-    shortest = float("inf")
-    for _ in range(TRIES):
-        before, start = _interruptions(), time.perf_counter_ns()
-        run()
-        ms = (time.perf_counter_ns() - start) / 1e6
-        if _interruptions() == before:
-            return ms
-        shortest = min(shortest, ms)
-    return shortest
-
-
-def _interruptions() -> int:
-    """Involuntary context switches of this process so far; 0 where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-
-
-OPSET = 17
 Run = Callable[[], float]
 Chain = Sequence[ConvShape]
 
 
 @runtime_checkable
 class Backend(Protocol):
-    """One device with one runtime.
+    """One runtime on one device.
 
     Attributes:
-        device: its name.
-        runtime: with its version.
+        device: the device's name.
+        runtime: the runtime's name and version.
     """
 
     device: str
     runtime: str
 
     def open(self, chains: Sequence[Chain]) -> list[Run]:
-        """Each gives the milliseconds of one run of a chain of convolutions; inputs are alike."""
+        """Return, for every chain, a function that runs its convolutions once and times them.
+
+        Each returns milliseconds; chains of one call have the same input shape.
+        """
         ...
 
     def open_model(self, model: bytes) -> Run:
-        """The same of a whole network in ONNX."""
+        """Return a function that runs a whole ONNX network once and returns milliseconds."""
         ...
 
 
 def open_backend(name: Literal["cpu", "torch-cuda"], *, threads: int, batch: int) -> Backend:
-    """The backend of this name.
+    """Return the backend of this name.
 
     Raises:
-        ToolchainError: there is no such device here.
+        ToolchainError: the backend's device is not here.
     """
     return OnnxBackend(threads=threads, batch=batch) if name == "cpu" else CudaBackend(batch=batch)
 
 
 class OnnxBackend:
-    """ONNX Runtime's CPU provider; see `Backend`."""
+    """The backend of ONNX Runtime's CPU provider."""
 
     def __init__(self, *, threads: int, batch: int) -> None:
         self.device = describe_environment().processor
@@ -105,11 +75,11 @@ class OnnxBackend:
         self._batch = batch
 
     def open(self, chains: Sequence[Chain]) -> list[Run]:
-        """See `Backend`."""
+        """Implement `Backend.open`."""
         return [self.open_model(chain_model(chain, self._batch)) for chain in chains]
 
     def open_model(self, model: bytes) -> Run:
-        """See `Backend`."""
+        """Implement `Backend.open_model`."""
         session = open_bytes(model, threads=self._threads)
         entry = session.get_inputs()[0]
         shape = [side if isinstance(side, int) else self._batch for side in entry.shape]
@@ -118,7 +88,7 @@ class OnnxBackend:
 
 
 class CudaBackend:
-    """PyTorch, replayed from CUDA graphs and timed by events; see `Backend`.
+    """The backend of PyTorch: networks are replayed from CUDA graphs and timed by CUDA events.
 
     Networks are float32, and their convolutions TF32 where PyTorch's default lets cuDNN do so.
     """
@@ -134,14 +104,14 @@ class CudaBackend:
         self._batch = batch
 
     def open(self, chains: Sequence[Chain]) -> list[Run]:
-        """See `Backend`."""
+        """Implement `Backend.open`."""
         return [
             self._timed(chain_module(chain), (chain[0].channels_in, *chain[0].image))
             for chain in chains
         ]
 
     def open_model(self, model: bytes) -> Run:
-        """See `Backend`."""
+        """Implement `Backend.open_model`."""
         imported = import_onnx(model, LoadLimits(), folder=Path())
         return self._timed(imported.module, imported.input_shape)
 
@@ -164,9 +134,9 @@ class CudaBackend:
 
 
 def chain_model(chain: Chain, batch: int) -> bytes:
-    """Convolutions one after the other as ONNX, with random weights, a bias and a ReLU at the end.
+    """Return a chain of convolutions as ONNX, with random weights, a bias and a ReLU at the end.
 
-    The scale of the weights keeps the numbers of any depth near one: denormal numbers are slow.
+    The weights' scale keeps the numbers at any depth near one: denormal numbers are slow.
     """
     generator = np.random.default_rng(0)
     nodes, weights = [], []
@@ -186,7 +156,7 @@ def chain_model(chain: Chain, batch: int) -> bytes:
     last = [batch, chain[-1].channels_out, *chain[-1].image_out]
     graph = helper.make_graph(
         nodes,
-        "form",
+        "candidate",
         [helper.make_tensor_value_info("at0", TensorProto.FLOAT, first)],
         [helper.make_tensor_value_info("out", TensorProto.FLOAT, last)],
         weights,
@@ -197,7 +167,7 @@ def chain_model(chain: Chain, batch: int) -> bytes:
 
 
 def chain_module(chain: Chain) -> nn.Module:
-    """The same as stock PyTorch modules."""
+    """Return the same chain as stock PyTorch modules."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for place, conv in enumerate(chain):
         top, left, bottom, right = conv.padding
@@ -217,6 +187,29 @@ def chain_module(chain: Chain) -> nn.Module:
     return nn.Sequential(layers)
 
 
+def milliseconds(run: Callable[[], object], *, threads: int) -> float:
+    """Return the milliseconds that a run takes when no other program needs the processor.
+
+    On one thread this is the thread's own processor time, which equals wall time on an idle
+    machine. On several threads it is the wall time of the first of at most eight runs in which no
+    thread of this process was preempted: a scheduler takes the processor away for milliseconds,
+    longer than most layers run. If every run was preempted, the shortest one counts.
+    """
+    if threads == 1:
+        start = time.thread_time_ns()
+        run()
+        return (time.thread_time_ns() - start) / 1e6
+    shortest = float("inf")
+    for _ in range(TRIES):
+        before, start = _interruptions(), time.perf_counter_ns()
+        run()
+        ms = (time.perf_counter_ns() - start) / 1e6
+        if _interruptions() == before:
+            return ms
+        shortest = min(shortest, ms)
+    return shortest
+
+
 def _attributes(conv: ConvShape) -> dict[str, Any]:
     return {
         "kernel_shape": list(conv.kernel),
@@ -224,3 +217,12 @@ def _attributes(conv: ConvShape) -> dict[str, Any]:
         "dilations": list(conv.dilation),
         "pads": list(conv.padding),
     }
+
+
+def _interruptions() -> int:
+    """Count this process's involuntary context switches so far; 0 where the system cannot."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw

@@ -1,9 +1,10 @@
-"""Measures a latency table: every form of every layer, in turns, on this machine.
+"""Measure a latency table: every candidate of every layer, in turns, on this machine.
 
-A form is a small network of its own with the layer's real input, random weights, a bias and a
-ReLU at its end. All forms of a layer take turns, so whatever else the machine does, it does to all
-of them; and their weights drive each other out of the caches, as a network's other layers do. What
-other programs take of the processor is left out (`quiet`).
+A layer's candidates are its one convolution and its factorisations at every measured pair of ranks.
+Each runs as a small network of its own with the layer's input shape, random weights, a bias and a
+ReLU at its end. All candidates of a layer take turns, so whatever else the machine does, it does to
+all of them; and their weights drive each other out of the caches, as a network's other layers do.
+The processor's time for other programs is left out (`block_backends.milliseconds`).
 """
 
 from __future__ import annotations
@@ -36,18 +37,18 @@ from edgeclean.progress import Progress, silent
 from edgeclean.settings import Settings, setting
 
 FEWEST_ROUNDS = 5
-GROUP = 48  # forms that are held in memory at once
+GROUP = 48  # candidates that are held in memory at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockLatencySettings(Settings):
-    """How to measure a table.
+    """Settings of the measurement of a latency table.
 
     Attributes:
         backend: "cpu" is ONNX Runtime's CPU provider, "torch-cuda" PyTorch with CUDA graphs.
-        threads: of ONNX Runtime, inside one operator.
+        threads: threads of ONNX Runtime inside one operator.
         batch: images in one run.
-        rounds: of all forms of a layer.
+        rounds: rounds of a layer, in each of which every candidate runs once.
         layer_seconds: rounds of a layer end after about this time, but at least 5 are made.
     """
 
@@ -60,14 +61,14 @@ class BlockLatencySettings(Settings):
 
 @runtime_checkable
 class Rows(Protocol):
-    """Where rows that were measured once are kept, such as `resume.store.Store`."""
+    """A store of rows that were measured once, such as `edgeclean.files.store.Store`."""
 
     def get(self, key: str) -> bytes | None:
-        """What was put under this key."""
+        """Return what was put under this key; None for nothing."""
         ...
 
     def put(self, key: str, contents: bytes) -> None:
-        """Keep it."""
+        """Keep the contents under this key."""
         ...
 
 
@@ -83,12 +84,13 @@ def measure_table(
     """Time these layers at all of their ranks, those of one shape once, and the whole network.
 
     Args:
-        network: in its original shape.
+        network: the network in its original shape.
         layers: names of the convolutions, each with ranks to measure besides `measured_grid`.
         model: the network as ONNX.
-        settings: see `BlockLatencySettings`.
-        kept: rows measured before on this device are taken from here, new ones put there.
-        progress: told after every shape.
+        settings: the length and the conditions of the measurement.
+        kept: store of earlier measurements: rows measured on this device before are taken from
+            it, and new rows are added.
+        progress: called after every shape.
 
     Raises:
         ToolchainError: the backend needs a device that is not there.
@@ -129,7 +131,7 @@ class _Measuring:
     kept: Rows | None
 
     def block(self, shape: ConvShape, extra: set[Ranks]) -> tuple[TimedRanks, ...]:
-        """The one convolution and its forms, in turns."""
+        """Time the one convolution and its factorisations, in turns."""
         ranks = sorted({*measured_grid(shape), *extra})
         groups = [ranks[start : start + GROUP] for start in range(0, len(ranks), GROUP)] or [[]]
         key = self._key("block", shape.as_json(), groups)
@@ -138,10 +140,10 @@ class _Measuring:
         return tuple(TimedRanks(ranks=one, ms=ms, spread_ms=spread) for one, (ms, spread) in timed)
 
     def _groups(self, shape: ConvShape, groups: Sequence[Sequence[Ranks]]) -> list[list[float]]:
-        """The one convolution, and all forms; each group of them took turns with it.
+        """Time every group of candidates in turns with the one convolution, which comes first.
 
-        What the one convolution took in the first group is the measure of the others, so that a
-        machine whose clock changes between two groups changes no difference.
+        Each group is scaled to the one convolution's median in the first group, so that a clock
+        that changes between two groups changes no difference.
         """
         rows: list[list[float]] = []
         for group in groups:
@@ -154,15 +156,15 @@ class _Measuring:
         return rows
 
     def network(self, model: bytes, digest: str) -> NetworkTime:
-        """The whole network alone."""
+        """Time the whole network alone."""
         key = self._key("network", digest)
         ((ms, spread),) = self._row(
             key, lambda: _medians(_rounds([self.backend.open_model(model)], self.settings))
         )
         return NetworkTime(layers_sha256=digest, ms=ms, spread_ms=spread)
 
-    def _key(self, *parts: Any) -> str:
-        about = [FORMAT, self.backend.device, self.backend.runtime, asdict(self.settings), *parts]
+    def _key(self, *names: Any) -> str:
+        about = [FORMAT, self.backend.device, self.backend.runtime, asdict(self.settings), *names]
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     def _row(self, key: str, measure: Callable[[], Any]) -> Any:
@@ -178,9 +180,9 @@ class _Measuring:
 def _rounds(
     runs: Sequence[Run], settings: BlockLatencySettings, *, share: float = 1.0
 ) -> NDArray[np.float64]:
-    """Milliseconds [rounds, runs]; the first of each round moves on, and one round warms up.
+    """Return milliseconds [rounds, runs] within ``share`` of the layer's time, after a warm-up.
 
-    ``share`` of the layer's time is theirs.
+    Each round starts with another run than the one before.
     """
     for run in runs:
         run()
@@ -196,7 +198,7 @@ def _rounds(
 
 
 def _medians(latencies_ms: NDArray[np.float64]) -> list[list[float]]:
-    """The median of every column, and what lies between its quartiles, to the nanosecond."""
+    """Return every column's median and interquartile range, rounded to the nanosecond."""
     low, median, high = np.percentile(latencies_ms, [25, 50, 75], axis=0)
     return [
         [round(float(ms), 6), round(float(spread), 6)]

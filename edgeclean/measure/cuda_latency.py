@@ -1,7 +1,8 @@
-"""Original and compressed in turns on a CUDA device, in PyTorch, replayed from CUDA graphs.
+"""Measure the original and the compressed network in turns on a CUDA device, in PyTorch.
 
-Events on the device mark the start and the end of each replay, so neither Python nor the transfer
-of images is inside: what is measured is the computation alone, and the report says so.
+Both are replayed from CUDA graphs. Events on the device mark the start and the end of each replay,
+so neither Python nor the transfer of images is inside: the computation alone is measured, and the
+report says so.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def measure_pair_on_cuda(
 
     Args:
         original: the ONNX file to compare with.
-        compressed: the ONNX file whose gain is asked for.
-        settings: how; ``threads`` and ``provider`` do not apply.
+        compressed: the ONNX file whose speed-up is measured.
+        settings: the length and the conditions; ``threads`` and ``provider`` do not apply.
 
     Raises:
         ToolchainError: PyTorch sees no CUDA device.
@@ -93,8 +94,8 @@ def measure_pair_on_cuda(
 class Replay:
     """One captured run of a network.
 
-    A CUDA graph reads weights and images at fixed addresses and holds neither: whoever holds this
-    holds all three.
+    A CUDA graph reads weights and images at fixed addresses and keeps neither alive, so this
+    object holds all three.
     """
 
     run: Callable[[], None]
@@ -102,12 +103,12 @@ class Replay:
     images: torch.Tensor
 
     def __call__(self) -> None:
-        """Run it once more."""
+        """Replay the run once."""
         self.run()
 
 
 def captured(module: nn.Module, images: torch.Tensor) -> Replay:  # pragma: no cover - needs a GPU
-    """What replays one run of a network on these images, which stay where they are."""
+    """Capture one run of a network on these images, whose memory must stay where it is."""
     with torch.no_grad():
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -124,7 +125,7 @@ def captured(module: nn.Module, images: torch.Tensor) -> Replay:  # pragma: no c
 def _times(
     replays: list[Replay], runs: int, deadline: float
 ) -> NDArray[np.float64]:  # pragma: no cover - needs a GPU
-    """Latencies [runs, 2] in milliseconds; the first of each pair alternates."""
+    """Return latencies [runs, 2] in milliseconds; the first of each pair alternates."""
     latencies = np.empty((runs, 2))
     for row in range(runs):
         if row >= FEWEST_RUNS and time.perf_counter() >= deadline:

@@ -1,8 +1,8 @@
-"""How long the original and the compressed network take, measured side by side.
+"""Measure the latency of the original and of the compressed network side by side.
 
 The two take turns, image batch by image batch, in one process: whatever else the machine does, it
-does to both. A ratio is taken of medians and given with its spread; a MAC ratio is never called a
-latency. The measure is ONNX Runtime's on this CPU, and says nothing of another device.
+does to both. A speed-up is the ratio of their medians and comes with its interval; a MAC ratio is
+never called a latency. ONNX Runtime is measured on this machine; the numbers hold for no other.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencySettings(Settings):
-    """How to measure.
+    """Settings of a latency measurement.
 
     Attributes:
-        threads: of ONNX Runtime, inside one operator.
+        threads: threads of ONNX Runtime inside one operator.
         runs: measured runs of each network.
         warmup_runs: the most runs of each network before measuring; fewer when both have settled.
         batch: images in one run.
         time_budget_s: warm-up and measurement end after about this many seconds, with however many
             runs were made (but at least 5 of each).
-        seed: of the random input and of the resampling.
-        provider: of ONNX Runtime: cpu, cuda or tensorrt; refused where it is not installed.
+        seed: seed of the random input and of the resampling.
+        provider: execution provider of ONNX Runtime: cpu, cuda or tensorrt; refused where it is
+            not installed.
     """
 
     threads: int = setting(1, at_least=1, at_most=1024)
@@ -71,16 +72,16 @@ class LatencySample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyReport:
-    """Two networks measured in turns in one session.
+    """The latencies of two networks that were measured in turns in one session.
 
     Attributes:
-        speedup: the original's median over the compressed one's; above 1 the compressed is faster.
+        speedup: the original's median over the compressed network's; above 1 for a faster one.
         speedup_low: lower end of the speed-up's 95 % interval, by resampling the pairs of runs.
-        speedup_high: upper end of it.
+        speedup_high: upper end of that interval.
         warmup_runs: runs of each network before the first one counted.
-        settled: both medians had stopped moving when measuring began.
-        steady: neither network's coefficient of variation is above 0.025.
-        out_of_time: the time budget ended the measurement before all runs were made.
+        settled: whether both medians had stopped moving when measuring began.
+        steady: whether neither network's coefficient of variation is above 0.025.
+        out_of_time: whether the time budget ended the measurement before all runs were made.
         transfers: whether moving data to the device is inside the latency.
         kind: "measured", as opposed to "simulated" or "estimated".
     """
@@ -111,14 +112,15 @@ def measure_pair(
 
     Args:
         original: the ONNX file to compare with.
-        compressed: the ONNX file whose gain is asked for.
-        settings: how; the defaults measure 200 runs of each on one thread.
+        compressed: the ONNX file whose speed-up is measured.
+        settings: the length and the conditions; the defaults measure 200 runs of each network on
+            one thread.
 
     Returns:
         Percentiles of each network and the ratio of their medians with its spread.
 
     Raises:
-        UsageError: the two differ in input shape, or a fixed batch is not the asked one.
+        UsageError: the two differ in input shape, or a fixed batch is not the one in ``settings``.
         InputRejectedError: ONNX Runtime cannot load one of them.
         ToolchainError: the provider is not installed, or cannot start.
     """
@@ -156,6 +158,37 @@ def measure_pair(
     )
 
 
+def summarise(latencies_ms: NDArray[np.float64]) -> LatencySample:
+    """Return percentiles and spread of one network's runs [n], in milliseconds."""
+    p50, p90, p99 = np.percentile(latencies_ms, [50, 90, 99])
+    mean = float(latencies_ms.mean())
+    return LatencySample(
+        p50_ms=float(p50),
+        p90_ms=float(p90),
+        p99_ms=float(p99),
+        min_ms=float(latencies_ms.min()),
+        mean_ms=mean,
+        coefficient_of_variation=float(latencies_ms.std()) / mean,
+        runs=len(latencies_ms),
+        latencies_ms=tuple(round(float(latency), 6) for latency in latencies_ms),
+    )
+
+
+def speedup_interval(
+    latencies_ms: NDArray[np.float64], generator: np.random.Generator
+) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the ratio of medians of runs [n, 2], in milliseconds.
+
+    It is the percentile bootstrap; the two runs of a pair are drawn together.
+
+    Source: Efron (1979), "Bootstrap methods: another look at the jackknife".
+    """
+    drawn = generator.integers(len(latencies_ms), size=(RESAMPLES, len(latencies_ms)))
+    medians = np.median(latencies_ms[drawn], axis=1)
+    low, high = np.percentile(medians[:, 0] / medians[:, 1], [2.5, 97.5])
+    return float(low), float(high)
+
+
 def _check_shapes(sessions: tuple[OnnxSession, ...], batch: int) -> None:
     original, compressed = sessions
     if original.input_shape != compressed.input_shape:
@@ -179,7 +212,7 @@ def _warm_up(
 ) -> tuple[int, bool]:
     """Run until neither median moves any more; return the runs of each and whether they settled.
 
-    At most a quarter of the time budget goes here.
+    At most a quarter of the time budget is spent on it.
     """
     last_start = deadline - 0.75 * settings.time_budget_s
     medians: list[NDArray[np.float64]] = []
@@ -206,9 +239,10 @@ def _measure(
     *,
     fewest: int,
 ) -> NDArray[np.float64]:
-    """Latencies [runs, 2] in milliseconds; but only ``fewest`` rows after the deadline.
+    """Return latencies [runs, 2] in milliseconds, of fewer runs if the deadline passes.
 
-    The first of each pair alternates, for the second one finds warmer clocks and colder caches.
+    At least ``fewest`` are made. The first of each pair alternates, for the second one finds warmer
+    clocks and colder caches.
     """
     latencies = np.empty((runs, 2))
     for row in range(runs):
@@ -219,32 +253,3 @@ def _measure(
             sessions[column].run(images)
             latencies[row, column] = (time.perf_counter_ns() - start) / 1e6
     return latencies
-
-
-def summarise(latencies_ms: NDArray[np.float64]) -> LatencySample:
-    """Percentiles and spread of one network's runs [n], in milliseconds."""
-    p50, p90, p99 = np.percentile(latencies_ms, [50, 90, 99])
-    mean = float(latencies_ms.mean())
-    return LatencySample(
-        p50_ms=float(p50),
-        p90_ms=float(p90),
-        p99_ms=float(p99),
-        min_ms=float(latencies_ms.min()),
-        mean_ms=mean,
-        coefficient_of_variation=float(latencies_ms.std()) / mean,
-        runs=len(latencies_ms),
-        latencies_ms=tuple(round(float(latency), 6) for latency in latencies_ms),
-    )
-
-
-def speedup_interval(
-    latencies_ms: NDArray[np.float64], generator: np.random.Generator
-) -> tuple[float, float]:
-    """95 % percentile bootstrap of the ratio of medians; a pair of runs is drawn together.
-
-    Source: Efron (1979), "Bootstrap methods: another look at the jackknife".
-    """
-    drawn = generator.integers(len(latencies_ms), size=(RESAMPLES, len(latencies_ms)))
-    medians = np.median(latencies_ms[drawn], axis=1)
-    low, high = np.percentile(medians[:, 0] / medians[:, 1], [2.5, 97.5])
-    return float(low), float(high)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, TypeVar
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -57,7 +58,14 @@ class StageRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """A network between two stages. ``module`` takes *normalised* images; see `pixels`."""
+    """A network between two stages.
+
+    Attributes:
+        module: takes *normalised* images [n, c, h, w] and gives logits [n, classes]; see `pixels`.
+        spec: what the checkpoint does not hold.
+        source_sha256: hash of the checkpoint's bytes.
+        history: one record for each stage that the network went through, in order.
+    """
 
     module: nn.Module
     spec: ModelSpec
@@ -112,6 +120,12 @@ class SyntheticImages:
 
     def __len__(self) -> int:
         return self.pixels.shape[0]
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    """Return whether two modules of one architecture hold the same numbers."""
+    left, right = one.state_dict(), other.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
 
 
 def settings_as_json(settings: object) -> dict[str, JsonValue]:

@@ -1,1 +1,1 @@
-"""The report: figures, tables, the page and the document."""
+"""Write the report of a run: its document, its tables, its figures and its page."""

@@ -1,4 +1,6 @@
-"""The report's figures: plots as inline SVG, pictures as PNG; the same bytes for the same numbers.
+"""Draw the report's figures: plots as inline SVG, pictures as PNG.
+
+The same numbers give the same bytes.
 
 Plots take their colours from the page: matplotlib draws in placeholder colours, which are replaced
 by CSS variables, so one drawing serves light and dark, screen and print. Each has an accessible
@@ -75,7 +77,7 @@ SHEET_SIDE = 48
 
 
 def latency_plot(original_ms: Sequence[float], compressed_ms: Sequence[float]) -> str:
-    """The share of runs that took at most so long, for both networks (cumulative distributions)."""
+    """Draw the cumulative distributions of both networks' latencies, in milliseconds."""
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, 3.0), layout="constrained")
         axes = figure.add_subplot()
@@ -106,12 +108,12 @@ def latency_plot(original_ms: Sequence[float], compressed_ms: Sequence[float]) -
 
 
 def scores_plot(search: Mapping[str, Any], suspects: Sequence[int], index: int) -> str:
-    """One search's score of every class; suspected classes stand out by colour and by label.
+    """Draw one search's score of every class; suspected classes stand out by colour and by label.
 
     Args:
         search: the report's entry: "name", "scores", "threshold".
         suspects: the classes that this search suspects.
-        index: of the search in the page, to keep names unique.
+        index: number of the search in the page, which keeps names unique.
     """
     heights = [max(0.0, score) for score in search["scores"]]
     with rc_context(STYLE):
@@ -150,7 +152,7 @@ def scores_plot(search: Mapping[str, Any], suspects: Sequence[int], index: int) 
 
 
 def spectra_plot(layers: Sequence[Mapping[str, Any]]) -> str:
-    """Normalised singular values of the layers that changed most, before and after.
+    """Draw the normalised singular values of the layers that changed most, before and after.
 
     Args:
         layers: the report's entries (see `layer_table.Spectrum`), the most important first.
@@ -178,7 +180,11 @@ def spectra_plot(layers: Sequence[Mapping[str, Any]]) -> str:
 
 
 def macs_plot(layers: Sequence[Mapping[str, Any]]) -> str:
-    """MACs of every layer, original behind compressed: "name", "macs_before", "macs_after"."""
+    """Draw the MACs of every layer, the original's behind the compressed network's.
+
+    Args:
+        layers: the report's entries: "name", "macs_before", "macs_after".
+    """
     shown = layers[:MOST_BARS]
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, max(1.4, 1.1 + 0.17 * len(shown))), layout="constrained")
@@ -202,7 +208,7 @@ def macs_plot(layers: Sequence[Mapping[str, Any]]) -> str:
 
 
 def contact_sheet(pixels: Float[Tensor, "n c h w"]) -> str:
-    """The first images in rows of eight, each at most 48 pixels high, as a PNG data URI."""
+    """Return the first 48 images as a PNG data URI, in rows of eight, at most 48 pixels a side."""
     chosen = at_most(pixels[:SHEET_IMAGES], SHEET_SIDE)
     side = chosen.shape[-2:]
     columns = min(8, len(chosen))
@@ -215,7 +221,10 @@ def contact_sheet(pixels: Float[Tensor, "n c h w"]) -> str:
 
 
 def at_most(pixels: Float[Tensor, "*n c h w"], side: int) -> Float[Tensor, "*n c h2 w2"]:
-    """Images shrunk by area so that neither side is longer; smaller ones stay as they are."""
+    """Shrink images by area so that neither side is longer than ``side`` pixels.
+
+    Smaller images are returned as they are.
+    """
     height, width = pixels.shape[-2:]
     shrink = side / max(height, width)
     if shrink >= 1:
@@ -227,12 +236,12 @@ def at_most(pixels: Float[Tensor, "*n c h w"], side: int) -> Float[Tensor, "*n c
 
 
 def png_uri(image: Float[Tensor, "c h w"]) -> str:
-    """An image as `png_bytes` gives it, to stand in a page."""
+    """Return the data URI of an image's PNG file (`png_bytes`), to stand in a page."""
     return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode("ascii")
 
 
 def png_bytes(image: Float[Tensor, "c h w"]) -> bytes:
-    """An image in [0, 1] as PNG; of other channel counts than 3 the first is shown."""
+    """Return an image in [0, 1] as a PNG file; without 3 channels, the first one is shown."""
     levels = (image.detach().cpu().float().nan_to_num(0).clamp(0, 1) * 255).round().to(torch.uint8)
     array = levels.permute(1, 2, 0).numpy() if levels.shape[0] == 3 else levels[0].numpy()
     stream = io.BytesIO()
@@ -254,7 +263,7 @@ def _draw_spectrum(axes: Axes, layer: Mapping[str, Any]) -> None:
 
 
 def _inline_svg(figure: Figure, prefix: str, description: str) -> str:
-    """The figure as an <svg> element that can stand in a page beside others."""
+    """Return the figure as an <svg> element that can stand in a page beside others."""
     stream = io.BytesIO()
     canvas: Any = FigureCanvasSVG(figure)  # its print methods have no types
     canvas.print_svg(stream, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

@@ -1,4 +1,4 @@
-"""Every layer of two networks side by side: what became of it, its ranks, cost and spectrum."""
+"""Compare two networks layer by layer: each layer's fate, its ranks, cost and spectrum."""
 
 from __future__ import annotations
 
@@ -24,19 +24,21 @@ class LayerRow:
     """One layer, before and after.
 
     Attributes:
-        name: dotted.
+        name: dotted name.
         kind: "convolution", "pointwise", "linear", ...
-        shape: of its weight: out, in (of all groups), and the kernel's sides.
-        fate: "factored", "kept" because it may not be factored, or "one convolution": it might
-            be, and stays (or was put back) whole.
+        shape: shape of its weight: out, in (of all groups), and the kernel's sides.
+        fate: "factored"; "kept" because it may not be factored; or "one convolution" for a layer
+            that may be, and stays (or was put back) whole.
         reason: why it was kept; empty if it was factored.
-        rank_out: of the block; None where that mode is whole.
-        rank_in: likewise.
-        params_before: of the layer with its bias.
-        macs_before: for one image.
-        ms_before: of the one convolution by the latency table; None without one.
-        ms_after: of the form that was chosen, likewise.
-        time_kind: whether the table holds that form's time, or it was estimated from others.
+        rank_out: output rank of the block; None where that mode is not factored.
+        rank_in: input rank of the block; None where that mode is not factored.
+        params_before: parameters of the layer with its bias.
+        params_after: parameters of what stands in its place.
+        macs_before: multiply-accumulates for one image.
+        macs_after: multiply-accumulates of what stands in its place.
+        ms_before: milliseconds of the one convolution by the latency table; None without one.
+        ms_after: milliseconds of the candidate that was chosen; None without a table.
+        time_kind: whether the table holds that candidate's time or estimates it from others.
     """
 
     name: str
@@ -57,15 +59,15 @@ class LayerRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spectrum:
-    """Singular values of one kernel's output mode, over the largest one it had before.
+    """Singular values of one kernel's output mode, divided by the original kernel's largest.
 
     Attributes:
-        name: of the layer.
-        positions: which values are given, counted from 1; at most 64, evenly spread.
-        before: at these positions.
-        scaled: after clamping; None where nothing was clamped.
-        compressed: in the compressed network; shorter where its rank is lower.
-        rank: the output rank kept; None where it is whole.
+        name: name of the layer.
+        positions: positions of the values, counted from 1; at most 64, evenly spread.
+        before: the original's values at these positions.
+        scaled: the values after the clamp; None where nothing was clamped.
+        compressed: the compressed network's values; shorter where its rank is lower.
+        rank: the output rank that was kept; None where the mode is not factored.
     """
 
     name: str
@@ -77,7 +79,7 @@ class Spectrum:
 
 
 def layer_rows(before: Network, after: Network) -> tuple[LayerRow, ...]:
-    """What became of every layer of ``before``; ``after`` holds the same layers, or blocks."""
+    """Return a row for every layer of ``before``; ``after`` holds the same layers, or blocks."""
     changed = {layer.name: layer for layer in _layers(after)}
     reasons, times = _planned_reasons(after), _planned_times(after)
     rows = []
@@ -105,12 +107,12 @@ def layer_rows(before: Network, after: Network) -> tuple[LayerRow, ...]:
 
 
 def spectra(before: Network, scaled: Network | None, compressed: Network) -> tuple[Spectrum, ...]:
-    """Of every layer that may be factored; the layers that saved most first.
+    """Return the spectrum of every layer that may be factored, the largest saving of MACs first.
 
     Args:
         before: the network whose kernels were factored.
-        scaled: the same with its singular values clamped; None where none were.
-        compressed: the network that came out.
+        scaled: the same network with its singular values clamped; None where none were.
+        compressed: the compressed network.
     """
     values = [_singular_values(one) for one in (before, scaled, compressed) if one is not None]
     ranks = {layer.name: _ranks(layer.module)[0] for layer in _layers(compressed)}
@@ -135,7 +137,7 @@ def spectra(before: Network, scaled: Network | None, compressed: Network) -> tup
 
 
 def _planned_times(network: Network) -> dict[str, dict[str, JsonValue]]:
-    """What the latency table said of each layer, as the plan wrote it down."""
+    """Return each layer's times from the latency table, as the plan recorded them."""
     return {
         layer["layer"]: {
             "ms_before": layer["ms"][0],
@@ -149,7 +151,7 @@ def _planned_times(network: Network) -> dict[str, dict[str, JsonValue]]:
 
 
 def _planned_reasons(network: Network) -> dict[str, str]:
-    """Why layers stayed whole, as the stages that decided it wrote down; the first one counts."""
+    """Return why layers stayed whole, from the first stage that recorded a reason."""
     reasons: dict[str, str] = {}
     for record in network.history:
         for layer in record.notes.get("layers", ()):
@@ -166,7 +168,7 @@ def _fate(before: Layer, after: Layer) -> Literal["factored", "kept", "one convo
 
 
 def _ranks(module: nn.Module) -> tuple[int | None, int | None]:
-    """The block's ranks; None for a mode that has no factor, and for whatever is no block."""
+    """Return a block's ranks; None for a mode without a factor, and for anything but a block."""
     if not is_block(module):
         return None, None
     weights = Factorisation.from_block(module)
@@ -195,6 +197,6 @@ def _positions(count: int) -> tuple[int, ...]:
 
 
 def _pick(values: Tensor, positions: tuple[int, ...], rank: int | None) -> tuple[float, ...]:
-    """Five digits, which is what a plot shows."""
+    """Return the values at these positions with five digits, all that a plot can show."""
     last = len(values) if rank is None else rank
     return tuple(float(f"{float(values[p - 1]):.5g}") for p in positions if p <= last)

@@ -1,6 +1,6 @@
-"""The report as one self-contained page: no script, nothing loaded from anywhere, under 1.5 MB.
+"""Render the report as one self-contained page: no script, nothing loaded, under 1.5 MB.
 
-It shows the JSON document, and beside it pictures that only a page can hold: reconstructed
+The page shows the JSON document, and beside it pictures that only a page can hold: reconstructed
 triggers and synthetic images. Nothing reaches the page unescaped: layer names come from strangers.
 """
 
@@ -34,13 +34,13 @@ def render_html(
     images: SyntheticImages,
     scan: ScanReport,
 ) -> str:
-    """The page.
+    """Return the HTML page of a report.
 
     Args:
-        manifest: the bundle's; the page lists its files.
+        manifest: the bundle's manifest, whose files the page lists.
         document: the whole report.
-        images: shown as a contact sheet.
-        scan: its reconstructed triggers are shown.
+        images: the synthetic images, which the page shows as a contact sheet.
+        scan: the scan, whose reconstructed triggers the page shows.
 
     Raises:
         jsonschema.ValidationError: the report does not keep to its schema.
@@ -73,7 +73,7 @@ def render_html(
 
 
 def trigger_files(scan: ScanReport) -> dict[str, bytes]:
-    """The reconstructed triggers as PNG files by name, for the bundle."""
+    """Return the reconstructed triggers as PNG files by name, for the bundle."""
     return {
         f"trigger-{number}-{_goal_in_name(suspect)}.png": figures.png_bytes(_shown(suspect))
         for number, suspect in enumerate(scan.suspects[:MOST_TRIGGERS])
@@ -85,7 +85,7 @@ def _goal_in_name(suspect: Suspect) -> str:
 
 
 def _shown(suspect: Suspect) -> Float[Tensor, "c h w"]:
-    """The pattern where the trigger acts, over mid grey, which is neither black nor white."""
+    """Return the pattern where the trigger acts, over mid grey, neither black nor white."""
     return suspect.pattern * suspect.mask + 0.5 * (1 - suspect.mask)
 
 
@@ -112,14 +112,14 @@ def _score_plots(scan: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _marked(targets: Sequence[int | None], search: Mapping[str, Any]) -> list[int]:
-    """The classes that a plot marks: the suspected ones; of all-to-all, those that move."""
+    """Return the classes that a plot marks: the suspects; for all-to-all, those above the line."""
     if None in targets:
         return [c for c, score in enumerate(search["scores"]) if score >= search["threshold"]]
     return sorted({target for target in targets if target is not None})
 
 
 def _trigger_pictures(suspect: Suspect, images: SyntheticImages) -> dict[str, JsonValue]:
-    """The trigger alone, where it acts, and an image without and with it."""
+    """Return pictures of the trigger, of its mask, and of an image without and with it."""
     goal = -1 if suspect.target is None else suspect.target
     others = (images.labels != goal).nonzero().flatten()
     sample = images.pixels[int(others[0]) if len(others) else 0]

@@ -1,8 +1,7 @@
-"""The report of one run as a JSON document with a schema; `reports.page` shows it.
+"""Build the report of one run: a JSON document with a schema, which `report.page` shows.
 
-It holds measurements, so it differs from run to run; it names the manifest, which does not.
-
-How to run again what was run: one command, and the settings that are not the defaults.
+It holds measurements, so it differs from run to run; it names the manifest, which does not. It says
+how the run is repeated, too: one command, and the settings that are not the defaults.
 """
 
 from __future__ import annotations
@@ -11,58 +10,60 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib import resources
 from pathlib import Path
-from typing import Any
-
-import jsonschema
-import torch
-from torch import nn
 
 from edgeclean.backdoor.findings import ScanReport
 from edgeclean.config import PipelineSettings, non_default, settings_from, to_toml
 from edgeclean.effort import lengths_of
 from edgeclean.environment import Environment
+from edgeclean.files.schema import validator
 from edgeclean.files.text import without_folder
 from edgeclean.gates import GateVerdict
 from edgeclean.measure.accuracy import Evaluation
 from edgeclean.measure.latency import LatencyReport
-from edgeclean.networks.state import JsonValue, ModelSpec, Network, SyntheticImages
+from edgeclean.networks.state import (
+    JsonValue,
+    ModelSpec,
+    Network,
+    SyntheticImages,
+    same_weights,
+)
 from edgeclean.report.layer_table import LayerRow, Spectrum
 from exporters.parity import ParityRecord
 
 FORMAT = "edgeclean-report-1"
+CONFIG_NAME = "edgeclean.toml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportInputs:
-    """All that a run found out, as its stages returned it.
+    """The results of a run as its stages returned them.
 
     Attributes:
-        original: as it came.
-        purified: after purification; the same weights where nothing was changed.
-        compressed: what was exported.
+        original: the network as it came.
+        purified: the network after purification; the same weights where nothing was changed.
+        compressed: the network that was exported.
         images: the synthetic images that the compressed network was tuned on.
-        scan: of the original.
-        layers: of `layer_table.layer_rows`.
-        spectra: of `layer_table.spectra`.
-        original_onnx_bytes: size of the original, exported in the same way.
-        onnx_bytes: size of the compressed one.
-        parity: of the compressed network with its ONNX file in float32.
-        precision: of `exporters.precision.LoweredModel.summary`; None where it was not lowered.
-        latency: both ONNX files in turns; None where it was not measured.
+        scan: the scan of the original.
+        layers: rows of `layer_table.layer_rows`.
+        spectra: spectra of `layer_table.spectra`.
+        original_onnx_bytes: size of the original's ONNX file, exported in the same way.
+        onnx_bytes: size of the compressed network's ONNX file.
+        parity: agreement of the compressed network with its ONNX file in float32.
+        precision: `LoweredModel.summary`; None where it was not lowered.
+        latency: latencies of both ONNX files, measured in turns; None where none were measured.
         target: name and description of the target.
         stage_seconds: wall time by stage, in order.
-        peak_memory_mib: of this process; None where the system does not tell.
-        environment: the machine.
-        seed: of the whole run.
-        command: how to run it again, without paths.
+        peak_memory_mib: peak memory of this process; None where the system does not report it.
+        environment: the machine and the versions of its software.
+        seed: seed of the whole run.
+        command: command line that repeats the run, without paths.
         settings_toml: the settings that are not the defaults, as a configuration file.
-        warnings: what the reader should know, a sentence each.
+        warnings: sentences that the reader should know.
         evaluation: accuracy on the user's images; None if none were given.
-        gates: the verdict on each gate that was asked.
-        trigger_success: of each suspect's trigger on the three networks (`scan.aftermath`).
+        gates: the verdict on each gate of the policy.
+        trigger_success: success of each suspect's trigger on the three networks
+            (`edgeclean.backdoor.scan.trigger_success`).
     """
 
     original: Network
@@ -91,9 +92,9 @@ class ReportInputs:
 
 
 def build_report(evidence: ReportInputs) -> dict[str, JsonValue]:
-    """The report, but for ``manifest_sha256``: `bundle.write_bundle` adds it.
+    """Return the report without ``manifest_sha256``, which `bundle.write_bundle` adds.
 
-    With that, it keeps to ``schemas/report.schema.json``; see `check_report`.
+    With it, the report keeps to ``schemas/report.schema.json``; see `check_report`.
     """
     original, compressed = evidence.original, evidence.compressed
     first, last = original.history[0], compressed.history[-1]
@@ -135,22 +136,16 @@ def build_report(evidence: ReportInputs) -> dict[str, JsonValue]:
 
 
 def check_report(document: Mapping[str, JsonValue]) -> None:
-    """Check a whole report against the schema that is shipped.
+    """Check a whole report against ``schemas/report.schema.json``.
 
     Raises:
-        jsonschema.ValidationError: it does not keep to it.
+        jsonschema.ValidationError: the report does not keep to the schema.
     """
-    jsonschema.Draft202012Validator(_schema()).validate(document)
-
-
-def same_weights(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two modules of one architecture hold the same numbers."""
-    left, right = one.state_dict(), other.state_dict()
-    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+    validator("report").validate(document)
 
 
 def si_number(count: int) -> str:
-    """1234567 as "1.23 M"."""
+    """Write a count with three digits and a prefix: 1234567 as "1.23 M"."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(count) >= 0.9995 * size:
             return f"{count / size:#.3g}".rstrip(".") + f" {unit}"
@@ -158,9 +153,31 @@ def si_number(count: int) -> str:
 
 
 def byte_size(count: int) -> str:
-    """1048576 as "1.05 MB"."""
+    """Write a number of bytes with three digits: 1048576 as "1.05 MB"."""
     number = si_number(count)
     return f"{number}B" if number[-1].isalpha() else f"{number} B"
+
+
+def command_line(checkpoint: Path, spec: ModelSpec, settings: PipelineSettings) -> str:
+    """Return the command line of a run, with file names for paths: a report names no machine."""
+    words = ["edgeclean", "compress", checkpoint.name]
+    words += ["--arch", without_folder(spec.architecture)]
+    words += ["--input-shape", "x".join(str(side) for side in spec.input_shape)]
+    words += ["--classes", str(spec.classes)]
+    words += [f"--mean={','.join(str(number) for number in spec.mean)}"]
+    words += [f"--std={','.join(str(number) for number in spec.std)}"]
+    if changed_settings(settings):
+        words += ["--config", CONFIG_NAME]
+    return shlex.join([*words, "-o", "build"])
+
+
+def changed_settings(settings: PipelineSettings) -> str:
+    """Return the settings that are not the defaults as a configuration file; "" for none.
+
+    Settings that follow from the effort are left out: its name stands for them.
+    """
+    level = settings_from(PipelineSettings, lengths_of(settings.effort))
+    return to_toml(non_default(settings, level))
 
 
 def _purification(original: Network, purified: Network) -> dict[str, JsonValue]:
@@ -176,13 +193,13 @@ def _purification(original: Network, purified: Network) -> dict[str, JsonValue]:
 
 
 def _latency_table(compressed: Network) -> JsonValue:
-    """The table that ranks were chosen by, as truncation wrote it down; None without one."""
+    """Return the facts of the table that ranks were chosen by, which truncation recorded."""
     tables = (record.notes.get("latency_table") for record in compressed.history)
     return next((table for table in tables if table is not None), None)
 
 
 def _stages(compressed: Network, seconds: Mapping[str, float]) -> list[dict[str, JsonValue]]:
-    """Every stage that was timed, in order, with the size after it where it made a network."""
+    """Return every timed stage in order, with the size of the network where it made one."""
     records = {record.stage: record for record in compressed.history}
     return [
         {
@@ -193,35 +210,3 @@ def _stages(compressed: Network, seconds: Mapping[str, float]) -> list[dict[str,
         }
         for stage, elapsed in seconds.items()
     ]
-
-
-@cache
-def _schema() -> dict[str, Any]:
-    text = resources.files("edgeclean").joinpath("schemas/report.schema.json").read_text("utf-8")
-    schema: dict[str, Any] = json.loads(text)
-    return schema
-
-
-CONFIG_NAME = "edgeclean.toml"
-
-
-def command_line(checkpoint: Path, spec: ModelSpec, settings: PipelineSettings) -> str:
-    """The command, with file names instead of paths: a report names no place on a machine."""
-    words = ["edgeclean", "compress", checkpoint.name]
-    words += ["--arch", without_folder(spec.architecture)]
-    words += ["--input-shape", "x".join(str(side) for side in spec.input_shape)]
-    words += ["--classes", str(spec.classes)]
-    words += [f"--mean={','.join(str(number) for number in spec.mean)}"]
-    words += [f"--std={','.join(str(number) for number in spec.std)}"]
-    if changed_settings(settings):
-        words += ["--config", CONFIG_NAME]
-    return shlex.join([*words, "-o", "build"])
-
-
-def changed_settings(settings: PipelineSettings) -> str:
-    """The settings that are not the defaults, as a configuration file; empty if there are none.
-
-    What the effort decides is said by its name alone.
-    """
-    level = settings_from(PipelineSettings, lengths_of(settings.effort))
-    return to_toml(non_default(settings, level))

@@ -16,8 +16,7 @@ from benchmarks.studies.compress_zoo import Cell
 from edgeclean import pipeline
 from edgeclean.backdoor.purify import purify
 from edgeclean.networks.cost import count_params
-from edgeclean.networks.state import LoadedNetwork
-from edgeclean.report.report import same_weights
+from edgeclean.networks.state import LoadedNetwork, same_weights
 
 
 def cell(network: str, target: int | None, batchnorm: bool, asr: float, acc: float) -> Cell:

@@ -17,6 +17,7 @@ from tiny_networks import tiny_contents, tiny_pixels
 from edgeclean.bundle import manifest as texts
 from edgeclean.bundle.bundle import Bundle, BundleContents, hold_output, write_bundle
 from edgeclean.errors import InputRejectedError, OutputInUseError, UsageError
+from edgeclean.files.schema import validator
 from edgeclean.networks.cost import count_macs, count_params
 from exporters.onnx_exporter import ExportSettings, export_onnx
 from exporters.session import OnnxSession
@@ -255,7 +256,7 @@ def test_a_manifest_that_does_not_fit_its_schema_is_not_written(
 
 
 def test_the_schema_is_a_schema() -> None:
-    Draft202012Validator.check_schema(texts._validator().schema)
+    Draft202012Validator.check_schema(validator("manifest").schema)
 
 
 def _read(bundle: Bundle) -> dict[str, bytes]:

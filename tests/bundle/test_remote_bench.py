@@ -47,8 +47,8 @@ def device_of(server: Loopback) -> Device:
 def bench(
     bundle: Path, server: Loopback, settings: RemoteSettings = SETTINGS
 ) -> tuple[dict[str, object], list[str]]:
-    told: list[str] = []
-    return bench_on_device(bundle, device_of(server), settings, told=told.append), told
+    log: list[str] = []
+    return bench_on_device(bundle, device_of(server), settings, log=log.append), log
 
 
 def calls(server: Loopback) -> list[list[str]]:
@@ -63,7 +63,7 @@ def work_folder(server: Loopback) -> Path:
 
 def test_a_device_builds_measures_and_answers(bundle: Path, server: Loopback) -> None:
     place_trtexec(server.tools, "10.3.0")
-    record, told = bench(bundle, server)
+    record, log = bench(bundle, server)
     assert record["manifest_sha256"] == verify_bundle(bundle).manifest_sha256
     assert record["tensorrt"] == "10.3.0"
     sizes = [(bundle / name).stat().st_size for name in ("kit/original.onnx", "model.onnx")]
@@ -77,7 +77,7 @@ def test_a_device_builds_measures_and_answers(bundle: Path, server: Loopback) ->
         latency["original"]["p50_ms"] / latency["compressed"]["p50_ms"]
     )
     assert (latency["kind"], record["resumed"]) == ("measured", False)
-    assert any("copying" in line for line in told)
+    assert any("copying" in line for line in log)
     loaded = [word for call in calls(server) for word in call if word.startswith("--loadEngine")]
     assert len(loaded) == 4
     assert loaded[0] != loaded[1] == loaded[2] != loaded[3] == loaded[0]  # in turns, A B B A
@@ -87,10 +87,10 @@ def test_a_second_time_copies_and_builds_nothing(bundle: Path, server: Loopback)
     place_trtexec(server.tools, "10.3.0")
     first, _ = bench(bundle, server)
     built = [call for call in calls(server) if any(word.startswith("--onnx") for word in call)]
-    again, told = bench(bundle, server)
+    again, log = bench(bundle, server)
     rebuilt = [call for call in calls(server) if any(word.startswith("--onnx") for word in call)]
     assert len(built) == len(rebuilt) == 2
-    assert not any("copying" in line for line in told)
+    assert not any("copying" in line for line in log)
     assert [again["engines"][name]["cached"] for name in ("original", "compressed")] == [True] * 2
     assert again["engines"]["original"]["key"] == first["engines"]["original"]["key"]
 
@@ -133,10 +133,10 @@ def test_a_dropped_connection_is_said_and_the_next_run_goes_on(
     breaker.join()
     before = len(calls(server))
     place_trtexec(server.tools, "10.3.0")
-    record, told = bench(bundle, server, settings)
+    record, log = bench(bundle, server, settings)
     assert record["resumed"]
     assert len(record["latency"]["original"]["rounds_p50_ms"]) == 3
-    assert any("already" in line for line in told)
+    assert any("already" in line for line in log)
     assert len(calls(server)) - before < 1 + 6  # some rounds were there
 
 
@@ -144,8 +144,8 @@ def test_no_trtexec_is_one_clear_error_and_the_copy_stays(bundle: Path, server: 
     with pytest.raises(ToolchainError, match=r"trtexec was not found.*libnvinfer-bin"):
         bench(bundle, server)
     place_trtexec(server.tools, "10.3.0")
-    _, told = bench(bundle, server)
-    assert any("already" in line for line in told)
+    _, log = bench(bundle, server)
+    assert any("already" in line for line in log)
 
 
 @pytest.mark.parametrize("size", ["64k", "4m"])
@@ -221,7 +221,7 @@ def test_a_device_is_read_as_it_is_written() -> None:
 def test_a_bundle_without_a_kit_is_refused(tmp_path: Path) -> None:
     plain = write_bundle(tmp_path / "plain", tiny_contents()).path
     with pytest.raises(UsageError, match="has no kit for a device"):
-        bench_on_device(plain, Device(host="nowhere"), told=lambda line: None)
+        bench_on_device(plain, Device(host="nowhere"), log=lambda line: None)
 
 
 @pytest.mark.parametrize(

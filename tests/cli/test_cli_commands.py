@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,29 +13,42 @@ from report_evidence import scan_report
 from small_checkpoint import quick_config
 
 from edgeclean import pipeline
+from edgeclean.cli import about
 
 
-def test_parts_prints_folders_that_are_there(terminal: Terminal) -> None:
-    folders = json.loads(terminal("parts", "--json").out)
+def test_integrations_prints_folders_that_are_there(terminal: Terminal) -> None:
+    folders = json.loads(terminal("integrations", "--json").out)
     for name, file in (
         ("cmake", "Edgeclean.cmake"),
         ("make", "edgeclean.mk"),
         ("yocto", "meta-edgeclean"),
     ):
         assert (Path(folders[name]) / file).exists()
-        said = terminal("parts", name, "--quiet")
+        said = terminal("integrations", name, "--quiet")
         assert said == (0, f"{folders[name]}\n", "")  # one line that a build tool can take
-    assert "yocto" in terminal("parts").out
+    assert "yocto" in terminal("integrations").out
 
 
-def test_parts_are_found_without_anything_heavy() -> None:
+@pytest.mark.parametrize("words", [[], ["--json"], ["make"], ["cmake", "--json"], ["bazel"]])
+def test_the_former_name_of_integrations_answers_alike(
+    terminal: Terminal, words: list[str]
+) -> None:
+    now, before = terminal("integrations", *words), terminal("parts", *words)
+    assert (before.code, before.out) == (now.code, now.out)
+    if now.code == 0:
+        (line,) = before.err.splitlines()
+        assert "`edgeclean integrations`" in line
+    assert " parts " not in terminal("--help").out
+
+
+def test_integrations_are_found_without_anything_heavy() -> None:
     finished = in_a_child(
         "import sys\n"
         "from edgeclean.cli import main\n"
         "try:\n    main()\n"
         "except SystemExit:\n    pass\n"
         "print(*(m for m in sys.modules if '.' not in m), file=sys.stderr)",
-        "parts",
+        "integrations",
         "make",
     )
     assert not set(HEAVY) & set(finished.stderr.split())
@@ -260,8 +272,7 @@ def test_doctor_says_what_is_missing_and_what_for(
     parts = {part["name"]: part for part in document["parts"]}
     assert parts["torch"]["found"]
     assert parts["tensorrt"]["enables"]
-    # The package's attribute of this name is the command.
-    monkeypatch.setattr(sys.modules["edgeclean.cli.doctor"], "_version", lambda name: None)
+    monkeypatch.setattr(about, "_version", lambda name: None)
     said = terminal("doctor")
     assert said.code == 7
     assert "MISSING, needed" in said.out

@@ -33,8 +33,9 @@ class Crashing(nn.Module):
     def forward(self, images):
         pathlib.Path(os.environ["BUSY"]).write_text(str(os.getpid()))
         how = os.environ["HOW"]
-        if pathlib.Path(".out.lock").exists() and how != "wait":
-            pathlib.Path(".out.partial").mkdir()
+        held = pathlib.Path(os.environ["STAGING"])
+        if (held / "lock").exists() and how != "wait":
+            (held / "new").mkdir()  # as a run that was about to write
         if how == "segfault":
             ctypes.string_at(0)
         elif how == "wait":
@@ -71,6 +72,7 @@ def started(place: Path, how: str, command: str = "compress") -> subprocess.Pope
         **os.environ,
         "HOW": how,
         "BUSY": str(place.parent / "busy"),
+        "STAGING": staging_name("out"),
         "TMPDIR": str(place.parent / "tmp"),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(Path(supervisor.__file__).parents[2]),
@@ -166,7 +168,7 @@ def test_what_another_run_holds_is_left_to_it(place: Path) -> None:
 def test_only_long_commands_of_a_fresh_process_are_split() -> None:
     def asked(*words: str, first: str = "") -> bool:
         code = f"import sys; {first}\nfrom edgeclean.cli import supervisor\n"
-        code += "print(supervisor.is_wanted(sys.argv[1:]))"
+        code += "print(supervisor.is_split(sys.argv[1:]))"
         environment = {**os.environ, "PYTHONPATH": str(Path(supervisor.__file__).parents[2])}
         said = subprocess.run(
             [sys.executable, "-c", code, *words],
@@ -186,4 +188,4 @@ def test_only_long_commands_of_a_fresh_process_are_split() -> None:
         "scan",
         first="import threading, time; threading.Thread(target=time.sleep, args=[1]).start()",
     )
-    assert not supervisor.is_wanted(["compress", "x"])  # here: torch is loaded
+    assert not supervisor.is_split(["compress", "x"])  # here: torch is loaded

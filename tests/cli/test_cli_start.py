@@ -14,7 +14,7 @@ from edgeclean import cli
 
 COMMANDS = (
     *("compress", "scan", "inspect", "export", "latency-table", "build-engine", "bench"),
-    *("verify", "sign", "embed", "parts", "targets", "doctor"),
+    *("verify", "sign", "embed", "integrations", "targets", "doctor"),
 )
 
 

@@ -110,7 +110,7 @@ def test_without_tau_nothing_is_scaled_and_the_history_says_so():
 
 @pytest.mark.parametrize("tau", [0.0, -1.0, float("nan"), float("inf")])
 def test_impossible_tau_is_refused(tau):
-    with pytest.raises(UsageError, match="--tau"):
+    with pytest.raises(UsageError, match=r"tau is .*; it must be a number above 0"):
         ScaleSettings(tau=tau)
 
 

@@ -173,11 +173,11 @@ def test_overrides_that_do_not_fit_are_refused(overrides, message):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"ratio": 0.5}, "--ratio 0.5"),
-        ({"ratio": math.nan}, "--ratio nan"),
-        ({"rank_multiple": 0}, "rank_multiple is 0"),
-        ({"ridge": 0.0}, "ridge is 0.0"),
-        ({"least_gain": 1.0}, "least_gain 1.0"),
+        ({"ratio": 0.5}, "ratio is 0.5; it must be a number from 1 "),
+        ({"ratio": math.nan}, "ratio is nan; it must be a number from 1 "),
+        ({"rank_multiple": 0}, "rank_multiple is 0; it must be a whole number from 1 "),
+        ({"ridge": 0.0}, "ridge is 0.0; it must be a number from 0.001 "),
+        ({"least_gain": 1.0}, "least_gain is 1.0; it must be a number at least 0 and below 1"),
         ({"keep": ("a",), "overrides": {"a": (1, 1)}}, "'a' is kept and has ranks"),
     ],
 )
@@ -188,7 +188,7 @@ def test_wrong_settings_are_refused(wrong, message):
 
 def test_unknown_words_are_refused_where_types_are_not_checked(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(UsageError, match="measure 'flops' is unknown; it is one of macs, params"):
+    with pytest.raises(UsageError, match="measure is 'flops'; it must be one of macs, params"):
         RankSettings(measure="flops")
 
 

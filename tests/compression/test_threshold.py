@@ -61,5 +61,5 @@ def test_a_laxer_agreement_never_clamps_less(decomposed, pixels) -> None:
 
 
 def test_a_share_that_is_none_is_refused() -> None:
-    with pytest.raises(UsageError, match="agreement is 0"):
+    with pytest.raises(UsageError, match=r"agreement is 0\.0; it must be a number above 0"):
         ScaleSettings(agreement=0.0)

@@ -136,5 +136,5 @@ def test_a_plan_that_misses_its_ratio_is_refused_with_the_met_one():
     with pytest.raises(RatioError, match=r"2\.0\d\d times smaller in macs, not 2\.2"):
         truncate(decomposed(), greedy, TruncateSettings())
     assert truncate(decomposed(), greedy, TruncateSettings(shortfall=0.1))
-    with pytest.raises(UsageError, match="shortfall"):
+    with pytest.raises(UsageError, match=r"shortfall is 1\.0; .* at least 0 and below 1"):
         TruncateSettings(shortfall=1.0)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from edgeclean.devices import profile_files as target_profiles
 from edgeclean.devices.profile_files import generations, profile_names
 from edgeclean.devices.targets import PRECISION_BITS, list_targets, load_target, require
 from edgeclean.errors import UsageError
+from edgeclean.files.schema import validator
 from exporters.onnx_exporter import OPSETS
 
 EVERY_TARGET = [
@@ -35,7 +35,7 @@ def test_every_promised_target_is_there() -> None:
 def test_a_shipped_profile_fits_the_schema_and_every_fact_has_a_source(name: str) -> None:
     folder = resources.files("edgeclean").joinpath("devices", "profiles")
     profile = tomllib.loads(folder.joinpath(f"{name}.toml").read_text("utf-8"))
-    assert list(target_profiles._validator().iter_errors(profile)) == []
+    assert list(validator("target").iter_errors(profile)) == []
     assert profile["name"] == name
     assert set(profile.get("jetpacks", {"value": []})["value"]) <= {
         generation["name"] for generation in generations()
@@ -43,7 +43,7 @@ def test_a_shipped_profile_fits_the_schema_and_every_fact_has_a_source(name: str
 
 
 def test_the_schema_is_a_schema() -> None:
-    Draft202012Validator.check_schema(target_profiles._validator().schema)
+    Draft202012Validator.check_schema(validator("target").schema)
 
 
 @pytest.mark.parametrize(("name", "jetpack"), EVERY_TARGET)

@@ -18,6 +18,7 @@ import pytest
 import typer
 from written_pages import ROOT
 
+import edgeclean
 from edgeclean import cli
 from edgeclean.config import PipelineSettings
 from edgeclean.errors import EdgecleanError
@@ -113,6 +114,8 @@ def test_no_part_is_left_ungenerated(pages: dict[Path, Page]) -> None:
 def test_every_option_of_every_command_is_in_the_reference(site: Path) -> None:
     main: Any = typer.main.get_command(cli.app)
     for name, command in main.commands.items():
+        if command.hidden:
+            continue
         text = section(site / "reference" / "commands.html", name)
         for parameter in command.params:
             if parameter.param_type_name == "argument":
@@ -156,6 +159,13 @@ def test_every_error_and_target_is_in_the_reference(site: Path) -> None:
     for name in ("cpu", "jetson", "orin-nano", "rtx"):
         assert f'<h2 id="{name}">' in targets
     assert "unverified" in targets
+
+
+def test_every_public_name_is_in_the_reference(pages: dict[Path, Page], site: Path) -> None:
+    ids = pages[site / "reference" / "python.html"].ids
+    for name in edgeclean.__all__:
+        if not name.startswith("__"):
+            assert f"edgeclean.{name}" in ids
 
 
 @pytest.mark.parametrize("name", ["report", "manifest"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -10,6 +11,22 @@ import typer
 from written_pages import ROOT, TEXTS, anchors, blocks, links
 
 from edgeclean import cli
+
+OURS = "edgeclean|exporters|benchmarks|tests|docs"
+SOURCES = [
+    path
+    for folder in (*OURS.split("|"), ".ci")
+    for path in sorted((ROOT / folder).rglob("*"))
+    if (path.suffix == ".py" or folder == ".ci") and path != Path(__file__)
+]
+SOURCES += [ROOT / name for name in ("Makefile", "pyproject.toml", "mkdocs.yml", ".importlinter")]
+# Results that a study has yet to write, names in commands and in tests, keys in an ONNX file.
+NOT_FILES = {
+    "benchmarks/results/effort.json",
+    "benchmarks/studies/X",
+    "benchmarks/zoo/demo",
+    *("edgeclean/toml", "edgeclean/mk", "edgeclean/stages", "edgeclean/digits"),
+}
 
 
 def name_of(page: Path) -> str:
@@ -57,6 +74,39 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
         assert target.exists(), path
         if anchor and target.suffix == ".md":
             assert anchor in anchors(target), f"{path}#{anchor}"
+
+
+def named_in(text: str) -> set[str]:
+    """The files, folders and modules of this repository that a text names, as paths."""
+    paths = re.findall(rf"(?<![\w/.-])((?:{OURS})/[\w/.-]*[\w-])", text)
+    modules = re.findall(r"python -m (benchmarks(?:\.[a-z_]\w*)+)", text)
+    modules += re.findall(r"``?((?:edgeclean|exporters|benchmarks)(?:\.[a-z_]\w+)+)``?", text)
+    return {*paths, *(module.replace(".", "/") for module in modules)}
+
+
+def exists(name: str) -> bool:
+    """A module's name may go on with a word of the module."""
+    place = ROOT / name
+    if place.exists() or place.with_suffix(".py").is_file():
+        return True
+    for module in (place.parent.with_suffix(".py"), place.parent / "__init__.py"):
+        if module.is_file() and re.search(rf"\b{place.name}\b", module.read_text("utf-8")):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("page", [*TEXTS, *SOURCES], ids=name_of)
+def test_every_file_and_module_that_a_text_names_is_there(page: Path) -> None:
+    missing = {name for name in named_in(page.read_text("utf-8")) if not exists(name)}
+    assert missing - NOT_FILES == set()
+
+
+def test_a_file_that_has_moved_would_be_seen() -> None:
+    text = "see `edgeclean/kit/`, `edgeclean.kit.run` and python -m benchmarks.folding"
+    assert named_in(text) == {"edgeclean/kit", "edgeclean/kit/run", "benchmarks/folding"}
+    assert not any(exists(name) for name in named_in(text))
+    assert exists("edgeclean/devices/kit")
+    assert exists("edgeclean/pipeline/compress")
 
 
 def test_a_missing_anchor_would_be_seen() -> None:

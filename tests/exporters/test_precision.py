@@ -8,13 +8,13 @@ from tiny_networks import Block, PreActivation, tiny_network, tiny_pixels
 
 from edgeclean.errors import ParityError, UsageError
 from edgeclean.networks.pixels import normalize
-from exporters.activations import all_activations
-from exporters.half_precision import layers_of, out_of_range, to_bf16, to_fp16
 from exporters.onnx_check import open_onnx, opset_of
 from exporters.onnx_exporter import ExportSettings, export_onnx
-from exporters.precision import Precision, PrecisionSettings, lower_precision
-from exporters.quantization import quantised_layers, to_int8, without
-from exporters.sensitivity import Judge, Threshold, choose_kept, compare_logits
+from exporters.precision.activations import all_activations
+from exporters.precision.half import layers_of, out_of_range, to_bf16, to_fp16
+from exporters.precision.int8 import quantised_layers, to_int8, without
+from exporters.precision.lower import Precision, PrecisionSettings, lower_precision
+from exporters.precision.sensitivity import Judge, Threshold, choose_kept, compare_logits
 from exporters.session import OnnxSession, runnable
 
 NETWORK = tiny_network(Block(8), PreActivation(8))
@@ -225,7 +225,7 @@ def test_a_precision_that_destroys_the_network_is_an_error(
     for one in broken.graph.initializer:
         one.CopyFrom(numpy_helper.from_array(-9 * numpy_helper.to_array(one), one.name))
     monkeypatch.setattr(
-        "exporters.precision.to_fp16", lambda *_: broken.SerializeToString(deterministic=True)
+        "exporters.precision.lower.to_fp16", lambda *_: broken.SerializeToString(deterministic=True)
     )
     with pytest.raises(ParityError, match="fp16 does not compute what it does in fp32"):
         lower_precision(model, NETWORK.spec, tiny_pixels(8), PrecisionSettings(format="fp16"))

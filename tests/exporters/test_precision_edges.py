@@ -11,12 +11,12 @@ from tiny_networks import tiny_pixels
 from edgeclean.config import settings_for
 from edgeclean.devices.targets import load_target
 from edgeclean.errors import InputRejectedError, ParityError, UsageError
-from exporters.half_precision import layers_of, to_bf16, to_fp16
 from exporters.onnx_check import open_onnx, opset_of
 from exporters.onnx_exporter import ExportSettings, export_onnx
-from exporters.precision import PrecisionSettings, lower_precision
-from exporters.quantization import quantised_layers, to_int8, without
-from exporters.sensitivity import Judge, Threshold, choose_kept
+from exporters.precision.half import layers_of, to_bf16, to_fp16
+from exporters.precision.int8 import quantised_layers, to_int8, without
+from exporters.precision.lower import PrecisionSettings, lower_precision
+from exporters.precision.sensitivity import Judge, Threshold, choose_kept
 from exporters.session import OnnxSession
 
 

@@ -30,6 +30,7 @@ CLASSES = {  # what a variable of this name is, in the exporter
     "parser": "OnnxParser",
     "runtime": "Runtime",
     "engine": "ICudaEngine",
+    "context": "IExecutionContext",
     "inspector": "EngineInspector",
 }
 RETURNED = {  # what a call gives whose result is used on the spot
@@ -89,6 +90,7 @@ def test_every_name_of_the_exporter_is_in_the_published_bindings(wheel: str) -> 
     assert len(names) > 20
     assert ("Builder", "build_serialized_network") in names
     assert {("ITimingCache", "serialize"), ("ParserError", "desc")} <= names
+    assert ("IExecutionContext", "execute_async_v3") in names
     missing = {(kind, name) for kind, name in names if name not in API[wheel].get(kind, ())}
     assert missing == set()
 

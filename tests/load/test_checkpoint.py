@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import sys
+import types
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from zoo import ZOO_NAMES, accuracy, cifar10_test_images, needs_images, needs_zo
 
 from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.load import child
+from edgeclean.load.checkpoint import parse_torch
 from edgeclean.load.isolation import ACCEPTED, REFUSED, parse_isolated
 from edgeclean.load.limits import LoadLimits
 
@@ -142,12 +145,17 @@ def memory_bomb() -> bytes:
 )
 def test_parsing_process_dies_alone(payload: bytes, limits: LoadLimits, message: str) -> None:
     with pytest.raises(InputRejectedError, match=message):
-        parse_isolated("torch", raw_pickle(payload), limits)
+        parse_isolated(parse_torch, raw_pickle(payload), limits)
 
 
-def test_parsing_process_that_cannot_start_is_no_fault_of_the_input() -> None:
-    with pytest.raises(RuntimeError, match="no parser is named"):
-        parse_isolated("none", b"", LIMITS)
+def test_parsing_process_that_cannot_start_is_no_fault_of_the_input(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    elsewhere = types.ModuleType("no_such_file")
+    exec("def parse(contents, limits): return contents", elsewhere.__dict__)  # noqa: S102
+    monkeypatch.setitem(sys.modules, "no_such_file", elsewhere)
+    with pytest.raises(RuntimeError, match=r"did not start: .*No module named 'no_such_file'"):
+        parse_isolated(elsewhere.parse, b"", LIMITS)
 
 
 def test_answer_of_the_parsing_process() -> None:

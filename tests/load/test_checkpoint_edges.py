@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import zipfile
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from edgeclean.load.checkpoint import load_checkpoint, parse_torch
 from edgeclean.load.child import run
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx import importer
-from edgeclean.load.onnx.guard import parse_onnx
 from edgeclean.load.state_dict import check_layout
 from edgeclean.networks.state import ModelSpec
 
@@ -29,12 +29,11 @@ ONNX = dataclasses.replace(SPEC, architecture="onnx", input_shape=(3, SIDE, SIDE
 @pytest.fixture(autouse=True)
 def _parsed_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, what the child would do: it takes seconds to start."""
-    parsers = {"torch": parse_torch, "onnx": parse_onnx}
     for module in (checkpoint, importer):
         monkeypatch.setattr(
             module,
             "parse_isolated",
-            lambda name, contents, limits: parsers[name](contents, limits),
+            lambda parser, contents, limits: parser(contents, limits),
         )
 
 
@@ -126,9 +125,17 @@ def test_a_tensor_without_numbers_repeats_none() -> None:
     check_layout({"a": torch.zeros(0, 3), "b": torch.zeros(0).expand(4, 0)}, LIMITS)
 
 
-def test_no_parser_but_those_of_the_table() -> None:
-    with pytest.raises(ValueError, match="no parser is named 'os:system'"):
-        run('{"parser": "os:system", "input_bytes": 1, "limits": {}}')
+@pytest.mark.parametrize(
+    ("parser", "message"),
+    [
+        ("os:system", "cannot be found by its name"),
+        ("edgeclean.load.limits:LoadLimits", "cannot be found by its name"),
+        ("edgeclean.load.checkpoint:check_zip", "another module's edgeclean.load.limits:check_zip"),
+    ],
+)
+def test_no_parser_but_a_function_under_its_own_name(parser: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(json.dumps({"parser": parser, "input_bytes": 1, "limits": {}}))
 
 
 def test_the_spec_of_these_tests_is_loaded(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ in this process.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -15,8 +16,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import onnxsim
 import pytest
 import safetensors.torch
 import torch
@@ -26,9 +29,9 @@ from tiny_networks import tiny_contents
 from edgeclean.bundle import golden
 from edgeclean.bundle.golden import run_golden, run_isolated
 from edgeclean.errors import InputRejectedError
-from edgeclean.load import checkpoint, child, isolation
-from edgeclean.load.checkpoint import read_tensors
-from edgeclean.load.isolation import ACCEPTED, READY, REFUSED, parse_isolated
+from edgeclean.load import child, isolation
+from edgeclean.load.checkpoint import parse_torch, read_tensors
+from edgeclean.load.isolation import ACCEPTED, READY, REFUSED, Parser, name_of, parse_isolated
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx import guard
 from edgeclean.load.onnx.importer import import_onnx
@@ -89,7 +92,11 @@ def test_a_child_answers_on_a_descriptor_of_its_own(
         "limit_process",
         lambda limits, size: limited.append((limits, size, given.tell())),
     )
-    settings = {"parser": "torch", "input_bytes": 1, "limits": asdict(LoadLimits())}
+    settings = {
+        "parser": "edgeclean.load.checkpoint:parse_torch",
+        "input_bytes": 1,
+        "limits": asdict(LoadLimits()),
+    }
     kept = os.dup(1)
     try:
         child.run(json.dumps(settings))
@@ -123,7 +130,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, code: int, out: bytes, err: bytes
 def test_a_death_is_told(code: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, code, READY + ACCEPTED)
     with pytest.raises(InputRejectedError, match=words):
-        parse_isolated("torch", b"", LIMITS)
+        parse_isolated(parse_torch, b"", LIMITS)
 
 
 def test_a_child_knows_nothing_of_its_parents_surroundings(
@@ -139,42 +146,86 @@ def test_a_child_knows_nothing_of_its_parents_surroundings(
         "sys.stdout.write('!+' + json.dumps([dict(os.environ), sys.flags.isolated]))"
     )
     monkeypatch.setattr(isolation, "_CHILD", telling)
-    variables, isolated = json.loads(parse_isolated("torch", b"", LIMITS))
+    variables, isolated = json.loads(parse_isolated(parse_torch, b"", LIMITS))
     assert set(variables) <= {"LC_CTYPE"}, "what Python sets for itself"
     assert isolated == 1
 
 
 def test_a_parser_runs_in_the_child_and_nowhere_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def never(*_: object) -> bytes:
+    def never(*_: object, **__: object) -> bytes:
         raise AssertionError("parsed in the process that decides")
 
-    for module, name in ((checkpoint, "parse_torch"), (guard, "parse_onnx")):
+    for module, name in ((torch, "load"), (guard, "check_structure"), (onnxsim, "simplify")):
         monkeypatch.setattr(module, name, never)
     stream = io.BytesIO()
     torch.save({"w": torch.ones(2)}, stream)
     tensors = read_tensors(stream.getvalue(), "torch-zip", LoadLimits())
     assert torch.equal(tensors["w"], torch.ones(2))
-    imported = import_onnx(tiny_contents().model, LoadLimits(), folder=tmp_path)
+    imported = import_onnx(model, LoadLimits(), folder=tmp_path)
     assert imported.input_shape == (3, 8, 8)
+
+
+def echo(contents: bytes, limits: LoadLimits) -> bytes:
+    return json.dumps([contents.decode(), limits.cpu_seconds, os.getpid()]).encode()
+
+
+def test_any_function_at_the_top_of_a_module_runs_in_a_child() -> None:
+    said, seconds, process = json.loads(parse_isolated(echo, b"abc", LoadLimits(cpu_seconds=9)))
+    assert (said, seconds) == ("abc", 9)
+    assert process != os.getpid()
+
+
+def made_in_a_function() -> Parser:
+    def parse_torch(contents: bytes, limits: LoadLimits) -> bytes:
+        return contents
+
+    return parse_torch
+
+
+@pytest.mark.parametrize(
+    "parser",
+    [
+        made_in_a_function(),
+        lambda contents, limits: contents,
+        functools.partial(echo, limits=LIMITS),
+        LIMITS.check_together,
+        bytes,
+    ],
+    ids=["nested", "lambda", "partial", "method", "class"],
+)
+def test_what_cannot_be_found_by_its_name_is_refused(
+    parser: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "run", None)
+    with pytest.raises(ValueError, match="give a plain function at the top of a module"):
+        parse_isolated(parser, b"", LIMITS)
+
+
+def test_a_name_is_that_of_the_function_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert name_of(parse_torch) == "edgeclean.load.checkpoint:parse_torch"
+    assert name_of(run_golden) == "edgeclean.bundle.golden:run_golden"
+    monkeypatch.setattr(sys.modules["edgeclean.load.checkpoint"], "parse_torch", echo)
+    with pytest.raises(ValueError, match="cannot be found by its name"):
+        name_of(parse_torch)
 
 
 def test_answers_of_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, 0, READY + ACCEPTED + b"parsed")
-    assert parse_isolated("torch", b"", LIMITS) == b"parsed"
+    assert parse_isolated(parse_torch, b"", LIMITS) == b"parsed"
     answering(monkeypatch, 0, READY + REFUSED + b"why")
     with pytest.raises(InputRejectedError, match=r"^why$"):
-        parse_isolated("torch", b"", LIMITS)
+        parse_isolated(parse_torch, b"", LIMITS)
     answering(monkeypatch, 0, READY + b"?")
     with pytest.raises(InputRejectedError, match="with code 0"):
-        parse_isolated("torch", b"", LIMITS)
+        parse_isolated(parse_torch, b"", LIMITS)
     answering(monkeypatch, 1, b"", b"Traceback\nImportError: torch\n")
     with pytest.raises(RuntimeError, match="did not start: ImportError: torch"):
-        parse_isolated("torch", b"", LIMITS)
+        parse_isolated(parse_torch, b"", LIMITS)
     answering(monkeypatch, 1, b"")
     with pytest.raises(RuntimeError, match="no message"):
-        parse_isolated("torch", b"", LIMITS)
+        parse_isolated(parse_torch, b"", LIMITS)
 
 
 def test_a_child_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +234,7 @@ def test_a_child_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(isolation.subprocess, "run", hang)
     with pytest.raises(InputRejectedError, match="took too long and was stopped"):
-        parse_isolated("torch", b"", LIMITS)
+        parse_isolated(parse_torch, b"", LIMITS)
 
 
 # A bundle's network.
@@ -197,9 +248,9 @@ def model() -> bytes:
 def directly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run in this process what would run in the child."""
 
-    def run(parser: str, contents: bytes, limits: LoadLimits) -> bytes:
-        assert parser == "golden"
-        return run_golden(contents, limits)
+    def run(parser: Parser, contents: bytes, limits: LoadLimits) -> bytes:
+        assert parser is run_golden
+        return parser(contents, limits)
 
     monkeypatch.setattr(golden, "parse_isolated", run)
 

@@ -23,7 +23,7 @@ from edgeclean.environment import describe_environment
 from edgeclean.errors import BudgetError, UsageError
 from edgeclean.load.checkpoint import load_checkpoint
 from edgeclean.measure.latency import LatencyReport
-from edgeclean.measure.layer_times import is_of_this_machine
+from edgeclean.measure.machine_table import is_of_this_machine
 from edgeclean.pipeline import WrittenCompression, compress
 from edgeclean.report.report import check_report
 from edgeclean.runner import Cache
@@ -205,7 +205,7 @@ def test_what_cannot_be_planned_is_refused_before_anything_is_loaded(
         (("--size-budget", "much"), 2, "must be bytes"),
         (("--latency-table", "none.json"), 2, "cannot be read"),
         (("--latency-table", "net.py"), 2, "is not a JSON document"),
-        (("--speedup", "0.5"), 2, "must be 1 or more"),
+        (("--speedup", "0.5"), 2, "speedup is 0.5; it must be a number from 1 to"),
     ],
 )
 def test_goals_on_the_command_line(

@@ -24,10 +24,18 @@ from edgeclean.devices.targets import load_target
 from edgeclean.images.synthesize import synthesize
 from edgeclean.load.checkpoint import load_checkpoint
 from edgeclean.networks.cost import count_macs, count_params
-from edgeclean.pipeline import WrittenCompression, compress, plan_checkpoint, scan_checkpoint
-from edgeclean.report.report import check_report, same_weights
+from edgeclean.networks.state import same_weights
+from edgeclean.pipeline import (
+    WrittenCompression,
+    compress,
+    export_checkpoint,
+    inspect_checkpoint,
+    scan_checkpoint,
+)
+from edgeclean.report.report import check_report
 from edgeclean.runner import Runner
 from exporters.onnx_check import open_onnx, opset_of
+from exporters.session import OnnxSession
 
 STAGES = (
     "load",
@@ -323,15 +331,32 @@ def test_what_the_command_says_gives_the_same_settings(written: WrittenCompressi
 
 def test_a_scan_and_a_plan_stop_where_they_should(checkpoint: Path) -> None:
     folder = checkpoint.parent
-    loaded, images, found = scan_checkpoint(
-        checkpoint, spec(), quick_settings(), code_folder=folder
-    )
-    assert [record.stage for record in loaded.history] == ["load"]
-    assert len(images) == 24
-    assert len(found.searches) == len(quick_settings().scan.searches)
-    original, planned = plan_checkpoint(checkpoint, spec(), quick_settings(), code_folder=folder)
+    scanned = scan_checkpoint(checkpoint, spec(), quick_settings(), code_folder=folder)
+    assert [record.stage for record in scanned.network.history] == ["load"]
+    assert len(scanned.images) == 24
+    assert len(scanned.report.searches) == len(quick_settings().scan.searches)
+    inspected = inspect_checkpoint(checkpoint, spec(), quick_settings(), code_folder=folder)
+    original, planned = inspected.network, inspected.planned
     shape = spec().input_shape
     assert count_macs(original.module, shape) >= 2 * count_macs(planned.module, shape)
+    assert [row.name for row in inspected.layers] == ["0", "3", "6", "11"]
+    assert {curve.name for curve in inspected.spectra} <= {row.name for row in inspected.layers}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_export_is_the_network_as_it_came(checkpoint: Path, precision: str) -> None:
+    settings = quick_settings(precision={"format": precision})
+    exported = export_checkpoint(checkpoint, spec(), settings, code_folder=checkpoint.parent)
+    assert [record.stage for record in exported.network.history] == ["load"]
+    assert exported.lowered.format == precision
+    assert exported.model == exported.lowered.model
+    assert exported.parity.max_relative_difference <= settings.parity.tolerance
+    pixels = torch.rand(5, *spec().input_shape, generator=torch.Generator().manual_seed(1))
+    mean, std = (torch.tensor(one).view(1, 3, 1, 1) for one in (spec().mean, spec().std))
+    with torch.no_grad():
+        expected = exported.network.module((pixels - mean) / std)
+    answers = OnnxSession(exported.model).predict(pixels.numpy())
+    assert abs(answers - expected.numpy()).max() < 0.05
 
 
 def test_the_exported_file_has_the_targets_opset(checkpoint: Path, tmp_path: Path) -> None:

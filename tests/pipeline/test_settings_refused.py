@@ -19,9 +19,18 @@ from edgeclean.networks.state import settings_as_json
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: ScaleSettings(tau=0.0), "--tau 0.0 is not above 0"),
-        (lambda: ScaleSettings(tau=float("inf")), "--tau inf is not above 0 and finite"),
-        (lambda: ScaleSettings(agreement=0.0), "agreement is 0.0"),
+        (
+            lambda: ScaleSettings(tau=0.0),
+            r"tau is 0.0; .* above 0 and at most 10\^6",
+        ),
+        (
+            lambda: ScaleSettings(tau=float("inf")),
+            r"tau is inf; .* above 0 and at most 10\^6",
+        ),
+        (
+            lambda: ScaleSettings(agreement=0.0),
+            "agreement is 0.0; it must be a number above 0 and",
+        ),
         (lambda: FinetuneSettings(steps=-1), "steps is -1; it must be a whole number from 0"),
         (
             lambda: FinetuneSettings(batch_size=1),

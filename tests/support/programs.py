@@ -54,8 +54,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--programs",
         choices=("any", "none", "all"),
         default="any",
-        help="of the programs in tests/programs.py: take those that are installed (any), take none "
-        "as if none were installed, or fail where one is missing (all)",
+        help="of the programs in tests/support/programs.py: take those that are installed (any), "
+        "take none as if none were installed, or fail where one is missing (all)",
     )
 
 

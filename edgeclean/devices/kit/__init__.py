@@ -1,1 +1,1 @@
-"""What goes to a device beside the network: one file of plain Python, and a shell script."""
+"""The kit that goes to a device beside the network: plain Python 3.6, and a shell script."""

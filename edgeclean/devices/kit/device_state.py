@@ -1,7 +1,7 @@
-"""What a latency on a device depends on: model, clocks, temperature, memory, power mode.
+"""Read what a latency on a device depends on: model, clocks, temperature, memory, power mode.
 
-Plain Python 3.6: it runs on the device. Everything is read, nothing is set; what a device does not
-tell, or only to root, is None or left out.
+Plain Python 3.6: it runs on the device. Everything is read, nothing is set; facts that a device
+does not show, or only to root, are None or left out.
 """
 
 import math
@@ -21,7 +21,7 @@ CLOCKS = (
 
 
 def describe(capability: Dict[str, str]) -> Dict[str, Any]:
-    """The device and its software."""
+    """Return the facts of the device and its software."""
     return {
         "model": first_line("/proc/device-tree/model"),
         "l4t": first_line("/etc/nv_tegra_release"),
@@ -35,7 +35,7 @@ def describe(capability: Dict[str, str]) -> Dict[str, Any]:
 
 
 def snapshot() -> Dict[str, Any]:
-    """What changes while it works: clocks in MHz, temperatures in degrees, free memory in MiB."""
+    """Return its state: clocks in MHz, temperatures in degrees Celsius, free memory in MiB."""
     clocks = {}
     for root, pattern, divisor in CLOCKS:
         for path in sorted(Path(root).glob(pattern)):
@@ -57,7 +57,7 @@ def snapshot() -> Dict[str, Any]:
 
 
 def power_mode() -> Optional[str]:
-    """What ``nvpmodel -q`` says, in one line; its numbers differ from module to module."""
+    """Return the answer of ``nvpmodel -q`` in one line; its numbers differ between modules."""
     tool = shutil.which("nvpmodel") or "/usr/sbin/nvpmodel"
     try:
         finished = subprocess.run(
@@ -69,8 +69,8 @@ def power_mode() -> Optional[str]:
     return " ".join(words)[:200] or None
 
 
-def compute_capability(said: Optional[str]) -> Dict[str, str]:
-    """Of this device's chip, of its first GPU, or what the bundle was made for."""
+def compute_capability(expected: Optional[str]) -> Dict[str, str]:
+    """Return the capability of this device's chip, else of its first GPU, else the expected one."""
     compatible = first_line("/proc/device-tree/compatible") or ""
     for chip in sorted(CHIPS):
         if chip in compatible:
@@ -87,11 +87,11 @@ def compute_capability(said: Optional[str]) -> Dict[str, str]:
         lines = []
     if lines and lines[0].replace(".", "").isdigit():
         return {"value": lines[0], "from": "nvidia-smi"}
-    return {"value": said or "unknown", "from": "the bundle's target"}
+    return {"value": expected or "unknown", "from": "the bundle's target"}
 
 
 def summarise(rounds: List[List[float]]) -> Dict[str, Any]:
-    """Percentiles of all runs, and each round's median, in milliseconds."""
+    """Return percentiles of all runs, and each round's median, in milliseconds."""
     times = sorted(time_ms for one in rounds for time_ms in one)
     mean = sum(times) / len(times)
     spread = math.sqrt(sum((time_ms - mean) ** 2 for time_ms in times) / len(times))
@@ -108,7 +108,7 @@ def summarise(rounds: List[List[float]]) -> Dict[str, Any]:
 
 
 def percentile(ordered: List[float], percent: float) -> float:
-    """Of sorted numbers, with a straight line between neighbours."""
+    """Return a percentile of sorted numbers, interpolated linearly between neighbours."""
     place = (len(ordered) - 1) * percent / 100.0
     low = int(place)
     high = min(low + 1, len(ordered) - 1)
@@ -116,7 +116,7 @@ def percentile(ordered: List[float], percent: float) -> float:
 
 
 def memory_mib(name: str) -> Optional[int]:
-    """A line of /proc/meminfo."""
+    """Return an entry of /proc/meminfo in MiB; None where it cannot be read."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except (OSError, ValueError):
@@ -128,7 +128,7 @@ def memory_mib(name: str) -> Optional[int]:
 
 
 def first_line(path: str) -> Optional[str]:
-    """The first line of a small file of the system; None where it cannot be read."""
+    """Return the first line of a small file of the system; None where it cannot be read."""
     try:
         content = Path(path).read_bytes()[:4096]
     except OSError:

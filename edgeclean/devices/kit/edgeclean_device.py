@@ -1,6 +1,6 @@
 """Build and measure a bundle's networks on this device. Plain Python 3.6, nothing to install.
 
-Run as ``sh kit/run.sh``. What is done stays in the work folder: after a lost connection, a full
+Run as ``sh kit/run.sh``. Finished work stays in the work folder: after a lost connection, a full
 disk or a power cut, the same command goes on from there. Exit codes: 0 done, 2 usage, 3 bundle
 changed, 7 trtexec missing, 8 an engine could not be built or run, 9 the disk is full.
 """
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-# In a bundle these files are one: what stands between the marks is left out there.
+# In a bundle these files are one: the lines between the marks are left out there.
 # <joined>
 from edgeclean.devices.kit.device_state import (
     compute_capability,
@@ -35,9 +35,9 @@ from edgeclean.devices.kit.storage import (
     find_trtexec,
     full_disk,
     hold,
+    log,
     nearly_full,
     need_space,
-    say,
     write_json,
 )
 from edgeclean.devices.kit.trtexec_lines import (
@@ -56,7 +56,7 @@ WARMUP_MS = 500
 
 
 class Kit:
-    """One run: the bundle, the work folder and the device's trtexec."""
+    """One run of the kit: the bundle, the work folder and the device's trtexec."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -76,8 +76,8 @@ class Kit:
         self.known = flags_in(text)
         self.capability = compute_capability(self.config["compute_capability"])
 
-    def want(self, precision: str) -> Dict[str, Any]:
-        """What the command lines are made from."""
+    def line_options(self, precision: str) -> Dict[str, Any]:
+        """Return the options of trtexec's command lines."""
         return {
             "precision": precision,
             "workspace_mib": self.options.workspace_mib,
@@ -87,7 +87,7 @@ class Kit:
         }
 
     def version_text(self) -> str:
-        """Such as "10.3.0"."""
+        """Return the version as text, such as "10.3.0"."""
         return ".".join(str(number) for number in self.version)
 
 
@@ -102,13 +102,13 @@ def main(words: Optional[List[str]] = None) -> int:
             result = run(kit)
         write_json(kit.work / "result.json", result)
         shutil.rmtree(str(kit.work / "rounds"), ignore_errors=True)
-        say("done: %s" % (kit.work / "result.json"))
+        log("done: %s" % (kit.work / "result.json"))
         return 0
     except Stop as stop:
         sys.stderr.write("error: %s\n" % stop)
         return stop.code
     except BrokenPipeError:
-        return 1  # nobody listens any more; what is done is kept
+        return 1  # nobody listens any more; finished work is kept
     except OSError as error:
         if error.errno in FULL:
             sys.stderr.write("error: %s\n" % full_disk(error.filename or "the work folder"))
@@ -117,7 +117,7 @@ def main(words: Optional[List[str]] = None) -> int:
 
 
 def run(kit: Kit) -> Dict[str, Any]:
-    """Everything that is recorded."""
+    """Build and measure both networks, and return the whole record."""
     before = snapshot()
     engines = {name: build(kit, name) for name in ("original", "compressed")}
     settled = sorted(entry["key"] for entry in engines.values())
@@ -130,7 +130,7 @@ def run(kit: Kit) -> Dict[str, Any]:
     for number in range(kit.options.rounds):
         order = ("original", "compressed") if number % 2 == 0 else ("compressed", "original")
         for name in order:
-            say("measuring %s, round %d of %d" % (name, number + 1, kit.options.rounds))
+            log("measuring %s, round %d of %d" % (name, number + 1, kit.options.rounds))
             times[name].append(measure(kit, engines[name], rounds / ("%d-%s" % (number, name))))
     samples = {name: summarise(rows) for name, rows in times.items()}
     return {
@@ -154,7 +154,7 @@ def run(kit: Kit) -> Dict[str, Any]:
 
 
 def recorded_settings(kit: Kit) -> Dict[str, Any]:
-    """What decides the numbers."""
+    """Return the settings that the latencies depend on."""
     return {
         "rounds": kit.options.rounds,
         "seconds": kit.options.seconds,
@@ -168,7 +168,7 @@ def recorded_settings(kit: Kit) -> Dict[str, Any]:
 
 
 def verify_bundle(bundle: Path) -> None:
-    """Every listed file must be there with its hash: the same list that ``sha256sum`` reads."""
+    """Stop unless every file of ``SHA256SUMS`` is there with its hash."""
     listed = {}
     try:
         for line in (bundle / "SHA256SUMS").read_text(encoding="ascii").splitlines():
@@ -186,7 +186,7 @@ def verify_bundle(bundle: Path) -> None:
 
 
 def build(kit: Kit, name: str) -> Dict[str, Any]:
-    """The engine of one network, from the cache or built now."""
+    """Return the record of one network's engine, from the cache or built now."""
     about = kit.config["networks"][name]
     source = BUNDLE / about["file"]
     sha256 = file_hash(source)
@@ -205,7 +205,7 @@ def build(kit: Kit, name: str) -> Dict[str, Any]:
         "timing": str(cache / "timing.cache"),
         "layers": str(cache / (key + ".layers")),
     }
-    say("building the engine of the %s network; this can take many minutes" % name)
+    log("building the engine of the %s network; this can take many minutes" % name)
     made = make_engine(kit, files, about["precision"], name)
     made.update({"key": key, "onnx_sha256": sha256, "precision": about["precision"]})
     os.replace(files["engine"], str(cache / (key + ".plan")))
@@ -214,7 +214,7 @@ def build(kit: Kit, name: str) -> Dict[str, Any]:
 
 
 def cached(record: Path, plan: Path) -> Optional[Dict[str, Any]]:
-    """What is known of an engine that was built before; None where it is not whole."""
+    """Return the record of an engine that was built before; None where it is not whole."""
     try:
         entry: Dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
         whole = file_hash(plan) == entry["engine_sha256"]
@@ -225,10 +225,10 @@ def cached(record: Path, plan: Path) -> Optional[Dict[str, Any]]:
 
 
 def make_engine(kit: Kit, files: Dict[str, str], precision: str, name: str) -> Dict[str, Any]:
-    """Have trtexec write the engine; what is known of it."""
+    """Have trtexec write the engine, and return its record."""
     started = time.time()
     try:
-        line = build_line(kit.version, kit.known, files, kit.want(precision))
+        line = build_line(kit.version, kit.known, files, kit.line_options(precision))
     except ValueError as error:
         raise Stop(8, str(error)) from None
     call(kit, line, "build the engine of the %s network" % name)
@@ -248,7 +248,7 @@ def make_engine(kit: Kit, files: Dict[str, str], precision: str, name: str) -> D
 
 
 def measure(kit: Kit, engine: Dict[str, Any], path: Path) -> List[float]:
-    """Latencies in milliseconds of one round, from the work folder if it was made before."""
+    """Return one round's latencies in milliseconds, from the work folder if it was made before."""
     times = read_times(path)
     if times:
         return times
@@ -258,7 +258,7 @@ def measure(kit: Kit, engine: Dict[str, Any], path: Path) -> List[float]:
         "engine": str(kit.work / "engines" / (engine["key"] + ".plan")),
         "times": str(partial),
     }
-    line = measure_line(kit.version, kit.known, files, kit.want(engine["precision"]))
+    line = measure_line(kit.version, kit.known, files, kit.line_options(engine["precision"]))
     call(kit, line, "measure")
     times = read_times(partial)
     if not times:
@@ -269,15 +269,15 @@ def measure(kit: Kit, engine: Dict[str, Any], path: Path) -> List[float]:
 
 
 def call(kit: Kit, line: List[str], what: str) -> None:
-    """Run trtexec; its last error line is what went wrong."""
-    log = kit.work / "trtexec.log"
-    with log.open("wb") as stream:
+    """Run trtexec; stop with its last error line if it fails."""
+    output = kit.work / "trtexec.log"
+    with output.open("wb") as stream:
         code = subprocess.call([kit.trtexec, *line], stdout=stream, stderr=subprocess.STDOUT)
     if code == 0:
         return
     if nearly_full(kit.work):
         raise Stop(9, full_disk(kit.work))
-    lines = log.read_bytes().decode("utf-8", "replace").splitlines()
+    lines = output.read_bytes().decode("utf-8", "replace").splitlines()
     errors = [one.strip() for one in lines if "[E]" in one or "rror" in one] or lines[-1:] or ["?"]
     raise Stop(
         8, "trtexec (TensorRT %s) could not %s: %s" % (kit.version_text(), what, errors[-1][:300])

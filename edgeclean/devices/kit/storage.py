@@ -1,4 +1,4 @@
-"""How the kit keeps what it made, and how it ends. Plain Python 3.6: it runs on the device."""
+"""Keep the kit's engines and results, and end it. Plain Python 3.6: it runs on the device."""
 
 import errno
 import fcntl
@@ -17,7 +17,7 @@ TRTEXEC = "/usr/src/tensorrt/bin/trtexec"  # where JetPack puts it
 
 
 class Stop(Exception):  # noqa: N818 - not every end is an error of ours
-    """An end that the user must hear of: a sentence, and the exit code."""
+    """The end of a run, with a sentence for the user and the exit code."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -25,34 +25,34 @@ class Stop(Exception):  # noqa: N818 - not every end is an error of ours
 
 
 def need_space(folder: Path, needed: int) -> None:
-    """Stop before work that cannot be stored."""
+    """Stop before work whose result cannot be stored."""
     if shutil.disk_usage(str(folder)).free < needed:
         raise Stop(9, full_disk(folder))
 
 
 def nearly_full(folder: Path) -> bool:
-    """Whether a write that just failed has probably failed for want of room."""
+    """Return whether a write that just failed has probably failed because the disk is full."""
     return shutil.disk_usage(str(folder)).free < SPARE_BYTES // 16
 
 
 def full_disk(place: Any) -> str:
-    """The sentence for a disk without room."""
+    """Return the sentence for a disk without room."""
     return "the disk is full at %s; make room and run again: what is done is kept" % place
 
 
-def hold(lock: Any) -> None:
-    """Wait up to half a minute for a run whose connection was lost to notice."""
+def hold(lock_file: Any) -> None:
+    """Take the lock; wait up to half a minute for a run that has lost its connection to end."""
     for _ in range(30):
         try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            say("another run is at work here; waiting")
+            log("another run is at work here; waiting")
             time.sleep(1)
     raise Stop(2, "another run is at work in this folder; wait for it, or give another --work")
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         for block in iter(lambda: stream.read(1 << 20), b""):
@@ -61,32 +61,32 @@ def file_hash(path: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write beside and rename: a reader sees the old file or the new one."""
+    """Write a file beside and rename it, so that a reader sees the old one or the new one."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(str(partial), str(path))
 
 
-def say(message: str) -> None:
-    """Progress, at once: a lost connection shows here."""
+def log(message: str) -> None:
+    """Write a line of progress at once: a lost connection shows here."""
     sys.stderr.write(message + "\n")
     sys.stderr.flush()
 
 
-def find_trtexec(asked: Optional[str]) -> str:
-    """The asked one, the one on the path, or JetPack's."""
-    for place in [asked] if asked else [shutil.which("trtexec"), TRTEXEC]:
+def find_trtexec(given: Optional[str]) -> str:
+    """Return the path of trtexec: the given one, else the one on PATH, else JetPack's."""
+    for place in [given] if given else [shutil.which("trtexec"), TRTEXEC]:
         if place and os.access(place, os.X_OK):
             return place
     raise Stop(
         7,
         "trtexec was not found (%s); install JetPack's TensorRT samples (the package "
-        "libnvinfer-bin), or give --trtexec" % (asked or "PATH, " + TRTEXEC),
+        "libnvinfer-bin), or give --trtexec" % (given or "PATH, " + TRTEXEC),
     )
 
 
 def engine_key(onnx_sha256: str, tensorrt: str, capability: str, precision: str) -> str:
-    """The name of an engine: it is good for exactly these four."""
+    """Return the key of an engine, which is valid for exactly these four."""
     whole = "\n".join((onnx_sha256, tensorrt, capability, precision))
     return hashlib.sha256(whole.encode()).hexdigest()[:32]
 
@@ -94,10 +94,10 @@ def engine_key(onnx_sha256: str, tensorrt: str, capability: str, precision: str)
 def engine_name(
     key: str, workspace_mib: int, dla_core: Optional[int], gpu_fallback: bool = True
 ) -> str:
-    """What an engine's files are called: its key, and all that it was asked to be built with.
+    """Return the name of an engine's files: its key, and the options it was built with.
 
-    Less scratch memory leaves fewer ways to compute a layer, and an engine that may fall back on
-    the GPU is not one that may not, so neither stands in for the other.
+    Less scratch memory leaves fewer kernels for a layer, and an engine that may fall back on the
+    GPU is not one that may not, so neither stands in for the other.
     """
     name = "%s-%dmib" % (key, workspace_mib)
     if dla_core is not None:

@@ -1,6 +1,6 @@
 # edgeclean in a CMake build: an untrusted checkpoint becomes a library that firmware links.
 #
-#   execute_process(COMMAND edgeclean parts cmake OUTPUT_VARIABLE EDGECLEAN_DIR
+#   execute_process(COMMAND edgeclean integrations cmake OUTPUT_VARIABLE EDGECLEAN_DIR
 #                   OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
 #   include("${EDGECLEAN_DIR}/Edgeclean.cmake")
 #

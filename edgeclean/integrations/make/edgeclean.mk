@@ -1,6 +1,6 @@
 # edgeclean in a Makefile: an untrusted checkpoint becomes source code that firmware links.
 #
-#   include $(shell edgeclean parts make)/edgeclean.mk
+#   include $(shell edgeclean integrations make)/edgeclean.mk
 #
 #   digits_CHECKPOINT := digits.pth
 #   digits_OPTIONS    := --model digits.toml --target orin-nano --policy policy.toml

@@ -27,6 +27,7 @@ from edgeclean.load.onnx.guard import (
     check_structure,
     external_tensors,
     image_input,
+    parse_onnx,
     read_model,
 )
 from edgeclean.load.onnx.node import NodeView
@@ -91,11 +92,11 @@ def import_onnx(contents: bytes, limits: LoadLimits, *, folder: Path) -> Importe
         InputRejectedError: it breaks a rule of ``guard``, a file with weights is missing or
             no plain file, or a node cannot be converted; names the node or tensor.
     """
-    checked = parse_isolated("onnx", contents, limits)
+    checked = parse_isolated(parse_onnx, contents, limits)
     digests: dict[str, str] = {}
     if not checked.startswith(COMPLETE):
         contents, digests = embed_files(contents, folder, limits)
-        checked = parse_isolated("onnx", contents, limits)
+        checked = parse_isolated(parse_onnx, contents, limits)
     module, shape = convert_checked(checked[1:], limits)
     return ImportedOnnx(module=module, input_shape=shape, external_sha256=digests)
 

@@ -2,7 +2,7 @@
 
 FP32 is the file as it is. FP16, BF16 and INT8 stand in the graph itself, so that a runtime without
 precision flags (TensorRT 11, TensorRT-RTX) computes what was checked here. Layers that hurt stay in
-float32; see `exporters.sensitivity`.
+float32; see `exporters.precision.sensitivity`.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgeclean.devices.targets import Target, require
-from edgeclean.environment import versions
 from edgeclean.errors import ParityError, UsageError
 from edgeclean.networks.pixels import normalize
 from edgeclean.networks.state import JsonValue, ModelSpec
 from edgeclean.progress import Progress, silent
 from edgeclean.settings import Settings, setting
-from exporters.half_precision import BF16_OPSET, layers_of, out_of_range, to_bf16, to_fp16
-from exporters.onnx_exporter import ExportSettings
-from exporters.quantization import INT8_OPSET, Calibration, quantised_layers, to_int8, without
-from exporters.sensitivity import Agreement, Choice, Judge, Threshold, choose_kept
+from exporters.onnx_exporter import ExportSettings, OnnxExporter
+from exporters.precision.half import BF16_OPSET, layers_of, out_of_range, to_bf16, to_fp16
+from exporters.precision.int8 import INT8_OPSET, Calibration, quantised_layers, to_int8, without
+from exporters.precision.sensitivity import Agreement, Choice, Judge, Threshold, choose_kept
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 HOW = {
@@ -82,7 +81,7 @@ class LoweredModel:
         format: what it computes in, but for ``kept``.
         layers: how many layers could be lowered.
         kept: those that stayed in float32.
-        sensitivity_db: see `exporters.sensitivity.Choice`.
+        sensitivity_db: see `exporters.precision.sensitivity.Choice`.
         agreement: with the float32 file, on synthetic images that it was not calibrated on (where
             there are enough).
         calibration: of INT8; None elsewhere.
@@ -210,6 +209,7 @@ def _lowered(choice: Choice, settings: PrecisionSettings, layers: tuple[str, ...
             f"{found.signal_to_noise_db:.0f} dB, and {asked.agreement:.1%} at "
             f"{asked.signal_to_noise_db:.0f} dB were asked; ask for less, or use a higher precision"
         )
+    onnx_runtime = OnnxExporter()
     return LoweredModel(
         model=choice.model,
         format=settings.format,
@@ -219,5 +219,5 @@ def _lowered(choice: Choice, settings: PrecisionSettings, layers: tuple[str, ...
         agreement=choice.agreement,
         calibration=settings.calibration if settings.format == "int8" else None,
         how=HOW[settings.format],
-        runtime=f"onnxruntime {versions()['onnxruntime']}, CPU",
+        runtime=f"{onnx_runtime.name} {onnx_runtime.version()}, CPU",
     )

@@ -1,4 +1,4 @@
-"""The latency table of a run, given or measured here and kept, and goals that need one."""
+"""Measure a network's latency table on this machine, and check a table against this machine."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Mapping
 
 from edgeclean.compression.factorisation import Ranks
 from edgeclean.compression.latency_table import LatencyTable
-from edgeclean.config import PipelineSettings
-from edgeclean.devices.targets import Target
 from edgeclean.environment import describe_environment
 from edgeclean.errors import UsageError
 from edgeclean.files.store import Store
@@ -16,7 +14,6 @@ from edgeclean.measure.latency import LatencySettings
 from edgeclean.networks.layers import trace_layers
 from edgeclean.networks.state import LoadedNetwork
 from edgeclean.progress import Progress, silent
-from exporters.file_size import BYTES_PER_PARAM
 from exporters.onnx_exporter import ExportSettings, export_onnx
 
 
@@ -28,15 +25,15 @@ def measured_table(
     kept: Store | None = None,
     progress: Progress = silent,
 ) -> LatencyTable:
-    """Time every layer of a network that may be factored, and the network, on this machine.
+    """Time the whole network and every layer of it that may be factored, on this machine.
 
     Args:
-        network: as it was loaded.
-        settings: see `BlockLatencySettings`.
-        overrides: ranks of single layers that must be in the table as well.
-        kept: what was measured on this device before is taken from here, so that a second run
-            plans by the same numbers; what is new is put there.
-        progress: told after every layer.
+        network: the network as it was loaded.
+        settings: the length and the conditions of the measurement.
+        overrides: ranks of single layers that must be in the table as well, by layer name.
+        kept: store of earlier measurements: rows measured on this device before are taken from
+            it, so that a second run plans by the same numbers, and new rows are added.
+        progress: called after every layer.
 
     Raises:
         ToolchainError: the backend's device is not there.
@@ -60,7 +57,7 @@ def table_of_this_machine(
     kept: Store | None = None,
     progress: Progress = silent,
 ) -> LatencyTable:
-    """As `measured_table`, with the threads and the batch that the network is measured with."""
+    """Call `measured_table` with the threads and the batch that the networks are measured with."""
     settings = BlockLatencySettings(threads=latency.threads, batch=latency.batch)
     return measured_table(
         network, settings, overrides=dict(overrides), kept=kept, progress=progress
@@ -68,14 +65,14 @@ def table_of_this_machine(
 
 
 def is_of_this_machine(table: LatencyTable) -> bool:
-    """Whether ONNX Runtime on this processor is what the table was measured with."""
+    """Return whether the table was measured with this ONNX Runtime on this processor."""
     here = describe_environment()
     runtime = f"onnxruntime {here.versions['onnxruntime']}"
     return table.device == here.processor and table.runtime.startswith(f"{runtime},")
 
 
 def check_table(table: LatencyTable, *, precision: str, threads: int, batch: int) -> None:
-    """Refuse a table that was measured otherwise than this run computes and measures.
+    """Refuse a table measured under other conditions than this run computes and measures in.
 
     Raises:
         UsageError: the precision differs; or the table is of this machine and threads or batch do.
@@ -90,27 +87,4 @@ def check_table(table: LatencyTable, *, precision: str, threads: int, batch: int
             f"the latency table was measured here with {table.threads} threads at batch "
             f"{table.batch}, and this run measures with {threads} at batch {batch}; make them "
             "alike (--threads), or measure the table again"
-        )
-
-
-def check_goal(settings: PipelineSettings, target: Target, table: LatencyTable | None) -> None:
-    """Refuse goals that cannot be planned for this target, before anything is loaded.
-
-    Raises:
-        UsageError: the table is of another precision, there is none and none can be measured here,
-            or a size is asked of a precision whose file sizes cannot be foretold.
-    """
-    precision, goal = settings.precision.format, settings.ranks
-    if table is not None:
-        measured = settings.latency
-        check_table(table, precision=precision, threads=measured.threads, batch=measured.batch)
-    elif goal.needs_table and (target.runtime != "onnxruntime" or precision != "fp32"):
-        raise UsageError(
-            f"a goal of time was asked for {target.name} in {precision}, which cannot be measured "
-            "here; give --latency-table with one measured there, or ask for --ratio"
-        )
-    if goal.size_budget is not None and precision not in BYTES_PER_PARAM:
-        raise UsageError(
-            f"--size-budget cannot be planned for {precision}, whose layers may stay in fp32; ask "
-            "for --ratio with --measure params, and refuse larger files with --max-size"
         )

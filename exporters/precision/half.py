@@ -18,8 +18,8 @@ from onnx import TensorProto, helper, numpy_helper, version_converter
 from onnxruntime.quantization.onnx_model import ONNXModel
 
 from edgeclean.errors import InputRejectedError
-from exporters.activations import all_activations
 from exporters.onnx_check import drop_unread, open_onnx, opset_of
+from exporters.precision.activations import all_activations
 
 BF16_OPSET = 22
 LARGEST_FP16 = 65504.0
