@@ -132,7 +132,9 @@ def test_who_asks_it_to_stop_is_heard(place: Path, number: signal.Signals, to_al
     (os.killpg if to_all else os.kill)(process.pid, number)
     code, error, line = ended(process)
     assert code == error["exit_code"] == 128 + number
-    assert line.startswith(f"error: stopped by {number.name}")
+    said = "interrupted while loading" if number == signal.SIGINT else f"stopped by {number.name}"
+    assert line.startswith(f"error: {said}; ")
+    assert error["signal"] == number.name
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
 
@@ -164,7 +166,7 @@ def test_what_another_run_holds_is_left_to_it(place: Path) -> None:
 def test_only_long_commands_of_a_fresh_process_are_split() -> None:
     def asked(*words: str, first: str = "") -> bool:
         code = f"import sys; {first}\nfrom edgeclean.cli import supervisor\n"
-        code += "print(supervisor.is_wanted(sys.argv[1:]))"
+        code += "print(supervisor.is_split(sys.argv[1:]))"
         environment = {**os.environ, "PYTHONPATH": str(Path(supervisor.__file__).parents[2])}
         said = subprocess.run(
             [sys.executable, "-c", code, *words],
@@ -184,4 +186,4 @@ def test_only_long_commands_of_a_fresh_process_are_split() -> None:
         "scan",
         first="import threading, time; threading.Thread(target=time.sleep, args=[1]).start()",
     )
-    assert not supervisor.is_wanted(["compress", "x"])  # here: torch is loaded
+    assert not supervisor.is_split(["compress", "x"])  # here: torch is loaded

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextvars import Context
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_leaves_no_trace(
     assert run.returncode == 130
     assert "Traceback" not in run.stderr
     before, last = run.stderr.splitlines()[:-1], run.stderr.splitlines()[-1]
-    assert last.startswith("interrupted while scanning; ")
+    assert last.startswith("error: interrupted while scanning; ")
     assert not any("interrupted" in line for line in before)
     assert ("finished stages are kept" in last, "nothing was kept" in last) == (kept, not kept)
     error = json.loads(run.stdout)["error"]
@@ -68,9 +69,10 @@ def test_an_interrupted_run_says_how_to_go_on_and_leaves_no_trace(
 def test_a_scan_that_is_interrupted_makes_no_folder(source: Path, tmp_path: Path) -> None:
     run = interrupted(source, "Scanning: masked patch", "scan", "-o", tmp_path / "found")
     assert (run.returncode, run.stdout) == (130, "")
-    assert run.stderr.splitlines()[-1].startswith("interrupted while scanning; run the same")
+    assert run.stderr.splitlines()[-1].startswith("error: interrupted while scanning; run the same")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_before_anything_was_told_the_line_is_whole() -> None:
-    assert interrupted_line() == "interrupted; run the same command again to start over"
+    line = Context().run(interrupted_line)  # as in a program that has said nothing yet
+    assert line == "interrupted; run the same command again to start over"

@@ -53,7 +53,7 @@ def refusal(name: str, option: str, text: str) -> str:
 def test_the_options_with_numbers_are_found() -> None:
     assert {("compress", "--ratio"), ("compress", "--tau"), ("bench", "--min-speedup")} < {*FLOATS}
     assert {("compress", "--max-accuracy-drop"), ("inspect", "--ratio")} < {*FLOATS}
-    assert {("inspect", "--classes"), ("scan", "--seed"), ("bench", "--runs")} < {*WHOLE}
+    assert {("inspect", "--threads"), ("scan", "--seed"), ("bench", "--runs")} < {*WHOLE}
 
 
 @pytest.mark.parametrize(("command", "option"), FLOATS)
