@@ -19,7 +19,9 @@ import safetensors.torch
 import torch
 
 from edgeclean.cli import supervisor
+from edgeclean.files.atomic import staging_name
 
+STAGING = staging_name("out")
 CODE = """
 import ctypes, os, pathlib, signal, time
 from torch import nn
@@ -32,8 +34,9 @@ class Crashing(nn.Module):
     def forward(self, images):
         pathlib.Path(os.environ["BUSY"]).write_text(str(os.getpid()))
         how = os.environ["HOW"]
-        if pathlib.Path(".out.lock").exists() and how != "wait":
-            pathlib.Path(".out.partial").mkdir()
+        staging = pathlib.Path(os.environ["STAGING"])
+        if (staging / "lock").exists() and how != "wait":
+            (staging / "new").mkdir()
         if how == "segfault":
             ctypes.string_at(0)
         elif how == "wait":
@@ -70,6 +73,7 @@ def started(place: Path, how: str, command: str = "compress") -> subprocess.Pope
         **os.environ,
         "HOW": how,
         "BUSY": str(place.parent / "busy"),
+        "STAGING": STAGING,
         "TMPDIR": str(place.parent / "tmp"),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(Path(supervisor.__file__).parents[2]),
@@ -144,7 +148,7 @@ def test_a_killed_command_takes_its_child_along_and_the_next_one_clears_up(place
     busy_child(place)
     process.kill()
     process.communicate(timeout=30)  # the pipes end when both have, and the child would sleep on
-    assert (place / ".out.lock").exists()
+    assert (place / STAGING / "lock").exists()
     for one in (place.parent / "tmp").iterdir():  # what a killed command leaves, as it always did
         assert one.name.startswith("edgeclean-")
         shutil.rmtree(one)
@@ -153,13 +157,15 @@ def test_a_killed_command_takes_its_child_along_and_the_next_one_clears_up(place
 
 
 def test_what_another_run_holds_is_left_to_it(place: Path) -> None:
-    lock = place / ".out.lock"
+    staging = place / STAGING
+    staging.mkdir()
+    lock = staging / "lock"
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        (place / ".out.partial").mkdir()
+        (staging / "new").mkdir()
         supervisor._clear_up(place / "out")
         assert lock.exists()
-        assert (place / ".out.partial").exists()
+        assert (staging / "new").exists()
     supervisor._clear_up(place / "out")
 
 
