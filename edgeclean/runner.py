@@ -1,10 +1,9 @@
 """What every stage of a run has in common: it is timed, told of, and taken up where it was done.
 
 A stage is a name, a function, and what the function is called with. The key of a kept result is a
-hash of all of these (`resume.keys`), and the runner itself makes the call, with exactly what it
-hashed. A function that could know more, such as a closure over settings, is refused.
-
-What decides a stage's result, as a hash: every value it is given, the code, and the machine.
+hash of what decides it (`stage_key`): every value it is given, the code, and the machine. The
+runner itself makes the call, with exactly what it hashed; a function that could know more, such as
+a closure over settings, is refused.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from tiny_networks import tiny_network
 from torch import nn
 
 from edgeclean import pipeline
-from edgeclean import runner as keys_module
+from edgeclean import runner
 from edgeclean.compression.goals import FileSize
 from edgeclean.compression.plan import LayerPlan, RankPlan
 from edgeclean.files.atomic import hold_folder
@@ -82,10 +82,10 @@ def test_a_key_changes_with_all_that_decides_a_result(monkeypatch: pytest.Monkey
     ]
     keys = [stage_key("scan", given | change) for change in changes]
     keys += [stage_key("purify", given)]
-    monkeypatch.setattr(keys_module, "_machine", lambda: {"threads": 99})
+    monkeypatch.setattr(runner, "_machine", lambda: {"threads": 99})
     keys += [stage_key("scan", given)]
     monkeypatch.undo()
-    monkeypatch.setattr(keys_module, "own_code", lambda: "another version")
+    monkeypatch.setattr(runner, "own_code", lambda: "another version")
     keys += [stage_key("scan", given)]
     assert len({first, *keys}) == 1 + len(keys)
 
@@ -94,15 +94,15 @@ def test_a_key_changes_with_all_that_decides_a_result(monkeypatch: pytest.Monkey
 def test_the_hash_of_the_code_is_of_both_packages(
     package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = keys_module.own_code.__wrapped__()
-    module = getattr(keys_module, package)
+    before = runner.own_code.__wrapped__()
+    module = getattr(runner, package)
     copy = tmp_path / package
     shutil.copytree(Path(module.__file__).parent, copy)
     monkeypatch.setattr(module, "__file__", str(copy / "__init__.py"))
-    assert keys_module.own_code.__wrapped__() == before, "where they lie does not matter"
+    assert runner.own_code.__wrapped__() == before, "where they lie does not matter"
     with next(copy.glob("p*.py")).open("a", encoding="utf-8") as stream:
         stream.write("# changed\n")
-    assert keys_module.own_code.__wrapped__() != before
+    assert runner.own_code.__wrapped__() != before
 
 
 @pytest.fixture(scope="module")
