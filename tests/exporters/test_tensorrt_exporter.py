@@ -14,7 +14,9 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from tiny_networks import tiny_network
 
 from edgeclean.errors import ToolchainError, UsageError
@@ -271,3 +273,16 @@ def test_an_engine_is_built_and_its_precision_read_back(tmp_path: Path) -> None:
     assert plan.stat().st_size == about["bytes"]
     assert about["layer_precisions"].get("fp32", 0) > 0
     assert cached_engine(tmp_path, model, "0" * 64, EngineSettings())[1]["cached"]
+
+
+@pytest.mark.gpu
+def test_an_engine_computes_what_pytorch_does() -> None:
+    pytest.importorskip("tensorrt", reason="TensorRT is not installed")
+    network, exporter = tiny_network(), tensorrt_exporter.TensorRTExporter()
+    loaded = exporter.load(exporter.convert(network, export_onnx(network)))
+    image = torch.randn(1, *network.spec.input_shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        asked = network.module(image).numpy()
+    np.testing.assert_allclose(loaded.run(image.numpy()), asked, rtol=1e-2, atol=1e-2)
+    with pytest.raises(ToolchainError, match="does not take images"):
+        loaded.run(np.zeros((2, *network.spec.input_shape), np.float32))

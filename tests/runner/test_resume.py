@@ -17,8 +17,7 @@ from small_checkpoint import quick_settings, spec, write_checkpoint
 from tiny_networks import tiny_network
 from torch import nn
 
-from edgeclean import pipeline
-from edgeclean import runner
+from edgeclean import pipeline, runner
 from edgeclean.compression.goals import FileSize
 from edgeclean.compression.plan import LayerPlan, RankPlan
 from edgeclean.files.atomic import hold_folder
