@@ -18,9 +18,9 @@ from tiny_networks import tiny_network
 from torch import nn
 
 from edgeclean import pipeline, runner
+from edgeclean.bundle.bundle import hold_output
 from edgeclean.compression.goals import FileSize
 from edgeclean.compression.plan import LayerPlan, RankPlan
-from edgeclean.files.atomic import hold_folder
 from edgeclean.networks.state import PurifiedNetwork, SyntheticImages, record
 from edgeclean.pipeline import compress
 from edgeclean.runner import Cache, stage_key
@@ -165,5 +165,5 @@ def test_a_stage_that_fails_keeps_those_before_it(
     run(checkpoint, tmp_path / "out", tmp_path / "cache", ear)
     taken = {line.partition(":")[0] for line in ear.heard}
     assert taken == set(KEPT) - {"finetune"}
-    with hold_folder(tmp_path / "out"):
+    with hold_output(tmp_path / "out"):
         pass
