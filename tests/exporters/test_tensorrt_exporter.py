@@ -20,7 +20,7 @@ import torch
 from tiny_networks import tiny_network
 
 from edgeclean.errors import ToolchainError, UsageError
-from exporters import tensorrt_exporter
+from exporters import tensorrt_engine, tensorrt_exporter, tensorrt_rules
 from exporters.onnx_exporter import export_onnx
 from exporters.tensorrt_exporter import EngineSettings, cached_engine, local_tensorrt
 
@@ -83,10 +83,7 @@ def _from_tensorrt(node: ast.AST) -> list[str]:
     return [_name(target) for target in node.targets]
 
 
-RULES = [tensorrt_exporter.TensorRT10, tensorrt_exporter.TensorRT11]
-EXPORTER = inspect.getsource(tensorrt_exporter)  # but for the rules, whose names have versions
-for rules_of_a_version in RULES:
-    EXPORTER = EXPORTER.replace(inspect.getsource(rules_of_a_version), "")
+EXPORTER = inspect.getsource(tensorrt_exporter) + inspect.getsource(tensorrt_engine)
 
 
 @pytest.mark.parametrize("wheel", API)
@@ -102,7 +99,7 @@ def test_every_name_of_the_exporter_is_in_the_published_bindings(wheel: str) -> 
 
 @pytest.mark.parametrize(
     ("rules", "wheels"),
-    [(tensorrt_exporter.TensorRT10, TEN), (tensorrt_exporter.TensorRT11, ELEVEN)],
+    [(tensorrt_rules.TensorRT10, TEN), (tensorrt_rules.TensorRT11, ELEVEN)],
 )
 def test_each_versions_own_names_are_in_its_bindings(rules: type, wheels: list[str]) -> None:
     assert wheels
@@ -132,16 +129,16 @@ def fake(version: str) -> Any:
 @pytest.mark.parametrize("version", ["8.6.1", "10.2.0", "12.0.0"])
 def test_another_tensorrt_is_refused(version: str) -> None:
     with pytest.raises(ToolchainError, match=f"TensorRT {version} is installed"):
-        tensorrt_exporter.differences(fake(version))
+        tensorrt_rules.differences(fake(version))
 
 
 def test_the_right_rules_are_chosen() -> None:
     for version, rules in (
-        ("10.3.0", tensorrt_exporter.TensorRT10),
-        ("10.16.2", tensorrt_exporter.TensorRT10),
-        ("11.4.0.106", tensorrt_exporter.TensorRT11),
+        ("10.3.0", tensorrt_rules.TensorRT10),
+        ("10.16.2", tensorrt_rules.TensorRT10),
+        ("11.4.0.106", tensorrt_rules.TensorRT11),
     ):
-        assert type(tensorrt_exporter.differences(fake(version))) is rules
+        assert type(tensorrt_rules.differences(fake(version))) is rules
 
 
 class Flags:
@@ -160,7 +157,7 @@ def test_only_10_on_a_dla_is_told_the_precision(precision: str, on_dla: bool) ->
     trt = fake("10.3.0")
     trt.NetworkDefinitionCreationFlag = types.SimpleNamespace(STRONGLY_TYPED=1)
     trt.BuilderFlag = types.SimpleNamespace(INT8="INT8", FP16="FP16")
-    ten, eleven = tensorrt_exporter.TensorRT10(trt), tensorrt_exporter.TensorRT11(trt)
+    ten, eleven = tensorrt_rules.TensorRT10(trt), tensorrt_rules.TensorRT11(trt)
     assert ten.network_flags(on_dla=on_dla) == (0 if on_dla else 1 << 1)
     assert eleven.network_flags(on_dla=on_dla) == 0
     told: list[list[str]] = []
