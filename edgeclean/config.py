@@ -71,7 +71,7 @@ class PipelineSettings(Settings):
         decompose: the choice of layers that are factored.
         scale: the clamp on singular values.
         ranks: the size or speed that the network is to have.
-        truncate: the limits on the truncated network.
+        truncate: the shortfall from the asked ratio that is allowed.
         finetune: the recovery of accuracy.
         export: the form of the ONNX file.
         parity: the tolerance between the file's outputs and the network's.

@@ -65,8 +65,7 @@ class PurifySettings(Settings):
         bank_triggers: the most of them kept for unlearning, for each suspected class.
         procedural: procedural images beside the synthetic ones.
         overrule: whether, from the second round on, the student gives the logits of suspected
-            classes
-            (`unlearn.overruled`).
+            classes (`unlearn.overruled`).
         general_strength: the general defence's learning rate, as a share of the guided one's;
             0 leaves a network without suspects untouched.
         unlearn: the purification of each round.

@@ -5,9 +5,9 @@ another key, or written by somebody who cannot read the secret is ignored, with 
 folder is its owner's alone; who can read and write it can do no more than who can change the
 checkpoint.
 
-A ``CACHEDIR.TAG`` marks the folder as made here. Nothing is put into a folder that
-holds anything and no such tag; and nothing is removed from one but results and half written files
-by the names that only they have.
+A ``CACHEDIR.TAG`` marks the folder as made here. Nothing is put into a folder that holds anything
+and no such tag; and nothing is removed from one but results and half written files by the names
+that only they have.
 """
 
 from __future__ import annotations

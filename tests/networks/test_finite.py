@@ -253,12 +253,16 @@ def test_every_loop_ends_at_the_first_loss_that_is_no_number() -> None:
         settings, unlearn=forced(replace(settings.unlearn, steps=50), learning_rate=1e30)
     )
     drawn = synthesize(network, few, seed=0)
-    clean = ScanReport(verdict="not found", suspects=(), searches=(), images=4)
+    stamp = MaskedTrigger(torch.zeros_like(drawn.pixels[0, :1]), drawn.pixels[0])
+    suspect = Suspect(
+        target=0, search="masked patch", score=9.0, cost=1.0, success=1.0, trigger=stamp
+    )
+    found = ScanReport(verdict="suspected", suspects=(suspect,), searches=(), images=4)
     with pytest.raises(NotFiniteError, match="purify: the loss"):
-        purify(network, drawn, clean, settings, seed=0)
-    taught = FinetuneSettings(steps=50, batch_size=4, procedural=4)
+        purify(network, drawn, found, settings, seed=0)
+    tuned = FinetuneSettings(steps=50, batch_size=4, procedural=4)
     with pytest.raises(NotFiniteError, match="finetune: the loss"):
-        finetune(network, network, drawn, forced(taught, learning_rate=math.inf), seed=0)
+        finetune(network, network, drawn, forced(tuned, learning_rate=math.inf), seed=0)
 
 
 def test_what_only_the_last_step_broke_does_not_reach_the_next_stage() -> None:
