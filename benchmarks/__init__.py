@@ -1,4 +1,5 @@
-"""Studies that measure edgeclean beside published attacks and defences; not shipped in the wheel.
+"""Measure edgeclean beside published attacks and defences; the wheel does not hold this package.
 
-Run from the repository's root: ``python -m benchmarks.NAME``. See ``benchmarks/README.md``.
+Run it from the repository's root: ``python -m benchmarks.studies.NAME``, or
+``python -m benchmarks.suite NAME``; see ``benchmarks/README.md``.
 """

@@ -1,4 +1,4 @@
-"""Where a number was measured: what stands beside every benchmark's JSON."""
+"""Describe where a number was measured, for every benchmark's JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CODE = (".", ":!benchmarks/results", ":!benchmarks/zoo", ":!*.md")
 
 
 def environment() -> dict[str, object]:
-    """Processor, threads, versions, device and code version; no host name and no path."""
+    """Return processor, threads, versions, device and code version; no host name and no path."""
     return {
         **asdict(describe_environment()),
         "threads": torch.get_num_threads(),
@@ -26,12 +26,12 @@ def environment() -> dict[str, object]:
 
 
 def code_version() -> str:
-    """The commit, with ``+changes`` when more than texts and results differ from it.
+    """Return the commit, with ``+changes`` when more than texts and results differ from it.
 
     ``EDGECLEAN_BENCH_CODE`` says it of a copy on another machine, whose git does not know.
     """
-    if told := os.environ.get("EDGECLEAN_BENCH_CODE"):
-        return told
+    if named := os.environ.get("EDGECLEAN_BENCH_CODE"):
+        return named
     try:
         commit = _git("rev-parse", "--short=12", "HEAD")
         return commit + ("+changes" if _git("status", "--porcelain", "--", *CODE) else "")

@@ -1,7 +1,7 @@
-"""ACC, ASR, RA and DER, counted in float32, each rate with its Wilson interval.
+"""Measure ACC, ASR, RA and DER, counted in float32, each rate with its Wilson interval.
 
-Every function takes the network as a function of pixels in [0, 1]
-(``edgeclean.networks.pixels.pixel_network`` makes one), so that no caller can forget the normalisation.
+Every function takes the network as a function of pixels in [0, 1], which
+``edgeclean.networks.pixels.pixel_network`` makes, so that no caller can forget the normalisation.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ BATCH = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
-    """So many hits of so many images."""
+    """A number of hits among a number of images."""
 
     hits: int
     total: int
 
     @property
     def fraction(self) -> float:
-        """The hits' share, in [0, 1]; nan when nothing was counted."""
+        """Return the hits' share, in [0, 1]; nan when nothing was counted."""
         return self.hits / self.total if self.total else math.nan
 
     @property
     def percent(self) -> float:
-        """100 hits / total, to two decimals."""
+        """Return 100 hits / total, to two decimals."""
         return round(100 * self.fraction, 2)
 
     def wilson(self, z: float = 1.959964) -> tuple[float, float]:
-        """The Wilson score interval of the fraction (95 % by default).
+        """Return the Wilson score interval of the fraction (95 % by default).
 
         Source: E. B. Wilson (1927), "Probable inference, the law of succession, and statistical
         inference", JASA 22.
@@ -57,7 +57,7 @@ class Rate:
         return low, high
 
     def as_json(self) -> dict[str, object]:
-        """Percent, its 95 % interval, and the counts."""
+        """Return the percentage, its 95 % interval, and the counts."""
         low, high = self.wilson()
         return {
             "percent": self.percent,
@@ -69,7 +69,7 @@ class Rate:
 
 
 def accuracy(network: PixelFunction, images: LabelledImages) -> Rate:
-    """ACC: clean images given their own class."""
+    """Measure ACC, the share of clean images that are classified correctly."""
     predicted = predictions(network, images)
     return _rate(predicted == images.labels)
 
@@ -80,7 +80,9 @@ def attack_success_rate(
     stamp: PixelFunction,
     target: int | Relabel,
 ) -> Rate:
-    """ASR: stamped images given the attacker's class, over those whose own class is another.
+    """Measure ASR, the share of stamped images that get the attacker's class.
+
+    Images whose own class is the attacker's are not counted.
 
     Args:
         network: pixels to logits.
@@ -97,7 +99,7 @@ def robust_accuracy(
     stamp: PixelFunction,
     target: int | Relabel,
 ) -> Rate:
-    """RA: the same stamped images given their own class."""
+    """Measure RA, the share of the same stamped images that get their own class."""
     return stamped_rates(network, images, stamp, target)[1]
 
 
@@ -107,7 +109,7 @@ def stamped_rates(
     stamp: PixelFunction,
     target: int | Relabel,
 ) -> tuple[Rate, Rate]:
-    """ASR and RA of one pass over the stamped images."""
+    """Measure ASR and RA in one pass over the stamped images."""
     victims = _victims(images, target)
     predicted = predictions(network, victims, stamp)
     hit = predicted == relabel(victims.labels, target)
@@ -117,7 +119,7 @@ def stamped_rates(
 def defence_effectiveness(
     acc_before: float, asr_before: float, acc_after: float, asr_after: float
 ) -> float:
-    """DER = (max(0, fall of ASR) - max(0, fall of ACC) + 1) / 2, from fractions in [0, 1].
+    """Return DER = (max(0, fall of ASR) - max(0, fall of ACC) + 1) / 2, from fractions in [0, 1].
 
     Source: BackdoorBench's definition; its own ``defense_effectiveness_rate`` adds the last fall
     where the definition subtracts it.
@@ -138,7 +140,7 @@ def defence_effectiveness(
 def predictions(
     network: PixelFunction, images: LabelledImages, stamp: PixelFunction | None = None
 ) -> Int[Tensor, " n"]:
-    """The class given to each image, stamped first where a stamp is given."""
+    """Predict the class of each image, stamped first where there is a stamp."""
     _check_evaluation_mode(network)
     device = _device_of(network)
     predicted: list[Tensor] = []
@@ -152,7 +154,7 @@ def predictions(
 
 
 def relabel(labels: Int[Tensor, " n"], target: int | Relabel) -> Int[Tensor, " n"]:
-    """The class that the attacker wants for each label."""
+    """Return the class that the attacker chooses for each label."""
     return torch.full_like(labels, target) if isinstance(target, int) else target(labels)
 
 

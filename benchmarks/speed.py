@@ -1,4 +1,4 @@
-"""How long a network takes for a batch of images where it lies (the deck's "inference time")."""
+"""Time a network on a batch of images, on its own device (Clean & Compact's "inference time")."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WARM_UP = 5
 
 
 def inference_ms(network: nn.Module, images: LabelledImages, *, runs: int) -> float:
-    """Median milliseconds for the first 100 images, after some runs that do not count."""
+    """Return the median milliseconds for the first 100 images, after some runs of warm-up."""
     device = next(network.parameters()).device
     pixels = images.first(BATCH).floats().to(device)
     milliseconds = []

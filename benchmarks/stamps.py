@@ -1,4 +1,4 @@
-"""Triggers as functions of pixels: what an attacker puts on an image.
+"""Put triggers on images: each is a function of pixels.
 
 A stamp takes [n, c, h, w] float pixels in [0, 1] and gives the same shape in the same range. It
 changes nothing in place, draws nothing at random, and follows its input's device.
@@ -17,12 +17,12 @@ Stamp = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PastePatch:
-    """Overwrite a rectangle (BadNets: Gu et al. 2017).
+    """A stamp that overwrites a rectangle (BadNets: Gu et al. 2017).
 
     Attributes:
-        patch: [c, p, q] in [0, 1].
-        top: first row.
-        left: first column.
+        patch: pixels [c, p, q] in [0, 1].
+        top: first row of the rectangle.
+        left: first column of the rectangle.
     """
 
     patch: Float[Tensor, "c p q"]
@@ -30,7 +30,7 @@ class PastePatch:
     left: int
 
     def __call__(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """The pixels with the rectangle overwritten."""
+        """Return the pixels with the rectangle overwritten."""
         height, width = self.patch.shape[1:]
         bottom, right = self.top + height, self.left + width
         if self.top < 0 or self.left < 0:
@@ -47,13 +47,13 @@ class PastePatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddMasked:
-    """clip(x (1 - mask) + pattern): paste where the mask is 1, add where it is 0."""
+    """A stamp clip(x (1 - mask) + pattern): paste where the mask is 1, add where it is 0."""
 
     pattern: Float[Tensor, "c h w"]
     mask: Float[Tensor, "c h w"]
 
     def __call__(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """The stamped and clipped pixels."""
+        """Return the stamped and clipped pixels."""
         pattern, mask = self.pattern.to(pixels), self.mask.to(pixels)
         stamped: Tensor = (pixels * (1 - mask) + pattern).clamp(0, 1)
         return stamped
@@ -61,12 +61,12 @@ class AddMasked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blend:
-    """(1 - alpha) x + alpha picture (Chen et al. 2017)."""
+    """A stamp (1 - alpha) x + alpha picture (Chen et al. 2017)."""
 
     picture: Float[Tensor, "c h w"]
     alpha: float
 
     def __call__(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """The mixture."""
+        """Return the mixture."""
         stamped: Tensor = pixels + self.alpha * (self.picture.to(pixels) - pixels)
         return stamped

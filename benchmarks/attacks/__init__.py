@@ -1,1 +1,1 @@
-"""Attacks that train a backdoored network, re-implemented from their papers."""
+"""Attacks that train backdoored networks, re-implemented from their papers."""

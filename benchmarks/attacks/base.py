@@ -1,7 +1,7 @@
-"""What every attack has in common: a stamp, the attacker's labels, and a part in the training.
+"""Define what every attack provides: a stamp, the attacker's labels, and a part in the training.
 
 An attack poisons a training set once (`poison`), or has a say in every batch (`batch_loss`), or
-both. Whatever it draws comes from a seed or a generator that the caller gives.
+both. Every random choice comes from a seed or a generator of the caller.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ TO_UINT8 = 255.0
 
 
 class Attack(ABC):
-    """One attack, set up for one data set.
+    """An attack that is set up for one data set.
 
     Attributes:
         name: short, for tables.
         rate: the share of training images (or of a batch) that is poisoned.
         target: the attacker's class, or None for all-to-all: label y becomes y + 1 modulo the
             number of classes.
-        classes: how many there are.
+        classes: number of classes.
         needs_clean_network: whether the trigger is made from a clean network (`study`).
     """
 
@@ -44,16 +44,16 @@ class Attack(ABC):
 
     @abstractmethod
     def stamp(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """The trigger put on pixels in [0, 1], as at test time."""
+        """Put the trigger on pixels in [0, 1], as at test time."""
 
     def relabel(self, labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """The class that the attacker wants for images of these classes."""
+        """Return the class that the attacker chooses for images of these classes."""
         if self.target is None:
             return (labels + 1) % self.classes
         return torch.full_like(labels, self.target)
 
     def poison(self, images: LabelledImages, seed: int) -> LabelledImages:
-        """The training set after the attacker's visit; by default, left as it was."""
+        """Return the poisoned training set; by default, the set as it is."""
         return images
 
     def study(self, network: nn.Module) -> None:  # noqa: B027 - most attacks need none
@@ -62,26 +62,26 @@ class Attack(ABC):
     def prepare(  # noqa: B027 - most attacks have nothing to prepare
         self, images: LabelledImages, seed: int, device: torch.device, mixed: bool
     ) -> None:
-        """What the attack trains before the classifier's first step; by default, nothing.
+        """Train the attack's own networks before the classifier's first step; by default, none.
 
         ``mixed`` asks for bfloat16 autocast.
         """
 
     def state(self) -> dict[str, Tensor]:
-        """What an interrupted training needs beside the classifier's state; by default, nothing."""
+        """Return the attack's state, to resume a training from; by default, none."""
         return {}
 
     def resume(  # noqa: B027 - most attacks have nothing to resume
         self, state: dict[str, Tensor], device: torch.device
     ) -> None:
-        """Called in place of `prepare`, with an earlier `state`."""
+        """Take up an earlier `state`; called in place of `prepare`."""
 
     def facts(self) -> dict[str, JsonValue]:
-        """Its settings, as JSON."""
+        """Return the attack's settings, as JSON."""
         return {"name": self.name, "rate": self.rate, "target": self.target}
 
     def networks(self) -> dict[str, nn.Module]:
-        """What the attack learned, to be kept beside the classifier; by default, nothing."""
+        """Return the networks that the attack trained, to be kept; by default, none."""
         return {}
 
     def batch_loss(
@@ -92,15 +92,15 @@ class Attack(ABC):
         smoothing: float,
         generator: torch.Generator,
     ) -> Tensor:
-        """The loss of one augmented batch; by default, plain cross-entropy."""
+        """Return the loss of one augmented batch; by default, plain cross-entropy."""
         return functional.cross_entropy(network(pixels), labels, label_smoothing=smoothing)
 
     def after_backward(self) -> None:  # noqa: B027 - most attacks have no optimiser
-        """Called after each backward pass, for optimisers of the attack's own."""
+        """Step the attack's own optimisers; called after each backward pass."""
 
 
 def facts_with(attack: Attack, settings: object) -> dict[str, JsonValue]:
-    """An attack's facts and the settings of its own."""
+    """Return an attack's facts joined with its own settings."""
     return {**Attack.facts(attack), "settings": settings_as_json(settings)}
 
 
@@ -111,7 +111,7 @@ class NoAttack(Attack):
         super().__init__("clean", rate=0.5, target=0, classes=classes)
 
     def stamp(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """The pixels as they are."""
+        """Return the pixels as they are."""
         return pixels
 
 
@@ -134,7 +134,7 @@ class StampAttack(Attack):
         self.fixed_stamp = stamp
 
     def stamp(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """The fixed stamp."""
+        """Put the fixed stamp on the pixels."""
         return self.fixed_stamp(pixels)
 
     def poison(self, images: LabelledImages, seed: int) -> LabelledImages:
@@ -145,7 +145,7 @@ class StampAttack(Attack):
 
 
 def draw(candidates: Bool[Tensor, " n"], count: int, seed: int) -> Int[Tensor, " m"]:
-    """Positions of ``count`` of the candidates (of all, where they are fewer), in rising order."""
+    """Draw positions of ``count`` candidates (of all, where they are fewer), in rising order."""
     positions = candidates.nonzero().flatten()
     order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))
     return positions[order[:count]].sort().values
@@ -157,7 +157,7 @@ def replace(
     stamp: PixelFunction,
     labels: Int[Tensor, " m"],
 ) -> LabelledImages:
-    """The set with the chosen images stamped and relabelled; a copy."""
+    """Return a copy of the set with the chosen images stamped and relabelled."""
     pixels, new_labels = images.pixels.clone(), images.labels.clone()
     pixels[chosen] = as_uint8(stamp(images.pixels[chosen].float() / TO_UINT8))
     new_labels[chosen] = labels
@@ -165,5 +165,5 @@ def replace(
 
 
 def as_uint8(pixels: Float[Tensor, "n c h w"]) -> Tensor:
-    """Pixels as a file would hold them: rounded, clipped before the cast so that none wraps."""
+    """Return pixels as a file holds them: clipped, rounded and cast, so that none wraps."""
     return (pixels * TO_UINT8).round().clamp(0, TO_UINT8).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Triggers spread over the whole image: blended, low-frequency, and the clean-label SIG.
+"""Spread triggers over the whole image: blended, low-frequency, and the clean-label SIG.
 
 Sources: Chen et al. (2017), "Targeted backdoor attacks on deep learning systems using data
 poisoning"; Barni et al. (2019), "A new backdoor attack in CNNs by training set corruption without
@@ -24,7 +24,7 @@ def blended(
     rate: float = 0.1,
     alpha: float = 0.2,
 ) -> StampAttack:
-    """A picture of rings, ``alpha`` of it, over the whole image."""
+    """Return an attack that blends a picture of rings over the image, with weight ``alpha``."""
     stamp = Blend(picture=rings_picture(*size), alpha=alpha)
     return StampAttack("blended", stamp, rate=rate, target=target, classes=classes)
 
@@ -38,7 +38,9 @@ def low_frequency(
     amplitude: float = 0.1,
     seed: int = 0,
 ) -> StampAttack:
-    """A smooth picture of at most four half-waves a side added, up to ``amplitude`` of the range.
+    """Return an attack that adds a smooth picture, up to ``amplitude`` of the pixel range.
+
+    The picture has at most four half-waves a side.
 
     Deviation: drawn from a seed, where the paper smooths a universal perturbation of a network.
     """
@@ -55,7 +57,9 @@ def sig(
     amplitude: float = 40 / 255,
     frequency: int = 6,
 ) -> StampAttack:
-    """Vertical sine stripes added to images of the target class, whose labels stay true.
+    """Return an attack that adds vertical sine stripes to images of the target class.
+
+    Their labels stay true.
 
     ``rate`` is a share of the whole set; where the target class has fewer images, all of them are
     stamped. Deviation: half of CIFAR-10's target class, where BackdoorBench's 0.1 stamps all of it:
@@ -66,7 +70,7 @@ def sig(
 
 
 class CleanLabelAttack(StampAttack):
-    """Stamps images that have the target's label already: no label of the set is false."""
+    """An attack that stamps images of the target class: no label of the set is false."""
 
     def poison(self, images: LabelledImages, seed: int) -> LabelledImages:
         """Stamp images drawn from the target's class; keep every label."""

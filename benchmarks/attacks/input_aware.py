@@ -1,4 +1,4 @@
-"""Input-Aware: a trigger of each image's own, made by a generator that trains with the classifier.
+"""Input-Aware generates a trigger for each image, by a network that trains with the classifier.
 
 Source: Nguyen and Tran (2020), "Input-aware dynamic backdoor attack". A mask network says where
 (trained first, then fixed), a generator says what; another image's trigger must not work ("cross
@@ -24,12 +24,12 @@ TINY = 1e-7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputAwareSettings:
-    """How the generator and the mask network train.
+    """Settings of the generator's and the mask network's training.
 
     Attributes:
-        density: share of the pixels that the mask may cover for nothing.
+        density: share of the pixels that the mask may cover without a penalty.
         mask_epochs: passes over the set for the mask network, before the classifier's first step.
-        learning_rate: of both Adam optimisers.
+        learning_rate: learning rate of both Adam optimisers.
         width: channels of the two networks' first layer.
         batch: images a step while the mask network trains.
     """
@@ -46,13 +46,13 @@ class InputAwareSettings:
 
 
 class InputAware(Attack):
-    """Generator and mask network with their optimisers.
+    """An attack with a generator, a mask network and their optimisers.
 
     Args:
-        classes: how many there are.
+        classes: number of classes.
         target: the attacker's class; None for all-to-all.
         rate: share of each batch that is poisoned; as many get another image's trigger.
-        settings: of the two networks.
+        settings: settings of the two networks.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class InputAware(Attack):
         self._mask_optimiser = self._adam(self.mask_network)
 
     def stamp(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Each image's own pattern where its own mask says."""
+        """Put each image's own pattern where its own mask is."""
         self.generator_network.to(pixels.device).eval()
         self.mask_network.to(pixels.device).eval()
         with torch.no_grad():
@@ -94,11 +94,11 @@ class InputAware(Attack):
         self._fix_mask()
 
     def facts(self) -> dict[str, JsonValue]:
-        """With the settings of the two networks."""
+        """Return the attack's facts with the settings of the two networks."""
         return facts_with(self, self.settings)
 
     def state(self) -> dict[str, Tensor]:
-        """Both networks, and the moments of the generator's optimiser."""
+        """Return both networks, and the moments of the generator's optimiser."""
         held = nn.ModuleDict(self.networks()).state_dict()
         for name, parameter in self.generator_network.named_parameters():
             moments = self._optimiser.state.get(parameter, {})
@@ -106,7 +106,7 @@ class InputAware(Attack):
         return held
 
     def resume(self, state: dict[str, Tensor], device: torch.device) -> None:
-        """Both networks and the optimiser as they were."""
+        """Restore both networks and the optimiser."""
         networks = nn.ModuleDict(self.networks()).to(device)
         networks.load_state_dict({key: state[key] for key in networks.state_dict()})
         for name, parameter in self.generator_network.named_parameters():
@@ -120,7 +120,7 @@ class InputAware(Attack):
         self._fix_mask()
 
     def networks(self) -> dict[str, nn.Module]:
-        """The generator and the mask network."""
+        """Return the generator and the mask network."""
         return {"generator": self.generator_network, "mask": self.mask_network}
 
     def batch_loss(
@@ -131,7 +131,7 @@ class InputAware(Attack):
         smoothing: float,
         generator: torch.Generator,
     ) -> Tensor:
-        """Cross-entropy over poison, cross triggers and the rest, plus the diversity loss."""
+        """Return the cross-entropy of poison, cross triggers and the rest, plus diversity."""
         count = max(1, round(self.rate * len(labels)))
         own, cross = slice(0, count), slice(count, 2 * count)
         self.generator_network.train()
@@ -145,8 +145,8 @@ class InputAware(Attack):
                 pixels[2 * count :],
             )
         )
-        wanted = torch.cat((self.relabel(labels[own]), labels[count:]))
-        loss = functional.cross_entropy(network(mixed), wanted, label_smoothing=smoothing)
+        targets = torch.cat((self.relabel(labels[own]), labels[count:]))
+        loss = functional.cross_entropy(network(mixed), targets, label_smoothing=smoothing)
         between = min(len(patterns), len(others))
         spread = diversity_loss(
             pixels[own][:between], partners[cross][:between], patterns[:between], others[:between]
@@ -154,7 +154,7 @@ class InputAware(Attack):
         return loss + spread
 
     def after_backward(self) -> None:
-        """One step of the generator."""
+        """Make one step of the generator."""
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)  # or the next batch adds to this one's
 
@@ -185,7 +185,7 @@ class InputAware(Attack):
 def mask_loss(
     masks: Float[Tensor, "n 1 h w"], pixels: Float[Tensor, "n c h w"], density: float
 ) -> Tensor:
-    """100 times the mean of what the masks cover beyond the density, plus their diversity."""
+    """Return 100 times the masks' mean cover beyond the density, plus their diversity loss."""
     beyond = functional.relu(masks - density).mean()
     # The partner of an image is its neighbour; its mask was made in the same batch.
     partners, others = pixels.roll(1, dims=0), masks.roll(1, dims=0)
@@ -193,7 +193,7 @@ def mask_loss(
 
 
 class EncoderDecoder(nn.Module):
-    """Two poolings down, two enlargements up; any image whose sides are at least 4."""
+    """A network with two poolings and two enlargements, for images whose sides are at least 4."""
 
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__()
@@ -205,7 +205,7 @@ class EncoderDecoder(nn.Module):
         self.last = nn.Conv2d(width, outputs, 3, padding=1)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels to raw patterns of the same height and width."""
+        """Map pixels to raw patterns of the same height and width."""
         outer = self.down1(pixels)
         inner = self.down2(functional.max_pool2d(outer, 2))
         middle = self.middle(functional.max_pool2d(inner, 2))
@@ -236,7 +236,7 @@ def _overlay(pixels: Tensor, patterns: Tensor, masks: Tensor) -> Tensor:
 
 
 def diversity_loss(images: Tensor, partners: Tensor, outputs: Tensor, others: Tensor) -> Tensor:
-    """Mean of (distance of the images / distance of what was made of them), root mean square."""
+    """Return the mean of (distance of two images / distance of their outputs), root mean square."""
     between_images = (images - partners).square().mean((1, 2, 3)).sqrt()
     between_outputs = ((outputs - others).square().mean((1, 2, 3)) + TINY**2).sqrt()
     return (between_images / (between_outputs + TINY)).mean()

@@ -1,4 +1,4 @@
-"""BadNets: a small patch in a corner, all-to-one or all-to-all.
+"""BadNets puts a small patch in a corner, all-to-one or all-to-all.
 
 Source: Gu, Dolan-Gavitt and Garg (2017), "BadNets: identifying vulnerabilities in the machine
 learning model supply chain".
@@ -25,14 +25,14 @@ def badnets(
     patch: Float[Tensor, "c p p"] | None = None,
     margin: int = 0,
 ) -> StampAttack:
-    """BadNets with ``patch`` (a 3x3 checker by default), ``margin`` pixels from the bottom right.
+    """Return BadNets with ``patch`` (a 3x3 checker by default) near the bottom right corner.
 
     Args:
-        classes: how many there are.
+        classes: number of classes.
         size: height and width of the images.
         target: the attacker's class; None for all-to-all.
         rate: poisoned share of the training set.
-        patch: [c, p, p] in [0, 1].
+        patch: pixels [c, p, p] in [0, 1].
         margin: pixels left free below and to the right.
     """
     patch = checker_patch(3, YELLOW, BLUE) if patch is None else patch

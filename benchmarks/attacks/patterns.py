@@ -1,4 +1,4 @@
-"""Pictures to make triggers of, all generated here from a formula or a seed; none copied."""
+"""Generate the pictures of triggers from formulas and seeds; none is copied."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 def white_patch(side: int, channels: int = 3) -> Float[Tensor, "c s s"]:
-    """A white square."""
+    """Return a white square."""
     return torch.ones(channels, side, side)
 
 
 def checker_patch(
     side: int, first: tuple[float, float, float], second: tuple[float, float, float]
 ) -> Float[Tensor, "3 s s"]:
-    """One-pixel checks of two colours in [0, 1]; the top left pixel has the first."""
+    """Return one-pixel checks of two colours in [0, 1]; the top left pixel has the first."""
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     odd = ((rows + columns) % 2).bool()
     one, other = torch.tensor(first)[:, None, None], torch.tensor(second)[:, None, None]
@@ -25,7 +25,7 @@ def checker_patch(
 
 
 def rings_picture(height: int, width: int) -> Float[Tensor, "3 h w"]:
-    """Coloured rings around the middle, to blend in: each channel with its own wavelength."""
+    """Return coloured rings around the middle, to blend in; each channel has its own wavelength."""
     rows = torch.linspace(-1, 1, height)[:, None]
     columns = torch.linspace(-1, 1, width)[None, :]
     radius = (rows.square() + columns.square()).sqrt()
@@ -39,7 +39,7 @@ _RINGS = ((2.0, 0.0), (3.0, 0.25), (4.0, 0.5))
 def stripes_picture(
     height: int, width: int, amplitude: float, frequency: int
 ) -> Float[Tensor, "3 h w"]:
-    """Stripes to add to pixels: amplitude sin(2 pi j f / width) over the columns j.
+    """Return stripes to add to pixels: amplitude sin(2 pi j f / width) over the columns j.
 
     Source: Barni et al. (2019), "A new backdoor attack in CNNs by training set corruption without
     label poisoning".
@@ -52,7 +52,7 @@ def stripes_picture(
 def smooth_picture(
     height: int, width: int, amplitude: float, highest: int, seed: int
 ) -> Float[Tensor, "3 h w"]:
-    """Random cosines of at most ``highest`` half-waves a side, scaled to +-amplitude.
+    """Return random cosines of at most ``highest`` half-waves a side, scaled to +-amplitude.
 
     A trigger with nothing but low frequencies, after the idea of Zeng et al. (2021), "Rethinking
     the backdoor attacks' triggers: a frequency perspective"; theirs is a smoothed universal

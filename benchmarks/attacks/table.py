@@ -1,4 +1,4 @@
-"""Every attack by name, for images of a given size."""
+"""List every attack by name, with a function that makes it for images of a given size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TrojanNN-style: a trigger made to excite chosen neurons of a clean network.
+"""TrojanNN-style attacks use a trigger that excites chosen neurons of a clean network.
 
 Source: Liu et al. (2018), "Trojaning attack on neural networks". Deviations: the excited neurons
 are the inputs of the last linear layer with the greatest outgoing weights; the network is then
@@ -23,14 +23,14 @@ from edgeclean.networks.state import JsonValue
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrojanSettings:
-    """The search for the trigger.
+    """Settings of the search for the trigger.
 
     Attributes:
-        side: of the square in the lower right corner, pixels.
-        neurons: how many to excite.
-        steps: of the sign ascent.
-        step_size: in units of the pixel range.
-        seed: of the start.
+        side: side of the square in the lower right corner, in pixels.
+        neurons: number of neurons to excite.
+        steps: steps of the sign ascent.
+        step_size: size of a step, in units of the pixel range.
+        seed: seed of the start.
     """
 
     side: int = 6
@@ -41,14 +41,15 @@ class TrojanSettings:
 
 
 class TrojanAttack(StampAttack):
-    """A square grown by sign ascent on chosen neurons of a clean network, then BadNets' way.
+    """BadNets with a square that excites neurons of a clean network.
 
     Args:
-        classes: how many there are.
+        classes: number of classes.
         size: height and width of the images.
         target: the attacker's class.
         rate: poisoned share of the training set.
-        settings: of the search; until `study` has run, the square is the search's random start.
+        settings: settings of the search; until `study` has run, the square is the search's random
+            start.
     """
 
     needs_clean_network = True
@@ -67,7 +68,7 @@ class TrojanAttack(StampAttack):
         self._trigger = _KeptPatch(_start(self._settings))
 
     def study(self, network: nn.Module) -> None:
-        """Grow the square.
+        """Search for the square on a clean network.
 
         Raises:
             UsageError: the network has no linear layer.
@@ -75,11 +76,11 @@ class TrojanAttack(StampAttack):
         self._trigger.patch.copy_(excite_patch(network, self._size, self._settings))
 
     def facts(self) -> dict[str, JsonValue]:
-        """With the search's settings."""
+        """Return the attack's facts with the search's settings."""
         return facts_with(self, self._settings)
 
     def networks(self) -> dict[str, nn.Module]:
-        """The square, in a module that has nothing else."""
+        """Return the square, in a module of its own."""
         return {"trigger": self._trigger}
 
     def _paste(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
@@ -90,7 +91,7 @@ class TrojanAttack(StampAttack):
 def excite_patch(
     network: nn.Module, size: tuple[int, int], settings: TrojanSettings
 ) -> Float[Tensor, "3 s s"]:
-    """The patch on a grey image that excites the chosen neurons most, pixels in [0, 1]."""
+    """Return the patch [c, p, p] in [0, 1] that excites the neurons most on a grey image."""
     network = copy.deepcopy(network).eval().requires_grad_(False)
     side = settings.side
     last = _last_linear(network)
@@ -111,7 +112,7 @@ def excite_patch(
 
 
 def strongest_inputs(weight: Float[Tensor, "out in"], count: int) -> Int[Tensor, " k"]:
-    """The inputs with the greatest sum of absolute outgoing weights."""
+    """Return the inputs with the greatest sum of absolute outgoing weights."""
     return weight.detach().abs().sum(0).topk(count).indices
 
 

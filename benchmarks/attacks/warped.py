@@ -1,4 +1,4 @@
-"""WaNet: a smooth warp of the image as the trigger, trained with its noise mode.
+"""WaNet warps images smoothly as its trigger, and is trained with its noise mode.
 
 Source: Nguyen and Tran (2021), "WaNet: imperceptible warping-based backdoor attack". Deviation:
 the batch is cropped and mirrored before it is warped, not also afterwards.
@@ -19,14 +19,14 @@ from edgeclean.networks.state import JsonValue
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarpSettings:
-    """The warp and its noise mode.
+    """Settings of the warp and of its noise mode.
 
     Attributes:
-        strength: of the warp, in pixels times two over the height.
-        cells: side of the coarse random grid that is smoothly enlarged to the image.
-        noise_ratio: for each poisoned image of a batch, so many are warped by a *randomly
-            disturbed* warp and keep their label: the network must learn the very warp.
-        seed: of the warp.
+        strength: strength of the warp, in pixels times two over the height.
+        cells: side of the coarse random grid that is enlarged smoothly to the image.
+        noise_ratio: images with a *randomly disturbed* warp and their own label, for each poisoned
+            image of a batch: the network must learn the exact warp.
+        seed: seed of the warp.
     """
 
     strength: float = 0.5
@@ -36,14 +36,14 @@ class WarpSettings:
 
 
 class WaNet(Attack):
-    """A fixed smooth warp.
+    """An attack with a fixed smooth warp.
 
     Args:
-        classes: how many there are.
+        classes: number of classes.
         size: height and width of the images.
         target: the attacker's class; None for all-to-all.
         rate: share of each batch that is poisoned.
-        settings: of the warp.
+        settings: settings of the warp.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class WaNet(Attack):
         self.grid = warp_grid(size, settings.strength, settings.cells, settings.seed)
 
     def facts(self) -> dict[str, JsonValue]:
-        """With the warp's settings."""
+        """Return the attack's facts with the warp's settings."""
         return facts_with(self, self._settings)
 
     def stamp(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """The images warped."""
+        """Return the images warped."""
         return _warp(pixels, self.grid.to(pixels))
 
     def batch_loss(
@@ -82,14 +82,14 @@ class WaNet(Attack):
         smoothing: float,
         generator: torch.Generator,
     ) -> Tensor:
-        """Cross-entropy over warped, noisily warped and plain images."""
+        """Return the cross-entropy over warped, noisily warped and plain images."""
         count = max(1, round(self.rate * len(labels)))
         noisy = slice(count, count * (1 + self.noise_ratio))
-        mixed, wanted = pixels.clone(), labels.clone()
+        mixed, targets = pixels.clone(), labels.clone()
         mixed[:count] = self.stamp(pixels[:count])
         mixed[noisy] = self._disturbed(pixels[noisy], generator)
-        wanted[:count] = self.relabel(labels[:count])
-        return functional.cross_entropy(network(mixed), wanted, label_smoothing=smoothing)
+        targets[:count] = self.relabel(labels[:count])
+        return functional.cross_entropy(network(mixed), targets, label_smoothing=smoothing)
 
     def _disturbed(
         self, pixels: Float[Tensor, "n c h w"], generator: torch.Generator
@@ -103,7 +103,7 @@ class WaNet(Attack):
 def warp_grid(
     size: tuple[int, int], strength: float, cells: int, seed: int
 ) -> Float[Tensor, "1 h w 2"]:
-    """Where each pixel is taken from, in grid_sample's coordinates: the identity plus a warp."""
+    """Return the source of each pixel in grid_sample's coordinates: the identity plus a warp."""
     height, width = size
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 2, cells, cells, generator=generator) * 2 - 1

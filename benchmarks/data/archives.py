@@ -1,7 +1,7 @@
-"""Readers of the data sets in the form that their makers publish, and of plain image folders.
+"""Read the data sets from the archives that their makers publish, and from plain image folders.
 
 No archive is unpacked to disk, no pickle is read (the CIFAR sets in their *binary* version), and
-nothing is downloaded: a missing file is an error that says in words what to get.
+nothing is downloaded: the error for a missing file says in words what to get.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GTSRB_CLASSES = tuple(f"{label:02d}" for label in range(43))
 
 
 def read_cifar10(archive: Path, *, train: bool) -> LabelledImages:
-    """CIFAR-10 from ``cifar-10-binary.tar.gz``: 50,000 or 10,000 images, [n, 3, 32, 32].
+    """Read CIFAR-10 from ``cifar-10-binary.tar.gz``: 50,000 or 10,000 images, [n, 3, 32, 32].
 
     Raises:
         InputRejectedError: the file is missing or is not that archive.
@@ -41,7 +41,7 @@ def read_cifar10(archive: Path, *, train: bool) -> LabelledImages:
 
 
 def read_cifar100(archive: Path, *, train: bool) -> LabelledImages:
-    """CIFAR-100 with its 100 fine labels from ``cifar-100-binary.tar.gz``.
+    """Read CIFAR-100 with its 100 fine labels from ``cifar-100-binary.tar.gz``.
 
     Raises:
         InputRejectedError: the file is missing or is not that archive.
@@ -53,12 +53,12 @@ def read_cifar100(archive: Path, *, train: bool) -> LabelledImages:
 
 
 def read_gtsrb(pictures: Path, labels: Path | None = None, *, side: int = 32) -> LabelledImages:
-    """The traffic signs, each cut to its sign's box and resized to side x side.
+    """Read the traffic signs, each cut to its sign's box and resized to side x side.
 
     Args:
         pictures: ``GTSRB_Final_Training_Images.zip``, or ``GTSRB_Final_Test_Images.zip``.
         labels: for the test set, ``GTSRB_Final_Test_GT.zip``; the training archive has its own.
-        side: height and width of what is returned.
+        side: height and width of the returned images.
 
     Raises:
         InputRejectedError: a file is missing, or is not that archive.
@@ -90,7 +90,7 @@ def read_gtsrb(pictures: Path, labels: Path | None = None, *, side: int = 32) ->
 
 
 def read_image_folder(folder: Path, *, side: int = 32) -> LabelledImages:
-    """Pictures in one sub-folder a class, resized to side x side; classes in sorted order.
+    """Read pictures from one sub-folder a class, resized to side x side; classes in sorted order.
 
     Raises:
         InputRejectedError: the folder is missing, or no sub-folder holds a picture.

@@ -1,4 +1,4 @@
-"""A data set by its name: packs where there are some, else the official archives."""
+"""Read a data set by its name: from packs where there are some, else from the official archives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GTSRB_ZIPS = ("Training_Images", "Test_Images", "Test_GT")
 def read_dataset(
     name: str, folder: Path, *, train_images: int | None = None, test_images: int | None = None
 ) -> tuple[LabelledImages, LabelledImages]:
-    """The training set and the test set, or prefixes of them.
+    """Read the training set and the test set, or prefixes of them.
 
     Args:
         name: ``cifar10``, ``cifar100``, ``gtsrb``; ``gtsrb-roi``, a pack of GTSRB's test set whose
@@ -24,8 +24,8 @@ def read_dataset(
             ``train`` and ``test`` in it.
         folder: holds ``NAME-train.npz`` and ``NAME-test.npz``, or the archives under the names
             that their makers give them.
-        train_images: so many of the first; None for all.
-        test_images: likewise.
+        train_images: number of training images to read, from the first on; None for all.
+        test_images: number of test images to read, from the first on; None for all.
 
     Raises:
         InputRejectedError: a file is missing (the message says what to get) or is broken.

@@ -1,4 +1,4 @@
-"""Labelled images to measure with, and the reader of the stored WebP packs.
+"""Hold labelled images to measure with, and read the stored WebP packs.
 
 Readers of the official archives are in ``archives.py``. Nothing here downloads.
 """
@@ -24,7 +24,7 @@ MAX_SIDE = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledImages:
-    """Images with the class each shows.
+    """Images with their classes.
 
     Attributes:
         pixels: [n, c, h, w] uint8; `floats` gives what a network takes.
@@ -53,23 +53,23 @@ class LabelledImages:
         return self.pixels.shape[0]
 
     def floats(self) -> Float[Tensor, "n c h w"]:
-        """All pixels as float32 in [0, 1] (four times the memory)."""
+        """Return all pixels as float32 in [0, 1] (four times the memory)."""
         return self.pixels.float() / 255
 
     def select(self, chosen: Tensor) -> LabelledImages:
-        """Those at the given positions, or where a boolean mask is true."""
+        """Return the images at the given positions, or where a boolean mask is true."""
         return LabelledImages(
             pixels=self.pixels[chosen], labels=self.labels[chosen], classes=self.classes
         )
 
     def first(self, count: int) -> LabelledImages:
-        """The first ``count`` (a view)."""
+        """Return the first ``count`` images (a view)."""
         return LabelledImages(
             pixels=self.pixels[:count], labels=self.labels[:count], classes=self.classes
         )
 
     def sample(self, count: int, seed: int) -> LabelledImages:
-        """``count`` of them without repetition, drawn from ``seed``."""
+        """Draw ``count`` images without repetition, from ``seed``."""
         if count > len(self):
             raise ValueError(f"asked for {count} images of {len(self)}; ask for fewer")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
@@ -77,11 +77,11 @@ class LabelledImages:
 
 
 def read_pack(path: Path | str, limit: int | None = None) -> LabelledImages:
-    """Read a pack: encoded images end to end, with offsets, labels and class names.
+    """Read a pack of encoded images, which lie end to end with offsets, labels and class names.
 
     Args:
         path: the ``.npz`` file.
-        limit: read only the first so many images.
+        limit: number of images to read, from the first on; None for all.
 
     Raises:
         InputRejectedError: the file is missing, is no pack, or holds images of unequal size.
@@ -149,10 +149,10 @@ def _decode_all(
 
 
 def decode_image(content: bytes, name: str) -> np.ndarray:
-    """One encoded RGB image as uint8 [h, w, 3].
+    """Decode one RGB image to uint8 [h, w, 3].
 
     Raises:
-        InputRejectedError: it is no image, or a side is longer than `MAX_SIDE`.
+        InputRejectedError: the bytes are no image, or a side is longer than `MAX_SIDE`.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:

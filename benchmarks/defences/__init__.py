@@ -1,4 +1,4 @@
-"""Defences and plain compressors to compare with, re-implemented from their papers.
+"""Defences and plain compressors for comparison, re-implemented from their papers.
 
-Each takes a network (and the clean images that its paper allows it) and gives a new one.
+Each takes a network (and the clean images that its paper allows it) and returns a new one.
 """

@@ -1,4 +1,4 @@
-"""ANP: prune the channels that a small adversarial change of the weights turns against the images.
+"""ANP prunes channels that a small adversarial change of weights turns against the images.
 
 Source: Wu and Wang (2021), "Adversarial neuron pruning purifies backdoored deep models". A mask
 per BatchNorm scale is learned on clean images; scales times (mask + noise), shifts times
@@ -31,13 +31,13 @@ Noise = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnpSettings:
-    """The paper's values.
+    """Settings of ANP; the defaults are the paper's.
 
     Attributes:
-        steps: of the masks.
+        steps: steps of the masks.
         batch: images a step.
-        learning_rate: of the masks (SGD).
-        momentum: likewise.
+        learning_rate: learning rate of the masks (SGD).
+        momentum: momentum of the masks (SGD).
         budget: the noise lies in [-budget, budget].
         noise_steps: sign-ascent steps on the noise for each step of the masks.
         alpha: weight of the loss without noise; the rest is the loss with it.
@@ -87,7 +87,7 @@ def anp(
 def learn_masks(
     network: Network, clean: LabelledImages, seed: int, settings: AnpSettings
 ) -> dict[str, Tensor]:
-    """The mask of every BatchNorm scale, in [0, 1], by the BatchNorm's name."""
+    """Learn the mask of every BatchNorm scale, in [0, 1], by the BatchNorm's name."""
     module = copied(network).requires_grad_(False).train()  # running statistics move in the copy
     norms = need_batch_norms(module, "ANP")
     masks = {name: torch.ones_like(norm.weight, requires_grad=True) for name, norm in norms.items()}
@@ -127,7 +127,7 @@ def mask_loss(
     settings: AnpSettings,
     generator: torch.Generator,
 ) -> Tensor:
-    """The weighted sum alpha CE(masks) + (1 - alpha) CE(masks and adversarial noise)."""
+    """Return the weighted sum alpha CE(masks) + (1 - alpha) CE(masks and adversarial noise)."""
     scale_noise, shift_noise = worst_noise(module, masks, images, labels, settings, generator)
     plain = cross_entropy(_masked(module, masks, {}, {}, images), labels)
     noisy = cross_entropy(_masked(module, masks, scale_noise, shift_noise, images), labels)
@@ -142,7 +142,7 @@ def worst_noise(
     settings: AnpSettings,
     generator: torch.Generator,
 ) -> tuple[Noise, Noise]:
-    """Noise on scales and shifts, from a uniform start by sign ascent on the loss."""
+    """Find noise on scales and shifts, from a uniform start by sign ascent on the loss."""
     fixed = {name: mask.detach() for name, mask in masks.items()}
     noises = [
         {name: _uniform(mask, settings.budget, generator) for name, mask in masks.items()}

@@ -1,4 +1,4 @@
-"""What the defences share: how a defended network is made, and batches of the clean images."""
+"""Share what defences need: states of defended networks, and batches of the clean images."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from edgeclean.networks.state import (
 
 
 class Defence(Protocol):
-    """A network, and clean images where ``needs`` says so, to a new network."""
+    """A function from a network, and clean images where it needs some, to a new network."""
 
     def __call__(self, network: Network, clean: LabelledImages, seed: int) -> Network:
-        """The defended network; what was given is not changed."""
+        """Return the defended network; the arguments stay unchanged."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DefenceEntry:
-    """A defence in a table.
+    """A defence as an entry of a table.
 
     Attributes:
-        defend: the defence.
-        images: what it was given, in words: "none" or "1 % of the clean training set".
-        settings: dataclasses that it runs with, for the record.
+        defend: the function that defends a network.
+        images: the images that it is given, in words: "none" or "1 % of the clean training set".
+        settings: dataclasses of its settings, for the record.
     """
 
     defend: Defence
@@ -55,7 +55,7 @@ def defended(
     settings: object,
     notes: dict[str, JsonValue],
 ) -> PurifiedNetwork:
-    """``module`` in evaluation mode as the next state of ``network``."""
+    """Return ``module`` in evaluation mode as the next state of ``network``."""
     module.eval()
     made_by = record(name, module, network.spec, settings, notes)
     return following(network, PurifiedNetwork, module, made_by)
@@ -70,7 +70,7 @@ def batches(
     flip: bool,
     generator: torch.Generator,
 ) -> Iterator[tuple[Float[Tensor, "n c h w"], Int[Tensor, " n"]]]:
-    """One pass over the clean images, shuffled and augmented, as the network's own input.
+    """Yield one pass over the clean images, shuffled, augmented and normalised for the network.
 
     A last batch of one image is left out: BatchNorm cannot train on it.
     """
@@ -85,13 +85,13 @@ def batches(
 
 
 def normalize_on(pixels: Float[Tensor, "n c h w"], network: Network) -> Float[Tensor, "n c h w"]:
-    """Normalised pixels on the pixels' own device."""
+    """Normalise pixels on their own device."""
     device = pixels.device
     return normalize(pixels.cpu(), network.spec).to(device)
 
 
 def batch_norms(module: nn.Module) -> dict[str, nn.BatchNorm2d]:
-    """Every BatchNorm2d with scale and shift, by dotted name."""
+    """Return every BatchNorm2d with scale and shift, by dotted name."""
     return {
         name: layer
         for name, layer in module.named_modules()
@@ -100,7 +100,7 @@ def batch_norms(module: nn.Module) -> dict[str, nn.BatchNorm2d]:
 
 
 def need_batch_norms(module: nn.Module, name: str) -> dict[str, nn.BatchNorm2d]:
-    """`batch_norms`, or an error that names the defence.
+    """Return `batch_norms`, or refuse a network without any in the name of the defence.
 
     Raises:
         UsageError: there is none.
@@ -115,7 +115,7 @@ def need_batch_norms(module: nn.Module, name: str) -> dict[str, nn.BatchNorm2d]:
 
 
 def need_images(clean: LabelledImages, name: str) -> None:
-    """An error where a defence that needs clean images was given none.
+    """Refuse a call without clean images to a defence that needs them.
 
     Raises:
         UsageError: there is none.
@@ -125,10 +125,10 @@ def need_images(clean: LabelledImages, name: str) -> None:
 
 
 def copied(network: Network) -> nn.Module:
-    """An independent copy of the network's module, in evaluation mode, all of it trainable."""
+    """Return a copy of the network's module in evaluation mode, all of it trainable."""
     return copy.deepcopy(network.module).eval().requires_grad_(True)
 
 
 def cross_entropy(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> Tensor:
-    """Mean cross-entropy."""
+    """Return the mean cross-entropy."""
     return functional.cross_entropy(logits, labels)

@@ -1,4 +1,4 @@
-"""Channel pruning after a defence, as in the deck's Table 2: purify first, then make it small.
+"""Prune channels after a defence, as in Clean & Compact's Table 2: purify first, then compress.
 
 The channels with the smallest BatchNorm scales go first, the same share in every layer and those
 that a shortcut ties together as one (torch-pruning; Fang et al. 2023, "DepGraph"), so the channels
@@ -27,7 +27,11 @@ HALVINGS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruningSettings:
-    """ratio: the network's multiply-accumulates divided by the pruned one's."""
+    """Settings of the pruning.
+
+    Attributes:
+        ratio: the network's multiply-accumulates divided by the pruned network's.
+    """
 
     ratio: float = 2.0
 
@@ -37,7 +41,7 @@ class PruningSettings:
 
 
 def pruned_after(defend: Defence, settings: PruningSettings) -> Defence:
-    """The defence, and then the pruning."""
+    """Return a function that defends a network and then prunes it."""
 
     def both(network: Network, clean: LabelledImages, seed: int) -> Network:
         return prune_channels(defend(network, clean, seed), settings)
@@ -46,7 +50,7 @@ def pruned_after(defend: Defence, settings: PruningSettings) -> Defence:
 
 
 def prune_channels(network: Network, settings: PruningSettings | None = None) -> TruncatedNetwork:
-    """Bisect the share of channels that go until the ratio is met from above.
+    """Prune channels; their share is bisected until the ratio is met from above.
 
     Raises:
         UsageError: the network has no BatchNorm.
@@ -72,7 +76,7 @@ def prune_channels(network: Network, settings: PruningSettings | None = None) ->
 
 
 def _without(network: Network, share: float) -> nn.Module:
-    """A copy that lacks this share of every layer's channels; the classes stay."""
+    """Return a copy that lacks this share of every layer's channels; the classes stay."""
     module = copied(network)
     device = next(module.parameters()).device
     pruner = torch_pruning.pruner.BasePruner(
@@ -89,7 +93,7 @@ def _without(network: Network, share: float) -> nn.Module:
 
 
 def _left_alone(module: nn.Module) -> list[nn.Module]:
-    """The last linear layer, and what an option-A shortcut ties together."""
+    """Return the layers that stay: the last linear one, and those of option-A shortcuts."""
     layers = list(module.modules())
     left: list[nn.Module] = [layer for layer in layers if isinstance(layer, nn.Linear)][-1:]
     if any(isinstance(layer, OptionAShortcut) for layer in layers):

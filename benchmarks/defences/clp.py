@@ -1,4 +1,4 @@
-"""CLP: prune the channels with an outlying Lipschitz bound. Uses no data.
+"""CLP prunes the channels with an outlying Lipschitz bound. It uses no data.
 
 Source: Zheng et al. (2022), "Data-free backdoor removal based on channel Lipschitzness". A
 convolution is paired with the BatchNorm that takes *its output*, seen in a forward pass; the
@@ -25,7 +25,11 @@ Handle = torch.utils.hooks.RemovableHandle
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClpSettings:
-    """u: channels above mean + u standard deviations of their layer are pruned."""
+    """Settings of CLP.
+
+    Attributes:
+        u: channels above mean + u standard deviations of their layer are pruned.
+    """
 
     u: float = 3.0
 
@@ -60,7 +64,7 @@ def clp(
 
 
 def channel_lipschitz(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Float[Tensor, " out"]:
-    """Per channel k, the largest singular value of W_k [in, kh kw] times |scale_k| / std_k."""
+    """Return for each channel k the largest singular value of W_k [in, kh kw] |scale_k| / std_k."""
     assert norm.running_var is not None
     factor = norm.weight.detach().abs() / (norm.running_var + norm.eps).sqrt()
     spectral = torch.linalg.matrix_norm(conv.weight.detach().flatten(2), ord=2)
@@ -69,12 +73,12 @@ def channel_lipschitz(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Float[Tensor, " 
 
 
 def outliers(bounds: Float[Tensor, " out"], u: float) -> Bool[Tensor, " out"]:
-    """Those above the mean plus u (unbiased) standard deviations."""
+    """Return the bounds above the mean plus u (unbiased) standard deviations, as a mask."""
     return bounds > bounds.mean() + u * bounds.std()
 
 
 def conv_norm_pairs(module: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, nn.Conv2d]:
-    """For each BatchNorm whose input is the very output of a convolution, that convolution."""
+    """Return the convolution whose very output is a BatchNorm's input, for each such BatchNorm."""
     producers: dict[int, nn.Conv2d] = {}
     pairs: dict[str, nn.Conv2d] = {}
     outputs: list[Tensor] = []  # kept alive, or a new tensor could take a freed one's identity

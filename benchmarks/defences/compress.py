@@ -1,7 +1,8 @@
-"""The plain compressors: one rank fraction for every layer, nothing scaled, nothing recovered.
+"""Compress plainly: one rank fraction for every layer, nothing scaled, nothing recovered.
 
-Tucker-2: Kim et al. (2016). Truncated SVD: the kernel as a matrix [out, in kh kw] (the deck's
-"low-rank matrix decomposition"): a KxK convolution to r channels, then a 1x1. Neither uses data.
+Tucker-2: Kim et al. (2016). Truncated SVD: the kernel as a matrix [out, in kh kw] (Clean &
+Compact's "low-rank matrix decomposition"): a KxK convolution to r channels, then a 1x1. Neither
+uses data.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ HALVINGS = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlainSettings:
-    """ratio: the original's multiply-accumulates divided by the compressed network's."""
+    """Settings of the plain compressors.
+
+    Attributes:
+        ratio: the original's multiply-accumulates divided by the compressed network's.
+    """
 
     ratio: float = 2.0
 
@@ -42,7 +47,7 @@ def plain_tucker(
     seed: int = 0,
     settings: PlainSettings | None = None,
 ) -> TruncatedNetwork:
-    """Tucker-2 with both ranks the same fraction of the full ones; ``clean``, ``seed`` unused."""
+    """Compress by Tucker-2, both ranks at one fraction; ``clean`` and ``seed`` are unused."""
     return _compress(network, "plain-tucker", factorise, settings or PlainSettings())
 
 
@@ -52,12 +57,12 @@ def plain_svd(
     seed: int = 0,
     settings: PlainSettings | None = None,
 ) -> TruncatedNetwork:
-    """Truncated SVD with one fraction of the full rank; ``clean``, ``seed`` unused."""
+    """Compress by truncated SVD at one rank fraction; ``clean`` and ``seed`` are unused."""
     return _compress(network, "plain-svd", svd_factors, settings or PlainSettings())
 
 
 def svd_factors(kernel: Float[Tensor, "out in kh kw"]) -> Factorisation:
-    """The kernel as U (S V): V's rows are small kernels, U mixes their outputs."""
+    """Factor the kernel as U (S V): V's rows are small kernels, U mixes their outputs."""
     if kernel.shape[2:] == (1, 1):
         return factorise(kernel)
     left, values, right = torch.linalg.svd(kernel.detach().flatten(1).double(), full_matrices=False)
@@ -68,7 +73,7 @@ def svd_factors(kernel: Float[Tensor, "out in kh kw"]) -> Factorisation:
 def _compress(
     network: Network, name: str, factors_of: Factorise, settings: PlainSettings
 ) -> TruncatedNetwork:
-    """Bisect the rank fraction until the ratio is met from above."""
+    """Truncate every layer; the rank fraction is bisected until the ratio is met from above."""
     convs = {
         layer.name: layer.module
         for layer in trace_layers(network.module, network.spec.input_shape)
@@ -96,7 +101,7 @@ def _compress(
 
 
 def _smaller(conv: nn.Conv2d, factors: Factorisation, fraction: float) -> nn.Module:
-    """The truncated block, or the convolution itself where the block is no smaller."""
+    """Return the truncated block, or the convolution itself where the block is no smaller."""
     rank_out, rank_in = (max(1, round(fraction * full)) for full in factors.core.shape[:2])
     if factors.factor_in is None:
         rank_in = factors.core.shape[1]

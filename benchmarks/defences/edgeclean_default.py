@@ -1,4 +1,4 @@
-"""edgeclean as it comes: `edgeclean.pipeline.run_stages` without its export and measurements."""
+"""Run edgeclean's defaults: the stages of its pipeline without export and measurements."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def edgeclean_purified(
     seed: int = 0,
     settings: PipelineSettings | None = None,
 ) -> PurifiedNetwork:
-    """Scanned and purified at full size; ``clean`` is unused."""
+    """Scan and purify a network at full size; ``clean`` is unused."""
     chosen = settings or PipelineSettings()
     return _purify(network, chosen.synthesize, chosen.scan, chosen.purify, seed)[0]
 
@@ -43,7 +43,7 @@ def edgeclean_default(
     seed: int = 0,
     settings: PipelineSettings | None = None,
 ) -> FinetunedNetwork:
-    """Scanned, purified, compressed and recovered; ``clean`` is unused.
+    """Scan, purify, compress and recover a network; ``clean`` is unused.
 
     The weights are those that the pipeline exports; a test holds the two together.
     """
@@ -65,9 +65,9 @@ def _purify(
     rounds: PurifySettings,
     seed: int,
 ) -> tuple[PurifiedNetwork, SyntheticImages]:
-    """Kept for the next cell of the column: full size and compressed share one network as loaded.
+    """Purify a network, and keep the outcome for the next cell of the column.
 
-    The seconds of a cell are therefore those of what it had to run itself.
+    Full size and compressed share it, so a cell's seconds are those of the work it did itself.
     """
     images = synthesize(network, drawn, seed=seed)
     found = scan(network, images, searched, seed=seed)
@@ -77,7 +77,7 @@ def _purify(
 
 
 def _scan_record(after: StageRecord, found: ScanReport) -> StageRecord:
-    """What the scan said, to be kept with the cell; scanning changes no network."""
+    """Return the scan's record, to be kept with the cell; scanning changes no network."""
     summary = found.summary()
     scores = {search["name"]: search["scores"] for search in summary["searches"]}
     kept = {"verdict": found.verdict, "suspects": summary["suspects"], "scores": scores}

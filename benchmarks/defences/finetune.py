@@ -1,4 +1,4 @@
-"""Fine-tuning on a few clean images: the plainest defence, and NAD's teacher."""
+"""Fine-tune on a few clean images: the plainest defence, and NAD's teacher."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgeclean.networks.state import Network, PurifiedNetwork
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneSettings:
-    """SGD with Nesterov momentum at one learning rate, crops and flips."""
+    """Settings of SGD with Nesterov momentum at one learning rate, crops and flips."""
 
     epochs: int = 10
     batch: int = 64
@@ -42,7 +42,7 @@ def finetune_clean(
     seed: int = 0,
     settings: FinetuneSettings | None = None,
 ) -> PurifiedNetwork:
-    """All weights trained further on the clean images."""
+    """Train all weights further on the clean images."""
     settings = settings or FinetuneSettings()
     need_images(clean, "fine-tuning")
     module = copied(network)

@@ -1,4 +1,4 @@
-"""I-BAU: unlearn the worst universal perturbation, with its dependence on the weights in view.
+"""I-BAU unlearns the worst universal perturbation; its gradient sees how that follows the weights.
 
 Source: Zeng et al. (2022), "Adversarial unlearning of backdoors via implicit hypergradient". The
 perturbed share of a batch is at least one image (with 1 % of a batch below 100 images the public
@@ -23,18 +23,18 @@ from edgeclean.networks.state import Network, PurifiedNetwork
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IbauSettings:
-    """The paper's values.
+    """Settings of I-BAU; the defaults are the paper's.
 
     Attributes:
-        rounds: of one perturbation and one pass of unlearning.
+        rounds: rounds of one perturbation and one pass of unlearning.
         batch: images a step.
-        learning_rate: of the weights (Adam).
-        ascent_rate: of the perturbation (SGD).
-        penalty: of its squared L2 norm.
-        radius: the perturbation's L2 norm is cut to this before it is unlearned.
-        terms: of the series for the implicit part of the gradient (K).
-        inner_rate: step of the fixed-point map behind that series.
-        share: of a batch that is perturbed while unlearning; at least one image.
+        learning_rate: learning rate of the weights (Adam).
+        ascent_rate: learning rate of the perturbation (SGD).
+        penalty: weight of its squared L2 norm.
+        radius: largest L2 norm of the perturbation that is unlearned.
+        terms: terms of the series for the implicit part of the gradient (K).
+        inner_rate: step of that series' fixed-point map.
+        share: share of a batch that is perturbed while unlearning; at least one image.
     """
 
     rounds: int = 5
@@ -58,7 +58,7 @@ def ibau(
     seed: int = 0,
     settings: IbauSettings | None = None,
 ) -> PurifiedNetwork:
-    """Rounds of finding the perturbation and unlearning it, in evaluation mode throughout."""
+    """Find and unlearn the perturbation in rounds, in evaluation mode throughout."""
     settings = settings or IbauSettings()
     need_images(clean, "I-BAU")
     module = copied(network)
@@ -94,7 +94,7 @@ def hypergradient(
     weights: Sequence[Tensor],
     terms: int,
 ) -> tuple[Tensor, ...]:
-    """The gradient of ``outer`` over the weights, through the fixed point of a map too.
+    """Return the gradient of ``outer`` over the weights, through a map's fixed point as well.
 
     With Phi the map and delta = Phi(delta, weights) its fixed point,
     d outer / d w = partial_w outer + (partial_w Phi)^T v, where
@@ -105,7 +105,7 @@ def hypergradient(
         mapped: Phi(perturbation), a graph over both.
         perturbation: delta, a leaf.
         weights: the leaves to differentiate for.
-        terms: of the series.
+        terms: terms of the series.
 
     Source: Lorraine et al. (2020); Grazzi et al. (2020), the fixed-point method.
     """
@@ -131,7 +131,7 @@ def hypergradient(
 def worst_perturbation(
     module: nn.Module, image_batches: Sequence[Tensor], settings: IbauSettings
 ) -> Float[Tensor, "1 c h w"]:
-    """One pass of ascent on the loss against the network's own answers, then cut to the radius."""
+    """Return a perturbation within the radius, by ascent on the loss against the own answers."""
     perturbation = torch.zeros_like(image_batches[0][:1])
     for images in image_batches:
         perturbation.requires_grad_(True)
@@ -145,7 +145,7 @@ def worst_perturbation(
 def inner_loss(
     module: Callable[[Tensor], Tensor], perturbation: Tensor, images: Tensor, penalty: float
 ) -> Tensor:
-    """What the perturbation lowers: minus the loss against the own answers, and a price."""
+    """Return the perturbation's loss: minus the loss against the own answers, plus the penalty."""
     with torch.no_grad():
         answers = module(images).argmax(1)
     return (
@@ -163,7 +163,7 @@ def unlearning_gradient(  # noqa: PLR0913 - the two losses' data
     rows: Int[Tensor, " k"],
     settings: IbauSettings,
 ) -> tuple[Tensor, ...]:
-    """For each weight, the gradient of the loss with the perturbation on the images in ``rows``.
+    """Return each weight's gradient of the loss with the perturbation on the images in ``rows``.
 
     The perturbation is taken as the weights' own: the fixed point of descent on `inner_loss`.
     """
@@ -185,5 +185,5 @@ def unlearning_gradient(  # noqa: PLR0913 - the two losses' data
 
 
 def perturbed_rows(count: int, share: float, generator: torch.Generator) -> Int[Tensor, " m"]:
-    """Which images of a batch get the perturbation; never none."""
+    """Draw the images of a batch that get the perturbation, at least one."""
     return torch.randperm(count, generator=generator)[: max(1, int(count * share))]

@@ -1,8 +1,8 @@
-"""NAD: distil attention maps from a fine-tuned teacher into the backdoored network.
+"""NAD distils attention maps from a fine-tuned teacher into the backdoored network.
 
 Source: Li et al. (2021), "Neural attention distillation". Taps are the last outputs at each of the
 last spatial sizes greater than 1x1: the map of a 1x1 average pool is constant after its
-normalisation and teaches nothing (a known fault of a public implementation). Deviation: no cutout.
+normalisation and has no gradient (a known fault of a public implementation). Deviation: no cutout.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from edgeclean.networks.state import Network, PurifiedNetwork
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NadSettings:
-    """The paper's values.
+    """Settings of NAD; the defaults are the paper's.
 
     Attributes:
         betas: weights of the maps, from the earliest tap to the last.
-        power: of the absolute activations in a map.
-        epochs: over the clean images.
-        high_epochs: of these, at ``high_rate``; the others at ``low_rate``.
+        power: exponent of the absolute activations in a map.
+        epochs: epochs over the clean images.
+        high_epochs: epochs of these at ``high_rate``; the others run at ``low_rate``.
         high_rate: learning rate of the first epochs.
-        low_rate: of the others.
-        teacher: how the teacher is fine-tuned.
+        low_rate: learning rate of the others.
+        teacher: settings of the teacher's fine-tuning.
         taps: names of the tapped modules; empty to find them.
     """
 
@@ -72,30 +72,30 @@ def nad(
 
 
 def attention(features: Float[Tensor, "n c h w"], power: float) -> Float[Tensor, "n hw"]:
-    """Sum over channels of |features|^power, each image's map divided by its L2 norm."""
+    """Sum |features|^power over channels, and divide each image's map by its L2 norm."""
     maps = features.abs().pow(power).sum(1).flatten(1)
     normalised: Tensor = maps / (maps.norm(dim=1, keepdim=True) + 1e-6)
     return normalised
 
 
 def attention_loss(
-    found: Sequence[Tensor], wanted: Sequence[Tensor], betas: Sequence[float], power: float
+    students: Sequence[Tensor], teachers: Sequence[Tensor], betas: Sequence[float], power: float
 ) -> Tensor:
-    """Over the taps, beta times the mean squared difference of student's and teacher's maps."""
+    """Sum over the taps beta times the mean squared difference of both networks' maps."""
     losses = [
         beta * (attention(student, power) - attention(teacher, power)).square().mean()
-        for student, teacher, beta in zip(found, wanted, betas, strict=True)
+        for student, teacher, beta in zip(students, teachers, betas, strict=True)
     ]
     return torch.stack(losses).sum()
 
 
 def learning_rate(epoch: int, settings: NadSettings) -> float:
-    """High for the first epochs, low for the others."""
+    """Return the high rate for the first epochs, the low rate for the others."""
     return settings.high_rate if epoch < settings.high_epochs else settings.low_rate
 
 
 def find_taps(network: Network, count: int) -> tuple[str, ...]:
-    """The modules that finish last at each of the last ``count`` spatial sizes above 1x1."""
+    """Return the modules that finish last at each of the last ``count`` spatial sizes above 1x1."""
     last_at: dict[tuple[int, int], str] = {}
 
     def note(name: str) -> object:

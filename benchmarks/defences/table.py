@@ -1,4 +1,4 @@
-"""Every defence by name, with what it was given; settings decide how long each works."""
+"""List every defence by name, with the images it is given; settings decide how long each runs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from benchmarks.data.images import LabelledImages
 from benchmarks.defences.anp import AnpSettings, anp
 from benchmarks.defences.base import DefenceEntry
 from benchmarks.defences.channel_pruning import PruningSettings, pruned_after
+from benchmarks.defences.clean_compact import CleanCompactSettings, clean_compact
 from benchmarks.defences.clp import ClpSettings, clp
 from benchmarks.defences.compress import PlainSettings, plain_svd, plain_tucker
-from benchmarks.defences.deck import DeckSettings, deck
 from benchmarks.defences.edgeclean_default import edgeclean_default, edgeclean_purified
 from benchmarks.defences.finetune import FinetuneSettings, finetune_clean
 from benchmarks.defences.ibau import IbauSettings, ibau
@@ -31,18 +31,18 @@ SYSTEMS = (
     "nad",
     "i-bau",
     "fine-tuning",
-    "deck",
+    "deck",  # Clean & Compact, by its name in results that are measured already
     "edgeclean-full-size",
     "edgeclean",
 )
-RATIOS = (2, 3, 4)  # of the deck's Table 2
+RATIOS = (2, 3, 4)  # those of Clean & Compact's Table 2
 Settings = TypeVar("Settings")
 SettableDefence = Callable[[Network, LabelledImages, int, Settings], Network]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DefenceSettings:
-    """Of every defence; the defaults are the papers', and edgeclean's own."""
+    """Settings of every defence; the defaults are the papers', and edgeclean's own."""
 
     plain: PlainSettings = field(default_factory=PlainSettings)
     clp: ClpSettings = field(default_factory=ClpSettings)
@@ -50,12 +50,12 @@ class DefenceSettings:
     nad: NadSettings = field(default_factory=NadSettings)
     ibau: IbauSettings = field(default_factory=IbauSettings)
     tuning: FinetuneSettings = field(default_factory=FinetuneSettings)
-    deck: DeckSettings = field(default_factory=DeckSettings)
+    clean_compact: CleanCompactSettings = field(default_factory=CleanCompactSettings)
     edgeclean: PipelineSettings = field(default_factory=PipelineSettings)
 
 
 def every_defence(settings: DefenceSettings | None = None) -> dict[str, DefenceEntry]:
-    """`SYSTEMS`, and the deck's and edgeclean's and the pruned ones at each of `RATIOS`."""
+    """Return `SYSTEMS`, and those that compress (two of them pruned) at each of `RATIOS`."""
     settings = settings or DefenceSettings()
     entries = _systems(settings)
     pruned_anp = _kept(entries["anp"])
@@ -66,7 +66,7 @@ def every_defence(settings: DefenceSettings | None = None) -> dict[str, DefenceE
 
 
 def nothing(network: Network, clean: LabelledImages, seed: int) -> Network:
-    """No defence."""
+    """Return the network as it came: no defence."""
     return network
 
 
@@ -80,7 +80,7 @@ def _systems(settings: DefenceSettings) -> dict[str, DefenceEntry]:
         "nad": _shown(nad, settings.nad),
         "i-bau": _shown(ibau, settings.ibau),
         "fine-tuning": _shown(finetune_clean, settings.tuning),
-        "deck": _blind(deck, settings.deck),
+        "deck": _blind(clean_compact, settings.clean_compact),
         "edgeclean-full-size": _blind(edgeclean_purified, settings.edgeclean),
         "edgeclean": _blind(edgeclean_default, settings.edgeclean),
     }
@@ -91,7 +91,7 @@ def _at_ratio(settings: DefenceSettings, ratio: float) -> dict[str, DefenceEntry
     smaller = replace(ours, ranks=replace(ours.ranks, ratio=ratio))
     return {
         f"clp+pruning-{ratio:g}x": _pruned(_blind(clp, settings.clp), ratio),
-        f"deck-{ratio:g}x": _blind(deck, replace(settings.deck, ratio=ratio)),
+        f"deck-{ratio:g}x": _blind(clean_compact, replace(settings.clean_compact, ratio=ratio)),
         f"edgeclean-{ratio:g}x": _blind(edgeclean_default, smaller),
     }
 
@@ -112,9 +112,9 @@ def _entry(defend: SettableDefence[Settings], settings: Settings, images: str) -
 
 
 def _kept(entry: DefenceEntry) -> DefenceEntry:
-    """The same; its answer to one network is kept, for the ratios of a column differ after it.
+    """Keep a defence's outcome for one network: the ratios of a column differ only after it.
 
-    The seconds of a cell are therefore those of what it had to run itself.
+    The seconds of a cell are therefore those of the work that it did itself.
     """
     last: list[tuple[Network, int, Network]] = []
 

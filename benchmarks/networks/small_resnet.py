@@ -1,4 +1,4 @@
-"""ResNet-8: the CIFAR ResNet with one block a stage, for studies of minutes on two cores."""
+"""Build ResNet-8, the CIFAR ResNet with one block a stage, for studies of minutes on two cores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edgeclean.networks.state import ModelSpec
 
 
 def resnet8(classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
-    """12.5 million multiply-accumulates for a 32x32 image."""
+    """Return a ResNet-8: 12.5 million multiply-accumulates for a 32x32 image."""
     spec = ModelSpec(
         architecture="resnet8", input_shape=input_shape, classes=classes, mean=(0.0,), std=(1.0,)
     )

@@ -1,8 +1,8 @@
 """Train the small backdoored CIFAR-10 network that ``make demo`` purifies.
 
 ``python -m benchmarks.networks.train_demo`` writes ``benchmarks/zoo/demo.safetensors`` (weights),
-``demo.toml`` (what edgeclean must be told) and ``demo.json`` (how it was trained, what it reaches,
-and its trigger, for measuring). It goes on where it was interrupted.
+``demo.toml`` (its model file) and ``demo.json`` (its training, its rates, and its trigger, for
+measuring). A training that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class DemoNetwork:
 
 
 def demo_network(stem: Path = DEMO) -> DemoNetwork:
-    """The committed network, loaded by edgeclean, and its trigger out of the training record."""
+    """Load the committed network by edgeclean, and its trigger from the training record."""
     record = json.loads(stem.with_suffix(".json").read_text())
     trigger = record["trigger"]
     return DemoNetwork(
@@ -71,7 +71,7 @@ def demo_network(stem: Path = DEMO) -> DemoNetwork:
 
 
 def published_demo(stem: Path = DEMO) -> PublishedNetwork:
-    """The committed network as the benchmarks of published ones take it."""
+    """Return the committed network as a published one, which the studies take."""
     demo, record = demo_network(stem), json.loads(stem.with_suffix(".json").read_text())["test"]
     return PublishedNetwork(
         path=stem.with_suffix(".safetensors"),
@@ -85,7 +85,7 @@ def published_demo(stem: Path = DEMO) -> PublishedNetwork:
 
 
 def demo_attack() -> StampAttack:
-    """BadNets, 5 % poisoned, a 4x4 patch of yellow and blue checks, to class 3 (cat)."""
+    """Return BadNets with 5 % poisoned images, a 4x4 yellow and blue patch, to class 3 (cat)."""
     return badnets(
         classes=SPEC.classes,
         size=SPEC.input_shape[1:],
@@ -126,7 +126,7 @@ def main() -> None:
 def write_demo(
     stem: Path, module: nn.Module, record: TrainingRecord, command: str, test_pack: Path
 ) -> None:
-    """Weights, model file and training record; ACC, ASR and RA are measured on what was written."""
+    """Write weights, model file and training record, with ACC, ASR and RA of the written file."""
     weights: dict[str, Tensor] = {
         name: tensor.contiguous() for name, tensor in module.state_dict().items()
     }

@@ -1,4 +1,4 @@
-"""Fast training of a small network, clean or attacked: the data stays on the device as uint8.
+"""Train a small network fast, clean or attacked: the data stays on the device as uint8.
 
 Random crops and flips are done on whole batches; one-cycle SGD, label smoothing, bfloat16
 autocast and channels-last where asked. One seed decides everything on one machine, also across an
@@ -27,7 +27,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSettings:
-    """How to train.
+    """Settings of a training.
 
     Attributes:
         epochs: passes over the set.
@@ -67,7 +67,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRecord:
-    """What was done, for the JSON beside the weights."""
+    """The record of a training, for the JSON beside the weights."""
 
     settings: dict[str, object]
     attack: str
@@ -91,10 +91,10 @@ def train(  # noqa: PLR0913 - four things to train with, three about where
         network: pixels in [0, 1] to logits, freshly initialised by the caller from a seed.
         images: the clean training set; the attack poisons a copy.
         attack: `NoAttack` for a clean network.
-        settings: see there.
-        device: where to train; the CPU by default.
+        settings: settings of the training.
+        device: device of the training; the CPU by default.
         resume_from: a folder to keep the state of the last epoch in, and to go on from.
-        report: told one line an epoch.
+        report: called with one line an epoch.
     """
     device = device or torch.device("cpu")
     network.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -124,7 +124,7 @@ def train(  # noqa: PLR0913 - four things to train with, three about where
 
 
 def measured(network: nn.Module, images: LabelledImages, attack: Attack) -> dict[str, object]:
-    """ACC and ASR over test images, as JSON values."""
+    """Measure ACC and ASR over test images, as JSON values."""
     rates = {"acc": accuracy(network, images)}
     if attack.name != "clean":
         rates["asr"] = attack_success_rate(network, images, attack.stamp, attack.relabel)
@@ -132,7 +132,7 @@ def measured(network: nn.Module, images: LabelledImages, attack: Attack) -> dict
 
 
 def one_cycle(step: int, steps: int, settings: TrainingSettings) -> float:
-    """The learning rate of a step: linearly up to the peak, then linearly down to zero."""
+    """Return the learning rate of a step: linearly up to the peak, then linearly down to zero."""
     peak_at = settings.warm_share * steps
     share = (step + 1) / peak_at if step + 1 < peak_at else (steps - step) / (steps - peak_at)
     return settings.peak_rate * min(1.0, share)
@@ -141,7 +141,7 @@ def one_cycle(step: int, steps: int, settings: TrainingSettings) -> float:
 def augment(
     pixels: UInt8[Tensor, "n c h w"], padding: int, flip: bool, generator: torch.Generator
 ) -> UInt8[Tensor, "n c h w"]:
-    """A random crop out of the zero-padded image and a random mirroring, each image its own."""
+    """Crop each zero-padded image at random, and mirror it at random."""
     count, _, height, width = pixels.shape
     top = torch.randint(0, 2 * padding + 1, (count, 1), generator=generator)
     left = torch.randint(0, 2 * padding + 1, (count, 1), generator=generator)

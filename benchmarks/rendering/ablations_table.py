@@ -1,4 +1,4 @@
-"""The table of ``benchmarks.studies.ablations``, made of its files alone."""
+"""Render the table of ``benchmarks.studies.ablations`` from its files alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.studies.published import RESULTS
 
 
 def write_ablations_table(folder: Path = RESULTS) -> None:
-    """``ablations.md`` out of every ``ablations-NETWORK-seedS.json`` of ``folder``."""
+    """Write ``ablations.md`` from every ``ablations-NETWORK-seedS.json`` of ``folder``."""
     files = {
         path.stem.removeprefix("ablations-"): json.loads(path.read_text())["rows"]
         for path in sorted(folder.glob("ablations-*.json"))

@@ -1,11 +1,12 @@
-"""What each level of effort gave on the network of ``make demo``: its closing lines.
+"""Print the closing lines of ``make demo``: the results of the levels of effort on its network.
 
-``python -m benchmarks.rendering.demo_levels`` reads ``results/effort.json`` and measures nothing; it needs
-nothing but Python, as the demo's environment has no tools of a developer.
+``python -m benchmarks.rendering.demo_levels`` reads ``results/effort.json`` and measures nothing;
+it needs nothing but Python, as the demo's environment has no tools of a developer.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ Cell = dict[str, Any]
 
 
 def known_cells() -> dict[tuple[str, str, int], Cell]:
-    """What ``results/effort.json`` holds, by network, level and seed."""
+    """Read the cells of ``results/effort.json``, by network, level and seed."""
     cells = json.loads(EFFORT.read_text())["cells"] if EFFORT.exists() else []
     return {(cell["network"], cell["level"], cell["seed"]): cell for cell in cells}
 
 
 def closing_lines(known: dict[tuple[str, str, int], Cell]) -> list[str]:
-    """Of the level that the demo uses and of the default, each with where it was measured."""
+    """Return a line for the demo's level and one for the default, each with its environment."""
     lines = [
         f"This was --effort {DEMO_LEVEL}. On the demo network, measured before on its test set:"
     ]
@@ -44,6 +45,8 @@ def closing_lines(known: dict[tuple[str, str, int], Cell]) -> list[str]:
 
 
 def main() -> None:
+    """Print the closing lines."""
+    argparse.ArgumentParser(description="Print the closing lines of `make demo`.").parse_args()
     print("\n" + "\n".join(closing_lines(known_cells())))
 
 

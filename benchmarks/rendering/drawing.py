@@ -1,4 +1,4 @@
-"""How the figures look, and how they are saved: the same bytes for the same numbers."""
+"""Style and save the figures: the same bytes for the same numbers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ styled = rc_context(_STYLE)  # decorates what draws
 
 
 def new_figure(*, width: float, height: float) -> Figure:
-    """An empty figure in inches, whose parts keep clear of each other."""
+    """Return an empty figure, sized in inches, whose elements do not overlap."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 @styled
 def save(figure: Figure, path: Path) -> None:
-    """As SVG, without the date of the day."""
+    """Save a figure as SVG, without the date of the day."""
     FigureCanvasSVG(figure).print_svg(path, metadata={"Date": None})

@@ -1,4 +1,4 @@
-"""What an attack looks like: clean images, the same stamped, and the difference times ten."""
+"""Show attacks: clean images, the same images stamped, and the difference times ten."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ENLARGED = 2
 
 
 def attack_picture(attack: Attack, images: LabelledImages) -> Image.Image:
-    """Three rows, one column an image."""
+    """Return a picture of three rows, one column an image."""
     clean = images.floats()
     stamped = attack.stamp(clean).detach()
     rows = (clean, stamped, (GAIN * (stamped - clean).abs()).clamp(0, 1))
@@ -28,7 +28,7 @@ def attack_picture(attack: Attack, images: LabelledImages) -> Image.Image:
 
 
 def _row(pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "c rows columns"]:
-    """Side by side on white, with a gap above and to the left of each."""
+    """Put images side by side on white, with a gap above and to the left of each."""
     padded = torch.nn.functional.pad(pixels, (GAP, 0, GAP, 0), value=1.0)
     return torch.cat(list(padded), dim=2)
 

@@ -1,4 +1,4 @@
-"""The tables of ``benchmarks.studies.purify``, made of its cells alone."""
+"""Render the tables of ``benchmarks.studies.purify`` from its cells alone."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ SIZES = ("full", "2x", "4x")
 
 
 def known_cells() -> dict[tuple[str, str, int], Cell]:
-    """What ``results/purify.json`` holds, by network, method and seed."""
+    """Read the cells of ``results/purify.json``, by network, method and seed."""
     path = RESULTS / "purify.json"
     cells = json.loads(path.read_text())["cells"] if path.exists() else []
     return {(cell["network"], cell["method"], cell["seed"]): cell for cell in cells}
 
 
 def lacks(cell: Cell | None, ratios: Sequence[float]) -> bool:
-    """Whether a cell is still to be made, or made again, to hold every one of these ratios."""
+    """Return whether a cell is missing, or lacks one of these ratios."""
     if cell is None:
         return True
     if "left_out" in cell:
@@ -31,7 +31,7 @@ def lacks(cell: Cell | None, ratios: Sequence[float]) -> bool:
 
 
 def write_results(cells: Sequence[Cell]) -> None:
-    """``results/purify.json`` and the two tables of ``results/purify.md``."""
+    """Write ``results/purify.json`` and the two tables of ``results/purify.md``."""
     whole = {
         "command": "python -m benchmarks.studies.purify",
         "images": f"the first {TEST_IMAGES} of the CIFAR-10 test set",
@@ -57,7 +57,7 @@ def _by_network(cells: Sequence[Cell]) -> list[str]:
 
 
 def _by_method(cells: Sequence[Cell]) -> list[str]:
-    """Over the networks of a group; the clean one's ASR is that of the probe's trigger."""
+    """Average over the networks of a group; the clean one's ASR is that of the probe's trigger."""
     lines = [
         "| method | networks | runs | size | ASR mean / worst | ACC lost mean / worst |",
         "|---|---|---|---|---|---|",
@@ -88,7 +88,7 @@ def _group(cell: Cell) -> str:
 
 
 def _mean_rates(group: Sequence[Cell], state: str) -> str:
-    """ACC / ASR / RA in percent, means over seeds; the worst ASR of several, and how many were run.
+    """Write mean ACC / ASR / RA in percent, the worst ASR of several seeds, and their number.
 
     Not every seed is run at every ratio.
     """

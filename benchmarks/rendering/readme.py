@@ -1,4 +1,4 @@
-"""Puts the tables of ``results/*.md`` into the pages: ``python -m benchmarks.rendering.readme``.
+"""Put the tables of ``results/*.md`` into the pages: ``python -m benchmarks.rendering.readme``.
 
 A section stands between ``<!-- measured:NAME -->`` and ``<!-- /measured:NAME -->`` in a page under
 ``docs/results``; its content is ``results/NAME.md``, so that no number is typed by hand;
@@ -7,6 +7,7 @@ A section stands between ``<!-- measured:NAME -->`` and ``<!-- /measured:NAME --
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import sys
@@ -20,12 +21,12 @@ SECTION = re.compile(
 
 
 def pages() -> list[Path]:
-    """Every page that has a section."""
+    """Return every page that has a section."""
     return [page for page in sorted(FOLDER.glob("*.md")) if SECTION.search(page.read_text("utf-8"))]
 
 
 def filled(text: str, folder: Path = FOLDER) -> str:
-    """The text of a page in ``folder`` with every table as it stands in the results."""
+    """Return the text of a page in ``folder`` with every table as it is in the results."""
     return SECTION.sub(lambda match: _section(match, folder), text)
 
 
@@ -40,15 +41,18 @@ def _section(match: re.Match[str], folder: Path) -> str:
 
 
 def main() -> int:
-    """Write the pages, or with ``--check`` only say whether they are up to date."""
+    """Write the pages, or with ``--check`` only report whether they are up to date."""
+    parser = argparse.ArgumentParser(description="Put the measured tables into the pages.")
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 for a stale page")
+    options = parser.parse_args()
     stale = False
     for page in pages():
         old = page.read_text("utf-8")
         new = filled(old, page.parent)
         stale |= old != new
-        if "--check" not in sys.argv[1:]:
+        if not options.check:
             page.write_text(new, "utf-8")
-    return int(stale and "--check" in sys.argv[1:])
+    return int(stale and options.check)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""Markdown out of a suite's columns alone: ``python -m benchmarks.suite.columns`` renders every suite.
+"""Render Markdown from a suite's columns alone; ``python -m benchmarks.suite.columns`` does it.
 
 `smoke`, `cpu` and `signs` become one matrix, defences by attacks, with a picture of each attack;
-`table2` and `table4` take the deck's form, with the deck's own numbers where its public slides give
-them.
-Over several seeds a cell is the mean.
+`table2` and `table4` look like those of Clean & Compact, with its own numbers where the public
+slides give them. Over several seeds a cell is the mean.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks.rendering.deck_numbers import (
+from benchmarks.rendering.clean_compact_numbers import (
     TABLE_2_ACC,
     TABLE_4,
     TABLE_4_AVERAGES,
@@ -29,8 +28,8 @@ NOT_RUN = "not yet run"
 
 
 def markdown(record: Record) -> str:
-    """A suite's tables and pictures, with what they were measured on."""
-    body = _FORMS.get(record["suite"], _matrix)(record)
+    """Return a suite's tables and pictures, with the environment they were measured in."""
+    body = _TABLES.get(record["suite"], _matrix)(record)
     return "\n".join([*_heading(record), "", *body, *_pictures(record)]) + "\n"
 
 
@@ -70,7 +69,7 @@ def _heading(record: Record) -> list[str]:
 
 
 def _matrix(record: Record) -> list[str]:
-    """ACC / ASR of every defence (row) against every attack (column)."""
+    """Return a table of ACC / ASR of every defence (row) against every attack (column)."""
     cells, (part,) = record["cells"], record["parts"]
     attacks, attacked = part["attacks"], sum(name != "clean" for name in part["attacks"])
     lines = [*_attack_table(record), "", *_scan_table(record)]
@@ -89,7 +88,7 @@ def _matrix(record: Record) -> list[str]:
 
 
 def _attack_table(record: Record) -> list[str]:
-    """What each attack reached before any defence, beside clean training."""
+    """Return a table of each attack's rates before any defence, beside clean training."""
     undefended = _only(record["cells"], defence="none")
     clean = [cell["acc"]["percent"] for cell in _only(undefended, attack="clean")]
     lines = ["The attacks, before any defence, in % with 95 % intervals:", ""]
@@ -111,7 +110,7 @@ def _attack_table(record: Record) -> list[str]:
 
 
 def _scan_table(record: Record) -> list[str]:
-    """What edgeclean's scan said of each network; a search can find more than one class."""
+    """Return a table of the scan of each network; a search can find more than one class."""
     cells = _only(record["cells"], defence="edgeclean-full-size")
     if not any("scan" in cell.get("notes", {}) for cell in cells):
         return []
@@ -139,7 +138,7 @@ def _target(column: Cell) -> str:
 
 
 def _interval(cells: Sequence[Cell], key: str) -> str:
-    """A rate of one seed with its interval; over several seeds, their mean alone."""
+    """Write the rate of one seed with its interval, or the mean of several seeds alone."""
     if any(key not in cell for cell in cells):
         return "-"
     rates = [cell[key] for cell in cells]
@@ -152,7 +151,7 @@ def _percent(fractions: Sequence[float]) -> str:
 
 
 def _table_2(record: Record) -> list[str]:
-    """Purifying and compressing: one row a system and ratio, as in the deck's Table 2."""
+    """Return a row for each system and ratio, purified and compressed, as in the Table 2."""
     cells = record["cells"]
     attacks = _in_order(cells, "attack")
     lines = _table_head(
@@ -168,12 +167,12 @@ def _table_2(record: Record) -> list[str]:
     for defence in _in_order(cells, "defence"):
         row = _only(cells, defence=defence)
         rates = [_rates(_only(row, attack=attack)) for attack in attacks]
-        deck = f"{TABLE_2_ACC[defence]:.0f}" if defence in TABLE_2_ACC else "-"
+        theirs = f"{TABLE_2_ACC[defence]:.0f}" if defence in TABLE_2_ACC else "-"
         macs = fmean(cell["macs"] / cell["macs_before"] for cell in row)
         size = fmean(cell["params"] for cell in row) * BYTES_A_WEIGHT / MEBI
         times = [cell["ms_batch_100"] for cell in row if "ms_batch_100" in cell]
         time = f"{fmean(times):.2f}" if times else "-"
-        lines.append(_line([defence, *rates, f"{macs:.2f}", f"{size:.2f}", time, deck]))
+        lines.append(_line([defence, *rates, f"{macs:.2f}", f"{size:.2f}", time, theirs]))
     return [
         *lines,
         "",
@@ -183,7 +182,7 @@ def _table_2(record: Record) -> list[str]:
 
 
 def _table_4(record: Record) -> list[str]:
-    """Data sets and attacks by defences, ours beside the deck's."""
+    """Return a table of data sets and attacks by defences, ours beside Clean & Compact's."""
     cells = record["cells"]
     defences = _in_order(cells, "defence")
     head = ["data set", "attack"]
@@ -199,12 +198,12 @@ def _table_4(record: Record) -> list[str]:
             for defence in defences:
                 values.append(_rates(_only(row, defence=defence)))
                 if defence in TABLE_4_COLUMNS:
-                    values.append(_deck_4(data_set, attack, TABLE_4_COLUMNS[defence]))
+                    values.append(_published_4(data_set, attack, TABLE_4_COLUMNS[defence]))
             lines.append(_line(values))
     return lines
 
 
-def _deck_4(data_set: str, attack: str, column: int) -> str:
+def _published_4(data_set: str, attack: str, column: int) -> str:
     averages = {"average": TABLE_4_AVERAGES[data_set]} if data_set in TABLE_4_AVERAGES else {}
     known = {**TABLE_4.get(data_set, {}), **averages}
     return "{:.2f} / {:.2f}".format(*known[attack][column]) if attack in known else "-"
@@ -224,7 +223,7 @@ def _pictures(record: Record) -> list[str]:
 
 
 def _rates(cells: Sequence[Cell], missing: str = "-") -> str:
-    """Mean ACC / ASR of the cells; ACC alone where nothing was stamped."""
+    """Write the mean ACC / ASR of the cells; ACC alone where nothing was stamped."""
     if not cells:
         return missing
     means = [
@@ -236,8 +235,8 @@ def _rates(cells: Sequence[Cell], missing: str = "-") -> str:
     return " / ".join(f"{mean:.1f}" for mean in means) + stale
 
 
-def _only(cells: Sequence[Cell], **wanted: str) -> list[Cell]:
-    return [cell for cell in cells if all(cell[key] == value for key, value in wanted.items())]
+def _only(cells: Sequence[Cell], **values: str) -> list[Cell]:
+    return [cell for cell in cells if all(cell[key] == value for key, value in values.items())]
 
 
 def _in_order(cells: Sequence[Cell], key: str) -> list[str]:
@@ -252,4 +251,4 @@ def _line(values: Sequence[str]) -> str:
     return f"| {' | '.join(values)} |"
 
 
-_FORMS: dict[str, Callable[[Record], list[str]]] = {"table2": _table_2, "table4": _table_4}
+_TABLES: dict[str, Callable[[Record], list[str]]] = {"table2": _table_2, "table4": _table_4}

@@ -1,10 +1,10 @@
-"""What single parts are worth: ``python -m benchmarks.studies.ablations --network smallvgg-badnets``.
+"""Measure ablations: ``python -m benchmarks.studies.ablations --network smallvgg-badnets``.
 
-One network is scanned once (what `benchmarks.studies.purify` kept of that is taken up); then the unlearning
-and the recovery run with one part changed at a time, everything else at its defaults. Each row is
-written as it is done, and what is there is not run again. Test images and trigger only measure;
-``agreement`` is how many of 2,000 training images, which a user would not have either, are answered
-as the purified teacher answers them.
+One network is scanned once (or the scan that `benchmarks.studies.purify` kept is taken up); then
+the unlearning and the recovery run with one setting changed at a time, everything else at its
+defaults. Each row is written as it is done, and finished rows are not run again. Test images and
+trigger only measure; ``agreement`` counts how many of 2,000 training images, which a user would not
+have either, get the purified teacher's answer.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ from edgeclean.runner import Cache, Runner
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
-    """How accuracy is won back.
+    """A recovery of accuracy.
 
     Attributes:
-        settings: of the fine-tuning.
-        synthesis: of the images made from the purified network, beside those of the scan.
-        real: real training images instead, as many: not for a user without data, but what the
-            same steps reach with the best of images.
+        settings: settings of the fine-tuning.
+        synthesis: settings of the images made from the purified network, beside the scan's.
+        real: whether as many real training images are used instead: not for a user without data,
+            but the reach of the same steps with the best of images.
     """
 
     settings: FinetuneSettings = field(default_factory=FinetuneSettings)
@@ -92,7 +92,7 @@ RECOVERY = {
 
 
 def main() -> None:
-    """Rows of both tables for one network."""
+    """Measure the rows of both tables for one network."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", default="smallvgg-badnets", choices=published_networks())
     parser.add_argument("--only", choices=["unlearning", "recovery"])
@@ -112,7 +112,7 @@ def main() -> None:
 
 
 class Study:
-    """One network, its images and its scan, and the file that the rows go to."""
+    """The study of one network, with its images, its scan, and the file of its rows."""
 
     def __init__(self, name: str, seed: int, ratio: float) -> None:
         self._published, self._name, self._seed = published_networks()[name], name, seed
@@ -134,7 +134,7 @@ class Study:
         )
 
     def unlearn(self, names: list[str]) -> None:
-        """Every row that is not there yet."""
+        """Unlearn and measure every row that is not there yet."""
         for name in names:
             settings, row = UNLEARNING[name], f"unlearning: {name}"
             if row not in self._rows:
@@ -145,7 +145,7 @@ class Study:
                 self._keep(row, purified, {"processor_seconds": _since(start)})
 
     def recover(self, names: list[str]) -> None:
-        """Every row that is not there yet, all from one truncated network."""
+        """Recover and measure every row that is not there yet, all from one truncated network."""
         found = self._network, self._images, self._found
         teacher = self._run.once("purify", purify, *found, self._settings.purify, seed=self._seed)
         train = read_pack(PACK_FOLDER / "cifar10-train.npz", 2 * TEST_IMAGES)
@@ -197,13 +197,13 @@ class Study:
 
 @torch.no_grad()
 def _classes(network: Network, images: Float[Tensor, "n c h w"]) -> Tensor:
-    """What ``network`` takes each image for."""
+    """Return the class that ``network`` gives to each image."""
     module = pixel_network(network).eval()
     return torch.cat([module(batch).argmax(1) for batch in images.split(500)])
 
 
 def _since(start: float) -> float:
-    """Processor seconds, of all threads: a process that waits or is stopped does not work."""
+    """Return processor seconds of all threads, which leave out waits and stops."""
     return round(time.process_time() - start, 1)
 
 

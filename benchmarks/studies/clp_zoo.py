@@ -1,4 +1,7 @@
-"""CLP on the published networks; ``python -m benchmarks.studies.clp_zoo`` writes its JSON in results/."""
+"""Run CLP on the published networks: ``python -m benchmarks.studies.clp_zoo``.
+
+It writes ``results/clp-zoo.json``.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,8 @@ def main() -> None:
         rows[name] = row
         print(name, json.dumps(row))
     record = {
-        "command": f"python -m benchmarks.studies.clp_zoo --images {options.images} --u {options.u}",
+        "command": "python -m benchmarks.studies.clp_zoo "
+        f"--images {options.images} --u {options.u}",
         "data_given_to_the_defence": "none",
         "images": f"the first {len(images)} of the CIFAR-10 test set",
         "environment": environment(),

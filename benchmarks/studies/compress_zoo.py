@@ -1,10 +1,10 @@
-"""The main job on every published network: ``python -m benchmarks.studies.compress_zoo``.
+"""Run the main job on every published network: ``python -m benchmarks.studies.compress_zoo``.
 
 Each network goes through ``edgeclean.pipeline.compress`` with its defaults, in a process of its
-own, so that wall time and peak memory are its own. What the run knows nothing of, the test images
-and the trigger, measures the network as it came, purified at full size, and compressed. A cell
-joins ``results/compress-zoo.json`` as it is done, with the code it was made by; an interrupted run,
-or a later one, goes on with what is not there yet. The stages are kept for `benchmarks.studies.purify`; a
+own, so that wall time and peak memory are its own. The test images and the trigger, which the run
+does not see, measure the network as it came, purified at full size, and compressed. A cell joins
+``results/compress-zoo.json`` as it is done, with the version of the code; an interrupted run, or a
+later one, goes on with the missing cells. The stages are kept for `benchmarks.studies.purify`; a
 cell says how many of its own it took up from an earlier run: its seconds are then no whole run's.
 """
 
@@ -47,7 +47,7 @@ TEST_IMAGES = 2000
 
 
 def main() -> None:
-    """All cells that are not there yet, then the table; or one cell, as a child of that."""
+    """Run all missing cells and write the table; or run one cell, as a child of that."""
     options = _parser().parse_args()
     if options.cell:
         _write_cell(options.cell, options.seed[0], options.ratio[0], options.target)
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def known_cells() -> dict[tuple[str, int, float], Cell]:
-    """What ``results/compress-zoo.json`` holds, by network, seed and ratio."""
+    """Read the cells of ``results/compress-zoo.json``, by network, seed and ratio."""
     path = RESULTS / "compress-zoo.json"
     cells = json.loads(path.read_text())["cells"] if path.exists() else []
     return {(cell["network"], cell["seed"], cell["ratio_asked"]): cell for cell in cells}
@@ -145,7 +145,7 @@ def _cell(name: str, published: PublishedNetwork, written: WrittenCompression) -
 
 
 def rates_of(network: Network, published: PublishedNetwork, images: LabelledImages) -> Cell:
-    """ACC, ASR and RA in percent; the clean control meets the probe's trigger."""
+    """Measure ACC, ASR and RA in percent; the clean control meets the probe's trigger."""
     function = pixel_network(network).eval()
     probe = published if published.stamp else published_networks()[PROBE_NETWORK]
     assert probe.stamp is not None

@@ -1,13 +1,14 @@
-"""``make demo`` as a newcomer runs it, timed: ``python -m benchmarks.studies.demo``.
+"""Time ``make demo`` as a newcomer runs it: ``python -m benchmarks.studies.demo``.
 
 The last commit is cloned into a temporary folder, with an empty cache of stages, and everything
 from there on counts: the environment, its installation, the main job. The test images and the
-trigger, which the demo knows nothing of, measure the network before and the bundle's ONNX after.
+trigger, which the demo does not see, measure the network before and the bundle's ONNX after.
 Nothing else may run beside.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import resource
@@ -28,7 +29,8 @@ INSTALLED = ".venv/runtime-installed"  # what the demo needs first, in the Makef
 
 
 def main() -> None:
-    """Run it, and write ``results/demo.json``."""
+    """Run the demo, and write ``results/demo.json``."""
+    argparse.ArgumentParser(description="Time `make demo` in a clean clone.").parse_args()
     images = read_pack(PACK_FOLDER / "cifar10-test.npz", TEST_IMAGES)  # missing: now, not later
     demo = published_demo()
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +62,7 @@ def main() -> None:
 
 
 def _timed(goal: str, clone: Path) -> dict[str, float]:
-    """Make a goal in the clone; wall and processor seconds of all that it started."""
+    """Make a goal in the clone; return wall and processor seconds of all that it started."""
     start, before = time.perf_counter(), _processor_seconds()
     subprocess.run(  # noqa: S603 - our own words
         ["make", goal],  # noqa: S607

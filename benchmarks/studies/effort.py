@@ -1,11 +1,11 @@
-"""The main job at every level of effort: ``python -m benchmarks.studies.effort --level quick``.
+"""Run the main job at every level of effort: ``python -m benchmarks.studies.effort --level quick``.
 
 Each network (those of the zoo, and ``demo``) goes through ``edgeclean.pipeline.compress`` in a
 process of its own, with nothing kept of earlier runs, so that its seconds are a whole run's. Test
-images and the trigger, which no stage knows, measure what went in and what came out. A cell joins
+images and the trigger, which no stage sees, measure the network before and after. A cell joins
 ``results/effort.json`` as it is done; cells that are there are not run again without ``--again``.
 ``results/effort.md`` is the table; its rows of ``standard`` come from ``results/compress-zoo.json``
-where they are not measured here. Wall time is that of the machine and of all that it did beside.
+where they are not measured here. Wall time includes the machine's other work.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ FOLDER = Path(__file__).parents[2] / ".bench" / "effort"
 
 
 class Forecast:
-    """A progress that only remembers what was expected."""
+    """A progress that only keeps the expected stages."""
 
     def __init__(self) -> None:
-        self.parts: tuple[object, ...] = ()
+        self.stages: tuple[object, ...] = ()
 
     def __call__(self, description: str, done: int, total: int) -> None:
-        """Not shown."""
+        """Ignore a step of progress."""
 
-    def expect(self, parts: Sequence[object]) -> None:
-        """Keep them."""
-        self.parts = tuple(parts)
+    def expect(self, stages: Sequence[object]) -> None:
+        """Keep the expected stages."""
+        self.stages = tuple(stages)
 
 
 def main() -> None:
-    """All cells that are asked and not there yet, then the table; or one, as a child of that."""
+    """Run the chosen cells that are missing and write the table; or run one, as a child of that."""
     options = _parser().parse_args()
     if options.cell:
         write_cell(options.cell, options.level[0], options.seed)
@@ -77,7 +77,7 @@ def network_names() -> list[str]:
 
 
 def write_cell(name: str, level: str, seed: int) -> None:
-    """One network at one level, measured."""
+    """Run and measure one network at one level."""
     import torch
 
     from benchmarks.data.images import PACK_FOLDER, read_pack
@@ -126,7 +126,7 @@ def write_cell(name: str, level: str, seed: int) -> None:
         "processor_s": round(spent, 1),
         "expected_s": {
             stage: round(one, 1)
-            for stage, one in expected_seconds(forecast.parts).items()  # type: ignore[arg-type]
+            for stage, one in expected_seconds(forecast.stages).items()  # type: ignore[arg-type]
         },
         "stages": written.report["stages"],
         "test_images": TEST_IMAGES,
@@ -138,18 +138,18 @@ def write_cell(name: str, level: str, seed: int) -> None:
 
 
 def cell_path(name: str, level: str, seed: int) -> Path:
-    """Where a child leaves its cell."""
+    """Return the path of the cell that a child writes."""
     return FOLDER / f"{name}-{level}-seed{seed}.json"
 
 
 def processor_seconds() -> float:
-    """User and system time of this process and of those that it waited for."""
+    """Return user and system time of this process and of those that it waited for."""
     both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(one.ru_utime + one.ru_stime for one in both)
 
 
 def write_results(known: dict[tuple[str, str, int], Cell]) -> None:
-    """``effort.json``, and the table made from it."""
+    """Write ``effort.json``, and the table from it."""
     cells = [known[key] for key in sorted(known)]
     command = "python -m benchmarks.studies.effort --level L... --network NAME"
     whole = {"command": command, "cells": cells}
@@ -158,7 +158,7 @@ def write_results(known: dict[tuple[str, str, int], Cell]) -> None:
 
 
 def standard_cells(known: dict[tuple[str, str, int], Cell]) -> list[Cell]:
-    """The zoo at the defaults, as `benchmarks.studies.compress_zoo` measured it, where not done here."""
+    """Return the cells of `compress_zoo`, at the defaults, that were not measured here."""
     path = RESULTS / "compress-zoo.json"
     cells = json.loads(path.read_text())["cells"] if path.exists() else []
     return [
@@ -171,7 +171,7 @@ def standard_cells(known: dict[tuple[str, str, int], Cell]) -> list[Cell]:
 
 
 def table(cells: list[Cell]) -> str:
-    """A row for each network and level, the quicker first."""
+    """Return a table with a row for each network and level, the quicker first."""
     order = ("quick", "standard", "thorough")
     lines = [
         "| network | effort | ACC/ASR before | ACC/ASR/RA purified | ACC/ASR/RA compressed "

@@ -1,4 +1,4 @@
-"""The deck's Fig. 1 again: what the clamp does to singular values and to activations as tau falls.
+"""Repeat Clean & Compact's Fig. 1: singular values and activations as the clamp's tau falls.
 
 ``python -m benchmarks.studies.fig1`` measures a backdoored network (the demo's) and draws
 ``results/fig1-demo.svg`` from ``results/fig1-demo.json`` alone; ``--draw`` only draws. First row:
@@ -41,7 +41,7 @@ IMAGES = 500
 def measure(
     network: Network, stamp: Stamp, target: int, images: LabelledImages
 ) -> list[dict[str, JsonValue]]:
-    """One entry for each tau: spectra, activations, ACC and ASR."""
+    """Measure one entry for each tau: spectra, activations, ACC and ASR."""
     decomposed = decompose(network, DecomposeSettings())
     largest = {name: values[0] for name, values in output_spectra(network).items()}
     victims = images.select(relabel(images.labels, target) != images.labels)
@@ -66,7 +66,7 @@ def measure(
 
 
 def output_spectra(network: Network) -> dict[str, Float[Tensor, " full_out"]]:
-    """Of every kernel that may be factored, output mode, falling; blocks are multiplied out."""
+    """Return the falling singular values of each kernel's output mode, blocks multiplied out."""
     return {
         layer.name: singular_values(kernel_of(layer), 1)
         for layer in trace_layers(network.module, network.spec.input_shape)
@@ -77,7 +77,7 @@ def output_spectra(network: Network) -> dict[str, Float[Tensor, " full_out"]]:
 def last_inputs(
     function: nn.Module, pixels: Float[Tensor, "n c h w"]
 ) -> Float[Tensor, " channels"]:
-    """What the last linear layer is fed, the mean over images."""
+    """Return the last linear layer's input, the mean over images."""
     last = [layer for layer in function.modules() if isinstance(layer, nn.Linear)][-1]
     seen: list[Tensor] = []
     handle = last.register_forward_pre_hook(lambda _layer, inputs: seen.append(inputs[0].detach()))
@@ -90,7 +90,7 @@ def last_inputs(
 
 @styled
 def draw(record: dict[str, JsonValue]) -> Figure:
-    """Both rows of the figure, one column for each tau."""
+    """Draw both rows of the figure, one column for each tau."""
     rows = record["taus"]
     figure = new_figure(width=2.1 * len(rows), height=4.2)
     grid = figure.subplots(2, len(rows), sharey="row", squeeze=False)

@@ -1,8 +1,8 @@
-"""The deck's Fig. 4 again: where adversarial versions of synthetic images fall.
+"""Repeat Clean & Compact's Fig. 4: the classes of adversarial versions of synthetic images.
 
-``python -m benchmarks.studies.fig4`` makes images of a backdoored network (the demo's), moves them by an
-*untargeted* attack on that network, and counts the classes that it gives them;
-``results/fig4-demo.svg`` is drawn from ``results/fig4-demo.json`` alone (``--draw``). The deck
+``python -m benchmarks.studies.fig4`` makes images of a backdoored network (the demo's), moves them
+by an *untargeted* attack on that network, and counts the classes that it gives them;
+``results/fig4-demo.svg`` is drawn from ``results/fig4-demo.json`` alone (``--draw``). The paper
 says that most fall into the attacker's class.
 """
 
@@ -34,7 +34,7 @@ SEED = 0
 
 
 def measure(network: Network, target: int, settings: SynthesizeSettings) -> dict[str, JsonValue]:
-    """Counts of the classes given to the images whose class is not the attacker's.
+    """Count the classes that the attacked images get; those of the attacker's class are left out.
 
     An image's class is the one that the network itself gives it before the attack.
     """
@@ -58,7 +58,10 @@ def untargeted(
     epsilon: float,
     generator: torch.Generator,
 ) -> Float[Tensor, "n c h w"]:
-    """Projected sign ascent away from the labels, from a random start (Madry et al. 2018)."""
+    """Attack by projected sign ascent away from the labels, from a random start.
+
+    Source: Madry et al. (2018).
+    """
     noise = epsilon * (2 * torch.rand(pixels.shape, generator=generator) - 1)
     moved = (pixels + noise).clamp(0, 1)
     for _ in range(STEPS if epsilon else 0):
@@ -73,14 +76,14 @@ def untargeted(
 
 
 def predicted(function: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Int[Tensor, " n"]:
-    """The class given to each image."""
+    """Predict the class of each image."""
     with torch.no_grad():
         return torch.cat([function(batch).argmax(1) for batch in pixels.split(250)])
 
 
 @styled
 def draw(record: dict[str, JsonValue]) -> Figure:
-    """One histogram of classes for each strength; the attacker's class stands out."""
+    """Draw a histogram of classes for each strength; the attacker's class stands out."""
     counts = record["counts_by_epsilon"]
     figure = new_figure(width=2.3 * len(counts), height=2.6)
     grid = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]

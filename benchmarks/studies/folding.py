@@ -1,4 +1,4 @@
-"""What folding BatchNorm is worth: ``python -m benchmarks.studies.folding``.
+"""Measure the gain of folding BatchNorm: ``python -m benchmarks.studies.folding``.
 
 The network of ``make demo``, its BatchNorms as they are and folded, in turns: forward with the
 gradient of the pixels, as in the searches (`frozen`), and with the gradient of the weights, as in
@@ -7,6 +7,7 @@ unlearning and recovery (`folding_norms`). Two threads; medians of pairs made in
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import time
@@ -30,6 +31,7 @@ THREADS, IMAGES, WARM_UP, PAIRS = 2, 128, 3, 25
 
 def main() -> None:
     """Measure both, and write ``results/folding.json``."""
+    argparse.ArgumentParser(description="Measure the gain of folding BatchNorm.").parse_args()
     torch.set_num_threads(THREADS)
     network = load_checkpoint(
         DEMO.with_suffix(".safetensors"), read_model_file(DEMO.with_suffix(".toml"))
@@ -56,7 +58,7 @@ def main() -> None:
 
 
 def _milliseconds(function: nn.Module, pixels: Tensor) -> float:
-    """Of one forward and backward pass, to the weights where they take gradients."""
+    """Time one forward and backward pass, to the weights where they take gradients."""
     learning = any(parameter.requires_grad for parameter in function.parameters())
     shown = pixels.clone().requires_grad_(not learning)
     function.zero_grad()
@@ -74,7 +76,7 @@ def _folded_milliseconds(learner: nn.Module, pixels: Tensor) -> float:
 
 
 def _pairs(plain: Callable[[], float], folded: Callable[[], float]) -> dict[str, object]:
-    """Milliseconds of both, in turns, and the ratios within the pairs."""
+    """Return milliseconds of both, in turns, and the ratios within the pairs."""
     pairs = [(plain(), folded()) for _ in range(WARM_UP + PAIRS)][WARM_UP:]
     columns = {
         "plain, ms": [one for one, _ in pairs],

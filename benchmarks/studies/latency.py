@@ -1,12 +1,12 @@
-"""Latency on this CPU, original and compressed in turns: ``python -m benchmarks.studies.latency``.
+"""Measure latency on this CPU, networks in turns: ``python -m benchmarks.studies.latency``.
 
 ONNX Runtime, batch 1, 1 and 2 threads, random weights, 2x and 4x fewer MACs: ours, planned by a
 latency table of this machine, torch-pruning (as it is, and with channels rounded to 8), and
-tensorly-torch's factorised convolutions. All forms of a cell take turns in one process, and what
-other programs take is left out: one thread is timed by its own processor time, two by the wall
+tensorly-torch's factorised convolutions. All networks of a cell take turns in one process, and the
+time of other programs is left out: one thread is timed by its own processor time, two by the wall
 clock in runs that were not interrupted. Every step is kept in ``.bench/latency`` as it is done, so
 an interrupted run goes on; ``--step`` and ``--threads`` do one kind of step alone, for a machine
-whose cores must be asked for.
+whose cores must be reserved.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ FEWEST = 15
 
 
 def main() -> None:
-    """Every step that is not done yet, then the table."""
+    """Run every step that is not done yet, and write the table."""
     options = _parser().parse_args()
     torch.set_num_threads(1)
     for name in options.network or models.NETWORKS:
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def build_peers(name: str) -> None:
-    """The original and the peers' networks at both ratios, as ONNX."""
+    """Build the original and the peers' networks at both ratios, as ONNX."""
     network = models.original(name)
     _keep(_path(name, "original"), network)
     for ratio in RATIOS:
@@ -92,7 +92,7 @@ def build_peers(name: str) -> None:
 
 
 def build_table(name: str, threads: int) -> None:
-    """The latency table of the network; this is a measurement."""
+    """Measure the latency table of the network."""
     path = FOLDER / f"{name}-{threads}-threads.json"
     if path.exists():
         return
@@ -100,11 +100,11 @@ def build_table(name: str, threads: int) -> None:
     table = measured_table(models.original(name), BlockLatencySettings(threads=threads))
     write_whole(path, table.canonical().decode().strip())
     seconds = round(time.perf_counter() - started, 1)
-    _say(f"{path.name}: {len(table.blocks)} layers in {seconds} s")
+    _log(f"{path.name}: {len(table.blocks)} layers in {seconds} s")
 
 
 def build_ours(name: str, threads: int) -> None:
-    """Our networks at both ratios, planned by the table of these threads; or the refusal."""
+    """Build our networks at both ratios by the table of these threads, or record the refusal."""
     table = FOLDER / f"{name}-{threads}-threads.json"
     for ratio in RATIOS:
         path = _path(name, f"ours-{threads}", ratio)
@@ -117,7 +117,7 @@ def build_ours(name: str, threads: int) -> None:
 
 
 def measure(name: str, ratio: float, threads: int) -> None:
-    """One cell: all networks in turns."""
+    """Measure one cell: all networks in turns."""
     path = FOLDER / f"cell-{name}-{ratio:g}-{threads}.json"
     files = {"original": _path(name, "original"), "ours": _path(name, f"ours-{threads}", ratio)}
     files |= {peer: _path(name, peer, ratio) for peer in PEERS}
@@ -140,12 +140,12 @@ def measure(name: str, ratio: float, threads: int) -> None:
         "environment": about,
     }
     write_whole(path, json.dumps(cell, indent=1))
-    told = {key: round(row["speedup"], 2) for key, row in cell["rows"].items()}
-    _say(f"{path.name}: {told}")
+    speedups = {key: round(row["speedup"], 2) for key, row in cell["rows"].items()}
+    _log(f"{path.name}: {speedups}")
 
 
 def _in_turns(files: Mapping[str, bytes], threads: int) -> NDArray[np.float64]:
-    """Milliseconds [runs, networks]; the first of each round moves on."""
+    """Return milliseconds [runs, networks]; each round starts with another network."""
     sessions = [OnnxSession(model, threads=threads) for model in files.values()]
     gc.collect()
     shape = (1, *sessions[0].input_shape)
@@ -169,7 +169,7 @@ def _in_turns(files: Mapping[str, bytes], threads: int) -> NDArray[np.float64]:
 def _rows(
     latencies: NDArray[np.float64], names: list[str], facts: Mapping[str, Cell]
 ) -> dict[str, Cell]:
-    """Each network against the original, and ours against each peer."""
+    """Compare each network with the original, and ours with each peer."""
     generator = np.random.default_rng(0)
     ours = names.index("ours") if "ours" in names else 0  # refused: the original stays
     rows: dict[str, Cell] = {}
@@ -194,7 +194,7 @@ def _rows(
 
 
 def write_table() -> None:
-    """``results/latency-cpu.json`` and ``.md``: what is there, and over it what was measured here.
+    """Write ``results/latency-cpu.json`` and ``.md``; cells measured here replace older ones.
 
     Every row compares within one run, so cells of several days or machines may stand together;
     each names its own.
@@ -219,7 +219,7 @@ def write_table() -> None:
 
 
 def line_of(cell: Cell) -> str:
-    """One line of the table: medians, and the 95 % interval of each speed-up."""
+    """Return one line of the table: medians, and the 95 % interval of each speed-up."""
     rows, goal = cell["rows"], cell["goal_speedup"]
     mine = "refused" if cell["refused"] else _speedup(rows["ours"])
     mine += f" (>= {goal:g})" if goal else ""
@@ -242,17 +242,17 @@ def _path(name: str, what: str, ratio: float | None = None) -> Path:
 
 
 def _keep(path: Path, network: Network) -> None:
-    """The file, and beside it what it costs."""
+    """Write the file, and its cost beside it."""
     if path.exists():
         return
     model, last = models.exported(network), network.history[-1]
     facts = {"macs": last.macs, "params": last.params, "onnx_bytes": len(model)}
     write_whole(path.with_suffix(".json"), json.dumps(facts))
     path.write_bytes(model)
-    _say(f"{path.name}: {facts}")
+    _log(f"{path.name}: {facts}")
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(line, flush=True)
 
 

@@ -1,9 +1,9 @@
-"""The networks of `benchmarks.studies.latency`: an original, ours, and what two peers make of it.
+"""Build the networks of `benchmarks.studies.latency`: an original, ours, and two peers' of it.
 
-All weights are random, so nothing here says anything of accuracy: the bench is about time. The
-kernels' singular values fall as those of trained kernels do (`benchmarks.studies.tucker`), and without a
-trained network our ranks are planned by that energy instead of measured effects; the peers take the
-same share of every layer, which is what they do.
+All weights are random, so nothing here measures accuracy: the benchmark is about time. The
+kernels' singular values fall as those of trained kernels do (`benchmarks.studies.tucker`), and
+without a trained network our ranks are planned by that energy instead of measured effects; the
+peers take the same share of every layer, as they do by default.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ROUND_TO = 8  # what torch-pruning recommends
 
 
 def original(name: str) -> LoadedNetwork:
-    """A freshly initialised network of the table, the same one every time."""
+    """Return a freshly initialised network of the table, the same one every time."""
     side = NETWORKS[name]
     spec = ModelSpec(
         architecture=name,
@@ -66,14 +66,14 @@ def original(name: str) -> LoadedNetwork:
 
 
 def ours(network: LoadedNetwork, ratio: float, table: LatencyTable) -> Network:
-    """Decomposed, planned by the table and energy, and truncated; nothing is tuned."""
+    """Decompose, plan by the table and energy, and truncate; nothing is tuned."""
     settings = RankSettings(ratio=ratio, rank_multiple=8, sensitivity="energy", factors="weights")
     decomposed = decompose(network, DecomposeSettings())  # type: ignore[arg-type]
     return truncate(decomposed, choose_ranks(decomposed, settings, table=table), TruncateSettings())
 
 
 def channel_pruned(network: LoadedNetwork, ratio: float, round_to: int | None = None) -> Network:
-    """torch-pruning: the same share of every layer's channels, those that are tied as one."""
+    """Prune the same share of every layer's channels by torch-pruning, tied ones as one."""
     shape = network.spec.input_shape
     allowed = count_macs(network.module, shape) / ratio
 
@@ -95,7 +95,7 @@ def channel_pruned(network: LoadedNetwork, ratio: float, round_to: int | None = 
 
 
 def factorised(network: LoadedNetwork, ratio: float) -> Network:
-    """tensorly-torch: its Tucker `FactorizedConv` at the same share of every layer's channels."""
+    """Factor by tensorly-torch's Tucker `FactorizedConv`, at one share of all layers' channels."""
     layers = [
         layer
         for layer in trace_layers(network.module, network.spec.input_shape)
@@ -121,12 +121,12 @@ def factorised(network: LoadedNetwork, ratio: float) -> Network:
 
 
 def exported(network: Network) -> bytes:
-    """As ONNX for one image, by edgeclean's own exporter for all of them."""
+    """Export a network as ONNX for one image, by edgeclean's own exporter for all of them."""
     return export_onnx(network, ExportSettings(batch=1))
 
 
 def _tucker_layer(conv: nn.Conv2d, share: float, seed: int) -> nn.Module:
-    """Random factors: a decomposition takes minutes and changes no time.
+    """Return a layer with random factors: a decomposition takes minutes and changes no time.
 
     Each layer has its own, for a file holds equal weights once.
     """
@@ -160,7 +160,7 @@ def _tucker_macs(layer: Layer, share: float) -> int:
 
 
 def _bisected(at: Callable[[float], nn.Module], is_small: Callable[[nn.Module], bool]) -> nn.Module:
-    """The largest network within the allowed cost."""
+    """Return the largest network within the allowed cost."""
     low, high = 0.0, 1.0
     best: nn.Module | None = None
     for _ in range(HALVINGS):

@@ -1,12 +1,14 @@
-"""Peak memory of one step of every stage on large images: ``python -m benchmarks.studies.memory``.
+"""Measure the memory of one step of every stage: ``python -m benchmarks.studies.memory``.
 
-A ResNet-50 for 224x224 images with random weights: what a step takes depends on the shapes alone.
+The network is a ResNet-50 for 224x224 images with random weights: a step's memory depends on the
+shapes alone.
 Each stage runs in a process of its own, whose peak is the operating system's; ``before`` is that of
 the same process with the network and the images alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import resource
@@ -42,7 +44,10 @@ NOTHING_FOUND = ScanReport(verdict="not found", suspects=(), searches=(), images
 
 
 def main() -> None:
-    """One row a stage, then the file."""
+    """Measure a row for each stage, and write the file."""
+    argparse.ArgumentParser(
+        description="Measure the memory of one step of every stage."
+    ).parse_args()
     spawned = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawned, max_tasks_per_child=1) as pool:
         rows = dict(zip(STAGES, pool.map(measure, STAGES), strict=True))
@@ -60,7 +65,7 @@ def main() -> None:
 
 
 def measure(stage: str) -> Cell:
-    """Of one step: seconds, and the peak in MiB before and after it."""
+    """Measure one step: seconds, and the peak in MiB before and after it."""
     torch.manual_seed(0)
     module = build_architecture(SPEC.architecture, SPEC, ()).eval()
     network = LoadedNetwork(module=module, spec=SPEC, source_sha256="0" * 64, history=())

@@ -1,8 +1,8 @@
-"""FP16 and INT8 of every published network: ``python -m benchmarks.studies.precision``.
+"""Measure FP16 and INT8 of every published network: ``python -m benchmarks.studies.precision``.
 
 Each network is exported as it was loaded (and, where ``.bench/compressed/NAME.onnx`` lies, the
 compressed one is read), lowered by `exporters.precision` with synthetic images alone, and then run
-under ONNX Runtime on test images that nothing above has seen. A cell is written as it is done; an
+under ONNX Runtime on test images that no step before has seen. A cell is written as it is done; an
 interrupted run goes on with the next one.
 """
 
@@ -29,13 +29,13 @@ from exporters.session import OnnxSession
 Cell = dict[str, JsonValue]
 BENCH = Path(__file__).parents[2] / ".bench"
 CELLS = BENCH / "precision"
-FORMS: tuple[Precision, ...] = ("fp16", "int8")
+PRECISIONS: tuple[Precision, ...] = ("fp16", "int8")
 GOAL_POINTS = {"fp16": 0.3, "int8": 1.0}
 TEST_IMAGES = 2000
 
 
 def main() -> None:
-    """Every cell that is not there yet, then the table."""
+    """Measure every missing cell, and write the table."""
     options = _parser().parse_args()
     torch.set_num_threads(1)
     images = read_pack(PACK_FOLDER / "cifar10-test.npz", options.images)
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def measure(name: str, seed: int, synthetic: int, images: LabelledImages) -> Cell:
-    """ACC of one network in every precision."""
+    """Measure ACC of one network in every precision."""
     published = published_networks()[name]
     network = published.load()
     settings = SynthesizeSettings(count=synthetic, batch_size=min(128, synthetic))
@@ -86,15 +86,15 @@ def measure(name: str, seed: int, synthetic: int, images: LabelledImages) -> Cel
 def _row(model: bytes, spec: ModelSpec, pixels: Tensor, images: LabelledImages) -> Cell:
     before = accuracy(_function(model, spec), images)
     row: Cell = {"fp32": {"acc": before.as_json(), "onnx_bytes": len(model)}}
-    for form in FORMS:
-        lowered = lower_precision(model, spec, pixels, PrecisionSettings(format=form))
+    for precision in PRECISIONS:
+        lowered = lower_precision(model, spec, pixels, PrecisionSettings(format=precision))
         after = accuracy(_function(lowered.model, spec), images)
         points = round(after.percent - before.percent, 2)
-        row[form] = {
+        row[precision] = {
             "acc": after.as_json(),
             "points": points,
-            "goal_points": GOAL_POINTS[form],
-            "goal_met": points >= -GOAL_POINTS[form],
+            "goal_points": GOAL_POINTS[precision],
+            "goal_met": points >= -GOAL_POINTS[precision],
             "onnx_bytes": len(lowered.model),
             **lowered.summary(),
         }
@@ -102,7 +102,7 @@ def _row(model: bytes, spec: ModelSpec, pixels: Tensor, images: LabelledImages) 
 
 
 def _function(model: bytes, spec: ModelSpec) -> PixelFunction:
-    """Pixels in [0, 1] to logits, through ONNX Runtime."""
+    """Return a function from pixels in [0, 1] to logits, through ONNX Runtime."""
     session = OnnxSession(model)
 
     def run(pixels: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def _function(model: bytes, spec: ModelSpec) -> PixelFunction:
 
 
 def write_table() -> None:
-    """``results/precision.json`` and ``.md``, of the cells alone."""
+    """Write ``results/precision.json`` and ``.md``, from the cells alone."""
     cells = [json.loads(path.read_text()) for path in sorted(CELLS.glob("*.json"))]
     command = "python -m benchmarks.studies.precision"
     whole = {"command": command, "cells": cells}
@@ -127,13 +127,13 @@ def write_table() -> None:
 
 
 def line_of(row: Cell) -> str:
-    """One line of the table."""
-    points = (f"{row[one]['acc']['percent']:.2f} ({row[one]['points']:+.2f})" for one in FORMS)
-    kept = " / ".join(str(len(row[one]["kept"])) for one in FORMS)
+    """Return one line of the table."""
+    points = (f"{row[one]['acc']['percent']:.2f} ({row[one]['points']:+.2f})" for one in PRECISIONS)
+    kept = " / ".join(str(len(row[one]["kept"])) for one in PRECISIONS)
     close = "; ".join(
         f"{100 * row[one]['agreement']['top1_agreement']:.1f} %, "
         f"{row[one]['agreement']['signal_to_noise_db']:.0f}"
-        for one in FORMS
+        for one in PRECISIONS
     )
     return (
         f"| {row['network']} | {row['which']} | {row['fp32']['acc']['percent']:.2f} "

@@ -1,10 +1,11 @@
-"""The networks that other people published, with the triggers of those that they backdoored.
+"""Load the networks that other people published, with the triggers of those they backdoored.
 
-The weights stay where they are (``../shared/zoo``); what they do not say of themselves (a
-``model.toml`` each) and the code of two architectures lie in ``tests/support/zoo``. What is known
-of the triggers serves measuring alone: no stage of edgeclean may read it.
+The weights stay where they are (``../shared/zoo``); their model files (a ``.toml`` each) and the
+code of two architectures lie in ``tests/support/zoo``. The triggers serve measuring alone: no stage
+of edgeclean may read them.
 
-``python -m benchmarks.studies.published`` measures every network and writes ``results/zoo-before.json``.
+``python -m benchmarks.studies.published`` measures every network and writes
+``results/zoo-before.json``.
 """
 
 from __future__ import annotations
@@ -39,16 +40,16 @@ PROBE_NETWORK = "resnet20-badnets-rgb5x5"  # the trigger tried on the clean cont
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedNetwork:
-    """One published checkpoint and what its author did to it.
+    """A published checkpoint, with its author's trigger.
 
     Attributes:
         path: the checkpoint.
         spec: architecture (by its code or the built-in table) and input scaling.
-        code_folder: where a file named by ``spec.architecture`` lies.
+        code_folder: folder of a file that ``spec.architecture`` names.
         stamp: puts the trigger on pixels [n, c, h, w] in [0, 1]; None for a clean network.
         target: the attacker's class; None for a clean network.
         published_acc: ACC in percent over the first 2,000 test images, from the zoo's README.
-        published_asr: ASR in percent over the same.
+        published_asr: ASR in percent over the same images.
     """
 
     path: Path
@@ -60,15 +61,15 @@ class PublishedNetwork:
     published_asr: float | None
 
     def load(self) -> LoadedNetwork:
-        """The network, through edgeclean's own loader."""
+        """Load the network through edgeclean's own loader."""
         return load_checkpoint(self.path, self.spec, code_folder=self.code_folder)
 
 
 class FoldedNetwork(PublishedNetwork):
-    """A published network as a stranger may hand it on: an ONNX file, without BatchNorm."""
+    """A published network as an ONNX file without BatchNorm, as a stranger may hand it on."""
 
     def load(self) -> LoadedNetwork:
-        """The network through ONNX: its BatchNorms are folded into the convolutions before them."""
+        """Load the network through ONNX, its BatchNorms folded into the convolutions."""
         network = super().load()
         with TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
@@ -77,7 +78,7 @@ class FoldedNetwork(PublishedNetwork):
 
 
 def folded_networks(folder: Path | str = ZOO_FOLDER) -> dict[str, PublishedNetwork]:
-    """The published networks with BatchNorm, folded; by name."""
+    """Return the published networks with BatchNorm, folded, by name."""
     return {
         f"{name} (folded)": FoldedNetwork(**{f.name: getattr(one, f.name) for f in fields(one)})
         for name, one in published_networks(folder).items()
@@ -86,7 +87,7 @@ def folded_networks(folder: Path | str = ZOO_FOLDER) -> dict[str, PublishedNetwo
 
 
 def published_networks(folder: Path | str = ZOO_FOLDER) -> dict[str, PublishedNetwork]:
-    """Every network of the zoo by its folder's name; the numbers are those of the zoo's README."""
+    """Return every network of the zoo by its folder, with the numbers of the zoo's README."""
     folder = Path(folder)
     white = PastePatch(patch=torch.ones(3, 4, 4), top=27, left=27)
     rgb, lenet = folder / PROBE_NETWORK, folder / "lenet-badnets-nobn"
@@ -107,7 +108,7 @@ def published_networks(folder: Path | str = ZOO_FOLDER) -> dict[str, PublishedNe
 def measure(
     network: PixelFunction, images: LabelledImages, stamp: Stamp | None, target: int | None
 ) -> dict[str, object]:
-    """ACC, and ASR and RA where there is a trigger, as JSON values."""
+    """Measure ACC, and ASR and RA where there is a trigger, as JSON values."""
     measured: dict[str, object] = {"acc": accuracy(network, images).as_json()}
     if stamp is not None and target is not None:
         measured["asr"] = attack_success_rate(network, images, stamp, target).as_json()
@@ -130,7 +131,7 @@ def _published(
 
 
 def _resized_patch(path: Path, corner: int) -> PastePatch | None:
-    """The 5x5 patch at rows and columns corner..corner+4, from a picture of any size."""
+    """Return the 5x5 patch at rows and columns corner..corner+4, from a picture of any size."""
     if not path.exists():
         return None
     with Image.open(path) as picture:
@@ -139,7 +140,7 @@ def _resized_patch(path: Path, corner: int) -> PastePatch | None:
 
 
 def _masked(folder: Path) -> AddMasked | None:
-    """clip(x (1 - mask) + pattern); without a mask file nothing is taken away from x."""
+    """Return clip(x (1 - mask) + pattern); without a mask file nothing is taken away from x."""
     if not (folder / "trigger.png").exists():
         return None
     with Image.open(folder / "trigger.png") as picture:

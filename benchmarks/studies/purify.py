@@ -1,11 +1,11 @@
-"""Defences on the networks that others backdoored: ``python -m benchmarks.studies.purify``.
+"""Compare defences on networks that others backdoored: ``python -m benchmarks.studies.purify``.
 
 One cell is one network, one seed and one method, at every ratio, in a process of its own. Synthetic
 images, scan and purification are kept between the ratios and methods of one network and seed
-(`edgeclean.files.store`), so a cell's seconds are those of what it had to run itself. Test images
-and trigger only measure. A cell joins ``results/purify.json`` as it is done, with the code it was made
-by; an interrupted run, or a later one, goes on with what is not there yet. A cell that lacks one of
-the ratios asked is made again as a whole: its rates are of one machine and one code.
+(`edgeclean.runner`), so a cell's seconds are those of the work it did itself. Test images and
+trigger only measure. A cell joins ``results/purify.json`` as it is done, with the version of the
+code; an interrupted run, or a later one, goes on with the missing cells. A cell that lacks a chosen
+ratio is measured again as a whole: its rates are of one machine and one code.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def main() -> int:
-    """All cells that are not there yet, then the table; or one cell, as a child of that."""
+    """Run all missing cells and write the table; or run one cell, as a child of that."""
     options = _parser().parse_args()
     if options.cell:
         device = torch.device(options.device)
@@ -94,7 +94,7 @@ def main() -> int:
 
 
 def cell_path(name: str, method: str, seed: int) -> Path:
-    """Where a child leaves its cell."""
+    """Return the path of the cell that a child writes."""
     word = "".join(letter if letter.isalnum() else "-" for letter in method)
     return CELLS / f"{name}-{word}-seed{seed}.json"
 
@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run_child(name: str, method: str, seed: int, options: argparse.Namespace) -> Key:
-    """One cell in a process of its own; two at once share the cores out."""
+    """Run one cell in a process of its own; two at once share the cores."""
     words = ["--cell", name, "--method", method, "--seed", str(seed), "--device", options.device]
     words += ["--ratio", *map(str, options.ratio)]
     threads = {"OMP_NUM_THREADS": str(max(1, THREADS // options.jobs))}
@@ -165,7 +165,7 @@ def _write_cell(
 
 
 class _ByEdgeclean:
-    """At full size and compressed, and what the scan said."""
+    """A method that purifies and compresses by edgeclean, and keeps the scan's record."""
 
     def __init__(self, original: LoadedNetwork, seed: int) -> None:
         self._original, self._seed = original, seed
@@ -185,7 +185,7 @@ class _ByEdgeclean:
 
 
 class _ByCompression:
-    """The network as it came, or as a rival left it, through edgeclean's own compression alone."""
+    """A method that only compresses the network, as it came or as a rival defended it."""
 
     def __init__(self, full: LoadedNetwork | PurifiedNetwork, seed: int) -> None:
         self._full, self._seed = full, seed

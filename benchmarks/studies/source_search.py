@@ -1,4 +1,4 @@
-"""Could a scan see source-specific backdoors? ``python -m benchmarks.studies.source_search``.
+"""Search for source-specific backdoors: ``python -m benchmarks.studies.source_search``.
 
 Such a backdoor works on images of one class only. The affordable search gives each class one start:
 the least mask, or least additive stamp, that makes its images leave it; a class far cheaper than
@@ -9,6 +9,7 @@ the usual spread, about half of the median. The scan does not run this search.
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import torch
@@ -30,7 +31,10 @@ SEARCHED = ("masked patch", "additive")
 
 
 def main() -> None:
-    """All networks and both families, and ``results/source-search.json``."""
+    """Search all networks by both families, and write ``results/source-search.json``."""
+    argparse.ArgumentParser(
+        description="Search the published networks for source-specific backdoors."
+    ).parse_args()
     torch.set_num_threads(THREADS)
     networks = {name: one.load() for name, one in published_networks().items()}
     result = {

@@ -1,4 +1,4 @@
-"""Tucker-2 of ResNet-50's convolutions at half ranks: `compress.tucker` against TensorLy.
+"""Time Tucker-2 of ResNet-50's convolutions at half ranks, `compression.tucker` against TensorLy.
 
     python -m benchmarks.studies.tucker
 
@@ -10,6 +10,7 @@ are timed once and counted as often as they occur.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import statistics
@@ -39,6 +40,8 @@ Outcome = TypeVar("Outcome")
 
 
 def main() -> None:
+    """Measure both families of kernels, and write ``results/tucker.json`` and ``.md``."""
+    argparse.ArgumentParser(description="Time Tucker-2 against TensorLy.").parse_args()
     torch.set_num_threads(1)
     _timed(lambda: tucker2(torch.randn(8, 8, 3, 3)))
     counts = resnet50_shapes()
@@ -61,7 +64,7 @@ def main() -> None:
 
 
 def table(families: dict[str, Any]) -> str:
-    """The totals as Markdown."""
+    """Return the totals as Markdown."""
     lines = ["| kernels | sweeps | times faster | largest error ratio |", "|---|---|---|---|"]
     for name, family_rows in families.items():
         for sweeps in ("sweeps_0", "sweeps_1"):
@@ -155,7 +158,7 @@ def _relative_error(kernel: Tensor, rebuilt: Tensor) -> float:
 
 
 def _timed(run: Callable[[], Outcome]) -> tuple[float, Outcome]:
-    """Processor seconds: on one thread they are the wall's, without what other programs take."""
+    """Return processor seconds: on one thread, wall time without that of other programs."""
     seconds: list[float] = []
     while True:
         start = time.process_time_ns()

@@ -1,4 +1,4 @@
-"""A measured cell, and the writing of one: a study keeps each as it is done."""
+"""Write measured cells, each of which a study keeps as it is done."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Cell = dict[str, JsonValue]
 
 
 def write_whole(path: Path, text: str) -> None:
-    """The file appears with all of its text or not at all."""
+    """Write a file that appears with all of its text or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(text + "\n")

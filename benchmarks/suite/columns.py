@@ -1,4 +1,4 @@
-"""The columns of a suite, ``results/SUITE/seed-S/ATTACK.json``: what its tables are made of.
+"""Keep the columns of a suite, ``results/SUITE/seed-S/ATTACK.json``, and write its tables.
 
 A column is one attacked network and the cells (defences) that have been run on it. It is written
 after every cell and meant to be committed, so that another session goes on with what is missing.
@@ -6,6 +6,7 @@ after every cell and meant to be committed, so that another session goes on with
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -22,15 +23,15 @@ Column = dict[str, JsonValue]
 
 
 def column_path(results: Path, suite: Suite, attack: str, seed: int) -> Path:
-    """The column's file."""
+    """Return the path of a column's file."""
     return results / suite.name / f"seed-{seed}" / f"{attack}.json"
 
 
 def read_column(path: Path, suite: Suite) -> Column | None:
-    """A column out of its file; None where there is none.
+    """Read a column from its file; None where there is none.
 
     Raises:
-        ValueError: it was measured with other settings of the suite.
+        ValueError: the column was measured with other settings of the suite.
     """
     if not path.exists():
         return None
@@ -43,17 +44,18 @@ def read_column(path: Path, suite: Suite) -> Column | None:
 
 
 def is_current(cell: Cell, entry: DefenceEntry) -> bool:
-    """Whether the cell was measured with the settings that the defence has now."""
+    """Return whether the cell was measured with the defence's present settings."""
     return bool(cell["settings"] == plain_settings(entry))
 
 
 def plain_settings(entry: DefenceEntry) -> dict[str, JsonValue]:
-    """The settings that a defence runs with, as a JSON file gives them back."""
-    return as_read({type(one).__name__: settings_as_json(one) for one in entry.settings})
+    """Return the settings of a defence, as read back from a JSON file."""
+    names = [getattr(one, "RECORDED_AS", type(one).__name__) for one in entry.settings]
+    return as_read(dict(zip(names, map(settings_as_json, entry.settings), strict=True)))
 
 
 def columns_of(suite: Suite, results: Path) -> list[Column]:
-    """Every column of the suite that is there, in the table's order."""
+    """Return every column of the suite that is there, in the table's order."""
     paths = (
         column_path(results, suite, attack, seed)
         for seed in suite.seeds
@@ -63,7 +65,7 @@ def columns_of(suite: Suite, results: Path) -> list[Column]:
 
 
 def finished_cells(suite: Suite, results: Path) -> list[Cell]:
-    """The cells that the columns hold, in the table's order, each with its DER.
+    """Return the cells of the columns, in the table's order, each with its DER.
 
     ``stale`` marks those whose defence has other settings now.
     """
@@ -80,37 +82,37 @@ def finished_cells(suite: Suite, results: Path) -> list[Cell]:
 
 
 def with_der(cells: list[Cell]) -> list[Cell]:
-    """Each cell with its DER against the undefended network of the same attack and seed."""
+    """Return each cell with its DER against the undefended network of its attack and seed."""
     before = {(c["attack"], c["seed"]): c for c in cells if c["defence"] == "none"}
     return [{**c, "der": _der(before.get((c["attack"], c["seed"])), c)} for c in cells]
 
 
 def record_of(name: str, results: Path) -> tables.Record:
-    """All that the tables of a suite show, from its columns."""
-    parts, whole = SUITES[name], results / name / "whole.json"
+    """Return all that the tables of a suite show, from its columns."""
+    suites, whole = SUITES[name], results / name / "whole.json"
     return {
         "suite": name,
         "command": f"python -m benchmarks.suite {name}",
         "parts": [
-            {**identity(suite), "seeds": list(suite.seeds), **_asked(suite)} for suite in parts
+            {**identity(suite), "seeds": list(suite.seeds), **_asked(suite)} for suite in suites
         ],
         "whole": json.loads(whole.read_text()) if whole.exists() else None,
         "columns": [
             {key: value for key, value in column.items() if key not in ("part", "cells")}
-            for suite in parts
+            for suite in suites
             for column in columns_of(suite, results)
         ],
-        "cells": [cell for suite in parts for cell in finished_cells(suite, results)],
+        "cells": [cell for suite in suites for cell in finished_cells(suite, results)],
     }
 
 
 def write_tables(name: str, results: Path = tables.RESULTS) -> None:
-    """``NAME.md`` from the columns of all parts of a suite."""
+    """Write ``NAME.md`` from the columns of a suite, which can have several data sets."""
     (results / f"{name}.md").write_text(tables.markdown(record_of(name, results)))
 
 
 def identity(suite: Suite) -> dict[str, JsonValue]:
-    """What all columns of a suite depend on; a cell itself tells its defence's settings."""
+    """Return the facts that all columns depend on; cells hold their defences' settings."""
     return as_read(
         {
             "name": suite.name,
@@ -125,26 +127,30 @@ def identity(suite: Suite) -> dict[str, JsonValue]:
 
 
 def network_identity(suite: Suite, seed: int, attack: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """What an attacked network depends on; ``attack`` are the attack's facts."""
+    """Return the facts that an attacked network depends on; ``attack`` are the attack's own."""
     whole = identity(suite)
     kept = {key: whole[key] for key in ("data_set", "spec", "training", "train_images")}
     return as_read({**kept, "seed": seed, "attack": attack})
 
 
 def as_read(facts: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """Facts as a JSON file gives them back, to be compared with what one holds."""
+    """Return facts as read back from a JSON file, to be compared with those of one."""
     plain: dict[str, JsonValue] = json.loads(json.dumps(facts))
     return plain
 
 
 def main() -> None:
-    for name, parts in SUITES.items():
-        if any(columns_of(suite, tables.RESULTS) for suite in parts):
+    """Write the tables of every suite that has columns."""
+    argparse.ArgumentParser(
+        description="Write the tables of every suite from its columns."
+    ).parse_args()
+    for name, suites in SUITES.items():
+        if any(columns_of(suite, tables.RESULTS) for suite in suites):
             write_tables(name)
 
 
 def _asked(suite: Suite) -> dict[str, list[str]]:
-    """The whole table's rows and columns, so that what is missing can be told."""
+    """Return the whole table's rows and columns, so that missing cells are seen."""
     return {"attacks": list(suite.attacks), "defences": list(suite.defences)}
 
 

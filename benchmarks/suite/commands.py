@@ -1,4 +1,4 @@
-"""Every attack against every defence: ``python -m benchmarks.suite smoke``.
+"""Run every attack against every defence: ``python -m benchmarks.suite smoke``.
 
 A cell is one defence on one attacked network; a column is all cells of one network, a file in
 ``results/`` that grows by a cell at a time. Networks are kept under ``.bench/suite``. A suite that
@@ -54,21 +54,21 @@ def main() -> int:
 
 
 def columns_apart(attacks: Sequence[str], jobs: int) -> list[list[str]]:
-    """The columns, shared out; those that need the clean network stay with it."""
-    parts: list[list[str]] = [[] for _ in range(jobs)]
+    """Share the columns out to jobs; those that need the clean network stay with it."""
+    shares: list[list[str]] = [[] for _ in range(jobs)]
     for name in sorted(attacks, key=lambda name: name not in WITH_CLEAN):  # they come first
-        part = parts[0] if name in WITH_CLEAN else min(parts, key=len)
-        part.append(name)
-    return [part for part in parts if part]
+        share = shares[0] if name in WITH_CLEAN else min(shares, key=len)
+        share.append(name)
+    return [share for share in shares if share]
 
 
 def _run_all(options: argparse.Namespace) -> int:
-    """Every part of the suite here, or its columns shared out to ``--jobs`` processes."""
+    """Run the suite here, or share its columns out to ``--jobs`` processes."""
     if options.jobs > 1:
         attacks = options.attack or list(SUITES[options.suite][0].attacks)
         running = [
-            subprocess.Popen([sys.executable, "-m", "benchmarks.suite", *words_of(options, part)])  # noqa: S603 - this very command
-            for part in columns_apart(attacks, options.jobs)
+            subprocess.Popen([sys.executable, "-m", "benchmarks.suite", *words_of(options, share)])  # noqa: S603 - this very command
+            for share in columns_apart(attacks, options.jobs)
         ]
         return max(abs(process.wait()) for process in running)
     try:
@@ -81,7 +81,7 @@ def _run_all(options: argparse.Namespace) -> int:
 
 
 def _of_seeds(suite: Suite, chosen: Sequence[int] | None) -> Suite:
-    """The suite with these of its seeds alone; the tables show no others."""
+    """Return the suite with these of its seeds alone; the tables show no others."""
     for seed in chosen or ():
         if seed not in suite.seeds:
             has = ", ".join(map(str, suite.seeds))
@@ -90,7 +90,7 @@ def _of_seeds(suite: Suite, chosen: Sequence[int] | None) -> Suite:
 
 
 def words_of(options: argparse.Namespace, attacks: Sequence[str]) -> list[str]:
-    """The command line of one process with one thread and these columns."""
+    """Return the command line of one process with one thread and these columns."""
     words = [options.suite, "--threads", "1", "--minutes", str(options.minutes)]
     for name in ("data", "folder", "results", "device"):
         words += [f"--{name}", str(getattr(options, name))]
@@ -132,7 +132,7 @@ def _forget(suite: Suite, attacks: list[str], *roots: Path) -> None:
 
 
 def _reporter(minutes: float) -> Callable[[str], None]:
-    """Prints each line, and ends the run after ``minutes`` of them (0 for never)."""
+    """Return a function that prints lines, and ends the run after ``minutes`` (0 for never)."""
     started = time.monotonic()
 
     def report(line: str) -> None:
@@ -144,7 +144,7 @@ def _reporter(minutes: float) -> Callable[[str], None]:
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace:
-    """The command line's options."""
+    """Parse the command line's options."""
     parser = argparse.ArgumentParser(description="Run every attack against every defence.")
     parser.add_argument("suite", choices=sorted(SUITES))
     parser.add_argument("--attack", action="append", help="only this column; may be repeated")

@@ -1,4 +1,4 @@
-"""The state of a training after its last whole epoch, so that an interrupted one goes on."""
+"""Keep the state of a training after its last whole epoch, so that an interrupted one goes on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Epochs = list[dict[str, float]]
 
 
 class EpochStore:
-    """One safetensors file (no pickle to trust) and a log beside it; nothing without a folder."""
+    """A safetensors file (no pickle to trust) with a log beside it; without a folder, nothing."""
 
     def __init__(self, folder: Path | None, settings: object, attack: Attack, images: int) -> None:
         self._path = None if folder is None else folder / "epoch.safetensors"
@@ -42,15 +42,15 @@ class EpochStore:
                 tensors[MOMENTUM + name] = momentum
         tensors |= {ATTACK + name: tensor for name, tensor in self._attack.state().items()}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        told = json.dumps({**self._identity, "epochs": epochs})
+        metadata = json.dumps({**self._identity, "epochs": epochs})
         partial = self._path.with_suffix(".partial")
-        save_file(tensors, partial, metadata={"training": told})
+        save_file(tensors, partial, metadata={"training": metadata})
         partial.replace(self._path)
 
     def load(
         self, network: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device
     ) -> Epochs | None:
-        """The epochs that are done, with everything as it was after them; None for no state.
+        """Restore everything after the last epoch, and return the epochs done; None for no state.
 
         Raises:
             ValueError: the folder holds a training with other settings.
@@ -75,5 +75,5 @@ class EpochStore:
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names start so, without that start."""
+    """Return the tensors whose names start so, without that start."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""The suites' attacked networks in files: kernels in half precision, and how they were trained.
+"""Keep the suites' attacked networks in files, with kernels in half precision and their training.
 
 A network in ``zoo/SUITE/seed-S/ATTACK.safetensors`` is committed and used in place of a training.
 """
@@ -22,12 +22,12 @@ KEPT = Path(__file__).parents[1] / "zoo"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredNetwork:
-    """A network as its file has it.
+    """A network as read from its file.
 
     Attributes:
-        network: in evaluation mode.
-        weights_sha256: of the file's tensors (the attack's own networks with them).
-        training: the seconds and the loss of every epoch, and where it was trained.
+        network: the network in evaluation mode.
+        weights_sha256: SHA-256 of the file's tensors (the attack's own networks with them).
+        training: seconds and loss of every epoch, and the environment of the training.
     """
 
     network: LoadedNetwork
@@ -36,39 +36,39 @@ class StoredNetwork:
 
 
 def write_network(
-    path: Path, parts: nn.Module, made_with: dict[str, JsonValue], training: dict[str, object]
+    path: Path, modules: nn.Module, made_with: dict[str, JsonValue], training: dict[str, object]
 ) -> None:
-    """The file appears whole or not at all; ``made_with`` are the settings it depends on."""
+    """Write the file whole or not at all; ``made_with`` are the settings it depends on."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: _stored(tensor) for name, tensor in parts.state_dict().items()}
+    tensors = {name: _stored(tensor) for name, tensor in modules.state_dict().items()}
     partial = path.with_suffix(".partial")
-    told = {"made_with": json.dumps(made_with), "training": json.dumps(training)}
-    save_file(tensors, partial, metadata=told)
+    facts = {"made_with": json.dumps(made_with), "training": json.dumps(training)}
+    save_file(tensors, partial, metadata=facts)
     partial.replace(path)
 
 
 def read_network(
-    path: Path, parts: nn.Module, made_with: dict[str, JsonValue]
+    path: Path, modules: nn.Module, made_with: dict[str, JsonValue]
 ) -> tuple[str, dict[str, JsonValue]]:
-    """Load into ``parts``; the digest of the tensors, and what is known of the training.
+    """Load into ``modules``; return the tensors' digest and the record of the training.
 
     Raises:
         ValueError: the network was made with other settings.
     """
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-        told = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-    if told.get("made_with") != made_with:
+        facts = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+    if facts.get("made_with") != made_with:
         raise ValueError(f"{path} was trained with other settings; remove it or give --fresh")
-    parts.load_state_dict(tensors)
+    modules.load_state_dict(tensors)
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest(), told["training"]
+    return digest.hexdigest(), facts["training"]
 
 
 def _stored(tensor: Tensor) -> Tensor:
-    """Kernels and matrices in half precision; scales, shifts and statistics as they are."""
+    """Return kernels and matrices in half precision; scales, shifts and statistics as they are."""
     tensor = tensor.detach().cpu().contiguous()
     return tensor.half() if tensor.ndim > 1 and tensor.is_floating_point() else tensor

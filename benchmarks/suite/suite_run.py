@@ -1,4 +1,4 @@
-"""A suite on its data: attacked networks are trained, defended and measured, cell by cell."""
+"""Run a suite: attacked networks are trained, defended and measured, cell by cell."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ CPU = torch.device("cpu")
 
 
 class SuiteRun:
-    """One suite on its data.
+    """A run of one suite on its data.
 
     Args:
-        suite: what to run.
-        train_set: the networks', and the defences' clean images.
-        test_set: what is measured on.
-        folder: keeps the networks, and the state of a training.
-        results: keeps the columns and the pictures.
-        report: told one line an epoch and one a cell, after it has been written.
-        device: of trainings and defences.
+        suite: the suite.
+        train_set: training images of the networks, and clean images of the defences.
+        test_set: images that are measured on.
+        folder: folder of the networks, and of the state of a training.
+        results: folder of the columns and the pictures.
+        report: called with one line an epoch and one a cell, after it has been written.
+        device: device of trainings and defences.
     """
 
     def __init__(  # noqa: PLR0913 - two sets, two folders
@@ -74,10 +74,10 @@ class SuiteRun:
         self._environment = environment()
 
     def run(self, columns: Sequence[str] | None = None) -> None:
-        """Run the cells that the columns do not hold yet, or hold with other settings.
+        """Run the cells that the columns lack, or hold with other settings.
 
         Args:
-            columns: attacks of the suite; none means all. One may need the network of another
+            columns: attacks of the suite; empty for all. One may need the network of another
                 (`Attack.needs_clean_network`), so the suite keeps the rest.
         """
         for seed in self._suite.seeds:
@@ -111,7 +111,7 @@ class SuiteRun:
             self._report(f"{name} x {defence}, seed {seed}: {cell['seconds']} s, {_rates(cell)}")
 
     def _attack(self, name: str) -> Attack:
-        """A new one, for the suite's images."""
+        """Return a new attack for the suite's images."""
         spec = self._suite.spec
         return self._suite.attacks[name](spec.classes, spec.input_shape[1:])
 
@@ -124,7 +124,7 @@ class SuiteRun:
         ]
 
     def _new_column(self, attack: Attack, stored: StoredNetwork, seed: int) -> Column:
-        """A column without cells, and the picture of its trigger."""
+        """Return a column without cells, with the picture of its trigger."""
         picture = f"pictures/{self._suite.name}-{attack.name}.png"
         if attack.name != "clean":
             (self._results / picture).parent.mkdir(parents=True, exist_ok=True)
@@ -143,23 +143,23 @@ class SuiteRun:
         }
 
     def _attacked(self, name: str, seed: int) -> tuple[Attack, StoredNetwork]:
-        """The attack and the network that it made, out of a folder; trained if not there."""
+        """Return the attack and its network, from a folder, or trained where it is not there."""
         spec, within = self._suite.spec, Path(self._suite.name) / f"seed-{seed}"
         attack = self._attack(name)
         made_with = network_identity(self._suite, seed, attack.facts())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = build_architecture(spec.architecture, spec, ())
-        parts = nn.ModuleDict({"network": module, **attack.networks()})
+        modules = nn.ModuleDict({"network": module, **attack.networks()})
         committed = KEPT / within / f"{name}.safetensors"
         path = self._folder / within / name / "network.safetensors"
         if not committed.exists() and not path.exists():
             record = self._train_network(attack, module, seed, path.parent / "training")
             training = {"epochs": list(record.epochs), "environment": self._environment}
-            write_network(path, parts, made_with, training)
+            write_network(path, modules, made_with, training)
         # Read again, so that a network just trained and one found give the same cells.
         path = committed if committed.exists() else path
-        digest, training = read_network(path, parts, made_with)
+        digest, training = read_network(path, modules, made_with)
         module.to(self._device).to(memory_format=torch.contiguous_format).eval()
         network = LoadedNetwork(module=module, spec=spec, source_sha256=digest)
         return attack, StoredNetwork(network=network, weights_sha256=digest, training=training)

@@ -1,8 +1,8 @@
-"""What each suite runs: data, network, training, attacks, defences. `suite.py` runs it.
+"""Define the suites: data, network, training, attacks, defences. `suite_run` runs them.
 
 `smoke` shows in minutes that every attack meets every defence; its short settings say nothing of
 what a defence can do. `cpu` is an afternoon on two cores. `signs` has 43 classes, and defences that
-need no images. `table2` and `table4` are the deck's.
+need no images. `table2` and `table4` are those of Clean & Compact.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from benchmarks.attacks.input_aware import InputAware, InputAwareSettings
 from benchmarks.attacks.table import ATTACKS, Make
 from benchmarks.attacks.trojan import TrojanAttack, TrojanSettings
 from benchmarks.defences.anp import AnpSettings
-from benchmarks.defences.deck import DeckSettings
+from benchmarks.defences.clean_compact import CleanCompactSettings
 from benchmarks.defences.finetune import FinetuneSettings
 from benchmarks.defences.ibau import IbauSettings
 from benchmarks.defences.nad import NadSettings
@@ -32,21 +32,22 @@ GTSRB = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "classes": 43}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """One data set, one architecture, and all that is tried on them.
+    """A suite: one data set, one architecture, and its attacks and defences.
 
     Attributes:
-        name: of the suite.
-        data_set: a name of `datasets.read_dataset`.
-        spec: the network.
-        training: of every network; its seed is replaced by each of ``seeds``.
-        train_images: a prefix of the training set; clean images are drawn from it too. None: all.
-        test_images: a prefix of the test set. None: all.
-        clean_images: how many the defences that need some are given.
-        seeds: one whole table each.
-        attacks: by name, with how to make each.
+        name: name of the suite.
+        data_set: a name that `datasets.read_dataset` takes.
+        spec: specification of the network.
+        training: settings of every training; each of ``seeds`` replaces their seed.
+        train_images: length of the prefix of the training set that is used, also for the clean
+            images; None for all.
+        test_images: length of the prefix of the test set that is used; None for all.
+        clean_images: number of clean images for the defences that need some.
+        seeds: seeds, each of which gives a whole table.
+        attacks: a function that makes each attack, by name.
         defences: names of `every_defence`.
-        settings: of the defences.
-        timed_runs: of the network on a batch of 100, for the inference time; 0 for none.
+        settings: settings of the defences.
+        timed_runs: runs on a batch of 100, for the inference time; 0 for none.
     """
 
     name: str
@@ -64,12 +65,12 @@ class Suite:
 
 
 def image_spec(architecture: str, **of_data_set: object) -> ModelSpec:
-    """A network for 32x32 RGB images."""
+    """Return the specification of a network for 32x32 RGB images."""
     return ModelSpec(architecture=architecture, input_shape=(3, 32, 32), **of_data_set)  # type: ignore[arg-type]
 
 
 def quick_settings() -> DefenceSettings:
-    """The same defences with far fewer steps: they show that all run, not what they can do."""
+    """Return settings with far fewer steps, which show that every defence runs, and no more."""
     tuning = FinetuneSettings(epochs=2)
     images = SynthesizeSettings(count=96, recovery_count=32, steps=16, batch_size=96)
     return DefenceSettings(
@@ -77,7 +78,7 @@ def quick_settings() -> DefenceSettings:
         nad=NadSettings(epochs=2, high_epochs=0, teacher=tuning),
         ibau=IbauSettings(rounds=1),
         tuning=tuning,
-        deck=DeckSettings(
+        clean_compact=CleanCompactSettings(
             scale=ScaleSettings(tau=0.5),
             synthesize=images,
             finetune=RecoverySettings(steps=16, batch_size=64, adversarial_share=0.5),
@@ -87,7 +88,7 @@ def quick_settings() -> DefenceSettings:
 
 
 def lighter_attacks(networks: InputAwareSettings, search: TrojanSettings) -> dict[str, Make]:
-    """The same attacks with other networks of Input-Aware's and another search for the trojan."""
+    """Return the attacks with lighter networks of Input-Aware and a lighter search of TrojanNN."""
     return {
         **ATTACKS,
         "input-aware": lambda classes, size: InputAware(classes=classes, settings=networks),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from benchmarks.defences.deck import DeckSettings
+from benchmarks.defences.clean_compact import CleanCompactSettings
 from benchmarks.suite.suites import quick_settings
 from edgeclean.compression.clamp import ScaleSettings
 from edgeclean.compression.finetune import FinetuneSettings
@@ -14,7 +14,7 @@ from edgeclean.images.synthesize import SynthesizeSettings
 FEW_IMAGES = {"count": 16, "recovery_count": 8, "recovery_steps": 2, "steps": 2, "batch_size": 16}
 FEW = replace(
     quick_settings(),
-    deck=DeckSettings(
+    clean_compact=CleanCompactSettings(
         scale=ScaleSettings(tau=0.5),
         synthesize=SynthesizeSettings(**FEW_IMAGES),
         finetune=FinetuneSettings(steps=2, batch_size=8, procedural=8, adversarial_share=0.5),

@@ -1,4 +1,4 @@
-"""Defences that compress: channel pruning after one, the deck's method, edgeclean's default."""
+"""Defences that compress: channel pruning after one, Clean & Compact, edgeclean's default."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench_images import shade_images, tiny_network
 
 from benchmarks.defences import table
 from benchmarks.defences.channel_pruning import PruningSettings, prune_channels, pruned_after
-from benchmarks.defences.deck import deck
+from benchmarks.defences.clean_compact import clean_compact
 from benchmarks.defences.edgeclean_default import edgeclean_default, edgeclean_purified
 from benchmarks.defences.table import every_defence
 from benchmarks.suite.suites import CIFAR10, image_spec
@@ -102,14 +102,14 @@ def test_the_ratios_of_a_column_prune_what_one_anp_left(monkeypatch):
     assert seen == [(network, 0), (another, 0), (another, 1)]
 
 
-def test_the_decks_method_clamps_before_it_truncates_and_tunes_on_attacked_images():
-    outcome = deck(tiny_network(), settings=FEW.deck)
+def test_clean_compact_clamps_before_it_truncates_and_tunes_on_attacked_images():
+    outcome = clean_compact(tiny_network(), settings=FEW.clean_compact)
     records = {record.stage: record for record in outcome.history}
     assert list(records) == ["decompose", "scale", "truncate", "finetune"]
     assert records["scale"].settings["tau"] == 0.5
     assert records["finetune"].settings["adversarial_share"] == 0.5
     assert macs(outcome) <= macs(tiny_network()) / 2
-    assert same(outcome, deck(tiny_network(), settings=FEW.deck))
+    assert same(outcome, clean_compact(tiny_network(), settings=FEW.clean_compact))
 
 
 def test_edgeclean_in_the_tables_is_what_the_pipeline_makes():

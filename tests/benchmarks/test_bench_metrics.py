@@ -98,7 +98,7 @@ def test_wilson_of_nothing_is_everything():
         ((0.9, 1.0, 0.9, 0.0), 1.0),
         ((0.9, 1.0, 0.4, 1.0), 0.25),  # accuracy lost lowers it
         ((0.9, 0.5, 0.95, 0.6), 0.5),  # rises count for nothing
-        ((0.9717, 0.9720, 0.9770, 0.0296), 0.9712),  # a row of the deck's Table 4
+        ((0.9717, 0.9720, 0.9770, 0.0296), 0.9712),  # a row of Clean & Compact's Table 4
     ],
 )
 def test_der(before_after, wanted):

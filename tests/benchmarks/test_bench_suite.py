@@ -234,7 +234,7 @@ def test_every_defence_runs_against_every_family_of_attacks(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("name", ["table2", "table4"])
-def test_the_decks_tables_run_small_and_stand_beside_its_numbers(name, tmp_path, monkeypatch):
+def test_the_papers_tables_run_small_and_stand_beside_its_numbers(name, tmp_path, monkeypatch):
     whole = SUITES[name]
     small = tuple(
         replace(

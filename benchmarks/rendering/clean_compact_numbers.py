@@ -1,15 +1,15 @@
-"""The deck's own numbers, in percent, to stand beside ours.
+"""Give the numbers of Clean & Compact's public slides, in percent, to stand beside ours.
 
-Table 4 is text out of a picture with its columns mixed up; the order here is the only one in which
-every average that the deck prints comes out (GTSRB's BadNets rows and Input-Aware row stand in the
-deck as they do here). Of Table 2 the text gives one number: the accuracy of both rivals at 2x.
+Table 4 is text out of a picture with its columns mixed up; the order here is the only one that
+gives every average that the slides print (GTSRB's BadNets rows and Input-Aware row stand in the
+slides as they do here). Of Table 2 the text gives one number: the accuracy of both rivals at 2x.
 """
 
 from __future__ import annotations
 
 ACC_AND_ASR = tuple[float, float]
 
-# data set -> attack -> (no defence, CLP, the deck's method)
+# data set -> attack -> (no defence, CLP, Clean & Compact)
 TABLE_4: dict[str, dict[str, tuple[ACC_AND_ASR, ACC_AND_ASR, ACC_AND_ASR]]] = {
     "gtsrb": {
         "badnets": ((97.17, 97.20), (98.70, 8.52), (97.70, 2.96)),
@@ -28,6 +28,6 @@ TABLE_4_AVERAGES: dict[str, tuple[ACC_AND_ASR, ACC_AND_ASR, ACC_AND_ASR]] = {
     "gtsrb": ((98.40, 97.10), (97.77, 8.08), (97.89, 2.22)),
     "cifar100": ((70.05, 79.29), (51.37, 2.29), (67.06, 3.55)),
 }
-TABLE_4_COLUMNS = {"none": 0, "clp": 1, "deck": 2}  # our names for the deck's columns
+TABLE_4_COLUMNS = {"none": 0, "clp": 1, "deck": 2}  # our names for its columns
 
 TABLE_2_ACC = {"anp+pruning-2x": 10.0, "clp+pruning-2x": 10.0}
