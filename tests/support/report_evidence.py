@@ -1,4 +1,4 @@
-"""ReportInputs for a report: a tiny network whose layers have names as a stranger may choose them."""
+"""Inputs of a report: a tiny network whose layers have names as a stranger may choose them."""
 
 from __future__ import annotations
 
