@@ -1,4 +1,4 @@
-"""From a network to an ONNX file: BatchNorm folded, simplified, the same bytes every time.
+"""Write a network as an ONNX file: BatchNorm folded, simplified, the same bytes every time.
 
 The TorchScript-based exporter (``dynamo=False``) is used for every opset: the newer one cannot go
 below 18 (it warns and writes 18), turns global average pooling into ReduceMean, which a DLA does

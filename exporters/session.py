@@ -1,14 +1,12 @@
 """An ONNX Runtime session, made from bytes and never from a path.
 
 Given a path, ONNX Runtime would follow the hard links of a stranger's external data; given bytes,
-there is no folder to follow anything in.
+there is no folder to follow anything in. A session runs on the provider that was asked (CPU, CUDA
+or TensorRT) and never on a silent substitute.
 
-A stand-in for BF16 files where nothing computes in bfloat16: its weights, in float32 arithmetic.
-
-ONNX Runtime's CPU provider has no bfloat16 convolutions. What is run in their place has the same
-rounded weights, so it shows what the rounding of weights does, and not the rest.
-
-What ONNX Runtime computes with: its CPU, CUDA or TensorRT provider, and no silent substitute.
+ONNX Runtime's CPU provider has no bfloat16 convolutions. What is run in place of a BF16 file has
+the same rounded weights in float32 arithmetic, so it shows what the rounding of weights does, and
+not the rest.
 """
 
 from __future__ import annotations
@@ -60,7 +58,7 @@ def require_provider(provider: Provider) -> None:
 
 
 def open_session(model: bytes, options: Any, provider: Provider) -> Any:
-    """An ONNX Runtime session that runs on the asked provider.
+    """Open an ONNX Runtime session that runs on the asked provider.
 
     Raises:
         ToolchainError: the provider is missing, or it is there and cannot start (ONNX Runtime
@@ -81,7 +79,7 @@ def open_session(model: bytes, options: Any, provider: Provider) -> Any:
 
 
 def runnable(model: bytes) -> bytes:
-    """The same bytes, or for a file with bfloat16 weights the stand-in."""
+    """The same bytes; of a file with bfloat16 weights, the same weights in float32 arithmetic."""
     try:
         proto = onnx.load_model_from_string(model)
     except DecodeError:
@@ -106,7 +104,12 @@ def runnable(model: bytes) -> bytes:
 
 
 def open_bytes(model: bytes, *, threads: int, provider: Provider = "cpu") -> Any:
-    """A bare session of ONNX Runtime's own class.
+    """Open a bare session of ONNX Runtime's own class.
+
+    Args:
+        model: the ONNX file.
+        threads: inside one operator.
+        provider: what it computes with.
 
     Raises:
         InputRejectedError: ONNX Runtime cannot load it.

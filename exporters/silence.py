@@ -12,7 +12,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 
 @contextmanager
 def nothing_on_stdout() -> Iterator[None]:
-    """Within, nothing reaches stdout, neither of Python nor of the C++ libraries beneath it.
+    """Let nothing reach stdout within, neither of Python nor of the C++ libraries beneath it.
 
     PyTorch's exporter, where it fails, prints the whole graph past Python. What was printed before
     is not lost; other threads that print within are not heard.
@@ -43,6 +43,6 @@ def _flush() -> None:
 
 
 def _flush_libraries() -> None:
-    """Of C's own streams, which hold back what is printed to a pipe or a file."""
+    """Flush C's own streams, which hold back what is printed to a pipe or a file."""
     with suppress(OSError, AttributeError, TypeError):  # a system that does not let itself be asked
         ctypes.CDLL(None).fflush(None)

@@ -19,17 +19,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from edgeclean.devices.kit.storage import engine_key, engine_name
 from edgeclean.devices.kit.trtexec_lines import precisions_of
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
 from edgeclean.networks.state import Network
 from edgeclean.settings import Settings, setting
-from exporters.onnx_exporter import INPUT_NAME, OUTPUT_NAME
-from exporters.tensorrt_versions import differences
+from exporters.tensorrt_engine import LoadedEngine, opened
+from exporters.tensorrt_rules import differences
 
 MIB = 2**20
 ENGINE_FILE = "model.plan"
@@ -234,65 +232,7 @@ class TensorRTExporter:
             ToolchainError: TensorRT or a GPU is missing, or the engine is not this machine's.
         """
         trt, _ = local_tensorrt()
-        return LoadedEngine(trt, files[ENGINE_FILE], self._settings)
-
-
-class LoadedEngine:  # pragma: no cover - needs TensorRT and a GPU
-    """An engine on this machine's GPU, with room for one run at a time."""
-
-    def __init__(self, trt: Any, contents: bytes, settings: EngineSettings) -> None:
-        """Load an engine that was built here.
-
-        Raises:
-            ToolchainError: it is not this machine's.
-        """
-        engine = _opened(trt, contents, settings)
-        self._engine = engine  # which must live as long as what it made
-        self._context = engine.create_execution_context()
-
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The logits [n, classes] of exactly one batch [n, c, h, w]; both lie in host memory.
-
-        Raises:
-            ToolchainError: the engine does not take these images, or its run failed.
-        """
-        context = self._context
-        given = torch.from_numpy(np.ascontiguousarray(images)).cuda()
-        if not context.set_input_shape(INPUT_NAME, tuple(given.shape)):
-            raise ToolchainError(
-                f"the engine does not take images {tuple(given.shape)}; it is fixed to the batch "
-                "and the image size of its ONNX file"
-            )
-        logits = torch.empty(tuple(context.get_tensor_shape(OUTPUT_NAME)), device=given.device)
-        context.set_tensor_address(INPUT_NAME, given.data_ptr())
-        context.set_tensor_address(OUTPUT_NAME, logits.data_ptr())
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())  # on which the images were copied
-        if not context.execute_async_v3(stream.cuda_stream):
-            raise ToolchainError("TensorRT could not run the engine; its own log says why")
-        stream.synchronize()
-        found: NDArray[np.float32] = logits.cpu().numpy()
-        return found
-
-
-def _opened(
-    trt: Any, contents: bytes, settings: EngineSettings
-) -> Any:  # pragma: no cover - needs TensorRT and a GPU
-    """TensorRT's own engine object.
-
-    Raises:
-        ToolchainError: the engine was not built by this TensorRT for this device.
-    """
-    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-    if settings.dla_core is not None:
-        runtime.DLA_core = settings.dla_core
-    engine = runtime.deserialize_cuda_engine(contents)
-    if engine is None:
-        raise ToolchainError(
-            f"TensorRT {trt.__version__} cannot load the engine, which must have been built by it "
-            "on this device; build it again"
-        )
-    return engine
+        return LoadedEngine(trt, files[ENGINE_FILE], self._settings.dla_core)
 
 
 def _put(path: Path, content: bytes) -> None:
@@ -335,7 +275,7 @@ def _read_back(
     trt: Any, contents: bytes, settings: EngineSettings
 ) -> dict[str, int]:  # pragma: no cover - needs TensorRT and a GPU
     """What the layers of the built engine write: never what was asked for."""
-    engine = _opened(trt, contents, settings)
+    engine = opened(trt, contents, settings.dla_core)
     inspector = engine.create_engine_inspector()
     layers = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     return precisions_of(json.loads(layers))

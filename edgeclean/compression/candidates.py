@@ -219,7 +219,7 @@ def _candidate(
 
 
 def _thinned(front: list[Candidate], measure: Cost) -> list[Candidate]:
-    """At most `_MOST_CANDIDATES`, spread evenly over the costs."""
+    """Keep at most `_MOST_CANDIDATES`, spread evenly over the costs."""
     if len(front) <= _MOST_CANDIDATES:
         return front
     low, high = front[0].cost(measure), front[-1].cost(measure)
@@ -229,7 +229,7 @@ def _thinned(front: list[Candidate], measure: Cost) -> list[Candidate]:
 
 
 def _multiple_for(channels: int, rank_multiple: int) -> int:
-    """Halved until there is a multiple below the layer's channel count."""
+    """Halve the multiple until one lies below the layer's channel count."""
     while rank_multiple > 1 and rank_multiple >= channels:
         rank_multiple //= 2
     return rank_multiple

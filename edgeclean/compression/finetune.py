@@ -9,8 +9,6 @@ before the attack.
 
 Source: Clean & Compact, slide 10. Deviation: distillation instead of labels, because images made
 by a network say more through its outputs than through the class they were made for.
-
-Features of student and teacher side by side: the same layers, by name.
 """
 
 from __future__ import annotations
@@ -84,7 +82,7 @@ class Features:
 
 
 def shared_taps(learner: nn.Module, master: nn.Module) -> list[str]:
-    """At most `_MOST_TAPS` BatchNorms that both networks have, else convolutions, the last first.
+    """Name at most `_MOST_TAPS` BatchNorms that both networks have, else convolutions; last first.
 
     The last tap is the one nearest the outputs; the others are spread evenly over the depth.
     """
@@ -135,7 +133,7 @@ class _ScaledDistance(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """With respect to ``own``: 2 (own - given) scale^2 over the number of values."""
+        """The gradient by ``own``: 2 (own - given) scale^2 over the number of values."""
         difference, scale = ctx.saved_tensors
         slope = (2 / difference.numel()) * gradient * scale
         return difference * slope.to(difference.dtype), None, None
@@ -150,8 +148,8 @@ class FinetuneSettings(Settings):
         batch_size: images a step.
         learning_rate: of Adam, warmed up, then falling along a cosine to nothing.
         compare: what the student's outputs are compared by: the teacher's logits or softened
-            probabilities (`distil.OutputDistance`), or ``labels``, the classes that the images were made
-            for (the deck's; images are then not mixed).
+            probabilities (`networks.distillation.OutputDistance`), or ``labels``, the classes that
+            the images were made for (the deck's; images are then not mixed).
         feature_weight: of the features' loss beside the outputs'.
         adversarial_share: of each batch that is also shown attacked.
         epsilon: of the attack, in pixels of range [0, 1].

@@ -88,7 +88,7 @@ def factorise(kernel: Float[Tensor, "out in kh kw"]) -> Factorisation:
 
 
 def singular_values(kernel: Float[Tensor, "out in kh kw"], mode: int) -> Float[Tensor, " full"]:
-    """Those of the kernel's unfolding along mode 1 (out) or 2 (in): all of them, descending."""
+    """All singular values of the kernel's unfolding along mode 1 (out) or 2 (in), descending."""
     exact = kernel.detach().double().transpose(0, mode - 1)
     return _left_singular(exact.flatten(1))[1].to(kernel.dtype)
 

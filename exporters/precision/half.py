@@ -108,7 +108,7 @@ def _converted(proto: onnx.ModelProto, kept: frozenset[str]) -> onnx.ModelProto:
 
 
 def _join_casts(proto: onnx.ModelProto) -> None:
-    """Between two float32 nodes the converter goes through FP16, where a large value ends; undo it.
+    """Undo that the converter goes through FP16 between two float32 nodes: large values end there.
 
     A cast up that reads a cast down becomes the float32 value itself, in place.
     """
@@ -137,7 +137,7 @@ def _casts_to(node: onnx.NodeProto, kind: int) -> bool:
 
 
 def _converter() -> Callable[..., onnx.ModelProto]:
-    """ONNX Runtime's converter, whose package puts its own folder on the import path: undone."""
+    """ONNX Runtime's converter; that its package puts a folder on the import path is undone."""
     before = list(sys.path)
     try:
         from onnxruntime.transformers.float16 import convert_float_to_float16

@@ -137,7 +137,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc] # the library is not
         return len(self._batches)
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        """What is read next."""
+        """Set which batches are read next."""
         self._next, self._end = start_index, end_index
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:

@@ -21,7 +21,8 @@ from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
 from exporters.onnx_exporter import MODEL_FILE, ExportSettings, OnnxExporter, export_onnx
 from exporters.protocol import EXPORTERS, Exporter, Runnable, exporter_named
 from exporters.session import OnnxSession
-from exporters.tensorrt_exporter import LoadedEngine, TensorRTExporter
+from exporters.tensorrt_engine import LoadedEngine
+from exporters.tensorrt_exporter import TensorRTExporter
 
 METHODS = ("version", "convert", "load")
 

@@ -14,11 +14,13 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from tiny_networks import tiny_network
 
 from edgeclean.errors import ToolchainError, UsageError
-from exporters import tensorrt_exporter, tensorrt_versions
+from exporters import tensorrt_engine, tensorrt_exporter, tensorrt_rules
 from exporters.onnx_exporter import export_onnx
 from exporters.tensorrt_exporter import EngineSettings, cached_engine, local_tensorrt
 
@@ -81,7 +83,7 @@ def _from_tensorrt(node: ast.AST) -> list[str]:
     return [_name(target) for target in node.targets]
 
 
-EXPORTER = inspect.getsource(tensorrt_exporter)
+EXPORTER = inspect.getsource(tensorrt_exporter) + inspect.getsource(tensorrt_engine)
 
 
 @pytest.mark.parametrize("wheel", API)
@@ -97,7 +99,7 @@ def test_every_name_of_the_exporter_is_in_the_published_bindings(wheel: str) -> 
 
 @pytest.mark.parametrize(
     ("rules", "wheels"),
-    [(tensorrt_versions.TensorRT10, TEN), (tensorrt_versions.TensorRT11, ELEVEN)],
+    [(tensorrt_rules.TensorRT10, TEN), (tensorrt_rules.TensorRT11, ELEVEN)],
 )
 def test_each_versions_own_names_are_in_its_bindings(rules: type, wheels: list[str]) -> None:
     assert wheels
@@ -127,16 +129,16 @@ def fake(version: str) -> Any:
 @pytest.mark.parametrize("version", ["8.6.1", "10.2.0", "12.0.0"])
 def test_another_tensorrt_is_refused(version: str) -> None:
     with pytest.raises(ToolchainError, match=f"TensorRT {version} is installed"):
-        tensorrt_versions.differences(fake(version))
+        tensorrt_rules.differences(fake(version))
 
 
 def test_the_right_rules_are_chosen() -> None:
     for version, rules in (
-        ("10.3.0", tensorrt_versions.TensorRT10),
-        ("10.16.2", tensorrt_versions.TensorRT10),
-        ("11.4.0.106", tensorrt_versions.TensorRT11),
+        ("10.3.0", tensorrt_rules.TensorRT10),
+        ("10.16.2", tensorrt_rules.TensorRT10),
+        ("11.4.0.106", tensorrt_rules.TensorRT11),
     ):
-        assert type(tensorrt_versions.differences(fake(version))) is rules
+        assert type(tensorrt_rules.differences(fake(version))) is rules
 
 
 class Flags:
@@ -155,7 +157,7 @@ def test_only_10_on_a_dla_is_told_the_precision(precision: str, on_dla: bool) ->
     trt = fake("10.3.0")
     trt.NetworkDefinitionCreationFlag = types.SimpleNamespace(STRONGLY_TYPED=1)
     trt.BuilderFlag = types.SimpleNamespace(INT8="INT8", FP16="FP16")
-    ten, eleven = tensorrt_versions.TensorRT10(trt), tensorrt_versions.TensorRT11(trt)
+    ten, eleven = tensorrt_rules.TensorRT10(trt), tensorrt_rules.TensorRT11(trt)
     assert ten.network_flags(on_dla=on_dla) == (0 if on_dla else 1 << 1)
     assert eleven.network_flags(on_dla=on_dla) == 0
     told: list[list[str]] = []
@@ -268,3 +270,16 @@ def test_an_engine_is_built_and_its_precision_read_back(tmp_path: Path) -> None:
     assert plan.stat().st_size == about["bytes"]
     assert about["layer_precisions"].get("fp32", 0) > 0
     assert cached_engine(tmp_path, model, "0" * 64, EngineSettings())[1]["cached"]
+
+
+@pytest.mark.gpu
+def test_an_engine_computes_what_pytorch_does() -> None:
+    pytest.importorskip("tensorrt", reason="TensorRT is not installed")
+    network, exporter = tiny_network(), tensorrt_exporter.TensorRTExporter()
+    loaded = exporter.load(exporter.convert(network, export_onnx(network)))
+    image = torch.randn(1, *network.spec.input_shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        asked = network.module(image).numpy()
+    np.testing.assert_allclose(loaded.run(image.numpy()), asked, rtol=1e-2, atol=1e-2)
+    with pytest.raises(ToolchainError, match="does not take images"):
+        loaded.run(np.zeros((2, *network.spec.input_shape), np.float32))

@@ -39,7 +39,7 @@ def test_the_target_decides_what_was_left_open() -> None:
         ({"ranks": {"ration": 2}}, "ranks: unknown key 'ration'; nearest: ratio"),
         ({"ranks": {"ratio": "two"}}, "ranks: ratio is 'two'; it must be a number"),
         ({"ranks": {"ratio": True}}, "ratio is True; it must be a number"),
-        ({"ranks": {"ratio": 0.5}}, "must be 1 or more"),
+        ({"ranks": {"ratio": 0.5}}, r"ratio is 0\.5; it must be a number from 1 to 10\^6"),
         ({"ranks": {"rank_multiple": 2.0}}, "must be a whole number"),
         ({"ranks": {"rank_multiple": True}}, "must be a whole number"),
         ({"ranks": {"rank-multiple": 2, "rank_multiple": 2}}, "given twice"),
@@ -82,7 +82,7 @@ def test_what_is_not_the_default_survives_toml() -> None:
         {
             "seed": 3,
             "target": 'a "quoted"\\\x7f name',
-            "ranks": {"ratio": 1e300, "overrides": {'layer."1"\n': [3, 4]}},
+            "ranks": {"least_gain": 1e-300, "overrides": {'layer."1"\n': [3, 4]}},
             "decompose": {"keep": ["ü", "\u202e"]},
             "purify": {"unlearn": {"steps": 7}},
         },

@@ -17,11 +17,10 @@ from small_checkpoint import quick_settings, spec, write_checkpoint
 from tiny_networks import tiny_network
 from torch import nn
 
-from edgeclean import pipeline
-from edgeclean import runner as keys_module
+from edgeclean import pipeline, runner
+from edgeclean.bundle.bundle import hold_output
 from edgeclean.compression.goals import FileSize
 from edgeclean.compression.plan import LayerPlan, RankPlan
-from edgeclean.files.atomic import hold_folder
 from edgeclean.networks.state import PurifiedNetwork, SyntheticImages, record
 from edgeclean.pipeline import compress
 from edgeclean.runner import Cache, stage_key
@@ -82,10 +81,10 @@ def test_a_key_changes_with_all_that_decides_a_result(monkeypatch: pytest.Monkey
     ]
     keys = [stage_key("scan", given | change) for change in changes]
     keys += [stage_key("purify", given)]
-    monkeypatch.setattr(keys_module, "_machine", lambda: {"threads": 99})
+    monkeypatch.setattr(runner, "_machine", lambda: {"threads": 99})
     keys += [stage_key("scan", given)]
     monkeypatch.undo()
-    monkeypatch.setattr(keys_module, "own_code", lambda: "another version")
+    monkeypatch.setattr(runner, "own_code", lambda: "another version")
     keys += [stage_key("scan", given)]
     assert len({first, *keys}) == 1 + len(keys)
 
@@ -94,15 +93,15 @@ def test_a_key_changes_with_all_that_decides_a_result(monkeypatch: pytest.Monkey
 def test_the_hash_of_the_code_is_of_both_packages(
     package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = keys_module.own_code.__wrapped__()
-    module = getattr(keys_module, package)
+    before = runner.own_code.__wrapped__()
+    module = getattr(runner, package)
     copy = tmp_path / package
     shutil.copytree(Path(module.__file__).parent, copy)
     monkeypatch.setattr(module, "__file__", str(copy / "__init__.py"))
-    assert keys_module.own_code.__wrapped__() == before, "where they lie does not matter"
+    assert runner.own_code.__wrapped__() == before, "where they lie does not matter"
     with next(copy.glob("p*.py")).open("a", encoding="utf-8") as stream:
         stream.write("# changed\n")
-    assert keys_module.own_code.__wrapped__() != before
+    assert runner.own_code.__wrapped__() != before
 
 
 @pytest.fixture(scope="module")
@@ -166,5 +165,5 @@ def test_a_stage_that_fails_keeps_those_before_it(
     run(checkpoint, tmp_path / "out", tmp_path / "cache", ear)
     taken = {line.partition(":")[0] for line in ear.heard}
     assert taken == set(KEPT) - {"finetune"}
-    with hold_folder(tmp_path / "out"):
+    with hold_output(tmp_path / "out"):
         pass

@@ -13,7 +13,7 @@ from small_checkpoint import QUICK, write_checkpoint
 from edgeclean.config import overlay, to_toml
 
 ROOT = Path(__file__).parents[2]
-PARTS = ROOT / "exporters"
+PARTS = ROOT / "edgeclean" / "integrations"
 LEAST = {
     "synthesize": {"count": 12, "steps": 1, "batch_size": 12},
     "scan": {"images": 8, "steps": 1, "bank_candidates": 10},

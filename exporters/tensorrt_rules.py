@@ -1,7 +1,7 @@
 """What differs between TensorRT 10 and 11 in its Python interface, and nothing else.
 
-11 has no precision flags and no EXPLICIT_BATCH: every network is strongly typed. In 10 that is
-asked for, except for the DLA, whose engines 10 builds from precision flags.
+TensorRT 11 has no precision flags and no EXPLICIT_BATCH: every network is strongly typed. In 10
+that is asked for, except for the DLA, whose engines 10 builds from precision flags.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ LOWEST, ABOVE = (10, 3), (12, 0)
 
 
 class TensorRT10:
-    """From 10.3 on."""
+    """What TensorRT wants from 10.3 on."""
 
     def __init__(self, trt: Any) -> None:
         self._trt = trt
 
     def network_flags(self, *, on_dla: bool) -> int:
-        """Of `Builder.create_network`: strongly typed, but for the DLA."""
+        """The flags of `Builder.create_network`: strongly typed, but for the DLA."""
         trt = self._trt
         return 0 if on_dla else 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
     def allow_precision(self, config: Any, precision: str, *, on_dla: bool) -> None:
-        """Precision flags, which only the DLA needs; it has no float32, so fp32 becomes fp16."""
+        """Set precision flags, which only the DLA needs; it has no float32: fp32 becomes fp16."""
         trt = self._trt
         if on_dla:
             config.set_flag(trt.BuilderFlag.INT8 if precision == "int8" else trt.BuilderFlag.FP16)
@@ -34,18 +34,18 @@ class TensorRT10:
 
 
 class TensorRT11:
-    """From 11.0 on."""
+    """What TensorRT wants from 11.0 on."""
 
     def __init__(self, trt: Any) -> None:
         self._trt = trt
 
     def network_flags(self, *, on_dla: bool) -> int:
-        """None: every network is strongly typed."""
+        """No flags of `Builder.create_network`: every network is strongly typed."""
         del on_dla
         return 0
 
     def allow_precision(self, config: Any, precision: str, *, on_dla: bool) -> None:
-        """Nothing: the graph says it."""
+        """Set nothing: the graph says it."""
 
 
 def differences(trt: Any) -> TensorRT10 | TensorRT11:
