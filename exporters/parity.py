@@ -10,12 +10,12 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgeclean.environment import versions
 from edgeclean.errors import ParityError, UsageError
 from edgeclean.networks.autocast import exact_float32
 from edgeclean.networks.pixels import normalize
 from edgeclean.networks.state import Network
 from edgeclean.settings import Settings, setting
+from exporters.onnx_exporter import OnnxExporter
 from exporters.session import OnnxSession
 
 PYTORCH_BATCH = 64
@@ -136,5 +136,5 @@ def _compare(
         max_abs_logit=float(largest_logit.max()),
         top1_agreement=float((expected.argmax(axis=1) == got.argmax(axis=1)).mean()),
         tolerance=tolerance,
-        runtime=f"onnxruntime {versions()['onnxruntime']}, CPU",
+        runtime=f"onnxruntime {OnnxExporter().version()}, CPU",
     )
