@@ -216,7 +216,7 @@ def settings_from(
             if dataclasses.is_dataclass(hint) and isinstance(entry, Mapping):
                 given[name] = settings_from(hint, entry, where=name)  # type: ignore[arg-type]
             else:
-                given[name] = checked(hint, entry, name, limits)
+                given[name] = checked(hint, entry, key, limits)  # as the user wrote it
         return settings_class(**given)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None

@@ -16,6 +16,7 @@ from pathlib import Path
 import edgeclean
 
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxsim", "safetensors", "scipy", "tensorly", "torch")
+OTHER_PACKAGES = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime-directml")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +53,18 @@ def versions() -> dict[str, str]:
     A library that is not installed is left out.
     """
     found = {"edgeclean": edgeclean.__version__, "python": platform.python_version()}
-    for library in LIBRARIES:
+    known = ((library, installed_version(library)) for library in LIBRARIES)
+    return found | {library: version for library, version in known if version is not None}
+
+
+def installed_version(library: str) -> str | None:
+    """Return a library's version, whichever of its packages brought it; None if none did."""
+    for package in (library, *OTHER_PACKAGES.get(library, ())):
         try:
-            found[library] = metadata.version(library)
+            return metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return None
 
 
 def describe_environment(*, gpu: str | None = None) -> Environment:

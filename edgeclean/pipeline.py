@@ -143,8 +143,14 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         table = latency_table
         if table is None and chosen.ranks.needs_table:
             store = None if cache is None else cache.store
-            ways = chosen.ranks.overrides, chosen.latency
-            table = runner("latency table", table_of_this_machine, original, *ways, kept=store)
+            table = runner(
+                "latency table",
+                table_of_this_machine,
+                original,
+                chosen.ranks.overrides,
+                chosen.latency,
+                kept=store,
+            )
         announce(progress, original, chosen)
         compression = run_stages(original, chosen, table=table, policy=policy, runner=runner)
         evaluation = None

@@ -34,7 +34,14 @@ from edgeclean.backdoor.rounds import (
 )
 from edgeclean.backdoor.scan import predictions
 from edgeclean.backdoor.searches import target_of
-from edgeclean.backdoor.unlearn import UnlearningInputs, UnlearnSettings, overruled, unlearn
+from edgeclean.backdoor.unlearn import (
+    MOST_RATE,
+    UnlearningInputs,
+    UnlearnSettings,
+    overruled,
+    unlearn,
+)
+from edgeclean.errors import UsageError
 from edgeclean.images.procedural import procedural_images
 from edgeclean.networks.autocast import channels_last, device_of
 from edgeclean.networks.folding import inference_copy
@@ -81,6 +88,15 @@ class PurifySettings(Settings):
     overrule: bool = True
     general_strength: float = setting(0.1, at_least=0, at_most=100)
     unlearn: UnlearnSettings = field(default_factory=UnlearnSettings)
+
+    def check_together(self) -> None:
+        """Refuse a general defence whose own learning rate no unlearning takes."""
+        rate = self.general_strength * self.unlearn.learning_rate
+        if rate > MOST_RATE:
+            raise UsageError(
+                f"general_strength {self.general_strength:g} of the learning rate "
+                f"{self.unlearn.learning_rate:g} is {rate:g}; it must be at most {MOST_RATE}"
+            )
 
 
 def purify(

@@ -45,6 +45,9 @@ from edgeclean.networks.folding import folding_norms, inference_copy
 from edgeclean.settings import Settings, setting
 
 
+MOST_RATE = 10  # of SGD, far above any that teaches a network something
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnlearnSettings(Settings):
     """The length of one round of unlearning, and the balance of its two halves.
@@ -66,7 +69,7 @@ class UnlearnSettings(Settings):
     batch_size: int = setting(96, at_least=1, at_most=2**14)
     stamped_share: float = setting(1 / 3, at_least=0, at_most=1)
     bank_share: float = setting(0.2, at_least=0, at_most=1)
-    learning_rate: float = setting(0.01, above=0, at_most=10)
+    learning_rate: float = setting(0.01, above=0, at_most=MOST_RATE)
     ascent_every: int = setting(4, at_least=1, at_most=10**6)
     ascent_steps: int = setting(3, at_least=0, at_most=10**6)
     growth: float = setting(1.2, at_least=1, at_most=1000)

@@ -6,13 +6,14 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from importlib import metadata, resources
+from importlib import resources
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
+from edgeclean.environment import installed_version
 from edgeclean.errors import ToolchainError
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def doctor(as_json: opt.AsJson = False, quiet: opt.Quiet = False) -> None:
     reporter = Reporter(as_json=as_json, quiet=quiet)
     components = [
         *(
-            Component(name=name, found=_version(name), needed=needed, enables=enables)
+            Component(name=name, found=installed_version(name), needed=needed, enables=enables)
             for name, needed, enables in PACKAGES
         ),
         Component(
@@ -156,13 +157,6 @@ def doctor(as_json: opt.AsJson = False, quiet: opt.Quiet = False) -> None:
             f"{', '.join(absent)} is missing, and nothing works without it; "
             "pip install edgeclean brings it"
         )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _cuda_device() -> str | None:

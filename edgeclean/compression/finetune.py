@@ -3,7 +3,7 @@
 The student learns the teacher's logits, and its features behind some BatchNorms (FitNets, Romero
 et al. 2015), on synthetic images that are shifted, mirrored, recoloured, mixed and patched.
 Switches, off by default because they won no accuracy (``benchmarks/studies/ablations.py``): fresh
-BatchNorm statistics first, procedural images beside the synthetic ones, and the deck's adversarial
+BatchNorm statistics first, procedural images beside the synthetic ones, and the paper's adversarial
 versions, on which the student's answer to an attacked image is the teacher's answer to the image
 before the attack.
 
@@ -149,7 +149,7 @@ class FinetuneSettings(Settings):
         learning_rate: of Adam, warmed up, then falling along a cosine to nothing.
         compare: what the student's outputs are compared by: the teacher's logits or softened
             probabilities (`networks.distillation.OutputDistance`), or ``labels``, the classes that
-            the images were made for (the deck's; images are then not mixed).
+            the images were made for (the paper's; images are then not mixed).
         feature_weight: of the features' loss beside the outputs'.
         adversarial_share: of each batch that is also shown attacked.
         epsilon: of the attack, in pixels of range [0, 1].

@@ -281,3 +281,10 @@ def test_without_suspects_and_general_strength_no_weight_is_changed(backdoored, 
     weights = backdoored.module.state_dict()
     assert all(torch.equal(same.module.state_dict()[name], weights[name]) for name in weights)
     assert any(not torch.equal(touched.module.state_dict()[n], weights[n]) for n in weights)
+
+
+def test_a_general_defence_that_no_unlearning_takes_is_refused_when_it_is_built() -> None:
+    fast = UnlearnSettings(learning_rate=0.2)
+    assert PurifySettings(general_strength=50, unlearn=fast).general_strength == 50
+    with pytest.raises(UsageError, match=r"general_strength 51 of the learning rate 0\.2"):
+        PurifySettings(general_strength=51, unlearn=fast)
