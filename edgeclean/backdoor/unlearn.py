@@ -44,7 +44,6 @@ from edgeclean.networks.finite import require_finite_loss
 from edgeclean.networks.folding import folding_norms, inference_copy
 from edgeclean.settings import Settings, setting
 
-
 MOST_RATE = 10  # of SGD, far above any that teaches a network something
 
 
