@@ -1,8 +1,8 @@
 """Stage: clamp the singular values of every core at tau times the layer's own normaliser.
 
 The paper's slides take tau as given. `choose_tau` chooses it without data: it falls from 1 in equal
-steps for as long as the scaled network still gives most synthetic images the class that the unscaled
-one gives them.
+steps for as long as the scaled network still gives most synthetic images the class that the
+unscaled one gives them.
 """
 
 from __future__ import annotations
