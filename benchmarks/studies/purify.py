@@ -171,7 +171,7 @@ class _ByEdgeclean:
         self._original, self._seed = original, seed
 
     def __call__(self, settings: PipelineSettings) -> tuple[Network, Network, Cell]:
-        runner = Runner(Cache(folder=KEPT, tell=lambda _: None))
+        runner = Runner(Cache(folder=KEPT, notify=lambda _: None))
         made = run_stages(self._original, settings, runner=runner)
         scores = [suspect.score for suspect in made.scan.suspects]
         facts: Cell = {
