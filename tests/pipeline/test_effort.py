@@ -39,7 +39,7 @@ def leaves(entries: dict[str, Any], path: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("mode", ["guided", "deck", "none"])
+@pytest.mark.parametrize("mode", ["guided", "clean-compact", "none"])
 @pytest.mark.parametrize("target", ["cpu", "jetson-nano", "orin-nano"])
 def test_every_level_makes_valid_settings_and_is_recorded(
     level: str, mode: str, target: str

@@ -26,7 +26,7 @@ def whole(entries: dict[str, Any], each: PassSeconds = EACH) -> float:
     return sum(expected_seconds(parts).values())
 
 
-@pytest.mark.parametrize("mode", ["guided", "deck", "none"])
+@pytest.mark.parametrize("mode", ["guided", "clean-compact", "none"])
 def test_more_effort_takes_longer_and_the_stages_add_up(mode: str) -> None:
     totals = []
     for level in LEVELS:

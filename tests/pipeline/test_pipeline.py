@@ -227,9 +227,9 @@ def test_every_stage_is_timed_told_and_in_order(
     sizes = {stage["stage"]: (stage["params"], stage["macs"]) for stage in written.report["stages"]}
     shape = spec().input_shape
     for stage, network in (
-        ("purify", written.outcome.purified),
-        ("scale", written.outcome.scaled),
-        ("finetune", written.outcome.compressed),
+        ("purify", written.compression.purified),
+        ("scale", written.compression.scaled),
+        ("finetune", written.compression.compressed),
     ):
         module = network.module
         assert sizes[stage] == (count_params(module), count_macs(module, shape)), stage
