@@ -107,7 +107,7 @@ def write_cell(name: str, level: str, seed: int) -> None:
             progress=forecast,
         )
     seconds, spent = time.perf_counter() - start, processor_seconds() - before
-    outcome = written.outcome
+    outcome = written.compression
     states = {
         "before": outcome.original,
         "purified": outcome.purified,

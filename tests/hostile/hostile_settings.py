@@ -122,7 +122,7 @@ CONFIGS: list[tuple[str, str, bytes, str]] = [
         "limit of zero",
         "a limit that would refuse everything",
         b"[load]\nentries = 0\n",
-        "at least 1",
+        "entries is 0; it must be a whole number from 1",
     ),
     (
         "target that climbs",
