@@ -29,7 +29,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from edgeclean.version import __version__
 
 # From 1.32 on, ONNX Runtime's packages for Linux report what they run to their maker and keep an
 # identifier in the home folder, unless this is set before they are loaded

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import edgeclean
+from edgeclean.version import __version__
 
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxsim", "safetensors", "scipy", "tensorly", "torch")
 OTHER_PACKAGES = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime-directml")}
@@ -52,7 +52,7 @@ def versions() -> dict[str, str]:
 
     A library that is not installed is left out.
     """
-    found = {"edgeclean": edgeclean.__version__, "python": platform.python_version()}
+    found = {"edgeclean": __version__, "python": platform.python_version()}
     known = ((library, installed_version(library)) for library in LIBRARIES)
     return found | {library: version for library, version in known if version is not None}
 

@@ -143,14 +143,8 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         table = latency_table
         if table is None and chosen.ranks.needs_table:
             store = None if cache is None else cache.store
-            table = runner(
-                "latency table",
-                table_of_this_machine,
-                original,
-                chosen.ranks.overrides,
-                chosen.latency,
-                kept=store,
-            )
+            given = original, chosen.ranks.overrides, chosen.latency
+            table = runner("latency table", table_of_this_machine, *given, kept=store)
         announce(progress, original, chosen)
         compression = run_stages(original, chosen, table=table, policy=policy, runner=runner)
         evaluation = None

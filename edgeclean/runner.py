@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import inspect
 import json
 import math
@@ -27,8 +28,6 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-import edgeclean
-import exporters
 from edgeclean.environment import versions
 from edgeclean.files.store import Notify, Store
 from edgeclean.networks.finite import require_finite
@@ -187,12 +186,19 @@ def digest(value: object) -> str:
 def own_code() -> str:
     """Return a hash of all Python files that a stage can run: changed code is another stage."""
     hashed = hashlib.sha256()
-    for package in (edgeclean, exporters):
-        folder = Path(str(package.__file__)).parent
+    for package in ("edgeclean", "exporters"):
+        folder = _package_folder(package)
         for path in sorted(folder.rglob("*.py")):
             hashed.update(f"\0{folder.name}/{path.relative_to(folder).as_posix()}\0".encode())
             hashed.update(path.read_bytes())
     return hashed.hexdigest()
+
+
+def _package_folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ImportError(f"the files of {package} cannot be found, so no result of it can be kept")
+    return Path(spec.origin).parent
 
 
 def peak_memory_mib() -> float | None:

@@ -22,10 +22,10 @@ import torch
 from torch import nn
 from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
-import edgeclean
 from edgeclean.errors import InputRejectedError
 from edgeclean.networks.state import ModelSpec, Network
 from edgeclean.settings import Settings, setting
+from edgeclean.version import __version__
 from exporters.onnx_check import open_onnx, opset_of
 from exporters.session import OnnxSession
 from exporters.silence import nothing_on_stdout
@@ -187,7 +187,7 @@ def _strip(proto: onnx.ModelProto) -> None:
 def _describe(proto: onnx.ModelProto, network: Network) -> None:
     """Say in the file what its input must be; small, and nothing that differs between two runs."""
     proto.producer_name = "edgeclean"
-    proto.producer_version = edgeclean.__version__
+    proto.producer_version = __version__
     proto.graph.name = "edgeclean"
     spec = network.spec
     low = [-mean / std for mean, std in zip(spec.mean, spec.std, strict=True)]
@@ -198,7 +198,7 @@ def _describe(proto: onnx.ModelProto, network: Network) -> None:
         "edgeclean.mean": json.dumps(list(spec.mean)),
         "edgeclean.std": json.dumps(list(spec.std)),
         "edgeclean.source_sha256": network.source_sha256,
-        "edgeclean.tool": f"edgeclean {edgeclean.__version__}",
+        "edgeclean.tool": f"edgeclean {__version__}",
     }
     for key in sorted(facts):
         proto.metadata_props.add(key=key, value=facts[key])

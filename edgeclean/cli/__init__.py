@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 
-import edgeclean
 from edgeclean.cli import supervisor
 from edgeclean.cli.about import doctor, integrations, parts, targets
 from edgeclean.cli.bench import bench
@@ -27,6 +26,7 @@ from edgeclean.cli.latency_table import latency_table
 from edgeclean.cli.scan import scan
 from edgeclean.errors import EdgecleanError, EndedBySignalError, UsageError
 from edgeclean.files.writing import no_lasting_writes
+from edgeclean.version import __version__
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 a defect or crash, 2 usage, 3 input rejected, 4 backdoor suspected, "
@@ -46,7 +46,7 @@ app = typer.Typer(
 
 def _show_version(version: bool) -> bool:
     if version:
-        typer.echo(f"edgeclean {edgeclean.__version__}")
+        typer.echo(f"edgeclean {__version__}")
         raise typer.Exit
     return version
 

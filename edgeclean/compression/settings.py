@@ -18,7 +18,7 @@ from typing import Literal, TypeGuard
 from edgeclean.compression.factorisation import Ranks
 from edgeclean.errors import UsageError
 from edgeclean.files.reading import read_small_toml
-from edgeclean.files.text import shown
+from edgeclean.files.text import printable, shown
 from edgeclean.settings import Settings, setting
 
 Measure = Literal["macs", "params"]
@@ -139,8 +139,8 @@ def read_rank_file(path: Path) -> RankOverrides:
         else:
             hint = "; write dotted names in quotes" if isinstance(entry, dict) else ""
             raise UsageError(
-                f"{path}: {layer[:80]} = {repr(entry)[:80]}; give [r_out, r_in], whole numbers "
-                f'from 1, or "keep"{hint}'
+                f"{path}: {printable(layer[:80])} = {shown(entry)}; give [r_out, r_in], whole "
+                f'numbers from 1 to {MOST_RANK}, or "keep"{hint}'
             )
     return RankOverrides(ranks=ranks, keep=tuple(keep))
 
@@ -149,5 +149,5 @@ def _is_ranks(entry: object) -> TypeGuard[list[int]]:
     return (
         isinstance(entry, list)
         and len(entry) == 2
-        and all(type(rank) is int and rank >= 1 for rank in entry)
+        and all(type(rank) is int and 1 <= rank <= MOST_RANK for rank in entry)
     )

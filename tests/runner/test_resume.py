@@ -94,10 +94,11 @@ def test_the_hash_of_the_code_is_of_both_packages(
     package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = runner.own_code.__wrapped__()
-    module = getattr(runner, package)
-    copy = tmp_path / package
-    shutil.copytree(Path(module.__file__).parent, copy)
-    monkeypatch.setattr(module, "__file__", str(copy / "__init__.py"))
+    folder_of, copy = runner._package_folder, tmp_path / package
+    shutil.copytree(folder_of(package), copy)
+    monkeypatch.setattr(
+        runner, "_package_folder", lambda name: copy if name == package else folder_of(name)
+    )
     assert runner.own_code.__wrapped__() == before, "where they lie does not matter"
     with next(copy.glob("p*.py")).open("a", encoding="utf-8") as stream:
         stream.write("# changed\n")
