@@ -285,6 +285,6 @@ def test_without_suspects_and_general_strength_no_weight_is_changed(backdoored, 
 
 def test_a_general_defence_that_no_unlearning_takes_is_refused_when_it_is_built() -> None:
     fast = UnlearnSettings(learning_rate=0.2)
-    assert PurifySettings(general_strength=50, unlearn=fast).general_strength == 50
+    assert PurifySettings(general_strength=50.0, unlearn=fast).general_strength == 50
     with pytest.raises(UsageError, match=r"general_strength 51 of the learning rate 0\.2"):
-        PurifySettings(general_strength=51, unlearn=fast)
+        PurifySettings(general_strength=51.0, unlearn=fast)

@@ -272,7 +272,7 @@ def test_doctor_says_what_is_missing_and_what_for(
     parts = {part["name"]: part for part in document["parts"]}
     assert parts["torch"]["found"]
     assert parts["tensorrt"]["enables"]
-    monkeypatch.setattr(about, "_version", lambda name: None)
+    monkeypatch.setattr(about, "installed_version", lambda name: None)
     said = terminal("doctor")
     assert said.code == 7
     assert "MISSING, needed" in said.out

@@ -228,7 +228,7 @@ def test_a_search_on_answers_that_are_no_numbers_ends_in_an_error(family: str) -
         )
 
 
-def forced(settings: Any, **changes: float) -> Any:
+def forced(settings: Any, **changes: Any) -> Any:
     """Settings as no reader takes them: what a stage does with them is asked."""
     changed = replace(settings)
     for name, value in changes.items():
@@ -249,9 +249,8 @@ def test_every_loop_ends_at_the_first_loss_that_is_no_number() -> None:
         )
     assert max(told) <= 1
     settings = PurifySettings(rounds=1, restarts=1, search_steps=3, candidates=40, procedural=8)
-    settings = replace(
-        settings, unlearn=forced(replace(settings.unlearn, steps=50), learning_rate=1e30)
-    )
+    fast = forced(replace(settings.unlearn, steps=50), learning_rate=1e30)
+    settings = forced(settings, unlearn=fast)
     drawn = synthesize(network, few, seed=0)
     stamp = MaskedTrigger(torch.zeros_like(drawn.pixels[0, :1]), drawn.pixels[0])
     suspect = Suspect(
