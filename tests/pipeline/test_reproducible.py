@@ -31,12 +31,12 @@ SETTINGS = overlay(
 PROGRAM = """
 import sys
 sys.path.insert(0, {tests!r})
-import edgeclean.backdoor
 import report_evidence
 from edgeclean import cli
+from edgeclean.backdoor import scan as stage
 def scan(*_, **__):
     return report_evidence.scan_report(side=12)
-edgeclean.backdoor.scan = scan
+stage.scan = scan
 assert "edgeclean.pipeline" not in sys.modules and "matplotlib" not in sys.modules
 cli.main()
 """
@@ -51,7 +51,7 @@ def bundle_of(folder: Path, *words: str, umask: int, **environment: str) -> dict
     home, temporary, cache = places
     for place in places:
         place.mkdir()
-    program = PROGRAM.format(tests=str(ROOT / "tests"))
+    program = PROGRAM.format(tests=str(ROOT / "tests" / "support"))
     rest = ["--config=quick.toml", "--threads=1", "-o", "out", *words]
     finished = subprocess.run(
         [sys.executable, "-c", program, "compress", checkpoint.name, *OPTIONS, *rest],

@@ -52,7 +52,7 @@ class Runs:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"},
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests/support"},
         )
 
     def start(self, output: Path, cache: Path, die_after: str = "") -> int:
