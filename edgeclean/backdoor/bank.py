@@ -152,9 +152,13 @@ def _score(
 
 
 def _leaders(score: BankScore, keep: int) -> Bool[Tensor, " n"]:
-    """Mark the ``keep`` best of every class, and those that move most images anywhere."""
+    """Mark the ``keep`` best of every class, and those that move most images anywhere.
+
+    The latter are ranked by the sum of their shares, in which a class of few images weighs as much
+    as one of many.
+    """
     chosen = torch.zeros(len(score.bank), dtype=torch.bool)
-    rates = torch.cat([score.success, score.moved[:, None]], 1)
+    rates = torch.cat([score.success, score.success.sum(1, keepdim=True)], 1)
     best = rates.topk(min(keep, len(rates)), dim=0).indices
     chosen[best.flatten()] = True
     return chosen
