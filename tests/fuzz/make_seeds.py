@@ -1,7 +1,8 @@
 """Writes the seeds: the smaller hostile files, one of each case, and good ones.
 
-``PYTHONPATH=tests/support:tests/hostile python tests/fuzz/make_seeds.py`` - only needed where a case
-is new; what a fuzzer found and was fixed is added by hand, under a name that says what it was.
+``PYTHONPATH=tests/support:tests/hostile python tests/fuzz/make_seeds.py`` - only needed where a
+case is new; what a fuzzer found and what was fixed is added by hand, under a name that says what it
+was.
 """
 
 from __future__ import annotations
