@@ -11,7 +11,8 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edgeclean.load.limits import LoadLimits
-from edgeclean.load.onnx.guard import COMPLETE, parse_onnx, read_model
+from edgeclean.load.onnx.graph import read_model
+from edgeclean.load.onnx.guard import COMPLETE, parse_onnx
 from edgeclean.load.onnx.importer import build_network
 from edgeclean.networks.steps import StepNetwork
 

@@ -57,7 +57,9 @@ def cast(view: NodeView) -> nn.Module:
         InputRejectedError: it makes whole numbers or truth values of an image's values.
     """
     if int(view.attribute("to", 0)) != TensorProto.FLOAT:
-        raise view.refusal("it rounds what is computed from the image; only casts to float are read")
+        raise view.refusal(
+            "it rounds what is computed from the image; only casts to float are read"
+        )
     is_float = view.types.get(view.node.input[0]) == TensorProto.FLOAT
     return nn.Identity() if is_float else Function("Cast")
 

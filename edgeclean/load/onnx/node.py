@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from onnx import NodeProto, helper
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgeclean.errors import InputRejectedError
 
@@ -23,6 +23,7 @@ class NodeView:
         shapes: the shape of every value for one batch, by name.
         types: the element type of every value, as ONNX numbers them, by name.
         opset: the version of the graph's operators.
+        batch: the images of one batch, by which all shapes were inferred.
         read: the inputs that were read as constants so far; an import may leave none unread.
     """
 
@@ -31,6 +32,7 @@ class NodeView:
     shapes: Mapping[str, tuple[int, ...]]
     types: Mapping[str, int]
     opset: int
+    batch: int
     read: set[int] = field(default_factory=set)
 
     def attribute(self, name: str, default: Any = None) -> Any:
@@ -85,8 +87,9 @@ class NodeView:
         axes = max((len(self.shape(place)) for place in places), default=0)
         if number.dim() < axes:
             return number
-        rows = number[:1]
-        if number.dim() > axes or not torch.equal(number, rows.expand_as(number)):
+        rows, length = number[:1], max(self.shape(place)[0] for place in places)
+        same = number.shape[0] in (1, length) and torch.equal(number, rows.expand_as(number))
+        if number.dim() > axes or not same:
             raise self.refusal(f"a constant of shape {tuple(number.shape)} changes the batch axis")
         return rows
 
@@ -130,3 +133,18 @@ class NodeView:
         """Return the error that names this node."""
         name = self.node.name or self.node.output[0]
         return InputRejectedError(f"{self.node.op_type} node {name[:80]!r}: {why}")
+
+
+def fill(view: NodeView, layer: nn.Module, name: str, numbers: Tensor) -> None:
+    """Copy numbers into a parameter or buffer of exactly their shape.
+
+    Raises:
+        InputRejectedError: it has another shape.
+    """
+    slot = getattr(layer, name)
+    if slot.shape != numbers.shape:
+        raise view.refusal(
+            f"{name} has shape {tuple(numbers.shape)}; {tuple(slot.shape)} would fit"
+        )
+    with torch.no_grad():
+        slot.copy_(numbers)

@@ -85,7 +85,9 @@ def gather(view: NodeView) -> nn.Module:
     side = view.shape()[axis]
     if bool(((indices < -side) | (indices >= side)).any()):
         raise view.refusal(f"an index is outside of the axis of {side}")
-    taken = Take(axis, torch.where(indices < 0, indices + side, indices).reshape(indices.shape or 1))
+    taken = Take(
+        axis, torch.where(indices < 0, indices + side, indices).reshape(indices.shape or 1)
+    )
     if indices.dim():
         return taken
     return nn.Sequential(taken, Reshape(view.shapes[view.node.output[0]][1:]))
@@ -107,7 +109,11 @@ def pad(view: NodeView) -> nn.Module:
         return Pad(flat, number)
     if view.given(2):
         view.constant(2)  # means nothing in the other modes
-    kinds = {b"reflect": nn.ReflectionPad2d, b"edge": nn.ReplicationPad2d, b"wrap": nn.CircularPad2d}
+    kinds = {
+        b"reflect": nn.ReflectionPad2d,
+        b"edge": nn.ReplicationPad2d,
+        b"wrap": nn.CircularPad2d,
+    }
     if mode not in kinds or axes != 4 or any(flat[4:]) or min(flat) < 0:
         raise view.refusal(
             f"mode {mode[:20]!r}; beside only constant padding, reflect, edge and wrap around "
