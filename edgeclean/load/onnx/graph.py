@@ -175,8 +175,7 @@ def _heads(
         value
         for value in logits
         if not any(
-            value.name in before[other.name]
-            and shapes[value.name][1] != shapes[other.name][1]
+            value.name in before[other.name] and shapes[value.name][1] != shapes[other.name][1]
             for other in logits
         )
     ]

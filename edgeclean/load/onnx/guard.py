@@ -25,7 +25,7 @@ from edgeclean.load.onnx.graph import label_of_node as node_label
 from edgeclean.load.onnx.lift import lifted, own_opset
 from edgeclean.load.onnx.operators import OPERATORS
 from edgeclean.load.onnx.quantised import QUANTISERS
-from edgeclean.load.onnx.uniform import hold_, release_, uniform_shape
+from edgeclean.load.onnx.uniform import hold_, kind_of, release_, uniform_shape
 
 MAX_AXES = 8
 # Shape arithmetic and constants that exporters leave in a graph and the simplifier folds away.
@@ -165,7 +165,7 @@ def check_size(model: ModelProto, limits: LoadLimits) -> None:
     claimed = sum(math.prod(tensor.dims) * TYPES[tensor.data_type] for tensor in tensors)
     for node in graph.node:
         if node.op_type == "ConstantOfShape" and node.domain in OWN_DOMAINS:
-            claimed += 8 * math.prod(uniform_shape(node, constants) or (0,))
+            claimed += TYPES[kind_of(node)] * math.prod(uniform_shape(node, constants) or (0,))
             if claimed > limits.file_bytes:
                 raise InputRejectedError(
                     f"{node_label(node)}: up to here the tensors claim {claimed} bytes; the limit "

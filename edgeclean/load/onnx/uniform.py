@@ -51,7 +51,7 @@ def hold_(graph: GraphProto) -> dict[str, NodeProto]:
         if node.op_type != "ConstantOfShape" or node.output[0] in elsewhere:
             continue
         shape = uniform_shape(node, constants)
-        if shape is None or math.prod(shape) < SMALLEST_HELD or _kind(node) != TensorProto.FLOAT:
+        if shape is None or math.prod(shape) < SMALLEST_HELD or kind_of(node) != TensorProto.FLOAT:
             continue
         name = node.output[0]
         held[name] = helper.make_node("ConstantOfShape", [f"{name}/shape"], [name], node.name)
@@ -82,6 +82,7 @@ def fill_number(node: NodeProto) -> float:
     return 0.0
 
 
-def _kind(node: NodeProto) -> int:
+def kind_of(node: NodeProto) -> int:
+    """Return the element type of a ConstantOfShape."""
     kinds = [one.t.data_type for one in node.attribute if one.name == "value"]
     return kinds[0] if kinds else TensorProto.FLOAT
