@@ -64,7 +64,9 @@ class Operation(nn.Module):
     def extra_repr(self) -> str:
         """Return the function and its arguments: two that differ are written differently."""
         keywords = [f"{name}={one}" for name, one in self.keywords.items()]
-        return ", ".join([str(self.function), *map(str, self.arguments), *keywords])
+        own = isinstance(self.function, torch._ops.OpOverload)  # whose name has the overload's
+        name = str(self.function) if own else self.function.__name__
+        return ", ".join([name, *map(str, self.arguments), *keywords])
 
     def _filled(self, argument: Any, values: tuple[Any, ...]) -> Any:
         if isinstance(argument, Given):
@@ -121,6 +123,42 @@ class MeanOfParts(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Return [n, c, *pooled] for [n, c, *plane], as ``adaptive_avg_pool2d`` would."""
         return self.rows @ values @ self.columns
+
+
+def copied(values: Tensor, source: Tensor) -> Tensor:
+    """Return ``source`` in the shape and type of ``values``, as ``values[...] = source`` does."""
+    return source.expand_as(values).to(values.dtype)
+
+
+def slice_written(
+    values: Tensor,
+    source: Tensor,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> Tensor:
+    """Return ``values`` with ``source`` in the place of a slice of one axis, of every entry in it.
+
+    Raises:
+        ValueError: the slice leaves entries out.
+    """
+    if step != 1:
+        raise ValueError(f"a slice is written with step {step}; only 1 can be")
+    size = values.shape[dim]
+    begin, stop, _ = slice(start, end).indices(size)
+    parts = [
+        values.narrow(dim, 0, begin),
+        source,
+        values.narrow(dim, max(stop, begin), size - max(stop, begin)),
+    ]
+    return torch.cat([part for part in parts if part.shape[dim]], dim)
+
+
+def entry_written(values: Tensor, source: Tensor, dim: int, index: int) -> Tensor:
+    """Return ``values`` with ``source`` in the place of one entry of an axis."""
+    place = index % values.shape[dim]
+    return slice_written(values, source.unsqueeze(dim), dim, place, place + 1)
 
 
 def _means(side: int, pooled: int) -> Tensor:

@@ -6,10 +6,11 @@ graph is functional: nothing in it changes a value in place.
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,23 +136,21 @@ def _needed(graph: fx.Graph, output: fx.Node) -> tuple[fx.Node, ...]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep what torch.export says beside its errors to itself: the library is silent."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.fx", "torch._dynamo")]
-    levels = [one.level for one in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for one in loggers:
-            one.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for one, level in zip(loggers, levels, strict=True):
-                one.setLevel(level)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            with redirect_stderr(io.StringIO()):  # it prints the graph of code that fails
+                yield
+    finally:
+        logging.disable(disabled)
 
 
 def _reason(error: Exception) -> str:
     text = str(error)
     if "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
-        return "its code decides by the numbers of the images (an if, a loop or an index of them)"
+        return "its code decides by numbers that it computed (an if, a loop, float() or .item())"
     if "onstraint" in type(error).__name__ or "pecializ" in text:
         return "its code is made for one number of images; the batch axis must be free"
     line = next((one.strip() for one in text.splitlines() if one.strip()), "")

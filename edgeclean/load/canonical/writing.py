@@ -24,12 +24,32 @@ from edgeclean.load.canonical.graph import (
     where,
 )
 from edgeclean.load.canonical.layers import stock_layer, taken_by
-from edgeclean.networks.operations import ForEachImage, Given, Held, MeanOfParts, Operation
+from edgeclean.networks.operations import (
+    ForEachImage,
+    Given,
+    Held,
+    MeanOfParts,
+    Operation,
+    copied,
+    entry_written,
+    slice_written,
+)
 from edgeclean.networks.steps import Call, StepNetwork, free_name
 
 _aten = torch.ops.aten
 _IMAGES = "images"
-_RESHAPES = frozenset({_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default})
+_RESHAPES = frozenset(
+    {
+        *(_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default),
+        _aten.squeeze.default,  # of one image alone it would drop the axis of the images too
+    }
+)
+# Parts of a tensor that code has written to, which ONNX has no operator for.
+_WRITES: dict[Any, Any] = {
+    _aten.copy.default: copied,
+    _aten.slice_scatter.default: slice_written,
+    _aten.select_scatter.default: entry_written,
+}
 _PADS = frozenset({_aten.pad.default, _aten.constant_pad_nd.default})
 # What leaves its first argument as it is, in a graph in which nothing changes in place.
 _IDENTITIES = frozenset(
@@ -103,7 +123,7 @@ class _Writer:
         if isinstance(target, torch._ops.OpOverload):
             if target.namespace != "aten":
                 raise CannotWriteError(f"{label(node)} is no function of PyTorch's own")
-            if torch.Tag.nondeterministic_seeded in target.tags and not _is_identity(node):
+            if torch.Tag.nondeterministic_seeded in target.tags and not _is_certain(node):
                 raise CannotWriteError(f"{label(node)} draws random numbers")
         if self._constants.take(node):
             return
@@ -175,7 +195,7 @@ class _Writer:
                 self._call(node, MeanOfParts(plane, pooled), (taken,))
                 return
         named = {name: one for name, one in node.kwargs.items() if name not in _MEMORY}
-        self._add_operation(node, node.target, node.args, named)
+        self._add_operation(node, _WRITES.get(node.target, node.target), node.args, named)
 
     def _add_operation(
         self, node: fx.Node, function: Any, inputs: tuple[Any, ...], named: dict[str, Any]
@@ -243,6 +263,13 @@ class _Writer:
     def _called(self, node: fx.Node, module: str, taken: tuple[str, ...]) -> None:
         self.calls.append(Call(module=module, inputs=taken, output=node.name))
         self._values[node] = node.name
+
+
+def _is_certain(node: fx.Node) -> bool:
+    """Return whether a call that may draw random numbers does not: dropout in evaluation."""
+    given = arguments(node)
+    chances = [given[name] for name in ("train", "training", "dropout_p") if name in given]
+    return bool(chances) and not any(chances)
 
 
 def _is_identity(node: fx.Node) -> bool:
