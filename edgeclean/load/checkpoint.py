@@ -25,6 +25,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.text import printable
 from edgeclean.load.architectures import build_architecture, list_architectures
+from edgeclean.load.canonical.form import stock_form
 from edgeclean.load.finite import check_answers
 from edgeclean.load.isolation import parse_isolated
 from edgeclean.load.limits import (
@@ -44,7 +45,6 @@ from edgeclean.load.state_dict import (
     fit_weights,
     strip_prefix,
 )
-from edgeclean.load.views import free_of_layout_
 from edgeclean.networks.state import JsonValue, LoadedNetwork, ModelSpec, record
 
 __all__ = ["LoadLimits", "load_checkpoint", "parse_torch", "read_tensors"]
@@ -83,11 +83,12 @@ def load_checkpoint(
     try:
         module, notes = _network(path.parent, contents, kind, spec, limits, code_folder)
         _check_signature(module, spec, limits)
-        free_of_layout_(module, spec.input_shape)
-        check_answers(module, spec)
+        form = stock_form(module, spec, limits)
+        check_answers(form.module, spec)
     except InputRejectedError as error:
         # Names in the message come from the file: none of them may control a terminal.
         raise InputRejectedError(printable(f"{path}: {error}")) from error.__cause__
+    module, notes = form.module, {**notes, **form.notes}
     return LoadedNetwork(
         module=module,
         spec=spec,
@@ -190,7 +191,7 @@ def _fitted(tensors: dict[str, Tensor], spec: ModelSpec, code_folder: Path | Non
 
 
 def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> None:
-    """Run one black image through: the network must take the spec's shape and give its classes."""
+    """Run one black image through: the network must take the spec's shape, within the limits."""
     shape = "x".join(str(side) for side in spec.input_shape)
     if not any(True for _ in module.parameters()):
         raise InputRejectedError("the network has no parameters; there is nothing to compress")
@@ -202,7 +203,7 @@ def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> 
             )
     try:
         with torch.no_grad(), bounded_cost(module, spec.input_shape, limits):
-            logits = module(torch.zeros(1, *spec.input_shape))
+            module(torch.zeros(1, *spec.input_shape))
     except InputRejectedError:
         raise
     except Exception as error:  # noqa: BLE001 - a module that does not fit raises what it likes
@@ -211,12 +212,6 @@ def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> 
             f"the network does not take an image of {shape} ({type(error).__name__}: {reason}); "
             "give its input shape"
         ) from None
-    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (1, spec.classes):
-        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise InputRejectedError(
-            f"for one image of {shape} the network gives {got}; with {spec.classes} classes it "
-            f"must give (1, {spec.classes})"
-        )
 
 
 def _load_failure(error: Exception, contents: bytes) -> str:

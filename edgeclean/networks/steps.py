@@ -97,6 +97,28 @@ def plain_name(given: str, kind: str, taken: Collection[str]) -> str:
     return name
 
 
+def free_name(wanted: str, taken: Collection[str]) -> str:
+    """Return a dotted name near ``wanted`` that no module has, nor stands above or below one.
+
+    Args:
+        wanted: dotted; anything but letters, digits and underscores between the dots becomes one.
+        taken: the dotted names that modules have already.
+    """
+    parts = [re.sub(r"[^A-Za-z0-9_]", "_", part)[:MOST_NAME] or "_" for part in wanted.split(".")]
+    parts = [f"{part}_" if part in _TAKEN else part for part in parts]
+    base = name = ".".join(parts)
+    above = {base.rsplit(".", cut)[0] for cut in range(1, len(parts))}
+    if above & set(taken):  # a module cannot have another inside
+        base = name = "_".join(parts)
+    scopes = {one[: one.rindex(".")] for one in taken if "." in one}
+    scopes |= {scope.rsplit(".", cut)[0] for scope in scopes for cut in range(scope.count(".") + 1)}
+    number = 0
+    while name in taken or name in scopes:
+        number += 1
+        name = f"{base}_{number}"
+    return name
+
+
 def _steps(calls: Sequence[Call], output: str) -> tuple[Step, ...]:
     last_use = {name: index for index, call in enumerate(calls) for name in call.inputs}
     return tuple(
