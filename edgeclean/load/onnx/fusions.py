@@ -13,6 +13,7 @@ from edgeclean.errors import InputRejectedError
 from edgeclean.load.onnx.graph import label_of_node, replace_nodes_
 
 MICROSOFT = "com.microsoft"
+Part = tuple[str, list[Any], dict[str, Any]]  # operator, inputs, attributes; see `_Writer.chain`
 
 
 def without_fusions_(graph: GraphProto, opset: int) -> str:
@@ -28,7 +29,7 @@ def without_fusions_(graph: GraphProto, opset: int) -> str:
     if not fused:
         return ""
     writer = _Writer(opset)
-    nodes = []
+    nodes: list[NodeProto] = []
     for node in graph.node:
         nodes += FUSIONS[node.op_type](writer, node) if node.domain == MICROSOFT else [node]
     replace_nodes_(graph, nodes)
@@ -46,9 +47,7 @@ class _Writer:
         self.made += 1
         return f"{node.output[0]}/fused{self.made}"
 
-    def chain(
-        self, node: NodeProto, steps: list[tuple[str, list[Any], dict[str, Any]]]
-    ) -> list[NodeProto]:
+    def chain(self, node: NodeProto, steps: list[Part]) -> list[NodeProto]:
         """Return nodes that end in the fused one's output.
 
         A whole number among a step's inputs is the value of the step of that number, a fraction a
@@ -81,9 +80,7 @@ def _fused_layer(writer: _Writer, node: NodeProto) -> list[NodeProto]:
     kept = {one.name: helper.get_attribute_value(one) for one in node.attribute}
     own = {name: value for name, value in kept.items() if not name.startswith("activation")}
     inputs = [name for name in node.input[:3]]
-    steps: list[tuple[str, list[Any], dict[str, Any]]] = [
-        (node.op_type.removeprefix("Fused"), inputs, own)
-    ]
+    steps: list[Part] = [(node.op_type.removeprefix("Fused"), inputs, own)]
     if len(node.input) > 3 and node.input[3]:
         steps.append(("Add", [0, node.input[3]], {}))
     kind = kept.get("activation", b"").decode("ascii", "replace")
@@ -111,7 +108,7 @@ def _gelu(writer: _Writer, node: NodeProto) -> list[NodeProto]:
     """Gelu and BiasGelu: x / 2 * (1 + erf(x / sqrt(2)))."""
     biased = len(node.input) > 1 and node.input[1] != ""
     x: int | str = 0 if biased else node.input[0]
-    first = [("Add", [node.input[0], node.input[1]], {})] if biased else []
+    first: list[Part] = [("Add", [node.input[0], node.input[1]], {})] if biased else []
     at = len(first)
     return writer.chain(
         node,
@@ -130,7 +127,7 @@ def _fast_gelu(writer: _Writer, node: NodeProto) -> list[NodeProto]:
     """FastGelu: x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x ** 3)))."""
     biased = len(node.input) > 1 and node.input[1] != ""
     x: int | str = 0 if biased else node.input[0]
-    first = [("Add", [node.input[0], node.input[1]], {})] if biased else []
+    first: list[Part] = [("Add", [node.input[0], node.input[1]], {})] if biased else []
     at = len(first)
     return writer.chain(
         node,

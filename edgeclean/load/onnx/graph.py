@@ -135,7 +135,7 @@ def label_of(shape: tuple[int, ...]) -> str:
 
 def _output(model: ModelProto, asked: Asked) -> ValueInfoProto:
     """Return the output with the logits."""
-    outputs = list(model.graph.output)
+    outputs: list[ValueInfoProto] = list(model.graph.output)
     if asked.output is not None:
         named = [value for value in outputs if value.name == asked.output]
         if len(named) != 1:
@@ -206,7 +206,7 @@ def _images(model: ModelProto) -> int:
 
 
 def _is_logits(shape: tuple[int, ...] | None, classes: int | None) -> bool:
-    """Return whether an output of this shape may be the logits: [n, classes], or with 1x1 planes."""
+    """Return whether an output may be the logits: [n, classes], or that of planes of 1x1."""
     if shape is None or len(shape) < 2 or any(side != 1 for side in shape[2:]):
         return False
     return classes is None or shape[1] in (0, classes)

@@ -221,8 +221,8 @@ def check_cost(model: ModelProto, limits: LoadLimits) -> None:
         if elements > limits.activations * batch or macs > limits.macs * batch:
             raise InputRejectedError(
                 f"{node_label(node)}: up to here one image takes {elements // batch} activations "
-                f"and {macs // batch} multiply-accumulates; the limits are activations {limits.activations} and macs "
-                f"{limits.macs}"
+                f"and {macs // batch} multiply-accumulates; the limits are activations "
+                f"{limits.activations} and macs {limits.macs}"
             )
 
 
@@ -254,7 +254,7 @@ def batch_of(model: ModelProto) -> int:
     """Return the images of one batch, by which the shapes of a simplified model were inferred."""
     weights = {tensor.name for tensor in model.graph.initializer}
     images = next(value for value in model.graph.input if value.name not in weights)
-    return max(1, images.type.tensor_type.shape.dim[0].dim_value)
+    return max(1, int(images.type.tensor_type.shape.dim[0].dim_value))
 
 
 def external_tensors(model: ModelProto) -> list[TensorProto]:

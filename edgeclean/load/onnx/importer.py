@@ -220,13 +220,9 @@ def build_network(model: ModelProto, *, flat: bool = False) -> StepNetwork:
     graph = model.graph
     constants = {tensor.name: _tensor(tensor) for tensor in graph.initializer}
     known = [*graph.value_info, *graph.input, *graph.output]
-    around = {
-        "constants": constants,
-        "shapes": {value.name: shape_of(value) for value in known},
-        "types": {value.name: value.type.tensor_type.elem_type for value in known},
-        "opset": own_opset(model),
-        "batch": batch_of(model),
-    }
+    shapes = {value.name: shape_of(value) for value in known}
+    types = {value.name: int(value.type.tensor_type.elem_type) for value in known}
+    opset, batch = own_opset(model), batch_of(model)
     modules: dict[str, nn.Module] = {}
     calls: list[Call] = []
     for node in graph.node:
@@ -236,7 +232,9 @@ def build_network(model: ModelProto, *, flat: bool = False) -> StepNetwork:
         if node.op_type == "ConstantOfShape":
             constants[node.output[0]] = _repeated(node, constants)
             continue
-        view = NodeView(node=node, **around)
+        view = NodeView(
+            node=node, constants=constants, shapes=shapes, types=types, opset=opset, batch=batch
+        )
         inputs = tuple(name for name in node.input if name and name not in constants)
         for name, module in zip(filter(None, node.output), _converted(view, inputs), strict=True):
             modules[_module_name(node, modules)] = module

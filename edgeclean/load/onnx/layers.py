@@ -39,7 +39,7 @@ def conv(view: NodeView) -> nn.Module:
 
 
 def conv_transpose(view: NodeView) -> nn.Module:
-    """Convert ConvTranspose, over planes, with constant weights; uneven padding is cut off after."""
+    """Convert ConvTranspose, over planes, with constant weights; an uneven rim is cut off after."""
     weight = view.floats(1)
     if weight.dim() != 4:
         raise view.refusal(f"weights of {weight.dim()} axes; only convolutions of planes are read")

@@ -163,7 +163,7 @@ def as_float32_(graph: GraphProto) -> tuple[str, Rounded]:
 
 
 def without_side_outputs_(graph: GraphProto) -> None:
-    """Remove outputs that only training reads, such as a Dropout's mask, where nobody reads them."""
+    """Remove outputs that only training needs, as a Dropout's mask, where nothing reads them."""
     used = {name for node in graph.node for name in node.input} | {one.name for one in graph.output}
     for node in graph.node:
         if node.op_type in SIDE_OUTPUTS and not used.intersection(node.output[1:]):

@@ -269,7 +269,7 @@ class UnitNorm(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Return values of the same shape."""
-        norms = torch.linalg.vector_norm(values, self.power, self.axis, keepdim=True)
+        norms: Tensor = torch.linalg.vector_norm(values, self.power, self.axis, keepdim=True)
         return values / norms
 
 
@@ -296,7 +296,7 @@ class Take(nn.Module):
     indices: Tensor
 
     def __init__(self, axis: int, indices: Tensor) -> None:
-        """Store whole ``indices`` from zero, of any number of axes, none of which drops the axis."""
+        """Store ``indices`` from zero, of one axis or more."""
         super().__init__()
         self.axis = axis
         self.register_buffer("indices", indices)

@@ -109,7 +109,7 @@ def pad(view: NodeView) -> nn.Module:
         return Pad(flat, number)
     if view.given(2):
         view.constant(2)  # means nothing in the other modes
-    kinds = {
+    kinds: dict[bytes, Callable[[tuple[int, int, int, int]], nn.Module]] = {
         b"reflect": nn.ReflectionPad2d,
         b"edge": nn.ReplicationPad2d,
         b"wrap": nn.CircularPad2d,
@@ -119,7 +119,7 @@ def pad(view: NodeView) -> nn.Module:
             f"mode {mode[:20]!r}; beside only constant padding, reflect, edge and wrap around "
             "height and width are supported"
         )
-    return kinds[mode](flat[:4])
+    return kinds[mode]((flat[0], flat[1], flat[2], flat[3]))
 
 
 def reshape(view: NodeView) -> nn.Module:

@@ -17,7 +17,7 @@ from edgeclean.errors import InputRejectedError
 from edgeclean.load.onnx.graph import label_of_node, replace_nodes_
 
 QUANTISERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
-RANGES = {
+RANGES: dict[int, tuple[int, int]] = {
     TensorProto.UINT8: (0, 255),
     TensorProto.INT8: (-128, 127),
     TensorProto.UINT16: (0, 65535),
@@ -114,15 +114,15 @@ class _Reader:
             return []
         if source not in self.quantised:
             raise InputRejectedError(
-                f"{label_of_node(node)}: its whole numbers come from no QuantizeLinear; quantise in "
-                "pairs (QDQ), or export the float network"
+                f"{label_of_node(node)}: its whole numbers come from no QuantizeLinear; quantise "
+                "in pairs (QDQ), or export the float network"
             )
         value, before = self.quantised[source]
         same = np.array_equal(before.step, scale.step) and np.array_equal(before.zero, scale.zero)
         if not same or before.kind != scale.kind or before.step.size != 1:
             raise InputRejectedError(
-                f"{label_of_node(node)}: another scale than its QuantizeLinear has, or one for each "
-                "channel of an activation; export the float network"
+                f"{label_of_node(node)}: another scale than its QuantizeLinear has, or one for "
+                "each channel of an activation; export the float network"
             )
         self.pairs += 1
         return self._clip(node, value, before)
@@ -142,9 +142,9 @@ class _Reader:
 
     def _scale(self, node: NodeProto) -> _Scale:
         given = [name for name in node.input[1:] if name]
-        known = [self.constants.get(name) for name in given]
+        known = [self.constants[name] for name in given if name in self.constants]
         block = any(one.name == "block_size" and one.i for one in node.attribute)
-        if not given or None in known or block:
+        if not given or len(known) < len(given) or block:
             raise InputRejectedError(
                 f"{label_of_node(node)}: its scale is computed, or one for each block; export the "
                 "float network"

@@ -41,8 +41,8 @@ def pool(view: NodeView) -> nn.Module:
                 window.kernel, window.strides, before, window.dilations, False, ceil
             )
         after = _reached(view, window, before, after)
-        layer = nn.MaxPool2d(window.kernel, window.strides, 0, window.dilations)
-        return nn.Sequential(around(before, after, -math.inf), layer)
+        whole = nn.MaxPool2d(window.kernel, window.strides, 0, window.dilations)
+        return nn.Sequential(around(before, after, -math.inf), whole)
     if window.dilations != (1, 1):
         raise view.refusal("dilations of a mean are not supported")
     counted = bool(view.attribute("count_include_pad", 0))
@@ -107,7 +107,7 @@ def given_pads(view: NodeView, mode: bytes) -> tuple[Pair, Pair]:
 
 
 def around(before: Pair, after: Pair, number: float) -> Pad:
-    """Return the module that puts a constant around planes, or cuts off where a width is below 0."""
+    """Return what puts a constant around planes, or cuts off where a width is below zero."""
     return Pad((before[1], after[1], before[0], after[0]), number)
 
 
