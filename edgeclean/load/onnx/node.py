@@ -114,8 +114,9 @@ class NodeView:
         return None if listed is None else [int(number) for number in listed]
 
     def shape(self, index: int = 0) -> tuple[int, ...]:
-        """Return an input's shape, for one image."""
-        return self.shapes[self.node.input[index]]
+        """Return an input's shape, for one batch; also that of a constant."""
+        name = self.node.input[index]
+        return tuple(self.constants[name].shape) if name in self.constants else self.shapes[name]
 
     def axis(self, axis: int) -> int:
         """Return an axis of the first input, counted from the front; never the batch axis.

@@ -25,13 +25,11 @@ def batch_norm(view: NodeView) -> nn.Module:
 
 
 def instance_norm(view: NodeView) -> nn.Module:
-    """Convert InstanceNormalization, of planes or of rows (which GroupNorm is exported as)."""
+    """Convert InstanceNormalization: a group for each channel."""
     scale = view.floats(1)
-    kinds = {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d}
-    axes = len(view.shape())
-    if axes not in kinds or math.prod(view.shape()[2:]) < 2:
-        raise view.refusal(f"a value of {view.shape()}; rows or planes of two numbers are needed")
-    norm = kinds[axes](scale.numel(), eps=view.attribute("epsilon", 1e-5), affine=True)
+    if math.prod(view.shape()[2:]) < 2:
+        raise view.refusal(f"a value of {view.shape()}; planes of two numbers are needed")
+    norm = nn.GroupNorm(scale.numel(), scale.numel(), eps=view.attribute("epsilon", 1e-5))
     fill(view, norm, "weight", scale)
     fill(view, norm, "bias", view.floats(2))
     return norm
