@@ -314,6 +314,10 @@ def _check_node(node: NodeProto, *, as_it_came: bool) -> None:
         raise InputRejectedError(
             f"{node_label(node)}: the operator {node.op_type[:40]} is not supported; {way or names}"
         )
+    if as_it_came and node.op_type == "BatchNormalization" and any(node.output[1:]):
+        raise InputRejectedError(
+            f"{node_label(node)}: it is in training mode; export the network in evaluation mode"
+        )
     allowed = (
         AttributeProto.FLOAT,
         AttributeProto.INT,

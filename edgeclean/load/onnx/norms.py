@@ -36,15 +36,13 @@ def instance_norm(view: NodeView) -> nn.Module:
 
 
 def group_norm(view: NodeView) -> nn.Module:
-    """Convert GroupNormalization; its scale and bias were one for each group before opset 21."""
+    """Convert GroupNormalization (from opset 21; the one before it is deprecated)."""
     groups, channels = int(view.attribute("num_groups")), view.shape()[1]
     if view.attribute("stash_type", 1) != 1:
         raise view.refusal("stash_type must be float32")
     norm = nn.GroupNorm(groups, channels, eps=view.attribute("epsilon", 1e-5))
     for index, name in ((1, "weight"), (2, "bias")):
-        numbers = view.floats(index)
-        each = channels // groups if view.opset < 21 else 1
-        fill(view, norm, name, numbers.repeat_interleave(each))
+        fill(view, norm, name, view.floats(index))
     return norm
 
 
@@ -66,8 +64,8 @@ def layer_norm(view: NodeView) -> nn.Module:
 def channel_norm(view: NodeView) -> nn.Module:
     """Convert LRN, local response normalisation over neighbouring channels."""
     size = int(view.attribute("size"))
-    if not 1 <= size <= 2 * view.shape()[1] or len(view.shape()) != 4:
-        raise view.refusal(f"size {size} of planes {view.shape()}")
+    if not 1 <= size <= 2 * view.shape()[1] or size % 2 == 0 or len(view.shape()) != 4:
+        raise view.refusal(f"size {size} for planes {view.shape()}; it must be odd")
     alpha, beta = view.attribute("alpha", 1e-4), view.attribute("beta", 0.75)
     return ChannelNorm(size, alpha, beta, view.attribute("bias", 1.0))
 
