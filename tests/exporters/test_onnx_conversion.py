@@ -19,7 +19,12 @@ from edgeclean.errors import InputRejectedError
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx import importer
 from edgeclean.load.onnx.guard import COMPLETE, check_cost, parse_onnx
-from edgeclean.load.onnx.importer import build_network, check_batches, import_onnx
+from edgeclean.load.onnx.importer import (
+    build_network,
+    check_batches,
+    convert_checked,
+    import_onnx,
+)
 
 
 def built(model: ModelProto) -> nn.Module:
@@ -183,7 +188,7 @@ def test_the_answer_of_the_parsing_process_is_not_trusted(
     model = onnx.shape_inference.infer_shapes(graph(RELU, free_batch=False))
     answer = COMPLETE + model.SerializeToString()
     monkeypatch.setattr(importer, "parse_isolated", lambda *parts: answer)
-    assert import_onnx(b"", LIMITS, folder=tmp_path).input_shape == (3, SIDE, SIDE)
+    assert convert_checked(answer[len(COMPLETE) :], LIMITS)[1] == (3, SIDE, SIDE)
     change(model)
     answer = COMPLETE + model.SerializeToString()
     with pytest.raises(InputRejectedError, match=message):
@@ -250,7 +255,7 @@ class Infinite(nn.Module):
 def test_a_graph_that_mixes_its_images_is_not_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importer, "parse_isolated", lambda _, *parts: parse_onnx(*parts))
+    monkeypatch.setattr(importer, "parse_isolated", lambda parser, *parts: parser(*parts))
     with pytest.raises(InputRejectedError, match="does not run on two images"):
         import_onnx(graph(MIXED).SerializeToString(), LIMITS, folder=tmp_path)
 

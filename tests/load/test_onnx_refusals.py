@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from onnx_graphs import MIXED, POOL, SIDE, WEIGHTS, Node, converted, graph, relu_graph
+from onnx_graphs import MIXED, SIDE, WEIGHTS, Node, converted, graph, relu_graph
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.limits import LoadLimits

@@ -57,6 +57,7 @@ class ImportedOnnx:
         external_sha256: of each file with weights that was read, by its name.
         notes: what was done to the graph before it was converted, a few words each.
         comparison: how near its answers are to ONNX Runtime's; see `comparison.check_same`.
+        rounded: what the file rounds to and the module does not, such as "float16", or "".
     """
 
     module: StepNetwork
@@ -65,6 +66,7 @@ class ImportedOnnx:
     external_sha256: Mapping[str, str]
     notes: tuple[str, ...]
     comparison: Mapping[str, float]
+    rounded: str
 
 
 def import_onnx(
@@ -105,15 +107,15 @@ def import_onnx(
         )
     images = plain_images(shape, mean, std)
     message = with_images(asked, contents, images.numpy())
-    answers = parse_isolated(answer_onnx, message, _for_running(limits, model))
-    compared = check_same(module, images, answers_of(answers))
+    answers = answers_of(parse_isolated(answer_onnx, message, _for_running(limits, model)))
     return ImportedOnnx(
         module=module,
         input_shape=shape,
         outputs=_outputs(model),
         external_sha256=digests,
         notes=notes_of(model),
-        comparison=compared,
+        comparison=check_same(module, images, answers),
+        rounded=answers.rounded,
     )
 
 
@@ -171,16 +173,29 @@ def converted_model(model: ModelProto) -> tuple[StepNetwork, tuple[int, int, int
     return module, shape
 
 
+def check_computed_as_written(imported: ImportedOnnx) -> None:
+    """Check that a network, which is imported as float32, stands for the file where time counts.
+
+    Raises:
+        InputRejectedError: the file computes in fewer bits.
+    """
+    if imported.rounded:
+        raise InputRejectedError(
+            f"the file computes in {imported.rounded} numbers, and PyTorch would be measured in "
+            "float32; measure a float32 file, or this one with ONNX Runtime"
+        )
+
+
 def notes_of(model: ModelProto) -> tuple[str, ...]:
-    """Return what the parsing process says that it did, at most a few short texts.
+    """Return what the parsing process says that it did, a few short texts at most.
 
     Raises:
         InputRejectedError: it says something else.
     """
     try:
-        (text,) = [one.value for one in model.metadata_props if one.key == NOTES]
-        return tuple(str(note)[:300] for note in list(json.loads(text))[:16])
-    except (ValueError, TypeError, RecursionError):
+        texts = [one.value for one in model.metadata_props if one.key == NOTES]
+        return tuple(str(note)[:300] for text in texts[:1] for note in json.loads(text)[:16])
+    except (ValueError, TypeError, LookupError, RecursionError):
         raise InputRejectedError("the parsing process's notes are damaged") from None
 
 
