@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -11,9 +11,12 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edgeclean.load.limits import LoadLimits
+from edgeclean.load.onnx.asked import NOTHING, Asked
+from edgeclean.load.onnx.comparison import check_same, plain_images
 from edgeclean.load.onnx.graph import read_model
 from edgeclean.load.onnx.guard import COMPLETE, parse_onnx
-from edgeclean.load.onnx.importer import build_network
+from edgeclean.load.onnx.importer import build_network, checked_model, converted_model, notes_of
+from edgeclean.load.onnx.reference import answer_onnx, answers_of, with_images
 from edgeclean.networks.steps import StepNetwork
 
 TOLERANCE = 1e-4
@@ -119,3 +122,21 @@ def converted(contents: bytes, limits: LoadLimits = LIMITS) -> StepNetwork:
     assert checked.startswith(COMPLETE)
     network = build_network(read_model(checked[1:]))
     return network.float().eval()  # type: ignore[return-value]
+
+
+class Imported(NamedTuple):
+    """What an import is, made in this process: its child processes take seconds to start."""
+
+    module: StepNetwork
+    shape: tuple[int, int, int]
+    notes: tuple[str, ...]
+    comparison: dict[str, float]
+
+
+def imported(contents: bytes, asked: Asked = NOTHING, limits: LoadLimits = LIMITS) -> Imported:
+    """All that `import_onnx` does, and its comparison with the file."""
+    model = checked_model(parse_onnx(contents, limits, asked)[len(COMPLETE) :], limits)
+    module, shape = converted_model(model)
+    pixels = plain_images(shape, (0.5,), (0.25,))
+    answers = answers_of(answer_onnx(with_images(asked, contents, pixels.numpy()), limits))
+    return Imported(module, shape, notes_of(model), check_same(module, pixels, answers))
