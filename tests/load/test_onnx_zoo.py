@@ -1,4 +1,4 @@
-"""The published checkpoints in every form that tools give an ONNX file, each as the runtime has it."""
+"""The published checkpoints in the forms that tools give an ONNX file: each answers as it did."""
 
 from __future__ import annotations
 
@@ -59,11 +59,13 @@ def assert_same(name: str, contents: bytes, tolerance: float = TOLERANCE) -> dic
 @pytest.mark.parametrize("opset", [7, 8, 9, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22])
 def test_every_opset(opset: int) -> None:
     """Those that the exporter writes no more are lifted from one that it does."""
-    contents = exported(NAMES[opset % 3], min(opset, 20))
+    # ResNet-20's shortcuts take every second pixel, which slices have a word for from opset 10 on.
+    name = NAMES[opset % 3] if opset > 9 else "smallvgg-badnets"
+    contents = exported(name, min(opset, 20))
     if opset > 20:
         lifted = version_converter.convert_version(ModelProto.FromString(contents), opset)
         contents = lifted.SerializeToString()
-    assert_same(NAMES[opset % 3], contents)
+    assert_same(name, contents)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -111,9 +113,11 @@ class Noise(CalibrationDataReader):
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         self._left -= 1
+        if self._left < 0:
+            return None
         generator = np.random.default_rng(self._left)
         noise = generator.uniform(-2, 2, (4, 3, 32, 32)).astype(np.float32)
-        return {"images": noise} if self._left >= 0 else None
+        return {"images": noise}
 
 
 @pytest.mark.parametrize("kind", [QuantType.QInt8, QuantType.QUInt8], ids=["int8", "uint8"])
