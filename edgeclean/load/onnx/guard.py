@@ -241,7 +241,7 @@ def image_input(model: ModelProto) -> tuple[str, tuple[int, int, int]]:
         )
     tensor = inputs[0].type.tensor_type
     sides = [axis.dim_value for axis in tensor.shape.dim]
-    if tensor.elem_type != TensorProto.FLOAT or len(sides) != 4 or min(sides) < 1:
+    if tensor.elem_type != TensorProto.FLOAT or len(sides) != 4 or min(sides[1:]) < 1:
         raise InputRejectedError(
             f"the graph's input has shape {sides} (0: not fixed) and element type "
             f"{tensor.elem_type}; it must be float32 [n, channels, height, width], the last three "
