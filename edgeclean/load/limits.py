@@ -37,8 +37,11 @@ class LoadLimits(Settings):
         zip_ratio: unpacked over packed size; ``torch.save`` does not compress at all.
         header_bytes: the JSON header of a safetensors file.
         onnx_nodes: operators of an ONNX graph.
-        activations: numbers that all layers of a network put out for one image.
+        activations: numbers that all operations of a network put out for one image.
+        operands: numbers that one operation takes in, puts out and works on, for one image.
         macs: multiply-accumulates of a network for one image.
+        reads: numbers that all operations take in for one image, those of a window (of a
+            convolution or a pool) once for every place of the window.
         memory_bytes: memory of the parsing process, beside five times the file's size.
         cpu_seconds: processor time of the parsing process, beside a second for each 32 MiB.
     """
@@ -49,7 +52,9 @@ class LoadLimits(Settings):
     header_bytes: int = setting(16 * MIB, at_least=1, at_most=2**30)
     onnx_nodes: int = setting(20_000, at_least=1, at_most=10**7)
     activations: int = setting(2**27, at_least=1, at_most=2**40)
+    operands: int = setting(2**26, at_least=1, at_most=2**40)
     macs: int = setting(10**11, at_least=1, at_most=10**15)
+    reads: int = setting(2**31, at_least=1, at_most=2**50)
     memory_bytes: int = setting(1024 * MIB, at_least=1, at_most=2**44)
     cpu_seconds: int = setting(10, at_least=1, at_most=10**6)
 
