@@ -129,7 +129,7 @@ def read_folder(path: Path) -> tuple[dict[str, bytes], list[Path]]:
     Raises:
         InputRejectedError: the path is no folder, or holds what cannot be part of a bundle.
     """
-    if path.is_symlink() or not is_folder(path):
+    if not is_folder(path, follow=False):
         raise InputRejectedError(f"{path} is not a folder; name the folder of a bundle")
     files: dict[str, bytes] = {}
     total = 0

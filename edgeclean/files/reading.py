@@ -51,14 +51,14 @@ def open_regular(path: Path, *, follow: bool = True, links: int | None = None) -
         raise
 
 
-def is_folder(path: Path) -> bool:
+def is_folder(path: Path, *, follow: bool = True) -> bool:
     """Return whether the path leads to a folder; False also where it cannot be looked up."""
-    return _is(stat.S_ISDIR, path)
+    return _is(stat.S_ISDIR, path, follow)
 
 
-def is_regular(path: Path) -> bool:
+def is_regular(path: Path, *, follow: bool = True) -> bool:
     """Return whether the path leads to a regular file; False also where it cannot be looked up."""
-    return _is(stat.S_ISREG, path)
+    return _is(stat.S_ISREG, path, follow)
 
 
 def read_small_file(
@@ -106,8 +106,8 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or ["nested too deeply"])[0][:200]
 
 
-def _is(kind: Callable[[int], bool], path: Path) -> bool:
+def _is(kind: Callable[[int], bool], path: Path, follow: bool) -> bool:
     try:
-        return kind(path.stat().st_mode)
+        return kind(path.stat(follow_symlinks=follow).st_mode)
     except (OSError, ValueError):  # too long, through a file, in a folder that may not be read
         return False
