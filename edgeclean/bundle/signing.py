@@ -21,6 +21,7 @@ from typing import Any
 
 from edgeclean.bundle import manifest as texts
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
+from edgeclean.files.reading import open_regular
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -179,6 +180,7 @@ def _payload(signature: bytes, *, by_key: bool) -> list[dict[str, str]]:
 def _configured_signer(signer: Signer) -> Any:
     config = _library("signing").Config()
     with _UsageErrors(f"cannot sign with {signer.private_key}"):
+        _try_to_open(signer.private_key, signer.certificate)
         if signer.certificate is None:
             return config.use_elliptic_key_signer(private_key=signer.private_key)
         return config.use_certificate_signer(
@@ -191,9 +193,17 @@ def _configured_signer(signer: Signer) -> Any:
 def _configured_verifier(trusted: Trusted) -> Any:
     config = _library("verifying").Config()
     with _UsageErrors(f"cannot check signatures by {trusted.public_key or trusted.certificate}"):
+        _try_to_open(trusted.public_key, trusted.certificate)
         if trusted.public_key is not None:
             return config.use_elliptic_key_verifier(public_key=trusted.public_key)
         return config.use_certificate_verifier(certificate_chain=[trusted.certificate])
+
+
+def _try_to_open(*files: Path | None) -> None:
+    """The library opens files by their names, and would wait for a pipe for ever."""
+    for file in files:
+        if file is not None:
+            open_regular(file).close()
 
 
 def _hashing() -> Any:

@@ -9,7 +9,6 @@ signature binds them.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from edgeclean.bundle.materials import model_hash
 from edgeclean.bundle.signing import Trusted, check_signature, is_signature_of
 from edgeclean.environment import versions
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.reading import is_folder, open_regular
 
 MAX_FILES = 1000
 MAX_FILE_BYTES = 2**31  # a protobuf file cannot be larger
@@ -129,7 +129,7 @@ def read_folder(path: Path) -> tuple[dict[str, bytes], list[Path]]:
     Raises:
         InputRejectedError: the path is no folder, or holds what cannot be part of a bundle.
     """
-    if path.is_symlink() or not path.is_dir():
+    if not is_folder(path, follow=False):
         raise InputRejectedError(f"{path} is not a folder; name the folder of a bundle")
     files: dict[str, bytes] = {}
     total = 0
@@ -158,17 +158,12 @@ def read_folder(path: Path) -> tuple[dict[str, bytes], list[Path]]:
 def _read_file(path: Path, name: str) -> bytes:
     limit = MAX_FILE_BYTES if name in (texts.MODEL, ORIGINAL) else MAX_TEXT_BYTES
     try:
-        # O_NONBLOCK: a pipe that somebody put here must not stop us before it is looked at.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open_regular(path, follow=False) as file:
+            # A file that is one hole takes memory only when it is read.
+            fits = os.fstat(file.fileno()).st_size <= limit
+            content = file.read(limit + 1) if fits else b""
     except OSError as error:
         raise InputRejectedError(f"{name} cannot be read: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise InputRejectedError(f"{name} is not a plain file")
-        # A file that is one hole takes memory only when it is read.
-        fits = status.st_size <= limit
-        content = file.read(limit + 1) if fits else b""
     if not fits or len(content) > limit:
         raise InputRejectedError(f"{name} is larger than {limit} bytes")
     return content

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from edgeclean.errors import UsageError
 from edgeclean.files.atomic import hold_folder, replace_folder, resolved
+from edgeclean.files.reading import is_regular, open_regular
 from edgeclean.notes import note_output
 
 Write = Callable[[Mapping[str, bytes]], None]
@@ -81,7 +82,7 @@ def marked(*marks: bytes) -> Recognise:
     """Return a check for whether one of these stands in the first 4096 bytes of a file."""
 
     def is_ours(path: Path) -> bool:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             beginning = stream.read(HEAD_BYTES)
         return any(mark in beginning for mark in marks)
 
@@ -208,9 +209,9 @@ def _is_bundle(folder: Path) -> bool:
     """Return whether a folder is a bundle, be it whole or not."""
     try:
         manifest = folder / "manifest.json"
-        if not (folder / "SHA256SUMS").is_file() or not manifest.is_file():
+        if not is_regular(folder / "SHA256SUMS"):
             return False
-        with manifest.open("rb") as stream:
+        with open_regular(manifest) as stream:
             return b'"format": "edgeclean-bundle"' in stream.read(MANIFEST_BYTES)
     except OSError:
         return False

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.reading import is_folder
 from edgeclean.files.text import printable
 from edgeclean.load.limits import read_input
 from edgeclean.networks.state import ModelSpec
@@ -68,7 +69,7 @@ def read_labelled_images(path: Path, spec: ModelSpec) -> LabelledImages:
     Raises:
         InputRejectedError: something of it cannot be read, or does not fit the network.
     """
-    if path.is_dir():
+    if is_folder(path):
         return _read_folder(path, spec)
     if path.suffix.lower() != ".npz":
         raise InputRejectedError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import stat
 import struct
 import zipfile
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.reading import open_regular
 from edgeclean.files.text import printable
 from edgeclean.settings import Settings, setting
 
@@ -67,21 +67,14 @@ def read_input(path: Path, limit_bytes: int) -> bytes:
     """
     shown = printable(str(path))
     try:
-        # The opened file is checked, not its name; and a pipe must not wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise InputRejectedError(f"{shown}: not a regular file; give the checkpoint's file")
+        with open_regular(path) as stream:
             # A file that is one hole costs nothing to send, and all of its size to read.
-            small = status.st_size <= limit_bytes
-            with os.fdopen(descriptor, "rb", closefd=False) as stream:
-                contents = stream.read(limit_bytes + 1) if small else b""
-        finally:
-            os.close(descriptor)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputRejectedError(f"{shown}: cannot be read ({reason})") from None
+            small = os.fstat(stream.fileno()).st_size <= limit_bytes
+            contents = stream.read(limit_bytes + 1) if small else b""
+    except OSError as error:
+        raise InputRejectedError(
+            f"{shown}: cannot be read ({error.strerror}); give the checkpoint's file"
+        ) from None
     if not small or len(contents) > limit_bytes:
         raise InputRejectedError(
             f"{shown}: larger than {limit_bytes} bytes; raise the limit file_bytes if it is right"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import stat
 from pathlib import Path
 
 from onnx import TensorProto
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.reading import open_regular
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx.guard import TYPES, external_location, external_tensors, read_model
 
@@ -42,27 +42,16 @@ def embed_files(contents: bytes, folder: Path, limits: LoadLimits) -> tuple[byte
 
 def _read_plain(folder: Path, name: str, room: int) -> bytes:
     """Read a file of the folder itself: the opened file is checked, not its name."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        descriptor = os.open(folder / name, flags)
+        with open_regular(folder / name, follow=False, links=1) as stream:
+            # Not read where it cannot fit: a file that is one hole takes memory only when read.
+            fits = os.fstat(stream.fileno()).st_size <= room
+            numbers = stream.read(max(0, room) + 1) if fits else b""
     except OSError as error:
         raise InputRejectedError(
             f"the model's weights in {name!r} cannot be read ({error.strerror}); only a plain file "
             "beside the model is"
         ) from None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-            raise InputRejectedError(
-                f"the model's weights in {name!r}: not a plain file, or one with several hard "
-                "links; copy it"
-            )
-        with os.fdopen(descriptor, "rb", closefd=False) as stream:
-            # Not read where it cannot fit: a file that is one hole takes memory only when read.
-            fits = status.st_size <= room
-            numbers = stream.read(max(0, room) + 1) if fits else b""
-    finally:
-        os.close(descriptor)
     if not fits or len(numbers) > room:
         raise InputRejectedError(
             f"the model's weights in {name!r} are larger than the limit file_bytes leaves"
