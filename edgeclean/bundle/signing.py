@@ -21,6 +21,7 @@ from typing import Any
 
 from edgeclean.bundle import manifest as texts
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
+from edgeclean.files.documents import parse_json
 from edgeclean.files.reading import open_regular
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
@@ -144,7 +145,7 @@ def _read_digests(files: Mapping[str, bytes]) -> dict[str, tuple[str, str]]:
 def _payload(signature: bytes, *, by_key: bool) -> list[dict[str, str]]:
     """Return the files that a signature lists; refuse one with bits that could have any value."""
     try:
-        entries = json.loads(signature)
+        entries = parse_json(signature)
         envelope, material = entries["dsseEnvelope"], entries["verificationMaterial"]
         (seal,) = envelope["signatures"]
         coded = [envelope["payload"], seal["sig"]]
@@ -166,7 +167,7 @@ def _payload(signature: bytes, *, by_key: bool) -> list[dict[str, str]]:
             },
         }
         whole = all(base64.b64encode(base64.b64decode(one)).decode() == one for one in coded)
-        resources = json.loads(base64.b64decode(envelope["payload"]))["predicate"]["resources"]
+        resources = parse_json(base64.b64decode(envelope["payload"]))["predicate"]["resources"]
         keys = ("name", "algorithm", "digest")
         files = [{key: str(one[key]) for key in keys} for one in resources]
     except (ValueError, KeyError, TypeError, RecursionError):

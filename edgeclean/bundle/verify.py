@@ -26,11 +26,12 @@ from edgeclean.bundle.materials import model_hash
 from edgeclean.bundle.signing import Trusted, check_signature, is_signature_of
 from edgeclean.environment import versions
 from edgeclean.errors import InputRejectedError
-from edgeclean.files.reading import is_folder, open_regular
+from edgeclean.files.reading import is_folder, is_hollow, open_regular
 
 MAX_FILES = 1000
 MAX_FILE_BYTES = 2**31  # a protobuf file cannot be larger
 MAX_TEXT_BYTES = 64 * 2**20
+MAX_LIST_BYTES = 2**20  # of SHA256SUMS: a line for each of so many files
 MAX_BUNDLE_BYTES = 2**32
 
 
@@ -156,11 +157,17 @@ def read_folder(path: Path) -> tuple[dict[str, bytes], list[Path]]:
 
 
 def _read_file(path: Path, name: str) -> bytes:
-    limit = MAX_FILE_BYTES if name in (texts.MODEL, ORIGINAL) else MAX_TEXT_BYTES
+    limit = {
+        texts.MODEL: MAX_FILE_BYTES,
+        ORIGINAL: MAX_FILE_BYTES,
+        texts.CHECKSUMS: MAX_LIST_BYTES,
+    }.get(name, MAX_TEXT_BYTES)
     try:
         with open_regular(path, follow=False) as file:
             # A file that is one hole takes memory only when it is read.
             fits = os.fstat(file.fileno()).st_size <= limit
+            if is_hollow(file) and fits:
+                raise InputRejectedError(f"{name} is nearly all hole; copy the bundle again")
             content = file.read(limit + 1) if fits else b""
     except OSError as error:
         raise InputRejectedError(f"{name} cannot be read: {error.strerror}") from error

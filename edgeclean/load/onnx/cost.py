@@ -39,7 +39,7 @@ def check_cost(model: ModelProto, limits: LoadLimits) -> None:
     for value in graph.input:
         if value.name not in weights:
             numbers = math.prod(shapes[value.name] or ())
-            bill.add(Cost(outputs=numbers, operands=numbers), "up to the graph's input, one image")
+            bill.add(Cost(outputs=0, reads=numbers, operands=numbers), "the graph's input")
     copied = 0
     for node in graph.node:
         known_node = _Node(

@@ -10,7 +10,7 @@ from pathlib import Path
 from onnx import TensorProto
 
 from edgeclean.errors import InputRejectedError
-from edgeclean.files.reading import open_regular
+from edgeclean.files.reading import is_hollow, open_regular
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx.guard import TYPES, external_location, external_tensors, read_model
 
@@ -45,7 +45,7 @@ def _read_plain(folder: Path, name: str, room: int) -> bytes:
     try:
         with open_regular(folder / name, follow=False, links=1) as stream:
             # Not read where it cannot fit: a file that is one hole takes memory only when read.
-            fits = os.fstat(stream.fileno()).st_size <= room
+            fits = os.fstat(stream.fileno()).st_size <= room and not is_hollow(stream)
             numbers = stream.read(max(0, room) + 1) if fits else b""
     except OSError as error:
         raise InputRejectedError(
@@ -54,7 +54,8 @@ def _read_plain(folder: Path, name: str, room: int) -> bytes:
         ) from None
     if not fits or len(numbers) > room:
         raise InputRejectedError(
-            f"the model's weights in {name!r} are larger than the limit file_bytes leaves"
+            f"the model's weights in {name!r} are larger than the limit file_bytes leaves, or "
+            "nearly all hole"
         )
     return numbers
 
