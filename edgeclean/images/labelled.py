@@ -130,16 +130,14 @@ def _numbered(folders: list[Path], spec: ModelSpec, where: str) -> list[tuple[in
 def _read_pack(path: Path, spec: ModelSpec) -> LabelledImages:
     """Read what is needed of a pack, the labels first: they say how large the rest may be."""
     with open_pack(path, MAX_PACK_BYTES) as pack:
-        if "labels" not in pack.names or not (
-            "images" in pack.names or {"data", "offsets"} <= pack.names
-        ):
+        numbers = 8 * (MAX_IMAGES + 1)  # bytes of labels or offsets
+        labels = _labels(pack.read("labels", numbers), spec) if "labels" in pack.names else None
+        if labels is None or not ("images" in pack.names or {"data", "offsets"} <= pack.names):
             known = sorted({"labels", "images", "data", "offsets"} & pack.names)
             raise InputRejectedError(
                 "a pack needs labels, and images or data with offsets; it has "
                 f"{', '.join(known) or 'none of them'}"
             )
-        numbers = 8 * (MAX_IMAGES + 1)  # bytes of labels or offsets
-        labels = _labels(pack.read("labels", numbers), spec)
         size = len(labels) * math.prod(spec.input_shape)
         if "images" in pack.names:
             pixels = pack.read("images", max(size, FREE_BYTES))
