@@ -22,10 +22,11 @@ from typing import Any
 from edgeclean.bundle import manifest as texts
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
 from edgeclean.files.documents import parse_json
-from edgeclean.files.reading import open_regular
+from edgeclean.files.reading import read_small_file
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
+MAX_KEY_BYTES = 2**20
 HINT_LENGTH = 64  # SHA-256 of the public key, in hexadecimal
 
 
@@ -201,10 +202,10 @@ def _configured_verifier(trusted: Trusted) -> Any:
 
 
 def _try_to_open(*files: Path | None) -> None:
-    """The library opens files by their names, and would wait for a pipe for ever."""
+    """The library reads files by their names, to the end, and would wait for a pipe for ever."""
     for file in files:
         if file is not None:
-            open_regular(file).close()
+            read_small_file(file, MAX_KEY_BYTES, hint="a key or certificate is not")
 
 
 def _hashing() -> Any:

@@ -27,12 +27,14 @@ from edgeclean.bundle.signing import Trusted, check_signature, is_signature_of
 from edgeclean.environment import versions
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.reading import is_folder, is_hollow, open_regular
+from edgeclean.load.limits import LoadLimits, check_safetensors
 
 MAX_FILES = 1000
 MAX_FILE_BYTES = 2**31  # a protobuf file cannot be larger
 MAX_TEXT_BYTES = 64 * 2**20
 MAX_LIST_BYTES = 2**20  # of SHA256SUMS: a line for each of so many files
 MAX_BUNDLE_BYTES = 2**32
+_LIMITS = LoadLimits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,9 +228,10 @@ def _check_listed_files(listed: Mapping[str, Any], files: Mapping[str, bytes]) -
 def _check_golden(files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> float:
     """Run the golden images; return the largest relative difference from the stored logits."""
     try:
+        check_safetensors(files[texts.GOLDEN], _LIMITS)
         golden = load(files[texts.GOLDEN])
     # The parser is Rust: besides its own error it raises what its Python glue does.
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (InputRejectedError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise InputRejectedError(f"{texts.GOLDEN} cannot be read: {error}") from error
     model = manifest["model"]
     images = _float32(golden, "input", (manifest["golden"]["images"], *model["input_shape"]))

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from edgeclean.errors import EdgecleanError, UsageError
 from edgeclean.files.documents import parse_toml
 
-FREE_HOLE = 16 * 2**20  # of bytes; to read these does no harm
+FREE_HOLE = 2**20  # bytes; a bundle may have a thousand files
 MOST_HOLLOW = 20  # times its data that a file may be long
 
 
