@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from edgeclean.environment import Environment, describe_environment
 from edgeclean.errors import UsageError
 from edgeclean.settings import Settings, setting
 from exporters.session import NAMES, TRANSFERS, OnnxSession, Provider
+from exporters.trial import TriedNetwork
 
 BLOCK_PAIRS = 5  # a warm-up block; its median is what must settle
 SETTLED_WITHIN = 0.03
@@ -104,20 +104,6 @@ class LatencyReport:
     environment: Environment
     transfers: str = "none: the input is in host memory"
     kind: str = "measured"
-
-
-class ImageNetwork(Protocol):
-    """The images that a network takes, whether or not it is loaded."""
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of one image."""
-        ...
-
-    @property
-    def batch(self) -> int | None:
-        """Images per run, or None where the file leaves it open."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +194,9 @@ def report_of(
     )
 
 
-def check_comparable(original: ImageNetwork, compressed: ImageNetwork, batch: int) -> None:
+def check_comparable(
+    original: OnnxSession | TriedNetwork, compressed: OnnxSession | TriedNetwork, batch: int
+) -> None:
     """Refuse two networks that cannot be measured on the same images.
 
     Raises:
