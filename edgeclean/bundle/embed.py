@@ -137,8 +137,8 @@ def _header(
         height=height,
         width=width,
         classes=network["classes"],
-        mean=_floats(network["mean"]),
-        std=_floats(network["std"]),
+        mean=_floats([*map(float, network["mean"])]),
+        std=_floats([*map(float, network["std"])]),
     ).encode()
 
 
@@ -148,7 +148,7 @@ def _tag(model: bytes) -> str:
 
 
 def _floats(numbers: list[float]) -> str:
-    return "{" + ", ".join(f"{float(number)!r}f" for number in numbers) + "}"
+    return "{" + ", ".join(f"{number!r}f" for number in numbers) + "}"
 
 
 _HEADER = """\
