@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from edgeclean.bundle import manifest as texts
@@ -109,7 +110,10 @@ def check_signature(folder: Path, files: Mapping[str, bytes], trusted: Trusted) 
         raise InputRejectedError(f"the bundle is not signed: it has no {texts.SIGNATURE}")
     payload = _payload(files[texts.SIGNATURE], by_key=trusted.public_key is not None)
     try:
-        config.verify(folder, folder / texts.SIGNATURE)
+        with TemporaryDirectory() as private:
+            # The signature that was read: by its name it could be another one by now.
+            (Path(private) / texts.SIGNATURE).write_bytes(files[texts.SIGNATURE])
+            config.verify(folder, Path(private) / texts.SIGNATURE)
     except Exception as error:  # noqa: BLE001 - the library raises many kinds on hostile bytes
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise InputRejectedError(f"{texts.SIGNATURE} does not hold: {reason}") from None

@@ -66,6 +66,29 @@ class VerifyRecord:
     signature: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedBundle:
+    """A bundle that held, with the very bytes that were checked.
+
+    Whoever goes on to use a file takes it from here: the folder may have changed since, by its name
+    alone it could be another one.
+
+    Attributes:
+        record: the checks, all of which held.
+        manifest: the content of ``manifest.json``, which fits its schema.
+        files: the bytes of every file, by name; those of a role have the manifest's hash of it.
+    """
+
+    record: VerifyRecord
+    manifest: Mapping[str, Any]
+    files: Mapping[str, bytes]
+
+    @property
+    def model(self) -> bytes:
+        """The bytes of the network, ``model.onnx``."""
+        return self.files[texts.MODEL]
+
+
 def verify_bundle(path: Path, trusted: Trusted | None = None) -> VerifyRecord:
     """Check a bundle: files, hashes, schema, ONNX, and the logits on its golden images.
 
@@ -81,6 +104,14 @@ def verify_bundle(path: Path, trusted: Trusted | None = None) -> VerifyRecord:
         UsageError: the key or certificate to trust cannot be used.
         ToolchainError: the library that checks signatures is not installed.
     """
+    return open_bundle(path, trusted).record
+
+
+def open_bundle(path: Path, trusted: Trusted | None = None) -> VerifiedBundle:
+    """Check a bundle as `verify_bundle` does, and return what was checked, to be used.
+
+    Every file is read once. See `verify_bundle` for the arguments and the errors raised.
+    """
     files, folders = read_folder(path)
     _check_hashes(files)
     if trusted is not None:
@@ -94,7 +125,7 @@ def verify_bundle(path: Path, trusted: Trusted | None = None) -> VerifyRecord:
     if model_hash(bill) != texts.sha256(files[texts.MODEL]):
         raise InputRejectedError(f"{texts.MATERIALS} is of another network than {texts.MODEL}")
     difference = _check_golden(files, manifest)
-    return VerifyRecord(
+    record = VerifyRecord(
         manifest_sha256=manifest_sha256,
         source_sha256=manifest["source"]["sha256"],
         files=tuple(sorted(files)),
@@ -109,6 +140,7 @@ def verify_bundle(path: Path, trusted: Trusted | None = None) -> VerifyRecord:
         if texts.SIGNATURE in files
         else "none",
     )
+    return VerifiedBundle(record=record, manifest=manifest, files=files)
 
 
 def check_unchanged(path: Path) -> None:
