@@ -13,7 +13,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from edgeclean.bundle.materials import model_hash
 from edgeclean.bundle.signing import Trusted, check_signature, is_signature_of
 from edgeclean.environment import versions
 from edgeclean.errors import InputRejectedError
+
+if TYPE_CHECKING:
+    from edgeclean.bundle.certificates import SignerCertificate
 
 MAX_FILES = 1000
 MAX_FILE_BYTES = 2**31  # a protobuf file cannot be larger
@@ -50,6 +53,7 @@ class VerifyRecord:
         runtime: the runtime that ran the network, with its version.
         signature: "holds"; "not checked" where there is one and nobody to trust was named;
             "none".
+        signer: the certificate that signed, where an authority was named to trust.
     """
 
     manifest_sha256: str
@@ -61,6 +65,7 @@ class VerifyRecord:
     tolerance: float
     runtime: str
     signature: str
+    signer: SignerCertificate | None = None
 
 
 def verify_bundle(path: Path, trusted: Trusted | None = None) -> VerifyRecord:
@@ -80,8 +85,7 @@ def verify_bundle(path: Path, trusted: Trusted | None = None) -> VerifyRecord:
     """
     files, folders = read_folder(path)
     _check_hashes(files)
-    if trusted is not None:
-        check_signature(path, files, trusted)
+    signer = check_signature(path, files, trusted) if trusted is not None else None
     manifest = _check_lists(files, folders)
     manifest_sha256 = texts.sha256(files[texts.MANIFEST])
     report = texts.read_json(files[texts.REPORT], texts.REPORT)
@@ -105,6 +109,7 @@ def verify_bundle(path: Path, trusted: Trusted | None = None) -> VerifyRecord:
         else "not checked"
         if texts.SIGNATURE in files
         else "none",
+        signer=signer,
     )
 
 
