@@ -46,6 +46,7 @@ from edgeclean.load.state_dict import (
 )
 from edgeclean.load.views import free_of_layout_
 from edgeclean.networks.state import JsonValue, LoadedNetwork, ModelSpec, record
+from edgeclean.networks.structure import read_structure
 
 __all__ = ["LoadLimits", "load_checkpoint", "parse_torch", "read_tensors"]
 
@@ -170,8 +171,12 @@ def _network(
         raise InputRejectedError(
             f"the graph takes images of {own}, and {given} was said; give {own}"
         )
-    digests = dict(imported.external_sha256)
-    return imported.module, {"format": kind, "external_sha256": digests}
+    structure = read_structure(imported.module, spec.input_shape)
+    return imported.module, {
+        "format": kind,
+        "external_sha256": dict(imported.external_sha256),
+        "structure": [one.in_words() for one in structure.findings],
+    }
 
 
 def _fitted(tensors: dict[str, Tensor], spec: ModelSpec, code_folder: Path | None) -> nn.Module:

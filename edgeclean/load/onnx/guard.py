@@ -20,6 +20,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.limits import LoadLimits
+from edgeclean.load.onnx.doubles import check_doubles
 from edgeclean.load.onnx.operators import OPERATORS
 
 MIN_OPSET = 9
@@ -150,6 +151,7 @@ def check_structure(model: ModelProto, limits: LoadLimits) -> None:
         raise InputRejectedError(
             f"the graph has {len(tensors)} tensors; the limit entries is {limits.entries}"
         )
+    check_doubles(model, tensors)
     _check_tensors(tensors, limits)
     image_input(model)
 
