@@ -49,7 +49,9 @@ _SAYS = {
     THIN: "a path from the image to the logits passes a single learned layer; others pass more",
 }
 MOST_IN_JSON = 200
-_NOTED, _FOUND = 1, 2  # how loudly a plain path was told of
+_FINDINGS = (BYPASS, SIDE_PATH, REWRITTEN)
+# How loudly a plain path was told of; it is told of once more where it turns out to be worse.
+_LOUDNESS = {RAW: 1, STATISTICS: 1, COMPARED: 1, REWRITTEN: 2, SIDE_PATH: 3}
 
 
 class Step(Protocol):
@@ -195,6 +197,7 @@ class _Walk:
         self.values = {network.input_name: _Value(plain=True)}
         self.roles: list[Role] = []
         self.told: list[StructureFinding] = []
+        self.unlisted = 0
 
     def take(self, index: int) -> None:
         """Work out the value that the next step makes, and tell what it shows."""
@@ -210,14 +213,10 @@ class _Walk:
         """Tell of the output, and sum up."""
         output = self.values.get(self.network.output_name, _Value())
         if output.plain:
-            path = self._path(self.network.output_name, "came")
-            self.told = [
-                one for one in self.told if one.path != self._labels(path)[: len(one.path)]
-            ]
-            self._tell(BYPASS, path)
-        elif output.learned and output.least == 1 < output.most:
+            self._tell(BYPASS, self._path(self.network.output_name, "came"))
+        loud = [one for one in self.told if one.kind in _FINDINGS]
+        if output.least == 1 < output.most and not loud:
             self._tell(THIN, self._path(self.network.output_name, "thin"))
-        loud = [one for one in self.told if one.kind in (BYPASS, SIDE_PATH, REWRITTEN)]
         quiet = [one for one in self.told if one not in loud]
         loud.sort(key=lambda one: one.kind != BYPASS)
         return StructureReport(
@@ -226,7 +225,7 @@ class _Walk:
             most_layers=output.most,
             findings=tuple(loud[:MOST_LISTED]),
             notes=tuple(quiet[:MOST_LISTED]),
-            unlisted=len(loud[MOST_LISTED:]) + len(quiet[MOST_LISTED:]),
+            unlisted=self.unlisted + len(loud[MOST_LISTED:]) + len(quiet[MOST_LISTED:]),
         )
 
     def _made(self, index: int, role: Role, names: list[str]) -> _Value:
@@ -241,8 +240,8 @@ class _Walk:
         )
         plain = [name for name in names if self.values[name].plain]
         if layer or not plain:
-            if role.chooses:
-                self.told.append(self._finding(SELECTION, [index]))
+            if role.chooses and self._room(SELECTION):
+                self._tell(SELECTION, [index])
             return made
         values = [self.values[name] for name in plain]
         made = replace(
@@ -255,22 +254,21 @@ class _Walk:
             spreads=role.spreads or any(one.spreads for one in values),
             chooses=role.chooses or any(one.chooses for one in values),
             told=max(one.told for one in values),
-            came=(index, max(plain, key=self._suspicion)),
+            came=(index, chosen := max(plain, key=self._suspicion)),
         )
-        kind = _kind_of(role, values, made, several=len(names) > 1)
-        if kind is None:
+        kind = _kind_of(role, values, made, several=len(set(names)) > 1)
+        loudness = 0 if kind is None else _LOUDNESS[kind]
+        known = made.told if loudness == 1 else min(one.told for one in values)
+        if kind is None or loudness <= known:
             return made
-        loudness = _FOUND if kind in (SIDE_PATH, REWRITTEN) else _NOTED
-        fresh = min(one.told for one in values)
-        if loudness <= fresh or (loudness == _NOTED and made.told):
-            return made
-        self.values[self.network.steps[index].output] = made
-        self._tell(kind, self._path(self.network.steps[index].output, "came"))
+        if self._room(kind):
+            self._tell(kind, [*self._path(chosen, "came"), index])
         return replace(made, told=loudness)
 
     def _suspicion(self, name: str) -> tuple[bool, ...]:
         one = self.values[name]
-        return (one.told < _FOUND, one.bent, one.chooses, one.places, one.came is not None)
+        fresh = one.told < _LOUDNESS[SIDE_PATH]
+        return (fresh, one.bent, one.chooses, one.places, one.came is not None)
 
     def _path(self, name: str, which: str) -> list[int]:
         """Return the steps from the image to a value, in their order."""
@@ -280,8 +278,18 @@ class _Walk:
             name = back[1]
         return path[::-1]
 
+    def _room(self, kind: str) -> bool:
+        """Return whether one more is listed, else count it: a hostile graph has thousands."""
+        like_it = sum((one.kind in _FINDINGS) == (kind in _FINDINGS) for one in self.told)
+        self.unlisted += like_it >= MOST_LISTED
+        return like_it < MOST_LISTED
+
     def _tell(self, kind: str, path: list[int]) -> None:
-        self.told.append(self._finding(kind, path))
+        """Tell of a path, in place of what was told of its beginnings."""
+        finding = self._finding(kind, path)
+        whole = finding.path
+        self.told = [one for one in self.told if one.path != whole[: len(one.path)]]
+        self.told.append(finding)
 
     def _finding(self, kind: str, path: list[int]) -> StructureFinding:
         by_hand = [
@@ -304,7 +312,7 @@ def _kind_of(role: Role, plain: Sequence[_Value], made: _Value, *, several: bool
     if not several:
         return COMPARED if role.chooses and not made.learned else None
     if made.learned:
-        bent = any(one.bent and one.told < _FOUND for one in plain)
+        bent = any(one.bent and one.told < _LOUDNESS[SIDE_PATH] for one in plain)
         return SIDE_PATH if bent or role.join == "choice" else RAW
     if not made.bent:
         return None  # a linear map of the pixels
