@@ -86,6 +86,9 @@ def load_checkpoint(
         _check_signature(module, spec, limits)
         free_of_layout_(module, spec.input_shape)
         check_answers(module, spec)
+        structure = read_structure(module, spec.input_shape)
+        if structure.read:
+            notes["structure"] = [one.in_words() for one in structure.findings]
     except InputRejectedError as error:
         # Names in the message come from the file: none of them may control a terminal.
         raise InputRejectedError(printable(f"{path}: {error}")) from error.__cause__
@@ -171,12 +174,8 @@ def _network(
         raise InputRejectedError(
             f"the graph takes images of {own}, and {given} was said; give {own}"
         )
-    structure = read_structure(imported.module, spec.input_shape)
-    return imported.module, {
-        "format": kind,
-        "external_sha256": dict(imported.external_sha256),
-        "structure": [one.in_words() for one in structure.findings],
-    }
+    digests = dict(imported.external_sha256)
+    return imported.module, {"format": kind, "external_sha256": digests}
 
 
 def _fitted(tensors: dict[str, Tensor], spec: ModelSpec, code_folder: Path | None) -> nn.Module:
