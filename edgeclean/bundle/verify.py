@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ from edgeclean.environment import versions
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.reading import is_folder, is_hollow, open_regular
 from edgeclean.load.limits import LoadLimits, check_safetensors
+
+if TYPE_CHECKING:
+    from edgeclean.bundle.certificates import SignerCertificate
 
 MAX_FILES = 1000
 MAX_FILE_BYTES = 2**31  # a protobuf file cannot be larger
@@ -53,6 +56,7 @@ class VerifyRecord:
         runtime: the runtime that ran the network, with its version.
         signature: "holds"; "not checked" where there is one and nobody to trust was named;
             "none".
+        signer: the certificate that signed, where an authority was named to trust.
     """
 
     manifest_sha256: str
@@ -64,6 +68,7 @@ class VerifyRecord:
     tolerance: float
     runtime: str
     signature: str
+    signer: SignerCertificate | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +119,7 @@ def open_bundle(path: Path, trusted: Trusted | None = None) -> VerifiedBundle:
     """
     files, folders = read_folder(path)
     _check_hashes(files)
-    if trusted is not None:
-        check_signature(path, files, trusted)
+    signer = check_signature(path, files, trusted) if trusted is not None else None
     manifest = _check_lists(files, folders)
     manifest_sha256 = texts.sha256(files[texts.MANIFEST])
     report = texts.read_json(files[texts.REPORT], texts.REPORT)
@@ -139,6 +143,7 @@ def open_bundle(path: Path, trusted: Trusted | None = None) -> VerifiedBundle:
         else "not checked"
         if texts.SIGNATURE in files
         else "none",
+        signer=signer,
     )
     return VerifiedBundle(record=record, manifest=manifest, files=files)
 

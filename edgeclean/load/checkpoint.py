@@ -46,6 +46,7 @@ from edgeclean.load.state_dict import (
 )
 from edgeclean.load.views import free_of_layout_
 from edgeclean.networks.state import JsonValue, LoadedNetwork, ModelSpec, record
+from edgeclean.networks.structure import read_structure
 
 __all__ = ["LoadLimits", "load_checkpoint", "parse_torch", "read_tensors"]
 
@@ -85,6 +86,9 @@ def load_checkpoint(
         dear = _check_signature(module, spec, limits)
         free_of_layout_(module, spec.input_shape)
         check_answers(module, spec, few=dear)
+        structure = read_structure(module, spec.input_shape)
+        if structure.read:
+            notes["structure"] = [one.in_words() for one in structure.findings]
     except InputRejectedError as error:
         # Names in the message come from the file: none of them may control a terminal.
         raise InputRejectedError(printable(f"{path}: {error}")) from error.__cause__

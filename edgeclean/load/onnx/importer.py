@@ -210,7 +210,7 @@ def _steps(calls: list[tuple[str, tuple[str, ...], str]], output: str) -> tuple[
 def _module_name(node: NodeProto, taken: Mapping[str, nn.Module]) -> str:
     """Turn ``/layer1/layer1.0/conv1/Conv`` into ``layer1_0_conv1``: [A-Za-z0-9_] alone."""
     scopes = [scope for scope in node.name.split("/") if scope]
-    if scopes and scopes[-1].startswith(node.op_type):
+    if len(scopes) > 1 and scopes[-1].startswith(node.op_type):  # a flat name is all there is
         scopes.pop()
     # torch writes each scope with its parents: "layer1/layer1.0" has "layer1" twice.
     inner_scopes = [*scopes, ""][1:]
