@@ -13,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
@@ -22,10 +24,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from edgeclean.errors import InputRejectedError
+from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.files.text import printable
 from edgeclean.load.architectures import build_architecture, list_architectures
-from edgeclean.load.canonical.form import stock_form
+from edgeclean.load.canonical.form import as_stock_layers, stock_form
 from edgeclean.load.finite import check_answers
 from edgeclean.load.isolation import parse_isolated
 from edgeclean.load.limits import (
@@ -47,7 +49,7 @@ from edgeclean.load.state_dict import (
 )
 from edgeclean.networks.state import JsonValue, LoadedNetwork, ModelSpec, record
 
-__all__ = ["LoadLimits", "load_checkpoint", "parse_torch", "read_tensors"]
+__all__ = ["LoadLimits", "load_checkpoint", "parse_torch", "read_tensors", "written_out"]
 
 ONNX = "onnx"
 _DEFAULT_LIMITS = LoadLimits()
@@ -95,6 +97,23 @@ def load_checkpoint(
         source_sha256=hashlib.sha256(contents).hexdigest(),
         history=(record("load", module, spec, limits, notes),),
     )
+
+
+def written_out(network: LoadedNetwork, limits: LoadLimits, why: str) -> LoadedNetwork:
+    """Return a loaded network as stock layers called in order: another form of the same function.
+
+    Args:
+        network: as `load_checkpoint` returned it, on the CPU.
+        limits: bounds what is written out.
+        why: the reason for it, for the history.
+
+    Raises:
+        InputRejectedError: it cannot be written out; names the layer.
+    """
+    module = as_stock_layers(network.module, network.spec, limits)
+    notes = {**network.history[0].notes, "written_out": why}
+    loaded = record("load", module, network.spec, limits, notes)
+    return replace(network, module=module, history=(loaded,))
 
 
 def parse_torch(contents: bytes, limits: LoadLimits) -> bytes:
@@ -160,7 +179,15 @@ def _network(
         )
     if kind != "onnx":
         tensors = read_tensors(contents, kind, limits)
-        return _fitted(tensors, spec, code_folder), {"format": kind}
+        try:
+            return _fitted(tensors, spec, code_folder), {"format": kind}
+        except InputRejectedError:
+            if spec.classes != 2:
+                raise
+            single = replace(spec, classes=1)  # one logit may stand for two classes
+            with suppress(InputRejectedError, UsageError):
+                return _fitted(tensors, single, code_folder), {"format": kind}
+            raise
     # ONNX's own packages are slow to import, and the parsing process of a state dict, which
     # imports this module, needs none of them.
     from edgeclean.load.onnx.importer import import_onnx
