@@ -80,7 +80,7 @@ def stock_form(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> Form:
     return Form(module=rewritten, notes={**notes, "written_out": reason.why})
 
 
-def written_out(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> nn.Module:
+def as_stock_layers(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> nn.Module:
     """Return the network as stock layers called in order, whether a stage needs that or not.
 
     Args:
