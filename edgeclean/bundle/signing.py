@@ -25,12 +25,15 @@ from typing import TYPE_CHECKING, Any
 
 from edgeclean.bundle import manifest as texts
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
+from edgeclean.files.documents import parse_json
+from edgeclean.files.reading import read_small_file
 
 if TYPE_CHECKING:
     from edgeclean.bundle.certificates import SignerCertificate
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
+MAX_KEY_BYTES = 2**20
 HINT_LENGTH = 64  # SHA-256 of the public key, in hexadecimal
 
 
@@ -185,7 +188,7 @@ def _read_digests(files: Mapping[str, bytes]) -> dict[str, tuple[str, str]]:
 def _content(signature: bytes, *, by_key: bool) -> _Content:
     """Return what a signature says; refuse one with bits that could have any value."""
     try:
-        entries = json.loads(signature)
+        entries = parse_json(signature)
         envelope, material = entries["dsseEnvelope"], entries["verificationMaterial"]
         (seal,) = envelope["signatures"]
         coded, chain = [envelope["payload"], seal["sig"]], []
@@ -208,7 +211,7 @@ def _content(signature: bytes, *, by_key: bool) -> _Content:
         }
         whole = all(base64.b64encode(base64.b64decode(one)).decode() == one for one in coded)
         certificates = [base64.b64decode(one) for one in chain]
-        resources = json.loads(base64.b64decode(envelope["payload"]))["predicate"]["resources"]
+        resources = parse_json(base64.b64decode(envelope["payload"]))["predicate"]["resources"]
         keys = ("name", "algorithm", "digest")
         files = [{key: str(one[key]) for key in keys} for one in resources]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -221,7 +224,7 @@ def _content(signature: bytes, *, by_key: bool) -> _Content:
 
 def _as_if_by_key(signature: bytes, pem: bytes) -> str:
     """Return a certificate's signature as one of its key: the seal does not cover which it is."""
-    entries = json.loads(signature)
+    entries = parse_json(signature)
     entries["verificationMaterial"] = {
         "publicKey": {"hint": texts.sha256(pem)},
         "tlogEntries": [],
@@ -232,6 +235,7 @@ def _as_if_by_key(signature: bytes, pem: bytes) -> str:
 def _configured_signer(signer: Signer) -> Any:
     config = _library("signing").Config()
     with _UsageErrors(f"cannot sign with {signer.private_key}"):
+        _try_to_open(signer.private_key, signer.certificate)
         if signer.certificate is None:
             return config.use_elliptic_key_signer(private_key=signer.private_key)
         judge = _certificates()
@@ -246,7 +250,15 @@ def _configured_signer(signer: Signer) -> Any:
 def _configured_verifier(key: Path) -> Any:
     config = _library("verifying").Config()
     with _UsageErrors(f"cannot check signatures by {key}"):
+        _try_to_open(key)
         return config.use_elliptic_key_verifier(public_key=key)
+
+
+def _try_to_open(*files: Path | None) -> None:
+    """The library reads files by their names, to the end, and would wait for a pipe for ever."""
+    for file in files:
+        if file is not None:
+            read_small_file(file, MAX_KEY_BYTES, hint="a key or certificate is not")
 
 
 def _hashing() -> Any:

@@ -15,7 +15,7 @@ from edgeclean.cli.scan import verdict_in_words
 from edgeclean.cli.structure import layers_in_words, structure_warning
 from edgeclean.errors import UsageError
 from edgeclean.files.text import printable
-from edgeclean.files.writing import keep_apart
+from edgeclean.files.writing import check_folder, keep_apart
 from edgeclean.notes import note_output
 
 if TYPE_CHECKING:
@@ -122,11 +122,13 @@ def _cache(folder: Path | None, no_cache: bool, note: Callable[[str], None]) -> 
                 "--cache names a folder, and --no-cache asks for none; give one of them"
             )
         return None
+    from edgeclean.files.reading import is_folder
     from edgeclean.files.store import foreign_entry
     from edgeclean.runner import Cache
 
     if folder is not None:
         keep_apart([], folder=folder)
+        check_folder(folder, "--cache")
         foreign = foreign_entry(folder)
         if foreign is not None:
             raise UsageError(
@@ -139,13 +141,20 @@ def _cache(folder: Path | None, no_cache: bool, note: Callable[[str], None]) -> 
         if not above.startswith("/"):
             return None
         folder = Path(above) / "edgeclean" / "stages"
-        if not folder.exists() and any(folder.parent.glob("*.kept")):
+        if not is_folder(folder) and _holds_results(folder.parent):
             note(
                 f"cache: the .kept files in {folder.parent} are an earlier version's and are not "
                 "used any more; you may delete them"
             )
     CACHES.set(True)
     return Cache(folder=folder.absolute(), notify=note)
+
+
+def _holds_results(folder: Path) -> bool:
+    try:
+        return any(folder.glob("*.kept"))
+    except OSError:  # a home that is somebody else's
+        return False
 
 
 def _signer(key: Path | None, certificate: Path | None) -> Signer | None:
