@@ -16,7 +16,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.documents import parse_json
 from edgeclean.files.schema import first_violation
+from edgeclean.files.text import shown
 
 FORMAT = "edgeclean-bundle"
 SCHEMA_VERSION = 1
@@ -71,8 +73,8 @@ def read_json(content: bytes, name: str) -> dict[str, Any]:
             (which excludes a key given twice).
     """
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(content)
+    except ValueError as error:
         raise InputRejectedError(f"{name} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise InputRejectedError(f"{name} holds a {type(value).__name__}; a JSON object is needed")
@@ -124,7 +126,9 @@ def read_checksums(content: bytes) -> dict[str, str]:
     for line in content.decode("ascii", errors="replace").splitlines():
         match = _LINE.fullmatch(line)
         if match is None or not is_file_name(match[2]):
-            raise InputRejectedError(f"{CHECKSUMS} has a line that is not 'sha256  name': {line!r}")
+            raise InputRejectedError(
+                f"{CHECKSUMS} has a line that is not 'sha256  name': {shown(line)}"
+            )
         hashes[match[2]] = match[1]
     written = "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes)).encode()
     if written != content:

@@ -9,7 +9,7 @@ import typer
 
 from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
-from edgeclean.files.writing import keep_apart
+from edgeclean.files.writing import check_folder, keep_apart
 
 
 def build_engine(  # noqa: PLR0913 - the options are the interface
@@ -38,6 +38,7 @@ def build_engine(  # noqa: PLR0913 - the options are the interface
     from exporters.trial import try_network
 
     keep_apart([bundle], files=[output / "an engine"])
+    check_folder(output, "-o")
     with reporter.progress() as progress:
         progress("Verifying", 0, 1)
         opened = open_bundle(bundle)

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from edgeclean.devices.exchange import AnswerLimits, Exchange, Log
 from edgeclean.devices.exchange import ConnectionLostError as ConnectionLostError
 from edgeclean.errors import ToolchainError, UsageError
+from edgeclean.files.reading import open_regular
 
 CONNECTION_LOST = 255  # ssh's own exit code, as opposed to the remote command's
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
@@ -122,4 +123,11 @@ def parse_device(url: str, *, configuration: Path | None = None) -> Device:
         raise UsageError(refusal)
     if port == 0:
         raise UsageError(refusal)
+    if configuration is not None:
+        try:
+            open_regular(configuration).close()  # ssh would wait for a pipe
+        except OSError as error:
+            raise UsageError(
+                f"--ssh-config {configuration} cannot be read ({error.strerror})"
+            ) from None
     return Device(host=host, user=user or None, port=port, configuration=configuration)
