@@ -123,6 +123,7 @@ def test_a_kit_that_no_edgeclean_of_its_version_writes_is_refused(
 ) -> None:
     (bundle / name).parent.mkdir(exist_ok=True)
     put(bundle, name, CHANGES[name])
+    assert verify_bundle(bundle)  # it is whole: nothing but the comparison finds it
     with pytest.raises(
         InputRejectedError, match=f"^{name} is not what edgeclean .* nothing was sent"
     ):
