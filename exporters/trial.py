@@ -77,8 +77,9 @@ def run_once(model: bytes, limits: LoadLimits) -> bytes:
     image_input(proto)
     batch = _fix_shapes(proto)
     each = min(batch, MOST_BATCH)
-    whole = replace(limits, activations=limits.activations * each, macs=limits.macs * each)
-    check_cost(_inferred(proto), whole)
+    counted = ("activations", "macs", "operands", "reads")  # of one image
+    grown = {name: getattr(limits, name) * each for name in counted}
+    check_cost(_inferred(proto), replace(limits, **grown))
     session = OnnxSession(model)
     drawn = np.random.default_rng(0)
     images = drawn.standard_normal((batch, *session.input_shape), dtype=np.float32)
