@@ -85,8 +85,8 @@ def run_once(model: bytes, limits: LoadLimits) -> bytes:
     uncounted = sorted(UNCOUNTED & {node.op_type for node in proto.graph.node})
     if uncounted:
         raise InputRejectedError(
-            f"the network uses {uncounted[0]}, whose cost is not counted; export it with Conv, Gemm "
-            "and MatMul, in int8 between QuantizeLinear and DequantizeLinear"
+            f"the network uses {uncounted[0]}, whose cost is not counted; export it with Conv, "
+            "Gemm and MatMul, in int8 between QuantizeLinear and DequantizeLinear"
         )
     batch = _fix_shapes(proto)
     each = min(batch, MOST_BATCH)
