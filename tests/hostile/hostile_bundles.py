@@ -19,6 +19,7 @@ from tampering import (
     flip,
     foreign,
     golden,
+    graph_of,
     linked,
     linked_folder,
     loop,
@@ -212,7 +213,54 @@ def _built(tamper: Tamper) -> Callable[[Path], list[str]]:
     return build
 
 
+def _against(content: Callable[[], bytes], *words: str) -> Callable[[Path], list[str]]:
+    def build(folder: Path) -> list[str]:
+        put_bundle(folder / "b")
+        (folder / "o.onnx").write_bytes(content())
+        return [*(words or ("bench", "b", "--runs", "3")), "--against", "o.onnx"]
+
+    return build
+
+
+def _engine(folder: Path) -> list[str]:
+    manifest(lambda entries: entries["configuration"].update(precision="fp16"))(
+        put_bundle(folder / "b")
+    )
+    return ["build-engine", "b", "-o", "engines"]
+
+
+MEASURED: list[tuple[str, str, Callable[[Path], list[str]], str]] = [
+    (
+        "original of gigabytes",
+        "a few hundred bytes that expand to 3.2 GB in the process that measures",
+        _against(lambda: graph_of("Expand", side=28_284)),
+        "o.onnx: Expand node 'big'.*the limits are activations",
+    ),
+    (
+        "endless original",
+        "a kilobyte with two hundred products of large matrices",
+        _against(lambda: graph_of("MatMul", side=3000, steps=200)),
+        "o.onnx: MatMul node .*the limits are activations",
+    ),
+    (
+        "uncounted original",
+        "products that no rule of cost knows",
+        _against(lambda: graph_of("Einsum", side=3500, steps=2)),
+        "o.onnx: .*Einsum, whose cost is not counted",
+    ),
+    (
+        "original by chance",
+        "how much it takes is drawn at each run: nothing when it is tried, all when it is measured",
+        _against(lambda: graph_of("RandomUniformLike")),
+        r"o\.onnx: .*(not fixed|do not fit|not valid)",
+    ),
+    ("text as precision", "a wrong type where a table stands", _engine, "configuration/precision"),
+]
 BUNDLES = [
     Case(kind="bundle", name=name, story=story, build=_built(tamper), message=message)
     for name, story, tamper, message in TAMPERED
+]
+BUNDLES += [
+    Case(kind="bundle", name=name, story=story, build=build, message=message)
+    for name, story, build, message in MEASURED
 ]
