@@ -168,16 +168,10 @@ ENDLESS: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
-def test_operations_that_nobody_could_run_are_refused() -> None:
-    for name, function in ENDLESS.items():
-        module = Calls(function)
-        with (
-            pytest.raises(InputRejectedError, match=r"one image of 3x10x9 .* the limits? "),
-            torch.no_grad(),
-            bounded_cost(module, SHAPE, LoadLimits(macs=10**6)),
-        ):
-            module(torch.zeros(1, *SHAPE))
-            raise AssertionError(f"{name} was run")
+@pytest.mark.parametrize("name", ENDLESS)
+def test_an_operation_that_nobody_could_run_is_refused(name: str) -> None:
+    with pytest.raises(InputRejectedError, match=r"one image of 3x10x9 .* the limits? "):
+        run(Calls(ENDLESS[name]), LoadLimits(macs=10**6))
 
 
 @settings(max_examples=60, deadline=None)
