@@ -91,11 +91,24 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     """Check a manifest against the schema that is shipped as ``schemas/manifest.schema.json``.
 
     Raises:
-        InputRejectedError: the manifest does not fit; the message names the field.
+        InputRejectedError: the manifest does not fit; the message names the field. Nothing else
+            needs to look at the types of what is read from it.
     """
     violation = first_violation(manifest, "manifest")
     if violation is not None:
         raise InputRejectedError(f"{MANIFEST} does not fit its schema {violation}")
+    model = manifest["model"]
+    for name in ("mean", "std"):
+        if len(model[name]) != model["input_shape"][0]:
+            raise InputRejectedError(
+                f"{MANIFEST} gives {len(model[name])} numbers as model/{name}, and images of "
+                f"{model['input_shape'][0]} channels need one each"
+            )
+
+
+def precision_of(manifest: Mapping[str, Any]) -> str:
+    """Return the precision of ``model.onnx`` by a manifest that was checked; fp32 if not said."""
+    return str(manifest["configuration"].get("precision", {"format": "fp32"})["format"])
 
 
 def checksum_lines(files: Mapping[str, bytes]) -> bytes:

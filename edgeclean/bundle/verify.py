@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ from edgeclean.environment import versions
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.reading import is_folder, is_hollow, open_regular
 from edgeclean.load.limits import LoadLimits, check_safetensors
+
+if TYPE_CHECKING:
+    from edgeclean.bundle.certificates import SignerCertificate
 
 MAX_FILES = 1000
 MAX_FILE_BYTES = 2**31  # a protobuf file cannot be larger
@@ -53,6 +56,7 @@ class VerifyRecord:
         runtime: the runtime that ran the network, with its version.
         signature: "holds"; "not checked" where there is one and nobody to trust was named;
             "none".
+        signer: the certificate that signed, where an authority was named to trust.
     """
 
     manifest_sha256: str
@@ -64,6 +68,30 @@ class VerifyRecord:
     tolerance: float
     runtime: str
     signature: str
+    signer: SignerCertificate | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedBundle:
+    """A bundle that held, with the very bytes that were checked.
+
+    Whoever goes on to use a file takes it from here: the folder may have changed since, by its name
+    alone it could be another one.
+
+    Attributes:
+        record: the checks, all of which held.
+        manifest: the content of ``manifest.json``, which fits its schema.
+        files: the bytes of every file, by name; those of a role have the manifest's hash of it.
+    """
+
+    record: VerifyRecord
+    manifest: Mapping[str, Any]
+    files: Mapping[str, bytes]
+
+    @property
+    def model(self) -> bytes:
+        """The bytes of the network, ``model.onnx``."""
+        return self.files[texts.MODEL]
 
 
 def verify_bundle(path: Path, trusted: Trusted | None = None) -> VerifyRecord:
@@ -81,10 +109,17 @@ def verify_bundle(path: Path, trusted: Trusted | None = None) -> VerifyRecord:
         UsageError: the key or certificate to trust cannot be used.
         ToolchainError: the library that checks signatures is not installed.
     """
+    return open_bundle(path, trusted).record
+
+
+def open_bundle(path: Path, trusted: Trusted | None = None) -> VerifiedBundle:
+    """Check a bundle as `verify_bundle` does, and return what was checked, to be used.
+
+    Every file is read once. See `verify_bundle` for the arguments and the errors raised.
+    """
     files, folders = read_folder(path)
     _check_hashes(files)
-    if trusted is not None:
-        check_signature(path, files, trusted)
+    signer = check_signature(path, files, trusted) if trusted is not None else None
     manifest = _check_lists(files, folders)
     manifest_sha256 = texts.sha256(files[texts.MANIFEST])
     report = texts.read_json(files[texts.REPORT], texts.REPORT)
@@ -94,7 +129,7 @@ def verify_bundle(path: Path, trusted: Trusted | None = None) -> VerifyRecord:
     if model_hash(bill) != texts.sha256(files[texts.MODEL]):
         raise InputRejectedError(f"{texts.MATERIALS} is of another network than {texts.MODEL}")
     difference = _check_golden(files, manifest)
-    return VerifyRecord(
+    record = VerifyRecord(
         manifest_sha256=manifest_sha256,
         source_sha256=manifest["source"]["sha256"],
         files=tuple(sorted(files)),
@@ -108,7 +143,9 @@ def verify_bundle(path: Path, trusted: Trusted | None = None) -> VerifyRecord:
         else "not checked"
         if texts.SIGNATURE in files
         else "none",
+        signer=signer,
     )
+    return VerifiedBundle(record=record, manifest=manifest, files=files)
 
 
 def check_unchanged(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -120,6 +121,22 @@ def check_place(path: Path, ours: Recognise) -> Path:
             "away, or choose another name"
         )
     return place
+
+
+def check_folder(path: Path, option: str) -> None:
+    """Check that what is written into is a folder, or is not there yet.
+
+    Raises:
+        UsageError: it is something else, or no folder can be there.
+    """
+    try:
+        reason = "" if stat.S_ISDIR(resolved(path).stat().st_mode) else os.strerror(errno.ENOTDIR)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        reason = str(error.strerror)
+    if reason:
+        raise UsageError(f"{option} {path} is no folder ({reason}); name another, or none")
 
 
 def write_file(path: Path, contents: bytes, *, ours: Recognise) -> None:

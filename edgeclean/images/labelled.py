@@ -79,14 +79,13 @@ def read_labelled_images(path: Path, spec: ModelSpec) -> LabelledImages:
 
 def _read_folder(path: Path, spec: ModelSpec) -> LabelledImages:
     where = printable(str(path))
-    folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
-    folders = [folder for folder in folders if not folder.name.startswith(".")]
+    folders = [entry for entry in _inside(path) if is_folder(entry)]
     if not folders:
         raise InputRejectedError(f"{where}: holds no folders; one for each class is needed")
     labels: list[int] = []
     pictures: list[Path] = []
     for label, folder in _numbered(folders, spec, where):
-        inside = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+        inside = _inside(folder)
         for entry in inside:
             if entry.suffix.lower() not in SUFFIXES:
                 raise InputRejectedError(
@@ -106,6 +105,15 @@ def _read_folder(path: Path, spec: ModelSpec) -> LabelledImages:
         labels=np.array(labels, dtype=np.int64),
         files=(path, *folders, *pictures),
     )
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Return the entries of a folder that are not hidden, sorted."""
+    try:
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        where = printable(str(folder))
+        raise InputRejectedError(f"{where}: cannot be read ({error.strerror})") from None
 
 
 def _numbered(folders: list[Path], spec: ModelSpec, where: str) -> list[tuple[int, Path]]:

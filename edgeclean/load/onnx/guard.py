@@ -21,6 +21,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.limits import MIB, LoadLimits
 from edgeclean.load.onnx.cost import check_cost
+from edgeclean.load.onnx.doubles import check_doubles
 from edgeclean.load.onnx.node import node_label
 from edgeclean.load.onnx.operators import OPERATORS
 
@@ -162,6 +163,7 @@ def check_structure(model: ModelProto, limits: LoadLimits) -> None:
         raise InputRejectedError(
             f"the graph has {len(tensors)} tensors; the limit entries is {limits.entries}"
         )
+    check_doubles(model, tensors)
     _check_tensors(tensors, limits)
     image_input(model)
 
