@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -196,3 +197,10 @@ def empty(bundle: Path) -> None:
     for path in bundle.rglob("*"):
         if path.is_file():
             path.unlink()
+
+
+def tensors_of_no_size(count: int) -> bytes:
+    """A safetensors file of nothing but names."""
+    entry = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({str(index): entry for index in range(count)}).encode()
+    return len(header).to_bytes(8, "little") + header
