@@ -12,6 +12,7 @@ from edgeclean.cli.command import CACHES
 from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.dependencies import InputFiles, code_file
 from edgeclean.cli.scan import verdict_in_words
+from edgeclean.cli.structure import layers_in_words, structure_warning
 from edgeclean.errors import UsageError
 from edgeclean.files.text import printable
 from edgeclean.files.writing import check_folder, keep_apart
@@ -185,6 +186,8 @@ def _overrides(ranks_file: Path | None) -> dict[str, Any]:
 def _answer(reporter: Reporter, written: WrittenCompression) -> None:
     """The bundle that was written, and what was measured of it."""
     reporter.answer(_document(written), _summary(written), _checks(written), _files(written))
+    if written.compression.scan.structure.findings:
+        reporter.note(structure_warning(written.compression.scan.structure))
     reporter.note(f"report: {written.bundle.path / 'report.html'}")
 
 
@@ -197,6 +200,7 @@ def _document(written: WrittenCompression) -> dict[str, Any]:
         "manifest_sha256": written.bundle.manifest_sha256,
         "verdict": report["scan"]["verdict"],
         "suspects": report["scan"]["suspects"],
+        "structure": report["scan"]["structure"],
         "purified": report["purify"]["changed"],
         "size": report["size"],
         "parity": report["parity"],
@@ -238,6 +242,11 @@ def _checks(written: WrittenCompression) -> Table:
     difference = f"{parity.max_relative_difference:.1e}, allowed {parity.tolerance:.0e}"
     table = plain_table("", "")
     table.add_row(*cells("scan of the original", verdict_in_words(written.compression.scan)))
+    structure = written.compression.scan.structure
+    for one in structure.findings:
+        table.add_row(*cells(f"structure: {one.kind}", one.in_words()))
+    if structure.read and not structure.findings:
+        table.add_row(*cells("learned layers", layers_in_words(structure)))
     table.add_row(*cells("purification", "changed weights" if changed else "changed nothing"))
     shares = written.report["trigger_success"]
     if shares:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from edgeclean.errors import EdgecleanError, UsageError
+from edgeclean.files.documents import parse_toml
+
+FREE_HOLE = 2**20  # bytes; a bundle may have a thousand files
+MOST_HOLLOW = 20  # times its data that a file may be long
 
 
 def open_regular(path: Path, *, follow: bool = True, links: int | None = None) -> BinaryIO:
@@ -49,6 +52,27 @@ def open_regular(path: Path, *, follow: bool = True, links: int | None = None) -
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def is_hollow(file: BinaryIO) -> bool:
+    """Return whether a file is large and nearly all hole.
+
+    Such a file costs nothing to send and all of its size to read. Filesystems that do not tell
+    where holes are call everything data.
+    """
+    descriptor = file.fileno()
+    size, data, place = os.fstat(descriptor).st_size, 0, 0
+    if size <= FREE_HOLE or not hasattr(os, "SEEK_DATA"):
+        return False
+    try:
+        while place < size and data * MOST_HOLLOW < size:
+            start = os.lseek(descriptor, place, os.SEEK_DATA)
+            place = os.lseek(descriptor, start, os.SEEK_HOLE)
+            data += place - start
+    except OSError:  # no data behind this place
+        pass
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return data * MOST_HOLLOW < size
 
 
 def is_folder(path: Path, *, follow: bool = True) -> bool:
@@ -95,9 +119,8 @@ def read_small_toml(
     """
     contents = read_small_file(path, most_bytes, hint=hint, error=error)
     try:
-        return tomllib.loads(contents.decode("utf-8"))
-    # Deeply nested arrays exhaust the parser's stack: the file's fault, not ours.
-    except (ValueError, RecursionError) as wrong:
+        return parse_toml(contents)
+    except ValueError as wrong:
         raise error(f"{path}: not a TOML file ({first_line(wrong)})") from None
 
 

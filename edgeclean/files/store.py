@@ -69,7 +69,7 @@ class Store:
             # Not followed, and not waited for: a link or a pipe is nobody's result.
             with open_regular(path, follow=False) as file:
                 small = os.fstat(file.fileno()).st_size <= self._limit_bytes
-                contents = file.read() if small else b""
+                contents = file.read(self._limit_bytes) if small else b""
         except FileNotFoundError:
             return None
         except OSError as error:

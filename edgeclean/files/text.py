@@ -11,7 +11,7 @@ import reprlib
 import unicodedata
 
 MOST_SHOWN = 80  # characters of what was got, in a refusal
-MOST_OF_A_LINE = 2000  # characters of a whole refusal: a path alone may have 4096
+MOST_OF_A_LINE = 1000  # characters of a whole refusal: a path alone may have 4096
 UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"})
 
 
@@ -33,7 +33,7 @@ def printable(text: str, *, keep_newlines: bool = False) -> str:
 
 
 def one_line(message: str) -> str:
-    r"""Return at most 2000 printable characters of a message, the middle left out where longer.
+    r"""Return at most 1000 printable characters of a message, the middle left out where longer.
 
     >>> one_line("two\nlines")
     'two lines'

@@ -46,6 +46,7 @@ from edgeclean.load.state_dict import (
 )
 from edgeclean.load.views import free_of_layout_
 from edgeclean.networks.state import JsonValue, LoadedNetwork, ModelSpec, record
+from edgeclean.networks.structure import read_structure
 
 __all__ = ["LoadLimits", "load_checkpoint", "parse_torch", "read_tensors"]
 
@@ -82,9 +83,12 @@ def load_checkpoint(
     kind = kind_of(path, contents)
     try:
         module, notes = _network(path.parent, contents, kind, spec, limits, code_folder)
-        _check_signature(module, spec, limits)
+        dear = _check_signature(module, spec, limits)
         free_of_layout_(module, spec.input_shape)
-        check_answers(module, spec)
+        check_answers(module, spec, few=dear)
+        structure = read_structure(module, spec.input_shape)
+        if structure.read:
+            notes["structure"] = [one.in_words() for one in structure.findings]
     except InputRejectedError as error:
         # Names in the message come from the file: none of them may control a terminal.
         raise InputRejectedError(printable(f"{path}: {error}")) from error.__cause__
@@ -189,8 +193,12 @@ def _fitted(tensors: dict[str, Tensor], spec: ModelSpec, code_folder: Path | Non
     return module
 
 
-def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> None:
-    """Run one black image through: the network must take the spec's shape and give its classes."""
+def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> bool:
+    """Run one black image through: the network must take the spec's shape and give its classes.
+
+    Returns:
+        Whether it is so dear that few images should be tried.
+    """
     shape = "x".join(str(side) for side in spec.input_shape)
     if not any(True for _ in module.parameters()):
         raise InputRejectedError("the network has no parameters; there is nothing to compress")
@@ -201,7 +209,7 @@ def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> 
                 "the others of its batch; train with track_running_stats=True"
             )
     try:
-        with torch.no_grad(), bounded_cost(module, spec.input_shape, limits):
+        with torch.no_grad(), bounded_cost(module, spec.input_shape, limits) as bill:
             logits = module(torch.zeros(1, *spec.input_shape))
     except InputRejectedError:
         raise
@@ -217,6 +225,7 @@ def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> 
             f"for one image of {shape} the network gives {got}; with {spec.classes} classes it "
             f"must give (1, {spec.classes})"
         )
+    return bill.is_dear
 
 
 def _load_failure(error: Exception, contents: bytes) -> str:
