@@ -42,7 +42,8 @@ try:
     inputs.add(checkpoint)
     inputs.add(*(checkpoint.parent / name for name in sorted(os.listdir(here / "external"))))
     with inputs.written():
-        (output / "model.onnx").touch()
+        for name in ("model.onnx", "manifest.json", "report.json", "report.html"):
+            (output / name).touch()
 except UsageError as error:
     print(error, file=sys.stderr)
     sys.exit(2)
