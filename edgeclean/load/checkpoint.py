@@ -13,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
@@ -22,9 +24,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from edgeclean.errors import InputRejectedError
+from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.files.text import printable
 from edgeclean.load.architectures import build_architecture, list_architectures
+from edgeclean.load.canonical.form import as_stock_layers, stock_form
 from edgeclean.load.finite import check_answers
 from edgeclean.load.isolation import parse_isolated
 from edgeclean.load.limits import (
@@ -44,11 +47,10 @@ from edgeclean.load.state_dict import (
     fit_weights,
     strip_prefix,
 )
-from edgeclean.load.views import free_of_layout_
 from edgeclean.networks.state import JsonValue, LoadedNetwork, ModelSpec, record
 from edgeclean.networks.structure import read_structure
 
-__all__ = ["LoadLimits", "load_checkpoint", "parse_torch", "read_tensors"]
+__all__ = ["LoadLimits", "load_checkpoint", "parse_torch", "read_tensors", "written_out"]
 
 ONNX = "onnx"
 _DEFAULT_LIMITS = LoadLimits()
@@ -84,20 +86,38 @@ def load_checkpoint(
     try:
         module, notes = _network(path.parent, contents, kind, spec, limits, code_folder)
         dear = _check_signature(module, spec, limits)
-        free_of_layout_(module, spec.input_shape)
-        check_answers(module, spec, few=dear)
-        structure = read_structure(module, spec.input_shape)
+        form = stock_form(module, spec, limits)
+        check_answers(form.module, spec, few=dear)
+        structure = read_structure(form.module, spec.input_shape)
         if structure.read:
             notes["structure"] = [one.in_words() for one in structure.findings]
     except InputRejectedError as error:
         # Names in the message come from the file: none of them may control a terminal.
         raise InputRejectedError(printable(f"{path}: {error}")) from error.__cause__
+    module, notes = form.module, {**notes, **form.notes}
     return LoadedNetwork(
         module=module,
         spec=spec,
         source_sha256=hashlib.sha256(contents).hexdigest(),
         history=(record("load", module, spec, limits, notes),),
     )
+
+
+def written_out(network: LoadedNetwork, limits: LoadLimits, why: str) -> LoadedNetwork:
+    """Return a loaded network as stock layers called in order: another form of the same function.
+
+    Args:
+        network: as `load_checkpoint` returned it, on the CPU.
+        limits: bounds what is written out.
+        why: the reason for it, for the history.
+
+    Raises:
+        InputRejectedError: it cannot be written out; names the layer.
+    """
+    module = as_stock_layers(network.module, network.spec, limits)
+    notes = {**network.history[0].notes, "written_out": why}
+    loaded = record("load", module, network.spec, limits, notes)
+    return replace(network, module=module, history=(loaded,))
 
 
 def parse_torch(contents: bytes, limits: LoadLimits) -> bytes:
@@ -163,7 +183,15 @@ def _network(
         )
     if kind != "onnx":
         tensors = read_tensors(contents, kind, limits)
-        return _fitted(tensors, spec, code_folder), {"format": kind}
+        try:
+            return _fitted(tensors, spec, code_folder), {"format": kind}
+        except InputRejectedError:
+            if spec.classes != 2:
+                raise
+            single = replace(spec, classes=1)  # one logit may stand for two classes
+            with suppress(InputRejectedError, UsageError):
+                return _fitted(tensors, single, code_folder), {"format": kind}
+            raise
     # ONNX's own packages are slow to import, and the parsing process of a state dict, which
     # imports this module, needs none of them.
     from edgeclean.load.onnx.importer import import_onnx
@@ -194,7 +222,7 @@ def _fitted(tensors: dict[str, Tensor], spec: ModelSpec, code_folder: Path | Non
 
 
 def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> bool:
-    """Run one black image through: the network must take the spec's shape and give its classes.
+    """Run one black image through: the network must take the spec's shape, within the limits.
 
     Returns:
         Whether it is so dear that few images should be tried.
@@ -210,7 +238,7 @@ def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> 
             )
     try:
         with torch.no_grad(), bounded_cost(module, spec.input_shape, limits) as bill:
-            logits = module(torch.zeros(1, *spec.input_shape))
+            module(torch.zeros(1, *spec.input_shape))
     except InputRejectedError:
         raise
     except Exception as error:  # noqa: BLE001 - a module that does not fit raises what it likes
@@ -219,12 +247,6 @@ def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> 
             f"the network does not take an image of {shape} ({type(error).__name__}: {reason}); "
             "give its input shape"
         ) from None
-    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (1, spec.classes):
-        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise InputRejectedError(
-            f"for one image of {shape} the network gives {got}; with {spec.classes} classes it "
-            f"must give (1, {spec.classes})"
-        )
     return bill.is_dear
 
 

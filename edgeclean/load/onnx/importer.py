@@ -1,14 +1,13 @@
 """Convert a checked ONNX graph to an ``nn.Module`` of stock layers.
 
 The importer is our own because the one library for it, onnx2torch 1.5.15, imports torchvision and
-has no allow-list. No Python is generated from the graph (as ``torch.fx`` would do): the network
-is a list of steps over modules, with names that are made plain first.
+has no allow-list. No Python is generated from the graph: it becomes the modules and the steps of a
+`networks.steps.StepNetwork`.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,52 +33,16 @@ from edgeclean.load.onnx.guard import (
 from edgeclean.load.onnx.node import NodeView
 from edgeclean.load.onnx.operators import OPERATORS
 from edgeclean.load.running_cost import bounded_cost
+from edgeclean.networks.steps import Call, StepNetwork, plain_name
 
 _DEFAULT_LIMITS = LoadLimits()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """The call of one module: its inputs, its output's name, and the values no later step takes."""
-
-    module: str
-    inputs: tuple[str, ...]
-    output: str
-    finished: tuple[str, ...]
-
-
-class OnnxNetwork(nn.Module):
-    """A network that calls the graph's modules in its order."""
-
-    def __init__(
-        self, modules: Mapping[str, nn.Module], steps: tuple[Step, ...], ends: tuple[str, str]
-    ) -> None:
-        super().__init__()
-        for name, module in modules.items():
-            self.add_module(name, module)
-        self.steps = steps
-        self.input_name, self.output_name = ends
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the graph's output for images [n, c, h, w]."""
-        values = {self.input_name: images}
-        for step in self.steps:
-            module = self.get_submodule(step.module)
-            values[step.output] = module(*(values[name] for name in step.inputs))
-            for name in step.finished:
-                del values[name]
-        return values[self.output_name]
-
-
-# Whatever stands on a network, its own attributes too: no module can have such a name.
-_TAKEN = frozenset(dir(OnnxNetwork({}, (), ("", ""))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportedOnnx:
     """The network, the image shape that the graph fixes, and the SHA-256 of each file it read."""
 
-    module: OnnxNetwork
+    module: StepNetwork
     input_shape: tuple[int, int, int]
     external_sha256: Mapping[str, str]
 
@@ -107,7 +70,7 @@ def import_onnx(contents: bytes, limits: LoadLimits, *, folder: Path) -> Importe
 
 def convert_checked(
     contents: bytes, limits: LoadLimits
-) -> tuple[OnnxNetwork, tuple[int, int, int]]:
+) -> tuple[StepNetwork, tuple[int, int, int]]:
     """Build the network from the answer of the parsing process; return it with its image shape.
 
     Raises:
@@ -125,7 +88,7 @@ def convert_checked(
     return module, shape
 
 
-def build_network(model: ModelProto) -> OnnxNetwork:
+def build_network(model: ModelProto) -> StepNetwork:
     """Convert a checked and simplified model.
 
     Raises:
@@ -140,7 +103,7 @@ def build_network(model: ModelProto) -> OnnxNetwork:
     }
     opset = max(entry.version for entry in model.opset_import)
     modules: dict[str, nn.Module] = {}
-    calls: list[tuple[str, tuple[str, ...], str]] = []
+    calls: list[Call] = []
     for node in graph.node:
         if node.op_type == "Constant":
             constants[node.output[0]] = _constant(node)
@@ -159,9 +122,9 @@ def build_network(model: ModelProto) -> OnnxNetwork:
         except (KeyError, IndexError, ValueError, TypeError, RuntimeError, OverflowError) as error:
             reason = (str(error).splitlines() or [""])[0][:200]
             raise view.refusal(f"cannot be converted ({reason})") from error
-        calls.append((name, inputs, node.output[0]))
+        calls.append(Call(module=name, inputs=inputs, output=node.output[0]))
     ends = (image_input(model)[0], graph.output[0].name)
-    return OnnxNetwork(modules, _steps(calls, ends[1]), ends)
+    return StepNetwork(modules, calls, ends)
 
 
 def check_batches(
@@ -192,21 +155,6 @@ def check_batches(
         )
 
 
-def _steps(calls: list[tuple[str, tuple[str, ...], str]], output: str) -> tuple[Step, ...]:
-    last_use = {name: index for index, (_, inputs, _) in enumerate(calls) for name in inputs}
-    return tuple(
-        Step(
-            module=name,
-            inputs=inputs,
-            output=value,
-            finished=tuple(
-                sorted({used for used in inputs if last_use[used] == index and used != output})
-            ),
-        )
-        for index, (name, inputs, value) in enumerate(calls)
-    )
-
-
 def _module_name(node: NodeProto, taken: Mapping[str, nn.Module]) -> str:
     """Turn ``/layer1/layer1.0/conv1/Conv`` into ``layer1_0_conv1``: [A-Za-z0-9_] alone."""
     scopes = [scope for scope in node.name.split("/") if scope]
@@ -219,13 +167,7 @@ def _module_name(node: NodeProto, taken: Mapping[str, nn.Module]) -> str:
         for scope, inner in zip(scopes, inner_scopes, strict=False)
         if not inner.startswith(f"{scope}.")
     ]
-    plain = re.sub(r"[^A-Za-z0-9]+", "_", "_".join(kept)).strip("_")[:80]
-    base = plain or node.op_type.lower()
-    base = base if base[0].isalpha() else f"node_{base}"
-    name, number = base, 1
-    while name in taken or name in _TAKEN:
-        name, number = f"{base}_{number}", number + 1
-    return name
+    return plain_name("_".join(kept), node.op_type, taken)
 
 
 def _tensor(tensor: TensorProto) -> Tensor:

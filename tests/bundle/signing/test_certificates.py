@@ -267,6 +267,19 @@ def test_what_is_no_certificate_is_refused(junk: bytes) -> None:
             judge_chain(sent, chain[2:], None)
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_signature_of_another_length_is_refused(which: int) -> None:
+    """The count of unused bits before it is not signed; the library takes 1 if that bit is 0."""
+    for _ in range(8):
+        encoded = ders(chain := plain())
+        place = len(encoded[which]) - len(chain[which].signature) - 1
+        changed = bytearray(encoded[which])
+        changed[place] ^= 1
+        encoded[which] = bytes(changed)
+        with pytest.raises(InputRejectedError):
+            judge_chain(encoded, chain[2:], None)
+
+
 @settings(few, max_examples=300)
 @given(st.integers(0, 1), st.integers(0, 2**14))
 def test_no_changed_bit_of_a_chain_holds(which: int, place: int) -> None:
