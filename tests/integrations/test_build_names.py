@@ -36,7 +36,7 @@ if command == "embed":
     (output / "digits.c").write_text("int digits;")
     sys.exit()
 checkpoint = Path(words[-1] if "--" in words else words[0])
-assert checkpoint.is_file(), words
+assert checkpoint.is_file() and ("--" in words or words[0][0] != "-"), words
 try:
     inputs = InputFiles(Path(words[words.index("--depfile") + 1]), output)
     inputs.add(checkpoint)
