@@ -47,6 +47,7 @@ from edgeclean.networks.state import (
     TruncatedNetwork,
     same_weights,
 )
+from edgeclean.networks.structure import StructureReport, read_structure
 from edgeclean.outcome import Compression, contents_of, judged, report_inputs
 from edgeclean.progress import Progress, silent
 from edgeclean.report.layer_table import LayerRow, Spectrum, layer_rows, spectra
@@ -321,12 +322,14 @@ class InspectedCheckpoint:
         planned: the same, truncated to the ranks that the weights alone suggest.
         layers: a row for each layer: its shape, ranks, parameters and MACs before and after.
         spectra: the singular values of each layer that may be factored, as shares of the largest.
+        structure: paths from the image to the logits that no layer learned.
     """
 
     network: LoadedNetwork
     planned: TruncatedNetwork
     layers: tuple[LayerRow, ...]
     spectra: tuple[Spectrum, ...]
+    structure: StructureReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -388,7 +391,7 @@ def inspect_checkpoint(
     code_folder: Path | None = None,
     progress: Progress = silent,
 ) -> InspectedCheckpoint:
-    """List a network's layers, and what would become of each, without compressing it.
+    """List a network's layers, what would become of each, and what its structure says.
 
     The ranks are chosen from the weights alone; `compress` also asks the synthetic images, so its
     ranks may differ a little.
@@ -416,6 +419,7 @@ def inspect_checkpoint(
         planned=planned,
         layers=layer_rows(network, planned),
         spectra=spectra(network, None, planned),
+        structure=read_structure(network.module, spec.input_shape),
     )
 
 

@@ -11,6 +11,7 @@ import reprlib
 import unicodedata
 
 MOST_SHOWN = 80  # characters of what was got, in a refusal
+MOST_OF_A_LINE = 1000  # characters of a whole refusal: a path alone may have 4096
 UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"})
 
 
@@ -29,6 +30,15 @@ def printable(text: str, *, keep_newlines: bool = False) -> str:
         else f"\\x{ord(character):02x}"
         for character in text
     )
+
+
+def one_line(message: str) -> str:
+    r"""Return at most 1000 printable characters of a message, the middle left out where longer.
+
+    >>> one_line("two\nlines")
+    'two lines'
+    """
+    return _cut(" ".join(printable(_cut(message), keep_newlines=True).splitlines()))
 
 
 def shown(value: object) -> str:
@@ -51,6 +61,13 @@ def short_label(text: str, length: int = 26) -> str:
         return plain
     tail = (length - 2) // 2
     return f"{plain[: length - 2 - tail]}..{plain[len(plain) - tail :]}"
+
+
+def _cut(text: str) -> str:
+    tail = MOST_OF_A_LINE // 4  # what to do stands at the end
+    if len(text) <= MOST_OF_A_LINE:
+        return text
+    return f"{text[: MOST_OF_A_LINE - tail - 5]} ... {text[-tail:]}"
 
 
 class _Bounded(reprlib.Repr):

@@ -48,6 +48,7 @@ from edgeclean.load.state_dict import (
     strip_prefix,
 )
 from edgeclean.networks.state import JsonValue, LoadedNetwork, ModelSpec, record
+from edgeclean.networks.structure import read_structure
 
 __all__ = ["LoadLimits", "load_checkpoint", "parse_torch", "read_tensors", "written_out"]
 
@@ -84,9 +85,12 @@ def load_checkpoint(
     kind = kind_of(path, contents)
     try:
         module, notes = _network(path.parent, contents, kind, spec, limits, code_folder)
-        _check_signature(module, spec, limits)
+        dear = _check_signature(module, spec, limits)
         form = stock_form(module, spec, limits)
-        check_answers(form.module, spec)
+        check_answers(form.module, spec, few=dear)
+        structure = read_structure(form.module, spec.input_shape)
+        if structure.read:
+            notes["structure"] = [one.in_words() for one in structure.findings]
     except InputRejectedError as error:
         # Names in the message come from the file: none of them may control a terminal.
         raise InputRejectedError(printable(f"{path}: {error}")) from error.__cause__
@@ -217,8 +221,12 @@ def _fitted(tensors: dict[str, Tensor], spec: ModelSpec, code_folder: Path | Non
     return module
 
 
-def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> None:
-    """Run one black image through: the network must take the spec's shape, within the limits."""
+def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> bool:
+    """Run one black image through: the network must take the spec's shape, within the limits.
+
+    Returns:
+        Whether it is so dear that few images should be tried.
+    """
     shape = "x".join(str(side) for side in spec.input_shape)
     if not any(True for _ in module.parameters()):
         raise InputRejectedError("the network has no parameters; there is nothing to compress")
@@ -229,7 +237,7 @@ def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> 
                 "the others of its batch; train with track_running_stats=True"
             )
     try:
-        with torch.no_grad(), bounded_cost(module, spec.input_shape, limits):
+        with torch.no_grad(), bounded_cost(module, spec.input_shape, limits) as bill:
             module(torch.zeros(1, *spec.input_shape))
     except InputRejectedError:
         raise
@@ -239,6 +247,7 @@ def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> 
             f"the network does not take an image of {shape} ({type(error).__name__}: {reason}); "
             "give its input shape"
         ) from None
+    return bill.is_dear
 
 
 def _load_failure(error: Exception, contents: bytes) -> str:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx import importer
-from edgeclean.load.onnx.guard import COMPLETE, check_cost, parse_onnx
+from edgeclean.load.onnx.cost import check_cost
+from edgeclean.load.onnx.guard import COMPLETE, parse_onnx
 from edgeclean.load.onnx.importer import build_network, check_batches, import_onnx
 
 

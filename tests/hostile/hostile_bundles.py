@@ -71,7 +71,12 @@ TAMPERED: list[tuple[str, str, Tamper, str]] = [
     ("deep folders", "a tree to get lost in", deep_folders, "cannot be part of it"),
     ("linked network", "a link to a file outside", linked, "model.onnx cannot be read"),
     ("linked folder", "a link to a folder outside", linked_folder, "triggers cannot be read"),
-    ("pipe", "opening it would wait for ever", pipe, "golden.safetensors is not a plain file"),
+    (
+        "pipe",
+        "opening it would wait for ever",
+        pipe,
+        "golden.safetensors cannot be read: not a regular file",
+    ),
     (
         "3 GiB of nothing",
         "a sparse file",

@@ -89,7 +89,7 @@ EXTERNAL: list[tuple[str, str, Callable[[Path], list[str]], str]] = [
         "'w.bin' cannot be read",
     ),
     ("hard link", "an archive may bring one (CVE-2026-34446)", _hard, "several hard links"),
-    ("pipe", "opening it would wait for ever", _pipe, "not a plain file"),
+    ("pipe", "opening it would wait for ever", _pipe, "not a regular file"),
     ("folder", "a folder of that name", _subfolder, "'w.bin'"),
     ("3 GiB of nothing", "a sparse file", _hole, "larger than the limit"),
     ("missing", "no such file", lambda f: external(f, "none.bin"), "'none.bin' cannot be read"),

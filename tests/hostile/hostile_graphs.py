@@ -107,6 +107,36 @@ def _batch_mixed(model: ModelProto) -> None:
         model.graph.output[0].type.tensor_type.shape.dim.add()
 
 
+def _two_fields(model: ModelProto) -> None:
+    """Zeros for who reads the bytes, and others for who reads the list."""
+    model.graph.initializer[1].float_data.extend([9.0] * 4)
+
+
+def _two_types(model: ModelProto) -> None:
+    model.graph.initializer[1].int64_data.extend([9] * 4)
+
+
+def _two_fields_in_an_attribute(model: ModelProto) -> None:
+    bias = numpy_helper.from_array(np.zeros(4, np.float32))
+    bias.float_data.extend([9.0] * 4)
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["b2"], "bias", value=bias))
+    model.graph.node[1].input[2] = "b2"
+
+
+def _file_and_field(model: ModelProto) -> None:
+    model.graph.initializer[1].external_data.add(key="location", value="b.bin")
+    model.graph.initializer[1].data_location = TensorProto.EXTERNAL
+
+
+def _segment(model: ModelProto) -> None:
+    model.graph.initializer[1].segment.end = 2
+
+
+def _one_name_twice(model: ModelProto) -> None:
+    other = numpy_helper.from_array(np.full(4, 9, np.float32), "b")
+    model.graph.initializer.append(other)
+
+
 GRAPHS: list[tuple[str, str, Change, str]] = [
     (
         "function",
@@ -251,6 +281,42 @@ GRAPHS: list[tuple[str, str, Change, str]] = [
         "an image's answer depends on its neighbour",
         _batch_mixed,
         "mixes the images|does not run on two|batch axis|it must give",
+    ),
+    (
+        "two data fields",
+        "a scanner looks at one set of numbers, the runtime at the other",
+        _two_fields,
+        r"tensor 'b' has its numbers in raw_data and float_data",
+    ),
+    (
+        "two data fields of two types",
+        "the second one is of whole numbers",
+        _two_types,
+        r"tensor 'b' has its numbers in raw_data and int64_data",
+    ),
+    (
+        "two data fields in an attribute",
+        "the same in a constant node",
+        _two_fields_in_an_attribute,
+        r"has its numbers in raw_data and float_data",
+    ),
+    (
+        "numbers in a field and in a file",
+        "which of them a reader takes is its own affair",
+        _file_and_field,
+        r"tensor 'b' has its numbers in raw_data and a file beside the model",
+    ),
+    (
+        "a part of a tensor",
+        "a segment: the rest would stand elsewhere",
+        _segment,
+        r"tensor 'b' has its numbers in a segment",
+    ),
+    (
+        "two tensors of one name",
+        "the last or the first one counts, by reader",
+        _one_name_twice,
+        r"2 tensors called 'b'",
     ),
     (
         "another image shape",

@@ -82,7 +82,7 @@ def test_a_folder_in_the_place_of_a_result_is_told_and_left(store: Store, ear: E
     assert store.get("two") is None
     store.put("two", b"result")
     assert inside.exists()
-    assert ear.heard[0] == "cache: two.kept cannot be read (Is a directory); made again"
+    assert ear.heard[0] == "cache: two.kept cannot be read (not a regular file); made again"
     assert ear.heard[1] == "cache: two.kept is no plain file, and is not replaced"
     assert len(ear.heard) == 2
     assert {path.name for path in store.folder.iterdir()} == {SECRET, TAG, "one.kept", "two.kept"}

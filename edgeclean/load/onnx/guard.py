@@ -19,7 +19,10 @@ from google.protobuf.message import Message
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
 
 from edgeclean.errors import InputRejectedError
-from edgeclean.load.limits import LoadLimits
+from edgeclean.load.limits import MIB, LoadLimits
+from edgeclean.load.onnx.cost import check_cost
+from edgeclean.load.onnx.doubles import check_doubles
+from edgeclean.load.onnx.node import node_label
 from edgeclean.load.onnx.operators import OPERATORS
 
 MIN_OPSET = 9
@@ -48,6 +51,10 @@ TYPES: dict[int, int] = {
     TensorProto.BOOL: 1,
 }
 COMPLETE, NEEDS_FILES = b"M", b"F"
+FREE_GROWTH, GROWTH = (
+    16 * MIB,
+    4,
+)  # of the file, as constants are folded: half numbers to whole ones
 
 
 def parse_onnx(contents: bytes, limits: LoadLimits) -> bytes:
@@ -83,6 +90,12 @@ def parse_onnx(contents: bytes, limits: LoadLimits) -> bytes:
         raise InputRejectedError(f"not a valid ONNX model ({_first_line(error)})") from None
     check_structure(inferred, limits)
     check_cost(inferred, limits)
+    grown, most = inferred.ByteSize(), FREE_GROWTH + GROWTH * len(contents)
+    if grown > most:
+        raise InputRejectedError(
+            f"with its constants computed the graph has {grown} bytes, of a file of "
+            f"{len(contents)}; at most {most} are read"
+        )
     return COMPLETE + bytes(inferred.SerializeToString())
 
 
@@ -150,41 +163,9 @@ def check_structure(model: ModelProto, limits: LoadLimits) -> None:
         raise InputRejectedError(
             f"the graph has {len(tensors)} tensors; the limit entries is {limits.entries}"
         )
+    check_doubles(model, tensors)
     _check_tensors(tensors, limits)
     image_input(model)
-
-
-def check_cost(model: ModelProto, limits: LoadLimits) -> None:
-    """Refuse a small file that is costly to run: the memory of all its planes, or its arithmetic.
-
-    Raises:
-        InputRejectedError: a shape is unknown, or a limit is passed; names the node.
-    """
-    known = [*model.graph.value_info, *model.graph.input, *model.graph.output]
-    shapes = {value.name: _fixed_shape(value) for value in known}
-    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    elements = macs = 0
-    for node in model.graph.node:
-        for output in filter(None, node.output):
-            shape = shapes.get(output)
-            if shape is None:
-                raise InputRejectedError(
-                    f"{node_label(node)}: the shape of its output is not fixed; export with a "
-                    "fixed image size"
-                )
-            elements += math.prod(shape)
-            weight = weights.get(node.input[1], ()) if len(node.input) > 1 else ()
-            if node.op_type in ("Conv", "Gemm", "MatMul") and weight:
-                # Per output: a filter's size, or at most a matrix's longer side.
-                macs += math.prod(shape) * (
-                    math.prod(weight[1:]) if node.op_type == "Conv" else max(weight)
-                )
-        if elements > limits.activations or macs > limits.macs:
-            raise InputRejectedError(
-                f"{node_label(node)}: up to here one image takes {elements} activations and {macs} "
-                f"multiply-accumulates; the limits are activations {limits.activations} and macs "
-                f"{limits.macs}"
-            )
 
 
 def image_input(model: ModelProto) -> tuple[str, tuple[int, int, int]]:
@@ -251,12 +232,6 @@ def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
             yield from attribute.tensors
 
 
-def node_label(node: NodeProto) -> str:
-    """Return a node in words, for messages."""
-    name = node.name or (node.output[0] if node.output else "")
-    return f"{node.op_type[:40]} node {name[:80]!r}"
-
-
 def _check_node(node: NodeProto) -> None:
     if node.domain not in ("", "ai.onnx"):
         raise InputRejectedError(
@@ -305,15 +280,6 @@ def _check_tensors(tensors: Iterable[TensorProto], limits: LoadLimits) -> None:
                 f"{label}: up to here the tensors claim {total} bytes; the limit file_bytes is "
                 f"{limits.file_bytes}"
             )
-
-
-def _fixed_shape(value: onnx.ValueInfoProto) -> tuple[int, ...] | None:
-    tensor = value.type.tensor_type
-    if not tensor.HasField("shape"):
-        return None
-    if not all(axis.HasField("dim_value") and axis.dim_value >= 0 for axis in tensor.shape.dim):
-        return None
-    return tuple(axis.dim_value for axis in tensor.shape.dim)
 
 
 def _first_line(error: BaseException) -> str:

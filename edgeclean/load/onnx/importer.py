@@ -7,6 +7,7 @@ has no allow-list. No Python is generated from the graph: it becomes the modules
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,10 @@ from torch import Tensor, nn
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.isolation import parse_isolated
 from edgeclean.load.limits import LoadLimits
+from edgeclean.load.onnx.cost import check_cost
 from edgeclean.load.onnx.files import embed_files
 from edgeclean.load.onnx.guard import (
     COMPLETE,
-    check_cost,
     check_structure,
     external_tensors,
     image_input,
@@ -31,7 +32,10 @@ from edgeclean.load.onnx.guard import (
 )
 from edgeclean.load.onnx.node import NodeView
 from edgeclean.load.onnx.operators import OPERATORS
+from edgeclean.load.running_cost import bounded_cost
 from edgeclean.networks.steps import Call, StepNetwork, plain_name
+
+_DEFAULT_LIMITS = LoadLimits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +84,7 @@ def convert_checked(
     module = build_network(model)
     module.float().eval()
     _, shape = image_input(model)
-    check_batches(module, shape)
+    check_batches(module, shape, limits)
     return module, shape
 
 
@@ -123,17 +127,24 @@ def build_network(model: ModelProto) -> StepNetwork:
     return StepNetwork(modules, calls, ends)
 
 
-def check_batches(module: nn.Module, shape: tuple[int, int, int]) -> None:
+def check_batches(
+    module: nn.Module, shape: tuple[int, int, int], limits: LoadLimits = _DEFAULT_LIMITS
+) -> None:
     """Check that two images at once give what they give alone: a graph may mix the batch axis.
 
     Raises:
-        InputRejectedError: they do not, or two images do not run at all.
+        InputRejectedError: they do not, two images do not run at all, or one costs more than the
+            limits (`running_cost`).
     """
-    images = torch.linspace(0, 1, 2 * shape[0] * shape[1] * shape[2]).view(2, *shape)
+    images = torch.linspace(0, 1, 2 * math.prod(shape)).view(2, *shape)
     try:
         with torch.no_grad():
-            alone = torch.cat([module(images[:1]), module(images[1:])])
+            with bounded_cost(module, shape, limits):
+                first = module(images[:1])
+            alone = torch.cat([first, module(images[1:])])
             together = module(images)
+    except InputRejectedError:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever a wrong graph makes torch raise
         reason = (str(error).splitlines() or [""])[0][:200]
         raise InputRejectedError(f"the network does not run on two images ({reason})") from None
@@ -147,7 +158,7 @@ def check_batches(module: nn.Module, shape: tuple[int, int, int]) -> None:
 def _module_name(node: NodeProto, taken: Mapping[str, nn.Module]) -> str:
     """Turn ``/layer1/layer1.0/conv1/Conv`` into ``layer1_0_conv1``: [A-Za-z0-9_] alone."""
     scopes = [scope for scope in node.name.split("/") if scope]
-    if scopes and scopes[-1].startswith(node.op_type):
+    if len(scopes) > 1 and scopes[-1].startswith(node.op_type):  # a flat name is all there is
         scopes.pop()
     # torch writes each scope with its parents: "layer1/layer1.0" has "layer1" twice.
     inner_scopes = [*scopes, ""][1:]

@@ -12,6 +12,14 @@ from torch import Tensor
 
 from edgeclean.errors import InputRejectedError
 
+MOST_INTEGERS = 64  # of a list of axes, sides or bounds; no tensor has as many axes
+
+
+def node_label(node: NodeProto) -> str:
+    """Return a node in words, for messages."""
+    name = node.name or (node.output[0] if node.output else "")
+    return f"{node.op_type[:40]} node {name[:80]!r}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeView:
@@ -68,11 +76,17 @@ class NodeView:
         return numbers
 
     def integers(self, name: str, index: int) -> list[int] | None:
-        """Return a list that was an attribute in older opsets and is an input in newer ones."""
-        if self.given(index):
-            return [int(number) for number in self.constant(index).flatten().tolist()]
-        listed = self.attribute(name)
-        return None if listed is None else [int(number) for number in listed]
+        """Return a list that was an attribute in older opsets and is an input in newer ones.
+
+        Raises:
+            InputRejectedError: it is computed, or longer than any list of axes.
+        """
+        listed = self.constant(index).flatten() if self.given(index) else self.attribute(name)
+        if listed is None:
+            return None
+        if len(listed) > MOST_INTEGERS:
+            raise self.refusal(f"{name} has {len(listed)} numbers; {MOST_INTEGERS} are read")
+        return [int(number) for number in listed]
 
     def shape(self, index: int = 0) -> tuple[int, ...]:
         """Return an input's shape, for one image."""
@@ -92,5 +106,4 @@ class NodeView:
 
     def refusal(self, why: str) -> InputRejectedError:
         """Return the error that names this node."""
-        name = self.node.name or self.node.output[0]
-        return InputRejectedError(f"{self.node.op_type} node {name[:80]!r}: {why}")
+        return InputRejectedError(f"{node_label(self.node)}: {why}")
