@@ -35,9 +35,8 @@ def exportable(
     try:
         return network, _checked_file(network, export, parity)
     except (InputRejectedError, ParityError) as error:
-        why = f"ONNX cannot express its code as it is: {error}"
         try:
-            again = written_out(network, limits, why)
+            again = written_out(network, limits, "ONNX cannot express its code as it is")
             return again, _checked_file(again, export, parity)
         except (InputRejectedError, ParityError):
             raise error from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -140,6 +141,8 @@ def _trace(module: nn.Module, spec: ModelSpec, settings: ExportSettings) -> byte
             )
     except Exception as error:  # the exporter's own, or whatever the user's code raises in it
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        # What follows is a dump of the graph, or where to ask for a new feature of PyTorch.
+        line = re.split(r", scope: |\. Please |\s*\[Caused by ", line)[0][:300]
         raise InputRejectedError(
             f"the network cannot be written as ONNX at opset {settings.opset}: {line}"
         ) from error

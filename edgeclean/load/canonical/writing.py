@@ -99,7 +99,7 @@ class _Writer:
         self._constants = Constants(graph, most_bytes)
         self._values: dict[fx.Node, str] = {graph.images: _IMAGES}
         self._leaves = leaves
-        self._names = {id(graph.tensors[node]): name for node, name in graph.names.items()}
+        self._names = {_numbers(graph.tensors[node]): name for node, name in graph.names.items()}
         self._owners = {name.rpartition(".")[0] for name in graph.names.values()}
         self._shared: dict[tuple[Any, ...], str] = {}
         self._parameters: dict[int, nn.Parameter] = {}
@@ -297,7 +297,7 @@ class _Writer:
 
     def _layer_name(self, node: fx.Node, weight: Tensor) -> str:
         """Return the name of the layer whose weight this is, or of the code that made it."""
-        known = self._names.get(id(weight), "")
+        known = self._names.get(_numbers(weight), "")
         owner, _, last = known.rpartition(".")
         if known:
             return owner if owner and last in ("weight", "running_mean") else known
@@ -332,6 +332,11 @@ def _first(node: fx.Node) -> fx.Node:
     first = node.args[0]
     assert isinstance(first, fx.Node)  # noqa: S101 - of functions whose first argument is a tensor
     return first
+
+
+def _numbers(tensor: Tensor) -> tuple[int, int]:
+    """Return what a tensor and a transposed view of it have in common."""
+    return tensor.data_ptr(), tensor.numel()
 
 
 def _identity(argument: Any) -> str:
