@@ -48,7 +48,7 @@ Arch = Annotated[
     str | None,
     typer.Option(
         help="A built-in architecture, package.module:callable, file.py:callable (which runs that "
-        "code), or onnx.",
+        "code), or onnx, or onnx:NAME for one of its outputs; an .onnx file needs none.",
         rich_help_panel=NETWORK,
     ),
 ]
