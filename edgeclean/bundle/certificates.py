@@ -135,6 +135,12 @@ def judge_chain(
         )
     with _refusal_as("the signature's certificates cannot be read"):
         chain = [x509.load_der_x509_certificate(der) for der in encoded]
+    for der, certificate in zip(encoded, chain, strict=True):
+        # Neither signed nor read by the library: how many bits of the last octet do not count.
+        if not der.endswith(b"\0" + certificate.signature):
+            raise InputRejectedError(
+                "the signature's certificates cannot be read: one ends in no whole signature"
+            )
     if chain[1:2] == chain[:1]:  # so the library writes it where no issuers are given
         del chain[1]
     moment = _now() if at is None else at.astimezone(UTC)

@@ -11,7 +11,6 @@ the device, and a half copied bundle never has the name of a whole one.
 from __future__ import annotations
 
 import io
-import json
 import math
 import tarfile
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from edgeclean.bundle.verify import VerifiedBundle, open_bundle
 from edgeclean.devices.exchange import AnswerLimits
 from edgeclean.devices.ssh import Device
 from edgeclean.errors import EdgecleanError, InputRejectedError, ToolchainError, UsageError
+from edgeclean.files.documents import parse_json
 from edgeclean.files.schema import first_violation
 from edgeclean.files.text import shown
 from edgeclean.networks.state import JsonValue
@@ -158,10 +158,10 @@ def read_record(content: bytes, manifest_sha256: str) -> dict[str, JsonValue]:
     if len(content) > MAX_ANSWER_BYTES:
         raise InputRejectedError(f"the device's answer is larger than {MAX_ANSWER_BYTES} bytes")
     try:
-        document: dict[str, JsonValue] = json.loads(
+        document: dict[str, JsonValue] = parse_json(
             content, parse_float=_finite, parse_int=_finite_int, parse_constant=_finite
         )
-    except (ValueError, RecursionError):
+    except ValueError:
         raise InputRejectedError(
             "the device's answer is not JSON of finite numbers; run again"
         ) from None

@@ -92,6 +92,8 @@ def external_files(checkpoint: Path, network: Network) -> list[Path]:
 def code_file(architecture: str, code_folder: Path | None) -> Path | None:
     """The file of the user's own architecture code; None for a built-in one."""
     module_name, _, _ = architecture.rpartition(":")
+    if architecture.startswith("onnx:"):
+        return None
     if module_name.endswith(".py"):
         return (code_folder or Path()) / module_name
     if not module_name:

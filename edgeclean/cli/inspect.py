@@ -56,7 +56,7 @@ def inspect(  # noqa: PLR0913 - the options are the interface
     ranks may differ a little.
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    spec, code_folder = opt.model_spec(model, arch, input_shape, classes, mean, std)
+    spec, code_folder = opt.model_spec(checkpoint, model, arch, input_shape, classes, mean, std)
     settings, _ = opt.pipeline_settings(
         config,
         {

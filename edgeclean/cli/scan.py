@@ -56,7 +56,7 @@ def scan(  # noqa: PLR0913 - the options are the interface
 ) -> None:
     """Search a network for a backdoor, without data; report what was searched and found."""
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    spec, code_folder = opt.model_spec(model, arch, input_shape, classes, mean, std)
+    spec, code_folder = opt.model_spec(checkpoint, model, arch, input_shape, classes, mean, std)
     keep_apart(
         [checkpoint, model, config, code_file(spec.architecture, code_folder)], folder=output
     )

@@ -15,7 +15,9 @@ from typing import Any, BinaryIO
 
 from edgeclean.errors import EdgecleanError, UsageError
 from edgeclean.files.documents import parse_toml
+from edgeclean.files.text import shown
 
+MOST_BITS = 63  # of a whole number, beside its sign
 FREE_HOLE = 2**20  # bytes; a bundle may have a thousand files
 MOST_HOLLOW = 20  # times its data that a file may be long
 
@@ -119,7 +121,9 @@ def read_small_toml(
     """
     contents = read_small_file(path, most_bytes, hint=hint, error=error)
     try:
-        return parse_toml(contents)
+        entries = parse_toml(contents)
+        _refuse_long_numbers(entries)
+        return entries
     except ValueError as wrong:
         raise error(f"{path}: not a TOML file ({first_line(wrong)})") from None
 
@@ -134,3 +138,18 @@ def _is(kind: Callable[[int], bool], path: Path, follow: bool) -> bool:
         return kind(path.stat(follow_symlinks=follow).st_mode)
     except (OSError, ValueError):  # too long, through a file, in a folder that may not be read
         return False
+
+
+def _refuse_long_numbers(entry: object, key: str = "a number") -> None:
+    """Refuse whole numbers that TOML does not have, and that Python refuses to write in a message.
+
+    Source: TOML 1.0, "Integer": 64 bits, or else an error.
+    """
+    if isinstance(entry, int) and entry.bit_length() > MOST_BITS:
+        raise ValueError(f"{shown(key)} is {shown(entry)}; a whole number of TOML has 64")
+    if isinstance(entry, dict):
+        for name, below in entry.items():
+            _refuse_long_numbers(below, name)
+    elif isinstance(entry, list):
+        for below in entry:
+            _refuse_long_numbers(below, key)

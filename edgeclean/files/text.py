@@ -8,23 +8,22 @@ text escapes it for where it goes.
 from __future__ import annotations
 
 import reprlib
-import unicodedata
 
 MOST_SHOWN = 80  # characters of what was got, in a refusal
 MOST_OF_A_LINE = 1000  # characters of a whole refusal: a path alone may have 4096
-UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"})
 
 
 def printable(text: str, *, keep_newlines: bool = False) -> str:
     r"""Write every control, format, private or unassigned character of a text as an escape.
+
+    And every space but the plain one, and whatever else `str.isprintable` knows not to be shown.
 
     >>> printable("conv\x1b[31m1")
     'conv\\x1b[31m1'
     """
     return "".join(
         character
-        if unicodedata.category(character) not in UNSAFE_CATEGORIES
-        or (keep_newlines and character == "\n")
+        if character.isprintable() or (keep_newlines and character == "\n")
         else character.encode("ascii", "backslashreplace").decode("ascii")
         if ord(character) > 0x7F
         else f"\\x{ord(character):02x}"
@@ -48,6 +47,8 @@ def shown(value: object) -> str:
 
 def without_folder(architecture: str) -> str:
     """Turn ``folder/net.py:make``, a place on one machine, into ``net.py:make``."""
+    if architecture.startswith("onnx:"):
+        return architecture  # the name of an output
     return architecture.replace("\\", "/").rsplit("/", maxsplit=1)[-1]
 
 

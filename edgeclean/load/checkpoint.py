@@ -70,7 +70,7 @@ def load_checkpoint(
         path: ``.pt .pth .th .tar .bin .ckpt`` (``torch.save`` of a state dict, alone or under one
             of ``state_dict.NESTED_UNDER``), ``.safetensors`` or ``.onnx``.
         spec: the architecture, input shape, classes and scaling, which no checkpoint holds. An
-            ONNX file needs the architecture ``onnx``.
+            ONNX file needs the architecture ``onnx``, or ``onnx:NAME`` to name one of its outputs.
         limits: the most that the file may cost.
         code_folder: the folder that ``file.py:callable`` in the spec's architecture is relative to.
 
@@ -176,7 +176,8 @@ def _network(
     code_folder: Path | None,
 ) -> tuple[nn.Module, dict[str, JsonValue]]:
     """Build the module; return it with the notes of the stage record."""
-    if (kind == "onnx") != (spec.architecture == ONNX):
+    name, _, output = spec.architecture.partition(":")
+    if (kind == "onnx") != (name == ONNX):
         raise InputRejectedError(
             f"the architecture is {spec.architecture!r}; it must be 'onnx' for an ONNX file, and "
             "for no other"
@@ -194,16 +195,18 @@ def _network(
             raise
     # ONNX's own packages are slow to import, and the parsing process of a state dict, which
     # imports this module, needs none of them.
+    from edgeclean.load.onnx.asked import Asked
     from edgeclean.load.onnx.importer import import_onnx
 
-    imported = import_onnx(contents, limits, folder=folder)
-    if imported.input_shape != spec.input_shape:
-        own, given = ("x".join(map(str, one)) for one in (imported.input_shape, spec.input_shape))
-        raise InputRejectedError(
-            f"the graph takes images of {own}, and {given} was said; give {own}"
-        )
-    digests = dict(imported.external_sha256)
-    return imported.module, {"format": kind, "external_sha256": digests}
+    asked = Asked(input_shape=spec.input_shape, classes=spec.classes, output=output or None)
+    imported = import_onnx(
+        contents, limits, folder=folder, asked=asked, mean=spec.mean, std=spec.std
+    )
+    notes: dict[str, JsonValue] = {"format": kind}
+    notes["external_sha256"] = dict(imported.external_sha256)
+    notes["onnx_changes"] = list(imported.notes)
+    notes["onnx_comparison"] = dict(imported.comparison)
+    return imported.module, notes
 
 
 def _fitted(tensors: dict[str, Tensor], spec: ModelSpec, code_folder: Path | None) -> nn.Module:

@@ -55,7 +55,7 @@ class LoadLimits(Settings):
     activations: int = setting(2**27, at_least=1, at_most=2**40)
     operands: int = setting(2**26, at_least=1, at_most=2**40)
     macs: int = setting(10**11, at_least=1, at_most=10**15)
-    reads: int = setting(2**31, at_least=1, at_most=2**50)
+    reads: int = setting(2**30, at_least=1, at_most=2**50)
     memory_bytes: int = setting(1024 * MIB, at_least=1, at_most=2**44)
     cpu_seconds: int = setting(10, at_least=1, at_most=10**6)
 

@@ -151,15 +151,18 @@ def test_claimed_shapes_do_not_count() -> None:
         run_once(model, LIMITS)
 
 
-def test_what_cannot_be_counted_ends_with_its_time_and_is_named() -> None:
+def test_what_takes_longer_than_was_counted_ends_with_its_time_and_is_named() -> None:
     names = ["m", *map(str, range(8))]
-    products = [
-        node("Einsum", f"{before} m", after, equation="ab,bc->ac")
-        for before, after in pairwise(names)
-    ]
-    limits = replace(LIMITS, cpu_seconds=1)
+    products = [node("MatMul", f"{before} m", after) for before, after in pairwise(names)]
+    limits = replace(LIMITS, cpu_seconds=1, macs=10**15, reads=10**15)
     with pytest.raises(InputRejectedError, match=r"^original: .*processor time"):
         try_network(expanded(3500, *products, end="7"), "original", limits)
+
+
+def test_an_operator_whose_products_no_rule_counts_is_refused() -> None:
+    product = node("Einsum", "m m", "p", equation="ab,bc->ac")
+    with pytest.raises(InputRejectedError, match="uses Einsum, whose cost is not counted"):
+        run_once(expanded(8, product, end="p"), LIMITS)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff no", b"\x08\x08"])

@@ -26,32 +26,34 @@ sys.path.insert(0, {root!r})
 from edgeclean.cli.dependencies import InputFiles
 from edgeclean.errors import UsageError
 command, *words = sys.argv[1:]
+here = Path(__file__).parent
 output = Path(words[words.index("-o") + 1])
 output.mkdir(parents=True, exist_ok=True)
-with open("ran", "a") as ran:
+with open(here / "ran", "a") as ran:
     ran.write(command + "\\n")
 if command == "embed":
     (output / "digits.h").touch()
     (output / "digits.c").write_text("int digits;")
     sys.exit()
 checkpoint = Path(words[-1] if "--" in words else words[0])
-assert checkpoint.is_file(), words
+assert checkpoint.is_file() and ("--" in words or words[0][0] != "-"), words
 try:
     inputs = InputFiles(Path(words[words.index("--depfile") + 1]), output)
     inputs.add(checkpoint)
-    inputs.add(*(checkpoint.parent / name for name in sorted(os.listdir("external"))))
+    inputs.add(*(checkpoint.parent / name for name in sorted(os.listdir(here / "external"))))
     with inputs.written():
-        (output / "model.onnx").touch()
+        for name in ("model.onnx", "manifest.json", "report.json", "report.html"):
+            (output / name).touch()
 except UsageError as error:
     print(error, file=sys.stderr)
     sys.exit(2)
-if Path("fail").exists():
+if (here / "fail").exists():
     sys.exit(6)
 """
 MAKEFILE = """
 include {parts}/make/edgeclean.mk
 EDGECLEAN := {python} {folder}/stand-in.py
-digits_CHECKPOINT := $(wildcard given/*.pth)
+digits_CHECKPOINT := $(wildcard *.pth)
 $(eval $(call edgeclean_model,digits))
 .SECONDEXPANSION:
 all: $(digits_BUNDLE)/model.onnx $(digits_HEADER)
@@ -60,9 +62,9 @@ all: $(digits_BUNDLE)/model.onnx $(digits_HEADER)
 CMAKE = """
 cmake_minimum_required(VERSION 3.20)
 project(x NONE)
-set(EDGECLEAN_COMMAND {python} {folder}/stand-in.py)
 include({parts}/cmake/Edgeclean.cmake)
-file(GLOB given "given/*.pth")
+set(EDGECLEAN_COMMAND {python} {folder}/stand-in.py)
+file(GLOB given "*.pth")
 edgeclean_add_model(digits CHECKPOINT "${{given}}" FORM none)
 add_custom_target(every ALL DEPENDS digits_bundle)
 """
@@ -83,7 +85,7 @@ PIECES = [
 ]
 NAMES = st.lists(st.sampled_from(PIECES), min_size=1, max_size=4).map("".join)
 SLOW = settings(
-    max_examples=15,
+    max_examples=8,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -94,10 +96,8 @@ class Build:
 
     def __init__(self, folder: Path, name: str, external: list[str]) -> None:
         self.folder = folder
-        for one in ("given", "external"):
-            (folder / one).mkdir()
-        self.files = [folder / "given" / f"{name}.pth"]
-        self.files += [folder / "given" / one for one in external]
+        (folder / "external").mkdir()
+        self.files = [folder / one for one in (f"{name}.pth", *external)]
         for one in self.files:
             one.write_text("x", encoding="utf-8")
         for one in external:
@@ -145,9 +145,11 @@ def follows_its_files_or_refuses(
     """The law: refused, before anything is made; or made once, and again when an input changes."""
     first = build.runs(*command)
     if first.returncode:
-        assert any(one in first.stderr for one in refusals), first.stderr
+        said = first.stdout + first.stderr  # Ninja tells on stdout what a command said on stderr
+        assert any(one in said for one in refusals), said
         assert build.runs(*command).returncode  # and no later build takes it for made
         assert not list(build.folder.rglob("model.onnx"))
+        assert "\x1b" not in said.replace("\x1b[31m", "").replace("\x1b[0m", "")
         return False
     assert build.ran == 1
     made = next(build.folder.rglob("model.onnx")).stat().st_mtime_ns
@@ -172,7 +174,7 @@ def follows_its_files_or_refuses(
 
 def usable(name: str) -> str:
     """A name that a file can have."""
-    return name.replace("/", "_")
+    return "dots" if name in (".", "..") else name
 
 
 @pytest.fixture
@@ -202,7 +204,7 @@ def test_make(
 
 
 @pytest.mark.parametrize("generator", ["Ninja", "Unix Makefiles"])
-@settings(SLOW, max_examples=6)
+@settings(SLOW, max_examples=3)
 @given(name=NAMES, external=NAMES)
 @example(name="a", external="w#1")
 @example(name="a", external="w$1")
@@ -227,9 +229,8 @@ def test_cmake(
         follows_its_files_or_refuses(build, command, REFUSALS)
 
 
-@pytest.mark.parametrize("character", [*"+,_.(){}@!~-", "é", "漢"])
-def test_what_is_allowed_works(tmp_path: Path, program: Program, character: str) -> None:
+@pytest.mark.parametrize("name", ["a+,_.(b){c}@!~-", "-é漢"])
+def test_what_is_allowed_works(tmp_path: Path, program: Program, name: str) -> None:
     """The control: not everything is refused."""
-    name = f"a{character}b"
     build, command = make(tmp_path, name, [f"w {name}"], program("make"))
     assert follows_its_files_or_refuses(build, command, ())

@@ -18,7 +18,7 @@ from onnx import ModelProto, NodeProto
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.limits import LoadLimits
-from edgeclean.load.onnx.node import node_label
+from edgeclean.load.onnx.graph import batch_of, node_label
 from edgeclean.load.running_cost import Bill, Cost, convolution_cost
 
 BYTES = 4  # of a number in the network that is built
@@ -35,15 +35,22 @@ def check_cost(model: ModelProto, limits: LoadLimits) -> None:
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     known = [*graph.value_info, *graph.input, *graph.output]
     shapes = {value.name: _fixed_shape(value) for value in known} | weights
+    repeated = {node.output[0] for node in graph.node if node.op_type == "ConstantOfShape"}
+    weights |= {name: shapes.get(name) or () for name in repeated}
+    batch = batch_of(model)
     bill = Bill(limits)
     for value in graph.input:
         if value.name not in weights:
-            numbers = math.prod(shapes[value.name] or ())
+            numbers = math.prod(shapes[value.name] or ()) // batch
             bill.add(Cost(outputs=0, reads=numbers, operands=numbers), "the graph's input")
     copied = 0
     for node in graph.node:
+        if node.output and node.output[0] in repeated:
+            continue  # a weight, counted with the weights
         known_node = _Node(
             node=node,
+            constant=[name in weights for name in node.input],
+            batch=batch,
             inputs=[shapes.get(name) or () if name else None for name in node.input],
             outputs=[_known(node, shapes.get(name)) for name in node.output if name],
         )
@@ -64,9 +71,13 @@ class _Node:
         node: the node itself.
         inputs: the shape of each input; None for one that is left out.
         outputs: the shape of each output.
+        constant: whether each input is a weight, whose memory ``file_bytes`` bounds.
+        batch: the images that all shapes are for.
     """
 
     node: NodeProto
+    constant: list[bool]
+    batch: int
     inputs: list[Shape | None]
     outputs: list[Shape]
 
@@ -99,14 +110,16 @@ class _Extra:
 
 
 def _cost(node: _Node) -> Cost:
-    given = sum(math.prod(shape) for shape in node.inputs if shape is not None)
+    sizes = [0 if shape is None else math.prod(shape) for shape in node.inputs]
+    given = sum(sizes)
+    values = sum(size for size, weight in zip(sizes, node.constant, strict=True) if not weight)
     put_out = sum(math.prod(shape) for shape in node.outputs)
     extra = _RULES.get(node.node.op_type, _plain)(node)
     return Cost(
-        outputs=put_out + extra.padded,
-        macs=extra.macs,
-        reads=given + extra.reads + 2 * extra.padded,
-        operands=given + put_out + 2 * extra.padded + extra.beside,
+        outputs=-(-(put_out + extra.padded) // node.batch),
+        macs=-(-extra.macs // node.batch),
+        reads=-(-(given + extra.reads + 2 * extra.padded) // node.batch),
+        operands=-(-(values + put_out + 2 * extra.padded + extra.beside) // node.batch),
     )
 
 

@@ -1,4 +1,4 @@
-"""Convert a checked ONNX graph to an ``nn.Module`` of stock layers.
+"""Convert a checked ONNX graph to an ``nn.Module`` of stock layers, and compare it with the file.
 
 The importer is our own because the one library for it, onnx2torch 1.5.15, imports torchvision and
 has no allow-list. No Python is generated from the graph: it becomes the modules and the steps of a
@@ -7,8 +7,10 @@ has no allow-list. No Python is generated from the graph: it becomes the modules
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,52 +22,120 @@ from torch import Tensor, nn
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.isolation import parse_isolated
 from edgeclean.load.limits import LoadLimits
+from edgeclean.load.onnx.asked import NOTHING, Asked, with_question
+from edgeclean.load.onnx.comparison import check_same, plain_images
 from edgeclean.load.onnx.cost import check_cost
 from edgeclean.load.onnx.files import embed_files
+from edgeclean.load.onnx.graph import batch_of, node_label, read_model, shape_of
 from edgeclean.load.onnx.guard import (
     COMPLETE,
+    NOTES,
     check_structure,
     external_tensors,
     image_input,
-    parse_onnx,
-    read_model,
+    parse_asked,
 )
+from edgeclean.load.onnx.lift import own_opset
 from edgeclean.load.onnx.node import NodeView
 from edgeclean.load.onnx.operators import OPERATORS
+from edgeclean.load.onnx.reference import answer_onnx, answers_of, with_images
+from edgeclean.load.onnx.uniform import fill_number
 from edgeclean.load.running_cost import bounded_cost
 from edgeclean.networks.steps import Call, StepNetwork, plain_name
+
+MIXED_SHARE = 1e-3  # of the largest answer
+SLOWEST_MACS_PER_SECOND = 10**9
 
 _DEFAULT_LIMITS = LoadLimits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportedOnnx:
-    """The network, the image shape that the graph fixes, and the SHA-256 of each file it read."""
+    """A network read from an ONNX file.
+
+    Attributes:
+        module: takes normalised images [n, c, h, w].
+        input_shape: channels, height and width, as the graph fixes them or as they were given.
+        outputs: the columns of what it gives; the classes.
+        external_sha256: of each file with weights that was read, by its name.
+        notes: what was done to the graph before it was converted, a few words each.
+        comparison: how near its answers are to ONNX Runtime's; see `comparison.check_same`.
+        rounded: what the file rounds to and the module does not, such as "float16", or "".
+    """
 
     module: StepNetwork
     input_shape: tuple[int, int, int]
+    outputs: int
     external_sha256: Mapping[str, str]
+    notes: tuple[str, ...]
+    comparison: Mapping[str, float]
+    rounded: str
 
 
-def import_onnx(contents: bytes, limits: LoadLimits, *, folder: Path) -> ImportedOnnx:
-    """Check, simplify and convert an ONNX model; BatchNorm stays BatchNorm.
+def import_onnx(
+    contents: bytes,
+    limits: LoadLimits,
+    *,
+    folder: Path,
+    asked: Asked = NOTHING,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
+) -> ImportedOnnx:
+    """Check, simplify and convert an ONNX model, and compare what came of it with the file.
 
     Args:
         contents: the model.
         limits: the most that it may cost.
         folder: the folder in which plain files with its weights may lie.
+        asked: what is known of the network beside the file.
+        mean: of its pixels in [0, 1], one number or one for each channel.
+        std: likewise; the images of the comparison are normalised by both.
 
     Raises:
         InputRejectedError: it breaks a rule of ``guard``, a file with weights is missing or
-            no plain file, or a node cannot be converted; names the node or tensor.
+            no plain file, a node cannot be converted (names the node or tensor), its images have
+            another shape than was said, or the network does not answer as the file does.
     """
-    checked = parse_isolated(parse_onnx, contents, limits)
+    checked = parse_isolated(parse_asked, with_question(asked, contents), limits)
     digests: dict[str, str] = {}
     if not checked.startswith(COMPLETE):
         contents, digests = embed_files(contents, folder, limits)
-        checked = parse_isolated(parse_onnx, contents, limits)
-    module, shape = convert_checked(checked[1:], limits)
-    return ImportedOnnx(module=module, input_shape=shape, external_sha256=digests)
+        checked = parse_isolated(parse_asked, with_question(asked, contents), limits)
+    model = checked_model(checked[1:], limits)
+    module, shape = converted_model(model, limits)
+    if asked.input_shape not in (None, shape):
+        own, given = ("x".join(map(str, one)) for one in (shape, asked.input_shape))
+        raise InputRejectedError(
+            f"the graph takes images of {own}, and {given} was said; give {own}"
+        )
+    images = plain_images(shape, mean, std)
+    message = with_images(asked, contents, images.numpy())
+    answers = answers_of(parse_isolated(answer_onnx, message, _for_running(limits, model)))
+    return ImportedOnnx(
+        module=module,
+        input_shape=shape,
+        outputs=_outputs(model),
+        external_sha256=digests,
+        notes=notes_of(model),
+        comparison=check_same(module, images, answers),
+        rounded=answers.rounded,
+    )
+
+
+def describe_onnx(
+    contents: bytes, limits: LoadLimits, *, folder: Path, asked: Asked = NOTHING
+) -> tuple[tuple[int, int, int], int]:
+    """Return the image shape and the number of classes that an ONNX file says it has.
+
+    Raises:
+        InputRejectedError: as `import_onnx`, but for what converts and compares.
+    """
+    checked = parse_isolated(parse_asked, with_question(asked, contents), limits)
+    if not checked.startswith(COMPLETE):
+        contents, _ = embed_files(contents, folder, limits)
+        checked = parse_isolated(parse_asked, with_question(asked, contents), limits)
+    model = checked_model(checked[1:], limits)
+    return image_input(model)[1], _outputs(model)
 
 
 def convert_checked(
@@ -76,20 +146,93 @@ def convert_checked(
     Raises:
         InputRejectedError: see `import_onnx`; the bytes are as untrusted as what it was sent.
     """
+    return converted_model(checked_model(contents, limits), limits)
+
+
+def checked_model(contents: bytes, limits: LoadLimits) -> ModelProto:
+    """Read the answer of the parsing process.
+
+    Raises:
+        InputRejectedError: it breaks a rule of ``guard``.
+    """
     model = read_model(contents)
     check_structure(model, limits)
     check_cost(model, limits)
     if external_tensors(model):
         raise InputRejectedError("the simplified graph refers to other files")
-    module = build_network(model)
+    return model
+
+
+def converted_model(
+    model: ModelProto, limits: LoadLimits = _DEFAULT_LIMITS
+) -> tuple[StepNetwork, tuple[int, int, int]]:
+    """Build the network of a checked model; return it with its image shape.
+
+    Raises:
+        InputRejectedError: a node cannot be converted, or the network mixes the images of a batch.
+    """
+    module = build_network(model, flat=True)
     module.float().eval()
     _, shape = image_input(model)
     check_batches(module, shape, limits)
     return module, shape
 
 
-def build_network(model: ModelProto) -> StepNetwork:
+def check_computed_as_written(imported: ImportedOnnx) -> None:
+    """Check that a network, which is imported as float32, stands for the file where time counts.
+
+    Raises:
+        InputRejectedError: the file computes in fewer bits.
+    """
+    if imported.rounded:
+        raise InputRejectedError(
+            f"the file computes in {imported.rounded} numbers, and PyTorch would be measured in "
+            "float32; measure a float32 file, or this one with ONNX Runtime"
+        )
+
+
+def notes_of(model: ModelProto) -> tuple[str, ...]:
+    """Return what the parsing process says that it did, a few short texts at most.
+
+    Raises:
+        InputRejectedError: it says something else.
+    """
+    try:
+        texts = [one.value for one in model.metadata_props if one.key == NOTES]
+        return tuple(str(note)[:300] for text in texts[:1] for note in json.loads(text)[:16])
+    except (ValueError, TypeError, LookupError, RecursionError):
+        raise InputRejectedError("the parsing process's notes are damaged") from None
+
+
+def _outputs(model: ModelProto) -> int:
+    """Return the columns of the output."""
+    _, *columns = shape_of(model.graph.output[0]) or (0,)
+    return math.prod(columns)
+
+
+def _for_running(limits: LoadLimits, model: ModelProto) -> LoadLimits:
+    """Return limits for running a model whose cost was found to be within the others."""
+    weights = sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
+    weights += sum(
+        math.prod(shape_of(value))
+        for node in model.graph.node
+        if node.op_type == "ConstantOfShape"
+        for value in model.graph.value_info
+        if value.name == node.output[0]
+    )
+    return dataclasses.replace(
+        limits,
+        memory_bytes=limits.memory_bytes + 4 * weights,
+        cpu_seconds=limits.cpu_seconds + limits.macs // SLOWEST_MACS_PER_SECOND,
+    )
+
+
+def build_network(model: ModelProto, *, flat: bool = False) -> StepNetwork:
     """Convert a checked and simplified model.
+
+    Args:
+        model: the model.
+        flat: whether an output [n, classes, 1, 1] loses its planes.
 
     Raises:
         InputRejectedError: a node cannot be converted.
@@ -97,34 +240,63 @@ def build_network(model: ModelProto) -> StepNetwork:
     graph = model.graph
     constants = {tensor.name: _tensor(tensor) for tensor in graph.initializer}
     known = [*graph.value_info, *graph.input, *graph.output]
-    shapes = {
-        value.name: tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim)
-        for value in known
-    }
-    opset = max(entry.version for entry in model.opset_import)
+    shapes = {value.name: shape_of(value) for value in known}
+    types = {value.name: int(value.type.tensor_type.elem_type) for value in known}
+    opset, batch = own_opset(model), batch_of(model)
     modules: dict[str, nn.Module] = {}
     calls: list[Call] = []
     for node in graph.node:
         if node.op_type == "Constant":
             constants[node.output[0]] = _constant(node)
             continue
-        view = NodeView(node=node, constants=constants, shapes=shapes, opset=opset)
-        if node.op_type not in OPERATORS:
-            raise view.refusal("it is computed from constants, yet could not be folded into one")
-        if any(node.output[1:]):
-            raise view.refusal("more than one output is not supported")
+        if node.op_type == "ConstantOfShape":
+            constants[node.output[0]] = _repeated(node, constants)
+            continue
+        view = NodeView(
+            node=node, constants=constants, shapes=shapes, types=types, opset=opset, batch=batch
+        )
         inputs = tuple(name for name in node.input if name and name not in constants)
-        if not inputs:
-            raise view.refusal("it does not depend on the image")
-        name = _module_name(node, modules)
-        try:
-            modules[name] = OPERATORS[node.op_type](view)
-        except (KeyError, IndexError, ValueError, TypeError, RuntimeError, OverflowError) as error:
-            reason = (str(error).splitlines() or [""])[0][:200]
-            raise view.refusal(f"cannot be converted ({reason})") from error
-        calls.append(Call(module=name, inputs=inputs, output=node.output[0]))
+        for name, module in zip(filter(None, node.output), _converted(view, inputs), strict=True):
+            modules[_module_name(node, modules)] = module
+            calls.append(Call(module=next(reversed(modules)), inputs=inputs, output=name))
     ends = (image_input(model)[0], graph.output[0].name)
+    if flat and _has_flat_end(shape_of(graph.output[0])):
+        modules[plain_name("flat_logits", "", modules)] = nn.Flatten()
+        calls.append(
+            Call(module=next(reversed(modules)), inputs=ends[1:], output=f"{ends[1]}/flat")
+        )
+        ends = (ends[0], calls[-1].output)
     return StepNetwork(modules, calls, ends)
+
+
+def _has_flat_end(shape: tuple[int, ...]) -> bool:
+    """Return whether a shape is [n, classes, 1, 1], as from a pooling that nothing flattens."""
+    return len(shape) > 2 and all(side == 1 for side in shape[2:])
+
+
+def _converted(view: NodeView, inputs: tuple[str, ...]) -> list[nn.Module]:
+    """Return the modules of a node's outputs, having read all its constants."""
+    if view.node.op_type not in OPERATORS:
+        raise view.refusal("it is part of how a shape is computed, which the image must not change")
+    if not inputs:
+        raise view.refusal("it does not depend on the image")
+    try:
+        made = OPERATORS[view.node.op_type](view)
+    except (ArithmeticError, LookupError, ValueError, TypeError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise view.refusal(f"cannot be converted ({reason})") from error
+    unread = [
+        place
+        for place, name in enumerate(view.node.input)
+        if name in view.constants and place not in view.read
+    ]
+    if unread:
+        raise view.refusal(f"input {unread[0]} is a constant, which is not supported there")
+    if isinstance(made, list):
+        return [module for module, name in zip(made, view.node.output, strict=True) if name]
+    if any(view.node.output[1:]):
+        raise view.refusal("more than one output is not supported")
+    return [made]
 
 
 def check_batches(
@@ -148,7 +320,8 @@ def check_batches(
     except Exception as error:  # noqa: BLE001 - whatever a wrong graph makes torch raise
         reason = (str(error).splitlines() or [""])[0][:200]
         raise InputRejectedError(f"the network does not run on two images ({reason})") from None
-    if together.shape != alone.shape or not torch.allclose(together, alone, rtol=1e-3, atol=1e-3):
+    near = MIXED_SHARE * float(alone.abs().max())  # a share, for probabilities may be tiny
+    if together.shape != alone.shape or not bool(((together - alone).abs() <= near).all()):
         raise InputRejectedError(
             "the network mixes the images of a batch, or its output is not finite; export it with "
             "a free batch axis"
@@ -175,6 +348,13 @@ def _tensor(tensor: TensorProto) -> Tensor:
         return torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
     except (ValueError, TypeError) as error:
         raise InputRejectedError(f"tensor {tensor.name[:80]!r} is damaged ({error})") from None
+
+
+def _repeated(node: NodeProto, constants: Mapping[str, Tensor]) -> Tensor:
+    """Return one number in the shape of a weight; its bytes were counted by `guard.check_size`."""
+    if node.input[0] not in constants:
+        raise InputRejectedError(f"{node_label(node)}: its shape is computed")
+    return torch.full(constants[node.input[0]].tolist(), fill_number(node))
 
 
 def _constant(node: NodeProto) -> Tensor:

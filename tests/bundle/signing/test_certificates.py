@@ -79,6 +79,7 @@ BROKEN: dict[str, tuple[Change, bool]] = {
     "expired": (signer(first=NOW - 9 * DAY, last=NOW - DAY), True),
     "not yet valid": (signer(first=NOW + DAY, last=NOW + 9 * DAY), True),
     "an authority": (signer(ca=True, usages=usages("digital_signature", "key_cert_sign")), True),
+    "an authority that signs": (signer(ca=True), True),
     "no key usage": (signer(usages=None), True),
     "another key usage": (signer(usages=usages("key_encipherment", "key_agreement")), True),
     "signs certificates": (signer(usages=usages("digital_signature", "key_cert_sign")), True),
@@ -265,6 +266,19 @@ def test_what_is_no_certificate_is_refused(junk: bytes) -> None:
     for sent in ([junk], [*ders(chain[:1]), junk]):
         with pytest.raises(InputRejectedError, match="cannot be read"):
             judge_chain(sent, chain[2:], None)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_signature_of_another_length_is_refused(which: int) -> None:
+    """The count of unused bits before it is not signed; the library takes 1 if that bit is 0."""
+    for _ in range(8):
+        encoded = ders(chain := plain())
+        place = len(encoded[which]) - len(chain[which].signature) - 1
+        changed = bytearray(encoded[which])
+        changed[place] ^= 1
+        encoded[which] = bytes(changed)
+        with pytest.raises(InputRejectedError):
+            judge_chain(encoded, chain[2:], None)
 
 
 @settings(few, max_examples=300)
