@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.text import printable
@@ -22,16 +22,17 @@ from edgeclean.settings import Settings, setting
 
 MIB = 1024**2
 ZIP_MAGIC = b"PK\x03\x04"
-PICKLE_MAGIC = b"\x80"
-TORCH_SUFFIXES = (".pt", ".pth", ".th", ".tar", ".bin", ".ckpt")
-Kind = Literal["torch-zip", "torch-legacy", "safetensors", "onnx"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadLimits(Settings):
-    """The most that one input may cost; raise a limit where a real network needs more.
+    """The most that one input may cost, and which of its networks is meant.
+
+    Raise a limit where a real network needs more.
 
     Attributes:
+        state_dict: the network to take where a checkpoint holds several that fit, as the refusal
+            names them; empty to take the one that fits.
         file_bytes: size of the file, of what its archive unpacks to, and of all its tensors.
         entries: members of a zip archive, tensors of a safetensors file, tensors of a state dict.
         zip_ratio: unpacked over packed size; ``torch.save`` does not compress at all.
@@ -43,6 +44,7 @@ class LoadLimits(Settings):
         cpu_seconds: processor time of the parsing process, beside a second for each 32 MiB.
     """
 
+    state_dict: str = setting("", longest=500)
     file_bytes: int = setting(1024 * MIB, at_least=1, at_most=2**40)
     entries: int = setting(20_000, at_least=1, at_most=10**7)
     zip_ratio: int = setting(20, at_least=1, at_most=10**6)
@@ -84,31 +86,6 @@ def read_input(path: Path, limit_bytes: int) -> bytes:
     if not contents:
         raise InputRejectedError(f"{shown}: the file is empty; download or copy it again")
     return contents
-
-
-def kind_of(path: Path, contents: bytes) -> Kind:
-    """Return the format of a file: by its suffix, and for PyTorch's own files by their first bytes.
-
-    Raises:
-        InputRejectedError: the suffix is not one we read, or the bytes are not of its format.
-    """
-    shown, suffix = printable(str(path)), path.suffix.lower()
-    if suffix == ".safetensors":
-        return "safetensors"
-    if suffix == ".onnx":
-        return "onnx"
-    if suffix not in TORCH_SUFFIXES:
-        allowed = ", ".join((*TORCH_SUFFIXES, ".safetensors", ".onnx"))
-        raise InputRejectedError(
-            f"{shown}: files named *{printable(suffix)} are not read; allowed are {allowed}"
-        )
-    if contents.startswith(ZIP_MAGIC):
-        return "torch-zip"
-    if contents.startswith(PICKLE_MAGIC):
-        return "torch-legacy"
-    raise InputRejectedError(
-        f"{shown}: starts with neither a zip archive nor a pickle, so torch.save did not write it"
-    )
 
 
 def check_zip(contents: bytes, limits: LoadLimits) -> None:
