@@ -91,7 +91,9 @@ def _walk(node: object, path: tuple[str, ...]) -> Iterator[FoundNetwork]:
             yield FoundNetwork(path=path, tensors=tensors)
         return
     entries = _entries(node)
-    tensors = {name: leaf for name, leaf in entries.items() if is_tensor(leaf)}
+    tensors = {
+        name: leaf for name, leaf in entries.items() if isinstance(name, str) and is_tensor(leaf)
+    }
     if tensors:
         yield FoundNetwork(path=path, tensors=tensors, flaw=_flaw(entries))
     if len(path) == MAX_DEPTH:

@@ -8,10 +8,11 @@ Whoever reads the result decides what a stand-in means to him; to the machine it
 
 from __future__ import annotations
 
+import io
 import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any
 
 # Dicts to whoever reads them, whatever else they can do.
 _DICTS = ("collections.OrderedDict", "collections.defaultdict", "builtins.dict")
@@ -83,7 +84,7 @@ class PickledTree:
     stored: tuple[Stored, ...]
 
 
-def read_pickle(stream: BinaryIO) -> PickledTree:
+def read_pickle(stream: io.BytesIO) -> PickledTree:
     """Read one pickle of any protocol; the stream then stands behind it.
 
     Raises:

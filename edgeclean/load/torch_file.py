@@ -13,7 +13,7 @@ import struct
 import sys
 import zipfile
 from collections.abc import Callable
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -228,7 +228,7 @@ def _is_old_tensor(node: StandIn) -> bool:
 
 
 def _places(
-    stream: BinaryIO, keys: list[str], stored: tuple[Stored, ...], end: int
+    stream: io.BytesIO, keys: list[str], stored: tuple[Stored, ...], end: int
 ) -> dict[str, tuple[int, int]]:
     """Return the first byte and the count of each storage that lies behind the pickles."""
     kinds: dict[str, Stored] = {}
