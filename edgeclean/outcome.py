@@ -13,6 +13,7 @@ from edgeclean.config import PipelineSettings
 from edgeclean.devices.targets import Target
 from edgeclean.environment import describe_environment
 from edgeclean.gates import GateVerdict, Policy, judge_result, judge_scan, refuse_failed
+from edgeclean.load.fitting import told
 from edgeclean.measure.accuracy import Evaluation
 from edgeclean.measure.latency import LatencyReport
 from edgeclean.networks.compute import gpu_name
@@ -128,6 +129,7 @@ def report_inputs(
         seed=settings.seed,
         command=command,
         settings_toml=changed_settings(settings),
+        warnings=told(compression.original.history[0].notes),
     )
 
 

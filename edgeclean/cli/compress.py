@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgeclean.cli import options as opt
 from edgeclean.cli.command import CACHES
 from edgeclean.cli.console import Reporter, cells, plain_table
-from edgeclean.cli.dependencies import InputFiles, code_file
+from edgeclean.cli.dependencies import InputFiles, checkpoint_files, code_file
 from edgeclean.cli.scan import verdict_in_words
 from edgeclean.errors import UsageError
 from edgeclean.files.text import printable
@@ -60,6 +60,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     classes: opt.Classes = None,
     mean: opt.Mean = None,
     std: opt.Std = None,
+    state_dict: opt.StateDict = None,
     config: opt.Config = None,
     effort: opt.EffortLevel = None,
     seed: opt.Seed = None,
@@ -71,8 +72,9 @@ def compress(  # noqa: PLR0913 - the options are the interface
 ) -> None:
     """Scan, purify, compress and export a network, and write a checked bundle with its report."""
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    spec, code_folder = opt.model_spec(model, arch, input_shape, classes, mean, std)
+    spec, code_folder = opt.model_spec(checkpoint, model, arch, input_shape, classes, mean, std)
     options = opt.run_options(seed, gpu, effort) | {"target": target, "jetpack": jetpack}
+    options |= opt.load_options(state_dict)
     options |= {"purify": {"mode": purify}, "decompose": {"keep": keep or None}}
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
     goal = opt.rank_goal(ratio, measure, rank_multiple, speedup, latency_budget_ms, size_budget)
@@ -80,7 +82,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     settings, device = opt.pipeline_settings(config, options, target_file, note=reporter.note)
     gates = opt.read_gates(policy, fail_on_backdoor, max_accuracy_drop, max_size, min_speedup)
     stages = _cache(cache, no_cache, reporter.note)
-    read = [checkpoint, model, code_file(spec.architecture, code_folder)]
+    read = [*checkpoint_files(checkpoint), model, code_file(spec.architecture, code_folder)]
     read += [config, target_file, policy, ranks_file, latency_table]
     used = [*read, evaluate, sign_key, sign_certificate, stages.folder if stages else None]
     keep_apart(used, files=[depfile], folder=output)
@@ -109,6 +111,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
             cache=stages,
             alongside=lambda network: inputs.add_external(checkpoint, network),
         )
+    opt.note_loading(checkpoint, written.compression.original, reporter.note)
     _answer(reporter, written)
 
 

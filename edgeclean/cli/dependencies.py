@@ -87,6 +87,15 @@ def external_files(checkpoint: Path, network: Network) -> list[Path]:
     return [checkpoint.parent / name for name in sorted(names)]
 
 
+def checkpoint_files(checkpoint: Path) -> list[Path]:
+    """The checkpoint's file, or those that are read of its folder."""
+    if not checkpoint.is_dir():
+        return [checkpoint]
+    from edgeclean.load.hub_folder import files_of
+
+    return files_of(checkpoint)
+
+
 def code_file(architecture: str, code_folder: Path | None) -> Path | None:
     """The file of the user's own architecture code; None for a built-in one."""
     if ":" not in architecture:

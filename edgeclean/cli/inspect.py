@@ -43,6 +43,7 @@ def inspect(  # noqa: PLR0913 - the options are the interface
     classes: opt.Classes = None,
     mean: opt.Mean = None,
     std: opt.Std = None,
+    state_dict: opt.StateDict = None,
     config: opt.Config = None,
     seed: opt.Seed = None,
     threads: opt.Threads = None,
@@ -55,13 +56,14 @@ def inspect(  # noqa: PLR0913 - the options are the interface
     ranks may differ a little.
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    spec, code_folder = opt.model_spec(model, arch, input_shape, classes, mean, std)
+    spec, code_folder = opt.model_spec(checkpoint, model, arch, input_shape, classes, mean, std)
     settings, _ = opt.pipeline_settings(
         config,
         {
             "seed": seed,
             "target": target,
             "jetpack": jetpack,
+            **opt.load_options(state_dict),
             "decompose": {"keep": keep or None},
             "ranks": {"ratio": ratio, "measure": measure},
         },
@@ -74,6 +76,7 @@ def inspect(  # noqa: PLR0913 - the options are the interface
         inspected = inspect_checkpoint(
             checkpoint, spec, settings, code_folder=code_folder, progress=progress
         )
+    opt.note_loading(checkpoint, inspected.network, reporter.note)
     reporter.answer(
         {
             "source_sha256": inspected.network.source_sha256,

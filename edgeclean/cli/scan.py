@@ -10,7 +10,7 @@ import typer
 
 from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
-from edgeclean.cli.dependencies import code_file
+from edgeclean.cli.dependencies import checkpoint_files, code_file
 from edgeclean.errors import BackdoorSuspectedError
 from edgeclean.files.writing import keep_apart, new_folder
 
@@ -45,6 +45,7 @@ def scan(  # noqa: PLR0913 - the options are the interface
     classes: opt.Classes = None,
     mean: opt.Mean = None,
     std: opt.Std = None,
+    state_dict: opt.StateDict = None,
     config: opt.Config = None,
     effort: opt.EffortLevel = None,
     seed: opt.Seed = None,
@@ -55,24 +56,29 @@ def scan(  # noqa: PLR0913 - the options are the interface
 ) -> None:
     """Search a network for a backdoor, without data; report what was searched and found."""
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    spec, code_folder = opt.model_spec(model, arch, input_shape, classes, mean, std)
+    spec, code_folder = opt.model_spec(checkpoint, model, arch, input_shape, classes, mean, std)
     keep_apart(
-        [checkpoint, model, config, code_file(spec.architecture, code_folder)], folder=output
+        [*checkpoint_files(checkpoint), model, config, code_file(spec.architecture, code_folder)],
+        folder=output,
     )
     settings, _ = opt.pipeline_settings(
-        config, opt.run_options(seed, gpu, effort), note=reporter.note
+        config,
+        opt.run_options(seed, gpu, effort) | opt.load_options(state_dict),
+        note=reporter.note,
     )
     opt.use_threads(threads)
     from edgeclean.pipeline import scan_checkpoint
     from edgeclean.report.page import trigger_files
 
     with new_folder(output) as write, reporter.progress() as progress:
-        found = scan_checkpoint(
+        scanned = scan_checkpoint(
             checkpoint, spec, settings, code_folder=code_folder, progress=progress
-        ).report
+        )
+        found = scanned.report
         document = found.summary()
         text = json.dumps(document, indent=2, allow_nan=False) + "\n"
         write({"scan.json": text.encode(), **trigger_files(found)})
+    opt.note_loading(checkpoint, scanned.network, reporter.note)
     reporter.answer(document, _verdict(found), _searches(found))
     if fail_on_backdoor and found.verdict == "suspected":
         raise BackdoorSuspectedError(

@@ -38,6 +38,8 @@ def shown(value: object) -> str:
 
 def without_folder(architecture: str) -> str:
     """Turn ``folder/net.py:make``, a place on one machine, into ``net.py:make``."""
+    if architecture.startswith("onnx:"):
+        return architecture  # the name of an output
     return architecture.replace("\\", "/").rsplit("/", maxsplit=1)[-1]
 
 

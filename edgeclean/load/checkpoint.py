@@ -25,8 +25,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.text import printable
 from edgeclean.load.asked_for import MOST_NAMES, beside_tensors
+from edgeclean.load.canonical.form import stock_form
 from edgeclean.load.finite import check_answers
 from edgeclean.load.fitting import SavedNetworks, fitted
+from edgeclean.load.hub_folder import weights_of
 from edgeclean.load.isolation import parse_isolated
 from edgeclean.load.kinds import Kind, kind_of
 from edgeclean.load.limits import (
@@ -40,7 +42,6 @@ from edgeclean.load.networks_in_file import FoundNetwork, check_plain, find_netw
 from edgeclean.load.running_cost import bounded_cost
 from edgeclean.load.state_dict import check_count, check_layout
 from edgeclean.load.torch_file import TorchFile
-from edgeclean.load.views import free_of_layout_
 from edgeclean.networks.state import JsonValue, LoadedNetwork, ModelSpec, record
 
 __all__ = ["LoadLimits", "load_checkpoint", "parse_torch", "read_networks"]
@@ -60,9 +61,9 @@ def load_checkpoint(
 
     Args:
         path: a file of ``torch.save``, whatever lies beside its weights, of safetensors, or of
-            ONNX; its bytes say which, not its name.
+            ONNX; its bytes say which, not its name. Or a folder with such a file (`hub_folder`).
         spec: the architecture, input shape, classes and scaling, which no checkpoint holds. An
-            ONNX file needs the architecture ``onnx``.
+            ONNX file needs the architecture ``onnx``, or ``onnx:NAME`` to name one of its outputs.
         limits: the most that the file may cost.
         code_folder: the folder that ``file.py:callable`` in the spec's architecture is relative to.
 
@@ -73,16 +74,18 @@ def load_checkpoint(
         InputRejectedError: the file cannot be accepted; nothing of it was executed.
         UsageError: the architecture is unknown, or the user's own code for it failed.
     """
+    path = weights_of(path)
     contents = read_input(path, limits.file_bytes)
     kind = kind_of(path, contents)
     try:
         module, notes = _network(path.parent, contents, kind, spec, limits, code_folder)
         _check_signature(module, spec, limits)
-        free_of_layout_(module, spec.input_shape)
-        check_answers(module, spec)
+        form = stock_form(module, spec, limits)
+        check_answers(form.module, spec)
     except InputRejectedError as error:
         # Names in the message come from the file: none of them may control a terminal.
         raise InputRejectedError(printable(f"{path}: {error}")) from error.__cause__
+    module, notes = form.module, {**notes, **form.notes}
     return LoadedNetwork(
         module=module,
         spec=spec,
@@ -191,7 +194,8 @@ def _network(
     code_folder: Path | None,
 ) -> tuple[nn.Module, dict[str, JsonValue]]:
     """Build the module; return it with the notes of the stage record."""
-    if (kind == "onnx") != (spec.architecture == ONNX):
+    name, _, output = spec.architecture.partition(":")
+    if (kind == "onnx") != (name == ONNX):
         raise InputRejectedError(
             f"the architecture is {spec.architecture!r}; it must be 'onnx' for an ONNX file, and "
             "for no other"
@@ -202,20 +206,22 @@ def _network(
         return module, {"format": kind, **notes}
     # ONNX's own packages are slow to import, and the parsing process of a state dict, which
     # imports this module, needs none of them.
+    from edgeclean.load.onnx.asked import Asked
     from edgeclean.load.onnx.importer import import_onnx
 
-    imported = import_onnx(contents, limits, folder=folder)
-    if imported.input_shape != spec.input_shape:
-        own, given = ("x".join(map(str, one)) for one in (imported.input_shape, spec.input_shape))
-        raise InputRejectedError(
-            f"the graph takes images of {own}, and {given} was said; give {own}"
-        )
-    digests = dict(imported.external_sha256)
-    return imported.module, {"format": kind, "external_sha256": digests}
+    asked = Asked(input_shape=spec.input_shape, classes=spec.classes, output=output or None)
+    imported = import_onnx(
+        contents, limits, folder=folder, asked=asked, mean=spec.mean, std=spec.std
+    )
+    notes = {"format": kind}
+    notes["external_sha256"] = dict(imported.external_sha256)
+    notes["onnx_changes"] = list(imported.notes)
+    notes["onnx_comparison"] = dict(imported.comparison)
+    return imported.module, notes
 
 
 def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> None:
-    """Run one black image through: the network must take the spec's shape and give its classes."""
+    """Run one black image through: the network must take the spec's shape, within the limits."""
     shape = "x".join(str(side) for side in spec.input_shape)
     if not any(True for _ in module.parameters()):
         raise InputRejectedError("the network has no parameters; there is nothing to compress")
@@ -227,7 +233,7 @@ def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> 
             )
     try:
         with torch.no_grad(), bounded_cost(module, spec.input_shape, limits):
-            logits = module(torch.zeros(1, *spec.input_shape))
+            module(torch.zeros(1, *spec.input_shape))
     except InputRejectedError:
         raise
     except Exception as error:  # noqa: BLE001 - a module that does not fit raises what it likes
@@ -236,9 +242,3 @@ def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> 
             f"the network does not take an image of {shape} ({type(error).__name__}: {reason}); "
             "give its input shape"
         ) from None
-    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (1, spec.classes):
-        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise InputRejectedError(
-            f"for one image of {shape} the network gives {got}; with {spec.classes} classes it "
-            f"must give (1, {spec.classes})"
-        )

@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.load.architectures import build_architecture, list_architectures
+from edgeclean.load.asked_for import MOST_LETTERS
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.names import Architecture, Renamed, closest, fits
 from edgeclean.load.running_cost import bounded_cost
@@ -76,9 +77,21 @@ def fitted(
     notes = {
         "network": way.label if way.label != WHOLE_FILE else "",
         "names": list(way.renamed.done),
-        "beside": list(saved.beside),
+        "beside": [name[:MOST_LETTERS] for name in saved.beside],
     }
     return module, {key: note for key, note in notes.items() if note}
+
+
+def told(notes: Mapping[str, JsonValue]) -> tuple[str, ...]:
+    """Return sentences about what was done to a checkpoint's names, from the notes of `fitted`."""
+    sentences = []
+    if "network" in notes:
+        sentences.append(f"Of the checkpoint, the network under {notes['network']} was taken.")
+    if "names" in notes:
+        sentences.append(f"To fit the architecture: {'; '.join(notes['names'])}.")
+    if "beside" in notes:
+        sentences.append(f"Beside the weights, not read: {', '.join(notes['beside'])}.")
+    return tuple(sentences)
 
 
 def _by_keys(spec: ModelSpec) -> Architecture:

@@ -11,8 +11,10 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edgeclean.load.limits import LoadLimits
-from edgeclean.load.onnx.guard import COMPLETE, parse_onnx, read_model
-from edgeclean.load.onnx.importer import OnnxNetwork, build_network
+from edgeclean.load.onnx.graph import read_model
+from edgeclean.load.onnx.guard import COMPLETE, parse_onnx
+from edgeclean.load.onnx.importer import build_network
+from edgeclean.networks.steps import StepNetwork
 
 TOLERANCE = 1e-4
 LIMITS = LoadLimits()
@@ -99,7 +101,7 @@ def by_runtime(contents: bytes, pixels: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(runs))
 
 
-def converted(contents: bytes, limits: LoadLimits = LIMITS) -> OnnxNetwork:
+def converted(contents: bytes, limits: LoadLimits = LIMITS) -> StepNetwork:
     """Checked and converted in this process: the parsing process takes seconds to start."""
     checked = parse_onnx(contents, limits)
     assert checked.startswith(COMPLETE)

@@ -19,6 +19,8 @@ from edgeclean.load.architectures.beside import import_file, importable, name_an
 from edgeclean.load.architectures.builders import CLASSES, call_builder
 from edgeclean.networks.state import ModelSpec
 
+NO_CODE = ("onnx", "timm", "torchvision")  # what begins with one of these names none of the user's
+
 
 def build_named(name: str, spec: ModelSpec, code_folder: Path | None = None) -> nn.Module:
     """Import what ``name`` names, call it, and return its ``nn.Module``.
@@ -74,7 +76,7 @@ def code_file(architecture: str, code_folder: Path | None = None) -> Path | None
     root = code_folder or Path()
     if module_name.endswith(".py"):
         return root / module_name
-    if not module_name:
+    if not module_name or module_name in NO_CODE:
         return None
     try:
         with importable([root]):

@@ -12,7 +12,8 @@ from onnx import TensorProto
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.limits import LoadLimits
-from edgeclean.load.onnx.guard import TYPES, external_location, external_tensors, read_model
+from edgeclean.load.onnx.graph import read_model
+from edgeclean.load.onnx.guard import TYPES, external_location, external_tensors
 
 KEYS = {"location", "offset", "length", "checksum", "basepath"}
 

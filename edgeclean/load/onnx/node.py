@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from onnx import NodeProto, helper
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgeclean.errors import InputRejectedError
 
@@ -20,14 +20,20 @@ class NodeView:
     Attributes:
         node: the node.
         constants: every constant of the graph, by name.
-        shapes: the shape of every value for one image, by name.
+        shapes: the shape of every value for one batch, by name.
+        types: the element type of every value, as ONNX numbers them, by name.
         opset: the version of the graph's operators.
+        batch: the images of one batch, by which all shapes were inferred.
+        read: the inputs that were read as constants so far; an import may leave none unread.
     """
 
     node: NodeProto
     constants: Mapping[str, Tensor]
     shapes: Mapping[str, tuple[int, ...]]
+    types: Mapping[str, int]
     opset: int
+    batch: int
+    read: set[int] = field(default_factory=set)
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """Return an attribute's value."""
@@ -52,6 +58,7 @@ class NodeView:
         """
         if not self.is_constant(index):
             raise self.refusal(f"input {index} must be a constant")
+        self.read.add(index)
         return self.constants[self.node.input[index]]
 
     def floats(self, index: int) -> Tensor:
@@ -66,6 +73,38 @@ class NodeView:
                 f"input {index} has NaN or infinite numbers; a trained network has none"
             )
         return numbers
+
+    def operand(self, index: int) -> Tensor:
+        """Return the constant at an elementwise operator's input, with one row for all images.
+
+        Raises:
+            InputRejectedError: as `floats`, or it gives each image of a batch other numbers.
+        """
+        number = self.constant(index)
+        if number.is_floating_point():
+            number = self.floats(index)
+        places = [place for place in range(len(self.node.input)) if not self.is_constant(place)]
+        axes = max((len(self.shape(place)) for place in places), default=0)
+        if number.dim() < axes:
+            return number
+        rows, length = number[:1], max(self.shape(place)[0] for place in places)
+        same = number.shape[0] in (1, length) and torch.equal(number, rows.expand_as(number))
+        if number.dim() > axes or not same:
+            raise self.refusal(f"a constant of shape {tuple(number.shape)} changes the batch axis")
+        return rows
+
+    def constants_of(self, *, elementwise: bool = True) -> dict[int, Tensor]:
+        """Return all constants by their places among the inputs, as `operand` or `floats` does.
+
+        Raises:
+            InputRejectedError: as those.
+        """
+        read = self.operand if elementwise else self.floats
+        return {
+            place: read(place)
+            for place, name in enumerate(self.node.input)
+            if name in self.constants
+        }
 
     def integers(self, name: str, index: int) -> list[int] | None:
         """Return a list that was an attribute in older opsets and is an input in newer ones."""
@@ -94,3 +133,18 @@ class NodeView:
         """Return the error that names this node."""
         name = self.node.name or self.node.output[0]
         return InputRejectedError(f"{self.node.op_type} node {name[:80]!r}: {why}")
+
+
+def fill(view: NodeView, layer: nn.Module, name: str, numbers: Tensor) -> None:
+    """Copy numbers into a parameter or buffer of exactly their shape.
+
+    Raises:
+        InputRejectedError: it has another shape.
+    """
+    slot = getattr(layer, name)
+    if slot.shape != numbers.shape:
+        raise view.refusal(
+            f"{name} has shape {tuple(numbers.shape)}; {tuple(slot.shape)} would fit"
+        )
+    with torch.no_grad():
+        slot.copy_(numbers)
