@@ -53,6 +53,14 @@ _NAMES = _words(
     types.LambdaType types.MethodType types.ModuleType profile.run profile.runctx trace.Trace
     """
 )
+# Attributes by which code climbs from any class to every module; nested classes are none of them.
+_WAYS_OUT = _words(
+    """
+    __base__ __bases__ __builtins__ __class__ __closure__ __code__ __dict__ __getattribute__
+    __globals__ __import__ __loader__ __mro__ __reduce__ __reduce_ex__ __self__ __spec__
+    __subclasses__ mro
+    """
+)
 _PLAIN = _words(
     """
     _codecs.encode builtins.dict builtins.list builtins.object builtins.set collections.OrderedDict
@@ -74,7 +82,7 @@ def code_asked_for(names: Iterable[str], attributes: Iterable[str]) -> bool:
         names: all that a pickle would import, with full names.
         attributes: all that it would look up by ``getattr``; a nested class, say.
     """
-    return any(map(_is_code, names)) or any(name.startswith("__") for name in attributes)
+    return any(map(_is_code, names)) or not _WAYS_OUT.isdisjoint(attributes)
 
 
 def beside_tensors(names: Iterable[str]) -> list[str]:

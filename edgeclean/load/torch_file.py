@@ -7,7 +7,6 @@ lie in its ``_parameters`` and ``_buffers``; its numbers are read last, and only
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import struct
 import sys
@@ -72,12 +71,6 @@ class TorchFile:
         self._fetch: Callable[[str, int], bytearray] = _nothing
         zipped = contents.startswith(ZIP_MAGIC)
         self.tree = self._archive(contents) if zipped else self._stream(contents)
-        if code_asked_for(self.tree.names, self.tree.attributes):
-            raise InputRejectedError(
-                f"its pickle asks for code: {listed(beside_tensors(self.tree.names))}; nothing was "
-                "run. Whoever made this file meant to run something where it is loaded: do not use "
-                "its weights; ask for safetensors or torch.save(model.state_dict(), ...)"
-            )
 
     def tensor(self, node: StandIn, name: str) -> Tensor:
         """Return the tensor that a node stands for, without copying its numbers.
@@ -136,6 +129,9 @@ class TorchFile:
 
     def _archive(self, contents: bytes) -> PickledTree:
         archive = zipfile.ZipFile(io.BytesIO(contents))
+        for member in archive.infolist():
+            if not member.CRC:  # torch.save may leave the checksums out, to be faster
+                del member.CRC
         folder = archive.namelist()[0].partition("/")[0]
         swapped = False
         if f"{folder}/byteorder" in archive.namelist():
@@ -150,18 +146,18 @@ class TorchFile:
             return _swapped(numbers, size) if swapped else numbers
 
         self._fetch = fetch
-        return read_pickle(io.BytesIO(archive.read(f"{folder}/data.pkl")))
+        return _read_harmless(io.BytesIO(archive.read(f"{folder}/data.pkl")))
 
     def _stream(self, contents: bytes) -> PickledTree:
         stream = io.BytesIO(contents)
-        first = read_pickle(stream)
+        first = _read_harmless(stream)
         if type(first.root) is not int or first.root != MAGIC_NUMBER:
             return first  # of pickle.dump
-        if read_pickle(stream).root != PROTOCOL_VERSION:
+        if _read_harmless(stream).root != PROTOCOL_VERSION:
             raise ValueError("a version of torch.save that is not known")
-        told = read_pickle(stream)
-        tree = read_pickle(stream)
-        keys = read_pickle(stream)
+        _read_harmless(stream)  # what machine it was written on
+        tree = _read_harmless(stream)
+        keys = _read_harmless(stream)
         places = _places(stream, keys.root, tree.stored, len(contents))
 
         def fetch(key: str, size: int) -> bytearray:
@@ -169,7 +165,19 @@ class TorchFile:
             return bytearray(contents[start : start + count * size])
 
         self._fetch = fetch
-        return dataclasses.replace(tree, names=(*told.names, *tree.names, *keys.names))
+        return tree
+
+
+def _read_harmless(stream: io.BytesIO) -> PickledTree:
+    """Return one pickle's tree, unless it asks for code."""
+    tree = read_pickle(stream)
+    if code_asked_for(tree.names, tree.attributes):
+        raise InputRejectedError(
+            f"its pickle asks for code: {listed(beside_tensors(tree.names))}; nothing was run. "
+            "Whoever made this file meant to run something where it is loaded: do not use its "
+            "weights; ask for safetensors or torch.save(model.state_dict(), ...)"
+        )
+    return tree
 
 
 def is_tensor(node: object) -> bool:
