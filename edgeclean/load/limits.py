@@ -21,6 +21,7 @@ from edgeclean.files.text import printable
 from edgeclean.settings import Settings, setting
 
 MIB = 1024**2
+_LOCAL_HEADER = 30  # bytes in front of a member's name
 ZIP_MAGIC = b"PK\x03\x04"
 
 
@@ -119,6 +120,7 @@ def check_zip(contents: bytes, limits: LoadLimits) -> None:
     for member in members:
         _check_member(member, limits)
     _check_names([member.filename for member in members])
+    _check_places(members, len(contents))
 
 
 def check_safetensors(contents: bytes, limits: LoadLimits) -> None:
@@ -174,6 +176,16 @@ def _check_member(member: zipfile.ZipInfo, limits: LoadLimits) -> None:
         raise InputRejectedError(
             f"archive member {name[:80]!r} has a name that torch.save would not write"
         )
+
+
+def _check_places(members: Iterable[zipfile.ZipInfo], end: int) -> None:
+    """Refuse members that lie in one another: small in the file, many times that when read."""
+    ordered = sorted(members, key=lambda member: member.header_offset)
+    starts = [member.header_offset for member in ordered]
+    for member, following in zip(ordered, [*starts[1:], end], strict=True):
+        name = member.orig_filename.encode("utf-8", "replace")
+        if member.header_offset + _LOCAL_HEADER + len(name) + member.compress_size > following:
+            raise InputRejectedError(f"archive member {member.filename[:80]!r} overlaps another")
 
 
 def _check_names(names: Iterable[str]) -> None:
