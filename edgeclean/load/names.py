@@ -88,27 +88,33 @@ def _keys(tensors: Mapping[str, Tensor]) -> Collection[str]:
 
 def _variants(tensors: Mapping[str, Tensor]) -> Iterator[Renamed]:
     """Yield the tensors without wrappers, then those under each prefix, the largest first."""
-    plain = {_unwrapped(name): tensor for name, tensor in tensors.items()}
-    if len(plain) < len(tensors):
-        plain = dict(tensors)
-    parts = sorted({part for name in tensors.keys() - plain.keys() for part in _wrappers(name)})
-    done = tuple(f"{part!r} taken out of the names" for part in parts)
-    yield Renamed(tensors=plain, done=done)
+    yield _below("", tensors)
     counts: dict[str, int] = {}
-    for name in plain:
+    for name in tensors:
         words = name.split(".")
         for depth in range(1, min(len(words), MOST_DEPTH + 1)):
             prefix = ".".join(words[:depth]) + "."
             counts[prefix] = counts.get(prefix, 0) + 1
-    enough = len(plain) / LEAST_SHARE
+    enough = len(tensors) / LEAST_SHARE
     large = [prefix for prefix in counts if counts[prefix] >= enough]
     for prefix in sorted(large, key=lambda one: (-counts[one], len(one)))[:MOST_PREFIXES]:
-        below = {
-            name.removeprefix(prefix): one for name, one in plain.items() if name.startswith(prefix)
-        }
-        others = [name for name in plain if not name.startswith(prefix)]
-        told = (f"{prefix!r} taken from the names", *_left_out(others))
-        yield Renamed(tensors=below, prefix=prefix, done=(*done, *told))
+        yield _below(prefix, tensors)
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> Renamed:
+    """Return the tensors whose names begin with the prefix, without it and without wrappers."""
+    named = {
+        name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)
+    }
+    plain = {_unwrapped(name): one for name, one in named.items()}
+    if len(plain) < len(named):  # it is the wrapper that tells two names apart
+        plain = named
+    words = sorted({part for name in named.keys() - plain.keys() for part in _wrappers(name)})
+    done = [f"{word!r} taken out of the names" for word in words]
+    if prefix:
+        done += [f"{prefix!r} taken from the names"]
+        done += _left_out([name for name in tensors if not name.startswith(prefix)])
+    return Renamed(tensors=plain, prefix=prefix, done=tuple(done))
 
 
 def _match(variant: Renamed, needed: Mapping[str, Tensor]) -> Renamed | None:
