@@ -16,6 +16,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader, SourcelessFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
+from typing import Any
 
 PACKAGE = "edgeclean_code"  # of files that import from their folder without a package
 _RELATIVE = re.compile(rb"^[ \t]*from[ \t]+\.", re.MULTILINE)
@@ -91,7 +92,7 @@ class _Finder(MetaPathFinder):
     def find_spec(
         self,
         fullname: str,
-        path: Sequence[str] | None,
+        path: Any,  # a namespace has one of its own kind
         target: ModuleType | None = None,
     ) -> ModuleSpec | None:
         """Return where a module lies; see `importlib.abc.MetaPathFinder`."""
