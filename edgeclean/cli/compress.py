@@ -74,8 +74,10 @@ def compress(  # noqa: PLR0913 - the options are the interface
     reporter = Reporter(as_json=as_json, quiet=quiet)
     spec, code_folder = opt.model_spec(checkpoint, model, arch, input_shape, classes, mean, std)
     options = opt.run_options(seed, gpu, effort) | {"target": target, "jetpack": jetpack}
-    options |= opt.load_options(state_dict)
-    options |= {"purify": {"mode": purify}, "decompose": {"keep": keep or None}}
+    options |= opt.load_options(state_dict) | {
+        "purify": {"mode": purify},
+        "decompose": {"keep": keep or None},
+    }
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
     goal = opt.rank_goal(ratio, measure, rank_multiple, speedup, latency_budget_ms, size_budget)
     options |= {"precision": {"format": precision}, "ranks": _overrides(ranks_file) | goal}
@@ -111,8 +113,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
             cache=stages,
             alongside=lambda network: inputs.add_external(checkpoint, network),
         )
-    opt.note_loading(checkpoint, written.compression.original, reporter.note)
-    _answer(reporter, written)
+    _answer(reporter, checkpoint, written)
 
 
 def _cache(folder: Path | None, no_cache: bool, note: Callable[[str], None]) -> Cache | None:
@@ -176,8 +177,9 @@ def _overrides(ranks_file: Path | None) -> dict[str, Any]:
     }
 
 
-def _answer(reporter: Reporter, written: WrittenCompression) -> None:
+def _answer(reporter: Reporter, checkpoint: Path, written: WrittenCompression) -> None:
     """The bundle that was written, and what was measured of it."""
+    opt.note_loading(checkpoint, written.compression.original, reporter.note)
     reporter.answer(_document(written), _summary(written), _checks(written), _files(written))
     reporter.note(f"report: {written.bundle.path / 'report.html'}")
 

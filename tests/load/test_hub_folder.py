@@ -160,14 +160,21 @@ def test_folders_without_weights_or_config(tmp_path: Path) -> None:
     assert files_of(folder) == [folder / "model.safetensors"]
 
 
-def test_a_network_of_timm_in_a_folder_that_timm_wrote(tmp_path: Path) -> None:
+def test_a_network_of_timm_with_what_timm_says_of_it(tmp_path: Path) -> None:
     try:
         import timm
     except Exception:  # noqa: BLE001 - a torchvision of another PyTorch raises RuntimeError
         pytest.skip("needs timm, which does not import without a torchvision of this PyTorch")
     torch.manual_seed(0)
     model = timm.create_model("mobilenetv3_small_050", num_classes=5).eval()
-    timm.models.save_for_hf(model, tmp_path / "hub", model_config={"num_classes": 5})
+    stated = {
+        key: entry
+        for key, entry in model.pretrained_cfg.items()
+        if isinstance(entry, str | int | float | bool | list | tuple)
+    }
+    config = {"architecture": model.pretrained_cfg["architecture"], "num_classes": 5}
+    folder = folder_of(tmp_path, {**config, "pretrained_cfg": stated})
+    safetensors.torch.save_file(model.state_dict(), folder / "model.safetensors")
     spec = spec_from_options(checkpoint=tmp_path / "hub")
     assert spec.classes == 5
     loaded = load_checkpoint(tmp_path / "hub", spec)
