@@ -102,7 +102,7 @@ if TYPE_CHECKING:
     from edgeclean.bundle.verify import verify_bundle as verify
     from edgeclean.compression.latency_table import LatencyTable, read_latency_table
     from edgeclean.config import PipelineSettings, read_config, settings_for
-    from edgeclean.devices.ssh import ConnectionLostError
+    from edgeclean.devices.exchange import ConnectionLostError
     from edgeclean.devices.targets import Target, list_targets, load_target
     from edgeclean.errors import (
         AccuracyGateError,
@@ -146,7 +146,7 @@ else:
         "bundle.verify": ("VerifyRecord", "verify_bundle"),
         "compression.latency_table": ("LatencyTable", "read_latency_table"),
         "config": ("PipelineSettings", "read_config", "settings_for"),
-        "devices.ssh": ("ConnectionLostError",),
+        "devices.exchange": ("ConnectionLostError",),
         "devices.targets": ("Target", "list_targets", "load_target"),
         "errors": (
             *("AccuracyGateError", "BackdoorSuspectedError", "BudgetError", "EdgecleanError"),

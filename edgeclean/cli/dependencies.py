@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edgeclean.errors import UsageError
 from edgeclean.files.atomic import resolved
 from edgeclean.files.depfile import depfile, is_depfile
+from edgeclean.files.reading import open_regular
 from edgeclean.files.writing import check_place, in_place, keep_apart
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class InputFiles:
 
 
 def _is_depfile(path: Path) -> bool:
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         contents = stream.read(MAX_DEPFILE_BYTES + 1)
     return len(contents) <= MAX_DEPFILE_BYTES and is_depfile(contents)
 

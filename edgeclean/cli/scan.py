@@ -11,6 +11,7 @@ import typer
 from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.dependencies import checkpoint_files, code_file
+from edgeclean.cli.structure import structure_table, structure_warning
 from edgeclean.errors import BackdoorSuspectedError
 from edgeclean.files.writing import keep_apart, new_folder
 
@@ -79,18 +80,23 @@ def scan(  # noqa: PLR0913 - the options are the interface
         text = json.dumps(document, indent=2, allow_nan=False) + "\n"
         write({"scan.json": text.encode(), **trigger_files(found)})
     opt.note_loading(checkpoint, scanned.network, reporter.note)
-    reporter.answer(document, _verdict(found), _searches(found))
+    reporter.answer(document, _verdict(found), structure_table(found.structure), _searches(found))
     if fail_on_backdoor and found.verdict == "suspected":
+        advice = "`edgeclean compress` purifies such a network"
+        if found.structure.findings:
+            advice = "no purification of weights removes what the graph itself does"
         raise BackdoorSuspectedError(
-            f"{verdict_in_words(found)}, and --fail-on-backdoor was given; `edgeclean compress` "
-            "purifies such a network"
+            f"{verdict_in_words(found)}, and --fail-on-backdoor was given; {advice}"
         )
+    if found.structure.findings:
+        reporter.note(structure_warning(found.structure))
 
 
 def verdict_in_words(found: ScanReport) -> str:
     """Never "clean": a scan can only say what it did not find."""
     if found.verdict == "suspected":
-        return f"backdoor suspected, target {', '.join(found.suspicions)}"
+        target = ", target " if found.suspects else " in "
+        return f"backdoor suspected{target}{', '.join(found.suspicions)}"
     return f"no trigger found by {', '.join(search.name for search in found.searches)}"
 
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
@@ -22,10 +24,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from edgeclean.errors import InputRejectedError
+from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.files.text import printable
 from edgeclean.load.asked_for import MOST_NAMES, beside_tensors
-from edgeclean.load.canonical.form import stock_form
+from edgeclean.load.canonical.form import as_stock_layers, stock_form
 from edgeclean.load.finite import check_answers
 from edgeclean.load.fitting import SavedNetworks, fitted
 from edgeclean.load.hub_folder import weights_of
@@ -43,8 +45,9 @@ from edgeclean.load.running_cost import bounded_cost
 from edgeclean.load.state_dict import check_count, check_layout
 from edgeclean.load.torch_file import TorchFile
 from edgeclean.networks.state import JsonValue, LoadedNetwork, ModelSpec, record
+from edgeclean.networks.structure import read_structure
 
-__all__ = ["LoadLimits", "load_checkpoint", "parse_torch", "read_networks"]
+__all__ = ["LoadLimits", "load_checkpoint", "parse_torch", "read_networks", "written_out"]
 
 ONNX = "onnx"
 _DEFAULT_LIMITS = LoadLimits()
@@ -79,9 +82,12 @@ def load_checkpoint(
     kind = kind_of(path, contents)
     try:
         module, notes = _network(path.parent, contents, kind, spec, limits, code_folder)
-        _check_signature(module, spec, limits)
+        dear = _check_signature(module, spec, limits)
         form = stock_form(module, spec, limits)
-        check_answers(form.module, spec)
+        check_answers(form.module, spec, few=dear)
+        structure = read_structure(form.module, spec.input_shape)
+        if structure.read:
+            notes["structure"] = [one.in_words() for one in structure.findings]
     except InputRejectedError as error:
         # Names in the message come from the file: none of them may control a terminal.
         raise InputRejectedError(printable(f"{path}: {error}")) from error.__cause__
@@ -92,6 +98,23 @@ def load_checkpoint(
         source_sha256=hashlib.sha256(contents).hexdigest(),
         history=(record("load", module, spec, limits, notes),),
     )
+
+
+def written_out(network: LoadedNetwork, limits: LoadLimits, why: str) -> LoadedNetwork:
+    """Return a loaded network as stock layers called in order: another form of the same function.
+
+    Args:
+        network: as `load_checkpoint` returned it, on the CPU.
+        limits: bounds what is written out.
+        why: the reason for it, for the history.
+
+    Raises:
+        InputRejectedError: it cannot be written out; names the layer.
+    """
+    module = as_stock_layers(network.module, network.spec, limits)
+    notes = {**network.history[0].notes, "written_out": why}
+    loaded = record("load", module, network.spec, limits, notes)
+    return replace(network, module=module, history=(loaded,))
 
 
 def parse_torch(contents: bytes, limits: LoadLimits) -> bytes:
@@ -202,7 +225,16 @@ def _network(
         )
     if kind != "onnx":
         saved = read_networks(contents, kind, limits)
-        module, notes = fitted(saved, spec, limits, code_folder)
+        try:
+            module, notes = fitted(saved, spec, limits, code_folder)
+        except InputRejectedError:
+            if spec.classes != 2:
+                raise
+            single = replace(spec, classes=1)  # one logit may stand for two classes
+            with suppress(InputRejectedError, UsageError):
+                module, notes = fitted(saved, single, limits, code_folder)
+                return module, {"format": kind, **notes}
+            raise
         return module, {"format": kind, **notes}
     # ONNX's own packages are slow to import, and the parsing process of a state dict, which
     # imports this module, needs none of them.
@@ -220,8 +252,12 @@ def _network(
     return imported.module, notes
 
 
-def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> None:
-    """Run one black image through: the network must take the spec's shape, within the limits."""
+def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> bool:
+    """Run one black image through: the network must take the spec's shape, within the limits.
+
+    Returns:
+        Whether it is so dear that few images should be tried.
+    """
     shape = "x".join(str(side) for side in spec.input_shape)
     if not any(True for _ in module.parameters()):
         raise InputRejectedError("the network has no parameters; there is nothing to compress")
@@ -232,7 +268,7 @@ def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> 
                 "the others of its batch; train with track_running_stats=True"
             )
     try:
-        with torch.no_grad(), bounded_cost(module, spec.input_shape, limits):
+        with torch.no_grad(), bounded_cost(module, spec.input_shape, limits) as bill:
             module(torch.zeros(1, *spec.input_shape))
     except InputRejectedError:
         raise
@@ -242,3 +278,4 @@ def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> 
             f"the network does not take an image of {shape} ({type(error).__name__}: {reason}); "
             "give its input shape"
         ) from None
+    return bill.is_dear

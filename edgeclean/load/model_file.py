@@ -214,7 +214,8 @@ def _check_shape(entry: Any) -> str:
 
 def _check_classes(entry: Any) -> str:
     good = type(entry) is int and 2 <= entry <= MAX_CLASSES
-    return "" if good else f"a whole number in 2..{MAX_CLASSES}"
+    single = "; a network with one logit has two classes, give 2" if entry == 1 else ""
+    return "" if good else f"a whole number in 2..{MAX_CLASSES}{single}"
 
 
 def _check_mean(entry: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,20 @@ class MeanOfParts(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Return [n, c, *pooled] for [n, c, *plane], as ``adaptive_avg_pool2d`` would."""
         return self.rows @ values @ self.columns
+
+
+def affine_positions(plane: Sequence[int], align_corners: bool) -> Tensor:
+    """Return [h*w, 3]: x, y and 1 of every place of a plane, as ``affine_grid`` lays them out."""
+    height, width = plane
+    identity = torch.eye(2, 3).unsqueeze(0)
+    grid = functional.affine_grid(identity, [1, 1, height, width], align_corners=align_corners)
+    places = torch.cat([grid, torch.ones(1, height, width, 1)], 3)
+    return places.reshape(height * width, 3)
+
+
+def affine_grid(theta: Tensor, places: Tensor, plane: tuple[int, int]) -> Tensor:
+    """Return ``affine_grid`` of matrices [n, 2, 3], for any number of them."""
+    return (places @ theta.transpose(1, 2)).reshape(-1, *plane, 2)
 
 
 def copied(values: Tensor, source: Tensor) -> Tensor:

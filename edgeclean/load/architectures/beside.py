@@ -18,6 +18,8 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+from edgeclean.files.reading import is_regular
+
 PACKAGE = "edgeclean_code"  # of files that import from their folder without a package
 _RELATIVE = re.compile(rb"^[ \t]*from[ \t]+\.", re.MULTILINE)
 
@@ -63,7 +65,7 @@ def import_file(file: Path, name: str) -> ModuleType:
     Raises:
         FileNotFoundError: there is no such file. Any exception that its code raises, too.
     """
-    if not file.is_file():
+    if not is_regular(file):
         raise FileNotFoundError(file)
     if "." in name:
         return importlib.import_module(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -14,6 +14,11 @@ from edgeclean.errors import InputRejectedError
 
 Path = tuple[int | str, ...]
 _MOST_DEPTH = 4
+_PROBABILITIES: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda logits: logits.softmax(min(1, logits.dim() - 1)),
+    lambda logits: logits.log_softmax(min(1, logits.dim() - 1)),
+    torch.sigmoid,
+)
 _NAMES = ("logits", "logit", "out", "output", "pred", "predictions")  # of the one that is meant
 
 
@@ -57,9 +62,10 @@ def find_logits(answer: object, images: int, classes: int) -> LogitsAt:
     single = not fitting and classes == 2
     if single:
         fitting = [(path, one) for path, one in members if _fits(one, images, 1)]
+    fitting = _without_copies(fitting)
     named = [one for one in fitting if one[0] and one[0][-1] in _NAMES]
     chosen = named if len(named) == 1 else fitting
-    if len({id(one) for _, one in chosen}) > 1:
+    if len(chosen) > 1:
         listed = ", ".join(".".join(map(str, path)) for path, _ in chosen)
         raise InputRejectedError(
             f"the network returns several tensors with {classes} columns (members {listed[:200]}); "
@@ -109,6 +115,23 @@ def _members(answer: object, path: Path) -> Iterator[tuple[Path, Tensor]]:
     elif is_dataclass(answer):
         for field in fields(answer):
             yield from _members(getattr(answer, field.name), (*path, field.name))
+
+
+def _without_copies(members: list[tuple[Path, Tensor]]) -> list[tuple[Path, Tensor]]:
+    """Leave out what is another member once more: as it is, or as probabilities of its logits."""
+    distinct: list[tuple[Path, Tensor]] = []
+    for path, one in members:
+        if not any(torch.equal(one, other) for _, other in distinct):
+            distinct.append((path, one))
+    return [
+        (path, one)
+        for path, one in distinct
+        if not any(
+            other is not one and torch.allclose(one, made(other), rtol=1e-4, atol=1e-6)
+            for _, other in distinct
+            for made in _PROBABILITIES
+        )
+    ]
 
 
 def _fits(tensor: Tensor, images: int, columns: int) -> bool:

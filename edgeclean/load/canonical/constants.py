@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from edgeclean.load.canonical.graph import CannotWriteError, Graph, label
-
-SIZES = (2, 3)  # numbers of images; a value for both tells how it depends on the number
-_SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
+from edgeclean.load.canonical.graph import SIZES, CannotWriteError, Graph, label
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +49,7 @@ class Constants:
             most_bytes: that the values computed here may take together.
         """
         self.values: dict[fx.Node, Any] = dict(graph.tensors)
-        self._symbol = graph.images.meta["val"].shape[0]
+        self._twins = graph.twins
         self._left = most_bytes
 
     def __contains__(self, node: object) -> bool:
@@ -68,53 +65,69 @@ class Constants:
         Raises:
             CannotWriteError: its values take too much memory, or it cannot be computed.
         """
-        known = node.meta.get("val")
-        if all(one in self.values for one in node.all_input_nodes):
-            self._pay(node, known)
-            self.values[node] = self._computed(node)
-        elif isinstance(known, _SYMBOLIC):
-            sizes = tuple(self._size(known, images, node) for images in SIZES)
-            self.values[node] = PerBatch(sizes)
-        elif isinstance(known, bool | int | float):
-            self.values[node] = known
-        else:
+        if not all(one in self.values for one in node.all_input_nodes):
             return False
+        known = node.meta.get("val")
+        if isinstance(known, Tensor):
+            self._left -= known.numel() * known.element_size()
+        if self._left < 0:
+            raise CannotWriteError(f"up to {label(node)} its constants pass the limit file_bytes")
+        try:
+            self.values[node] = self._computed(node)
+        except Exception as error:
+            raise CannotWriteError(f"{label(node)} cannot be computed ({error})") from error
         return True
 
     def _computed(self, node: fx.Node) -> Any:
         target = node.target
         assert callable(target)  # noqa: S101 - a call of a function
         inputs = [self.values[one] for one in node.all_input_nodes]
-        try:
-            if not any(isinstance(one, PerBatch) for one in inputs):
-                return self._run(target, node, 0)
-            values = tuple(self._run(target, node, index) for index in range(len(SIZES)))
-        except Exception as error:
-            raise CannotWriteError(f"{label(node)} cannot be computed ({error})") from error
+        per_batch = any(isinstance(one, PerBatch) for one in inputs)
+        if not per_batch and not depends_on_number(node, self._twins[node]):
+            return target(*self._filled(node.args, 0), **self._filled(node.kwargs, 0))
+        values = []
+        for index, one in enumerate((node, self._twins[node])):
+            # The nodes of both graphs stand for the same values.
+            arguments, keywords = (
+                with_nodes_of(one.args, node.args),
+                with_nodes_of(one.kwargs, node.kwargs),
+            )
+            values.append(target(*self._filled(arguments, index), **self._filled(keywords, index)))
         first, second = values
         if isinstance(first, Tensor) and first.shape == second.shape and torch.equal(first, second):
             return first
-        return PerBatch(values)
+        return PerBatch(tuple(values))
 
-    def _run(self, target: Callable[..., Any], node: fx.Node, index: int) -> Any:
-        def value(one: fx.Node) -> Any:
-            known = self.values[one]
+    def _filled(self, arguments: Any, index: int) -> Any:
+        def value(node: fx.Node) -> Any:
+            known = self.values[node]
             return known.values[index] if isinstance(known, PerBatch) else known
 
-        inputs, named = fx.map_arg((node.args, node.kwargs), value)
-        return target(*inputs, **named)
+        return fx.map_arg(arguments, value)
 
-    def _size(self, known: Any, images: int, node: fx.Node) -> Any:
-        expression = known.node.expr
-        symbol = self._symbol.node.expr
-        if expression.free_symbols - {symbol}:
-            raise CannotWriteError(f"{label(node)} depends on the numbers of the images")
-        found = expression.subs({symbol: images})
-        return int(found) if found.is_integer else float(found)
 
-    def _pay(self, node: fx.Node, known: Any) -> None:
-        if isinstance(known, Tensor) and not known.is_sparse:
-            sides = [side for side in known.shape if isinstance(side, int)]
-            self._left -= torch.Size(sides).numel() * known.element_size()
-        if self._left < 0:
-            raise CannotWriteError(f"up to {label(node)} its constants pass the limit file_bytes")
+def depends_on_number(node: fx.Node, twin: fx.Node) -> bool:
+    """Return whether two calls differ in their plain arguments: by the number of images."""
+    return bool(_plain((node.args, node.kwargs)) != _plain((twin.args, twin.kwargs)))
+
+
+def with_nodes_of(arguments: Any, other: Any) -> Any:
+    """Return arguments with the nodes that stand in the same places of others."""
+    if isinstance(other, fx.Node):
+        return other
+    if isinstance(arguments, Mapping):
+        return {key: with_nodes_of(one, other[key]) for key, one in arguments.items()}
+    if isinstance(arguments, list | tuple):
+        return tuple(with_nodes_of(one, two) for one, two in zip(arguments, other, strict=True))
+    return arguments
+
+
+def _plain(argument: Any) -> Any:
+    """Return arguments without their nodes, such that they can be compared."""
+    if isinstance(argument, fx.Node):
+        return None
+    if isinstance(argument, Mapping):
+        return {key: _plain(one) for key, one in argument.items()}
+    if isinstance(argument, list | tuple):
+        return [_plain(one) for one in argument]
+    return argument

@@ -64,7 +64,7 @@ def stock_form(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> Form:
         expected = Logits(module, at)(images.clone())
     if not bool(torch.isfinite(expected).all()):
         return Form(module=module, notes=notes)  # to be refused, with its first such layer
-    reason = Reason(at.why, needed=True) if at.why else reason_to_rewrite(module, images, expected)
+    reason = Reason(at.why) if at.why else reason_to_rewrite(module, images, expected)
     if reason is None:
         return Form(module=module, notes=notes)
     try:
@@ -73,14 +73,14 @@ def stock_form(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> Form:
     except CannotWriteError as error:
         if reason.needed:
             raise InputRejectedError(
-                f"no stage can take the network as it is ({reason.why}), and it cannot be written "
+                f"no stage can take the network as it is ({reason}), and it cannot be written "
                 f"out as plain layers: {error}; {_WAY_OUT}"
             ) from None
-        return Form(module=module, notes={**notes, "kept_as_it_is": f"{reason.why}; {error}"})
+        return Form(module=module, notes={**notes, "kept_as_it_is": reason.why})
     return Form(module=rewritten, notes={**notes, "written_out": reason.why})
 
 
-def written_out(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> nn.Module:
+def as_stock_layers(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> nn.Module:
     """Return the network as stock layers called in order, whether a stage needs that or not.
 
     Args:
@@ -130,7 +130,7 @@ def _compare(rewritten: nn.Module, original: nn.Module, images: Float[Tensor, "n
             raise CannotWriteError("what was written out computes something else")
     reason = reason_to_rewrite(rewritten, images, expected)
     if reason is not None and reason.needed:
-        raise CannotWriteError(reason.why)
+        raise CannotWriteError(str(reason))
 
 
 @torch.no_grad()

@@ -1,7 +1,9 @@
 """A network's code as a graph of PyTorch's own functions, by ``torch.export``.
 
-The user's code runs here once more, on tensors without numbers, for any number of images. The
-graph is functional: nothing in it changes a value in place.
+The user's code runs here on tensors without numbers, once for two images and once for three: what
+differs between the two graphs depends on the number of images. (One graph with a symbol for that
+number would refuse code that says ``len(images)``.) The graphs are functional: nothing in them
+changes a value in place.
 """
 
 from __future__ import annotations
@@ -16,11 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-MOST_IMAGES = 2**16
-_TRACED_IMAGES = 3
+SIZES = (2, 3)  # numbers of images
 
 
 class CannotWriteError(Exception):
@@ -32,7 +33,8 @@ class Graph:
     """One network as a list of function calls.
 
     Attributes:
-        nodes: all calls that the output needs, in their order.
+        nodes: all calls that the output needs, in their order, for two images.
+        twins: the same calls for three images, by those for two.
         images: the node of the images.
         output: the node whose value is returned.
         tensors: parameters, buffers and constants by the node that stands for each.
@@ -40,6 +42,7 @@ class Graph:
     """
 
     nodes: tuple[fx.Node, ...]
+    twins: Mapping[fx.Node, fx.Node]
     images: fx.Node
     output: fx.Node
     tensors: Mapping[fx.Node, Tensor]
@@ -47,7 +50,7 @@ class Graph:
 
 
 def exported(module: nn.Module, input_shape: tuple[int, int, int], most_nodes: int) -> Graph:
-    """Write out what a module computes for any number of images.
+    """Write out what a module computes, for two numbers of images.
 
     Args:
         module: in evaluation mode; gives one tensor.
@@ -55,25 +58,28 @@ def exported(module: nn.Module, input_shape: tuple[int, int, int], most_nodes: i
         most_nodes: calls that the graph may have.
 
     Raises:
-        CannotWriteError: the code decides by the images' numbers, is made for one number of images,
-            or does something that ``torch.export`` does not know; or the graph is too large.
+        CannotWriteError: the code decides by the images' numbers, does something else for another
+            number of images, or something that ``torch.export`` does not know; or the graph is too
+            large.
     """
-    images = torch.zeros(_TRACED_IMAGES, *input_shape)
-    free = {0: Dim("images", min=1, max=MOST_IMAGES)}
+    programs = []
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), _quiet():
-            program = torch.export.export(module, (images,), dynamic_shapes=(free,), strict=False)
-            if len(program.graph.nodes) > most_nodes:
-                raise CannotWriteError(
-                    f"it makes {len(program.graph.nodes)} calls; the limit onnx_nodes is "
-                    f"{most_nodes}"
-                )
-            program = program.run_decompositions({})  # none, but it makes the graph functional
+            for count in SIZES:
+                images = torch.zeros(count, *input_shape)
+                program = torch.export.export(module, (images,), strict=False)
+                if len(program.graph.nodes) > most_nodes:
+                    raise CannotWriteError(
+                        f"it makes {len(program.graph.nodes)} calls; the limit onnx_nodes is "
+                        f"{most_nodes}"
+                    )
+                # None is decomposed, but it makes the graph functional.
+                programs.append(program.run_decompositions({}))
     except CannotWriteError:
         raise
     except Exception as error:
         raise CannotWriteError(_reason(error)) from error
-    return _graph(program)
+    return _graph(*programs)
 
 
 def where(node: fx.Node) -> str:
@@ -96,31 +102,39 @@ def operation(node: fx.Node) -> str:
     return getattr(node.target, "__name__", str(node.target))
 
 
-def _graph(program: ExportedProgram) -> Graph:
-    signature = program.graph_signature
-    by_name = {node.name: node for node in program.graph.nodes}
+def _graph(program: ExportedProgram, other: ExportedProgram) -> Graph:
     tensors: dict[fx.Node, Tensor] = {}
     names: dict[fx.Node, str] = {}
-    images = None
-    for one in signature.input_specs:
-        node = by_name[one.arg.name]
-        if one.kind is InputKind.USER_INPUT:
-            images = node
-        elif one.target is not None:
+    by_name = {node.name: node for node in program.graph.nodes}
+    for one in program.graph_signature.input_specs:
+        if one.kind is not InputKind.USER_INPUT and one.target is not None:
             known = program.state_dict if one.target in program.state_dict else program.constants
-            tensors[node] = known[one.target]
-            names[node] = one.target.removeprefix("network.")
-    outputs = [one for one in signature.output_specs if one.kind is OutputKind.USER_OUTPUT]
-    output = by_name.get(outputs[0].arg.name) if len(outputs) == 1 else None
-    if images is None or output is None:
-        raise CannotWriteError("it takes or returns something else than one tensor")
+            tensors[by_name[one.arg.name]] = known[one.target]
+            names[by_name[one.arg.name]] = one.target.removeprefix("network.")
+    (images, output), (_, output_again) = _ends(program), _ends(other)
+    nodes, others = _needed(program.graph, output), _needed(other.graph, output_again)
+    if [node.target for node in nodes] != [node.target for node in others]:
+        raise CannotWriteError("its code does something else for each number of images")
+    twins = dict(zip(nodes, others, strict=True))
+    twins |= dict(zip(_placeholders(program.graph), _placeholders(other.graph), strict=True))
     return Graph(
-        nodes=_needed(program.graph, output),
-        images=images,
-        output=output,
-        tensors=tensors,
-        names=names,
+        nodes=nodes, twins=twins, images=images, output=output, tensors=tensors, names=names
     )
+
+
+def _ends(program: ExportedProgram) -> tuple[fx.Node, fx.Node]:
+    """Return the node of the images and that of the answer."""
+    signature = program.graph_signature
+    taken = [one for one in signature.input_specs if one.kind is InputKind.USER_INPUT]
+    given = [one for one in signature.output_specs if one.kind is OutputKind.USER_OUTPUT]
+    by_name = {node.name: node for node in program.graph.nodes}
+    if len(taken) != 1 or len(given) != 1 or given[0].arg.name not in by_name:
+        raise CannotWriteError("it takes or returns something else than one tensor")
+    return by_name[taken[0].arg.name], by_name[given[0].arg.name]
+
+
+def _placeholders(graph: fx.Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if node.op == "placeholder"]
 
 
 def _needed(graph: fx.Graph, output: fx.Node) -> tuple[fx.Node, ...]:
@@ -151,8 +165,6 @@ def _reason(error: Exception) -> str:
     text = str(error)
     if "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
         return "its code decides by numbers that it computed (an if, a loop, float() or .item())"
-    if "onstraint" in type(error).__name__ or "pecializ" in text:
-        return "its code is made for one number of images; the batch axis must be free"
     line = next((one.strip() for one in text.splitlines() if one.strip()), "")
     return f"{type(error).__name__}: {line[:200]}"
 

@@ -39,12 +39,18 @@ class Reason:
     """Why a network should be written out as stock layers.
 
     Attributes:
-        why: in words, naming the layer.
+        why: in words, the same in every run, naming the layer.
         needed: a stage would fail; otherwise stages see less of it than there is.
+        error: what the code raised, which may hold anything; empty where it raised nothing.
     """
 
     why: str
-    needed: bool
+    needed: bool = True
+    error: str = ""
+
+    def __str__(self) -> str:
+        """Return all of it, for a message."""
+        return f"{self.why}: {self.error}" if self.error else self.why
 
 
 def reason_to_rewrite(
@@ -62,8 +68,8 @@ def reason_to_rewrite(
             answer hangs on the others of the batch.
     """
     failure = _failure(module, images, expected)
-    if failure:
-        return Reason(failure, needed=True)
+    if failure is not None:
+        return failure
     hidden = _odd_layer(module) or _hidden_layer(module, images)
     return Reason(hidden, needed=False) if hidden else None
 
@@ -75,21 +81,21 @@ def is_close(got: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> boo
     return bool((got - expected).abs().max() <= tolerance * (1 + expected.abs().max()))
 
 
-def _failure(module: nn.Module, images: Tensor, expected: Tensor) -> str:
+def _failure(module: nn.Module, images: Tensor, expected: Tensor) -> Reason | None:
     try:
         with torch.no_grad():
             given = images.clone()
             again = module(given)
             alone = module(images[:1].clone())
     except Exception as error:  # noqa: BLE001 - code of any kind raises what it likes
-        return _words(error)
+        return _raised(error)
     if not is_close(again, expected):
         raise InputRejectedError(
             "the network answers the same images differently from run to run; something random "
             "runs in evaluation, such as F.dropout without training=self.training"
         )
     if not torch.equal(given, images):
-        return "it changes its images in place"
+        return Reason("it changes its images in place")
     if alone.shape == expected[:1].shape and not is_close(alone, expected[:1]):
         raise InputRejectedError(
             "the network's answer to an image hangs on the others of its batch; write the part "
@@ -98,7 +104,9 @@ def _failure(module: nn.Module, images: Tensor, expected: Tensor) -> str:
     return _failure_in_stages(module, images, expected, alone)
 
 
-def _failure_in_stages(module: nn.Module, images: Tensor, expected: Tensor, alone: Tensor) -> str:
+def _failure_in_stages(
+    module: nn.Module, images: Tensor, expected: Tensor, alone: Tensor
+) -> Reason | None:
     """Do to a copy what the stages do; return what went wrong."""
     convolutions = {name: one for name, one in module.named_modules() if type(one) is nn.Conv2d}
     try:
@@ -109,16 +117,20 @@ def _failure_in_stages(module: nn.Module, images: Tensor, expected: Tensor, alon
             pixels = images.clone(memory_format=torch.channels_last).requires_grad_()
             answers = probe(pixels * 1)
             if not answers.requires_grad:
-                return "its answers have no gradient of the images"
+                return Reason("its answers have no gradient of the images")
             torch.autograd.grad(answers.sum(), pixels)
         copied = copy.deepcopy(probe)
         with torch.no_grad():
             one = copied(images[:1].clone(memory_format=torch.channels_last))
     except Exception as error:  # noqa: BLE001 - as above
-        return _words(error)
+        return _raised(error)
     if not is_close(answers.detach(), expected) or not is_close(one, alone):
-        return "it computes something else with blocks in place of convolutions, or channels-last"
-    return "" if one.shape == expected[:1].shape else "one image alone has an answer of other axes"
+        return Reason(
+            "blocks in place of convolutions, or channels-last images, change its answers"
+        )
+    if one.shape != expected[:1].shape:
+        return Reason("one image alone has an answer of other axes")
+    return None
 
 
 def _odd_layer(module: nn.Module) -> str:
@@ -191,6 +203,6 @@ def _running(module: nn.Module) -> Iterator[list[tuple[str, nn.Module]]]:
             handle.remove()
 
 
-def _words(error: Exception) -> str:
+def _raised(error: Exception) -> Reason:
     line = (str(error).splitlines() or [""])[0][:200]
-    return f"{type(error).__name__}: {line}"
+    return Reason(f"used as the stages do, it raises {type(error).__name__}", error=line)

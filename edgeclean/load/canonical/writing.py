@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from edgeclean.load.canonical.constants import Constants, PerBatch
+from edgeclean.load.canonical.constants import Constants, PerBatch, depends_on_number
 from edgeclean.load.canonical.graph import (
     CannotWriteError,
     Graph,
@@ -30,6 +30,8 @@ from edgeclean.networks.operations import (
     Held,
     MeanOfParts,
     Operation,
+    affine_grid,
+    affine_positions,
     copied,
     entry_written,
     slice_written,
@@ -93,10 +95,11 @@ class _Writer:
     def __init__(self, graph: Graph, leaves: Collection[str], most_bytes: int) -> None:
         self.modules: dict[str, nn.Module] = {}
         self.calls: list[Call] = []
+        self._twins = graph.twins
         self._constants = Constants(graph, most_bytes)
         self._values: dict[fx.Node, str] = {graph.images: _IMAGES}
         self._leaves = leaves
-        self._names = {id(graph.tensors[node]): name for node, name in graph.names.items()}
+        self._names = {_numbers(graph.tensors[node]): name for node, name in graph.names.items()}
         self._owners = {name.rpartition(".")[0] for name in graph.names.values()}
         self._shared: dict[tuple[Any, ...], str] = {}
         self._parameters: dict[int, nn.Parameter] = {}
@@ -131,12 +134,12 @@ class _Writer:
             self._add_member(node)
         elif not isinstance(target, torch._ops.OpOverload):
             raise CannotWriteError(f"{label(node)} is no function of PyTorch's own")
-        elif _is_identity(node):
-            self._values[node] = self.value(node.all_input_nodes[0])
+        elif self._is_identity(node):
+            self._values[node] = self.value(_first(node))
         elif target in _RESHAPES:
-            self._add_operation(node, _aten.reshape.default, (node.args[0], _sizes(node)), {})
+            self._add_operation(node, _aten.reshape.default, (_first(node), self._sizes(node)), {})
         elif target is _aten.expand.default:
-            self._add_operation(node, target, (node.args[0], _expanded(node)), {})
+            self._add_operation(node, target, (_first(node), self._expanded(node)), {})
         elif not (self._add_padding(node) or self._add_layer(node)):
             self._add_other(node)
 
@@ -194,6 +197,15 @@ class _Writer:
                 taken = self.value(_first(node))
                 self._call(node, MeanOfParts(plane, pooled), (taken,))
                 return
+        if node.target is _aten.affine_grid_generator.default:
+            given = arguments(node)
+            fixed = affine_positions(given["size"][-2:], given["align_corners"])
+            taken = self.value(_first(node))
+            places = (Given(0), Held("constant_0"), tuple(given["size"][-2:]))
+            self._call(node, Operation(affine_grid, places, {}, [fixed]), (taken,))
+            return
+        if depends_on_number(node, self._twins[node]):
+            raise CannotWriteError(f"{label(node)} depends on the number of images")
         named = {name: one for name, one in node.kwargs.items() if name not in _MEMORY}
         self._add_operation(node, _WRITES.get(node.target, node.target), node.args, named)
 
@@ -221,6 +233,50 @@ class _Writer:
         keywords = {name: place(one) for name, one in named.items()}
         self._call(node, Operation(function, arguments, keywords, held), tuple(taken))
 
+    def _is_identity(self, node: fx.Node) -> bool:
+        """Return whether a call returns its first argument as it is."""
+        if node.target in _IDENTITIES:
+            return True
+        if node.target in _DROPOUTS:
+            return not arguments(node)["train"]
+        given = node.args[0] if node.args else None
+        if not isinstance(given, fx.Node):
+            return False
+        before, after = given.meta.get("val"), node.meta.get("val")
+        if not isinstance(before, Tensor) or not isinstance(after, Tensor):
+            return False
+        if node.target is _aten._to_copy.default:
+            return before.dtype == after.dtype
+        return before.shape == after.shape and (
+            node.target in _RESHAPES
+            or node.target is _aten.expand.default
+            or (node.target is _aten.slice.Tensor and arguments(node)["step"] == 1)
+        )
+
+    def _sides(self, node: fx.Node) -> list[int | None]:
+        """Return the shape of a value, with None for a side that the number of images decides."""
+        shapes = node.meta["val"].shape, self._twins[node].meta["val"].shape
+        return [one if one == two else None for one, two in zip(*shapes, strict=True)]
+
+    def _sizes(self, node: fx.Node) -> list[int]:
+        """Return the sizes that a reshape asks for, -1 for the one that images decide."""
+        sizes = [-1 if side is None else side for side in self._sides(node)]
+        if sizes.count(-1) > 1:
+            raise CannotWriteError(f"{label(node)} has the number of images in two of its axes")
+        return sizes
+
+    def _expanded(self, node: fx.Node) -> list[int]:
+        before, after = self._sides(_first(node)), self._sides(node)
+        before = [*[1] * (len(after) - len(before)), *before]
+        sizes = []
+        for one, two in zip(before, after, strict=True):
+            if one != two and two is None:
+                raise CannotWriteError(
+                    f"{label(node)} repeats what it computes for each image of a batch"
+                )
+            sizes.append(-1 if one == two or two is None else two)
+        return sizes
+
     def _resolved(self, argument: Any) -> Any:
         """Return a constant for its node; a node that images reach, or one for each, as it is."""
         if not isinstance(argument, fx.Node) or argument not in self._constants:
@@ -241,7 +297,7 @@ class _Writer:
 
     def _layer_name(self, node: fx.Node, weight: Tensor) -> str:
         """Return the name of the layer whose weight this is, or of the code that made it."""
-        known = self._names.get(id(weight), "")
+        known = self._names.get(_numbers(weight), "")
         owner, _, last = known.rpartition(".")
         if known:
             return owner if owner and last in ("weight", "running_mean") else known
@@ -272,59 +328,15 @@ def _is_certain(node: fx.Node) -> bool:
     return bool(chances) and not any(chances)
 
 
-def _is_identity(node: fx.Node) -> bool:
-    """Return whether a call returns its first argument as it is."""
-    if node.target in _IDENTITIES:
-        return True
-    if node.target in _DROPOUTS:
-        return not arguments(node)["train"]
-    given = node.args[0] if node.args else None
-    if not isinstance(given, fx.Node):
-        return False
-    before, after = given.meta.get("val"), node.meta.get("val")
-    if not isinstance(before, Tensor) or not isinstance(after, Tensor):
-        return False
-    if node.target is _aten._to_copy.default:
-        return before.dtype == after.dtype
-    same = _free_sizes(before) == _free_sizes(after)
-    return same and (
-        node.target in _RESHAPES
-        or node.target is _aten.expand.default
-        or (node.target is _aten.slice.Tensor and arguments(node)["step"] == 1)
-    )
-
-
-def _sizes(node: fx.Node) -> list[int]:
-    """Return the sizes that a reshape asks for, -1 for the one that images decide."""
-    sizes = [-1 if isinstance(side, str) else side for side in _free_sizes(node.meta["val"])]
-    if sizes.count(-1) > 1:
-        raise CannotWriteError(f"{label(node)} has the number of images in two of its axes")
-    return sizes
-
-
-def _expanded(node: fx.Node) -> list[int]:
-    before = _free_sizes(_first(node).meta["val"])
-    after = _free_sizes(node.meta["val"])
-    before = [*[1] * (len(after) - len(before)), *before]
-    sizes = []
-    for one, two in zip(before, after, strict=True):
-        if one != two and isinstance(two, str):
-            raise CannotWriteError(
-                f"{label(node)} repeats what it computes for each image of a batch"
-            )
-        sizes.append(two if one != two and isinstance(two, int) else -1)
-    return sizes
-
-
 def _first(node: fx.Node) -> fx.Node:
     first = node.args[0]
     assert isinstance(first, fx.Node)  # noqa: S101 - of functions whose first argument is a tensor
     return first
 
 
-def _free_sizes(tensor: Tensor) -> list[int | str]:
-    """Return a shape, with an expression for each side that the number of images decides."""
-    return [side if isinstance(side, int) else str(side) for side in tensor.shape]
+def _numbers(tensor: Tensor) -> tuple[int, int]:
+    """Return what a tensor and a transposed view of it have in common."""
+    return tensor.data_ptr(), tensor.numel()
 
 
 def _identity(argument: Any) -> str:

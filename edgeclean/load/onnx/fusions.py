@@ -10,7 +10,7 @@ import numpy as np
 from onnx import GraphProto, NodeProto, helper, numpy_helper
 
 from edgeclean.errors import InputRejectedError
-from edgeclean.load.onnx.graph import label_of_node, replace_nodes_
+from edgeclean.load.onnx.graph import node_label, replace_nodes_
 
 MICROSOFT = "com.microsoft"
 Part = tuple[str, list[Any], dict[str, Any]]  # operator, inputs, attributes; see `_Writer.chain`
@@ -98,7 +98,7 @@ def _fused_layer(writer: _Writer, node: NodeProto) -> list[NodeProto]:
         steps.append((kind, [last, *numbers] if new else [last], {} if new else bounds))
     elif kind:
         raise InputRejectedError(
-            f"{label_of_node(node)}: the fused activation {kind[:40]!r} is not read; save the "
+            f"{node_label(node)}: the fused activation {kind[:40]!r} is not read; save the "
             "network without ONNX Runtime's optimisations"
         )
     return writer.chain(node, steps)

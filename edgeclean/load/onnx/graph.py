@@ -117,12 +117,19 @@ def shape_of(value: ValueInfoProto) -> tuple[int, ...]:
     return tuple(max(0, axis.dim_value) for axis in value.type.tensor_type.shape.dim)
 
 
+def batch_of(model: ModelProto) -> int:
+    """Return the images of one batch, by which the shapes of a simplified model were inferred."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    images = next(value for value in model.graph.input if value.name not in weights)
+    return max(1, int(images.type.tensor_type.shape.dim[0].dim_value))
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its kind; at most 300 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def label_of_node(node: NodeProto) -> str:
+def node_label(node: NodeProto) -> str:
     """Return a node in words, for messages."""
     name = node.name or (node.output[0] if node.output else "")
     return f"{node.op_type[:40]} node {name[:80]!r}"

@@ -17,11 +17,18 @@ import onnxsim
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
 
 from edgeclean.errors import InputRejectedError
-from edgeclean.load.limits import LoadLimits
+from edgeclean.load.limits import MIB, LoadLimits
 from edgeclean.load.onnx.asked import NOTHING, Asked, question_of
+from edgeclean.load.onnx.cost import check_cost
+from edgeclean.load.onnx.doubles import check_doubles
 from edgeclean.load.onnx.fusions import FUSIONS, MICROSOFT
-from edgeclean.load.onnx.graph import OWN_DOMAINS, first_line, read_model, reduce_
-from edgeclean.load.onnx.graph import label_of_node as node_label
+from edgeclean.load.onnx.graph import (
+    OWN_DOMAINS,
+    first_line,
+    node_label,
+    read_model,
+    reduce_,
+)
 from edgeclean.load.onnx.lift import lifted, own_opset
 from edgeclean.load.onnx.operators import OPERATORS
 from edgeclean.load.onnx.quantised import QUANTISERS
@@ -64,6 +71,8 @@ TYPES: dict[int, int] = {
 }
 NOTES = "edgeclean.notes"  # the entry of the answer's metadata that says what was done
 COMPLETE, NEEDS_FILES = b"M", b"F"
+# Of the file, as constants are folded: half numbers to whole ones, and some beside.
+FREE_GROWTH, GROWTH = 16 * MIB, 4
 
 
 def parse_asked(message: bytes, limits: LoadLimits) -> bytes:
@@ -108,6 +117,12 @@ def parse_onnx(contents: bytes, limits: LoadLimits, asked: Asked = NOTHING) -> b
     check_cost(inferred, limits)
     notes = [note for note in (chosen, *lift.notes) if note]
     inferred.metadata_props.add(key=NOTES, value=json.dumps(notes))
+    grown, most = inferred.ByteSize(), FREE_GROWTH + GROWTH * len(contents)
+    if grown > most:
+        raise InputRejectedError(
+            f"with its constants computed the graph has {grown} bytes, of a file of "
+            f"{len(contents)}; at most {most} are read"
+        )
     return COMPLETE + bytes(inferred.SerializeToString())
 
 
@@ -160,6 +175,7 @@ def check_size(model: ModelProto, limits: LoadLimits) -> None:
         raise InputRejectedError(
             f"the graph has {len(tensors)} tensors; the limit entries is {limits.entries}"
         )
+    check_doubles(model, tensors)
     _check_tensors(tensors, limits)
     constants = {tensor.name: tensor for tensor in graph.initializer}
     claimed = sum(math.prod(tensor.dims) * TYPES[tensor.data_type] for tensor in tensors)
@@ -189,43 +205,6 @@ def check_operators(model: ModelProto, *, as_it_came: bool) -> None:
         _check_node(node, as_it_came=as_it_came)
 
 
-def check_cost(model: ModelProto, limits: LoadLimits) -> None:
-    """Refuse a small file that is costly to run: the memory of all its planes, or its arithmetic.
-
-    Raises:
-        InputRejectedError: a shape is unknown, or a limit is passed; names the node.
-    """
-    known = [*model.graph.value_info, *model.graph.input, *model.graph.output]
-    shapes = {value.name: _fixed_shape(value) for value in known}
-    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    batch = batch_of(model)
-    elements = macs = 0
-    for node in model.graph.node:
-        if node.op_type == "ConstantOfShape":  # a weight, counted with the weights
-            weights[node.output[0]] = shapes.get(node.output[0]) or ()
-            continue
-        for output in filter(None, node.output):
-            shape = shapes.get(output)
-            if shape is None:
-                raise InputRejectedError(
-                    f"{node_label(node)}: the shape of its output is not fixed; export with a "
-                    "fixed image size"
-                )
-            elements += math.prod(shape)
-            weight = weights.get(node.input[1], ()) if len(node.input) > 1 else ()
-            if node.op_type in ("Conv", "Gemm", "MatMul") and weight:
-                # Per output: a filter's size, or at most a matrix's longer side.
-                macs += math.prod(shape) * (
-                    math.prod(weight[1:]) if node.op_type == "Conv" else max(weight)
-                )
-        if elements > limits.activations * batch or macs > limits.macs * batch:
-            raise InputRejectedError(
-                f"{node_label(node)}: up to here one image takes {elements // batch} activations "
-                f"and {macs // batch} multiply-accumulates; the limits are activations "
-                f"{limits.activations} and macs {limits.macs}"
-            )
-
-
 def image_input(model: ModelProto) -> tuple[str, tuple[int, int, int]]:
     """Return the name of the one input, and the channels, height and width that it fixes.
 
@@ -241,20 +220,13 @@ def image_input(model: ModelProto) -> tuple[str, tuple[int, int, int]]:
         )
     tensor = inputs[0].type.tensor_type
     sides = [axis.dim_value for axis in tensor.shape.dim]
-    if tensor.elem_type != TensorProto.FLOAT or len(sides) != 4 or min(sides) < 1:
+    if tensor.elem_type != TensorProto.FLOAT or len(sides) != 4 or min(sides[1:]) < 1:
         raise InputRejectedError(
             f"the graph's input has shape {sides} (0: not fixed) and element type "
             f"{tensor.elem_type}; it must be float32 [n, channels, height, width], the last three "
             "fixed"
         )
     return inputs[0].name, (sides[1], sides[2], sides[3])
-
-
-def batch_of(model: ModelProto) -> int:
-    """Return the images of one batch, by which the shapes of a simplified model were inferred."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    images = next(value for value in model.graph.input if value.name not in weights)
-    return max(1, int(images.type.tensor_type.shape.dim[0].dim_value))
 
 
 def external_tensors(model: ModelProto) -> list[TensorProto]:
@@ -314,6 +286,10 @@ def _check_node(node: NodeProto, *, as_it_came: bool) -> None:
         raise InputRejectedError(
             f"{node_label(node)}: the operator {node.op_type[:40]} is not supported; {way or names}"
         )
+    if as_it_came and node.op_type == "BatchNormalization" and any(node.output[1:]):
+        raise InputRejectedError(
+            f"{node_label(node)}: it is in training mode; export the network in evaluation mode"
+        )
     allowed = (
         AttributeProto.FLOAT,
         AttributeProto.INT,
@@ -352,12 +328,3 @@ def _check_tensors(tensors: Iterable[TensorProto], limits: LoadLimits) -> None:
                 f"{label}: up to here the tensors claim {total} bytes; the limit file_bytes is "
                 f"{limits.file_bytes}"
             )
-
-
-def _fixed_shape(value: onnx.ValueInfoProto) -> tuple[int, ...] | None:
-    tensor = value.type.tensor_type
-    if not tensor.HasField("shape"):
-        return None
-    if not all(axis.HasField("dim_value") and axis.dim_value >= 0 for axis in tensor.shape.dim):
-        return None
-    return tuple(axis.dim_value for axis in tensor.shape.dim)

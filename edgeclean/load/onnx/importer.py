@@ -1,7 +1,8 @@
 """Convert a checked ONNX graph to an ``nn.Module`` of stock layers, and compare it with the file.
 
 The importer is our own because the one library for it, onnx2torch 1.5.15, imports torchvision and
-has no allow-list.
+has no allow-list. No Python is generated from the graph: it becomes the modules and the steps of a
+`networks.steps.StepNetwork`.
 """
 
 from __future__ import annotations
@@ -23,13 +24,12 @@ from edgeclean.load.isolation import parse_isolated
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx.asked import NOTHING, Asked, with_question
 from edgeclean.load.onnx.comparison import check_same, plain_images
+from edgeclean.load.onnx.cost import check_cost
 from edgeclean.load.onnx.files import embed_files
-from edgeclean.load.onnx.graph import label_of_node, read_model, shape_of
+from edgeclean.load.onnx.graph import batch_of, node_label, read_model, shape_of
 from edgeclean.load.onnx.guard import (
     COMPLETE,
     NOTES,
-    batch_of,
-    check_cost,
     check_structure,
     external_tensors,
     image_input,
@@ -40,10 +40,13 @@ from edgeclean.load.onnx.node import NodeView
 from edgeclean.load.onnx.operators import OPERATORS
 from edgeclean.load.onnx.reference import answer_onnx, answers_of, with_images
 from edgeclean.load.onnx.uniform import fill_number
+from edgeclean.load.running_cost import bounded_cost
 from edgeclean.networks.steps import Call, StepNetwork, plain_name
 
 MIXED_SHARE = 1e-3  # of the largest answer
 SLOWEST_MACS_PER_SECOND = 10**9
+
+_DEFAULT_LIMITS = LoadLimits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,7 @@ class ImportedOnnx:
         external_sha256: of each file with weights that was read, by its name.
         notes: what was done to the graph before it was converted, a few words each.
         comparison: how near its answers are to ONNX Runtime's; see `comparison.check_same`.
+        rounded: what the file rounds to and the module does not, such as "float16", or "".
     """
 
     module: StepNetwork
@@ -65,6 +69,7 @@ class ImportedOnnx:
     external_sha256: Mapping[str, str]
     notes: tuple[str, ...]
     comparison: Mapping[str, float]
+    rounded: str
 
 
 def import_onnx(
@@ -97,7 +102,7 @@ def import_onnx(
         contents, digests = embed_files(contents, folder, limits)
         checked = parse_isolated(parse_asked, with_question(asked, contents), limits)
     model = checked_model(checked[1:], limits)
-    module, shape = converted_model(model)
+    module, shape = converted_model(model, limits)
     if asked.input_shape not in (None, shape):
         own, given = ("x".join(map(str, one)) for one in (shape, asked.input_shape))
         raise InputRejectedError(
@@ -105,15 +110,15 @@ def import_onnx(
         )
     images = plain_images(shape, mean, std)
     message = with_images(asked, contents, images.numpy())
-    answers = parse_isolated(answer_onnx, message, _for_running(limits, model))
-    compared = check_same(module, images, answers_of(answers))
+    answers = answers_of(parse_isolated(answer_onnx, message, _for_running(limits, model)))
     return ImportedOnnx(
         module=module,
         input_shape=shape,
         outputs=_outputs(model),
         external_sha256=digests,
         notes=notes_of(model),
-        comparison=compared,
+        comparison=check_same(module, images, answers),
+        rounded=answers.rounded,
     )
 
 
@@ -141,7 +146,7 @@ def convert_checked(
     Raises:
         InputRejectedError: see `import_onnx`; the bytes are as untrusted as what it was sent.
     """
-    return converted_model(checked_model(contents, limits))
+    return converted_model(checked_model(contents, limits), limits)
 
 
 def checked_model(contents: bytes, limits: LoadLimits) -> ModelProto:
@@ -158,7 +163,9 @@ def checked_model(contents: bytes, limits: LoadLimits) -> ModelProto:
     return model
 
 
-def converted_model(model: ModelProto) -> tuple[StepNetwork, tuple[int, int, int]]:
+def converted_model(
+    model: ModelProto, limits: LoadLimits = _DEFAULT_LIMITS
+) -> tuple[StepNetwork, tuple[int, int, int]]:
     """Build the network of a checked model; return it with its image shape.
 
     Raises:
@@ -167,20 +174,33 @@ def converted_model(model: ModelProto) -> tuple[StepNetwork, tuple[int, int, int
     module = build_network(model, flat=True)
     module.float().eval()
     _, shape = image_input(model)
-    check_batches(module, shape)
+    check_batches(module, shape, limits)
     return module, shape
 
 
+def check_computed_as_written(imported: ImportedOnnx) -> None:
+    """Check that a network, which is imported as float32, stands for the file where time counts.
+
+    Raises:
+        InputRejectedError: the file computes in fewer bits.
+    """
+    if imported.rounded:
+        raise InputRejectedError(
+            f"the file computes in {imported.rounded} numbers, and PyTorch would be measured in "
+            "float32; measure a float32 file, or this one with ONNX Runtime"
+        )
+
+
 def notes_of(model: ModelProto) -> tuple[str, ...]:
-    """Return what the parsing process says that it did, at most a few short texts.
+    """Return what the parsing process says that it did, a few short texts at most.
 
     Raises:
         InputRejectedError: it says something else.
     """
     try:
-        (text,) = [one.value for one in model.metadata_props if one.key == NOTES]
-        return tuple(str(note)[:300] for note in list(json.loads(text))[:16])
-    except (ValueError, TypeError, RecursionError):
+        texts = [one.value for one in model.metadata_props if one.key == NOTES]
+        return tuple(str(note)[:300] for text in texts[:1] for note in json.loads(text)[:16])
+    except (ValueError, TypeError, LookupError, RecursionError):
         raise InputRejectedError("the parsing process's notes are damaged") from None
 
 
@@ -279,22 +299,29 @@ def _converted(view: NodeView, inputs: tuple[str, ...]) -> list[nn.Module]:
     return [made]
 
 
-def check_batches(module: nn.Module, shape: tuple[int, int, int]) -> None:
+def check_batches(
+    module: nn.Module, shape: tuple[int, int, int], limits: LoadLimits = _DEFAULT_LIMITS
+) -> None:
     """Check that two images at once give what they give alone: a graph may mix the batch axis.
 
     Raises:
-        InputRejectedError: they do not, or two images do not run at all.
+        InputRejectedError: they do not, two images do not run at all, or one costs more than the
+            limits (`running_cost`).
     """
-    images = torch.linspace(0, 1, 2 * shape[0] * shape[1] * shape[2]).view(2, *shape)
+    images = torch.linspace(0, 1, 2 * math.prod(shape)).view(2, *shape)
     try:
         with torch.no_grad():
-            alone = torch.cat([module(images[:1]), module(images[1:])])
+            with bounded_cost(module, shape, limits):
+                first = module(images[:1])
+            alone = torch.cat([first, module(images[1:])])
             together = module(images)
+    except InputRejectedError:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever a wrong graph makes torch raise
         reason = (str(error).splitlines() or [""])[0][:200]
         raise InputRejectedError(f"the network does not run on two images ({reason})") from None
     near = MIXED_SHARE * float(alone.abs().max())  # a share, for probabilities may be tiny
-    if together.shape != alone.shape or not torch.allclose(together, alone, rtol=0, atol=near):
+    if together.shape != alone.shape or not bool(((together - alone).abs() <= near).all()):
         raise InputRejectedError(
             "the network mixes the images of a batch, or its output is not finite; export it with "
             "a free batch axis"
@@ -304,7 +331,7 @@ def check_batches(module: nn.Module, shape: tuple[int, int, int]) -> None:
 def _module_name(node: NodeProto, taken: Mapping[str, nn.Module]) -> str:
     """Turn ``/layer1/layer1.0/conv1/Conv`` into ``layer1_0_conv1``: [A-Za-z0-9_] alone."""
     scopes = [scope for scope in node.name.split("/") if scope]
-    if scopes and scopes[-1].startswith(node.op_type):
+    if len(scopes) > 1 and scopes[-1].startswith(node.op_type):  # a flat name is all there is
         scopes.pop()
     # torch writes each scope with its parents: "layer1/layer1.0" has "layer1" twice.
     inner_scopes = [*scopes, ""][1:]
@@ -326,7 +353,7 @@ def _tensor(tensor: TensorProto) -> Tensor:
 def _repeated(node: NodeProto, constants: Mapping[str, Tensor]) -> Tensor:
     """Return one number in the shape of a weight; its bytes were counted by `guard.check_size`."""
     if node.input[0] not in constants:
-        raise InputRejectedError(f"{label_of_node(node)}: its shape is computed")
+        raise InputRejectedError(f"{node_label(node)}: its shape is computed")
     return torch.full(constants[node.input[0]].tolist(), fill_number(node))
 
 

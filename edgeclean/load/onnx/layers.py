@@ -86,7 +86,9 @@ def matmul(view: NodeView) -> nn.Module:
         raise view.refusal("a value of rows alone as the one or other side mixes a batch")
     for number in constants.values():
         if number.dim() < 1 or (number.dim() > 2 and number.shape[0] != 1):
-            raise view.refusal(f"a constant of shape {tuple(number.shape)} changes the batch axis")
+            raise view.refusal(
+                f"a matrix of {number.dim()} axes; 2 are supported, or more if the first is one"
+            )
     return MatMul(constants)
 
 

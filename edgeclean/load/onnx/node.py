@@ -11,6 +11,9 @@ from onnx import NodeProto, helper
 from torch import Tensor, nn
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.load.onnx.graph import node_label
+
+MOST_INTEGERS = 64  # of a list of axes, sides or bounds; no tensor has as many axes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,15 +110,22 @@ class NodeView:
         }
 
     def integers(self, name: str, index: int) -> list[int] | None:
-        """Return a list that was an attribute in older opsets and is an input in newer ones."""
-        if self.given(index):
-            return [int(number) for number in self.constant(index).flatten().tolist()]
-        listed = self.attribute(name)
-        return None if listed is None else [int(number) for number in listed]
+        """Return a list that was an attribute in older opsets and is an input in newer ones.
+
+        Raises:
+            InputRejectedError: it is computed, or longer than any list of axes.
+        """
+        listed = self.constant(index).flatten() if self.given(index) else self.attribute(name)
+        if listed is None:
+            return None
+        if len(listed) > MOST_INTEGERS:
+            raise self.refusal(f"{name} has {len(listed)} numbers; {MOST_INTEGERS} are read")
+        return [int(number) for number in listed]
 
     def shape(self, index: int = 0) -> tuple[int, ...]:
-        """Return an input's shape, for one image."""
-        return self.shapes[self.node.input[index]]
+        """Return an input's shape, for one batch; also that of a constant."""
+        name = self.node.input[index]
+        return tuple(self.constants[name].shape) if name in self.constants else self.shapes[name]
 
     def axis(self, axis: int) -> int:
         """Return an axis of the first input, counted from the front; never the batch axis.
@@ -131,8 +141,7 @@ class NodeView:
 
     def refusal(self, why: str) -> InputRejectedError:
         """Return the error that names this node."""
-        name = self.node.name or self.node.output[0]
-        return InputRejectedError(f"{self.node.op_type} node {name[:80]!r}: {why}")
+        return InputRejectedError(f"{node_label(self.node)}: {why}")
 
 
 def fill(view: NodeView, layer: nn.Module, name: str, numbers: Tensor) -> None:

@@ -25,28 +25,24 @@ def batch_norm(view: NodeView) -> nn.Module:
 
 
 def instance_norm(view: NodeView) -> nn.Module:
-    """Convert InstanceNormalization, of planes or of rows (which GroupNorm is exported as)."""
+    """Convert InstanceNormalization: a group for each channel."""
     scale = view.floats(1)
-    kinds = {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d}
-    axes = len(view.shape())
-    if axes not in kinds or math.prod(view.shape()[2:]) < 2:
-        raise view.refusal(f"a value of {view.shape()}; rows or planes of two numbers are needed")
-    norm = kinds[axes](scale.numel(), eps=view.attribute("epsilon", 1e-5), affine=True)
+    if math.prod(view.shape()[2:]) < 2:
+        raise view.refusal(f"a value of {view.shape()}; planes of two numbers are needed")
+    norm = nn.GroupNorm(scale.numel(), scale.numel(), eps=view.attribute("epsilon", 1e-5))
     fill(view, norm, "weight", scale)
     fill(view, norm, "bias", view.floats(2))
     return norm
 
 
 def group_norm(view: NodeView) -> nn.Module:
-    """Convert GroupNormalization; its scale and bias were one for each group before opset 21."""
+    """Convert GroupNormalization (from opset 21; the one before it is deprecated)."""
     groups, channels = int(view.attribute("num_groups")), view.shape()[1]
     if view.attribute("stash_type", 1) != 1:
         raise view.refusal("stash_type must be float32")
     norm = nn.GroupNorm(groups, channels, eps=view.attribute("epsilon", 1e-5))
     for index, name in ((1, "weight"), (2, "bias")):
-        numbers = view.floats(index)
-        each = channels // groups if view.opset < 21 else 1
-        fill(view, norm, name, numbers.repeat_interleave(each))
+        fill(view, norm, name, view.floats(index))
     return norm
 
 
@@ -68,8 +64,8 @@ def layer_norm(view: NodeView) -> nn.Module:
 def channel_norm(view: NodeView) -> nn.Module:
     """Convert LRN, local response normalisation over neighbouring channels."""
     size = int(view.attribute("size"))
-    if not 1 <= size <= 2 * view.shape()[1] or len(view.shape()) != 4:
-        raise view.refusal(f"size {size} of planes {view.shape()}")
+    if not 1 <= size <= 2 * view.shape()[1] or size % 2 == 0 or len(view.shape()) != 4:
+        raise view.refusal(f"size {size} for planes {view.shape()}; it must be odd")
     alpha, beta = view.attribute("alpha", 1e-4), view.attribute("beta", 0.75)
     return ChannelNorm(size, alpha, beta, view.attribute("bias", 1.0))
 

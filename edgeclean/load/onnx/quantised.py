@@ -14,7 +14,7 @@ import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edgeclean.errors import InputRejectedError
-from edgeclean.load.onnx.graph import label_of_node, replace_nodes_
+from edgeclean.load.onnx.graph import node_label, replace_nodes_
 
 QUANTISERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 RANGES: dict[int, tuple[int, int]] = {
@@ -83,7 +83,7 @@ class _Reader:
         whole = [name for name in node.input if name in self.quantised]
         if whole:
             raise InputRejectedError(
-                f"{label_of_node(node)}: it computes with whole numbers; quantise with "
+                f"{node_label(node)}: it computes with whole numbers; quantise with "
                 "QuantizeLinear and DequantizeLinear in pairs (QDQ), or export the float network"
             )
         return [node]
@@ -114,14 +114,14 @@ class _Reader:
             return []
         if source not in self.quantised:
             raise InputRejectedError(
-                f"{label_of_node(node)}: its whole numbers come from no QuantizeLinear; quantise "
+                f"{node_label(node)}: its whole numbers come from no QuantizeLinear; quantise "
                 "in pairs (QDQ), or export the float network"
             )
         value, before = self.quantised[source]
         same = np.array_equal(before.step, scale.step) and np.array_equal(before.zero, scale.zero)
         if not same or before.kind != scale.kind or before.step.size != 1:
             raise InputRejectedError(
-                f"{label_of_node(node)}: another scale than its QuantizeLinear has, or one for "
+                f"{node_label(node)}: another scale than its QuantizeLinear has, or one for "
                 "each channel of an activation; export the float network"
             )
         self.pairs += 1
@@ -146,7 +146,7 @@ class _Reader:
         block = any(one.name == "block_size" and one.i for one in node.attribute)
         if not given or len(known) < len(given) or block:
             raise InputRejectedError(
-                f"{label_of_node(node)}: its scale is computed, or one for each block; export the "
+                f"{node_label(node)}: its scale is computed, or one for each block; export the "
                 "float network"
             )
         step = numpy_helper.to_array(known[0]).astype(np.float32)
@@ -162,8 +162,7 @@ class _Reader:
         weights = node.op_type == "DequantizeLinear" and source is not None
         if kind not in RANGES and not (weights and kind == TensorProto.INT32):
             raise InputRejectedError(
-                f"{label_of_node(node)}: element type {kind} of its zero point; 8 and 16 bits are "
-                "read"
+                f"{node_label(node)}: element type {kind} of its zero point; 8 and 16 bits are read"
             )
         return _Scale(step, zero, kind)
 
@@ -179,7 +178,7 @@ def _along(node: NodeProto, numbers: Numbers, scale: _Scale) -> tuple[Numbers, N
     axis = next((one.i for one in node.attribute if one.name == "axis"), 1)
     if not -numbers.ndim <= axis < numbers.ndim or numbers.shape[axis] != scale.step.size:
         raise InputRejectedError(
-            f"{label_of_node(node)}: {scale.step.size} scales for a tensor of {numbers.shape}"
+            f"{node_label(node)}: {scale.step.size} scales for a tensor of {numbers.shape}"
         )
     shape = [1] * numbers.ndim
     shape[axis] = -1

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from fractions import Fraction
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -84,15 +84,15 @@ def _scales(view: NodeView) -> tuple[float, float]:
 
 def _place(where: str, old: int, new: int, scale: float, index: int) -> float:
     """Return where on the old side, counted in its pixels, a new pixel lies."""
-    # Thirds and the like of a float32 scale must not fall beside the middle of two pixels.
-    ratio = Fraction(new, old) if math.floor(old * scale) == old * scale else Fraction(scale)
+    # In float32, as runtimes do: the middle between two pixels is theirs.
+    ratio, half = np.float32(scale), np.float32(0.5)
     if where == "align_corners":
-        return 0.0 if new == 1 else float(Fraction(index * (old - 1), new - 1))
+        return 0.0 if new == 1 else float(np.float32(index * (old - 1)) / np.float32(new - 1))
     if where == "asymmetric":
-        return float(index / ratio)
+        return float(np.float32(index) / ratio)
     if where == "pytorch_half_pixel" and new == 1:
         return 0.0
-    return float((index + Fraction(1, 2)) / ratio - Fraction(1, 2))
+    return float((np.float32(index) + half) / ratio - half)
 
 
 def _nearest(view: NodeView, where: str, sides: list[tuple[int, int, float]]) -> nn.Module:

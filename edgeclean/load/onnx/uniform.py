@@ -13,9 +13,9 @@ import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edgeclean.errors import InputRejectedError
-from edgeclean.load.onnx.graph import label_of_node
+from edgeclean.load.onnx.graph import node_label
 
-SMALLEST_HELD = 2**16  # numbers; what has fewer is folded with the rest
+SMALLEST_HELD = 2**12  # numbers; what has fewer is folded with the rest
 # Where weights stand that nothing is folded into.
 PLACES = {"Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (1, 2), "MatMul": (0, 1)}
 
@@ -32,9 +32,9 @@ def uniform_shape(node: NodeProto, constants: Mapping[str, TensorProto]) -> tupl
     try:
         shape = numpy_helper.to_array(tensor)
     except (ValueError, TypeError) as error:
-        raise InputRejectedError(f"{label_of_node(node)}: its shape is damaged ({error})") from None
+        raise InputRejectedError(f"{node_label(node)}: its shape is damaged ({error})") from None
     if shape.dtype != np.int64 or shape.ndim != 1 or shape.size > 8 or (shape < 0).any():
-        raise InputRejectedError(f"{label_of_node(node)}: its shape must be sides from zero")
+        raise InputRejectedError(f"{node_label(node)}: its shape must be sides from zero")
     return tuple(int(side) for side in shape)
 
 

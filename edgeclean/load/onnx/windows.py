@@ -40,7 +40,7 @@ def pool(view: NodeView) -> nn.Module:
             return nn.MaxPool2d(
                 window.kernel, window.strides, before, window.dilations, False, ceil
             )
-        after = _reached(view, window, before, after)
+        after = _reached(view, window, before, after) if ceil else after
         whole = nn.MaxPool2d(window.kernel, window.strides, 0, window.dilations)
         return nn.Sequential(around(before, after, -math.inf), whole)
     if window.dilations != (1, 1):
@@ -48,7 +48,7 @@ def pool(view: NodeView) -> nn.Module:
     counted = bool(view.attribute("count_include_pad", 0))
     if kind == "AveragePool" and plain:
         return nn.AvgPool2d(window.kernel, window.strides, before, ceil, counted)
-    reached = _reached(view, window, before, after)
+    reached = _reached(view, window, before, after) if ceil else after
     rim = around(before, reached, 0.0)
     if kind == "LpPool":
         return nn.Sequential(rim, PowerPool(int(view.attribute("p", 2)), *window_sides(window)))
@@ -112,13 +112,18 @@ def around(before: Pair, after: Pair, number: float) -> Pad:
 
 
 def _reached(view: NodeView, window: Window, before: Pair, after: Pair) -> Pair:
-    """Return the padding behind the plane, with what ``ceil_mode`` lets the last window reach."""
-    outputs = view.shapes[view.node.output[0]][2:]
+    """Return the padding behind the plane up to where the last window of ``ceil_mode`` reaches.
+
+    As in torch and ONNX Runtime, no window begins behind the plane.
+    """
     reached = []
     for axis, side in enumerate(view.shape()[2:]):
-        last = (outputs[axis] - 1) * window.strides[axis]
-        end = last + (window.kernel[axis] - 1) * window.dilations[axis] + 1
-        reached.append(max(after[axis], end - side - before[axis]))
+        reach = (window.kernel[axis] - 1) * window.dilations[axis] + 1
+        stride, start = window.strides[axis], before[axis]
+        steps = -(-(start + side + after[axis] - reach) // stride)
+        if steps * stride >= start + side:
+            steps -= 1
+        reached.append(steps * stride + reach - side - start)
     return reached[0], reached[1]
 
 
