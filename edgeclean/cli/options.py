@@ -51,7 +51,8 @@ Arch = Annotated[
     str | None,
     typer.Option(
         help="A built-in architecture, package.module:callable, file.py:callable (which runs that "
-        "code), timm:NAME, torchvision:NAME, or onnx.",
+        "code), timm:NAME, torchvision:NAME, or onnx, or onnx:NAME for one of its outputs; an "
+        ".onnx file needs none.",
         rich_help_panel=NETWORK,
     ),
 ]

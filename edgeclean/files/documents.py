@@ -13,6 +13,8 @@ import re
 import tomllib
 from typing import Any
 
+from edgeclean.files.text import shown
+
 MOST_DEPTH = 64  # brackets within brackets
 MOST_PARTS = 16  # of a dotted key of TOML
 MOST_VALUES = 250_000  # of a JSON document, keys aside
@@ -48,7 +50,11 @@ def parse_toml(contents: bytes) -> dict[str, Any]:
                 )
         elif mark in ",=[]{}\n":
             dots = 0
-            depth = _deeper(depth, mark, token.end())
+            try:
+                depth = _deeper(depth, mark, token.end())
+            except ValueError as deep:
+                line = text[text.rfind("\n", 0, token.start()) + 1 :][:40]
+                raise ValueError(f"{deep}: {shown(line)}") from None
     try:
         return tomllib.loads(text)
     except RecursionError:

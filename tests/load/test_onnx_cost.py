@@ -231,11 +231,15 @@ def test_what_is_built_costs_no_more_than_was_counted() -> None:
 
 def test_constants_that_grow_when_they_are_folded_are_refused() -> None:
     nodes = [
-        helper.make_node("ConstantOfShape", ["shape"], ["c"]),
+        helper.make_node("Expand", ["row", "shape"], ["c"]),
         helper.make_node("Add", ["image", "c"], ["a"]),
         helper.make_node("GlobalAveragePool", ["a"], ["out"]),
     ]
-    graph = model(nodes, (3, 1300, 1300), {"shape": np.array([1, 3, 1300, 1300])})
+    constants = {
+        "row": np.linspace(0, 1, 1300, dtype=np.float32).reshape(1, 1, 1, 1300),
+        "shape": np.array([1, 3, 1300, 1300]),
+    }
+    graph = model(nodes, (3, 1300, 1300), constants)
     with pytest.raises(InputRejectedError, match=r"has 20\d+ bytes, of a file of \d+; at most"):
         converted(graph.SerializeToString())
 
