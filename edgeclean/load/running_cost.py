@@ -141,31 +141,20 @@ class _Counting(TorchDispatchMode):
             return func(*inputs, **named)
         foreseen = _foreseen(func, inputs, named)
         if foreseen is not None:
-<<<<<<< HEAD
-            self._bill.add(cost_of(func, inputs, named, foreseen), self._where)
+            self._bill.add(cost_of(func, inputs, named, foreseen, self._storages), self._where)
         outputs = func(*inputs, **named)
         if foreseen is None:
-            self._bill.add(cost_of(func, inputs, named, outputs), self._where)
-        return outputs
-
-
-def cost_of(func: Any, inputs: Sequence[Any], named: Mapping[str, Any], outputs: Any) -> Cost:
-=======
-            self._bill.add(cost_of(func, args, named, foreseen, self._storages), self._where)
-        outputs = func(*args, **named)
-        if foreseen is None:
-            self._bill.add(cost_of(func, args, named, outputs, self._storages), self._where)
+            self._bill.add(cost_of(func, inputs, named, outputs, self._storages), self._where)
         return outputs
 
 
 def cost_of(
     func: Any,
-    args: Sequence[Any],
+    inputs: Sequence[Any],
     named: Mapping[str, Any],
     outputs: Any,
     weights: frozenset[int] = frozenset(),
 ) -> Cost:
->>>>>>> anyonnx
     """Return what one operation of PyTorch takes; of an unknown one its inputs and outputs.
 
     Args:
