@@ -38,6 +38,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "AccuracyGateError",
+    "AnswerLostError",
     "BackdoorSuspectedError",
     "BudgetError",
     "Bundle",
@@ -106,6 +107,7 @@ if TYPE_CHECKING:
     from edgeclean.devices.targets import Target, list_targets, load_target
     from edgeclean.errors import (
         AccuracyGateError,
+        AnswerLostError,
         BackdoorSuspectedError,
         BudgetError,
         EdgecleanError,
@@ -149,9 +151,9 @@ else:
         "devices.exchange": ("ConnectionLostError",),
         "devices.targets": ("Target", "list_targets", "load_target"),
         "errors": (
-            *("AccuracyGateError", "BackdoorSuspectedError", "BudgetError", "EdgecleanError"),
-            *("EndedBySignalError", "InputRejectedError", "NotFiniteError", "OutputInUseError"),
-            *("ParityError", "RatioError", "ToolchainError", "UsageError"),
+            *("AccuracyGateError", "AnswerLostError", "BackdoorSuspectedError", "BudgetError"),
+            *("EdgecleanError", "EndedBySignalError", "InputRejectedError", "NotFiniteError"),
+            *("OutputInUseError", "ParityError", "RatioError", "ToolchainError", "UsageError"),
         ),
         "gates": ("Policy", "read_policy"),
         "images.labelled": ("LabelledImages", "read_labelled_images"),

@@ -144,11 +144,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         original, original_model = runner("export", exportable, *given)
         beside = alongside(original)
         original = placed(original, chosen.compute)
-        table = latency_table
-        if table is None and chosen.ranks.needs_table:
-            store = None if cache is None else cache.store
-            timed = original, chosen.ranks.overrides, chosen.latency
-            table = runner("latency table", table_of_this_machine, *timed, kept=store)
+        table = _table(latency_table, original, chosen, runner)
         announce(progress, original, chosen)
         compression = run_stages(
             original,
@@ -169,6 +165,17 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         bundle = write_bundle(held, contents, signer=signer, alongside=beside)
     whole = {**report, "manifest_sha256": bundle.manifest_sha256}
     return WrittenCompression(compression=compression, bundle=bundle, report=whole)
+
+
+def _table(
+    given: LatencyTable | None, original: LoadedNetwork, settings: PipelineSettings, run: Runner
+) -> LatencyTable | None:
+    """The latency table that was given, or one of this machine where the goal needs one."""
+    if given is not None or not settings.ranks.needs_table:
+        return given
+    kept = None if run.cache is None else run.cache.store
+    timed = original, settings.ranks.overrides, settings.latency
+    return run("latency table", table_of_this_machine, *timed, kept=kept)
 
 
 def run_stages(
@@ -202,11 +209,7 @@ def run_stages(
     found = run.once("scan", scan, original, images, settings.scan, seed=seed)
     refuse_failed(judge_scan(policy, found))
     purified = run.once("purify", purify, original, images, found, settings.purify, seed=seed)
-    if not same_weights(original.module, purified.module):
-        # Images of a backdoored network may carry its trigger; the purified teacher's answers
-        # to them do not, and its own images add what the first ones miss.
-        more = settings.synthesize.recovery()
-        images = joined(images, run.once("synthesize", synthesize, purified, more, seed=seed + 1))
+    images = _recovery_images(original, purified, images, settings, run)
     scaled = _scaled(purified, images, settings, run)
     truncated = _truncated(original, scaled, images, settings, table, run)
     if settings.purify.mode == "clean-compact":  # the constrained network takes their class loss
@@ -234,6 +237,25 @@ def run_stages(
         lowered=lowered,
         latency=latency,
     )
+
+
+def _recovery_images(
+    original: LoadedNetwork,
+    purified: PurifiedNetwork,
+    images: SyntheticImages,
+    settings: PipelineSettings,
+    run: Runner,
+) -> SyntheticImages:
+    """The images, and of a network that was purified its own beside them.
+
+    Images of a backdoored network may carry its trigger; the purified teacher's answers to them do
+    not, and its own images add what the first ones miss.
+    """
+    if same_weights(original.module, purified.module):
+        return images
+    more = settings.synthesize.recovery()
+    own = run.once("synthesize", synthesize, purified, more, seed=settings.seed + 1)
+    return joined(images, own)
 
 
 def _scaled(

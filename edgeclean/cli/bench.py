@@ -133,18 +133,16 @@ def _here(
                 "this bundle has no original to compare with; give --against, which "
                 "`edgeclean export CHECKPOINT -o original.onnx` writes"
             )
-        original = (
-            opened.files[ORIGINAL]
-            if against is None
-            else read_input(against, LoadLimits().file_bytes)
-        )
+        if against is None:
+            original, name = opened.files[ORIGINAL], ORIGINAL
+        else:
+            original, name = read_input(against, LoadLimits().file_bytes), printable(str(against))
         progress("Verifying", 1, 1)
         progress("Measuring", 0, 1)
         if on_torch:
             report = measure_pair_on_cuda(original, opened.model, how)
         else:
-            names = (ORIGINAL if against is None else printable(str(against)), MODEL)
-            report = measure_untrusted_pair(original, opened.model, how, names=names)
+            report = measure_untrusted_pair(original, opened.model, how, names=(name, MODEL))
         progress("Measuring", 1, 1)
     samples = {"original": asdict(report.original), "compressed": asdict(report.compressed)}
     table = _table(samples, report.kind)

@@ -1,4 +1,4 @@
-"""stdout and stderr as they may be: closed, full, or read by a program that stopped reading.
+"""The streams stdout and stderr may be closed, full, or read by a program that stopped reading.
 
 Without this, Python ends with exit code 120 when what it still holds back cannot be written, or
 with a traceback. What is lost of stdout is an error; of stderr, which would have to tell of it,

@@ -131,26 +131,26 @@ class _Counting(TorchDispatchMode):
         self._storages = frozenset(_storage(weight) for weight in held if weight.numel())
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        self, func: Any, types: Any, inputs: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Count, then run; what PyTorch cannot foretell is counted when it is there."""
         named = kwargs or {}
-        given = _tensors((args, named))
+        given = _tensors((inputs, named))
         own = bool(given) and all(id(tensor) in self._weights for tensor in given)
         if func.is_view or own:
-            return func(*args, **named)
-        foreseen = _foreseen(func, args, named)
+            return func(*inputs, **named)
+        foreseen = _foreseen(func, inputs, named)
         if foreseen is not None:
-            self._bill.add(cost_of(func, args, named, foreseen, self._storages), self._where)
-        outputs = func(*args, **named)
+            self._bill.add(cost_of(func, inputs, named, foreseen, self._storages), self._where)
+        outputs = func(*inputs, **named)
         if foreseen is None:
-            self._bill.add(cost_of(func, args, named, outputs, self._storages), self._where)
+            self._bill.add(cost_of(func, inputs, named, outputs, self._storages), self._where)
         return outputs
 
 
 def cost_of(
     func: Any,
-    args: Sequence[Any],
+    inputs: Sequence[Any],
     named: Mapping[str, Any],
     outputs: Any,
     weights: frozenset[int] = frozenset(),
@@ -159,15 +159,15 @@ def cost_of(
 
     Args:
         func: the operation.
-        args: its arguments by place.
+        inputs: its arguments by place.
         named: its arguments by name.
         outputs: what it puts out, with or without numbers.
         weights: where weights lie in memory, which were counted when they were read.
     """
-    given, outputs = _tensors((args, named)), _tensors(outputs)
+    given, outputs = _tensors((inputs, named)), _tensors(outputs)
     name = func._schema.name.removeprefix("aten::")
     arguments = (argument.name for argument in func._schema.arguments)
-    by_name = {**dict(zip(arguments, args, strict=False)), **named}
+    by_name = {**dict(zip(arguments, inputs, strict=False)), **named}
     rule = _RULES.get(name, _pool if "pool" in name else _plain)
     # What is made of nothing is no activation, but it is memory all the same.
     put_out = sum(one.numel() for one in outputs if one.is_floating_point()) if given else 0
@@ -207,9 +207,9 @@ def convolution_cost(
     return macs, reads, blocks + (reads if swapped else 0)
 
 
-def _foreseen(func: Any, args: Any, named: Mapping[str, Any]) -> list[Tensor] | None:
+def _foreseen(func: Any, inputs: Any, named: Mapping[str, Any]) -> list[Tensor] | None:
     """Return what an operation will put out, without numbers; None where PyTorch cannot tell."""
-    places, options = tree_map_only(Tensor, _without_numbers, (args, dict(named)))
+    places, options = tree_map_only(Tensor, _without_numbers, (inputs, dict(named)))
     if any(argument.name == "device" for argument in func._schema.arguments):
         options["device"] = torch.device("meta")
     try:

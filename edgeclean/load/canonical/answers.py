@@ -24,7 +24,7 @@ _NAMES = ("logits", "logit", "out", "output", "pred", "predictions")  # of the o
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitsAt:
-    """Where the logits are.
+    """The place and the form of the logits in what a network returns.
 
     Attributes:
         path: the keys and indices that lead to them; empty where the network returns them alone.

@@ -47,6 +47,10 @@ def _settle_weights_(layer: nn.Module) -> bool:
     if parametrised:
         for name in list(layer.parametrizations):  # type: ignore[arg-type]
             parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
+            made = getattr(layer, name)
+            if not isinstance(made, nn.Parameter):  # one that is made of several others
+                delattr(layer, name)
+                layer.register_parameter(name, nn.Parameter(made.detach().clone()))
     return parametrised or len(layer._forward_pre_hooks) < before
 
 

@@ -79,6 +79,7 @@ BROKEN: dict[str, tuple[Change, bool]] = {
     "expired": (signer(first=NOW - 9 * DAY, last=NOW - DAY), True),
     "not yet valid": (signer(first=NOW + DAY, last=NOW + 9 * DAY), True),
     "an authority": (signer(ca=True, usages=usages("digital_signature", "key_cert_sign")), True),
+    "an authority that signs": (signer(ca=True), True),
     "no key usage": (signer(usages=None), True),
     "another key usage": (signer(usages=usages("key_encipherment", "key_agreement")), True),
     "signs certificates": (signer(usages=usages("digital_signature", "key_cert_sign")), True),
