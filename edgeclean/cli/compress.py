@@ -87,8 +87,8 @@ def compress(  # noqa: PLR0913 - the options are the interface
     stages = _cache(cache, no_cache, reporter.note)
     read = [*checkpoint_files(checkpoint), model, code_file(spec.architecture, code_folder)]
     read += [config, target_file, policy, ranks_file, latency_table]
-    used = [*read, evaluate, sign_key, sign_certificate, stages.folder if stages else None]
-    keep_apart(used, files=[depfile], folder=output)
+    others = [evaluate, sign_key, sign_certificate, stages.folder if stages else None]
+    keep_apart([*read, *others], files=[depfile], folder=output)
     inputs = InputFiles(depfile, output)
     inputs.add(*read)
     signer = _signer(sign_key, sign_certificate)
@@ -100,10 +100,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     inputs.add(*(labelled.files if labelled else ()))
     with reporter.progress() as progress:
         written = pipeline.compress(
-            checkpoint,
-            spec,
-            output,
-            settings,
+            *(checkpoint, spec, output, settings),
             target=device,
             latency_table=opt.read_table(latency_table),
             policy=gates,
