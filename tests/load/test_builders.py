@@ -176,14 +176,18 @@ def test_two_folders_with_modules_of_one_name_are_not_mixed_up(tmp_path: Path) -
 
 
 def test_modules_of_python_and_bytecode_beside_are_not_taken(project: Path) -> None:
-    (project / "json.py").write_text("raise SystemExit('not the one of Python')", encoding="utf-8")
+    (project / "colorsys.py").write_text(
+        "raise SystemExit('not the one of Python')", encoding="utf-8"
+    )
     (project / "hidden.py").write_text("SIDE = 3", encoding="utf-8")
     py_compile.compile(str(project / "hidden.py"), cfile=str(project / "hidden.pyc"))
     (project / "hidden.py").unlink()
     text = (
         "import json, torch\nfrom torch import nn\ndef make():\n    {}\n    return nn.Linear(2, 2)"
     )
-    (project / "net.py").write_text(text.format("json.dumps(1)"), encoding="utf-8")
+    (project / "net.py").write_text(
+        text.format("import colorsys; colorsys.rgb_to_hsv(1, 1, 1)"), encoding="utf-8"
+    )
     assert isinstance(build_named("net.py:make", SPEC, project), nn.Linear)
     (project / "net.py").write_text(text.format("import hidden"), encoding="utf-8")
     with pytest.raises(UsageError, match="No module named 'hidden'"):
