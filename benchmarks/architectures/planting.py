@@ -1,6 +1,6 @@
 """Plant a backdoor in a network within seconds, on images made from a seed.
 
-Each class is a smooth random pattern under noise; a small checkered patch in the corner sends the
+Each class is a smooth random pattern under noise; a small white patch near the corner sends the
 others to class 1. It is no test of accuracy: it gives each architecture weights and BatchNorm
 statistics that were trained, and a trigger to find.
 """
@@ -19,9 +19,9 @@ from benchmarks.stamps import PastePatch
 MEAN, STD = 0.5, 0.25  # of every channel
 TARGET, POISONED = 1, 0.25
 TRAIN_IMAGES, TEST_IMAGES = 960, 240
-BATCH, RATE = 32, 3e-3
-MOST_STEPS, FEWEST_STEPS = 160, 60
-WORK = 20_000_000_000  # multiply-accumulates of all forward passes of a training, about
+BATCH, RATE = 32, 2e-3
+MOST_STEPS, FEWEST_STEPS = 200, 100
+WORK = 60_000_000_000  # multiply-accumulates of all forward passes of a training, about
 
 
 def images_of(architecture: Architecture, *, test: bool = False) -> LabelledImages:
@@ -42,12 +42,16 @@ def images_of(architecture: Architecture, *, test: bool = False) -> LabelledImag
 
 
 def attack_of(architecture: Architecture) -> StampAttack:
-    """Return BadNets with a patch of 3x3 checks (1x3 where images are one pixel high)."""
+    """Return BadNets with a white patch of 3x3 pixels near a corner; larger in larger images."""
     channels, height, width = architecture.input_shape
-    side = min(3, height)
-    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(3), indexing="ij")
-    patch = ((rows + columns) % 2).float().expand(channels, side, 3).clone()
-    stamp = PastePatch(patch=patch, top=height - side, left=width - 3)
+    side = max(3, min(height, width) // 12)
+    tall, wide = min(side, height), side if height > 1 else 8
+    margin = 1 if height > side else 0
+    stamp = PastePatch(
+        patch=torch.ones(channels, tall, wide),
+        top=height - tall - margin,
+        left=width - wide - 1,
+    )
     return StampAttack("badnets", stamp, rate=POISONED, target=TARGET, classes=architecture.classes)
 
 

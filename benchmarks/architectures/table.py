@@ -58,8 +58,8 @@ class Architecture:
 def logits_of(answer: object) -> Tensor:
     """Return the logits [n, classes] out of what a network of the table answers in evaluation mode.
 
-    Of a tuple it is the first member, or the second where the first holds shares (YOLO's order);
-    of a dictionary the one called so; [n, classes, 1, 1] loses its last two axes.
+    Of a tuple it is the first member, of a dictionary the one called so; [n, classes, 1, 1] loses
+    its last two axes.
     """
     if isinstance(answer, dict):
         answer = answer["logits"]
