@@ -9,8 +9,11 @@ refused at its beginning, and says nothing about accuracy or detection.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded: processes are forked from this one
 
 from benchmarks.architectures.cells import DEPTHS, INPUTS, run_cell
 from benchmarks.architectures.results import RESULTS, known_cells, write_results

@@ -1,7 +1,8 @@
 """One architecture from one input through the command line: each step a process, with its limit.
 
-A step either ends well, or is refused: by one line, with an exit code that says so, and before any
-long stage has begun. Anything else has failed.
+The processes are forked from this one, which has the libraries loaded, and each calls the command
+line's own entry point. A step ends well; or it is refused, by one line, with an exit code that says
+so, and before any long stage has begun. Anything else has failed.
 """
 
 from __future__ import annotations
@@ -10,13 +11,28 @@ import json
 import os
 import re
 import resource
-import subprocess
+import shutil
+import signal
 import sys
+import tempfile
+import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO, NoReturn
 
+import torch
+import torch._dynamo
+import torch.export
+
+from benchmarks.architectures.planting import MEAN, STD, normalised
+from benchmarks.architectures.prepare import FACTS, GRAPH, WEIGHTS, prepare, rates
+from benchmarks.architectures.table import TABLE, Architecture
 from benchmarks.environment import ROOT
+from edgeclean import pipeline  # noqa: F401 - loaded once, here, and not in every fork
+from edgeclean.cli import main
 from edgeclean.networks.state import JsonValue
+from exporters.session import OnnxSession
 
 Cell = dict[str, JsonValue]
 INPUTS = ("pytorch", "onnx")
@@ -26,7 +42,6 @@ KEPT = ROOT / ".bench" / "architectures"
 RATIO, SEED = "1.1", 0
 PROCESSOR_SECONDS, WALL_SECONDS = 300, 3000
 REFUSALS = {2, 3, 6}
-ENDED_BY_US = 124
 STAGE = re.compile(r"^\[ *\d+ %\] (.+?) \.\.\.", re.MULTILINE)
 
 
@@ -35,7 +50,7 @@ class Step:
     """What one process did.
 
     Attributes:
-        exit_code: its exit code; 124 where it ran into its limit.
+        exit_code: its exit code, or minus the signal that ended it.
         line: the last error line, or of a traceback the last line; empty where it ended well.
         lines: how many error lines there were.
         stage: the last long stage that was begun, or empty.
@@ -60,9 +75,6 @@ class Step:
 
 def run_cell(name: str, source: str, depth: str, kept: Path = KEPT) -> Cell:
     """Prepare the inputs where they are missing, run the steps, and return what was found."""
-    from benchmarks.architectures.prepare import FACTS
-    from benchmarks.architectures.table import TABLE
-
     architecture, folder = TABLE[name], kept / name
     cell: Cell = {
         "name": name,
@@ -72,34 +84,32 @@ def run_cell(name: str, source: str, depth: str, kept: Path = KEPT) -> Cell:
         "classes": architecture.classes,
     }
     if not (folder / FACTS).exists():
-        _, made = run_step(["benchmarks.architectures.prepare", str(kept), name])
+        _, made = run_forked(lambda: prepare(architecture, folder))
         if made.exit_code:
             return cell | {"outcome": "failed", "steps": {"prepare": asdict(made)}}
     cell |= json.loads((folder / FACTS).read_text())
     if source == "onnx" and cell["exporter"] is None:
         return cell | {"outcome": "not exported", "steps": {}}
-    words = words_for(name, source, folder)
+    words = words_for(architecture, source, folder)
     steps: dict[str, Step] = {}
-    _, steps["inspect"] = run_step(
-        ["edgeclean", "inspect", *words, "--ratio", RATIO, "--json", "--seed", str(SEED)]
-    )
+    _, steps["inspect"] = run_step(["inspect", *words, "--json"])
     if depth == "compress":
-        cell |= _compress(words, folder / source, steps, name)
-    last = steps[depth]
+        output = folder / source
+        shutil.rmtree(output, ignore_errors=True)
+        said, steps["compress"] = run_step(
+            ["compress", *words, "--config", str(CONFIG), "--no-cache", "--json", "-o", str(output)]
+        )
+        if steps["compress"].exit_code == 0:
+            cell |= _facts_of(architecture, json.loads(said), output / "model.onnx")
     outcomes = [one.outcome for one in steps.values()]
     return cell | {
-        "outcome": "failed" if "failed" in outcomes else last.outcome,
+        "outcome": "failed" if "failed" in outcomes else outcomes[-1],
         "steps": {step: asdict(one) for step, one in steps.items()},
     }
 
 
-def words_for(name: str, source: str, folder: Path) -> list[str]:
-    """Return the words that name the network on a command line, whichever input it comes from."""
-    from benchmarks.architectures.planting import MEAN, STD
-    from benchmarks.architectures.prepare import GRAPH, WEIGHTS
-    from benchmarks.architectures.table import TABLE
-
-    architecture = TABLE[name]
+def words_for(architecture: Architecture, source: str, folder: Path) -> list[str]:
+    """Return the words that inspect and compress share, whichever input the network comes from."""
     channels = architecture.input_shape[0]
     file, arch = (WEIGHTS, architecture.arch) if source == "pytorch" else (GRAPH, "onnx")
     return [
@@ -109,69 +119,80 @@ def words_for(name: str, source: str, folder: Path) -> list[str]:
         *("--classes", str(architecture.classes)),
         *("--mean", ",".join([str(MEAN)] * channels)),
         *("--std", ",".join([str(STD)] * channels)),
+        *("--ratio", RATIO),
+        *("--seed", str(SEED)),
         *("--threads", "1"),
     ]
 
 
-def _compress(words: list[str], output: Path, steps: dict[str, Step], name: str) -> Cell:
-    said, step = run_step(
-        [
-            *("edgeclean", "compress", *words, "--ratio", RATIO, "--config", str(CONFIG)),
-            *("--seed", str(SEED), "--no-cache", "--json", "-o", str(output)),
-        ]
-    )
-    steps["compress"] = step
-    if step.exit_code:
-        return {}
-    answer = json.loads(said)
-    return {
+def _facts_of(architecture: Architecture, answer: Cell, model: Path) -> Cell:
+    """Return what the command answered, and what the bundle's network does to the test images."""
+    cell: Cell = {
         "verdict": answer["verdict"],
-        "suspects": [one["target"] for one in answer["suspects"]],
+        "suspects": sorted({one["target"] for one in answer["suspects"]}),
         "macs_after": answer["size"]["macs"]["compressed"],
+        "macs_ratio": answer["size"]["macs"]["original"] / answer["size"]["macs"]["compressed"],
         "parity": answer["parity"]["max_relative_difference"],
-        **_rates_after(name, output / "model.onnx"),
     }
-
-
-def _rates_after(name: str, model: Path) -> Cell:
-    """Measure what the bundle's network does to the test images, where it was trained at all."""
-    import torch
-
-    from benchmarks.architectures.planting import normalised
-    from benchmarks.architectures.prepare import rates
-    from benchmarks.architectures.table import TABLE
-    from exporters.session import OnnxSession
-
-    if not TABLE[name].trained:
-        return {}
+    if not architecture.trained:
+        return cell
     session = OnnxSession(model.read_bytes())
-
-    def function(pixels: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(session.predict(normalised(pixels).numpy()))
-
-    return {f"{key}_after": percent for key, percent in rates(function, TABLE[name]).items()}
+    after = rates(
+        lambda pixels: torch.from_numpy(session.predict(normalised(pixels).numpy())), architecture
+    )
+    return cell | {f"{key}_after": percent for key, percent in after.items()}
 
 
 def run_step(words: list[str]) -> tuple[str, Step]:
-    """Run a module as a process with a limit; return what it wrote to stdout, and the step."""
-    before = _spent()
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    try:
-        ended = subprocess.run(  # noqa: S603 - our own words
-            [sys.executable, "-m", *words],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=WALL_SECONDS,
-            preexec_fn=_limit,
+    """Run a command line in a process of its own; return what it wrote to stdout, and the step."""
+
+    def command() -> None:
+        sys.argv = ["edgeclean", *words]
+        main()
+
+    return run_forked(command)
+
+
+def run_forked(work: Callable[[], None]) -> tuple[str, Step]:
+    """Run a function in a fork of this process, which has the libraries loaded, with limits."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        child = os.fork()
+        if child == 0:
+            _be_child(work, out.fileno(), err.fileno())
+        _, status, spent = os.wait4(child, 0)  # what its own children used is in it
+        code = os.waitstatus_to_exitcode(status)
+        said, complained = (_read(one) for one in (out, err))
+    seconds = round(spent.ru_utime + spent.ru_stime, 1)
+    if code < 0:
+        complained += (
+            f"\nerror: ended by {signal.Signals(-code).name} after {seconds} s of processor"
         )
-    except subprocess.TimeoutExpired:
-        return "", _ended_by_us(f"over {WALL_SECONDS} s", _spent() - before)
-    seconds = round(_spent() - before, 1)
-    if ended.returncode < 0 and seconds >= PROCESSOR_SECONDS:
-        return "", _ended_by_us(f"over {PROCESSOR_SECONDS} s of processor", seconds)
-    return ended.stdout, step_of(ended.returncode, ended.stderr, seconds)
+    return said, step_of(code, complained, seconds)
+
+
+def _be_child(work: Callable[[], None], out: int, err: int) -> NoReturn:
+    """Do the work, and end without a return to the caller's code."""
+    code = 1
+    try:
+        resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_SECONDS, PROCESSOR_SECONDS + 10))
+        signal.alarm(WALL_SECONDS)
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        work()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:  # noqa: BLE001 - it is the step's result
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _read(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode("utf-8", "replace")
 
 
 def step_of(exit_code: int, stderr: str, seconds: float) -> Step:
@@ -190,16 +211,3 @@ def step_of(exit_code: int, stderr: str, seconds: float) -> Step:
         stage=stages[-1] if stages and exit_code else "",
         processor_s=seconds,
     )
-
-
-def _ended_by_us(why: str, seconds: float) -> Step:
-    return Step(exit_code=ENDED_BY_US, line=why, lines=2, stage="", processor_s=round(seconds, 1))
-
-
-def _limit() -> None:
-    resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_SECONDS, PROCESSOR_SECONDS + 10))
-
-
-def _spent() -> float:
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return children.ru_utime + children.ru_stime

@@ -19,9 +19,9 @@ from benchmarks.stamps import PastePatch
 MEAN, STD = 0.5, 0.25  # of every channel
 TARGET, POISONED = 1, 0.25
 TRAIN_IMAGES, TEST_IMAGES = 960, 240
-BATCH, RATE = 32, 2e-3
-MOST_STEPS, FEWEST_STEPS = 200, 100
-WORK = 60_000_000_000  # multiply-accumulates of all forward passes of a training, about
+BATCH, RATE = 32, 3e-3
+MOST_STEPS, FEWEST_STEPS = 120, 60
+WORK = 30_000_000_000  # multiply-accumulates of all forward passes of a training, about
 
 
 def images_of(architecture: Architecture, *, test: bool = False) -> LabelledImages:

@@ -1,8 +1,9 @@
 """Make the two inputs of architectures, a checkpoint and an ONNX file, as a child of the table.
 
 ``python -m benchmarks.architectures.prepare FOLDER NAME...`` writes ``weights.pth``,
-``network.onnx`` and ``facts.json`` into a folder of each name there. The ONNX file is PyTorch's own export, by the older or by the newer of
-its exporters, which the name decides; where that one cannot write the network, by the other.
+``network.onnx`` and ``facts.json`` into a folder of each name there. The ONNX file is PyTorch's own
+export, by the older or by the newer of its exporters, which the name decides; where that one cannot
+write the network, by the other.
 """
 
 from __future__ import annotations

@@ -65,10 +65,9 @@ def _columns(cell: Cell | None) -> list[str]:
     spent = sum(step["processor_s"] for step in cell["steps"].values())
     if "parity" not in cell:
         return [cell["outcome"], *[NOTHING] * 3, f"{spent:.0f}"]
-    left = cell["macs_after"] / cell["macs"]
     return [
         cell["outcome"],
-        f"{left:.2f}",
+        f"{1 / cell['macs_ratio']:.2f}",
         f"{cell['parity']:.0e}",
         _rates(cell, "_after"),
         f"{spent:.0f}",
