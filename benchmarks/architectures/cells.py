@@ -26,7 +26,7 @@ import torch._dynamo
 import torch.export
 
 from benchmarks.architectures.planting import MEAN, STD, normalised
-from benchmarks.architectures.prepare import FACTS, GRAPH, WEIGHTS, prepare, rates
+from benchmarks.architectures.prepare import FACTS, GRAPH, WEIGHTS, is_prepared, prepare, rates
 from benchmarks.architectures.table import TABLE, Architecture
 from benchmarks.environment import ROOT
 from edgeclean import pipeline  # noqa: F401 - loaded once, here, and not in every fork
@@ -83,11 +83,12 @@ def run_cell(name: str, source: str, depth: str, kept: Path = KEPT) -> Cell:
         "input_shape": list(architecture.input_shape),
         "classes": architecture.classes,
     }
-    if not (folder / FACTS).exists():
+    if not is_prepared(architecture, folder):
         _, made = run_forked(lambda: prepare(architecture, folder))
         if made.exit_code:
             return cell | {"outcome": "failed", "steps": {"prepare": asdict(made)}}
     cell |= json.loads((folder / FACTS).read_text())
+    del cell["made_by"]
     if source == "onnx" and cell["exporter"] is None:
         return cell | {"outcome": "not exported", "steps": {}}
     words = words_for(architecture, source, folder)

@@ -1,15 +1,14 @@
-"""Make the two inputs of architectures, a checkpoint and an ONNX file, as a child of the table.
+"""Make the two inputs of an architecture, a checkpoint and an ONNX file, with facts beside them.
 
-``python -m benchmarks.architectures.prepare FOLDER NAME...`` writes ``weights.pth``,
-``network.onnx`` and ``facts.json`` into a folder of each name there. The ONNX file is PyTorch's own
-export, by the older or by the newer of its exporters, which the name decides; where that one cannot
-write the network, by the other.
+``weights.pth``, ``network.onnx`` and ``facts.json`` lie in one folder. The ONNX file is PyTorch's
+own export, by the older or by the newer of its exporters, which the name decides; where that one
+cannot write the network, by the other.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -26,21 +25,30 @@ from benchmarks.architectures.planting import (
     plant,
     steps_of,
 )
-from benchmarks.architectures.table import TABLE, Architecture, logits_of
+from benchmarks.architectures.table import Architecture, logits_of
 from benchmarks.metrics import accuracy, attack_success_rate
 from edgeclean.networks.state import JsonValue
 
 WEIGHTS, GRAPH, FACTS = "weights.pth", "network.onnx", "facts.json"
 OPSETS = {"torchscript": 17, "dynamo": 18}
+SHARED = ("blocks", "planting", "prepare")
 SEED = 0
 
 
-def main() -> None:
-    folder, *names = sys.argv[1:]
-    torch.set_num_threads(1)
-    for name in names or TABLE:
-        if not (Path(folder) / name / FACTS).exists():
-            prepare(TABLE[name], Path(folder) / name)
+def is_prepared(architecture: Architecture, folder: Path) -> bool:
+    """Return whether the files are there, and of the code as it stands."""
+    path = folder / FACTS
+    return path.exists() and json.loads(path.read_text()).get("made_by") == digest(architecture)
+
+
+def digest(architecture: Architecture) -> str:
+    """Return a hash of the code that makes an architecture's inputs, and of its row."""
+    family = architecture.builder.partition(":")[0]
+    sources = [Path(__file__).with_name(f"{one}.py") for one in (family, *SHARED)]
+    made_by = hashlib.sha256(repr(architecture).encode())
+    for source in sources:
+        made_by.update(source.read_bytes())
+    return made_by.hexdigest()[:16]
 
 
 def prepare(architecture: Architecture, folder: Path) -> None:
@@ -56,6 +64,7 @@ def prepare(architecture: Architecture, folder: Path) -> None:
         "params": sum(one.numel() for one in network.parameters()),
         "macs": macs,
         "steps": steps,
+        "made_by": digest(architecture),
     }
     if architecture.trained:
         facts |= rates(lambda pixels: logits_of(network(normalised(pixels))), architecture)
@@ -109,7 +118,3 @@ def _export(network: nn.Module, image: Tensor, path: Path, exporter: str) -> Non
             input_names=["input"],
             **({"verbose": False} if exporter == "dynamo" else {}),
         )
-
-
-if __name__ == "__main__":
-    main()
