@@ -207,8 +207,13 @@ def step_of(exit_code: int, stderr: str, seconds: float) -> Step:
     stages = STAGE.findall(stderr)
     return Step(
         exit_code=exit_code,
-        line=errors[-1][:600] if errors and exit_code else "",
+        line=_without_paths(errors[-1])[:600] if errors and exit_code else "",
         lines=count if exit_code else 0,
         stage=stages[-1] if stages and exit_code else "",
         processor_s=seconds,
     )
+
+
+def _without_paths(line: str) -> str:
+    """Return a line with paths as seen from the repository or the installed packages."""
+    return re.sub(r"[^\s'\"]*/site-packages/", "", line.replace(f"{ROOT}/", ""))

@@ -154,6 +154,14 @@ def test_a_step_is_judged_by_exit_code_line_and_stage(
     assert bool(step.line) == (exit_code != 0 and stderr != "")
 
 
+def test_no_path_of_a_machine_stands_in_a_line() -> None:
+    at = f"{ROOT}/.bench/architectures/lenet/weights.pth"
+    said = f"error: {at}: no; see /home/me/.venv/lib/python3/site-packages/torch/nn/x.py"
+    assert step_of(3, said, 1.0).line == (
+        "error: .bench/architectures/lenet/weights.pth: no; see torch/nn/x.py"
+    )
+
+
 CHILDREN = """
 import os, sys, json
 from benchmarks.architectures.cells import run_forked
