@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FUZZ_SECONDS ?= 600
+FUZZED := pickle zip safetensors onnx toml npz sums manifest table answer depfiles signature certificate
 STAMP := $(VENV)/installed
 RUNTIME := $(VENV)/runtime-installed
 DEMO := benchmarks/zoo/demo
@@ -70,7 +71,7 @@ coverage: $(STAMP)
 fuzz: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
 	mkdir -p build/fuzz
-	for reader in pickle zip safetensors onnx toml; do \
+	for reader in $(FUZZED); do \
 		$(BIN)/python tests/fuzz/fuzz.py $$reader -max_total_time=$(FUZZ_SECONDS) \
 			-artifact_prefix=build/fuzz/$$reader- || exit 1; \
 	done

@@ -38,6 +38,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "AccuracyGateError",
+    "AnswerLostError",
     "BackdoorSuspectedError",
     "BudgetError",
     "Bundle",
@@ -102,10 +103,11 @@ if TYPE_CHECKING:
     from edgeclean.bundle.verify import verify_bundle as verify
     from edgeclean.compression.latency_table import LatencyTable, read_latency_table
     from edgeclean.config import PipelineSettings, read_config, settings_for
-    from edgeclean.devices.ssh import ConnectionLostError
+    from edgeclean.devices.exchange import ConnectionLostError
     from edgeclean.devices.targets import Target, list_targets, load_target
     from edgeclean.errors import (
         AccuracyGateError,
+        AnswerLostError,
         BackdoorSuspectedError,
         BudgetError,
         EdgecleanError,
@@ -146,12 +148,12 @@ else:
         "bundle.verify": ("VerifyRecord", "verify_bundle"),
         "compression.latency_table": ("LatencyTable", "read_latency_table"),
         "config": ("PipelineSettings", "read_config", "settings_for"),
-        "devices.ssh": ("ConnectionLostError",),
+        "devices.exchange": ("ConnectionLostError",),
         "devices.targets": ("Target", "list_targets", "load_target"),
         "errors": (
-            *("AccuracyGateError", "BackdoorSuspectedError", "BudgetError", "EdgecleanError"),
-            *("EndedBySignalError", "InputRejectedError", "NotFiniteError", "OutputInUseError"),
-            *("ParityError", "RatioError", "ToolchainError", "UsageError"),
+            *("AccuracyGateError", "AnswerLostError", "BackdoorSuspectedError", "BudgetError"),
+            *("EdgecleanError", "EndedBySignalError", "InputRejectedError", "NotFiniteError"),
+            *("OutputInUseError", "ParityError", "RatioError", "ToolchainError", "UsageError"),
         ),
         "gates": ("Policy", "read_policy"),
         "images.labelled": ("LabelledImages", "read_labelled_images"),

@@ -254,7 +254,7 @@ def to_toml(entries: Mapping[str, JsonValue], prefix: str = "") -> str:
 
 def _toml_key(key: str) -> str:
     bare = key.isascii() and key.replace("_", "").replace("-", "").isalnum()
-    return key if bare else json.dumps(key, ensure_ascii=False)
+    return key if bare else _toml_value(key)
 
 
 def _toml_value(entry: JsonValue) -> str:

@@ -2,7 +2,8 @@
 
 EdgecleanError
 ├── UsageError               2  an option or setting is wrong, or options contradict each other
-│   └── OutputInUseError     2  the output folder is being written by another run
+│   ├── OutputInUseError     2  the output folder is being written by another run
+│   └── AnswerLostError      2  stdout is closed, full, or nobody reads it any more
 ├── InputRejectedError       3  the checkpoint, ONNX, image set or bundle cannot be accepted
 │   └── NotFiniteError       3  a stage came out with NaN or infinity
 ├── BackdoorSuspectedError   4  the scan suspects a backdoor and the policy forbids it
@@ -45,6 +46,10 @@ class UsageError(EdgecleanError):
 
 class OutputInUseError(UsageError):
     """Another run is writing the same output folder."""
+
+
+class AnswerLostError(UsageError):
+    """What was asked for cannot be written to stdout."""
 
 
 class InputRejectedError(EdgecleanError):

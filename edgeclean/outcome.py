@@ -26,6 +26,7 @@ from edgeclean.networks.state import (
     SyntheticImages,
     settings_as_json,
 )
+from edgeclean.networks.structure import StructureReport
 from edgeclean.report.layer_table import layer_rows, spectra
 from edgeclean.report.page import render_html, trigger_files
 from edgeclean.report.report import ReportInputs, changed_settings
@@ -111,6 +112,7 @@ def report_inputs(
         compressed=compression.compressed,
         images=compression.images,
         scan=compression.scan,
+        warnings=_warnings(compression.scan.structure),
         trigger_success=trigger_success(compression.scan, networks, compression.images.pixels),
         layers=layer_rows(compression.original, compression.compressed),
         spectra=spectra(compression.purified, clamped, compression.compressed),
@@ -161,4 +163,12 @@ def contents_of(
             manifest, whole, images=compression.images, scan=compression.scan
         ),
         reproducible_files={**trigger_files(compression.scan), **kit},
+    )
+
+
+def _warnings(structure: StructureReport) -> tuple[str, ...]:
+    return tuple(
+        f"The graph of the source holds {one.in_words()}. Purification changes weights, and does "
+        "not remove it: do not use the network unless you know what the path is for."
+        for one in structure.findings
     )

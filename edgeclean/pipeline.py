@@ -47,11 +47,13 @@ from edgeclean.networks.state import (
     TruncatedNetwork,
     same_weights,
 )
+from edgeclean.networks.structure import StructureReport, read_structure
 from edgeclean.outcome import Compression, contents_of, judged, report_inputs
 from edgeclean.progress import Progress, silent
 from edgeclean.report.layer_table import LayerRow, Spectrum, layer_rows, spectra
 from edgeclean.report.report import build_report, command_line
 from edgeclean.runner import Cache, Runner
+from exporters.exportable import exportable
 from exporters.file_size import foretell_size
 from exporters.onnx_exporter import ExportSettings, export_onnx
 from exporters.parity import ParityRecord, check_parity
@@ -138,15 +140,20 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         original = runner(
             "load", load_checkpoint, checkpoint, spec, limits=chosen.load, code_folder=code_folder
         )
+        given = original, chosen.export, chosen.parity, chosen.load
+        original, original_model = runner("export", exportable, *given)
         beside = alongside(original)
         original = placed(original, chosen.compute)
-        table = latency_table
-        if table is None and chosen.ranks.needs_table:
-            store = None if cache is None else cache.store
-            given = original, chosen.ranks.overrides, chosen.latency
-            table = runner("latency table", table_of_this_machine, *given, kept=store)
+        table = _table(latency_table, original, chosen, runner)
         announce(progress, original, chosen)
-        compression = run_stages(original, chosen, table=table, policy=policy, runner=runner)
+        compression = run_stages(
+            original,
+            chosen,
+            original_model=original_model,
+            table=table,
+            policy=policy,
+            runner=runner,
+        )
         evaluation = None
         if labelled is not None:
             models = compression.original_model, compression.model
@@ -160,10 +167,22 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     return WrittenCompression(compression=compression, bundle=bundle, report=whole)
 
 
+def _table(
+    given: LatencyTable | None, original: LoadedNetwork, settings: PipelineSettings, run: Runner
+) -> LatencyTable | None:
+    """The latency table that was given, or one of this machine where the goal needs one."""
+    if given is not None or not settings.ranks.needs_table:
+        return given
+    kept = None if run.cache is None else run.cache.store
+    timed = original, settings.ranks.overrides, settings.latency
+    return run("latency table", table_of_this_machine, *timed, kept=kept)
+
+
 def run_stages(
     original: LoadedNetwork,
     settings: PipelineSettings,
     *,
+    original_model: bytes | None = None,
     table: LatencyTable | None = None,
     policy: Policy = NO_GATES,
     runner: Runner | None = None,
@@ -173,6 +192,7 @@ def run_stages(
     Args:
         original: as it was loaded.
         settings: of every stage.
+        original_model: its ONNX file; None writes it, before what takes minutes.
         table: what forms of layers take on the device; None plans without.
         policy: whose gate on the scan refuses before what takes minutes.
         runner: times the stages, tells of them and keeps their results; None keeps nothing.
@@ -183,15 +203,13 @@ def run_stages(
             or the file is above the size budget.
     """
     run, seed = runner or Runner(), settings.seed
+    if original_model is None:
+        original_model = run("export", export_onnx, original, settings.export)
     images = run.once("synthesize", synthesize, original, settings.synthesize, seed=seed)
     found = run.once("scan", scan, original, images, settings.scan, seed=seed)
     refuse_failed(judge_scan(policy, found))
     purified = run.once("purify", purify, original, images, found, settings.purify, seed=seed)
-    if not same_weights(original.module, purified.module):
-        # Images of a backdoored network may carry its trigger; the purified teacher's answers
-        # to them do not, and its own images add what the first ones miss.
-        more = settings.synthesize.recovery()
-        images = joined(images, run.once("synthesize", synthesize, purified, more, seed=seed + 1))
+    images = _recovery_images(original, purified, images, settings, run)
     scaled = _scaled(purified, images, settings, run)
     truncated = _truncated(original, scaled, images, settings, table, run)
     if settings.purify.mode == "clean-compact":  # the constrained network takes their class loss
@@ -202,8 +220,8 @@ def run_stages(
     compressed = run.once(
         "finetune", finetune, truncated, purified, images, settings.finetune, seed=seed
     )
-    files = _exported(original, compressed, images, settings, run)
-    original_model, parity, lowered, latency = files
+    files = _exported(original_model, compressed, images, settings, run)
+    parity, lowered, latency = files
     if table is not None and is_of_this_machine(table):
         refuse_slower(latency)
     return Compression(
@@ -219,6 +237,25 @@ def run_stages(
         lowered=lowered,
         latency=latency,
     )
+
+
+def _recovery_images(
+    original: LoadedNetwork,
+    purified: PurifiedNetwork,
+    images: SyntheticImages,
+    settings: PipelineSettings,
+    run: Runner,
+) -> SyntheticImages:
+    """The images, and of a network that was purified its own beside them.
+
+    Images of a backdoored network may carry its trigger; the purified teacher's answers to them do
+    not, and its own images add what the first ones miss.
+    """
+    if same_weights(original.module, purified.module):
+        return images
+    more = settings.synthesize.recovery()
+    own = run.once("synthesize", synthesize, purified, more, seed=settings.seed + 1)
+    return joined(images, own)
 
 
 def _scaled(
@@ -267,21 +304,20 @@ def _early_latency(
 
 
 def _exported(
-    original: LoadedNetwork,
+    original_model: bytes,
     compressed: FinetunedNetwork,
     images: SyntheticImages,
     settings: PipelineSettings,
     run: Runner,
-) -> tuple[bytes, ParityRecord, LoweredModel, LatencyReport]:
-    """The original's file, and of the compressed network's how close, in what and how fast."""
+) -> tuple[ParityRecord, LoweredModel, LatencyReport]:
+    """Of the compressed network's file how close it is, in what precision, and how fast."""
     pixels, spec = images.pixels, compressed.spec
     model = run("export", export_onnx, compressed, settings.export)
-    original_model = run("export", export_onnx, original, settings.export)
     parity = run("parity", check_parity, compressed, model, pixels, settings.parity)
     lowered = run("precision", lower_precision, model, spec, pixels, settings.precision)
     refuse_larger(settings.ranks.size_budget, len(lowered.model))
     latency = run("latency", measure_pair, original_model, lowered.model, settings.latency)
-    return original_model, parity, lowered, latency
+    return parity, lowered, latency
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,12 +344,14 @@ class InspectedCheckpoint:
         planned: the same, truncated to the ranks that the weights alone suggest.
         layers: a row for each layer: its shape, ranks, parameters and MACs before and after.
         spectra: the singular values of each layer that may be factored, as shares of the largest.
+        structure: paths from the image to the logits that no layer learned.
     """
 
     network: LoadedNetwork
     planned: TruncatedNetwork
     layers: tuple[LayerRow, ...]
     spectra: tuple[Spectrum, ...]
+    structure: StructureReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -375,7 +413,7 @@ def inspect_checkpoint(
     code_folder: Path | None = None,
     progress: Progress = silent,
 ) -> InspectedCheckpoint:
-    """List a network's layers, and what would become of each, without compressing it.
+    """List a network's layers, what would become of each, and what its structure says.
 
     The ranks are chosen from the weights alone; `compress` also asks the synthetic images, so its
     ranks may differ a little.
@@ -403,6 +441,7 @@ def inspect_checkpoint(
         planned=planned,
         layers=layer_rows(network, planned),
         spectra=spectra(network, None, planned),
+        structure=read_structure(network.module, spec.input_shape),
     )
 
 
@@ -432,7 +471,7 @@ def export_checkpoint(
     network = run(
         "load", load_checkpoint, checkpoint, spec, limits=chosen.load, code_folder=code_folder
     )
-    model = run("export", export_onnx, network, chosen.export)
+    network, model = run("export", exportable, network, chosen.export, chosen.parity, chosen.load)
     generator = torch.Generator().manual_seed(chosen.seed)
     pixels = torch.rand(PARITY_IMAGES, *spec.input_shape, generator=generator)
     parity = run("parity", check_parity, network, model, pixels, chosen.parity)

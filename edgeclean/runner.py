@@ -81,7 +81,7 @@ class Runner:
             progress: called for every stage; given to those that take one.
         """
         self.seconds: dict[str, float] = {}
-        self._cache, self._progress = cache, progress
+        self.cache, self._progress = cache, progress
 
     def __call__(self, name: str, stage: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a stage and return its result; two calls under one name add up their time.
@@ -104,20 +104,20 @@ class Runner:
                 no digest.
         """
         _refuse_hidden(stage)
-        if self._cache is None:
+        if self.cache is None:
             return self(name, stage, *args, **kwargs)
         given = self._given(stage, args, kwargs)
         values = {key: one for key, one in given.arguments.items() if key != "progress"}
         with self._timed(name):
-            key, store = stage_key(name, values), self._cache.store
+            key, store = stage_key(name, values), self.cache.store
             stored = store.get(key)
             if stored is not None:
                 try:
                     taken: T = from_bytes(stored, _first_network(values))
                 except (ValueError, KeyError, TypeError, RuntimeError) as error:
-                    self._cache.notify(f"cache: what is kept of {name} cannot be used ({error})")
+                    self.cache.notify(f"cache: what is kept of {name} cannot be used ({error})")
                 else:
-                    self._cache.notify(f"{name}: taken up from an earlier run")
+                    self.cache.notify(f"{name}: taken up from an earlier run")
                     return taken
             made = self._made(name, stage, given)
             store.put(key, to_bytes(made))

@@ -28,6 +28,7 @@ from edgeclean.networks.state import (
     StageRecord,
     SyntheticImages,
 )
+from edgeclean.networks.structure import StructureFinding, StructureReport
 
 _CLASSES: dict[str, Callable[..., Any]] = {
     one.__name__: one
@@ -40,6 +41,8 @@ _CLASSES: dict[str, Callable[..., Any]] = {
         ScanReport,
         SearchRecord,
         StageRecord,
+        StructureFinding,
+        StructureReport,
         Suspect,
         SyntheticImages,
         WarpTrigger,

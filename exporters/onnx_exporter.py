@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -138,8 +139,10 @@ def _trace(module: nn.Module, spec: ModelSpec, settings: ExportSettings) -> byte
                 output_names=[OUTPUT_NAME],
                 dynamic_axes=open_batch if settings.batch is None else None,
             )
-    except (torch.onnx.OnnxExporterError, RuntimeError) as error:
-        line = str(error).strip().splitlines()[0]
+    except Exception as error:  # the exporter's own, or whatever the user's code raises in it
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        # What follows is a dump of the graph, or where to ask for a new feature of PyTorch.
+        line = re.split(r", scope: |\. Please |\s*\[Caused by ", line)[0][:300]
         raise InputRejectedError(
             f"the network cannot be written as ONNX at opset {settings.opset}: {line}"
         ) from error

@@ -165,8 +165,16 @@ class OnnxSession:
         self._input_name: str = inputs[0].name
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The logits [n, classes] of exactly one batch [n, c, h, w], as it stands."""
-        logits: NDArray[np.float32] = self._session.run(None, {self._input_name: images})[0]
+        """The logits [n, classes] of exactly one batch [n, c, h, w], as it stands.
+
+        Raises:
+            InputRejectedError: the file cannot compute them: it is wrong for this many images.
+        """
+        try:
+            logits: NDArray[np.float32] = self._session.run(None, {self._input_name: images})[0]
+        except Exception as error:  # its exceptions share no narrower base class
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputRejectedError(f"ONNX Runtime cannot run the network: {line}") from error
         return logits
 
     def predict(self, images: NDArray[np.float32]) -> NDArray[np.float32]:

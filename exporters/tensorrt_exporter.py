@@ -24,6 +24,7 @@ import torch
 from edgeclean.devices.kit.storage import engine_key, engine_name
 from edgeclean.devices.kit.trtexec_lines import precisions_of
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
+from edgeclean.files.reading import read_small_file
 from edgeclean.networks.state import Network
 from edgeclean.settings import Settings, setting
 from exporters.tensorrt_engine import LoadedEngine, opened
@@ -31,6 +32,7 @@ from exporters.tensorrt_rules import differences
 
 MIB = 2**20
 ENGINE_FILE = "model.plan"
+MAX_RECORD_BYTES, MAX_TIMING_BYTES = MIB, 256 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,9 +171,9 @@ def cached_engine(
         folder / "edgeclean-timing.cache",
     )
     if plan.is_file() and record.is_file():
-        known: dict[str, Any] = json.loads(record.read_text("utf-8"))
+        known: dict[str, Any] = json.loads(_read(record, MAX_RECORD_BYTES))
         return plan, {**known, "cached": True}
-    before = timing.read_bytes() if timing.is_file() else b""
+    before = _read(timing, MAX_TIMING_BYTES) if timing.is_file() else b""
     made = build_engine(trt, model, onnx_sha256, capability, settings, timing_cache=before)
     about = {
         "key": key,
@@ -279,3 +281,7 @@ def _read_back(
     inspector = engine.create_engine_inspector()
     layers = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     return precisions_of(json.loads(layers))
+
+
+def _read(path: Path, most_bytes: int) -> bytes:
+    return read_small_file(path, most_bytes, hint="delete it, and it is made again")

@@ -74,7 +74,11 @@ def test_every_option_in_the_texts_exists() -> None:
 def test_every_exit_code_is_told_alike_everywhere() -> None:
     codes = {error.exit_code for error in all_errors() if error is not EdgecleanError} | {0, 1}
     assert codes == set(range(8))
-    stopped = {128 + signal.SIGINT, 128 + signal.SIGTERM}  # by who asked for it
+    stopped = {
+        128 + signal.SIGHUP,
+        128 + signal.SIGINT,
+        128 + signal.SIGTERM,
+    }  # by who asked for it
     page = (ROOT / "docs" / "reference" / "exit-codes.md").read_text("utf-8")
     assert {
         int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from edgeclean.backdoor.triggers import Trigger
+from edgeclean.networks.structure import NOT_READ, StructureReport
 
 Verdict = Literal["suspected", "not found"]
 
@@ -65,17 +66,20 @@ class ScanReport:
     """The outcome of a scan; its verdict is ``suspected`` or ``not found``, never "clean".
 
     Attributes:
-        verdict: ``suspected`` where there is a suspect, else ``not found``.
+        verdict: ``suspected`` where there is a suspect or a finding of the structure, else ``not
+            found``.
         suspects: the triggers that were found, those of the most suspicious class first; see
             `scan.most_suspicious_first`.
         searches: what each search looked for, and what it cannot see.
         images: how many synthetic images were searched on.
+        structure: paths that no layer learned; what is found there no purification removes.
     """
 
     verdict: Verdict
     suspects: tuple[Suspect, ...]
     searches: tuple[SearchRecord, ...]
     images: int
+    structure: StructureReport = NOT_READ
 
     @property
     def targets(self) -> tuple[int, ...]:
@@ -89,6 +93,8 @@ class ScanReport:
         words = [f"class {target}" for target in self.targets]
         if any(suspect.target is None for suspect in self.suspects):
             words.append("every class to another (all-to-all)")
+        kinds = dict.fromkeys(finding.kind for finding in self.structure.findings)
+        words += [f"the graph itself ({kind})" for kind in kinds]
         return tuple(words)
 
     def summary(self) -> dict[str, Any]:
@@ -96,6 +102,7 @@ class ScanReport:
         return {
             "verdict": self.verdict,
             "images": self.images,
+            "structure": self.structure.summary(),
             "suspects": [
                 {
                     "target": suspect.target,

@@ -4,7 +4,9 @@ For every class, each search looks for the least trigger of its family that send
 all other classes there; a class far cheaper than the others is suspected (`searches`), and so is
 one that alone can be reached. One search looks for a stamp that sends every class to another of its
 own (`all_to_all`). "Not found" means what these searches could not find, never that there is
-nothing. `trigger_success` puts the reconstructed triggers on the networks of the later stages.
+nothing. What a graph's structure says is read beside the searches (`networks.structure`): a path
+that no layer learned makes a network suspected as well. `trigger_success` puts the reconstructed
+triggers on the networks of the later stages.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from edgeclean.networks.autocast import device_of, mixed_precision
 from edgeclean.networks.folding import inference_copy
 from edgeclean.networks.pixels import pixel_copy
 from edgeclean.networks.state import Network, SyntheticImages
+from edgeclean.networks.structure import read_structure
 from edgeclean.progress import Progress, silent
 from edgeclean.settings import Settings, setting
 
@@ -91,11 +94,13 @@ def scan(
         records.append(record)
         suspects += suspected
     progress("Scanning", total, total)
+    structure = read_structure(network.module, network.spec.input_shape)
     return ScanReport(
-        verdict="suspected" if suspects else "not found",
+        verdict="suspected" if suspects or structure.findings else "not found",
         suspects=most_suspicious_first(suspects, records),
         searches=tuple(records),
         images=len(evidence.pixels),
+        structure=structure,
     )
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeclean.bundle import manifest as texts
-from edgeclean.bundle.verify import verify_bundle
-from edgeclean.errors import InputRejectedError, UsageError
+from edgeclean.bundle.verify import open_bundle
+from edgeclean.errors import UsageError
 from edgeclean.files.text import shown
-from edgeclean.load.limits import LoadLimits, read_input
 from edgeclean.settings import Settings, setting
 
 Form = Literal["c", "incbin"]
@@ -87,20 +86,15 @@ class EmbeddedFiles:
 def embed_bundle(bundle: Path, settings: EmbedSettings) -> EmbeddedFiles:
     """Return the source files of a bundle's network; nothing is written.
 
+    They are of the bytes that were verified, whatever becomes of the folder meanwhile.
+
     Raises:
-        InputRejectedError: the bundle does not verify, or changes while it is read.
+        InputRejectedError: the bundle does not verify.
     """
-    record = verify_bundle(bundle)
-    limit = LoadLimits().file_bytes
-    listed = read_input(bundle / texts.MANIFEST, limit)
-    model = read_input(bundle / texts.MODEL, limit)
-    if texts.sha256(listed) != record.manifest_sha256:
-        raise InputRejectedError(f"{texts.MANIFEST} was changed while it was read; embed it again")
-    manifest = texts.read_json(listed, texts.MANIFEST)
-    if texts.sha256(model) != manifest["files"][texts.MODEL]["sha256"]:
-        raise InputRejectedError(f"{texts.MODEL} was changed while it was read; embed it again")
+    opened = open_bundle(bundle)
+    model, manifest = opened.model, opened.manifest
     symbol = settings.symbol
-    files = {f"{symbol}.h": _header(model, manifest, record.manifest_sha256, settings)}
+    files = {f"{symbol}.h": _header(model, manifest, opened.record.manifest_sha256, settings)}
     if settings.form == "c":
         files[f"{symbol}.c"] = _c_source(model, settings)
     else:
@@ -143,8 +137,8 @@ def _header(
         height=height,
         width=width,
         classes=network["classes"],
-        mean=_floats(network["mean"]),
-        std=_floats(network["std"]),
+        mean=_floats([*map(float, network["mean"])]),
+        std=_floats([*map(float, network["std"])]),
     ).encode()
 
 
@@ -154,7 +148,7 @@ def _tag(model: bytes) -> str:
 
 
 def _floats(numbers: list[float]) -> str:
-    return "{" + ", ".join(f"{float(number)!r}f" for number in numbers) + "}"
+    return "{" + ", ".join(f"{number!r}f" for number in numbers) + "}"
 
 
 _HEADER = """\

@@ -50,6 +50,30 @@ def kit_files(
     }
 
 
+def shipped_kit(manifest: Mapping[str, Any], original: bytes) -> dict[str, bytes]:
+    """Return the kit that this installation writes for a bundle of this manifest.
+
+    Programs and settings are ours and follow from the checked manifest: nothing of the bundle's own
+    kit but the original network, which is data, is ever to run on a device.
+    """
+    return kit_files(
+        original,
+        manifest["target"],
+        precision=texts.precision_of(manifest),
+        batch=manifest["model"]["batch"],
+    )
+
+
+def first_difference(files: Mapping[str, bytes], shipped: Mapping[str, bytes]) -> str | None:
+    """Return the first file of a bundle's kit that is not byte for byte the shipped one.
+
+    A file that one of the two lacks differs. None where they are the same.
+    """
+    own = {name: content for name, content in files.items() if name.startswith(f"{FOLDER}/")}
+    names = sorted({*own, *shipped})
+    return next((name for name in names if own.get(name) != shipped.get(name)), None)
+
+
 def program() -> str:
     """Return the kit's modules joined into one file, so that a device has one file to run."""
     modules = (_LEFT_OUT.sub("", _source(name)) for name in MODULES)

@@ -16,7 +16,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.documents import parse_json
 from edgeclean.files.schema import first_violation
+from edgeclean.files.text import shown
 
 FORMAT = "edgeclean-bundle"
 SCHEMA_VERSION = 1
@@ -71,8 +73,8 @@ def read_json(content: bytes, name: str) -> dict[str, Any]:
             (which excludes a key given twice).
     """
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(content)
+    except ValueError as error:
         raise InputRejectedError(f"{name} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise InputRejectedError(f"{name} holds a {type(value).__name__}; a JSON object is needed")
@@ -89,11 +91,24 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     """Check a manifest against the schema that is shipped as ``schemas/manifest.schema.json``.
 
     Raises:
-        InputRejectedError: the manifest does not fit; the message names the field.
+        InputRejectedError: the manifest does not fit; the message names the field. Nothing else
+            needs to look at the types of what is read from it.
     """
     violation = first_violation(manifest, "manifest")
     if violation is not None:
         raise InputRejectedError(f"{MANIFEST} does not fit its schema {violation}")
+    model = manifest["model"]
+    for name in ("mean", "std"):
+        if len(model[name]) != model["input_shape"][0]:
+            raise InputRejectedError(
+                f"{MANIFEST} gives {len(model[name])} numbers as model/{name}, and images of "
+                f"{model['input_shape'][0]} channels need one each"
+            )
+
+
+def precision_of(manifest: Mapping[str, Any]) -> str:
+    """Return the precision of ``model.onnx`` by a manifest that was checked; fp32 if not said."""
+    return str(manifest["configuration"].get("precision", {"format": "fp32"})["format"])
 
 
 def checksum_lines(files: Mapping[str, bytes]) -> bytes:
@@ -111,7 +126,9 @@ def read_checksums(content: bytes) -> dict[str, str]:
     for line in content.decode("ascii", errors="replace").splitlines():
         match = _LINE.fullmatch(line)
         if match is None or not is_file_name(match[2]):
-            raise InputRejectedError(f"{CHECKSUMS} has a line that is not 'sha256  name': {line!r}")
+            raise InputRejectedError(
+                f"{CHECKSUMS} has a line that is not 'sha256  name': {shown(line)}"
+            )
         hashes[match[2]] = match[1]
     written = "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes)).encode()
     if written != content:

@@ -1,4 +1,8 @@
-"""Measure a bundle on a device: copy it, check and run it there, and check its JSON here.
+"""Measure a bundle on a device: copy its networks, run them there, and check the answer here.
+
+What runs on the device is shipped with this installation, never the bundle's own: a bundle may be
+a stranger's. A bundle by another version of edgeclean has another kit; that is said, and ours is
+sent, which reads no setting of the bundle that its manifest's schema does not check.
 
 Every step can be repeated: a whole copy is not copied twice, engines and finished rounds stay on
 the device, and a half copied bundle never has the name of a whole one.
@@ -7,23 +11,31 @@ the device, and a half copied bundle never has the name of a whole one.
 from __future__ import annotations
 
 import io
-import json
 import math
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgeclean.bundle import kit
-from edgeclean.bundle.manifest import CHECKSUMS, read_checksums, sha256
-from edgeclean.bundle.verify import verify_bundle
+from edgeclean.bundle.manifest import CHECKSUMS, MANIFEST, MODEL, checksum_lines
+from edgeclean.bundle.verify import VerifiedBundle, open_bundle
+from edgeclean.devices.exchange import AnswerLimits
 from edgeclean.devices.ssh import Device
 from edgeclean.errors import EdgecleanError, InputRejectedError, ToolchainError, UsageError
+from edgeclean.files.documents import parse_json
 from edgeclean.files.schema import first_violation
+from edgeclean.files.text import shown
 from edgeclean.networks.state import JsonValue
 from edgeclean.settings import Settings, setting
+from edgeclean.version import __version__
+from exporters.trial import try_network
 
 MAX_ANSWER_BYTES = 4 << 20
+MAX_MESSAGE_BYTES = 1 << 20  # lines of progress and errors, beside those of each round
+ENGINE_SECONDS = 6 * 3600  # the most that one engine may take to be built
+ROUND_SECONDS = 600  # beside the seconds that it measures
+SLOWEST_BYTES_PER_SECOND = 2**16
 WORK = "work"  # beside the bundle there
 HOME = ".edgeclean"  # in the device's home folder, where ssh begins
 KIT_ERRORS: dict[int, type[EdgecleanError]] = {
@@ -59,7 +71,7 @@ class RemoteSettings(Settings):
 def bench_on_device(
     bundle: Path, device: Device, settings: RemoteSettings | None = None, *, log: Log
 ) -> dict[str, JsonValue]:
-    """Copy a bundle to a device, measure it there against its original, and return the record.
+    """Measure a bundle's network on a device against its original, and return the record.
 
     Args:
         bundle: a bundle with a ``kit/`` folder.
@@ -71,26 +83,69 @@ def bench_on_device(
         A document that keeps to ``schemas/device.schema.json``.
 
     Raises:
-        InputRejectedError: the bundle is broken, or what came back is not such a document.
+        InputRejectedError: the bundle is broken, its programs are not those of its version, a
+            network is too costly to run, or what came back is not such a document.
         UsageError: the bundle has no kit, or another run holds the device's work folder.
         ToolchainError: no connection, no trtexec, no room, or an engine cannot be built; another
             run goes on from there.
     """
     settings = settings or RemoteSettings()
-    record = verify_bundle(bundle)
-    if kit.SCRIPT not in record.files:
-        raise UsageError(
-            f"{bundle} has no kit for a device: it was made for a target without TensorRT; make it "
-            "again with --target jetson, say"
-        )
-    place = f"{HOME}/{record.manifest_sha256[:16]}"
-    _copy(bundle, record.files, device, place, log)
+    opened = open_bundle(bundle)
+    manifest_sha256 = opened.record.manifest_sha256
+    files = _files_to_send(opened, log)
+    for name in (kit.ORIGINAL, MODEL):
+        try_network(files[name], name)
+    place = f"{HOME}/{manifest_sha256[:16]}"
+    _copy(files, device, place, log)
     log("measuring on the device")
-    finished = device.run(["sh", f"{place}/bundle/{kit.SCRIPT}", *_words(settings, place)], log=log)
+    rounds = 2 * settings.rounds
+    finished = device.run(
+        ["sh", f"{place}/bundle/{kit.SCRIPT}", *_words(settings, place)],
+        log=log,
+        limits=AnswerLimits(
+            messages=MAX_MESSAGE_BYTES + 200 * rounds,
+            seconds=2 * ENGINE_SECONDS + rounds * (settings.seconds + ROUND_SECONDS),
+        ),
+    )
     if finished.returncode != 0:
         _raise_from_kit(finished.returncode, finished.stderr, device)
-    answer = device.run(["head", "-c", str(MAX_ANSWER_BYTES + 1), f"{place}/{WORK}/result.json"])
-    return read_record(answer.stdout, record.manifest_sha256)
+    answer = device.run(
+        ["head", "-c", str(MAX_ANSWER_BYTES + 1), f"{place}/{WORK}/result.json"],
+        limits=AnswerLimits(answer=MAX_ANSWER_BYTES + 1),
+    )
+    return read_record(answer.stdout, manifest_sha256)
+
+
+def _files_to_send(opened: VerifiedBundle, log: Log) -> dict[str, bytes]:
+    """Return what the device gets: the networks, the manifest, and the kit that is shipped here.
+
+    Raises:
+        UsageError: the bundle has no kit.
+        InputRejectedError: its kit is not the one that its own version of edgeclean, which is
+            installed here, writes.
+    """
+    held = opened.files
+    if not any(name.startswith(f"{kit.FOLDER}/") for name in held):
+        raise UsageError(
+            "the bundle has no kit for a device: it was made for a target without TensorRT; make "
+            "it again with --target jetson, say"
+        )
+    if kit.ORIGINAL not in held:
+        raise InputRejectedError(f"{kit.ORIGINAL} is missing from the bundle's kit")
+    shipped = kit.shipped_kit(opened.manifest, held[kit.ORIGINAL])
+    different = kit.first_difference(held, shipped)
+    if different is not None:
+        maker = opened.manifest["versions"].get("edgeclean")
+        said = f"{different} is not what edgeclean {__version__} writes"
+        if maker == __version__:
+            raise InputRejectedError(
+                f"{said}, though the manifest names that version; nothing was sent to the device: "
+                "make the bundle again"
+            )
+        whose = "no named version" if maker is None else f"version {shown(maker)}"
+        log(f"{said}, and the bundle is by {whose}: the kit installed here is sent")
+    files = {MODEL: opened.model, MANIFEST: held[MANIFEST], **shipped}
+    return {**files, CHECKSUMS: checksum_lines(files)}
 
 
 def read_record(content: bytes, manifest_sha256: str) -> dict[str, JsonValue]:
@@ -103,10 +158,10 @@ def read_record(content: bytes, manifest_sha256: str) -> dict[str, JsonValue]:
     if len(content) > MAX_ANSWER_BYTES:
         raise InputRejectedError(f"the device's answer is larger than {MAX_ANSWER_BYTES} bytes")
     try:
-        document: dict[str, JsonValue] = json.loads(
+        document: dict[str, JsonValue] = parse_json(
             content, parse_float=_finite, parse_int=_finite_int, parse_constant=_finite
         )
-    except (ValueError, RecursionError):
+    except ValueError:
         raise InputRejectedError(
             "the device's answer is not JSON of finite numbers; run again"
         ) from None
@@ -130,23 +185,23 @@ def _finite_int(text: str) -> int:
     return int(text) if len(text) < 20 else int(_finite(text))
 
 
-def _copy(bundle: Path, names: tuple[str, ...], device: Device, place: str, log: Log) -> None:
-    """Copy the bundle if it is not there; the name ``bundle`` is only ever a whole copy."""
-    listed = (bundle / CHECKSUMS).read_bytes()
+def _copy(files: Mapping[str, bytes], device: Device, place: str, log: Log) -> None:
+    """Copy the files if they are not there; the name ``bundle`` is only ever a whole copy."""
     there = device.run(["cat", f"{place}/bundle/{CHECKSUMS}"])
-    if there.returncode == 0 and there.stdout == listed:
+    if there.returncode == 0 and there.stdout == files[CHECKSUMS]:
         log("the bundle is on the device already")  # its own kit checks every hash again
         return
     log("copying the bundle")
     partial = f"{place}/bundle.partial"
     steps = (
-        (["rm", "-rf", "--", partial, f"{place}/bundle"], None),
-        (["mkdir", "-p", "--", partial, f"{place}/{WORK}"], None),
-        (["tar", "-C", partial, "-xf", "-"], _archive(bundle, names)),
-        (["mv", "--", partial, f"{place}/bundle"], None),
+        (["rm", "-rf", "--", partial, f"{place}/bundle"], b""),
+        (["mkdir", "-p", "--", partial, f"{place}/{WORK}"], b""),
+        (["tar", "-C", partial, "-xf", "-"], _archive(files)),
+        (["mv", "--", partial, f"{place}/bundle"], b""),
     )
     for words, stdin in steps:
-        finished = device.run(words, stdin=stdin)
+        seconds = AnswerLimits().seconds + len(stdin) // SLOWEST_BYTES_PER_SECOND
+        finished = device.run(words, stdin=stdin, limits=AnswerLimits(seconds=seconds))
         if finished.returncode != 0:
             lines = finished.stderr.decode("utf-8", "replace").strip().splitlines() or ["?"]
             raise ToolchainError(
@@ -155,15 +210,10 @@ def _copy(bundle: Path, names: tuple[str, ...], device: Device, place: str, log:
             )
 
 
-def _archive(bundle: Path, names: tuple[str, ...]) -> bytes:
-    """Return an archive of the verified files, read once more and compared with their list."""
-    hashes = read_checksums((bundle / CHECKSUMS).read_bytes())
+def _archive(files: Mapping[str, bytes]) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name in names:
-            content = (bundle / name).read_bytes()
-            if name != CHECKSUMS and sha256(content) != hashes[name]:
-                raise InputRejectedError(f"{name} was changed while it was copied; run again")
+        for name, content in sorted(files.items()):
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(content), 0o644
             archive.addfile(entry, io.BytesIO(content))

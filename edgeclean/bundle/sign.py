@@ -8,7 +8,7 @@ from pathlib import Path
 from edgeclean.bundle import manifest as texts
 from edgeclean.bundle.bundle import put_in_place
 from edgeclean.bundle.signing import Signer, check_signer
-from edgeclean.bundle.verify import check_unchanged, read_folder, verify_bundle
+from edgeclean.bundle.verify import check_unchanged, open_bundle
 from edgeclean.files.atomic import hold_folder
 
 
@@ -46,12 +46,11 @@ def sign_bundle(bundle: Path, signer: Signer) -> SignRecord:
     check_signer(signer)
     check_unchanged(bundle)  # before a lock is put beside what may be no bundle
     with hold_folder(bundle, lambda folder, _named: check_unchanged(folder)) as held:
-        record = verify_bundle(held.path)
-        files, _ = read_folder(held.path)
-        files.pop(texts.SIGNATURE, None)
+        opened = open_bundle(held.path)
+        files = {n: content for n, content in opened.files.items() if n != texts.SIGNATURE}
         put_in_place(held, files, signer)
         return SignRecord(
             signature=held.path / texts.SIGNATURE,
-            manifest_sha256=record.manifest_sha256,
+            manifest_sha256=opened.record.manifest_sha256,
             files=tuple(sorted(files)),
         )

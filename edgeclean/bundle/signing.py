@@ -6,6 +6,8 @@ It is made and checked offline, with a key or a certificate of one's own, by the
 
 The library checks the folder; here it is checked, too, that the signed hashes are those of the
 bytes that `edgeclean.bundle.verify` looked at, and that no bit of the file is without meaning.
+Whose a certificate is, and whether it may sign, is judged in `edgeclean.bundle.certificates`: the
+library would take one that has expired, or a server's. It then checks the signature by the key.
 """
 
 from __future__ import annotations
@@ -13,17 +15,25 @@ from __future__ import annotations
 import base64
 import importlib
 import json
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeclean.bundle import manifest as texts
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
+from edgeclean.files.documents import parse_json
+from edgeclean.files.reading import read_small_file
+
+if TYPE_CHECKING:
+    from edgeclean.bundle.certificates import SignerCertificate
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
+MAX_KEY_BYTES = 2**20
 HINT_LENGTH = 64  # SHA-256 of the public key, in hexadecimal
 
 
@@ -34,7 +44,8 @@ class Signer:
     Attributes:
         private_key: PEM file of a key on an elliptic curve (P-256, P-384 or P-521), without a
             password.
-        certificate: PEM file of that key's certificate; None to sign with the key alone.
+        certificate: PEM file of that key's certificate, which those of its issuers may follow in
+            their order; None to sign with the key alone.
     """
 
     private_key: Path
@@ -47,15 +58,21 @@ class Trusted:
 
     Attributes:
         public_key: PEM file of the signer's public key.
-        certificate: PEM file of the authority that signed the signer's certificate.
+        certificate: PEM file of the authority behind the signer's certificate, or of several.
+        at: the moment that a certificate is judged at, with its time zone; None for now.
     """
 
     public_key: Path | None = None
     certificate: Path | None = None
+    at: datetime | None = None
 
     def __post_init__(self) -> None:
         if (self.public_key is None) == (self.certificate is None):
             raise UsageError("give the public key or the certificate to trust, one of the two")
+        if self.at is not None and self.certificate is None:
+            raise UsageError("a moment to judge at goes with a certificate; a key has no validity")
+        if self.at is not None and self.at.tzinfo is None:
+            raise UsageError(f"the moment {self.at} has no time zone; give one, such as UTC")
 
 
 def check_signer(signer: Signer) -> None:
@@ -63,7 +80,8 @@ def check_signer(signer: Signer) -> None:
 
     Raises:
         ToolchainError: the extra is not installed.
-        UsageError: a file cannot be read, or holds no key of a kind that signs.
+        UsageError: a file cannot be read, or holds no key of a kind that signs, or a certificate
+            that `check_signature` would refuse now.
     """
     _configured_signer(signer)
 
@@ -88,7 +106,9 @@ def sign_folder(folder: Path, signer: Signer) -> bytes:
         path.unlink(missing_ok=True)
 
 
-def check_signature(folder: Path, files: Mapping[str, bytes], trusted: Trusted) -> None:
+def check_signature(
+    folder: Path, files: Mapping[str, bytes], trusted: Trusted
+) -> SignerCertificate | None:
     """Check that a trusted key signed the folder, and that these are the signed bytes.
 
     Args:
@@ -96,24 +116,41 @@ def check_signature(folder: Path, files: Mapping[str, bytes], trusted: Trusted) 
         files: every file of it as it was read, the signature included.
         trusted: the key or the authority whose signature it must be.
 
+    Returns:
+        The certificate that signed, where an authority is trusted.
+
     Raises:
         ToolchainError: the extra is not installed.
         UsageError: the key or certificate cannot be used.
         InputRejectedError: there is no signature, or it is not by that key, or not of these bytes.
     """
-    config = _configured_verifier(trusted).set_hashing_config(_hashing())
+    key = trusted.public_key
+    anchors = _certificates().read_certificates(trusted.certificate) if key is None else ()
+    if key is not None:
+        _configured_verifier(key)
     if texts.SIGNATURE not in files:
         raise InputRejectedError(f"the bundle is not signed: it has no {texts.SIGNATURE}")
-    payload = _payload(files[texts.SIGNATURE], by_key=trusted.public_key is not None)
-    try:
-        config.verify(folder, folder / texts.SIGNATURE)
-    except Exception as error:  # noqa: BLE001 - the library raises many kinds on hostile bytes
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise InputRejectedError(f"{texts.SIGNATURE} does not hold: {reason}") from None
-    signed, read = _digests(payload), _read_digests(files)
+    content, signer = _content(files[texts.SIGNATURE], by_key=key is not None), None
+    # The bytes that were read are checked, not what lies in the folder by now.
+    with tempfile.TemporaryDirectory(prefix="edgeclean-") as made:
+        signature = Path(made, texts.SIGNATURE)
+        signature.write_bytes(files[texts.SIGNATURE])
+        if key is None:
+            signer, pem = _certificates().judge_chain(content.chain, anchors, trusted.at)
+            key = Path(made, "signer.pem")
+            key.write_bytes(pem)
+            signature.write_text(_as_if_by_key(files[texts.SIGNATURE], pem), encoding="utf-8")
+        config = _configured_verifier(key).set_hashing_config(_hashing())
+        try:
+            config.verify(folder, signature)
+        except Exception as error:  # noqa: BLE001 - the library raises many kinds on hostile bytes
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            raise InputRejectedError(f"{texts.SIGNATURE} does not hold: {reason}") from None
+    signed, read = _digests(content.files), _read_digests(files)
     if signed != read:
         different = sorted(name for name in {*signed, *read} if signed.get(name) != read.get(name))
         raise InputRejectedError(f"{different[0]} is not the file that {texts.SIGNATURE} signs")
+    return signer
 
 
 def is_signature_of(files: Mapping[str, bytes]) -> bool:
@@ -123,9 +160,17 @@ def is_signature_of(files: Mapping[str, bytes]) -> bool:
     """
     for by_key in (True, False):
         with suppress(InputRejectedError):
-            payload = _payload(files[texts.SIGNATURE], by_key=by_key)
-            return _digests(payload) == _read_digests(files)
+            content = _content(files[texts.SIGNATURE], by_key=by_key)
+            return _digests(content.files) == _read_digests(files)
     return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Content:
+    """The files that a signature lists, and the certificates in DER that came with it."""
+
+    files: list[dict[str, str]]
+    chain: list[bytes]
 
 
 def _digests(payload: list[dict[str, str]]) -> dict[str, tuple[str, str]]:
@@ -140,13 +185,13 @@ def _read_digests(files: Mapping[str, bytes]) -> dict[str, tuple[str, str]]:
     }
 
 
-def _payload(signature: bytes, *, by_key: bool) -> list[dict[str, str]]:
-    """Return the files that a signature lists; refuse one with bits that could have any value."""
+def _content(signature: bytes, *, by_key: bool) -> _Content:
+    """Return what a signature says; refuse one with bits that could have any value."""
     try:
-        entries = json.loads(signature)
+        entries = parse_json(signature)
         envelope, material = entries["dsseEnvelope"], entries["verificationMaterial"]
         (seal,) = envelope["signatures"]
-        coded = [envelope["payload"], seal["sig"]]
+        coded, chain = [envelope["payload"], seal["sig"]], []
         if by_key:
             whose = {"publicKey": {"hint": material["publicKey"]["hint"]}}
             # Without the hint, the library prints on stdout that it does not check whose key it is.
@@ -165,7 +210,8 @@ def _payload(signature: bytes, *, by_key: bool) -> list[dict[str, str]]:
             },
         }
         whole = all(base64.b64encode(base64.b64decode(one)).decode() == one for one in coded)
-        resources = json.loads(base64.b64decode(envelope["payload"]))["predicate"]["resources"]
+        certificates = [base64.b64decode(one) for one in chain]
+        resources = parse_json(base64.b64decode(envelope["payload"]))["predicate"]["resources"]
         keys = ("name", "algorithm", "digest")
         files = [{key: str(one[key]) for key in keys} for one in resources]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -173,14 +219,27 @@ def _payload(signature: bytes, *, by_key: bool) -> list[dict[str, str]]:
     compact = json.dumps(expected, separators=(",", ":")).encode()
     if not (named and whole and compact == signature):
         raise InputRejectedError(f"{texts.SIGNATURE} is not in the form in which it was written")
-    return files
+    return _Content(files=files, chain=certificates)
+
+
+def _as_if_by_key(signature: bytes, pem: bytes) -> str:
+    """Return a certificate's signature as one of its key: the seal does not cover which it is."""
+    entries = parse_json(signature)
+    entries["verificationMaterial"] = {
+        "publicKey": {"hint": texts.sha256(pem)},
+        "tlogEntries": [],
+    }
+    return json.dumps(entries)
 
 
 def _configured_signer(signer: Signer) -> Any:
     config = _library("signing").Config()
     with _UsageErrors(f"cannot sign with {signer.private_key}"):
+        _try_to_open(signer.private_key, signer.certificate)
         if signer.certificate is None:
             return config.use_elliptic_key_signer(private_key=signer.private_key)
+        judge = _certificates()
+        judge.check_own_chain(judge.read_certificates(signer.certificate))
         return config.use_certificate_signer(
             private_key=signer.private_key,
             signing_certificate=signer.certificate,
@@ -188,12 +247,18 @@ def _configured_signer(signer: Signer) -> Any:
         )
 
 
-def _configured_verifier(trusted: Trusted) -> Any:
+def _configured_verifier(key: Path) -> Any:
     config = _library("verifying").Config()
-    with _UsageErrors(f"cannot check signatures by {trusted.public_key or trusted.certificate}"):
-        if trusted.public_key is not None:
-            return config.use_elliptic_key_verifier(public_key=trusted.public_key)
-        return config.use_certificate_verifier(certificate_chain=[trusted.certificate])
+    with _UsageErrors(f"cannot check signatures by {key}"):
+        _try_to_open(key)
+        return config.use_elliptic_key_verifier(public_key=key)
+
+
+def _try_to_open(*files: Path | None) -> None:
+    """The library reads files by their names, to the end, and would wait for a pipe for ever."""
+    for file in files:
+        if file is not None:
+            read_small_file(file, MAX_KEY_BYTES, hint="a key or certificate is not")
 
 
 def _hashing() -> Any:
@@ -209,6 +274,11 @@ def _library(module: str) -> Any:
         raise ToolchainError(
             f"signatures need the library model-signing ({error}); pip install 'edgeclean[sign]'"
         ) from None
+
+
+def _certificates() -> Any:
+    _library("verifying")  # the extra brings what judges certificates as well
+    return importlib.import_module("edgeclean.bundle.certificates")
 
 
 class _UsageErrors:

@@ -9,11 +9,10 @@ signature binds them.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +26,18 @@ from edgeclean.bundle.materials import model_hash
 from edgeclean.bundle.signing import Trusted, check_signature, is_signature_of
 from edgeclean.environment import versions
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.reading import is_folder, is_hollow, open_regular
+from edgeclean.load.limits import LoadLimits, check_safetensors
+
+if TYPE_CHECKING:
+    from edgeclean.bundle.certificates import SignerCertificate
 
 MAX_FILES = 1000
 MAX_FILE_BYTES = 2**31  # a protobuf file cannot be larger
 MAX_TEXT_BYTES = 64 * 2**20
+MAX_LIST_BYTES = 2**20  # of SHA256SUMS: a line for each of so many files
 MAX_BUNDLE_BYTES = 2**32
+_LIMITS = LoadLimits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +56,7 @@ class VerifyRecord:
         runtime: the runtime that ran the network, with its version.
         signature: "holds"; "not checked" where there is one and nobody to trust was named;
             "none".
+        signer: the certificate that signed, where an authority was named to trust.
     """
 
     manifest_sha256: str
@@ -61,6 +68,30 @@ class VerifyRecord:
     tolerance: float
     runtime: str
     signature: str
+    signer: SignerCertificate | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedBundle:
+    """A bundle that held, with the very bytes that were checked.
+
+    Whoever goes on to use a file takes it from here: the folder may have changed since, by its name
+    alone it could be another one.
+
+    Attributes:
+        record: the checks, all of which held.
+        manifest: the content of ``manifest.json``, which fits its schema.
+        files: the bytes of every file, by name; those of a role have the manifest's hash of it.
+    """
+
+    record: VerifyRecord
+    manifest: Mapping[str, Any]
+    files: Mapping[str, bytes]
+
+    @property
+    def model(self) -> bytes:
+        """The bytes of the network, ``model.onnx``."""
+        return self.files[texts.MODEL]
 
 
 def verify_bundle(path: Path, trusted: Trusted | None = None) -> VerifyRecord:
@@ -78,10 +109,17 @@ def verify_bundle(path: Path, trusted: Trusted | None = None) -> VerifyRecord:
         UsageError: the key or certificate to trust cannot be used.
         ToolchainError: the library that checks signatures is not installed.
     """
+    return open_bundle(path, trusted).record
+
+
+def open_bundle(path: Path, trusted: Trusted | None = None) -> VerifiedBundle:
+    """Check a bundle as `verify_bundle` does, and return what was checked, to be used.
+
+    Every file is read once. See `verify_bundle` for the arguments and the errors raised.
+    """
     files, folders = read_folder(path)
     _check_hashes(files)
-    if trusted is not None:
-        check_signature(path, files, trusted)
+    signer = check_signature(path, files, trusted) if trusted is not None else None
     manifest = _check_lists(files, folders)
     manifest_sha256 = texts.sha256(files[texts.MANIFEST])
     report = texts.read_json(files[texts.REPORT], texts.REPORT)
@@ -91,7 +129,7 @@ def verify_bundle(path: Path, trusted: Trusted | None = None) -> VerifyRecord:
     if model_hash(bill) != texts.sha256(files[texts.MODEL]):
         raise InputRejectedError(f"{texts.MATERIALS} is of another network than {texts.MODEL}")
     difference = _check_golden(files, manifest)
-    return VerifyRecord(
+    record = VerifyRecord(
         manifest_sha256=manifest_sha256,
         source_sha256=manifest["source"]["sha256"],
         files=tuple(sorted(files)),
@@ -105,7 +143,9 @@ def verify_bundle(path: Path, trusted: Trusted | None = None) -> VerifyRecord:
         else "not checked"
         if texts.SIGNATURE in files
         else "none",
+        signer=signer,
     )
+    return VerifiedBundle(record=record, manifest=manifest, files=files)
 
 
 def check_unchanged(path: Path) -> None:
@@ -129,7 +169,7 @@ def read_folder(path: Path) -> tuple[dict[str, bytes], list[Path]]:
     Raises:
         InputRejectedError: the path is no folder, or holds what cannot be part of a bundle.
     """
-    if path.is_symlink() or not path.is_dir():
+    if not is_folder(path, follow=False):
         raise InputRejectedError(f"{path} is not a folder; name the folder of a bundle")
     files: dict[str, bytes] = {}
     total = 0
@@ -156,19 +196,20 @@ def read_folder(path: Path) -> tuple[dict[str, bytes], list[Path]]:
 
 
 def _read_file(path: Path, name: str) -> bytes:
-    limit = MAX_FILE_BYTES if name in (texts.MODEL, ORIGINAL) else MAX_TEXT_BYTES
+    limit = {
+        texts.MODEL: MAX_FILE_BYTES,
+        ORIGINAL: MAX_FILE_BYTES,
+        texts.CHECKSUMS: MAX_LIST_BYTES,
+    }.get(name, MAX_TEXT_BYTES)
     try:
-        # O_NONBLOCK: a pipe that somebody put here must not stop us before it is looked at.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open_regular(path, follow=False) as file:
+            # A file that is one hole takes memory only when it is read.
+            fits = os.fstat(file.fileno()).st_size <= limit
+            if is_hollow(file) and fits:
+                raise InputRejectedError(f"{name} is nearly all hole; copy the bundle again")
+            content = file.read(limit + 1) if fits else b""
     except OSError as error:
         raise InputRejectedError(f"{name} cannot be read: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise InputRejectedError(f"{name} is not a plain file")
-        # A file that is one hole takes memory only when it is read.
-        fits = status.st_size <= limit
-        content = file.read(limit + 1) if fits else b""
     if not fits or len(content) > limit:
         raise InputRejectedError(f"{name} is larger than {limit} bytes")
     return content
@@ -224,9 +265,10 @@ def _check_listed_files(listed: Mapping[str, Any], files: Mapping[str, bytes]) -
 def _check_golden(files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> float:
     """Run the golden images; return the largest relative difference from the stored logits."""
     try:
+        check_safetensors(files[texts.GOLDEN], _LIMITS)
         golden = load(files[texts.GOLDEN])
     # The parser is Rust: besides its own error it raises what its Python glue does.
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (InputRejectedError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise InputRejectedError(f"{texts.GOLDEN} cannot be read: {error}") from error
     model = manifest["model"]
     images = _float32(golden, "input", (manifest["golden"]["images"], *model["input_shape"]))

@@ -6,6 +6,7 @@ that `edgeclean --help` and completion never load torch.
 
 from __future__ import annotations
 
+import signal
 import sys
 from contextvars import copy_context
 from typing import Annotated
@@ -17,13 +18,14 @@ from edgeclean.cli.about import doctor, integrations, parts, targets
 from edgeclean.cli.bench import bench
 from edgeclean.cli.build_engine import build_engine
 from edgeclean.cli.bundle import embed, sign, verify
-from edgeclean.cli.command import Command
+from edgeclean.cli.command import WRONG_WORDS, Command, interrupted_line, usage_line
 from edgeclean.cli.compress import compress
 from edgeclean.cli.console import ANSWERED, answer_failure, show_error
 from edgeclean.cli.export import export
 from edgeclean.cli.inspect import inspect
 from edgeclean.cli.latency_table import latency_table
 from edgeclean.cli.scan import scan
+from edgeclean.cli.streams import safe_streams
 from edgeclean.errors import EdgecleanError, EndedBySignalError, UsageError
 from edgeclean.files.writing import no_lasting_writes
 from edgeclean.version import __version__
@@ -31,7 +33,7 @@ from edgeclean.version import __version__
 EXIT_CODES = (
     "Exit codes: 0 done, 1 a defect or crash, 2 usage, 3 input rejected, 4 backdoor suspected, "
     "5 parity or accuracy gate, 6 ratio, latency or size out of reach, 7 toolchain missing, "
-    "130 stopped by Ctrl-C, 143 by SIGTERM."
+    "129 stopped by SIGHUP, 130 by Ctrl-C, 143 by SIGTERM."
 )
 
 app = typer.Typer(
@@ -79,25 +81,40 @@ def main() -> None:
 
 
 def _run(as_json: bool) -> None:
+    with safe_streams():
+        try:
+            code = _command()
+            sys.stdout.flush()
+        except EdgecleanError as error:
+            show_error(error)
+            if as_json:
+                answer_failure(type(error).__name__, str(error), error.exit_code, **error.facts)
+            code = error.exit_code
+        except Exception as defect:
+            if as_json:
+                message = f"{type(defect).__name__}: {defect}"
+                answer_failure("defect", message, EdgecleanError.exit_code)
+            raise
+    sys.exit(code)
+
+
+def _command() -> int:
+    """Do what the words say; the exit code of what is no error."""
     try:
         with no_lasting_writes():
             if supervisor.is_split(sys.argv[1:]):
                 _split()
-            app(prog_name="edgeclean")
-    except EdgecleanError as error:
-        show_error(error)
-        if as_json:
-            answer_failure(type(error).__name__, str(error), error.exit_code, **error.facts)
-        sys.exit(error.exit_code)
-    except SystemExit as stop:
-        if as_json and stop.code == UsageError.exit_code:
-            message = "the command line is wrong; stderr says how"
-            answer_failure(UsageError.__name__, message, UsageError.exit_code)
-        raise
-    except Exception as defect:
-        if as_json:
-            answer_failure("defect", f"{type(defect).__name__}: {defect}", EdgecleanError.exit_code)
-        raise
+            code = app(prog_name="edgeclean", standalone_mode=False)
+    except WRONG_WORDS as wrong:
+        if not sys.argv[1:]:  # then it is the help
+            wrong.show()
+            return UsageError.exit_code
+        raise UsageError(usage_line(wrong)) from None
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    if code == 128 + signal.SIGINT:  # before the command itself had begun
+        raise EndedBySignalError(interrupted_line(), exit_code=code, signal="SIGINT")
+    return code or 0
 
 
 def _split() -> None:

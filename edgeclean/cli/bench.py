@@ -11,6 +11,7 @@ import typer
 from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.errors import BudgetError, UsageError
+from edgeclean.files.text import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -113,32 +114,35 @@ def _here(
     reporter: Reporter, bundle: Path, against: Path | None, settings: dict[str, Any]
 ) -> LatencyReport:
     from edgeclean.bundle.kit import ORIGINAL
-    from edgeclean.bundle.verify import verify_bundle
+    from edgeclean.bundle.manifest import MODEL
+    from edgeclean.bundle.verify import open_bundle
     from edgeclean.config import settings_from
     from edgeclean.load.limits import LoadLimits, read_input
     from edgeclean.measure.cuda_latency import measure_pair_on_cuda
-    from edgeclean.measure.latency import LatencySettings, measure_pair
-    from exporters.onnx_check import open_onnx
+    from edgeclean.measure.latency import LatencySettings
+    from edgeclean.measure.untrusted_latency import measure_untrusted_pair
 
     on_torch = settings["provider"] == "torch-cuda"
     checked = {**settings, "provider": "cpu"} if on_torch else settings
     how = settings_from(LatencySettings, checked, where="options")
     with reporter.progress() as progress:
         progress("Verifying", 0, 1)
-        record = verify_bundle(bundle)
-        if against is None and ORIGINAL not in record.files:
+        opened = open_bundle(bundle)
+        if against is None and ORIGINAL not in opened.files:
             raise UsageError(
                 "this bundle has no original to compare with; give --against, which "
                 "`edgeclean export CHECKPOINT -o original.onnx` writes"
             )
-        limit = LoadLimits().file_bytes
-        model = read_input(bundle / "model.onnx", limit)
-        original = read_input(against or bundle / ORIGINAL, limit)
-        open_onnx(original)
+        if against is None:
+            original, name = opened.files[ORIGINAL], ORIGINAL
+        else:
+            original, name = read_input(against, LoadLimits().file_bytes), printable(str(against))
         progress("Verifying", 1, 1)
         progress("Measuring", 0, 1)
-        measure = measure_pair_on_cuda if on_torch else measure_pair
-        report = measure(original, model, how)
+        if on_torch:
+            report = measure_pair_on_cuda(original, opened.model, how)
+        else:
+            report = measure_untrusted_pair(original, opened.model, how, names=(name, MODEL))
         progress("Measuring", 1, 1)
     samples = {"original": asdict(report.original), "compressed": asdict(report.compressed)}
     table = _table(samples, report.kind)

@@ -9,7 +9,7 @@ import typer
 
 from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
-from edgeclean.files.writing import keep_apart
+from edgeclean.files.writing import check_folder, keep_apart
 
 
 def build_engine(  # noqa: PLR0913 - the options are the interface
@@ -33,24 +33,25 @@ def build_engine(  # noqa: PLR0913 - the options are the interface
     """Build a TensorRT engine for this machine's GPU, and report what its layers compute in."""
     reporter = Reporter(as_json=as_json, quiet=quiet)
     from edgeclean.bundle import manifest as texts
-    from edgeclean.bundle.verify import verify_bundle
+    from edgeclean.bundle.verify import open_bundle
     from exporters.tensorrt_exporter import EngineSettings, cached_engine
+    from exporters.trial import try_network
 
     keep_apart([bundle], files=[output / "an engine"])
+    check_folder(output, "-o")
     with reporter.progress() as progress:
         progress("Verifying", 0, 1)
-        verify_bundle(bundle)
-        manifest = texts.read_json((bundle / texts.MANIFEST).read_bytes(), texts.MANIFEST)
-        model = (bundle / texts.MODEL).read_bytes()
+        opened = open_bundle(bundle)
+        try_network(opened.model, texts.MODEL)  # what TensorRT reads, it reads in this process
         progress("Verifying", 1, 1)
         progress("Building the engine", 0, 1)
         settings = EngineSettings(
-            precision=manifest["configuration"].get("precision", {}).get("format", "fp32"),
+            precision=texts.precision_of(opened.manifest),
             workspace_mib=workspace_mib,
             dla_core=dla_core,
             gpu_fallback=not no_gpu_fallback,
         )
-        plan, about = cached_engine(output, model, texts.sha256(model), settings)
+        plan, about = cached_engine(output, opened.model, texts.sha256(opened.model), settings)
         progress("Building the engine", 1, 1)
     table = plain_table("", "")
     table.add_row(*cells("engine", plan))

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
+from edgeclean.errors import UsageError
+from edgeclean.files.text import shown
 from edgeclean.files.writing import check_place, in_place, is_our_onnx, keep_apart, marked
+
+if TYPE_CHECKING:
+    from edgeclean.bundle.certificates import SignerCertificate
 
 _is_written = marked(b"Written by `edgeclean embed`")
 
@@ -25,6 +31,10 @@ def verify(
         Path | None,
         typer.Option(help="Or the certificate, as PEM, of the authority behind the signer's."),
     ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(help="The moment to judge certificates at, such as 2026-11-28; else now."),
+    ] = None,
     as_json: opt.AsJson = False,
     quiet: opt.Quiet = False,
 ) -> None:
@@ -33,14 +43,18 @@ def verify(
     from edgeclean.bundle.signing import Trusted
     from edgeclean.bundle.verify import verify_bundle
 
-    named = key is not None or certificate is not None
-    trusted = Trusted(public_key=key, certificate=certificate) if named else None
+    named = key is not None or certificate is not None or at is not None
+    moment = None if at is None else _moment(at)
+    trusted = Trusted(public_key=key, certificate=certificate, at=moment) if named else None
     with reporter.progress() as progress:
         progress("Verifying", 0, 1)
         record = verify_bundle(bundle, trusted)
         progress("Verifying", 1, 1)
     table = plain_table("", "")
     table.add_row(*cells("signature", record.signature))
+    if record.signer is not None:
+        for heading, words in _signer_rows(record.signer):
+            table.add_row(*cells(heading, words))
     table.add_row(*cells("files whose hash holds", len(record.files)))
     table.add_row(*cells("manifest", record.manifest_sha256))
     table.add_row(*cells("made from", record.source_sha256))
@@ -61,7 +75,8 @@ def sign(
         ),
     ],
     certificate: Annotated[
-        Path | None, typer.Option(help="The certificate of that key, as PEM.")
+        Path | None,
+        typer.Option(help="The certificate of that key, as PEM; those of its issuers may follow."),
     ] = None,
     as_json: opt.AsJson = False,
     quiet: opt.Quiet = False,
@@ -139,6 +154,29 @@ def embed(  # noqa: PLR0913 - the options are the interface
         },
         table,
     )
+
+
+def _signer_rows(signer: SignerCertificate) -> list[tuple[str, str]]:
+    return [
+        ("signed by", signer.subject),
+        ("issued by", signer.issuer),
+        ("trusted", signer.trusted),
+        ("serial number", signer.serial),
+        ("valid", f"{signer.valid_from} to {signer.valid_until}; judged at {signer.judged_at}"),
+        ("certificate's SHA-256", signer.sha256),
+    ]
+
+
+def _moment(text: str) -> datetime:
+    """Read ISO 8601; a date is its first second, and what names no time zone is UTC."""
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"--at is {shown(text)}; give a date or a time in ISO 8601, such as 2026-11-28 or "
+            "2026-11-28T12:00:00Z"
+        ) from None
 
 
 def _is_ours(path: Path) -> bool:

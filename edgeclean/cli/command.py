@@ -15,6 +15,8 @@ from edgeclean.errors import EndedBySignalError, UsageError
 
 LARGEST = 2**63 - 1
 CACHES: ContextVar[bool | None] = ContextVar("CACHES", default=None)  # whether a cache is used
+# Click's own, whichever Click is Typer's.
+WRONG_WORDS: Any = typer.BadParameter.__base__
 MAX_QUOTED = 200  # characters of a message in which a value stands
 
 
@@ -57,6 +59,14 @@ class Command(TyperCommand):
                     f"{parameter.opts[0]} is {str(number)[:20]}...; a number has 64 bits at most"
                 )
         return rest
+
+
+def usage_line(wrong: Any) -> str:
+    """What Click says of a command line over several lines, in one."""
+    where = wrong.ctx.command_path if wrong.ctx else "edgeclean"
+    message = wrong.format_message().rstrip(".?")
+    cut = f"{message[:MAX_QUOTED]}..." if len(message) > 2 * MAX_QUOTED else message
+    return f"{cut}; `{where} --help` says what there is"
 
 
 def interrupted_line() -> str:

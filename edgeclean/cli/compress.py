@@ -12,9 +12,10 @@ from edgeclean.cli.command import CACHES
 from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.dependencies import InputFiles, code_file
 from edgeclean.cli.scan import verdict_in_words
+from edgeclean.cli.structure import layers_in_words, structure_warning
 from edgeclean.errors import UsageError
 from edgeclean.files.text import printable
-from edgeclean.files.writing import keep_apart
+from edgeclean.files.writing import check_folder, keep_apart
 from edgeclean.notes import note_output
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
 ) -> None:
     """Scan, purify, compress and export a network, and write a checked bundle with its report."""
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    spec, code_folder = opt.model_spec(model, arch, input_shape, classes, mean, std)
+    spec, code_folder = opt.model_spec(checkpoint, model, arch, input_shape, classes, mean, std)
     options = opt.run_options(seed, gpu, effort) | {"target": target, "jetpack": jetpack}
     options |= {"purify": {"mode": purify}, "decompose": {"keep": keep or None}}
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
@@ -121,11 +122,13 @@ def _cache(folder: Path | None, no_cache: bool, note: Callable[[str], None]) -> 
                 "--cache names a folder, and --no-cache asks for none; give one of them"
             )
         return None
+    from edgeclean.files.reading import is_folder
     from edgeclean.files.store import foreign_entry
     from edgeclean.runner import Cache
 
     if folder is not None:
         keep_apart([], folder=folder)
+        check_folder(folder, "--cache")
         foreign = foreign_entry(folder)
         if foreign is not None:
             raise UsageError(
@@ -138,13 +141,20 @@ def _cache(folder: Path | None, no_cache: bool, note: Callable[[str], None]) -> 
         if not above.startswith("/"):
             return None
         folder = Path(above) / "edgeclean" / "stages"
-        if not folder.exists() and any(folder.parent.glob("*.kept")):
+        if not is_folder(folder) and _holds_results(folder.parent):
             note(
                 f"cache: the .kept files in {folder.parent} are an earlier version's and are not "
                 "used any more; you may delete them"
             )
     CACHES.set(True)
     return Cache(folder=folder.absolute(), notify=note)
+
+
+def _holds_results(folder: Path) -> bool:
+    try:
+        return any(folder.glob("*.kept"))
+    except OSError:  # a home that is somebody else's
+        return False
 
 
 def _signer(key: Path | None, certificate: Path | None) -> Signer | None:
@@ -176,6 +186,8 @@ def _overrides(ranks_file: Path | None) -> dict[str, Any]:
 def _answer(reporter: Reporter, written: WrittenCompression) -> None:
     """The bundle that was written, and what was measured of it."""
     reporter.answer(_document(written), _summary(written), _checks(written), _files(written))
+    if written.compression.scan.structure.findings:
+        reporter.note(structure_warning(written.compression.scan.structure))
     reporter.note(f"report: {written.bundle.path / 'report.html'}")
 
 
@@ -188,6 +200,7 @@ def _document(written: WrittenCompression) -> dict[str, Any]:
         "manifest_sha256": written.bundle.manifest_sha256,
         "verdict": report["scan"]["verdict"],
         "suspects": report["scan"]["suspects"],
+        "structure": report["scan"]["structure"],
         "purified": report["purify"]["changed"],
         "size": report["size"],
         "parity": report["parity"],
@@ -229,6 +242,11 @@ def _checks(written: WrittenCompression) -> Table:
     difference = f"{parity.max_relative_difference:.1e}, allowed {parity.tolerance:.0e}"
     table = plain_table("", "")
     table.add_row(*cells("scan of the original", verdict_in_words(written.compression.scan)))
+    structure = written.compression.scan.structure
+    for one in structure.findings:
+        table.add_row(*cells(f"structure: {one.kind}", one.in_words()))
+    if structure.read and not structure.findings:
+        table.add_row(*cells("learned layers", layers_in_words(structure)))
     table.add_row(*cells("purification", "changed weights" if changed else "changed nothing"))
     shares = written.report["trigger_success"]
     if shares:

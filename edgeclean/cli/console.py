@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeclean.cli.progress import Lines, Quiet, bars, ticking
-from edgeclean.errors import EdgecleanError
-from edgeclean.files.text import printable
+from edgeclean.errors import AnswerLostError, EdgecleanError
+from edgeclean.files.text import one_line, printable
 from edgeclean.notes import note_answer
 from edgeclean.progress import Progress as ProgressCallback
 
@@ -38,7 +38,7 @@ class Reporter:
     def note(self, message: str) -> None:
         """A line on stderr."""
         if not self.quiet:
-            _stderr().print(Text(printable(message)), soft_wrap=True)
+            _stderr().print(Text(one_line(message)), soft_wrap=True)
 
     def answer(self, document: dict[str, Any], *tables: Table) -> None:
         """What the command was asked for: as JSON, or else as tables."""
@@ -75,15 +75,15 @@ def show_error(error: EdgecleanError) -> None:
 
 def show_line(message: str) -> None:
     """Why a command ended, on stderr, whatever else is quiet."""
-    line = " ".join(printable(message, keep_newlines=True).splitlines())
-    _stderr().print(Text(line, style="red"), soft_wrap=True)
+    _stderr().print(Text(one_line(message), style="red"), soft_wrap=True)
 
 
 def answer_failure(kind: str, message: str, exit_code: int, **facts: Any) -> None:
     """Under ``--json``, what failed as the one document, unless the answer was given already."""
     if not ANSWERED.get():
-        error = {"kind": kind, "message": message, "exit_code": exit_code}
-        _write_json({"error": {**error, **facts}})
+        error = {"kind": kind, "message": one_line(message), "exit_code": exit_code}
+        with suppress(AnswerLostError):  # which may be what failed
+            _write_json({"error": {**error, **facts}})
 
 
 def plain_table(*headings: str, title: str | None = None) -> Table:

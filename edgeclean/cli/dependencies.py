@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from edgeclean.errors import UsageError
 from edgeclean.files.atomic import resolved
 from edgeclean.files.depfile import depfile, is_depfile
+from edgeclean.files.reading import open_regular
 from edgeclean.files.writing import check_place, in_place, keep_apart
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class InputFiles:
 
 
 def _is_depfile(path: Path) -> bool:
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         contents = stream.read(MAX_DEPFILE_BYTES + 1)
     return len(contents) <= MAX_DEPFILE_BYTES and is_depfile(contents)
 
@@ -91,6 +92,8 @@ def external_files(checkpoint: Path, network: Network) -> list[Path]:
 def code_file(architecture: str, code_folder: Path | None) -> Path | None:
     """The file of the user's own architecture code; None for a built-in one."""
     module_name, _, _ = architecture.rpartition(":")
+    if architecture.startswith("onnx:"):
+        return None
     if module_name.endswith(".py"):
         return (code_folder or Path()) / module_name
     if not module_name:

@@ -39,7 +39,7 @@ def export(  # noqa: PLR0913 - the options are the interface
 ) -> None:
     """Write a checkpoint as a checked ONNX file, neither scanned nor purified nor compressed."""
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    spec, code_folder = opt.model_spec(model, arch, input_shape, classes, mean, std)
+    spec, code_folder = opt.model_spec(checkpoint, model, arch, input_shape, classes, mean, std)
     read = [checkpoint, model, config, code_file(spec.architecture, code_folder)]
     keep_apart(read, files=[output])
     check_place(output, is_our_onnx)

@@ -9,6 +9,7 @@ import typer
 
 from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
+from edgeclean.cli.structure import structure_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,13 +50,13 @@ def inspect(  # noqa: PLR0913 - the options are the interface
     as_json: opt.AsJson = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """List the layers, their singular values, and what would become of each at a ratio.
+    """List the layers, what would become of each at a ratio, and what the graph's structure says.
 
     The ranks are chosen from the weights alone; `compress` also asks the synthetic images, so its
     ranks may differ a little.
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    spec, code_folder = opt.model_spec(model, arch, input_shape, classes, mean, std)
+    spec, code_folder = opt.model_spec(checkpoint, model, arch, input_shape, classes, mean, std)
     settings, _ = opt.pipeline_settings(
         config,
         {
@@ -80,8 +81,10 @@ def inspect(  # noqa: PLR0913 - the options are the interface
             "ratio": settings.ranks.ratio_or_default,
             "layers": [asdict(row) for row in inspected.layers],
             "spectra": [asdict(curve) for curve in inspected.spectra],
+            "structure": inspected.structure.summary(),
         },
         _table(inspected.layers, inspected.spectra),
+        structure_table(inspected.structure),
     )
 
 

@@ -60,7 +60,7 @@ def latency_table(  # noqa: PLR0913 - the options are the interface
     table serves all networks of the architecture.
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    spec, code_folder = opt.model_spec(model, arch, input_shape, classes, mean, std)
+    spec, code_folder = opt.model_spec(checkpoint, model, arch, input_shape, classes, mean, std)
     read = [checkpoint, model, config, code_file(spec.architecture, code_folder)]
     keep_apart(read, files=[output])
     check_place(output, IS_TABLE)

@@ -48,7 +48,7 @@ Arch = Annotated[
     str | None,
     typer.Option(
         help="A built-in architecture, package.module:callable, file.py:callable (which runs that "
-        "code), or onnx.",
+        "code), or onnx, or onnx:NAME for one of its outputs; an .onnx file needs none.",
         rich_help_panel=NETWORK,
     ),
 ]
@@ -258,7 +258,8 @@ PolicyFile = Annotated[
 ]
 
 
-def model_spec(
+def model_spec(  # noqa: PLR0913 - the options that say what a network is
+    checkpoint: Path,
     model: Path | None,
     arch: str | None,
     input_shape: str | None,
@@ -270,6 +271,7 @@ def model_spec(
     from edgeclean.load.model_file import parse_classes, spec_from_options
 
     spec = spec_from_options(
+        checkpoint=checkpoint,
         model_file=model,
         arch=arch,
         input_shape=input_shape,

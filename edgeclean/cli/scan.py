@@ -11,6 +11,7 @@ import typer
 from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.dependencies import code_file
+from edgeclean.cli.structure import structure_table, structure_warning
 from edgeclean.errors import BackdoorSuspectedError
 from edgeclean.files.writing import keep_apart, new_folder
 
@@ -55,7 +56,7 @@ def scan(  # noqa: PLR0913 - the options are the interface
 ) -> None:
     """Search a network for a backdoor, without data; report what was searched and found."""
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    spec, code_folder = opt.model_spec(model, arch, input_shape, classes, mean, std)
+    spec, code_folder = opt.model_spec(checkpoint, model, arch, input_shape, classes, mean, std)
     keep_apart(
         [checkpoint, model, config, code_file(spec.architecture, code_folder)], folder=output
     )
@@ -73,18 +74,23 @@ def scan(  # noqa: PLR0913 - the options are the interface
         document = found.summary()
         text = json.dumps(document, indent=2, allow_nan=False) + "\n"
         write({"scan.json": text.encode(), **trigger_files(found)})
-    reporter.answer(document, _verdict(found), _searches(found))
+    reporter.answer(document, _verdict(found), structure_table(found.structure), _searches(found))
     if fail_on_backdoor and found.verdict == "suspected":
+        advice = "`edgeclean compress` purifies such a network"
+        if found.structure.findings:
+            advice = "no purification of weights removes what the graph itself does"
         raise BackdoorSuspectedError(
-            f"{verdict_in_words(found)}, and --fail-on-backdoor was given; `edgeclean compress` "
-            "purifies such a network"
+            f"{verdict_in_words(found)}, and --fail-on-backdoor was given; {advice}"
         )
+    if found.structure.findings:
+        reporter.note(structure_warning(found.structure))
 
 
 def verdict_in_words(found: ScanReport) -> str:
     """Never "clean": a scan can only say what it did not find."""
     if found.verdict == "suspected":
-        return f"backdoor suspected, target {', '.join(found.suspicions)}"
+        target = ", target " if found.suspects else " in "
+        return f"backdoor suspected{target}{', '.join(found.suspicions)}"
     return f"no trigger found by {', '.join(search.name for search in found.searches)}"
 
 

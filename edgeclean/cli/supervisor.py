@@ -21,7 +21,10 @@ from types import FrameType
 from edgeclean.errors import EdgecleanError, EndedBySignalError
 from edgeclean.notes import ANSWERED, PIPE
 
-COMMANDS = ("compress", "scan", "inspect", "export", "latency-table", "bench", "build-engine")
+COMMANDS = (
+    *("compress", "scan", "inspect", "export", "latency-table", "bench", "build-engine"),
+    *("verify", "sign", "embed"),
+)
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MAX_NOTES_BYTES = 1 << 16  # what a pipe holds
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h

@@ -29,6 +29,7 @@ from edgeclean.networks.state import (
 from edgeclean.progress import Progress, silent
 from edgeclean.settings import Settings, setting
 
+SHOWN = 6  # layers in a message
 STEPS = 20  # of the grid on which tau is chosen: 1, 0.95, ... 0.05
 BATCH = 128
 
@@ -70,7 +71,7 @@ def scale(
     """
     blocks = {name: module for name, module in network.module.named_modules() if is_block(module)}
     if not blocks:
-        raise UsageError("no layer of the network is decomposed, so there is nothing to scale")
+        raise UsageError(f"no layer of the network is decomposed: {_why_none(network)}")
     scaled: dict[str, nn.Module] = {}
     clamped: dict[str, list[int]] = {}
     for done, (name, block) in enumerate(blocks.items()):
@@ -134,6 +135,21 @@ def clamped_core(
     gain_in = _gains(divisor, tau * _normaliser(norms_in, settings.s_sigma))
     scaled = scaled * gain_in[None, :, None, None]
     return scaled.to(core.dtype), (int((gain_out < 1).sum()), int((gain_in < 1).sum()))
+
+
+def _why_none(network: Network) -> str:
+    """Say which convolutions there are and why each stays, of the record of `decompose`."""
+    records = [one for one in network.history if one.stage == "decompose"]
+    layers = records[-1].notes["layers"] if records else []
+    others = [one for one in layers if one["kind"] != "linear"]
+    if not others:
+        return "it has no convolutions, so there is nothing to scale"
+    stays = [f"{one['name'] or 'the network'} ({one['reason']})" for one in others]
+    more = f", and {len(stays) - SHOWN} more" if len(stays) > SHOWN else ""
+    return (
+        f"{len(others)} convolutions stay as they are, so there is nothing to scale: "
+        f"{', '.join(stays[:SHOWN])}{more}"
+    )
 
 
 def _gains(divisor: Tensor, limit: Tensor) -> Tensor:

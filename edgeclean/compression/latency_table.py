@@ -22,6 +22,7 @@ from typing import Any, Literal, NoReturn
 
 from edgeclean.compression.factorisation import Ranks
 from edgeclean.errors import UsageError
+from edgeclean.files.documents import parse_json
 from edgeclean.files.reading import first_line, read_small_file
 from edgeclean.files.schema import first_violation
 from edgeclean.networks.shapes import ConvShape
@@ -230,12 +231,12 @@ def parse_latency_table(contents: bytes, *, where: str) -> LatencyTable:
         UsageError: see `read_latency_table`; the line begins with ``where``.
     """
     try:
-        document = json.loads(
-            contents.decode("utf-8"),
+        document = parse_json(
+            contents,
             object_pairs_hook=_without_repeats,
             parse_constant=_refuse_constant,
         )
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UsageError(f"{where}: is not a JSON document ({first_line(error)})") from None
     violation = first_violation(document, "latency-table")
     if violation is not None:

@@ -10,12 +10,15 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from edgeclean.devices.exchange import AnswerLimits, Exchange, Log
+from edgeclean.devices.exchange import ConnectionLostError as ConnectionLostError
 from edgeclean.errors import ToolchainError, UsageError
+from edgeclean.files.reading import open_regular
 
 CONNECTION_LOST = 255  # ssh's own exit code, as opposed to the remote command's
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
@@ -29,8 +32,7 @@ OPTIONS = (
 )
 
 
-class ConnectionLostError(ToolchainError):
-    """The device cannot be reached, or the connection broke; what was done there is kept."""
+_DEFAULT_LIMITS = AnswerLimits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,24 +55,28 @@ class Device:
         self,
         words: Sequence[str],
         *,
-        stdin: bytes | None = None,
-        log: Callable[[str], None] | None = None,
+        stdin: bytes = b"",
+        log: Log | None = None,
+        limits: AnswerLimits = _DEFAULT_LIMITS,
     ) -> subprocess.CompletedProcess[bytes]:
         """Run one command on the device and wait for it.
 
         Args:
             words: the command's words, which are quoted here for the remote shell.
-            stdin: bytes that the command reads; None for nothing.
+            stdin: bytes that the command reads.
             log: called with each line that the command writes to stderr, as it comes.
+            limits: the most that is taken from the device, whatever it sends.
 
         Returns:
             The exit code, stdout and stderr, whatever they are.
 
         Raises:
-            ConnectionLostError: ssh itself failed.
+            ConnectionLostError: ssh itself failed, or the time is over.
+            InputRejectedError: the device sends more than the limits.
             ToolchainError: there is no ssh here.
         """
-        finished = _run_here([*self._client(), shlex.join(words)], stdin, log)
+        exchange = Exchange([*self._client(), shlex.join(words)], self.host, limits, log)
+        finished = exchange.run(stdin)
         if finished.returncode == CONNECTION_LOST:
             lines = finished.stderr.decode("utf-8", "replace").strip().splitlines()
             reason = lines[-1][:200] if lines else "no reason was given"
@@ -117,24 +123,11 @@ def parse_device(url: str, *, configuration: Path | None = None) -> Device:
         raise UsageError(refusal)
     if port == 0:
         raise UsageError(refusal)
+    if configuration is not None:
+        try:
+            open_regular(configuration).close()  # ssh would wait for a pipe
+        except OSError as error:
+            raise UsageError(
+                f"--ssh-config {configuration} cannot be read ({error.strerror})"
+            ) from None
     return Device(host=host, user=user or None, port=port, configuration=configuration)
-
-
-def _run_here(
-    words: list[str], stdin: bytes | None, log: Callable[[str], None] | None
-) -> subprocess.CompletedProcess[bytes]:
-    """Run a local program, and hand its stderr on line by line."""
-    if log is None or stdin is not None:
-        return subprocess.run(  # noqa: S603 - fixed words and checked names
-            words, input=stdin or b"", capture_output=True, check=False
-        )
-    with subprocess.Popen(  # noqa: S603 - fixed words and checked names
-        words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as running:
-        assert running.stderr is not None  # noqa: S101 - asked for just above
-        lines = []
-        for line in running.stderr:
-            lines.append(line)
-            log(line.decode("utf-8", "replace").strip())
-        code = running.wait()
-    return subprocess.CompletedProcess(words, code, b"", b"".join(lines))

@@ -170,12 +170,16 @@ def resolved(path: Path) -> Path:
     """Return the absolute path without symbolic links; what it names need not exist.
 
     Raises:
-        UsageError: its links lead round in a loop.
+        UsageError: its links lead round in a loop, or no file can have that name.
     """
     try:
         found = path.resolve()
         loop = found.is_symlink()
-    except (OSError, RuntimeError):  # which of the two, or neither, is Python's version's choice
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ):  # which of the two, or neither, is Python's version's choice
         loop = True
     if loop:
         raise UsageError(

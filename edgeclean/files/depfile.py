@@ -1,8 +1,9 @@
 r"""Dependency files that GNU Make, Ninja and CMake all read alike: what an output was made from.
 
-The three agree on little: a space and ``#`` are escaped by a backslash, ``$`` is doubled, and that
-is all. Everything else that one of them gives a meaning to (in a Makefile, ``;`` begins a command
-that is run) cannot be written so that all understand it, and is refused.
+The three agree on little: a space is escaped by a backslash, and that is all. Everything else that
+one of them gives a meaning to (in a Makefile, ``;`` begins a command that is run; CMake reads ``#``
+and ``$`` otherwise than Ninja, and remakes for ever) cannot be written so that all understand it,
+and is refused.
 
 Source: GCC's ``-MMD -MP``, Ninja's ``depfile_parser.in.cc``, the GNU Make manual, chapter 4.
 """
@@ -18,7 +19,7 @@ from edgeclean.errors import UsageError
 from edgeclean.files.text import printable
 
 # ASCII that all of them take as it stands; and every letter beyond ASCII.
-_PLAIN = re.compile(r"[A-Za-z0-9+,/_.(){}@! #$~-]|[^\x00-\x7f]")
+_PLAIN = re.compile(r"[A-Za-z0-9+,/_.(){}@! ~-]|[^\x00-\x7f]")
 
 
 def depfile(target: Path, dependencies: Iterable[Path]) -> bytes:
@@ -67,7 +68,7 @@ def _escaped(path: Path) -> str:
         bad.append(". at the beginning of a name without a folder")
     if bad:
         raise UsageError(
-            f"{printable(name)!r} cannot stand in a dependency file: Make and Ninja do not read "
-            f"{', '.join(repr(printable(one)) for one in bad)} alike; rename it"
+            f"{printable(name)!r} cannot stand in a dependency file: Make, Ninja and CMake do not "
+            f"read {', '.join(repr(printable(one)) for one in bad)} alike; rename it"
         )
-    return re.sub(r"([ #])", r"\\\1", name).replace("$", "$$")
+    return name.replace(" ", "\\ ")

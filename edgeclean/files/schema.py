@@ -35,7 +35,18 @@ def first_violation(document: object, name: str) -> str | None:
 def validator(name: str) -> Any:
     """Return the validator of ``schemas/NAME.schema.json``, which is read once."""
     schema = resources.files("edgeclean").joinpath(f"schemas/{name}.schema.json")
-    return jsonschema.Draft202012Validator(json.loads(schema.read_text(encoding="utf-8")))
+    return _Validator(json.loads(schema.read_text(encoding="utf-8")))
+
+
+def _is_whole(_checker: object, value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+# JSON Schema takes 5.0 as an integer; code that counts with it, and a C header, do not.
+_DRAFT = jsonschema.Draft202012Validator
+_Validator = jsonschema.validators.extend(
+    _DRAFT, type_checker=_DRAFT.TYPE_CHECKER.redefine("integer", _is_whole)
+)
 
 
 def _bounded(text: str) -> str:

@@ -12,7 +12,6 @@ that only they have.
 
 from __future__ import annotations
 
-import errno
 import hmac
 import os
 import re
@@ -22,6 +21,8 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from edgeclean.files.reading import open_regular
 
 SECRET = "secret"  # noqa: S105 - the name of the file
 SECRET_BYTES = 32
@@ -66,20 +67,14 @@ class Store:
         path = self._path(key)
         try:
             # Not followed, and not waited for: a link or a pipe is nobody's result.
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            descriptor = os.open(path, flags)
-            if stat.S_ISDIR(os.fstat(descriptor).st_mode):  # which no file can be made of
-                os.close(descriptor)
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            with open_regular(path, follow=False) as file:
+                small = os.fstat(file.fileno()).st_size <= self._limit_bytes
+                contents = file.read(self._limit_bytes) if small else b""
         except FileNotFoundError:
             return None
         except OSError as error:
             self._notify(f"cache: {path.name} cannot be read ({error.strerror}); made again")
             return None
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            small = stat.S_ISREG(status.st_mode) and status.st_size <= self._limit_bytes
-            contents = file.read() if small else b""
         secret = self._secret()
         sealed, result = contents[:SEAL_BYTES], contents[SEAL_BYTES:]
         if secret is None or not hmac.compare_digest(_seal(secret, key, result), sealed):
@@ -146,7 +141,8 @@ class Store:
                 if status.st_uid != os.getuid() or status.st_mode & 0o022:
                     self._notify(f"cache: others may write {one}; nothing is kept there or read")
                     return None
-            secret = path.read_bytes()
+            with open_regular(path, follow=False) as file:
+                secret = file.read(SECRET_BYTES + 1)
         except OSError as error:
             self._notify(f"cache: {path} cannot be read ({error.strerror})")
             return None
@@ -186,16 +182,15 @@ def foreign_entry(folder: Path) -> str | None:
 def _beginning(path: Path) -> bytes | None:
     """Return the first bytes of a plain file that can be read; None for everything else."""
     try:
-        if stat.S_ISREG(path.lstat().st_mode):
-            with path.open("rb") as stream:
-                return stream.read(len(TAG_TEXT) + 1)
+        with open_regular(path, follow=False) as stream:
+            return stream.read(len(TAG_TEXT) + 1)
     except OSError:
         pass
     return None
 
 
 def _write_tag(path: Path) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, 0o644), "wb") as stream:
         stream.write(TAG_TEXT)
 

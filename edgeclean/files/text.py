@@ -8,27 +8,36 @@ text escapes it for where it goes.
 from __future__ import annotations
 
 import reprlib
-import unicodedata
 
 MOST_SHOWN = 80  # characters of what was got, in a refusal
-UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"})
+MOST_OF_A_LINE = 1000  # characters of a whole refusal: a path alone may have 4096
 
 
 def printable(text: str, *, keep_newlines: bool = False) -> str:
     r"""Write every control, format, private or unassigned character of a text as an escape.
+
+    And every space but the plain one, and whatever else `str.isprintable` knows not to be shown.
 
     >>> printable("conv\x1b[31m1")
     'conv\\x1b[31m1'
     """
     return "".join(
         character
-        if unicodedata.category(character) not in UNSAFE_CATEGORIES
-        or (keep_newlines and character == "\n")
+        if character.isprintable() or (keep_newlines and character == "\n")
         else character.encode("ascii", "backslashreplace").decode("ascii")
         if ord(character) > 0x7F
         else f"\\x{ord(character):02x}"
         for character in text
     )
+
+
+def one_line(message: str) -> str:
+    r"""Return at most 1000 printable characters of a message, the middle left out where longer.
+
+    >>> one_line("two\nlines")
+    'two lines'
+    """
+    return _cut(" ".join(printable(_cut(message), keep_newlines=True).splitlines()))
 
 
 def shown(value: object) -> str:
@@ -38,6 +47,8 @@ def shown(value: object) -> str:
 
 def without_folder(architecture: str) -> str:
     """Turn ``folder/net.py:make``, a place on one machine, into ``net.py:make``."""
+    if architecture.startswith("onnx:"):
+        return architecture  # the name of an output
     return architecture.replace("\\", "/").rsplit("/", maxsplit=1)[-1]
 
 
@@ -51,6 +62,13 @@ def short_label(text: str, length: int = 26) -> str:
         return plain
     tail = (length - 2) // 2
     return f"{plain[: length - 2 - tail]}..{plain[len(plain) - tail :]}"
+
+
+def _cut(text: str) -> str:
+    tail = MOST_OF_A_LINE // 4  # what to do stands at the end
+    if len(text) <= MOST_OF_A_LINE:
+        return text
+    return f"{text[: MOST_OF_A_LINE - tail - 5]} ... {text[-tail:]}"
 
 
 class _Bounded(reprlib.Repr):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from edgeclean.errors import UsageError
 from edgeclean.files.atomic import hold_folder, replace_folder, resolved
+from edgeclean.files.reading import is_regular, open_regular
 from edgeclean.notes import note_output
 
 Write = Callable[[Mapping[str, bytes]], None]
@@ -81,7 +83,7 @@ def marked(*marks: bytes) -> Recognise:
     """Return a check for whether one of these stands in the first 4096 bytes of a file."""
 
     def is_ours(path: Path) -> bool:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             beginning = stream.read(HEAD_BYTES)
         return any(mark in beginning for mark in marks)
 
@@ -119,6 +121,22 @@ def check_place(path: Path, ours: Recognise) -> Path:
             "away, or choose another name"
         )
     return place
+
+
+def check_folder(path: Path, option: str) -> None:
+    """Check that what is written into is a folder, or is not there yet.
+
+    Raises:
+        UsageError: it is something else, or no folder can be there.
+    """
+    try:
+        reason = "" if stat.S_ISDIR(resolved(path).stat().st_mode) else os.strerror(errno.ENOTDIR)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        reason = str(error.strerror)
+    if reason:
+        raise UsageError(f"{option} {path} is no folder ({reason}); name another, or none")
 
 
 def write_file(path: Path, contents: bytes, *, ours: Recognise) -> None:
@@ -208,9 +226,9 @@ def _is_bundle(folder: Path) -> bool:
     """Return whether a folder is a bundle, be it whole or not."""
     try:
         manifest = folder / "manifest.json"
-        if not (folder / "SHA256SUMS").is_file() or not manifest.is_file():
+        if not is_regular(folder / "SHA256SUMS"):
             return False
-        with manifest.open("rb") as stream:
+        with open_regular(manifest) as stream:
             return b'"format": "edgeclean-bundle"' in stream.read(MANIFEST_BYTES)
     except OSError:
         return False

@@ -8,21 +8,21 @@ the network's own size: how to scale one decides the accuracy, so it is not deci
 from __future__ import annotations
 
 import io
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 from PIL import Image
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.reading import is_folder
 from edgeclean.files.text import printable
+from edgeclean.images.packs import FREE_BYTES, open_pack
 from edgeclean.load.limits import read_input
 from edgeclean.networks.state import ModelSpec
 
@@ -68,37 +68,24 @@ def read_labelled_images(path: Path, spec: ModelSpec) -> LabelledImages:
     Raises:
         InputRejectedError: something of it cannot be read, or does not fit the network.
     """
-    if path.is_dir():
+    if is_folder(path):
         return _read_folder(path, spec)
     if path.suffix.lower() != ".npz":
         raise InputRejectedError(
             f"{printable(str(path))}: not a folder of class folders and not an .npz pack"
         )
-    arrays = _read_arrays(path)
-    where = printable(str(path))
-    labels = _labels(arrays, spec, where)
-    if "images" in arrays:
-        pixels = arrays["images"]
-        if pixels.dtype != np.uint8 or pixels.shape != (len(labels), *spec.input_shape):
-            raise InputRejectedError(
-                f"{where}: images are {pixels.dtype} {pixels.shape}; the network and "
-                f"{len(labels)} labels need uint8 {(len(labels), *spec.input_shape)}"
-            )
-    else:
-        pixels = _decode_all(_cut(arrays, len(labels), where), len(labels), spec)
-    return LabelledImages(pixels=pixels, labels=labels, files=(path,))
+    return _read_pack(path, spec)
 
 
 def _read_folder(path: Path, spec: ModelSpec) -> LabelledImages:
     where = printable(str(path))
-    folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
-    folders = [folder for folder in folders if not folder.name.startswith(".")]
+    folders = [entry for entry in _inside(path) if is_folder(entry)]
     if not folders:
         raise InputRejectedError(f"{where}: holds no folders; one for each class is needed")
     labels: list[int] = []
     pictures: list[Path] = []
     for label, folder in _numbered(folders, spec, where):
-        inside = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+        inside = _inside(folder)
         for entry in inside:
             if entry.suffix.lower() not in SUFFIXES:
                 raise InputRejectedError(
@@ -107,7 +94,10 @@ def _read_folder(path: Path, spec: ModelSpec) -> LabelledImages:
                 )
         pictures += inside
         labels += [label] * len(inside)
-    _check_count(len(pictures), spec, where)
+    try:
+        _check_count(len(pictures), spec)
+    except InputRejectedError as error:
+        raise InputRejectedError(f"{where}: {error}") from None
     contents = ((read_input(file, MAX_FILE_BYTES), printable(str(file))) for file in pictures)
     pixels = _decode_all(contents, len(pictures), spec)
     return LabelledImages(
@@ -115,6 +105,15 @@ def _read_folder(path: Path, spec: ModelSpec) -> LabelledImages:
         labels=np.array(labels, dtype=np.int64),
         files=(path, *folders, *pictures),
     )
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Return the entries of a folder that are not hidden, sorted."""
+    try:
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        where = printable(str(folder))
+        raise InputRejectedError(f"{where}: cannot be read ({error.strerror})") from None
 
 
 def _numbered(folders: list[Path], spec: ModelSpec, where: str) -> list[tuple[int, Path]]:
@@ -136,82 +135,75 @@ def _numbered(folders: list[Path], spec: ModelSpec, where: str) -> list[tuple[in
     return list(enumerate(folders))
 
 
-def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Read the arrays of a pack that are needed, each checked before it is unpacked."""
-    where = printable(str(path))
-    contents = read_input(path, MAX_PACK_BYTES)
-    arrays = {}
-    try:
-        with zipfile.ZipFile(io.BytesIO(contents)) as archive:
-            for name in ("labels", "images", "data", "offsets"):
-                if archive.namelist().count(f"{name}.npy") == 1:
-                    arrays[name] = _read_array(archive, archive.getinfo(f"{name}.npy"))
-    except Exception as error:  # noqa: BLE001 - zipfile and numpy raise many kinds on damaged bytes
-        if isinstance(error, InputRejectedError):
-            raise InputRejectedError(f"{where}: {error}") from None
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise InputRejectedError(f"{where}: not an .npz pack ({printable(reason)})") from None
-    if "labels" not in arrays or not ("images" in arrays or {"data", "offsets"} <= set(arrays)):
-        raise InputRejectedError(
-            f"{where}: a pack needs labels, and images or data with offsets; it has "
-            f"{', '.join(sorted(arrays)) or 'none of them'}"
-        )
-    return arrays
-
-
-def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
-    with archive.open(member) as stream:
-        version = npy.read_magic(stream)
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, _, dtype = read(stream, max_header_size=10_000)
-        claimed = int(np.prod([int(side) for side in shape], dtype=object)) * dtype.itemsize
-        if dtype.hasobject or dtype.kind not in "iu":
-            raise InputRejectedError(f"{member.filename} holds {dtype}; whole numbers are needed")
-        if claimed > MAX_PIXEL_BYTES or claimed != member.file_size - stream.tell():
+def _read_pack(path: Path, spec: ModelSpec) -> LabelledImages:
+    """Read what is needed of a pack, the labels first: they say how large the rest may be."""
+    with open_pack(path, MAX_PACK_BYTES) as pack:
+        numbers = 8 * (MAX_IMAGES + 1)  # bytes of labels or offsets
+        labels = _labels(pack.read("labels", numbers), spec) if "labels" in pack.names else None
+        if labels is None or not ("images" in pack.names or {"data", "offsets"} <= pack.names):
+            known = sorted({"labels", "images", "data", "offsets"} & pack.names)
             raise InputRejectedError(
-                f"{member.filename} claims {claimed} bytes and holds "
-                f"{member.file_size - stream.tell()}; the most is {MAX_PIXEL_BYTES}"
+                "a pack needs labels, and images or data with offsets; it has "
+                f"{', '.join(known) or 'none of them'}"
             )
-    with archive.open(member) as stream:
-        array: NDArray[Any] = npy.read_array(stream, allow_pickle=False)
-    return array
+        size = len(labels) * math.prod(spec.input_shape)
+        if "images" in pack.names:
+            pixels = pack.read("images", max(size, FREE_BYTES))
+            if pixels.dtype != np.uint8 or pixels.shape != (len(labels), *spec.input_shape):
+                raise InputRejectedError(
+                    f"images are {pixels.dtype} {pixels.shape}; the network and {len(labels)} "
+                    f"labels need uint8 {(len(labels), *spec.input_shape)}"
+                )
+        else:
+            offsets = pack.read("offsets", numbers)
+            stored = pack.read("data", MAX_PIXEL_BYTES - size)
+            _check_offsets(stored, offsets, len(labels))
+            pixels = _decode_all(_cut(stored, offsets), len(labels), spec)
+    return LabelledImages(pixels=pixels, labels=labels, files=(path,))
 
 
-def _labels(arrays: Mapping[str, NDArray[Any]], spec: ModelSpec, where: str) -> NDArray[np.int64]:
-    labels = arrays["labels"]
+def _labels(labels: NDArray[Any], spec: ModelSpec) -> NDArray[np.int64]:
     if labels.ndim != 1:
-        raise InputRejectedError(f"{where}: labels have the shape {labels.shape}; [n] is needed")
-    _check_count(len(labels), spec, where)
+        raise InputRejectedError(f"labels have the shape {labels.shape}; [n] is needed")
+    _check_count(len(labels), spec)
     if not 0 <= int(labels.min()) <= int(labels.max()) < spec.classes:
         raise InputRejectedError(
-            f"{where}: labels run from {labels.min()} to {labels.max()}; the network has the "
+            f"labels run from {labels.min()} to {labels.max()}; the network has the "
             f"classes 0..{spec.classes - 1}"
         )
     return labels.astype(np.int64)
 
 
-def _check_count(count: int, spec: ModelSpec, where: str) -> None:
+def _check_count(count: int, spec: ModelSpec) -> None:
     size = count * int(np.prod(spec.input_shape))
     if not 1 <= count <= MAX_IMAGES or size > MAX_PIXEL_BYTES:
         raise InputRejectedError(
-            f"{where}: holds {count} images, {size} bytes of pixels; 1 to {MAX_IMAGES} images and "
+            f"holds {count} images, {size} bytes of pixels; 1 to {MAX_IMAGES} images and "
             f"{MAX_PIXEL_BYTES} bytes are read"
         )
 
 
-def _cut(arrays: Mapping[str, NDArray[Any]], count: int, where: str) -> Iterator[tuple[bytes, str]]:
-    """Yield the encoded pictures of a pack, with a name for each."""
-    stored, offsets = arrays["data"], arrays["offsets"]
-    steps = [int(offset) for offset in offsets.ravel()]
-    rising = all(low < high for low, high in pairwise(steps))
-    whole = offsets.shape == (count + 1,) and rising and steps[0] == 0 and steps[-1] == len(stored)
-    if stored.ndim != 1 or stored.dtype != np.uint8 or not whole:
+def _check_offsets(stored: NDArray[Any], offsets: NDArray[Any], count: int) -> None:
+    cut = (
+        stored.ndim == 1
+        and stored.dtype == np.uint8
+        and offsets.shape == (count + 1,)
+        and int(offsets[0]) == 0
+        and int(offsets[-1]) == len(stored)
+        and bool((offsets[:-1] < offsets[1:]).all())
+    )
+    if not cut:
         raise InputRejectedError(
-            f"{where}: its offsets do not cut its data into {count} pictures; they must rise from "
-            "0 to the length of data, which is uint8"
+            f"its offsets do not cut its data into {count} pictures; they must rise from 0 to the "
+            "length of data, which is uint8"
         )
-    for index, (low, high) in enumerate(pairwise(steps)):
-        yield stored[low:high].tobytes(), f"{where}: image {index}"
+
+
+def _cut(stored: NDArray[np.uint8], offsets: NDArray[Any]) -> Iterator[tuple[bytes, str]]:
+    """Yield the encoded pictures of a pack, with a name for each."""
+    for index in range(len(offsets) - 1):
+        content = stored[int(offsets[index]) : int(offsets[index + 1])].tobytes()
+        yield content, f"image {index}"
 
 
 def _decode_all(

@@ -13,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
@@ -22,9 +24,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from edgeclean.errors import InputRejectedError
+from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.files.text import printable
 from edgeclean.load.architectures import build_architecture, list_architectures
+from edgeclean.load.canonical.form import as_stock_layers, stock_form
 from edgeclean.load.finite import check_answers
 from edgeclean.load.isolation import parse_isolated
 from edgeclean.load.limits import (
@@ -44,10 +47,10 @@ from edgeclean.load.state_dict import (
     fit_weights,
     strip_prefix,
 )
-from edgeclean.load.views import free_of_layout_
 from edgeclean.networks.state import JsonValue, LoadedNetwork, ModelSpec, record
+from edgeclean.networks.structure import read_structure
 
-__all__ = ["LoadLimits", "load_checkpoint", "parse_torch", "read_tensors"]
+__all__ = ["LoadLimits", "load_checkpoint", "parse_torch", "read_tensors", "written_out"]
 
 ONNX = "onnx"
 _DEFAULT_LIMITS = LoadLimits()
@@ -67,7 +70,7 @@ def load_checkpoint(
         path: ``.pt .pth .th .tar .bin .ckpt`` (``torch.save`` of a state dict, alone or under one
             of ``state_dict.NESTED_UNDER``), ``.safetensors`` or ``.onnx``.
         spec: the architecture, input shape, classes and scaling, which no checkpoint holds. An
-            ONNX file needs the architecture ``onnx``.
+            ONNX file needs the architecture ``onnx``, or ``onnx:NAME`` to name one of its outputs.
         limits: the most that the file may cost.
         code_folder: the folder that ``file.py:callable`` in the spec's architecture is relative to.
 
@@ -82,18 +85,39 @@ def load_checkpoint(
     kind = kind_of(path, contents)
     try:
         module, notes = _network(path.parent, contents, kind, spec, limits, code_folder)
-        _check_signature(module, spec, limits)
-        free_of_layout_(module, spec.input_shape)
-        check_answers(module, spec)
+        dear = _check_signature(module, spec, limits)
+        form = stock_form(module, spec, limits)
+        check_answers(form.module, spec, few=dear)
+        structure = read_structure(form.module, spec.input_shape)
+        if structure.read:
+            notes["structure"] = [one.in_words() for one in structure.findings]
     except InputRejectedError as error:
         # Names in the message come from the file: none of them may control a terminal.
         raise InputRejectedError(printable(f"{path}: {error}")) from error.__cause__
+    module, notes = form.module, {**notes, **form.notes}
     return LoadedNetwork(
         module=module,
         spec=spec,
         source_sha256=hashlib.sha256(contents).hexdigest(),
         history=(record("load", module, spec, limits, notes),),
     )
+
+
+def written_out(network: LoadedNetwork, limits: LoadLimits, why: str) -> LoadedNetwork:
+    """Return a loaded network as stock layers called in order: another form of the same function.
+
+    Args:
+        network: as `load_checkpoint` returned it, on the CPU.
+        limits: bounds what is written out.
+        why: the reason for it, for the history.
+
+    Raises:
+        InputRejectedError: it cannot be written out; names the layer.
+    """
+    module = as_stock_layers(network.module, network.spec, limits)
+    notes = {**network.history[0].notes, "written_out": why}
+    loaded = record("load", module, network.spec, limits, notes)
+    return replace(network, module=module, history=(loaded,))
 
 
 def parse_torch(contents: bytes, limits: LoadLimits) -> bytes:
@@ -152,26 +176,37 @@ def _network(
     code_folder: Path | None,
 ) -> tuple[nn.Module, dict[str, JsonValue]]:
     """Build the module; return it with the notes of the stage record."""
-    if (kind == "onnx") != (spec.architecture == ONNX):
+    name, _, output = spec.architecture.partition(":")
+    if (kind == "onnx") != (name == ONNX):
         raise InputRejectedError(
             f"the architecture is {spec.architecture!r}; it must be 'onnx' for an ONNX file, and "
             "for no other"
         )
     if kind != "onnx":
         tensors = read_tensors(contents, kind, limits)
-        return _fitted(tensors, spec, code_folder), {"format": kind}
+        try:
+            return _fitted(tensors, spec, code_folder), {"format": kind}
+        except InputRejectedError:
+            if spec.classes != 2:
+                raise
+            single = replace(spec, classes=1)  # one logit may stand for two classes
+            with suppress(InputRejectedError, UsageError):
+                return _fitted(tensors, single, code_folder), {"format": kind}
+            raise
     # ONNX's own packages are slow to import, and the parsing process of a state dict, which
     # imports this module, needs none of them.
+    from edgeclean.load.onnx.asked import Asked
     from edgeclean.load.onnx.importer import import_onnx
 
-    imported = import_onnx(contents, limits, folder=folder)
-    if imported.input_shape != spec.input_shape:
-        own, given = ("x".join(map(str, one)) for one in (imported.input_shape, spec.input_shape))
-        raise InputRejectedError(
-            f"the graph takes images of {own}, and {given} was said; give {own}"
-        )
-    digests = dict(imported.external_sha256)
-    return imported.module, {"format": kind, "external_sha256": digests}
+    asked = Asked(input_shape=spec.input_shape, classes=spec.classes, output=output or None)
+    imported = import_onnx(
+        contents, limits, folder=folder, asked=asked, mean=spec.mean, std=spec.std
+    )
+    notes: dict[str, JsonValue] = {"format": kind}
+    notes["external_sha256"] = dict(imported.external_sha256)
+    notes["onnx_changes"] = list(imported.notes)
+    notes["onnx_comparison"] = dict(imported.comparison)
+    return imported.module, notes
 
 
 def _fitted(tensors: dict[str, Tensor], spec: ModelSpec, code_folder: Path | None) -> nn.Module:
@@ -189,8 +224,12 @@ def _fitted(tensors: dict[str, Tensor], spec: ModelSpec, code_folder: Path | Non
     return module
 
 
-def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> None:
-    """Run one black image through: the network must take the spec's shape and give its classes."""
+def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> bool:
+    """Run one black image through: the network must take the spec's shape, within the limits.
+
+    Returns:
+        Whether it is so dear that few images should be tried.
+    """
     shape = "x".join(str(side) for side in spec.input_shape)
     if not any(True for _ in module.parameters()):
         raise InputRejectedError("the network has no parameters; there is nothing to compress")
@@ -201,8 +240,8 @@ def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> 
                 "the others of its batch; train with track_running_stats=True"
             )
     try:
-        with torch.no_grad(), bounded_cost(module, spec.input_shape, limits):
-            logits = module(torch.zeros(1, *spec.input_shape))
+        with torch.no_grad(), bounded_cost(module, spec.input_shape, limits) as bill:
+            module(torch.zeros(1, *spec.input_shape))
     except InputRejectedError:
         raise
     except Exception as error:  # noqa: BLE001 - a module that does not fit raises what it likes
@@ -211,12 +250,7 @@ def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> 
             f"the network does not take an image of {shape} ({type(error).__name__}: {reason}); "
             "give its input shape"
         ) from None
-    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (1, spec.classes):
-        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise InputRejectedError(
-            f"for one image of {shape} the network gives {got}; with {spec.classes} classes it "
-            f"must give (1, {spec.classes})"
-        )
+    return bill.is_dear
 
 
 def _load_failure(error: Exception, contents: bytes) -> str:

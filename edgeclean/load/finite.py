@@ -18,22 +18,26 @@ from edgeclean.errors import InputRejectedError
 from edgeclean.networks.pixels import normalize
 from edgeclean.networks.state import ModelSpec
 
-_NOISE_IMAGES = 3
-_TOGETHER = 2  # enough to be several, and little memory where one image takes much
+_PAIRS_OF_NOISE = 2  # two are several, and little memory where one image takes much
 
 
 @torch.no_grad()
-def check_answers(module: nn.Module, spec: ModelSpec) -> None:
+def check_answers(module: nn.Module, spec: ModelSpec, *, few: bool = False) -> None:
     """Run a few plain images through the network, one alone and the others in pairs.
 
     Black, white and average images, a ramp, and noise.
+
+    Args:
+        module: the network, in evaluation mode.
+        spec: its input shape, classes and scaling.
+        few: whether black and white must do, for a network that takes much time or memory.
 
     Raises:
         InputRejectedError: it does not take several images, or an answer is NaN or infinite; then
             the line names the first layer that makes finite numbers into others.
     """
-    images = normalize(_plain_images(spec), spec)
-    for batch in (images[:1], *images.split(_TOGETHER)):
+    for pixels in _plain_images(spec, few=few):
+        batch = normalize(pixels, spec)
         try:
             answers = module(batch)
         except Exception as error:  # noqa: BLE001 - a module that does not fit raises any kind
@@ -55,15 +59,24 @@ def check_answers(module: nn.Module, spec: ModelSpec) -> None:
             )
 
 
-def _plain_images(spec: ModelSpec) -> Float[Tensor, "n c h w"]:
-    """Return the plain images as pixels in [0, 1], the same at every call."""
+def _plain_images(spec: ModelSpec, *, few: bool) -> Iterator[Float[Tensor, "n c h w"]]:
+    """Yield the plain images as pixels in [0, 1], the same at every call: black, then pairs.
+
+    Made as they are taken: an image may have a hundred million numbers.
+    """
     shape = spec.input_shape
-    flat = [torch.zeros(shape), torch.ones(shape)]
+    black, white = torch.zeros(shape), torch.ones(shape)
+    yield black[None]
+    yield torch.stack([black, white])
+    if few:
+        return
+    del black, white
     mean = torch.tensor(spec.mean).clamp(0, 1).view(-1, 1, 1).expand(shape)
     ramp = torch.linspace(0, 1, shape[2]).expand(shape)
+    yield torch.stack([mean, ramp])
     generator = torch.Generator().manual_seed(0)
-    noise = torch.rand(_NOISE_IMAGES, *shape, generator=generator)
-    return torch.cat([torch.stack([*flat, mean, ramp]), noise])
+    for _ in range(_PAIRS_OF_NOISE):
+        yield torch.rand(2, *shape, generator=generator)
 
 
 def _origin(module: nn.Module, batch: Tensor) -> str:

@@ -6,9 +6,7 @@ Limits bound what a file may cost; each check refuses with one line and executes
 from __future__ import annotations
 
 import io
-import json
 import os
-import stat
 import struct
 import zipfile
 from collections.abc import Iterable
@@ -17,10 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.documents import parse_json
+from edgeclean.files.reading import is_hollow, open_regular
 from edgeclean.files.text import printable
 from edgeclean.settings import Settings, setting
 
 MIB = 1024**2
+VALUES_PER_TENSOR = 12  # in a safetensors header: type, eight sides at most, two offsets, itself
 ZIP_MAGIC = b"PK\x03\x04"
 PICKLE_MAGIC = b"\x80"
 TORCH_SUFFIXES = (".pt", ".pth", ".th", ".tar", ".bin", ".ckpt")
@@ -37,8 +38,11 @@ class LoadLimits(Settings):
         zip_ratio: unpacked over packed size; ``torch.save`` does not compress at all.
         header_bytes: the JSON header of a safetensors file.
         onnx_nodes: operators of an ONNX graph.
-        activations: numbers that all layers of a network put out for one image.
+        activations: numbers that all operations of a network put out for one image.
+        operands: numbers that one operation takes in, puts out and works on, for one image.
         macs: multiply-accumulates of a network for one image.
+        reads: numbers that all operations take in for one image, those of a window (of a
+            convolution or a pool) once for every place of the window.
         memory_bytes: memory of the parsing process, beside five times the file's size.
         cpu_seconds: processor time of the parsing process, beside a second for each 32 MiB.
     """
@@ -49,7 +53,9 @@ class LoadLimits(Settings):
     header_bytes: int = setting(16 * MIB, at_least=1, at_most=2**30)
     onnx_nodes: int = setting(20_000, at_least=1, at_most=10**7)
     activations: int = setting(2**27, at_least=1, at_most=2**40)
+    operands: int = setting(2**26, at_least=1, at_most=2**40)
     macs: int = setting(10**11, at_least=1, at_most=10**15)
+    reads: int = setting(2**30, at_least=1, at_most=2**50)
     memory_bytes: int = setting(1024 * MIB, at_least=1, at_most=2**44)
     cpu_seconds: int = setting(10, at_least=1, at_most=10**6)
 
@@ -58,29 +64,26 @@ def read_input(path: Path, limit_bytes: int) -> bytes:
     """Read the whole of a regular file of at most ``limit_bytes``.
 
     Raises:
-        InputRejectedError: there is no such file, it is no regular one, is empty or too large.
+        InputRejectedError: there is no such file, it is no regular one, is empty, too large, or
+            nearly all hole.
     """
     shown = printable(str(path))
     try:
-        # The opened file is checked, not its name; and a pipe must not wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise InputRejectedError(f"{shown}: not a regular file; give the checkpoint's file")
+        with open_regular(path) as stream:
             # A file that is one hole costs nothing to send, and all of its size to read.
-            small = status.st_size <= limit_bytes
-            with os.fdopen(descriptor, "rb", closefd=False) as stream:
-                contents = stream.read(limit_bytes + 1) if small else b""
-        finally:
-            os.close(descriptor)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputRejectedError(f"{shown}: cannot be read ({reason})") from None
+            small = os.fstat(stream.fileno()).st_size <= limit_bytes
+            hollow = small and is_hollow(stream)
+            contents = stream.read(limit_bytes + 1) if small and not hollow else b""
+    except OSError as error:
+        raise InputRejectedError(
+            f"{shown}: cannot be read ({error.strerror}); give the checkpoint's file"
+        ) from None
     if not small or len(contents) > limit_bytes:
         raise InputRejectedError(
             f"{shown}: larger than {limit_bytes} bytes; raise the limit file_bytes if it is right"
         )
+    if hollow:
+        raise InputRejectedError(f"{shown}: nearly all of the file is a hole; copy it again")
     if not contents:
         raise InputRejectedError(f"{shown}: the file is empty; download or copy it again")
     return contents
@@ -159,8 +162,12 @@ def check_safetensors(contents: bytes, limits: LoadLimits) -> None:
             f"the length, and the limit header_bytes is {limits.header_bytes}"
         )
     try:
-        header = json.loads(contents[8 : 8 + length], object_pairs_hook=_unique_keys)
-    except (ValueError, RecursionError) as error:
+        header = parse_json(
+            contents[8 : 8 + length],
+            most_values=VALUES_PER_TENSOR * limits.entries,
+            object_pairs_hook=_unique_keys,
+        )
+    except ValueError as error:
         raise InputRejectedError(
             f"the safetensors header is not valid ({_first_line(error)})"
         ) from None

@@ -21,7 +21,7 @@ from typing import Any
 
 from edgeclean.errors import EdgecleanError, InputRejectedError, UsageError
 from edgeclean.files.reading import read_small_toml
-from edgeclean.files.text import shown
+from edgeclean.files.text import printable, shown
 from edgeclean.networks.state import ModelSpec
 
 MAX_FILE_BYTES = 64 * 1024
@@ -55,7 +55,7 @@ def read_model_file(path: Path) -> ModelSpec:
     return _spec(entries, name=_in_file(path), error=InputRejectedError)
 
 
-def spec_from_options(
+def spec_from_options(  # noqa: PLR0913 - the options that say what a network is
     *,
     model_file: Path | None = None,
     arch: str | None = None,
@@ -63,6 +63,7 @@ def spec_from_options(
     classes: int | None = None,
     mean: str | None = None,
     std: str | None = None,
+    checkpoint: Path | None = None,
 ) -> ModelSpec:
     """Combine command-line options with an optional model file; an option wins over the file.
 
@@ -73,10 +74,11 @@ def spec_from_options(
         classes: the number of outputs.
         mean: comma-separated numbers, one per channel.
         std: comma-separated numbers above zero, one per channel.
+        checkpoint: the file itself; an ONNX file says all but the scaling of its images.
 
     Raises:
         UsageError: an option is malformed, or something is given by neither.
-        InputRejectedError: the model file is bad.
+        InputRejectedError: the model file is bad, or the ONNX file, if it is asked.
     """
     entries = {} if model_file is None else _read_toml(model_file)
     options: dict[str, Any] = {
@@ -89,6 +91,8 @@ def spec_from_options(
     given = {key: entry for key, entry in options.items() if entry is not None}
     _check_entries(given, name=OPTIONS.__getitem__, error=UsageError)
     merged = {**entries, **given}
+    if checkpoint is not None and checkpoint.suffix.lower() == ".onnx":
+        merged = {**_stated(checkpoint, merged), **merged}
     missing = [OPTIONS[key] for key in KEYS if key not in merged]
     if missing:
         raise UsageError(
@@ -104,6 +108,34 @@ def spec_from_options(
         # Only numbers for each channel are held against something that the other one may hold.
         error=UsageError if {"input-shape", "mean", "std"} & set(given) else InputRejectedError,
     )
+
+
+def _stated(checkpoint: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an ONNX file says of itself, read only where something is left out."""
+    stated: dict[str, Any] = {"architecture": "onnx"}
+    name, _, output = known.get("architecture", "onnx").partition(":")
+    if name != "onnx" or {"input-shape", "classes"} <= known.keys():
+        return stated
+    if not {"mean", "std"} <= known.keys():
+        # Which no file says: that is told first, and the file is not read for nothing.
+        return {**stated, "input-shape": [], "classes": 0}
+    from edgeclean.load.limits import LoadLimits, read_input
+    from edgeclean.load.onnx.asked import Asked
+    from edgeclean.load.onnx.importer import describe_onnx
+
+    limits, shape = LoadLimits(), known.get("input-shape")
+    asked = Asked(
+        input_shape=None if shape is None else (shape[0], shape[1], shape[2]),
+        classes=known.get("classes"),
+        output=output or None,
+    )
+    contents = read_input(checkpoint, limits.file_bytes)
+    try:
+        own, outputs = describe_onnx(contents, limits, folder=checkpoint.parent, asked=asked)
+    except InputRejectedError as error:
+        raise InputRejectedError(printable(f"{checkpoint}: {error}")) from None
+    # One output is the logit of the second of two classes.
+    return {**stated, "input-shape": list(own), "classes": max(2, outputs)}
 
 
 def _in_file(path: Path) -> Callable[[str], str]:
@@ -166,7 +198,8 @@ def _check_shape(entry: Any) -> str:
 
 def _check_classes(entry: Any) -> str:
     good = type(entry) is int and 2 <= entry <= MAX_CLASSES
-    return "" if good else f"a whole number in 2..{MAX_CLASSES}"
+    single = "; a network with one logit has two classes, give 2" if entry == 1 else ""
+    return "" if good else f"a whole number in 2..{MAX_CLASSES}{single}"
 
 
 def _check_mean(entry: Any) -> str:

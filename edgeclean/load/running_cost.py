@@ -1,95 +1,263 @@
-"""The cost of running a network once, bounded while it runs, before each layer.
+"""The cost of running a network once, bounded while it runs, before each operation.
 
 The image shape comes with the checkpoint, in a few bytes of text: 4096 x 4096 images would make a
-network of a megabyte take the machine's memory.
+network of a megabyte take the machine's memory. So does one convolution with much padding, and a
+pool with a large window takes a minute; none of the two puts out much.
+
+Every operation is counted, a layer's or not, by what it takes in and puts out. What it will put out
+is asked of PyTorch first, which answers by shapes alone ("meta" tensors) and takes no memory.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.limits import LoadLimits
+
+BLOCK = 16  # channels that oneDNN computes together; of a few, it makes so many in its own copy
+DEAR = 4  # a network that takes more than a quarter of a limit is run as seldom as may be
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one operation takes for one image.
+
+    Attributes:
+        outputs: numbers that it puts out.
+        macs: multiply-accumulates.
+        reads: numbers that it takes in, those of a window once for every place of the window.
+        operands: numbers in memory at once: inputs, outputs and what it works on beside them.
+    """
+
+    outputs: int
+    macs: int = 0
+    reads: int = 0
+    operands: int = 0
+
+
+class Bill:
+    """The cost of the operations so far."""
+
+    def __init__(self, limits: LoadLimits) -> None:
+        self._limits = limits
+        self._activations = self._macs = self._reads = 0
+
+    @property
+    def is_dear(self) -> bool:
+        """Whether so much was taken that it had better not be taken often."""
+        limits = self._limits
+        return (
+            DEAR * self._activations > limits.activations
+            or DEAR * self._macs > limits.macs
+            or DEAR * self._reads > limits.reads
+        )
+
+    def add(self, cost: Cost, where: str) -> None:
+        """Add an operation, before it is run.
+
+        Args:
+            cost: what it takes.
+            where: what is run, in words that begin the message.
+
+        Raises:
+            InputRejectedError: a limit is passed.
+        """
+        self._activations += cost.outputs
+        self._macs += cost.macs
+        self._reads += cost.reads
+        limits = self._limits
+        if self._activations > limits.activations or self._macs > limits.macs:
+            raise InputRejectedError(
+                f"{where} takes {self._activations} activations and {self._macs} "
+                "multiply-accumulates before the network has ended; the limits are activations "
+                f"{limits.activations} and macs {limits.macs}"
+            )
+        if self._reads > limits.reads:
+            raise InputRejectedError(
+                f"{where} makes its operations and their windows read {self._reads} numbers before "
+                f"the network has ended; the limit reads is {limits.reads}"
+            )
+        if cost.operands > limits.operands:
+            raise InputRejectedError(
+                f"{where} makes one operation hold {cost.operands} numbers of activations at once; "
+                f"the limit operands is {limits.operands}"
+            )
 
 
 @contextmanager
 def bounded_cost(
     module: nn.Module, input_shape: tuple[int, int, int], limits: LoadLimits
-) -> Iterator[None]:
+) -> Iterator[Bill]:
     """Stop the module, within the context, where one image takes more than the limits.
 
-    Convolutions and linear layers are counted before they run, the rest after it: what they put
-    out is no larger than what they got, but for layers that enlarge images.
+    The cost is looked at before each operation runs. Views, and what is computed of weights alone,
+    cost nothing.
+
+    Yields:
+        The bill, which grows while the module runs.
 
     Raises:
-        InputRejectedError: its layers put out more than ``limits.activations`` numbers, or take
-            more than ``limits.macs`` multiply-accumulates.
+        InputRejectedError: its operations put out more than ``limits.activations`` numbers, take
+            more than ``limits.macs`` multiply-accumulates or read more than ``limits.reads``
+            numbers, or one of them holds more than ``limits.operands`` at once.
     """
-    bill = _Bill(input_shape, limits)
-    bill.add(math.prod(input_shape), 0)
-    handles = []
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            handles.append(layer.register_forward_pre_hook(bill.before, with_kwargs=True))
-        elif not any(layer.children()):
-            handles.append(layer.register_forward_hook(bill.after))
+    bill = Bill(limits)
+    where = f"one image of {'x'.join(map(str, input_shape))}"
+    numbers = math.prod(input_shape)
+    bill.add(Cost(outputs=numbers, operands=numbers), where)
+    with _Counting(bill, where, module):
+        yield bill
+
+
+class _Counting(TorchDispatchMode):
+    """Puts every operation on the bill before it runs."""
+
+    def __init__(self, bill: Bill, where: str, module: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._bill, self._where = bill, where
+        self._weights = {id(weight) for weight in (*module.parameters(), *module.buffers())}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, inputs: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Count, then run; what PyTorch cannot foretell is counted when it is there."""
+        named = kwargs or {}
+        given = _tensors((inputs, named))
+        own = bool(given) and all(id(tensor) in self._weights for tensor in given)
+        if func.is_view or own:
+            return func(*inputs, **named)
+        foreseen = _foreseen(func, inputs, named)
+        if foreseen is not None:
+            self._bill.add(cost_of(func, inputs, named, foreseen), self._where)
+        outputs = func(*inputs, **named)
+        if foreseen is None:
+            self._bill.add(cost_of(func, inputs, named, outputs), self._where)
+        return outputs
+
+
+def cost_of(func: Any, inputs: Sequence[Any], named: Mapping[str, Any], outputs: Any) -> Cost:
+    """Return what one operation of PyTorch takes; of an unknown one its inputs and outputs.
+
+    Args:
+        func: the operation.
+        inputs: its arguments by place.
+        named: its arguments by name.
+        outputs: what it puts out, with or without numbers.
+    """
+    given, outputs = _tensors((inputs, named)), _tensors(outputs)
+    name = func._schema.name.removeprefix("aten::")
+    arguments = (argument.name for argument in func._schema.arguments)
+    by_name = {**dict(zip(arguments, inputs, strict=False)), **named}
+    rule = _RULES.get(name, _pool if "pool" in name else _plain)
+    # What is made of nothing is no activation, but it is memory all the same.
+    put_out = sum(one.numel() for one in outputs if one.is_floating_point()) if given else 0
+    macs, reads, beside = rule(by_name, outputs) if outputs else (0, 0, 0)
+    held = _words([*given, *outputs])
+    return Cost(
+        outputs=put_out,
+        macs=macs,
+        reads=sum(one.numel() for one in given) + reads,
+        # Many an operation works on a copy of its own, in another order.
+        operands=held + max(held, beside),
+    )
+
+
+def convolution_cost(
+    images: Sequence[int], weight: Sequence[int], output: Sequence[int], groups: int, swapped: bool
+) -> tuple[int, int, int]:
+    """Return multiply-accumulates, reads and memory beside its operands, of a convolution.
+
+    Args:
+        images: shape [n, channels, ...] of the input.
+        weight: shape [out, in of one group, ...]; of a transposed one [in, out of one group, ...].
+        output: shape [n, channels, ...].
+        groups: the number of groups.
+        swapped: whether it is transposed.
+    """
+    places = images if swapped else output
+    macs = math.prod(places) * math.prod(weight[1:])
+    # Each number that a window shows is read once for all the outputs of its group.
+    filters = max(1, weight[1] if swapped else weight[0] // max(1, groups))
+    blocks = sum(
+        one[0] * math.prod(one[2:]) * -(-one[1] // BLOCK) * BLOCK for one in (images, output)
+    )
+    reads = macs // filters
+    # Turned round, what all windows show is written down before it is added up.
+    return macs, reads, blocks + (reads if swapped else 0)
+
+
+def _foreseen(func: Any, inputs: Any, named: Mapping[str, Any]) -> list[Tensor] | None:
+    """Return what an operation will put out, without numbers; None where PyTorch cannot tell."""
+    places, options = tree_map_only(Tensor, _without_numbers, (inputs, dict(named)))
+    if any(argument.name == "device" for argument in func._schema.arguments):
+        options["device"] = torch.device("meta")
     try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        return _tensors(func(*places, **options))
+    except Exception:  # noqa: BLE001 - the operation itself will say what is wrong, or run
+        return None
 
 
-class _Bill:
-    """The activations and multiply-accumulates of the layers so far."""
-
-    def __init__(self, input_shape: tuple[int, int, int], limits: LoadLimits) -> None:
-        self._image = "x".join(map(str, input_shape))
-        self._limits = limits
-        self._activations = self._macs = 0
-
-    def add(self, activations: int, macs: int) -> None:
-        self._activations += activations
-        self._macs += macs
-        limits = self._limits
-        if self._activations > limits.activations or self._macs > limits.macs:
-            raise InputRejectedError(
-                f"one image of {self._image} takes {self._activations} activations and "
-                f"{self._macs} multiply-accumulates before the network has ended; the limits are "
-                f"activations {limits.activations} and macs {limits.macs}"
-            )
-
-    def before(self, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        assert isinstance(layer, nn.Conv2d | nn.Linear)  # noqa: S101 - the hooked kinds
-        images = inputs[0] if inputs else named.get("input")
-        if not isinstance(images, Tensor) or not images.dim():
-            return  # no image: the layer itself refuses it or not
-        if isinstance(layer, nn.Linear):
-            activations = images.numel() // max(1, images.shape[-1]) * layer.out_features
-        else:
-            batch = len(images) if images.dim() == 4 else 1
-            activations = batch * layer.out_channels * _plane(layer, images.shape[-2:])
-        self.add(activations, activations * layer.weight[0].numel())
-
-    def after(self, _layer: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
-        self.add(output.numel() if isinstance(output, Tensor) else 0, 0)
+def _without_numbers(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
-def _plane(layer: nn.Conv2d, sides: torch.Size) -> int:
-    """Return height times width of a convolution's output; see the formula of `nn.Conv2d`."""
-    plane = 1
-    for axis, side in enumerate(sides):
-        reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
-        # "same" keeps the side, "valid" pads nothing.
-        pads = {"same": reach, "valid": 0}
-        around = (
-            pads[layer.padding] if isinstance(layer.padding, str) else 2 * int(layer.padding[axis])
-        )
-        plane *= max(0, (side + around - reach - 1) // layer.stride[axis] + 1)
-    return plane
+def _tensors(values: Any) -> list[Tensor]:
+    return [one for one in tree_leaves(values) if isinstance(one, Tensor)]
+
+
+def _words(tensors: Iterable[Tensor]) -> int:
+    """Return memory as so many numbers of four bytes; an index has eight."""
+    return sum(-(-one.numel() * one.element_size() // 4) for one in tensors)
+
+
+# Each rule returns multiply-accumulates, reads beyond the inputs, and memory beyond the operands.
+_Rule = Callable[[dict[str, Any], list[Tensor]], tuple[int, int, int]]
+
+
+def _plain(_given: dict[str, Any], _outputs: list[Tensor]) -> tuple[int, int, int]:
+    return 0, 0, 0
+
+
+def _convolution(given: dict[str, Any], outputs: list[Tensor]) -> tuple[int, int, int]:
+    shapes = (given["input"].shape, given["weight"].shape, outputs[0].shape)
+    return convolution_cost(*shapes, given["groups"], given["transposed"])
+
+
+def _pool(given: dict[str, Any], outputs: list[Tensor]) -> tuple[int, int, int]:
+    """The window, given or, of an adaptive pool, from its input's and output's sides."""
+    images, output = given["self"].shape, outputs[0].shape
+    sides = len(output) - 2
+    window = given.get("kernel_size")
+    if window is None:
+        pairs = zip(images[-sides:], output[-sides:], strict=True)
+        window = [-(-side // max(1, places)) + 1 for side, places in pairs]
+    area = math.prod(window) ** (sides if len(window) == 1 else 1)
+    return 0, outputs[0].numel() * area, 0
+
+
+def _matrix(given: dict[str, Any], outputs: list[Tensor]) -> tuple[int, int, int]:
+    left = next(given[name] for name in ("mat1", "batch1", "mat", "input", "self") if name in given)
+    return outputs[0].numel() * left.shape[-1], 0, 0
+
+
+def _attention(given: dict[str, Any], outputs: list[Tensor]) -> tuple[int, int, int]:
+    pairs = math.prod(given["query"].shape[:-1]) * given["key"].shape[-2]
+    return pairs * (given["query"].shape[-1] + given["value"].shape[-1]), 0, pairs
+
+
+_RULES: dict[str, _Rule] = {
+    "convolution": _convolution,
+    **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm", "addbmm", "linear", "mv", "addmv"), _matrix),
+    "_scaled_dot_product_flash_attention_for_cpu": _attention,
+    "_scaled_dot_product_attention_math": _attention,
+}

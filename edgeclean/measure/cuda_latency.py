@@ -20,7 +20,7 @@ from torch import nn
 from edgeclean.environment import describe_environment
 from edgeclean.errors import ToolchainError, UsageError
 from edgeclean.load.limits import LoadLimits
-from edgeclean.load.onnx.importer import import_onnx
+from edgeclean.load.onnx.importer import check_computed_as_written, import_onnx
 from edgeclean.measure.latency import (
     FEWEST_RUNS,
     UNSTABLE_COV,
@@ -59,6 +59,8 @@ def measure_pair_on_cuda(
     environment = describe_environment()
     limits = LoadLimits()
     imported = [import_onnx(one, limits, folder=Path()) for one in (original, compressed)]
+    for one in imported:
+        check_computed_as_written(one)
     shapes = [one.input_shape for one in imported]
     if shapes[0] != shapes[1]:
         raise UsageError(f"the networks take images {shapes[0]} and {shapes[1]}; only one can be")

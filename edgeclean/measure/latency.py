@@ -17,6 +17,7 @@ from edgeclean.environment import Environment, describe_environment
 from edgeclean.errors import UsageError
 from edgeclean.settings import Settings, setting
 from exporters.session import NAMES, TRANSFERS, OnnxSession, Provider
+from exporters.trial import TriedNetwork
 
 BLOCK_PAIRS = 5  # a warm-up block; its median is what must settle
 SETTLED_WITHIN = 0.03
@@ -105,6 +106,23 @@ class LatencyReport:
     kind: str = "measured"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairTimes:
+    """The runs of two networks that took turns.
+
+    Attributes:
+        latencies_ms: [runs, 2], the original's and the compressed network's, in milliseconds.
+        input_shape: channels, height and width of one image.
+        warmup_runs: runs of each network before the first one counted.
+        settled: whether both medians had stopped moving when measuring began.
+    """
+
+    latencies_ms: NDArray[np.float64]
+    input_shape: tuple[int, int, int]
+    warmup_runs: int
+    settled: bool
+
+
 def measure_pair(
     original: bytes, compressed: bytes, settings: LatencySettings | None = None
 ) -> LatencyReport:
@@ -125,19 +143,37 @@ def measure_pair(
         ToolchainError: the provider is not installed, or cannot start.
     """
     settings = settings or LatencySettings()
+    environment = describe_environment()  # before measuring: the load that others make
+    return report_of(time_pair(original, compressed, settings), settings, environment)
+
+
+def time_pair(original: bytes, compressed: bytes, settings: LatencySettings) -> PairTimes:
+    """Run two ONNX files in turns; see `measure_pair`, which makes a report of it."""
     sessions = tuple(
         OnnxSession(model, threads=settings.threads, provider=settings.provider)
         for model in (original, compressed)
     )
-    _check_shapes(sessions, settings.batch)
+    check_comparable(sessions[0], sessions[1], settings.batch)
     generator = np.random.default_rng(settings.seed)
     images = generator.standard_normal((settings.batch, *sessions[0].input_shape), dtype=np.float32)
     deadline = time.perf_counter() + settings.time_budget_s
-    environment = describe_environment()  # before measuring: the load that others make
     warmup_runs, settled = _warm_up(sessions, images, settings, deadline)
     latencies = _measure(sessions, images, settings.runs, deadline, fewest=FEWEST_RUNS)
+    return PairTimes(
+        latencies_ms=latencies,
+        input_shape=sessions[0].input_shape,
+        warmup_runs=warmup_runs,
+        settled=settled,
+    )
+
+
+def report_of(
+    times: PairTimes, settings: LatencySettings, environment: Environment
+) -> LatencyReport:
+    """Return percentiles of each network and the ratio of their medians with its spread."""
+    latencies = times.latencies_ms
     samples = [summarise(latencies[:, column]) for column in (0, 1)]
-    low, high = speedup_interval(latencies, generator)
+    low, high = speedup_interval(latencies, np.random.default_rng(settings.seed))
     return LatencyReport(
         original=samples[0],
         compressed=samples[1],
@@ -148,14 +184,35 @@ def measure_pair(
         provider=NAMES[settings.provider],
         threads=settings.threads,
         batch=settings.batch,
-        input_shape=sessions[0].input_shape,
-        warmup_runs=warmup_runs,
-        settled=settled,
+        input_shape=times.input_shape,
+        warmup_runs=times.warmup_runs,
+        settled=times.settled,
         steady=max(sample.coefficient_of_variation for sample in samples) <= UNSTABLE_COV,
         out_of_time=len(latencies) < settings.runs,
         environment=environment,
         transfers=TRANSFERS[settings.provider],
     )
+
+
+def check_comparable(
+    original: OnnxSession | TriedNetwork, compressed: OnnxSession | TriedNetwork, batch: int
+) -> None:
+    """Refuse two networks that cannot be measured on the same images.
+
+    Raises:
+        UsageError: the two differ in input shape, or a fixed batch is not ``batch``.
+    """
+    if original.input_shape != compressed.input_shape:
+        raise UsageError(
+            f"the original takes images {original.input_shape} and the compressed network "
+            f"{compressed.input_shape}; only networks of one input shape can be compared"
+        )
+    for name, network in (("original", original), ("compressed network", compressed)):
+        if network.batch not in (None, batch):
+            raise UsageError(
+                f"batch {batch} was asked, and the {name} is fixed to batch {network.batch}; "
+                f"measure at batch {network.batch}, or export it with an open batch"
+            )
 
 
 def summarise(latencies_ms: NDArray[np.float64]) -> LatencySample:
@@ -187,21 +244,6 @@ def speedup_interval(
     medians = np.median(latencies_ms[drawn], axis=1)
     low, high = np.percentile(medians[:, 0] / medians[:, 1], [2.5, 97.5])
     return float(low), float(high)
-
-
-def _check_shapes(sessions: tuple[OnnxSession, ...], batch: int) -> None:
-    original, compressed = sessions
-    if original.input_shape != compressed.input_shape:
-        raise UsageError(
-            f"the original takes images {original.input_shape} and the compressed network "
-            f"{compressed.input_shape}; only networks of one input shape can be compared"
-        )
-    for name, session in (("original", original), ("compressed network", compressed)):
-        if session.batch not in (None, batch):
-            raise UsageError(
-                f"batch {batch} was asked, and the {name} is fixed to batch {session.batch}; "
-                f"measure at batch {session.batch}, or export it with an open batch"
-            )
 
 
 def _warm_up(

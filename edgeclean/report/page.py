@@ -90,6 +90,8 @@ def _shown(suspect: Suspect) -> Float[Tensor, "c h w"]:
 
 
 def _purified_sentence(document: Mapping[str, Any]) -> str:
+    if document["scan"]["structure"]["findings"]:
+        return "The graph is as it came: no purification of weights removes what it does itself."
     if document["purify"]["changed"]:
         return "The network in this bundle was purified; that is not proof that nothing is left."
     return "No weight was changed by purification."

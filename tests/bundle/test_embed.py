@@ -17,7 +17,7 @@ from edgeclean.bundle import embed
 from edgeclean.bundle.bundle import write_bundle
 from edgeclean.bundle.embed import EmbedSettings, embed_bundle
 from edgeclean.bundle.manifest import canonical_json
-from edgeclean.bundle.verify import VerifyRecord, verify_bundle
+from edgeclean.bundle.verify import VerifiedBundle, open_bundle
 from edgeclean.config import settings_from
 from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.files.writing import in_place
@@ -146,20 +146,23 @@ def test_a_bundle_with_a_changed_file_is_not_embedded(
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "model.onnx"])
-def test_a_file_that_changes_after_it_was_verified_is_not_embedded(
+def test_what_was_verified_is_what_is_embedded(
     bundle: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A file that is swapped after it was verified is not read again."""
     copy = tmp_path / "copy"
     shutil.copytree(bundle, copy)
 
-    def verify_and_change(path: Path) -> VerifyRecord:
-        record = verify_bundle(path)
+    def verify_and_change(path: Path) -> VerifiedBundle:
+        opened = open_bundle(path)
         contents = (copy / name).read_bytes()
         (copy / name).write_bytes(contents.replace(b"17", b"18") + b"\n")
-        return record
+        return opened
 
-    monkeypatch.setattr(embed, "verify_bundle", verify_and_change)
-    with pytest.raises(InputRejectedError, match=f"{name} was changed while it was read"):
+    expected = embed_bundle(bundle, EmbedSettings())
+    monkeypatch.setattr(embed, "open_bundle", verify_and_change)
+    assert embed_bundle(copy, EmbedSettings()) == expected
+    with pytest.raises(InputRejectedError, match=f"{name} was changed"):
         embed_bundle(copy, EmbedSettings())
 
 

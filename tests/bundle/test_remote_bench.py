@@ -37,7 +37,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = {"name": "orin-nano", "compute_capability": "8.7", "tensorrt": ">=10.3,<10.4"}
     kit = kit_files(original, target, precision="fp32", batch=1)
     path = tmp_path_factory.mktemp("bundle") / "bundle"
-    return write_bundle(path, replace(contents, reproducible_files=kit)).path
+    return write_bundle(path, replace(contents, target=target, reproducible_files=kit)).path
 
 
 def device_of(server: Loopback) -> Device:

@@ -17,11 +17,9 @@ from edgeclean.files.depfile import depfile, is_depfile
 
 ODD = [
     "two words.pth",
-    "a#b.toml",
-    "cost$5.py",
-    "$(touch pwned)x",
-    "#",
-    "${x} y",
+    "a@b,c+d~e!.toml",
+    "(touch pwned)x",
+    "{x} y",
     "ü (1).png",
     "-a",
 ]
@@ -102,7 +100,7 @@ def test_ninja_reads_every_name_back(tmp_path: Path, program: Program) -> None:
     assert not (tmp_path / "pwned").exists()
 
 
-@pytest.mark.parametrize("character", [*"\n\r\t\0;|=:%*?[]\\&<>\"'`^", "\x7f"])
+@pytest.mark.parametrize("character", [*"\n\r\t\0;|=:%*?[]\\&<>\"'`^#$", "\x7f"])
 def test_what_the_tools_read_differently_is_refused(character: str) -> None:
     with pytest.raises(UsageError, match="rename it"):
         depfile(Path("out/model.onnx"), [Path(f"a{character}b")])
@@ -123,8 +121,7 @@ def test_a_name_is_written_whole_or_refused(names: list[str]) -> None:
         written = depfile(Path("m"), [Path(f"i/{name}") for name in names]).decode()
     except UsageError:
         return
-    unescaped = written.replace("\\\n", "").replace("\\ ", "\0").replace("\\#", "#")
-    first = re.split(" +", unescaped.replace("$$", "$").split("\n")[0])
+    first = re.split(" +", written.replace("\\\n", "").replace("\\ ", "\0").split("\n")[0])
     expected = list(dict.fromkeys(str(Path(f"i/{name}")) for name in names))
     assert [word.replace("\0", " ") for word in first[1:] if word] == expected
 

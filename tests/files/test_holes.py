@@ -51,3 +51,40 @@ def test_a_file_that_grows_while_it_is_read_is_refused() -> None:
     """Its size was right when it was looked at: ``/proc`` has files whose size is always 0."""
     with pytest.raises(InputRejectedError, match="larger than 10 bytes"):
         read_input(Path("/proc/self/status"), 10)
+
+
+HOLLOW: dict[str, Callable[[Path], object]] = {
+    name: reader for name, reader in READERS.items() if name != "model file"
+}
+
+
+def _with_data(path: Path, size: int, data: int) -> Path:
+    """A file of this size, all hole but its end."""
+    with path.open("wb") as stream:
+        stream.truncate(size)
+        stream.seek(size - data)
+        stream.write(b"x" * data)
+    return path
+
+
+@pytest.mark.parametrize("reader", HOLLOW)
+def test_a_hole_within_the_limit_is_refused_unread(
+    reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It costs as little to send as a larger one."""
+    monkeypatch.setattr(verify, "MAX_TEXT_BYTES", LIMIT)
+    path = _with_data(tmp_path / "hole", LIMIT, LIMIT // 64)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputRejectedError, match="hole"):
+            HOLLOW[reader](path)
+        assert tracemalloc.get_traced_memory()[1] < MIB
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("reader", HOLLOW)
+def test_a_file_with_some_holes_is_read(reader: str, tmp_path: Path) -> None:
+    data = 4 * MIB
+    read = HOLLOW[reader](_with_data(tmp_path / "some", 4 * data, data))
+    assert read == bytes(3 * data) + b"x" * data

@@ -6,17 +6,19 @@ is no refusal is a defect here, even where the parsing process would have contai
 
 from __future__ import annotations
 
-import os
 import resource
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import fuzz_bundles
+from fuzz_bundles import fuzzed_file
 
 from edgeclean.compression.settings import read_rank_file
 from edgeclean.config import PipelineSettings, read_config, settings_from
 from edgeclean.devices.profile_files import read_profile
 from edgeclean.errors import InputRejectedError, UsageError
+from edgeclean.gates import read_policy
 from edgeclean.load.checkpoint import parse_torch, read_tensors
 from edgeclean.load.child import mapped_bytes
 from edgeclean.load.limits import MIB, LoadLimits
@@ -57,15 +59,22 @@ def onnx(contents: bytes) -> None:
 
 def toml(contents: bytes) -> None:
     """Every TOML file that we read, whatever it was meant to be."""
-    path = _file(contents)
+    path = fuzzed_file(contents, ".toml")
     _refused(lambda: read_model_file(path))
     _refused(lambda: settings_from(PipelineSettings, read_config(path)))
     _refused(lambda: read_profile(path))
+    _refused(lambda: read_policy(path, {}))
     read_rank_file(path)
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    one.__name__: one for one in (pickle, zip, safetensors, onnx, toml)
+    one.__name__: one
+    for one in (
+        *(pickle, zip, safetensors, onnx, toml),
+        *(fuzz_bundles.npz, fuzz_bundles.sums, fuzz_bundles.manifest, fuzz_bundles.table),
+        *(fuzz_bundles.answer, fuzz_bundles.depfiles),
+        *(fuzz_bundles.signature, fuzz_bundles.certificate),
+    )
 }
 
 
@@ -100,10 +109,3 @@ def _refused(read: Callable[[], object]) -> None:
             raise AssertionError("a refusal without a reason") from error
     except MemoryError:
         pass  # the parsing process says so to the user
-
-
-def _file(contents: bytes) -> Path:
-    """Readers of TOML take a path; the same file each time, in memory."""
-    path = Path(tempfile.gettempdir()) / f"edgeclean-fuzz-{os.getpid()}.toml"
-    path.write_bytes(contents)
-    return path

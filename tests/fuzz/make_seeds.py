@@ -23,6 +23,7 @@ from hostile_safetensors import SAFETENSORS
 from hostile_settings import SETTINGS
 from onnx_network import network
 from pickle_writing import legacy_file, saved, tiny_weights
+from seeds_of_bundles import seeds
 
 SEEDS = Path(__file__).parent / "seeds"
 LARGEST = 4096
@@ -48,6 +49,8 @@ def main() -> None:
     put("pickle", "good", saved(weights, _use_new_zipfile_serialization=False))
     put("safetensors", "good", safetensors.torch.save(weights))
     put("onnx", "good", network().SerializeToString())
+    for reader, name, contents in seeds():
+        put(reader, name, contents)
 
 
 def put(reader: str, name: str, contents: bytes) -> None:

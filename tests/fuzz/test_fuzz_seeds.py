@@ -9,6 +9,8 @@ import pytest
 from fuzz_targets import SEEDS, TARGETS, limited_memory, run
 
 MUTATIONS = {"pickle": 400, "zip": 400, "safetensors": 400, "onnx": 60, "toml": 300}
+MUTATIONS |= dict.fromkeys(("npz", "sums", "manifest", "table", "answer"), 1000)
+MUTATIONS |= dict.fromkeys(("depfiles", "signature", "certificate"), 1000)
 LARGEST = 4096
 
 

@@ -19,6 +19,7 @@ from tampering import (
     flip,
     foreign,
     golden,
+    graph_of,
     linked,
     linked_folder,
     loop,
@@ -26,6 +27,7 @@ from tampering import (
     model,
     moved_bias,
     pipe,
+    tensors_of_no_size,
     terabytes,
     text,
     without,
@@ -71,12 +73,59 @@ TAMPERED: list[tuple[str, str, Tamper, str]] = [
     ("deep folders", "a tree to get lost in", deep_folders, "cannot be part of it"),
     ("linked network", "a link to a file outside", linked, "model.onnx cannot be read"),
     ("linked folder", "a link to a folder outside", linked_folder, "triggers cannot be read"),
-    ("pipe", "opening it would wait for ever", pipe, "golden.safetensors is not a plain file"),
+    (
+        "pipe",
+        "opening it would wait for ever",
+        pipe,
+        "golden.safetensors cannot be read: not a regular file",
+    ),
     (
         "3 GiB of nothing",
         "a sparse file",
         lambda b: hole(b / "model.onnx", 3 * 2**30),
         "model.onnx is larger than",
+    ),
+    (
+        "900 MiB of nothing",
+        "a sparse file within the limit",
+        lambda b: hole(b / "model.onnx", 900 * 2**20),
+        "model.onnx is nearly all hole",
+    ),
+    (
+        "list of nothing",
+        "a list that is a sparse file of 3 GiB",
+        lambda b: hole(b / "SHA256SUMS", 3 * 2**30),
+        "SHA256SUMS is larger than 1048576",
+    ),
+    (
+        "list of one line",
+        "a line of 20 MB, in the hope that it is printed",
+        lambda b: (b / "SHA256SUMS").write_bytes(b"A" * 20_000_000),
+        "SHA256SUMS is larger than 1048576",
+    ),
+    (
+        "list of one short line",
+        "the same, within the limit",
+        lambda b: (b / "SHA256SUMS").write_bytes(b"A" * 2**20),
+        "a line that is not 'sha256  name': 'AAA",
+    ),
+    (
+        "million values",
+        "a megabyte of lists in the manifest, each some hundred bytes to Python",
+        text("manifest.json", b'{"a": [' + b"[]," * 2**20 + b"[]]}\n"),
+        "manifest.json is not JSON: more than 250000 values",
+    ),
+    (
+        "deep keys",
+        "objects within objects, not too deep for the parser",
+        text("manifest.json", b'{"a":' * 500 + b"1" + b"}" * 500),
+        "manifest.json is not JSON: nested deeper than 64",
+    ),
+    (
+        "million golden tensors",
+        "a header that names a million tensors of no size",
+        fitting(lambda b: (b / "golden.safetensors").write_bytes(tensors_of_no_size(100_000))),
+        "golden.safetensors cannot be read: the safetensors header",
     ),
     (
         "96 MiB report",
@@ -207,7 +256,54 @@ def _built(tamper: Tamper) -> Callable[[Path], list[str]]:
     return build
 
 
+def _against(content: Callable[[], bytes], *words: str) -> Callable[[Path], list[str]]:
+    def build(folder: Path) -> list[str]:
+        put_bundle(folder / "b")
+        (folder / "o.onnx").write_bytes(content())
+        return [*(words or ("bench", "b", "--runs", "3")), "--against", "o.onnx"]
+
+    return build
+
+
+def _engine(folder: Path) -> list[str]:
+    manifest(lambda entries: entries["configuration"].update(precision="fp16"))(
+        put_bundle(folder / "b")
+    )
+    return ["build-engine", "b", "-o", "engines"]
+
+
+MEASURED: list[tuple[str, str, Callable[[Path], list[str]], str]] = [
+    (
+        "original of gigabytes",
+        "a few hundred bytes that expand to 3.2 GB in the process that measures",
+        _against(lambda: graph_of("Expand", side=28_284)),
+        "o.onnx: Expand node 'big'.*the limits are activations",
+    ),
+    (
+        "endless original",
+        "a kilobyte with two hundred products of large matrices",
+        _against(lambda: graph_of("MatMul", side=3000, steps=200)),
+        "o.onnx: MatMul node .*the limits are activations",
+    ),
+    (
+        "uncounted original",
+        "products that no rule of cost knows",
+        _against(lambda: graph_of("Einsum", side=3500, steps=2)),
+        "o.onnx: .*Einsum, whose cost is not counted",
+    ),
+    (
+        "original by chance",
+        "how much it takes is drawn at each run: nothing when it is tried, all when it is measured",
+        _against(lambda: graph_of("RandomUniformLike")),
+        r"o\.onnx: .*(not fixed|do not fit|not valid)",
+    ),
+    ("text as precision", "a wrong type where a table stands", _engine, "configuration/precision"),
+]
 BUNDLES = [
     Case(kind="bundle", name=name, story=story, build=_built(tamper), message=message)
     for name, story, tamper, message in TAMPERED
+]
+BUNDLES += [
+    Case(kind="bundle", name=name, story=story, build=build, message=message)
+    for name, story, build, message in MEASURED
 ]

@@ -72,6 +72,24 @@ def _in_an_attribute(folder: Path) -> list[str]:
     return compressed(folder, model)
 
 
+def _shared(folder: Path) -> list[str]:
+    """A thousand tensors in one megabyte of a file: a gigabyte once each has its own."""
+    model = network()
+    (folder / "w.bin").write_bytes(bytes(2**20))
+    for index in range(1000):
+        tensor = TensorProto(name=f"t{index}", data_type=TensorProto.FLOAT, dims=[2**18])
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, entry in {"location": "w.bin", "offset": "0", "length": str(2**20)}.items():
+            tensor.external_data.add(key=key, value=entry)
+        model.graph.initializer.append(tensor)
+    return compressed(folder, model)
+
+
+def _hollow(folder: Path) -> list[str]:
+    hole(folder / "w.bin", 900 * 2**20)
+    return external(folder, "w.bin")
+
+
 PLAIN = "only a plain name of a file beside the model"
 EXTERNAL: list[tuple[str, str, Callable[[Path], list[str]], str]] = [
     ("folder above", "reads what lies outside", lambda f: external(f, "../w.bin"), PLAIN),
@@ -89,9 +107,21 @@ EXTERNAL: list[tuple[str, str, Callable[[Path], list[str]], str]] = [
         "'w.bin' cannot be read",
     ),
     ("hard link", "an archive may bring one (CVE-2026-34446)", _hard, "several hard links"),
-    ("pipe", "opening it would wait for ever", _pipe, "not a plain file"),
+    ("pipe", "opening it would wait for ever", _pipe, "not a regular file"),
     ("folder", "a folder of that name", _subfolder, "'w.bin'"),
     ("3 GiB of nothing", "a sparse file", _hole, "larger than the limit"),
+    (
+        "900 MiB of nothing",
+        "a sparse file within the limit",
+        _hollow,
+        "larger than the limit file_bytes leaves, or nearly all hole",
+    ),
+    (
+        "shared bytes",
+        "tensors that share a megabyte, until each is read",
+        _shared,
+        "take 1048576000 bytes of 'w.bin', which has 1048576",
+    ),
     ("missing", "no such file", lambda f: external(f, "none.bin"), "'none.bin' cannot be read"),
     (
         "offset beyond",

@@ -72,6 +72,18 @@ def _range(model: ModelProto) -> None:
     model.graph.node.append(helper.make_node("Add", ["logits0", "number"], ["logits"], "sum"))
 
 
+def _announced(model: ModelProto) -> None:
+    model.opset_import.append(helper.make_opsetid("com.evil", 1))
+    model.graph.node[-1].domain = "com.evil"
+
+
+def _second_logits(model: ModelProto) -> None:
+    """Logits, and others of as many classes: which of them is meant is not for us to guess."""
+    model.graph.node.append(helper.make_node("Gemm", ["f", "m"], ["others"], "other"))
+    others = helper.make_tensor_value_info("others", TensorProto.FLOAT, ["n", 5])
+    model.graph.output.append(others)
+
+
 def _claims(model: ModelProto) -> None:
     claim = TensorProto(name="c", data_type=TensorProto.FLOAT, dims=[2**20, 2**20])
     model.graph.initializer.append(claim)
@@ -85,6 +97,83 @@ def _many_nodes(model: ModelProto) -> None:
 def _many_tensors(model: ModelProto) -> None:
     for index in range(20_001):
         model.graph.initializer.append(numpy_helper.from_array(np.float32(0), f"c{index}"))
+
+
+def _large_image(model: ModelProto) -> None:
+    """An image of a gigabyte, of which every 9,000th pixel is used."""
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = 9000
+    node = helper.make_node(
+        "MaxPool", ["image"], ["small"], "pool0", kernel_shape=[1, 1], strides=[1100, 1100]
+    )
+    model.graph.node.insert(0, node)
+    model.graph.node[1].input[0] = "small"
+
+
+def _padding(**attributes: Any) -> Change:
+    """The convolution, padded; its stride skips what was added."""
+
+    def change(model: ModelProto) -> None:
+        conv = model.graph.node[0]
+        del conv.attribute[:]
+        conv.attribute.extend(helper.make_attribute(*one) for one in attributes.items())
+
+    return change
+
+
+def _large_windows(kind: str) -> Change:
+    def change(model: ModelProto) -> None:
+        for axis in (2, 3):
+            model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = 512
+        windows = {"kernel_shape": [255, 255], "pads": [127] * 4}
+        model.graph.node.insert(0, helper.make_node(kind, ["image"], ["big"], "pool0", **windows))
+        model.graph.node[1].input[0] = "big"
+
+    return change
+
+
+def _looked_at_often(model: ModelProto) -> None:
+    """Five thousand means of one large plane, each a number."""
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = 2500
+    for index in range(5000):
+        looked = helper.make_node("GlobalAveragePool", ["image"], [f"mean{index}"])
+        model.graph.node.append(looked)
+        before = f"all{index - 1}" if index else "mean0"
+        model.graph.node.append(helper.make_node("Add", [before, f"mean{index}"], [f"all{index}"]))
+    last = helper.make_node("ReduceMean", ["all4999"], ["all"], axes=[1, 2, 3], keepdims=0)
+    model.graph.node.extend([last, helper.make_node("Add", ["logits0", "all"], ["logits"])])
+    model.graph.node[4].output[0] = "logits0"
+
+
+def _one_weight_for_all(model: ModelProto) -> None:
+    """Three thousand layers with one weight of a megabyte, of which each has its own copy."""
+    square = np.random.default_rng(0).normal(size=(512, 512)).astype(np.float32) / 30
+    model.graph.initializer.append(numpy_helper.from_array(square, "square"))
+    first = numpy_helper.from_array(np.ones((5, 512), np.float32), "first")
+    last = numpy_helper.from_array(np.ones((512, 5), np.float32), "last")
+    model.graph.initializer.extend([first, last])
+    model.graph.node[4].output[0] = "logits0"
+    model.graph.node.append(helper.make_node("MatMul", ["logits0", "first"], ["m0"]))
+    for index in range(3000):
+        model.graph.node.append(
+            helper.make_node("MatMul", [f"m{index}", "square"], [f"m{index + 1}"])
+        )
+    model.graph.node.append(helper.make_node("MatMul", ["m3000", "last"], ["logits"]))
+
+
+def _outer_product(model: ModelProto) -> None:
+    """Two lines of 8,000 numbers make a plane of 64 million."""
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 1
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 9000
+    turned = helper.make_node("Transpose", ["image"], ["turned"], perm=[0, 1, 3, 2])
+    product = helper.make_node("Mul", ["image", "turned"], ["plane"])
+    pooled = helper.make_node(
+        "MaxPool", ["plane"], ["small"], kernel_shape=[1, 1], strides=[1100, 1100]
+    )
+    for place, node in enumerate((turned, product, pooled)):
+        model.graph.node.insert(place, node)
+    model.graph.node[3].input[0] = "small"
 
 
 def _weights(number: float) -> Change:
@@ -105,6 +194,36 @@ def _batch_mixed(model: ModelProto) -> None:
     del model.graph.output[0].type.tensor_type.shape.dim[:]
     for _ in range(3):
         model.graph.output[0].type.tensor_type.shape.dim.add()
+
+
+def _two_fields(model: ModelProto) -> None:
+    """Zeros for who reads the bytes, and others for who reads the list."""
+    model.graph.initializer[1].float_data.extend([9.0] * 4)
+
+
+def _two_types(model: ModelProto) -> None:
+    model.graph.initializer[1].int64_data.extend([9] * 4)
+
+
+def _two_fields_in_an_attribute(model: ModelProto) -> None:
+    bias = numpy_helper.from_array(np.zeros(4, np.float32))
+    bias.float_data.extend([9.0] * 4)
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["b2"], "bias", value=bias))
+    model.graph.node[1].input[2] = "b2"
+
+
+def _file_and_field(model: ModelProto) -> None:
+    model.graph.initializer[1].external_data.add(key="location", value="b.bin")
+    model.graph.initializer[1].data_location = TensorProto.EXTERNAL
+
+
+def _segment(model: ModelProto) -> None:
+    model.graph.initializer[1].segment.end = 2
+
+
+def _one_name_twice(model: ModelProto) -> None:
+    other = numpy_helper.from_array(np.full(4, 9, np.float32), "b")
+    model.graph.initializer.append(other)
 
 
 GRAPHS: list[tuple[str, str, Change, str]] = [
@@ -128,9 +247,9 @@ GRAPHS: list[tuple[str, str, Change, str]] = [
     ),
     (
         "custom opset",
-        "the domain is announced, its operators come later",
-        lambda m: m.opset_import.append(helper.make_opsetid("com.evil", 1)),
-        "of domain 'com.evil'",
+        "the domain is announced, and one operator behind the others is of it",
+        _announced,
+        "Gemm node 'linear': domain 'com.evil'",
     ),
     ("loop", "runs for ever", _control_flow("Loop"), "operator Loop is not supported"),
     ("branch", "a part that only runs for the trigger", _control_flow("If"), "operator If is not"),
@@ -167,6 +286,66 @@ GRAPHS: list[tuple[str, str, Change, str]] = [
         "a padded plane under filters of 200 x 200",
         _arithmetic,
         "macs 100000000000",
+    ),
+    (
+        "large image",
+        "three outputs of an image of a gigabyte",
+        _large_image,
+        "the graph's input .* the limit operands is 67108864",
+    ),
+    (
+        "uneven padding",
+        "planes of 26,000 pixels a side, nearly all of them padding that a stride leaves out",
+        _padding(pads=[13000, 13000, 12999, 12999], strides=[13000, 13000]),
+        "Conv node 'conv': up to here .* the limits? ",
+    ),
+    (
+        "uneven padding of a quarter",
+        "a fifth of the numbers that all layers may have, yet in one",
+        _padding(pads=[2600, 2600, 2599, 2599], strides=[2600, 2600]),
+        "Conv node 'conv': up to here .* the limits? ",
+    ),
+    (
+        "even padding",
+        "the same, which no copy is made for, but in the library",
+        _padding(pads=[13000] * 4, strides=[13000, 13000]),
+        "Conv node 'conv': up to here .* the limit operands",
+    ),
+    (
+        "SAME padding",
+        "as much padding as a far step and a wide window need",
+        _padding(auto_pad="SAME_UPPER", strides=[4, 4], dilations=[9000, 9000]),
+        "Conv node 'conv': up to here .* the limits? ",
+    ),
+    (
+        "windows of a pool",
+        "50 thousand million comparisons for an image, and no multiplication",
+        _large_windows("MaxPool"),
+        "MaxPool node 'pool0': .* the limit reads is 1073741824",
+    ),
+    (
+        "windows of an average",
+        "50 thousand million additions",
+        _large_windows("AveragePool"),
+        "AveragePool node 'pool0': .* the limit reads is 1073741824",
+    ),
+    (
+        "looked at often",
+        "five thousand operators that read much and put out a number",
+        _looked_at_often,
+        "the limit reads is 1073741824",
+    ),
+    (
+        "one weight for all",
+        "a megabyte that three thousand layers take, each a copy",
+        _one_weight_for_all,
+        "nodes take 10[0-9]+ bytes of constants",
+    ),
+    (
+        "outer product",
+        "two lines that make a plane",
+        _outer_product,
+        "Mul node 'plane': .* the limits? ",
     ),
     (
         "terabytes by ConstantOfShape",
@@ -223,22 +402,20 @@ GRAPHS: list[tuple[str, str, Change, str]] = [
     (
         "two outputs",
         "logits, and a second output for somebody else",
-        lambda m: m.graph.output.append(
-            helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * 4)
-        ),
+        _second_logits,
         "2 outputs",
     ),
     (
-        "free image size",
+        "free axes",
         "cost that depends on what comes later",
-        lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[2], "dim_param", "h"),
-        "the last three fixed",
+        lambda m: m.graph.input[0].type.tensor_type.ClearField("shape"),
+        "not a valid ONNX model|must be float32 .n, channels, height, width",
     ),
     (
         "opset 1",
         "old operators with other meanings",
         lambda m: setattr(m.opset_import[0], "version", 1),
-        "opset 1 of domain",
+        "opset 1 of domain|not a valid ONNX model",
     ),
     (
         "opset 999",
@@ -251,6 +428,42 @@ GRAPHS: list[tuple[str, str, Change, str]] = [
         "an image's answer depends on its neighbour",
         _batch_mixed,
         "mixes the images|does not run on two|batch axis|it must give",
+    ),
+    (
+        "two data fields",
+        "a scanner looks at one set of numbers, the runtime at the other",
+        _two_fields,
+        r"tensor 'b' has its numbers in raw_data and float_data",
+    ),
+    (
+        "two data fields of two types",
+        "the second one is of whole numbers",
+        _two_types,
+        r"tensor 'b' has its numbers in raw_data and int64_data",
+    ),
+    (
+        "two data fields in an attribute",
+        "the same in a constant node",
+        _two_fields_in_an_attribute,
+        r"has its numbers in raw_data and float_data",
+    ),
+    (
+        "numbers in a field and in a file",
+        "which of them a reader takes is its own affair",
+        _file_and_field,
+        r"tensor 'b' has its numbers in raw_data and a file beside the model",
+    ),
+    (
+        "a part of a tensor",
+        "a segment: the rest would stand elsewhere",
+        _segment,
+        r"tensor 'b' has its numbers in a segment",
+    ),
+    (
+        "two tensors of one name",
+        "the last or the first one counts, by reader",
+        _one_name_twice,
+        r"2 tensors called 'b'",
     ),
     (
         "another image shape",

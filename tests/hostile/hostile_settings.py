@@ -51,6 +51,18 @@ MODEL_FILES: list[tuple[str, str, bytes, str]] = [
         b"a = " + b"[" * 30_000,
         "not a TOML file",
     ),
+    (
+        "long key",
+        "a key of 32,000 parts: the parser takes time and memory by its square",
+        b"a" + b".a" * 32_000 + b" = 1",
+        "a key has more than 16 parts",
+    ),
+    (
+        "long heading",
+        "the same in a table's name, behind a text that seems to go on",
+        b'x = """a"""""\n[' + b"'.'." * 16_000 + b"a]\n",
+        "a key has more than 16 parts",
+    ),
     ("64 KiB", "a megabyte of comment", b"#" * 2**20, "larger than 65536 bytes"),
     (
         "key twice",
@@ -106,6 +118,13 @@ CONFIGS: list[tuple[str, str, bytes, str]] = [
     ("no TOML", "a script", b"import os\n", "not a TOML file"),
     ("deep", "brackets without an end", b"a = " + b"[" * 30_000, "not a TOML file"),
     ("2 MiB", "a comment without an end", b"#" * 2**21, "larger than 1048576 bytes"),
+    ("long key", "a megabyte of dots", b"a" + b".a" * 500_000 + b" = 1", "more than 16 parts"),
+    (
+        "long keys",
+        "headings of 32 parts without an end, each of another name",
+        b"".join(b"[a%d" % index + b".b" * 31 + b"]\n" for index in range(14_000)),
+        "more than 16 parts",
+    ),
     (
         "switch that is not there",
         "asks for unsafe loading, should there be such a switch",
@@ -191,6 +210,7 @@ SETTINGS = [
             ("deep", "brackets without an end", b"a = " + b"[" * 30_000, "not a TOML file"),
             ("unknown base", "extends a path", b'name = "x"\nextends = "../../x"\n', "."),
             ("2 MiB", "a comment without an end", b"#" * 2**21, "larger than"),
+            ("long key", "a megabyte of dots", b"a" + b".a" * 500_000 + b"=1", "16 parts"),
         )
     ),
     *(
@@ -206,6 +226,7 @@ SETTINGS = [
             ("no TOML", "a script", b"import os\n", "not a TOML file"),
             ("deep", "brackets without an end", b"a = " + b"[" * 30_000, "not a TOML file"),
             ("2 MiB", "a comment without an end", b"#" * 2**21, "larger than 1048576 bytes"),
+            ("long key", "a megabyte of dots", b"a" + b".a" * 500_000 + b"=2", "16 parts"),
             ("ranks below one", "a rank of 0", b'"0" = [0, 1]\n', "whole numbers from 1"),
         )
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -124,6 +125,37 @@ def endless(proto: ModelProto) -> None:
     add_sum_to_logits(proto, "m500")
 
 
+def graph_of(operator: str, *, side: int = 1, steps: int = 1) -> bytes:
+    """A network for the bundle's images of hundreds of bytes; how much it takes is its own."""
+    numbers = {"square": [side, side], "line": [-1], "axes": [0, 1]}
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["one"], keepdims=0),
+        helper.make_node("Expand", ["one", "square"], ["m0"], "big"),
+    ]
+    if operator == "RandomUniformLike":
+        high = {"low": -1e9, "high": 1e9}
+        nodes = [
+            helper.make_node("RandomUniformLike", ["x"], ["drawn"], **high),
+            helper.make_node("Relu", ["drawn"], ["half"]),
+            helper.make_node("ReduceMax", ["half"], ["most"], keepdims=0),
+            helper.make_node("Cast", ["most"], ["count"], to=TensorProto.INT64),
+            helper.make_node("Reshape", ["count", "line"], ["sides"]),
+            helper.make_node("ConstantOfShape", ["sides"], ["m0"]),
+        ]
+    for step in range(steps if operator in ("MatMul", "Einsum") else 0):
+        more = {"equation": "ab,bc->ac"} if operator == "Einsum" else {}
+        names = [f"m{step}", f"m{step}"]
+        nodes.append(helper.make_node(operator, names, [f"m{step + 1}"], f"n{step}", **more))
+    end = nodes[-1].output[0]
+    nodes.append(helper.make_node("ReduceSum", [end], ["y"], keepdims=0))
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])
+    logits = helper.make_tensor_value_info("y", TensorProto.FLOAT, [])
+    weights = [numpy_helper.from_array(np.array(value), name) for name, value in numbers.items()]
+    graph = helper.make_graph(nodes, "g", [image], [logits], weights)
+    opset = helper.make_opsetid("", 17)
+    return bytes(helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString())
+
+
 def golden(**tensors: np.ndarray) -> Tamper:  # type: ignore[type-arg]
     def tamper(bundle: Path) -> None:
         golden = load((bundle / "golden.safetensors").read_bytes())
@@ -165,3 +197,10 @@ def empty(bundle: Path) -> None:
     for path in bundle.rglob("*"):
         if path.is_file():
             path.unlink()
+
+
+def tensors_of_no_size(count: int) -> bytes:
+    """A safetensors file of nothing but names."""
+    entry = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({str(index): entry for index in range(count)}).encode()
+    return len(header).to_bytes(8, "little") + header

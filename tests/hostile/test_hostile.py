@@ -26,12 +26,13 @@ from hostile_archives import ARCHIVES
 from hostile_bundles import BUNDLES
 from hostile_case import CANARY, Case
 from hostile_onnx import ONNX
+from hostile_packs import PACKED
 from hostile_pickles import PICKLES
 from hostile_safetensors import SAFETENSORS
 from hostile_settings import SETTINGS
 
 ROOT = Path(__file__).parents[2]
-CASES = [*PICKLES, *ARCHIVES, *SAFETENSORS, *ONNX, *SETTINGS, *BUNDLES]
+CASES = [*PICKLES, *ARCHIVES, *SAFETENSORS, *ONNX, *SETTINGS, *BUNDLES, *PACKED]
 MEMORY_BYTES = 2 * 2**30
 SECONDS = 20  # of processor time, of the command and its parsing process together
 
@@ -120,6 +121,7 @@ def test_hostile_file_is_refused_and_nothing_happens(
     error = said.err.splitlines()[-1]
     assert error.startswith("error: ")
     assert error.isprintable()
+    assert len(error) <= 1200
     assert said.out == ""
     assert listing(folder) == before, "it changed its folder"
     assert CANARY not in before

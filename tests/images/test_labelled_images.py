@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.lib.format
 import pytest
 from PIL import Image
 
@@ -168,7 +169,7 @@ def test_a_pack_is_looked_at_before_it_is_unpacked(
 def test_a_header_that_claims_more_than_is_there_takes_no_memory(
     tmp_path: Path, claimed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader.npy, "read_array", lambda *_, **__: pytest.fail("was read"))
+    monkeypatch.setattr(numpy.lib.format, "read_array", lambda *_, **__: pytest.fail("was read"))
     header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({claimed},), }}".encode()
     header = header.ljust(117) + b"\n"
     array = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from bundle_files import make_checksums_fit
 from programs import Program
 from tiny_networks import tiny_contents
 
 from edgeclean.bundle.bundle import write_bundle
+from edgeclean.bundle.manifest import canonical_json
 
 LAYER = Path(__file__).parents[2] / "edgeclean/integrations/yocto/meta-edgeclean"
 FILES = LAYER / "recipes-core/edgeclean-engines/files"
@@ -218,6 +222,154 @@ def test_the_class_takes_the_named_bundle_and_no_other(tmp_path: Path) -> None:
     lines = [f"{another}  model.onnx" if line.endswith(" model.onnx") else line for line in lines]
     (bundle / "SHA256SUMS").write_text("\n".join(lines) + "\n", encoding="utf-8")
     assert "the manifest names another" in build(digest).stderr
+
+
+@dataclass(frozen=True)
+class Build:
+    """do_compile and do_install of a recipe whose pin is of the bundle as it is now."""
+
+    bundle: Path
+    image: Path
+
+    def __call__(self, *tasks: str) -> subprocess.CompletedProcess[str]:
+        script = 'bbfatal() { echo "$*" >&2; exit 1; }\nset -e\n'
+        script += "".join(map(class_function, tasks or ("do_compile", "do_install")))
+        digest = hashlib.sha256((self.bundle / "manifest.json").read_bytes()).hexdigest()
+        environment = {
+            "EDGECLEAN_BUNDLE": str(self.bundle),
+            "EDGECLEAN_MANIFEST_SHA256": digest,
+            "EDGECLEAN_MODEL": "digits",
+            "D": str(self.image),
+            "datadir": "/usr/share",
+            "PATH": os.environ["PATH"],
+        }
+        return subprocess.run(
+            ["sh", "-c", script], env=environment, capture_output=True, text=True, check=False
+        )
+
+    def change_manifest(self, **entries: object) -> None:
+        manifest = json.loads((self.bundle / "manifest.json").read_bytes())
+        (self.bundle / "manifest.json").write_bytes(canonical_json({**manifest, **entries}))
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Build:
+    original = {"kit/original.onnx": b"the unpurified network", "kit/model.onnx": b"another"}
+    contents = replace(tiny_contents(), reproducible_files=original)
+    bundle = write_bundle(tmp_path / "bundle", contents).path
+    return Build(bundle, tmp_path / "image")
+
+
+def test_no_other_file_of_the_bundle_is_its_network(build: Build) -> None:
+    """Each has a hash in the manifest, and in a list of hashes that was made to fit."""
+    model = (build.bundle / "model.onnx").read_bytes()
+    others = [path for path in build.bundle.rglob("*") if path.is_file()]
+    others.remove(build.bundle / "model.onnx")
+    others.remove(build.bundle / "SHA256SUMS")
+    assert len(others) >= 6
+    for path in others:
+        (build.bundle / "model.onnx").write_bytes(path.read_bytes())
+        make_checksums_fit(build.bundle)
+        said = build()
+        assert said.returncode == 1, path
+        assert "the manifest names another model.onnx" in said.stderr
+    assert not build.image.exists()
+    (build.bundle / "model.onnx").write_bytes(model)
+    make_checksums_fit(build.bundle)
+    assert build().returncode == 0
+
+
+@pytest.mark.parametrize("above", ["configuration", "target"])
+def test_the_entry_counts_that_stands_among_the_files(build: Build, above: str) -> None:
+    """The same lines stand elsewhere in the manifest, before or behind, with another hash."""
+    digest = hashlib.sha256(b"the unpurified network").hexdigest()
+    decoy = {
+        "model.onnx": {"bytes": 1, "sha256": digest},
+        "files": {"model.onnx": {"sha256": digest}},
+    }
+    build.change_manifest(**{above: decoy})
+    make_checksums_fit(build.bundle)
+    assert build().returncode == 0
+    (build.bundle / "model.onnx").write_bytes(b"the unpurified network")
+    make_checksums_fit(build.bundle)
+    assert "the manifest names another model.onnx" in build().stderr
+
+
+def test_a_manifest_without_the_entry_names_no_network(build: Build) -> None:
+    build.change_manifest(files={})
+    make_checksums_fit(build.bundle)
+    assert "does not name one model.onnx" in build().stderr
+    text = (build.bundle / "manifest.json").read_text("utf-8")
+    entry = {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
+    twice = json.dumps({"model.onnx": entry}, indent=2).replace("\n", "\n  ")
+    text = text.replace('"files": {}', f'"files": {twice},\n  "files": {twice}')
+    (build.bundle / "manifest.json").write_text(text, encoding="utf-8")
+    assert "does not name one model.onnx" in build().stderr
+
+
+NETWORK = "NETWORK"  # stands for the hash of model.onnx
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (f"{NETWORK}  ./model.onnx", "a line that edgeclean does not write"),
+        (f"{NETWORK} *model.onnx", "a line that edgeclean does not write"),
+        (f"{NETWORK}  kit/../model.onnx", "a line that edgeclean does not write"),
+        (f"{NETWORK}  /model.onnx", "a line that edgeclean does not write"),
+        (f"\\{NETWORK}  model\\\\.onnx", "a line that edgeclean does not write"),
+        (f"SHA256 (model.onnx) = {NETWORK}", "a line that edgeclean does not write"),
+        ("# a comment", "a line that edgeclean does not write"),
+        (f"{NETWORK}  model.onnx", "names a file twice"),
+        (f"{'0' * 64}  model.onnx", "names a file twice"),
+        (f"{'0' * 64}  kit/model.onnx", "names a file twice"),
+    ],
+)
+def test_a_list_has_each_name_once_as_edgeclean_writes_it(
+    build: Build, line: str, said: str
+) -> None:
+    digest = hashlib.sha256((build.bundle / "model.onnx").read_bytes()).hexdigest()
+    with (build.bundle / "SHA256SUMS").open("a", encoding="utf-8") as stream:
+        stream.write(line.replace(NETWORK, digest) + "\n")
+    assert said in build().stderr
+
+
+@pytest.mark.parametrize("other", ["kit/original.onnx", "kit/model.onnx", None])
+def test_a_list_without_the_network_is_refused(build: Build, other: str | None) -> None:
+    lines = (build.bundle / "SHA256SUMS").read_text("utf-8").splitlines()
+    lines = [line for line in lines if not line.endswith("  model.onnx")]
+    if other is not None:  # its line is there, the network's is not
+        assert any(line.endswith(other) for line in lines)
+    (build.bundle / "SHA256SUMS").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert "SHA256SUMS names another model.onnx" in build().stderr
+
+
+def test_what_changed_since_do_compile_is_not_installed(build: Build) -> None:
+    assert build().returncode == 0
+    (build.bundle / "model.onnx").write_bytes(b"the unpurified network")
+    make_checksums_fit(build.bundle)
+    said = build("do_install")
+    assert said.returncode == 1
+    assert "changed while it was built" in said.stderr
+
+
+@pytest.mark.parametrize("list_fits", [True, False])
+def test_a_device_builds_for_the_network_that_the_manifest_names(
+    device: Device, list_fits: bool
+) -> None:
+    another = (device.model / "golden.safetensors").read_bytes()  # it too has its hash there
+    (device.model / "model.onnx").write_bytes(another)
+    if list_fits:
+        make_checksums_fit(device.model)
+    said = device.boot()
+    assert said.returncode == 1
+    assert "not the one that its manifest names" in said.stderr
+    assert device.built() == 0
+    (device.model / "manifest.json").unlink()
+    assert device.boot().returncode == 1
+    (device.model / "model.onnx").unlink()  # neither hash is known: they are not the same
+    assert device.boot().returncode == 1
+    assert device.built() == 0
 
 
 def test_the_unit_is_what_systemd_takes(tmp_path: Path, program: Program) -> None:

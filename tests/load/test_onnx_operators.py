@@ -69,6 +69,96 @@ OPERATOR_CASES: dict[str, tuple[list[Node], int]] = {
     "unsqueeze": ([("Unsqueeze", ["", "one_i"], {}), ("Squeeze", ["", "one_i"], {})], 13),
     "softmax": ([("Flatten", [""], {}), ("Softmax", [""], {})], 13),
     "log-softmax-11": ([("Flatten", [""], {}), ("LogSoftmax", [""], {})], 11),
+    "product-of-values": ([("MatMul", ["", ""], {}), ("Mul", ["", "one"], {})], 13),
+    "product-with-a-constant": ([("MatMul", ["ms", ""], {})], 13),
+    "conv-transpose": (
+        [("ConvTranspose", ["", "wt"], {"strides": [2, 3], "pads": [1, 0, 1, 0]})],
+        13,
+    ),
+    "conv-transpose-uneven": (
+        [("ConvTranspose", ["", "wt"], {"strides": [2, 2], "pads": [1, 0, 0, 1]})],
+        13,
+    ),
+    "conv-transpose-more": (
+        [("ConvTranspose", ["", "wt"], {"strides": [2, 2], "output_padding": [1, 1]})],
+        13,
+    ),
+    **{
+        f"conv-transpose-{mode}": (
+            [("ConvTranspose", ["", "wt"], {"strides": [2, 2], "auto_pad": mode})],
+            13,
+        )
+        for mode in ("SAME_UPPER", "SAME_LOWER")
+    },
+    "conv-transpose-shape": (
+        [("ConvTranspose", ["", "wt"], {"strides": [2, 2], "output_shape": [17, 18]})],
+        13,
+    ),
+    **{
+        f"{kind}-{mode}": ([(kind, [""], {**POOL, "auto_pad": mode})], 13)
+        for kind in ("MaxPool", "AveragePool", "LpPool")
+        for mode in ("SAME_UPPER", "SAME_LOWER")
+    },
+    **{
+        f"{kind}-uneven-ceil": (
+            [(kind, [""], {**POOL, "strides": [2, 3], "pads": [0, 0, 1, 1], "ceil_mode": 1})],
+            13,
+        )
+        for kind in ("MaxPool", "AveragePool")
+    },
+    "mean-pool-uneven": ([("AveragePool", [""], {**POOL, "pads": [0, 0, 1, 1]})], 13),
+    "pool-of-much-padding": ([("MaxPool", [""], {**POOL, "pads": [2, 1, 2, 1]})], 13),
+    "backwards": ([("Slice", ["", "ends_r", "minus_9", "one_i", "minus"], {})], 13),
+    "pad-reflect": ([("Pad", ["", "rim"], {"mode": "reflect"})], 13),
+    "pad-edge": ([("Pad", ["", "rim"], {"mode": "edge"})], 13),
+    "pad-wrap": ([("Pad", ["", "rim"], {"mode": "wrap"})], 19),
+    "pad-axes": ([("Pad", ["", "widths", "low", "axes"], {})], 18),
+    "old-softmax": ([("Softmax", [""], {"axis": 1})], 11),
+    "old-log-softmax": ([("LogSoftmax", [""], {"axis": 2})], 11),
+    "split": ([("Gather", ["", "flip"], {"axis": 1}), ("Relu", [""], {})], 13),
+    "gather-one": ([("Gather", ["", "zero_i"], {"axis": 2})], 13),
+    "selu-own": ([("Selu", [""], {"alpha": 1.2, "gamma": 0.7})], 13),
+    "gelu-tanh": ([("Gelu", [""], {"approximate": "tanh"})], 20),
+    "swish-own": ([("Swish", [""], {"alpha": 0.3})], 24),
+    "crd": (
+        [("Conv", ["", "w4"], {}), ("DepthToSpace", [""], {"blocksize": 2, "mode": "CRD"})],
+        13,
+    ),
+    "layer-norm": ([("LayerNormalization", ["", "row", "row"], {"axis": -1})], 17),
+    "layer-norm-planes": ([("LayerNormalization", ["", "slope"], {"axis": 1})], 17),
+    "upsample-7": ([("Upsample", [""], {"scales": [1.0, 1.0, 2.0, 2.0]})], 7),
+    "upsample-linear": ([("Upsample", ["", "scales"], {"mode": "linear"})], 9),
+    "resize-10": ([("Resize", ["", "scales"], {})], 10),
+    **{
+        f"resize-{where}-{rounding}-{scales}": (
+            [
+                (
+                    "Resize",
+                    ["", "-", scales],
+                    {"coordinate_transformation_mode": where, "nearest_mode": rounding},
+                )
+            ],
+            13,
+        )
+        for where in ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
+        for rounding in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+        for scales in ("scales", "third")
+    },
+    **{
+        f"resize-{where}-{mode}-{scales}": (
+            [
+                (
+                    "Resize",
+                    ["", "-", scales],
+                    {"coordinate_transformation_mode": where, "mode": mode},
+                )
+            ],
+            13,
+        )
+        for where in ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
+        for mode in ("linear", "cubic")
+        for scales in ("scales", "third")
+    },
     "dropout": ([("Dropout", [""], {}), ("Identity", [""], {}), ("Relu", [""], {})], 13),
 }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import stat
 from pathlib import Path
 
 import pytest
@@ -82,7 +84,7 @@ def test_a_folder_in_the_place_of_a_result_is_told_and_left(store: Store, ear: E
     assert store.get("two") is None
     store.put("two", b"result")
     assert inside.exists()
-    assert ear.heard[0] == "cache: two.kept cannot be read (Is a directory); made again"
+    assert ear.heard[0] == "cache: two.kept cannot be read (not a regular file); made again"
     assert ear.heard[1] == "cache: two.kept is no plain file, and is not replaced"
     assert len(ear.heard) == 2
     assert {path.name for path in store.folder.iterdir()} == {SECRET, TAG, "one.kept", "two.kept"}
@@ -177,3 +179,25 @@ def test_a_folder_that_a_killed_run_began_is_used(left: str, store: Store, ear: 
     assert (
         (store.folder / TAG).read_bytes().startswith(b"Signature: 8a477f597d28d172789f06886806bc55")
     )
+
+
+@pytest.mark.parametrize("name", ["secret", "CACHEDIR.TAG", f"{'0' * 64}.kept"])
+def test_a_pipe_in_the_cache_holds_nothing_up(store: Store, ear: Ear, name: str) -> None:
+    key = "0" * 64
+    store.put(key, b"result")
+    (store.folder / name).unlink()
+    os.mkfifo(store.folder / name)
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError("opening a pipe waits for a writer that never comes")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(60)
+    try:
+        assert store.get(key) == (b"result" if name == "CACHEDIR.TAG" else None)
+        store.put(key, b"other")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert stat.S_ISFIFO((store.folder / name).lstat().st_mode)  # nobody's to replace
+    assert ear.heard

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -11,8 +11,13 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edgeclean.load.limits import LoadLimits
-from edgeclean.load.onnx.guard import COMPLETE, parse_onnx, read_model
-from edgeclean.load.onnx.importer import OnnxNetwork, build_network
+from edgeclean.load.onnx.asked import NOTHING, Asked
+from edgeclean.load.onnx.comparison import check_same, plain_images
+from edgeclean.load.onnx.graph import read_model
+from edgeclean.load.onnx.guard import COMPLETE, parse_onnx
+from edgeclean.load.onnx.importer import build_network, checked_model, converted_model, notes_of
+from edgeclean.load.onnx.reference import answer_onnx, answers_of, with_images
+from edgeclean.networks.steps import StepNetwork
 
 TOLERANCE = 1e-4
 LIMITS = LoadLimits()
@@ -44,9 +49,21 @@ WEIGHTS = {
     "two": np.ones((2, 3, 1, 1), np.float32),
     "ends_r": np.array([2]),
     "starts_r": np.array([0]),
-    "minus": np.array([-1]),
     "pads_n": np.array([1, 0, 0, 0, 0, 0, 0, 0]),
     "flat": np.array([1, -1]),
+    "scales": np.array([1, 1, 2, 3], np.float32),
+    "third": np.array([1, 1, 0.34, 1.7], np.float32),
+    "deep": np.array([1, 2, 1, 1], np.float32),
+    "four": np.array([2, 1, 1, 1]),
+    "widths": np.array([1, 0, 2, 1]),
+    "zero_i": np.array(0),
+    "minus_9": np.array([-9]),
+    "ms": np.random.default_rng(6).normal(size=(5, SIDE)).astype(np.float32),
+    "w4": np.random.default_rng(7).normal(size=(4, 3, 2, 2)).astype(np.float32),
+    "wt": np.random.default_rng(5).normal(size=(3, 2, 3, 2)).astype(np.float32),
+    "flip": np.array([2, -2, 0]),
+    "rim": np.array([0, 0, 1, 2, 0, 0, 0, 1]),
+    "minus": np.array([-1]),
     "groups": np.array([0, 3, SIDE * SIDE]),
 }
 # Operator, inputs, attributes.
@@ -99,9 +116,27 @@ def by_runtime(contents: bytes, pixels: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(runs))
 
 
-def converted(contents: bytes, limits: LoadLimits = LIMITS) -> OnnxNetwork:
+def converted(contents: bytes, limits: LoadLimits = LIMITS) -> StepNetwork:
     """Checked and converted in this process: the parsing process takes seconds to start."""
     checked = parse_onnx(contents, limits)
     assert checked.startswith(COMPLETE)
     network = build_network(read_model(checked[1:]))
     return network.float().eval()  # type: ignore[return-value]
+
+
+class Imported(NamedTuple):
+    """What an import is, made in this process: its child processes take seconds to start."""
+
+    module: StepNetwork
+    shape: tuple[int, int, int]
+    notes: tuple[str, ...]
+    comparison: dict[str, float]
+
+
+def imported(contents: bytes, asked: Asked = NOTHING, limits: LoadLimits = LIMITS) -> Imported:
+    """All that `import_onnx` does, and its comparison with the file."""
+    model = checked_model(parse_onnx(contents, limits, asked)[len(COMPLETE) :], limits)
+    module, shape = converted_model(model)
+    pixels = plain_images(shape, (0.5,), (0.25,))
+    answers = answers_of(answer_onnx(with_images(asked, contents, pixels.numpy()), limits))
+    return Imported(module, shape, notes_of(model), check_same(module, pixels, answers))

@@ -53,6 +53,7 @@ from edgeclean.devices.kit.trtexec_lines import (
 
 BUNDLE = Path(__file__).resolve().parent.parent
 WARMUP_MS = 500
+ROLES = {"original": "kit/original.onnx", "compressed": "model.onnx"}
 
 
 class Kit:
@@ -168,27 +169,47 @@ def recorded_settings(kit: Kit) -> Dict[str, Any]:
 
 
 def verify_bundle(bundle: Path) -> None:
-    """Stop unless every file of ``SHA256SUMS`` is there with its hash."""
-    listed = {}
+    """Stop unless every file of ``SHA256SUMS`` is there with its hash, and each role with its own.
+
+    A role is bound by the manifest's entry of its very name; that a hash stands somewhere in a list
+    proves nothing.
+    """
+    listed = read_list(bundle / "SHA256SUMS")
+    for needed in ("manifest.json", "kit/kit.json", *ROLES.values()):
+        if needed not in listed:
+            raise Stop(3, "%s is not listed in SHA256SUMS; copy the bundle again" % needed)
+    for name in sorted(listed):
+        path = bundle / name
+        if not path.is_file() or file_hash(path) != listed[name]:
+            raise Stop(3, "%s is missing or was changed; copy the bundle again" % name)
     try:
-        for line in (bundle / "SHA256SUMS").read_text(encoding="ascii").splitlines():
+        entries = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["files"]
+        named = {name: entries[name]["sha256"] for name in ROLES.values()}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise Stop(3, "manifest.json does not name the networks; copy the bundle again") from None
+    for name in sorted(named):
+        if listed[name] != named[name]:
+            raise Stop(3, "%s is another network than the manifest names" % name)
+
+
+def read_list(path: Path) -> Dict[str, str]:
+    """Return the hashes of ``SHA256SUMS`` by name: each once, each in the bundle."""
+    listed: Dict[str, str] = {}
+    try:
+        for line in path.read_text(encoding="ascii").splitlines():
             digest, name = line.split("  ", 1)
+            if name in listed or name.startswith("/") or {".", ".."} & set(name.split("/")):
+                raise ValueError(name)
             listed[name] = digest
     except (OSError, ValueError):
         raise Stop(3, "SHA256SUMS is missing or broken; copy the bundle again") from None
-    for name in sorted(listed):
-        path = bundle / name
-        if ".." in Path(name).parts or not path.is_file() or file_hash(path) != listed[name]:
-            raise Stop(3, "%s is missing or was changed; copy the bundle again" % name)
-    for needed in ("model.onnx", "manifest.json", "kit/kit.json", "kit/original.onnx"):
-        if needed not in listed:
-            raise Stop(3, "%s is not listed in SHA256SUMS; copy the bundle again" % needed)
+    return listed
 
 
 def build(kit: Kit, name: str) -> Dict[str, Any]:
     """Return the record of one network's engine, from the cache or built now."""
     about = kit.config["networks"][name]
-    source = BUNDLE / about["file"]
+    source = BUNDLE / ROLES[name]
     sha256 = file_hash(source)
     key = engine_key(sha256, kit.version_text(), kit.capability["value"], about["precision"])
     key = engine_name(key, kit.options.workspace_mib, kit.options.dla_core)

@@ -92,6 +92,7 @@ function(edgeclean_add_model name)
 
   _edgeclean_absolute("${ARG_CHECKPOINT}" checkpoint)
   set(folder "${ARG_OUTPUT_DIRECTORY}")
+  _edgeclean_plain("${folder}/bundle.d")
   set(bundle "${folder}/bundle")
   file(MAKE_DIRECTORY "${folder}")
   add_custom_command(
@@ -142,7 +143,21 @@ function(_edgeclean_option key result)
   set(${result} "--${option}" PARENT_SCOPE)
 endfunction()
 
+# The stranger may have named a file so that CMake, Ninja, Make or a shell reads an order in it.
+function(_edgeclean_plain path)
+  string(ASCII 1 first)
+  string(ASCII 31 last)
+  string(ASCII 127 delete)
+  if(path MATCHES "[][;|=:%*?<>\"'`^&#$\\${first}-${last}${delete}]" OR path MATCHES "[ )]$")
+    string(REGEX REPLACE "[${first}-${last}${delete}]" "?" path "${path}")
+    message(FATAL_ERROR "edgeclean_add_model: ${path} holds one of ;:=|%*?[]<>&^\"'`\\$# or a "
+      "control character, or ends in a space or ): the build tools do not read that alike; "
+      "rename it")
+  endif()
+endfunction()
+
 function(_edgeclean_absolute path result)
   cmake_path(ABSOLUTE_PATH path BASE_DIRECTORY "${CMAKE_CURRENT_SOURCE_DIR}" NORMALIZE)
+  _edgeclean_plain("${path}")
   set(${result} "${path}" PARENT_SCOPE)
 endfunction()

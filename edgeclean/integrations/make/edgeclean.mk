@@ -22,11 +22,23 @@
 # dependency file says which. A gate that fails stops the build and leaves the last good bundle; it
 # is older than what changed, so the next build tries again. Needs GNU Make 4.
 # Other options do not make it again: put them into the files that --config and --policy name.
+#
+# The stranger may have named the checkpoint as well: it reaches the shell in quotes and behind --,
+# and a name to whose characters Make gives a meaning is refused, at once.
 
 EDGECLEAN ?= edgeclean
 EDGECLEAN_OUT ?= build/edgeclean
 
+edgeclean_quoted = '$(subst ','\'',$(1))'
+# What a name holds beside the characters that Make, Ninja and CMake all take as they stand.
+edgeclean_odd = $(shell printf %s $(call edgeclean_quoted,$(1)) \
+	| LC_ALL=C tr -d 'A-Za-z0-9+,/_.(){}@!~\200-\377-')
+edgeclean_check = $(if $(filter-out 1,$(words $(2)))$(filter ~%,$(2))$(call edgeclean_odd,$(2)),\
+	$(error edgeclean: $(1) must name one file, in letters, digits and any of +,/_.(){}@!~- but \
+	no ~ in front; rename the file))
+
 define edgeclean_model
+$(call edgeclean_check,$(1)_CHECKPOINT,$($(1)_CHECKPOINT))
 $(1)_FORM ?= c
 $(1)_ALIGN ?= 64
 $(1)_BUNDLE := $$(EDGECLEAN_OUT)/$(1)/bundle
@@ -36,8 +48,8 @@ $(1)_SOURCE := $$($(1)_INCLUDE)/$(1).$$(if $$(filter incbin,$$($(1)_FORM)),S,c)
 $(1)_OBJECT := $$(EDGECLEAN_OUT)/$(1)/$(1).o
 
 $$($(1)_BUNDLE)/model.onnx: $$($(1)_CHECKPOINT)
-	$$(EDGECLEAN) compress $$($(1)_CHECKPOINT) $$($(1)_OPTIONS) --quiet -o $$($(1)_BUNDLE) \
-		--depfile $$(EDGECLEAN_OUT)/$(1)/bundle.d
+	$$(EDGECLEAN) compress $$($(1)_OPTIONS) --quiet -o $$($(1)_BUNDLE) \
+		--depfile $$(EDGECLEAN_OUT)/$(1)/bundle.d -- $$(call edgeclean_quoted,$$($(1)_CHECKPOINT))
 -include $$(EDGECLEAN_OUT)/$(1)/bundle.d
 
 # The header is put in place last, and is the oldest: where it is there, the others are.

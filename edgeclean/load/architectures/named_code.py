@@ -20,6 +20,7 @@ from typing import Any
 from torch import nn
 
 from edgeclean.errors import UsageError
+from edgeclean.files.reading import is_regular
 from edgeclean.networks.state import ModelSpec
 
 
@@ -69,7 +70,7 @@ def _import(module_name: str, name: str, code_folder: Path | None) -> ModuleType
 
 
 def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
+    if not is_regular(path):
         raise FileNotFoundError(path)
     loader = _SourceAlone(path.stem, str(path))
     spec = ModuleSpec(path.stem, loader, origin=str(path))

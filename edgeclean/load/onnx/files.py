@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import stat
 from pathlib import Path
 
 from onnx import TensorProto
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.reading import is_hollow, open_regular
 from edgeclean.load.limits import LoadLimits
-from edgeclean.load.onnx.guard import TYPES, external_location, external_tensors, read_model
+from edgeclean.load.onnx.graph import read_model
+from edgeclean.load.onnx.guard import TYPES, external_location, external_tensors
 
 KEYS = {"location", "offset", "length", "checksum", "basepath"}
 
@@ -22,7 +23,7 @@ def embed_files(contents: bytes, folder: Path, limits: LoadLimits) -> tuple[byte
 
     Raises:
         InputRejectedError: a file is missing, a link (symbolic or hard), no regular file, or too
-            small for the tensors that the model puts in it.
+            small for the tensors that the model puts in it, or many of them share its bytes.
     """
     model = read_model(contents)
     tensors = external_tensors(model)
@@ -31,6 +32,7 @@ def embed_files(contents: bytes, folder: Path, limits: LoadLimits) -> tuple[byte
     for name in sorted({external_location(tensor) for tensor in tensors}):
         files[name] = _read_plain(folder, name, room)
         room -= len(files[name])
+    _refuse_shared(tensors, files)
     for tensor in tensors:
         tensor.raw_data = _section(tensor, files[external_location(tensor)])
         del tensor.external_data[:]
@@ -41,39 +43,44 @@ def embed_files(contents: bytes, folder: Path, limits: LoadLimits) -> tuple[byte
 
 def _read_plain(folder: Path, name: str, room: int) -> bytes:
     """Read a file of the folder itself: the opened file is checked, not its name."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        descriptor = os.open(folder / name, flags)
+        with open_regular(folder / name, follow=False, links=1) as stream:
+            # Not read where it cannot fit: a file that is one hole takes memory only when read.
+            fits = os.fstat(stream.fileno()).st_size <= room and not is_hollow(stream)
+            numbers = stream.read(max(0, room) + 1) if fits else b""
     except OSError as error:
         raise InputRejectedError(
             f"the model's weights in {name!r} cannot be read ({error.strerror}); only a plain file "
             "beside the model is"
         ) from None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-            raise InputRejectedError(
-                f"the model's weights in {name!r}: not a plain file, or one with several hard "
-                "links; copy it"
-            )
-        with os.fdopen(descriptor, "rb", closefd=False) as stream:
-            # Not read where it cannot fit: a file that is one hole takes memory only when read.
-            fits = status.st_size <= room
-            numbers = stream.read(max(0, room) + 1) if fits else b""
-    finally:
-        os.close(descriptor)
     if not fits or len(numbers) > room:
         raise InputRejectedError(
-            f"the model's weights in {name!r} are larger than the limit file_bytes leaves"
+            f"the model's weights in {name!r} are larger than the limit file_bytes leaves, or "
+            "nearly all hole"
         )
     return numbers
+
+
+def _refuse_shared(tensors: list[TensorProto], files: dict[str, bytes]) -> None:
+    """Refuse more than two uses of a file's bytes: a thousand tensors may lie in one megabyte."""
+    for name, numbers in files.items():
+        used = sum(_bytes_of(one) for one in tensors if external_location(one) == name)
+        if used > 2 * len(numbers):
+            raise InputRejectedError(
+                f"the model's tensors take {used} bytes of {name!r}, which has {len(numbers)}; "
+                "save each in a place of its own"
+            )
+
+
+def _bytes_of(tensor: TensorProto) -> int:
+    return int(math.prod(tensor.dims)) * TYPES[tensor.data_type]
 
 
 def _section(tensor: TensorProto, numbers: bytes) -> bytes:
     """Return the bytes of a file that are one tensor's."""
     where = {entry.key: entry.value for entry in tensor.external_data}
     label = f"tensor {tensor.name[:80]!r}"
-    needed = math.prod(tensor.dims) * TYPES[tensor.data_type]
+    needed = _bytes_of(tensor)
     bounds = [where.get("offset", "0"), where.get("length", str(needed))]
     if not where.keys() <= KEYS or not all(
         bound.isascii() and bound.isdigit() and len(bound) < 20 for bound in bounds

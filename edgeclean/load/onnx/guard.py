@@ -1,44 +1,61 @@
 """Checks of an untrusted ONNX graph: first as it came, then as the simplifier left it.
 
-The parsing process runs `parse_onnx`: structure, then ONNX's own checker, then ``onnxsim`` on the
-in-memory model (constants folded, identities and shape arithmetic gone, BatchNorm kept), then the
-cost of running it. The parent gets bytes back and treats these as untrusted too. Every text in the
-file must be UTF-8 (`check_texts`): protocol buffers return bytes where a name is none, and code
-that reads names expects text.
+The parsing process runs `parse_onnx`: size and operators, ONNX's own checker, what brings the graph
+into one form (`lift`), then ``onnxsim`` on the in-memory model (constants folded, identities and
+shape arithmetic gone, BatchNorm kept), then the cost of running it. The parent gets bytes back and
+treats these as untrusted too.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator
 
 import onnx
 import onnxsim
-from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
 
 from edgeclean.errors import InputRejectedError
-from edgeclean.load.limits import LoadLimits
+from edgeclean.load.limits import MIB, LoadLimits
+from edgeclean.load.onnx.asked import NOTHING, Asked, question_of
+from edgeclean.load.onnx.cost import check_cost
+from edgeclean.load.onnx.doubles import check_doubles
+from edgeclean.load.onnx.fusions import FUSIONS, MICROSOFT
+from edgeclean.load.onnx.graph import (
+    OWN_DOMAINS,
+    first_line,
+    node_label,
+    read_model,
+    reduce_,
+)
+from edgeclean.load.onnx.lift import lifted, own_opset
 from edgeclean.load.onnx.operators import OPERATORS
+from edgeclean.load.onnx.quantised import QUANTISERS
+from edgeclean.load.onnx.uniform import hold_, kind_of, release_, uniform_shape
 
-MIN_OPSET = 9
 MAX_AXES = 8
 # Shape arithmetic and constants that exporters leave in a graph and the simplifier folds away.
 FOLDED = frozenset(
     {
-        "Cast",
+        "Ceil",
         "Constant",
         "ConstantOfShape",
-        "Equal",
-        "Expand",
         "Floor",
-        "Gather",
+        "Mod",
         "Shape",
         "Size",
-        "Where",
     }
 )
+_LABELS = "its answer is a label; export the network up to its logits"
+_WHOLE = "quantise by QuantizeLinear and DequantizeLinear in pairs (QDQ), or export it in float"
+# What is no classifier's, or has another form that is read.
+WAYS_OUT = {
+    **dict.fromkeys(("ArgMax", "ArgMin", "TopK", "Hardmax", "OneHot", "ZipMap"), _LABELS),
+    **dict.fromkeys(("ConvInteger", "DynamicQuantizeLinear", "MatMulInteger"), _WHOLE),
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm", "QLinearAdd"), _WHOLE),
+    "NonMaxSuppression": "it belongs to a detector; only classifiers are read",
+}
 TYPES: dict[int, int] = {
     TensorProto.FLOAT: 4,
     TensorProto.FLOAT16: 2,
@@ -46,12 +63,31 @@ TYPES: dict[int, int] = {
     TensorProto.INT32: 4,
     TensorProto.INT64: 8,
     TensorProto.BOOL: 1,
+    TensorProto.BFLOAT16: 2,
+    TensorProto.INT8: 1,
+    TensorProto.UINT8: 1,
+    TensorProto.INT16: 2,
+    TensorProto.UINT16: 2,
 }
+NOTES = "edgeclean.notes"  # the entry of the answer's metadata that says what was done
 COMPLETE, NEEDS_FILES = b"M", b"F"
+# Of the file, as constants are folded: half numbers to whole ones, and some beside.
+FREE_GROWTH, GROWTH = 16 * MIB, 4
 
 
-def parse_onnx(contents: bytes, limits: LoadLimits) -> bytes:
-    """Check a model; runs in the parsing process.
+def parse_asked(message: bytes, limits: LoadLimits) -> bytes:
+    """Answer as `parse_onnx` does to a message of `asked.with_question`; runs in that process."""
+    asked, contents = question_of(message)
+    return parse_onnx(contents, limits, asked)
+
+
+def parse_onnx(contents: bytes, limits: LoadLimits, asked: Asked = NOTHING) -> bytes:
+    """Check a model and bring it into the form that is converted.
+
+    Args:
+        contents: the file.
+        limits: the most that it may cost.
+        asked: what the user said of it.
 
     Returns:
         ``M`` and the simplified model, or ``F`` alone where weights lie in other files: their
@@ -61,81 +97,72 @@ def parse_onnx(contents: bytes, limits: LoadLimits) -> bytes:
         InputRejectedError: naming the node or tensor and what about it is refused.
     """
     model = read_model(contents)
-    check_structure(model, limits)
+    check_size(model, limits)
     external = external_tensors(model)
     for tensor in external:
         external_location(tensor)
     if external:
         return NEEDS_FILES
-    name, shape = image_input(model)
+    chosen = reduce_(model, asked)
+    check_operators(model, as_it_came=True)
     try:
         onnx.checker.check_model(model)
-        simplified, _ = onnxsim.simplify(
-            model,
-            check_n=0,
-            skip_fuse_bn=True,
-            overwrite_input_shapes={name: [1, *shape]},
-        )
-        inferred = onnx.shape_inference.infer_shapes(simplified, strict_mode=True)
-    except MemoryError:
+        lift = lifted(model, asked)
+        inferred = _simplified(lift.model)
+    except (MemoryError, InputRejectedError):
         raise
     except Exception as error:  # noqa: BLE001 - native code raises many kinds on hostile graphs
-        raise InputRejectedError(f"not a valid ONNX model ({_first_line(error)})") from None
+        raise InputRejectedError(f"not a valid ONNX model ({first_line(error)})") from None
     check_structure(inferred, limits)
     check_cost(inferred, limits)
+    notes = [note for note in (chosen, *lift.notes) if note]
+    inferred.metadata_props.add(key=NOTES, value=json.dumps(notes))
+    grown, most = inferred.ByteSize(), FREE_GROWTH + GROWTH * len(contents)
+    if grown > most:
+        raise InputRejectedError(
+            f"with its constants computed the graph has {grown} bytes, of a file of "
+            f"{len(contents)}; at most {most} are read"
+        )
     return COMPLETE + bytes(inferred.SerializeToString())
 
 
-def read_model(contents: bytes) -> ModelProto:
-    """Parse the protocol buffer, with no external file read.
-
-    Raises:
-        InputRejectedError: the bytes are not one.
-    """
-    try:
-        model = onnx.load_model_from_string(contents)
-    except Exception as error:  # noqa: BLE001 - the parser's exceptions share no public base
-        raise InputRejectedError(f"not an ONNX file ({_first_line(error)})") from None
-    check_texts(model)
-    return model
-
-
-def check_texts(message: Message) -> None:
-    """Refuse a text, anywhere in the file, that is no UTF-8.
-
-    Raises:
-        InputRejectedError: names the field.
-    """
-    for field, value in message.ListFields():
-        values = [value] if isinstance(value, str | bytes | Message) else value
-        if field.type == FieldDescriptor.TYPE_STRING:
-            if not all(isinstance(one, str) for one in values):
-                raise InputRejectedError(
-                    f"not an ONNX file (the bytes of a {field.name} are no text in UTF-8)"
-                )
-        elif field.type == FieldDescriptor.TYPE_MESSAGE:
-            for one in values:  # as deep as protocol buffers allow, which is 100
-                check_texts(one)
+def _simplified(model: ModelProto) -> ModelProto:
+    """Return the model with all constants folded and all shapes inferred."""
+    held = hold_(model.graph)
+    ranked = onnx.shape_inference.infer_shapes(model).graph.output[0]
+    rank = len(ranked.type.tensor_type.shape.dim)
+    output = model.graph.output[0]
+    # Neither what the file says of its output, which may be of another batch, nor nothing at all.
+    free = onnx.helper.make_tensor_value_info(output.name, TensorProto.FLOAT, [None] * rank)
+    output.CopyFrom(free)
+    simplified, _ = onnxsim.simplify(model, check_n=0, skip_fuse_bn=True)
+    release_(simplified.graph, held)
+    del simplified.metadata_props[:]
+    return onnx.shape_inference.infer_shapes(simplified, strict_mode=True)
 
 
 def check_structure(model: ModelProto, limits: LoadLimits) -> None:
     """Refuse what an image classifier's graph does not need.
 
     Raises:
-        InputRejectedError: functions, training graphs, custom domains, control flow, operators
-            outside the allow-list, too many nodes, odd tensors.
+        InputRejectedError: as `check_size` and `check_operators`; there is not one image and one
+            output.
+    """
+    check_size(model, limits)
+    check_operators(model, as_it_came=False)
+    image_input(model)
+
+
+def check_size(model: ModelProto, limits: LoadLimits) -> None:
+    """Refuse parts that no classifier has, and more of the others than the limits allow.
+
+    Raises:
+        InputRejectedError: functions, training graphs, too many nodes, odd tensors.
     """
     if model.functions or model.training_info:
         raise InputRejectedError(
             "the ONNX file holds functions or training graphs; export for inference, without them"
         )
-    for opset in model.opset_import:
-        newest = onnx.defs.onnx_opset_version()
-        if opset.domain not in ("", "ai.onnx") or not MIN_OPSET <= opset.version <= newest:
-            raise InputRejectedError(
-                f"opset {opset.version} of domain {opset.domain[:60]!r}; only ONNX's own, "
-                f"{MIN_OPSET} to {newest}, is read"
-            )
     graph = model.graph
     if len(graph.node) > limits.onnx_nodes:
         raise InputRejectedError(
@@ -143,48 +170,39 @@ def check_structure(model: ModelProto, limits: LoadLimits) -> None:
         )
     if graph.sparse_initializer:
         raise InputRejectedError("the graph has sparse weights; only dense ones are read")
-    for node in graph.node:
-        _check_node(node)
     tensors = list(all_tensors(model))
     if len(tensors) > limits.entries:
         raise InputRejectedError(
             f"the graph has {len(tensors)} tensors; the limit entries is {limits.entries}"
         )
+    check_doubles(model, tensors)
     _check_tensors(tensors, limits)
-    image_input(model)
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    claimed = sum(math.prod(tensor.dims) * TYPES[tensor.data_type] for tensor in tensors)
+    for node in graph.node:
+        if node.op_type == "ConstantOfShape" and node.domain in OWN_DOMAINS:
+            claimed += TYPES[kind_of(node)] * math.prod(uniform_shape(node, constants) or (0,))
+            if claimed > limits.file_bytes:
+                raise InputRejectedError(
+                    f"{node_label(node)}: up to here the tensors claim {claimed} bytes; the limit "
+                    f"file_bytes is {limits.file_bytes}"
+                )
 
 
-def check_cost(model: ModelProto, limits: LoadLimits) -> None:
-    """Refuse a small file that is costly to run: the memory of all its planes, or its arithmetic.
+def check_operators(model: ModelProto, *, as_it_came: bool) -> None:
+    """Refuse operators that no classifier needs; ``as_it_came`` is before they are brought to few.
 
     Raises:
-        InputRejectedError: a shape is unknown, or a limit is passed; names the node.
+        InputRejectedError: an opset that is unknown, a custom domain, control flow, an operator
+            outside the list, an attribute that hides a graph.
     """
-    known = [*model.graph.value_info, *model.graph.input, *model.graph.output]
-    shapes = {value.name: _fixed_shape(value) for value in known}
-    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    elements = macs = 0
+    newest = onnx.defs.onnx_opset_version()
+    if not 1 <= own_opset(model) <= newest:
+        raise InputRejectedError(
+            f"opset {own_opset(model)} of domain ''; 1 to {newest} are read, and 9 or newer is best"
+        )
     for node in model.graph.node:
-        for output in filter(None, node.output):
-            shape = shapes.get(output)
-            if shape is None:
-                raise InputRejectedError(
-                    f"{node_label(node)}: the shape of its output is not fixed; export with a "
-                    "fixed image size"
-                )
-            elements += math.prod(shape)
-            weight = weights.get(node.input[1], ()) if len(node.input) > 1 else ()
-            if node.op_type in ("Conv", "Gemm", "MatMul") and weight:
-                # Per output: a filter's size, or at most a matrix's longer side.
-                macs += math.prod(shape) * (
-                    math.prod(weight[1:]) if node.op_type == "Conv" else max(weight)
-                )
-        if elements > limits.activations or macs > limits.macs:
-            raise InputRejectedError(
-                f"{node_label(node)}: up to here one image takes {elements} activations and {macs} "
-                f"multiply-accumulates; the limits are activations {limits.activations} and macs "
-                f"{limits.macs}"
-            )
+        _check_node(node, as_it_came=as_it_came)
 
 
 def image_input(model: ModelProto) -> tuple[str, tuple[int, int, int]]:
@@ -251,21 +269,26 @@ def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
             yield from attribute.tensors
 
 
-def node_label(node: NodeProto) -> str:
-    """Return a node in words, for messages."""
-    name = node.name or (node.output[0] if node.output else "")
-    return f"{node.op_type[:40]} node {name[:80]!r}"
-
-
-def _check_node(node: NodeProto) -> None:
-    if node.domain not in ("", "ai.onnx"):
+def _check_node(node: NodeProto, *, as_it_came: bool) -> None:
+    own = node.domain in OWN_DOMAINS
+    way = WAYS_OUT.get(node.op_type)
+    if not own and not (as_it_came and node.domain == MICROSOFT and node.op_type in FUSIONS):
         raise InputRejectedError(
-            f"{node_label(node)}: domain {node.domain[:60]!r}; only ONNX's own operators are read"
+            f"{node_label(node)}: domain {node.domain[:60]!r}; "
+            f"{way or 'only the operators of ONNX itself are read'}"
         )
-    if node.op_type not in OPERATORS and node.op_type not in FOLDED:
+    if own and not (
+        node.op_type in OPERATORS
+        or node.op_type in FOLDED
+        or (as_it_came and node.op_type in QUANTISERS)
+    ):
+        names = f"supported are {', '.join(sorted(OPERATORS))}"
         raise InputRejectedError(
-            f"{node_label(node)}: the operator {node.op_type[:40]} is not supported; supported "
-            f"are {', '.join(sorted(OPERATORS))}"
+            f"{node_label(node)}: the operator {node.op_type[:40]} is not supported; {way or names}"
+        )
+    if as_it_came and node.op_type == "BatchNormalization" and any(node.output[1:]):
+        raise InputRejectedError(
+            f"{node_label(node)}: it is in training mode; export the network in evaluation mode"
         )
     allowed = (
         AttributeProto.FLOAT,
@@ -291,8 +314,8 @@ def _check_tensors(tensors: Iterable[TensorProto], limits: LoadLimits) -> None:
         label = f"tensor {tensor.name[:80]!r}"
         if tensor.data_type not in TYPES:
             raise InputRejectedError(
-                f"{label} has element type {tensor.data_type}; only float16/32/64, int32/64 and "
-                "bool are read"
+                f"{label} has element type {tensor.data_type}; only bool and numbers "
+                "of 8 to 64 bits are read"
             )
         if len(tensor.dims) > MAX_AXES or any(side < 0 for side in tensor.dims):
             raise InputRejectedError(
@@ -305,16 +328,3 @@ def _check_tensors(tensors: Iterable[TensorProto], limits: LoadLimits) -> None:
                 f"{label}: up to here the tensors claim {total} bytes; the limit file_bytes is "
                 f"{limits.file_bytes}"
             )
-
-
-def _fixed_shape(value: onnx.ValueInfoProto) -> tuple[int, ...] | None:
-    tensor = value.type.tensor_type
-    if not tensor.HasField("shape"):
-        return None
-    if not all(axis.HasField("dim_value") and axis.dim_value >= 0 for axis in tensor.shape.dim):
-        return None
-    return tuple(axis.dim_value for axis in tensor.shape.dim)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

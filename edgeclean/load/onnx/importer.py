@@ -1,14 +1,16 @@
-"""Convert a checked ONNX graph to an ``nn.Module`` of stock layers.
+"""Convert a checked ONNX graph to an ``nn.Module`` of stock layers, and compare it with the file.
 
 The importer is our own because the one library for it, onnx2torch 1.5.15, imports torchvision and
-has no allow-list. No Python is generated from the graph (as ``torch.fx`` would do): the network
-is a list of steps over modules, with names that are made plain first.
+has no allow-list. No Python is generated from the graph: it becomes the modules and the steps of a
+`networks.steps.StepNetwork`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,109 +22,217 @@ from torch import Tensor, nn
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.isolation import parse_isolated
 from edgeclean.load.limits import LoadLimits
+from edgeclean.load.onnx.asked import NOTHING, Asked, with_question
+from edgeclean.load.onnx.comparison import check_same, plain_images
+from edgeclean.load.onnx.cost import check_cost
 from edgeclean.load.onnx.files import embed_files
+from edgeclean.load.onnx.graph import batch_of, node_label, read_model, shape_of
 from edgeclean.load.onnx.guard import (
     COMPLETE,
-    check_cost,
+    NOTES,
     check_structure,
     external_tensors,
     image_input,
-    parse_onnx,
-    read_model,
+    parse_asked,
 )
+from edgeclean.load.onnx.lift import own_opset
 from edgeclean.load.onnx.node import NodeView
 from edgeclean.load.onnx.operators import OPERATORS
+from edgeclean.load.onnx.reference import answer_onnx, answers_of, with_images
+from edgeclean.load.onnx.uniform import fill_number
+from edgeclean.load.running_cost import bounded_cost
+from edgeclean.networks.steps import Call, StepNetwork, plain_name
 
+MIXED_SHARE = 1e-3  # of the largest answer
+SLOWEST_MACS_PER_SECOND = 10**9
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """The call of one module: its inputs, its output's name, and the values no later step takes."""
-
-    module: str
-    inputs: tuple[str, ...]
-    output: str
-    finished: tuple[str, ...]
-
-
-class OnnxNetwork(nn.Module):
-    """A network that calls the graph's modules in its order."""
-
-    def __init__(
-        self, modules: Mapping[str, nn.Module], steps: tuple[Step, ...], ends: tuple[str, str]
-    ) -> None:
-        super().__init__()
-        for name, module in modules.items():
-            self.add_module(name, module)
-        self.steps = steps
-        self.input_name, self.output_name = ends
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the graph's output for images [n, c, h, w]."""
-        values = {self.input_name: images}
-        for step in self.steps:
-            module = self.get_submodule(step.module)
-            values[step.output] = module(*(values[name] for name in step.inputs))
-            for name in step.finished:
-                del values[name]
-        return values[self.output_name]
-
-
-# Whatever stands on a network, its own attributes too: no module can have such a name.
-_TAKEN = frozenset(dir(OnnxNetwork({}, (), ("", ""))))
+_DEFAULT_LIMITS = LoadLimits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportedOnnx:
-    """The network, the image shape that the graph fixes, and the SHA-256 of each file it read."""
+    """A network read from an ONNX file.
 
-    module: OnnxNetwork
+    Attributes:
+        module: takes normalised images [n, c, h, w].
+        input_shape: channels, height and width, as the graph fixes them or as they were given.
+        outputs: the columns of what it gives; the classes.
+        external_sha256: of each file with weights that was read, by its name.
+        notes: what was done to the graph before it was converted, a few words each.
+        comparison: how near its answers are to ONNX Runtime's; see `comparison.check_same`.
+        rounded: what the file rounds to and the module does not, such as "float16", or "".
+    """
+
+    module: StepNetwork
     input_shape: tuple[int, int, int]
+    outputs: int
     external_sha256: Mapping[str, str]
+    notes: tuple[str, ...]
+    comparison: Mapping[str, float]
+    rounded: str
 
 
-def import_onnx(contents: bytes, limits: LoadLimits, *, folder: Path) -> ImportedOnnx:
-    """Check, simplify and convert an ONNX model; BatchNorm stays BatchNorm.
+def import_onnx(
+    contents: bytes,
+    limits: LoadLimits,
+    *,
+    folder: Path,
+    asked: Asked = NOTHING,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
+) -> ImportedOnnx:
+    """Check, simplify and convert an ONNX model, and compare what came of it with the file.
 
     Args:
         contents: the model.
         limits: the most that it may cost.
         folder: the folder in which plain files with its weights may lie.
+        asked: what is known of the network beside the file.
+        mean: of its pixels in [0, 1], one number or one for each channel.
+        std: likewise; the images of the comparison are normalised by both.
 
     Raises:
         InputRejectedError: it breaks a rule of ``guard``, a file with weights is missing or
-            no plain file, or a node cannot be converted; names the node or tensor.
+            no plain file, a node cannot be converted (names the node or tensor), its images have
+            another shape than was said, or the network does not answer as the file does.
     """
-    checked = parse_isolated(parse_onnx, contents, limits)
+    checked = parse_isolated(parse_asked, with_question(asked, contents), limits)
     digests: dict[str, str] = {}
     if not checked.startswith(COMPLETE):
         contents, digests = embed_files(contents, folder, limits)
-        checked = parse_isolated(parse_onnx, contents, limits)
-    module, shape = convert_checked(checked[1:], limits)
-    return ImportedOnnx(module=module, input_shape=shape, external_sha256=digests)
+        checked = parse_isolated(parse_asked, with_question(asked, contents), limits)
+    model = checked_model(checked[1:], limits)
+    module, shape = converted_model(model, limits)
+    if asked.input_shape not in (None, shape):
+        own, given = ("x".join(map(str, one)) for one in (shape, asked.input_shape))
+        raise InputRejectedError(
+            f"the graph takes images of {own}, and {given} was said; give {own}"
+        )
+    images = plain_images(shape, mean, std)
+    message = with_images(asked, contents, images.numpy())
+    answers = answers_of(parse_isolated(answer_onnx, message, _for_running(limits, model)))
+    return ImportedOnnx(
+        module=module,
+        input_shape=shape,
+        outputs=_outputs(model),
+        external_sha256=digests,
+        notes=notes_of(model),
+        comparison=check_same(module, images, answers),
+        rounded=answers.rounded,
+    )
+
+
+def describe_onnx(
+    contents: bytes, limits: LoadLimits, *, folder: Path, asked: Asked = NOTHING
+) -> tuple[tuple[int, int, int], int]:
+    """Return the image shape and the number of classes that an ONNX file says it has.
+
+    Raises:
+        InputRejectedError: as `import_onnx`, but for what converts and compares.
+    """
+    checked = parse_isolated(parse_asked, with_question(asked, contents), limits)
+    if not checked.startswith(COMPLETE):
+        contents, _ = embed_files(contents, folder, limits)
+        checked = parse_isolated(parse_asked, with_question(asked, contents), limits)
+    model = checked_model(checked[1:], limits)
+    return image_input(model)[1], _outputs(model)
 
 
 def convert_checked(
     contents: bytes, limits: LoadLimits
-) -> tuple[OnnxNetwork, tuple[int, int, int]]:
+) -> tuple[StepNetwork, tuple[int, int, int]]:
     """Build the network from the answer of the parsing process; return it with its image shape.
 
     Raises:
         InputRejectedError: see `import_onnx`; the bytes are as untrusted as what it was sent.
+    """
+    return converted_model(checked_model(contents, limits), limits)
+
+
+def checked_model(contents: bytes, limits: LoadLimits) -> ModelProto:
+    """Read the answer of the parsing process.
+
+    Raises:
+        InputRejectedError: it breaks a rule of ``guard``.
     """
     model = read_model(contents)
     check_structure(model, limits)
     check_cost(model, limits)
     if external_tensors(model):
         raise InputRejectedError("the simplified graph refers to other files")
-    module = build_network(model)
+    return model
+
+
+def converted_model(
+    model: ModelProto, limits: LoadLimits = _DEFAULT_LIMITS
+) -> tuple[StepNetwork, tuple[int, int, int]]:
+    """Build the network of a checked model; return it with its image shape.
+
+    Raises:
+        InputRejectedError: a node cannot be converted, or the network mixes the images of a batch.
+    """
+    module = build_network(model, flat=True)
     module.float().eval()
     _, shape = image_input(model)
-    check_batches(module, shape)
+    check_batches(module, shape, limits)
     return module, shape
 
 
-def build_network(model: ModelProto) -> OnnxNetwork:
+def check_computed_as_written(imported: ImportedOnnx) -> None:
+    """Check that a network, which is imported as float32, stands for the file where time counts.
+
+    Raises:
+        InputRejectedError: the file computes in fewer bits.
+    """
+    if imported.rounded:
+        raise InputRejectedError(
+            f"the file computes in {imported.rounded} numbers, and PyTorch would be measured in "
+            "float32; measure a float32 file, or this one with ONNX Runtime"
+        )
+
+
+def notes_of(model: ModelProto) -> tuple[str, ...]:
+    """Return what the parsing process says that it did, a few short texts at most.
+
+    Raises:
+        InputRejectedError: it says something else.
+    """
+    try:
+        texts = [one.value for one in model.metadata_props if one.key == NOTES]
+        return tuple(str(note)[:300] for text in texts[:1] for note in json.loads(text)[:16])
+    except (ValueError, TypeError, LookupError, RecursionError):
+        raise InputRejectedError("the parsing process's notes are damaged") from None
+
+
+def _outputs(model: ModelProto) -> int:
+    """Return the columns of the output."""
+    _, *columns = shape_of(model.graph.output[0]) or (0,)
+    return math.prod(columns)
+
+
+def _for_running(limits: LoadLimits, model: ModelProto) -> LoadLimits:
+    """Return limits for running a model whose cost was found to be within the others."""
+    weights = sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
+    weights += sum(
+        math.prod(shape_of(value))
+        for node in model.graph.node
+        if node.op_type == "ConstantOfShape"
+        for value in model.graph.value_info
+        if value.name == node.output[0]
+    )
+    return dataclasses.replace(
+        limits,
+        memory_bytes=limits.memory_bytes + 4 * weights,
+        cpu_seconds=limits.cpu_seconds + limits.macs // SLOWEST_MACS_PER_SECOND,
+    )
+
+
+def build_network(model: ModelProto, *, flat: bool = False) -> StepNetwork:
     """Convert a checked and simplified model.
+
+    Args:
+        model: the model.
+        flat: whether an output [n, classes, 1, 1] loses its planes.
 
     Raises:
         InputRejectedError: a node cannot be converted.
@@ -130,76 +240,98 @@ def build_network(model: ModelProto) -> OnnxNetwork:
     graph = model.graph
     constants = {tensor.name: _tensor(tensor) for tensor in graph.initializer}
     known = [*graph.value_info, *graph.input, *graph.output]
-    shapes = {
-        value.name: tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim)
-        for value in known
-    }
-    opset = max(entry.version for entry in model.opset_import)
+    shapes = {value.name: shape_of(value) for value in known}
+    types = {value.name: int(value.type.tensor_type.elem_type) for value in known}
+    opset, batch = own_opset(model), batch_of(model)
     modules: dict[str, nn.Module] = {}
-    calls: list[tuple[str, tuple[str, ...], str]] = []
+    calls: list[Call] = []
     for node in graph.node:
         if node.op_type == "Constant":
             constants[node.output[0]] = _constant(node)
             continue
-        view = NodeView(node=node, constants=constants, shapes=shapes, opset=opset)
-        if node.op_type not in OPERATORS:
-            raise view.refusal("it is computed from constants, yet could not be folded into one")
-        if any(node.output[1:]):
-            raise view.refusal("more than one output is not supported")
+        if node.op_type == "ConstantOfShape":
+            constants[node.output[0]] = _repeated(node, constants)
+            continue
+        view = NodeView(
+            node=node, constants=constants, shapes=shapes, types=types, opset=opset, batch=batch
+        )
         inputs = tuple(name for name in node.input if name and name not in constants)
-        if not inputs:
-            raise view.refusal("it does not depend on the image")
-        name = _module_name(node, modules)
-        try:
-            modules[name] = OPERATORS[node.op_type](view)
-        except (KeyError, IndexError, ValueError, TypeError, RuntimeError, OverflowError) as error:
-            reason = (str(error).splitlines() or [""])[0][:200]
-            raise view.refusal(f"cannot be converted ({reason})") from error
-        calls.append((name, inputs, node.output[0]))
+        for name, module in zip(filter(None, node.output), _converted(view, inputs), strict=True):
+            modules[_module_name(node, modules)] = module
+            calls.append(Call(module=next(reversed(modules)), inputs=inputs, output=name))
     ends = (image_input(model)[0], graph.output[0].name)
-    return OnnxNetwork(modules, _steps(calls, ends[1]), ends)
+    if flat and _has_flat_end(shape_of(graph.output[0])):
+        modules[plain_name("flat_logits", "", modules)] = nn.Flatten()
+        calls.append(
+            Call(module=next(reversed(modules)), inputs=ends[1:], output=f"{ends[1]}/flat")
+        )
+        ends = (ends[0], calls[-1].output)
+    return StepNetwork(modules, calls, ends)
 
 
-def check_batches(module: nn.Module, shape: tuple[int, int, int]) -> None:
+def _has_flat_end(shape: tuple[int, ...]) -> bool:
+    """Return whether a shape is [n, classes, 1, 1], as from a pooling that nothing flattens."""
+    return len(shape) > 2 and all(side == 1 for side in shape[2:])
+
+
+def _converted(view: NodeView, inputs: tuple[str, ...]) -> list[nn.Module]:
+    """Return the modules of a node's outputs, having read all its constants."""
+    if view.node.op_type not in OPERATORS:
+        raise view.refusal("it is part of how a shape is computed, which the image must not change")
+    if not inputs:
+        raise view.refusal("it does not depend on the image")
+    try:
+        made = OPERATORS[view.node.op_type](view)
+    except (ArithmeticError, LookupError, ValueError, TypeError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise view.refusal(f"cannot be converted ({reason})") from error
+    unread = [
+        place
+        for place, name in enumerate(view.node.input)
+        if name in view.constants and place not in view.read
+    ]
+    if unread:
+        raise view.refusal(f"input {unread[0]} is a constant, which is not supported there")
+    if isinstance(made, list):
+        return [module for module, name in zip(made, view.node.output, strict=True) if name]
+    if any(view.node.output[1:]):
+        raise view.refusal("more than one output is not supported")
+    return [made]
+
+
+def check_batches(
+    module: nn.Module, shape: tuple[int, int, int], limits: LoadLimits = _DEFAULT_LIMITS
+) -> None:
     """Check that two images at once give what they give alone: a graph may mix the batch axis.
 
     Raises:
-        InputRejectedError: they do not, or two images do not run at all.
+        InputRejectedError: they do not, two images do not run at all, or one costs more than the
+            limits (`running_cost`).
     """
-    images = torch.linspace(0, 1, 2 * shape[0] * shape[1] * shape[2]).view(2, *shape)
+    images = torch.linspace(0, 1, 2 * math.prod(shape)).view(2, *shape)
     try:
         with torch.no_grad():
-            alone = torch.cat([module(images[:1]), module(images[1:])])
+            with bounded_cost(module, shape, limits):
+                first = module(images[:1])
+            alone = torch.cat([first, module(images[1:])])
             together = module(images)
+    except InputRejectedError:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever a wrong graph makes torch raise
         reason = (str(error).splitlines() or [""])[0][:200]
         raise InputRejectedError(f"the network does not run on two images ({reason})") from None
-    if together.shape != alone.shape or not torch.allclose(together, alone, rtol=1e-3, atol=1e-3):
+    near = MIXED_SHARE * float(alone.abs().max())  # a share, for probabilities may be tiny
+    if together.shape != alone.shape or not bool(((together - alone).abs() <= near).all()):
         raise InputRejectedError(
             "the network mixes the images of a batch, or its output is not finite; export it with "
             "a free batch axis"
         )
 
 
-def _steps(calls: list[tuple[str, tuple[str, ...], str]], output: str) -> tuple[Step, ...]:
-    last_use = {name: index for index, (_, inputs, _) in enumerate(calls) for name in inputs}
-    return tuple(
-        Step(
-            module=name,
-            inputs=inputs,
-            output=value,
-            finished=tuple(
-                sorted({used for used in inputs if last_use[used] == index and used != output})
-            ),
-        )
-        for index, (name, inputs, value) in enumerate(calls)
-    )
-
-
 def _module_name(node: NodeProto, taken: Mapping[str, nn.Module]) -> str:
     """Turn ``/layer1/layer1.0/conv1/Conv`` into ``layer1_0_conv1``: [A-Za-z0-9_] alone."""
     scopes = [scope for scope in node.name.split("/") if scope]
-    if scopes and scopes[-1].startswith(node.op_type):
+    if len(scopes) > 1 and scopes[-1].startswith(node.op_type):  # a flat name is all there is
         scopes.pop()
     # torch writes each scope with its parents: "layer1/layer1.0" has "layer1" twice.
     inner_scopes = [*scopes, ""][1:]
@@ -208,13 +340,7 @@ def _module_name(node: NodeProto, taken: Mapping[str, nn.Module]) -> str:
         for scope, inner in zip(scopes, inner_scopes, strict=False)
         if not inner.startswith(f"{scope}.")
     ]
-    plain = re.sub(r"[^A-Za-z0-9]+", "_", "_".join(kept)).strip("_")[:80]
-    base = plain or node.op_type.lower()
-    base = base if base[0].isalpha() else f"node_{base}"
-    name, number = base, 1
-    while name in taken or name in _TAKEN:
-        name, number = f"{base}_{number}", number + 1
-    return name
+    return plain_name("_".join(kept), node.op_type, taken)
 
 
 def _tensor(tensor: TensorProto) -> Tensor:
@@ -222,6 +348,13 @@ def _tensor(tensor: TensorProto) -> Tensor:
         return torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
     except (ValueError, TypeError) as error:
         raise InputRejectedError(f"tensor {tensor.name[:80]!r} is damaged ({error})") from None
+
+
+def _repeated(node: NodeProto, constants: Mapping[str, Tensor]) -> Tensor:
+    """Return one number in the shape of a weight; its bytes were counted by `guard.check_size`."""
+    if node.input[0] not in constants:
+        raise InputRejectedError(f"{node_label(node)}: its shape is computed")
+    return torch.full(constants[node.input[0]].tolist(), fill_number(node))
 
 
 def _constant(node: NodeProto) -> Tensor:

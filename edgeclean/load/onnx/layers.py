@@ -1,24 +1,14 @@
-"""ONNX operators that become layers of ``torch.nn``: with weights, or with a sliding window."""
+"""ONNX operators with weights, which become convolutions and linear layers of ``torch.nn``."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
-from edgeclean.load.onnx.modules import Pad
-from edgeclean.load.onnx.node import NodeView
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """The window of a convolution or pooling; height comes before width everywhere."""
-
-    kernel: tuple[int, int]
-    strides: tuple[int, int]
-    dilations: tuple[int, int]
+from edgeclean.load.onnx.modules import MatMul
+from edgeclean.load.onnx.node import NodeView, fill
+from edgeclean.load.onnx.windows import Window, around, given_pads, padding, two
 
 
 def conv(view: NodeView) -> nn.Module:
@@ -27,8 +17,8 @@ def conv(view: NodeView) -> nn.Module:
     if weight.dim() != 4:
         raise view.refusal(f"weights of {weight.dim()} axes; only convolutions of planes are read")
     kernel = (weight.shape[2], weight.shape[3])
-    window = Window(kernel, _two(view, "strides"), _two(view, "dilations"))
-    before, after = _padding(view, window)
+    window = Window(kernel, two(view, "strides"), two(view, "dilations"))
+    before, after = padding(view, window)
     groups = int(view.attribute("group", 1))
     if groups < 1 or weight.shape[0] % groups:
         raise view.refusal(f"group {groups} does not divide {weight.shape[0]} channels")
@@ -42,22 +32,40 @@ def conv(view: NodeView) -> nn.Module:
         groups,
         bias=view.given(2),
     )
-    _fill(view, layer, "weight", weight)
+    fill(view, layer, "weight", weight)
     if view.given(2):
-        _fill(view, layer, "bias", view.floats(2))
-    return layer if before == after else nn.Sequential(_around(before, after, 0.0), layer)
+        fill(view, layer, "bias", view.floats(2))
+    return layer if before == after else nn.Sequential(around(before, after, 0.0), layer)
 
 
-def batch_norm(view: NodeView) -> nn.Module:
-    """Convert BatchNormalization with stored statistics."""
-    if view.attribute("training_mode", 0):
-        raise view.refusal("it is in training mode; export the network in evaluation mode")
-    scale = view.floats(1)
-    layer = nn.BatchNorm2d if len(view.shape()) == 4 else nn.BatchNorm1d
-    norm = layer(scale.numel(), eps=view.attribute("epsilon", 1e-5))
-    for index, name in enumerate(("weight", "bias", "running_mean", "running_var"), start=1):
-        _fill(view, norm, name, view.floats(index))
-    return norm
+def conv_transpose(view: NodeView) -> nn.Module:
+    """Convert ConvTranspose, over planes, with constant weights; an uneven rim is cut off after."""
+    weight = view.floats(1)
+    if weight.dim() != 4:
+        raise view.refusal(f"weights of {weight.dim()} axes; only convolutions of planes are read")
+    kernel = (weight.shape[2], weight.shape[3])
+    window = Window(kernel, two(view, "strides"), two(view, "dilations"))
+    more = view.attribute("output_padding", [0, 0])
+    if len(more) != 2 or min(more) < 0:
+        raise view.refusal(f"output_padding is {list(more)}; two numbers from zero are supported")
+    groups = int(view.attribute("group", 1))
+    before, after = _cut(view, window, (int(more[0]), int(more[1])))
+    even = before == after
+    layer = nn.ConvTranspose2d(
+        weight.shape[0],
+        weight.shape[1] * groups,
+        kernel,
+        window.strides,
+        before if even else 0,
+        (int(more[0]), int(more[1])),
+        groups,
+        bias=view.given(2),
+        dilation=window.dilations,
+    )
+    fill(view, layer, "weight", weight)
+    if view.given(2):
+        fill(view, layer, "bias", view.floats(2))
+    return layer if even else nn.Sequential(layer, around(_less(before), _less(after), 0.0))
 
 
 def gemm(view: NodeView) -> nn.Module:
@@ -70,31 +78,18 @@ def gemm(view: NodeView) -> nn.Module:
 
 
 def matmul(view: NodeView) -> nn.Module:
-    """Convert MatMul of a value with a constant matrix."""
-    return _linear(view, view.floats(1).transpose(0, -1), None)
-
-
-def pool(view: NodeView) -> nn.Module:
-    """Convert MaxPool and AveragePool over planes."""
-    window = Window(
-        _two(view, "kernel_shape", None), _two(view, "strides"), _two(view, "dilations")
-    )
-    before, after = _padding(view, window)
-    even = before == after
-    ceil = bool(view.attribute("ceil_mode", 0))
-    if not even and ceil:
-        raise view.refusal("uneven padding together with ceil_mode is not supported")
-    padding = before if even else (0, 0)
-    if view.node.op_type == "MaxPool":
-        layer: nn.Module = nn.MaxPool2d(
-            window.kernel, window.strides, padding, window.dilations, ceil_mode=ceil
-        )
-        return layer if even else nn.Sequential(_around(before, after, -math.inf), layer)
-    counted = bool(view.attribute("count_include_pad", 0))
-    if window.dilations != (1, 1) or not (even or counted):
-        raise view.refusal("dilations, or uneven padding that does not count, are not supported")
-    layer = nn.AvgPool2d(window.kernel, window.strides, padding, ceil, counted)
-    return layer if even else nn.Sequential(_around(before, after, 0.0), layer)
+    """Convert MatMul: with a constant matrix behind a value it is a linear layer."""
+    if view.is_constant(1) and view.floats(1).dim() == 2:
+        return _linear(view, view.floats(1).transpose(0, 1), None)
+    constants = view.constants_of(elementwise=False)
+    if any(len(view.shape(place)) < 3 for place in range(2) if place not in constants):
+        raise view.refusal("a value of rows alone as the one or other side mixes a batch")
+    for number in constants.values():
+        if number.dim() < 1 or (number.dim() > 2 and number.shape[0] != 1):
+            raise view.refusal(
+                f"a matrix of {number.dim()} axes; 2 are supported, or more if the first is one"
+            )
+    return MatMul(constants)
 
 
 def prelu(view: NodeView) -> nn.Module:
@@ -105,7 +100,7 @@ def prelu(view: NodeView) -> nn.Module:
     if slopes.numel() != 1 and not (per_channel and slopes.dim() == len(view.shape()) - 1):
         raise view.refusal(f"slopes of shape {tuple(slopes.shape)}; one, or one per channel")
     layer = nn.PReLU(slopes.numel())
-    _fill(view, layer, "weight", slopes.flatten())
+    fill(view, layer, "weight", slopes.flatten())
     return layer
 
 
@@ -113,52 +108,46 @@ def _linear(view: NodeView, weight: Tensor, bias: Tensor | None) -> nn.Linear:
     if weight.dim() != 2:
         raise view.refusal(f"a matrix of {weight.dim()} axes; 2 are supported")
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    _fill(view, layer, "weight", weight)
+    fill(view, layer, "weight", weight)
     if bias is not None:
         if bias.numel() not in (1, weight.shape[0]):
             raise view.refusal(
                 f"a bias of shape {tuple(bias.shape)}; one number per output is needed"
             )
-        _fill(view, layer, "bias", bias.flatten().expand(weight.shape[0]))
+        fill(view, layer, "bias", bias.flatten().expand(weight.shape[0]))
     return layer
 
 
-def _fill(view: NodeView, layer: nn.Module, name: str, numbers: Tensor) -> None:
-    """Copy numbers into a parameter or buffer of exactly their shape."""
-    slot = getattr(layer, name)
-    if slot.shape != numbers.shape:
-        raise view.refusal(
-            f"{name} has shape {tuple(numbers.shape)}; {tuple(slot.shape)} would fit"
-        )
-    with torch.no_grad():
-        slot.copy_(numbers)
+def _less(pads: tuple[int, int]) -> tuple[int, int]:
+    return -pads[0], -pads[1]
 
 
-def _two(view: NodeView, name: str, default: tuple[int, int] | None = (1, 1)) -> tuple[int, int]:
-    numbers = view.attribute(name, default)
-    if numbers is None or len(numbers) != 2 or min(numbers) < 1:
-        raise view.refusal(f"{name} is {numbers}; two whole numbers above zero are supported")
-    return int(numbers[0]), int(numbers[1])
-
-
-def _padding(view: NodeView, window: Window) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the padding before and after the plane (ONNX schema of Conv, ``auto_pad``)."""
+def _cut(
+    view: NodeView, window: Window, more: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return what a transposed convolution cuts off each side (ONNX schema of ConvTranspose)."""
     mode = view.attribute("auto_pad", b"NOTSET")
-    if mode in (b"NOTSET", b"VALID"):
-        pads = [0] * 4 if mode == b"VALID" else view.attribute("pads", [0] * 4)
-        if len(pads) != 4 or min(pads) < 0:
-            raise view.refusal(f"pads are {list(pads)}; four numbers, none negative, are supported")
-        return (int(pads[0]), int(pads[1])), (int(pads[2]), int(pads[3]))
+    wanted = view.attribute("output_shape")
+    if wanted is None and mode in (b"NOTSET", b"VALID"):
+        return given_pads(view, mode)
+    if wanted is None:
+        wanted = [side * step for side, step in zip(view.shape()[2:], window.strides, strict=True)]
     totals = []
-    for side, kernel, stride, dilation in zip(
-        view.shape()[2:], window.kernel, window.strides, window.dilations, strict=True
-    ):
-        outputs = -(-side // stride)
-        totals.append(max(0, (outputs - 1) * stride + (kernel - 1) * dilation + 1 - side))
+    for axis, side in enumerate(view.shape()[2:]):
+        reach = (window.kernel[axis] - 1) * window.dilations[axis] + 1
+        whole = window.strides[axis] * (side - 1) + more[axis] + reach
+        totals.append(whole - int(wanted[-2:][axis]))
+    if min(totals) < 0:
+        raise view.refusal(f"output_shape {list(wanted)} is larger than what its windows reach")
     small = (totals[0] // 2, totals[1] // 2)
     large = (totals[0] - small[0], totals[1] - small[1])
     return (small, large) if mode == b"SAME_UPPER" else (large, small)
 
 
-def _around(before: tuple[int, int], after: tuple[int, int], number: float) -> Pad:
-    return Pad((before[1], after[1], before[0], after[0]), number)
+LAYERS: dict[str, Callable[[NodeView], nn.Module]] = {
+    "Conv": conv,
+    "ConvTranspose": conv_transpose,
+    "Gemm": gemm,
+    "MatMul": matmul,
+    "PRelu": prelu,
+}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from onnx import NodeProto, helper
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.load.onnx.graph import node_label
+
+MOST_INTEGERS = 64  # of a list of axes, sides or bounds; no tensor has as many axes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,14 +23,20 @@ class NodeView:
     Attributes:
         node: the node.
         constants: every constant of the graph, by name.
-        shapes: the shape of every value for one image, by name.
+        shapes: the shape of every value for one batch, by name.
+        types: the element type of every value, as ONNX numbers them, by name.
         opset: the version of the graph's operators.
+        batch: the images of one batch, by which all shapes were inferred.
+        read: the inputs that were read as constants so far; an import may leave none unread.
     """
 
     node: NodeProto
     constants: Mapping[str, Tensor]
     shapes: Mapping[str, tuple[int, ...]]
+    types: Mapping[str, int]
     opset: int
+    batch: int
+    read: set[int] = field(default_factory=set)
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """Return an attribute's value."""
@@ -52,6 +61,7 @@ class NodeView:
         """
         if not self.is_constant(index):
             raise self.refusal(f"input {index} must be a constant")
+        self.read.add(index)
         return self.constants[self.node.input[index]]
 
     def floats(self, index: int) -> Tensor:
@@ -67,16 +77,55 @@ class NodeView:
             )
         return numbers
 
+    def operand(self, index: int) -> Tensor:
+        """Return the constant at an elementwise operator's input, with one row for all images.
+
+        Raises:
+            InputRejectedError: as `floats`, or it gives each image of a batch other numbers.
+        """
+        number = self.constant(index)
+        if number.is_floating_point():
+            number = self.floats(index)
+        places = [place for place in range(len(self.node.input)) if not self.is_constant(place)]
+        axes = max((len(self.shape(place)) for place in places), default=0)
+        if number.dim() < axes:
+            return number
+        rows, length = number[:1], max(self.shape(place)[0] for place in places)
+        same = number.shape[0] in (1, length) and torch.equal(number, rows.expand_as(number))
+        if number.dim() > axes or not same:
+            raise self.refusal(f"a constant of shape {tuple(number.shape)} changes the batch axis")
+        return rows
+
+    def constants_of(self, *, elementwise: bool = True) -> dict[int, Tensor]:
+        """Return all constants by their places among the inputs, as `operand` or `floats` does.
+
+        Raises:
+            InputRejectedError: as those.
+        """
+        read = self.operand if elementwise else self.floats
+        return {
+            place: read(place)
+            for place, name in enumerate(self.node.input)
+            if name in self.constants
+        }
+
     def integers(self, name: str, index: int) -> list[int] | None:
-        """Return a list that was an attribute in older opsets and is an input in newer ones."""
-        if self.given(index):
-            return [int(number) for number in self.constant(index).flatten().tolist()]
-        listed = self.attribute(name)
-        return None if listed is None else [int(number) for number in listed]
+        """Return a list that was an attribute in older opsets and is an input in newer ones.
+
+        Raises:
+            InputRejectedError: it is computed, or longer than any list of axes.
+        """
+        listed = self.constant(index).flatten() if self.given(index) else self.attribute(name)
+        if listed is None:
+            return None
+        if len(listed) > MOST_INTEGERS:
+            raise self.refusal(f"{name} has {len(listed)} numbers; {MOST_INTEGERS} are read")
+        return [int(number) for number in listed]
 
     def shape(self, index: int = 0) -> tuple[int, ...]:
-        """Return an input's shape, for one image."""
-        return self.shapes[self.node.input[index]]
+        """Return an input's shape, for one batch; also that of a constant."""
+        name = self.node.input[index]
+        return tuple(self.constants[name].shape) if name in self.constants else self.shapes[name]
 
     def axis(self, axis: int) -> int:
         """Return an axis of the first input, counted from the front; never the batch axis.
@@ -92,5 +141,19 @@ class NodeView:
 
     def refusal(self, why: str) -> InputRejectedError:
         """Return the error that names this node."""
-        name = self.node.name or self.node.output[0]
-        return InputRejectedError(f"{self.node.op_type} node {name[:80]!r}: {why}")
+        return InputRejectedError(f"{node_label(self.node)}: {why}")
+
+
+def fill(view: NodeView, layer: nn.Module, name: str, numbers: Tensor) -> None:
+    """Copy numbers into a parameter or buffer of exactly their shape.
+
+    Raises:
+        InputRejectedError: it has another shape.
+    """
+    slot = getattr(layer, name)
+    if slot.shape != numbers.shape:
+        raise view.refusal(
+            f"{name} has shape {tuple(numbers.shape)}; {tuple(slot.shape)} would fit"
+        )
+    with torch.no_grad():
+        slot.copy_(numbers)

@@ -1,0 +1,1 @@
+"""One canonical form for networks of any code: stock layers, called in order."""

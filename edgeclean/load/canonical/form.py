@@ -1,0 +1,164 @@
+"""Bring a loaded network into a form that every stage can take, or say why that cannot be done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from edgeclean.errors import InputRejectedError
+from edgeclean.load.canonical.answers import Logits, LogitsAt, find_logits
+from edgeclean.load.canonical.graph import CannotWriteError, exported
+from edgeclean.load.canonical.settle import settle_
+from edgeclean.load.canonical.trial import Reason, is_close, reason_to_rewrite
+from edgeclean.load.canonical.writing import written
+from edgeclean.load.limits import LoadLimits
+from edgeclean.networks.autocast import channels_last
+from edgeclean.networks.state import JsonValue, ModelSpec
+
+_IMAGES = 2  # enough to be several, and little memory where one image takes much
+_TOLERANCE = 1e-4  # of the largest output
+_WAY_OUT = (
+    "change that code, or export the network to ONNX where it runs and give that file with --arch "
+    "onnx"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """A network that every stage can take.
+
+    Attributes:
+        module: the network itself where it was one already.
+        notes: what was done to it, for the history; empty if nothing was.
+    """
+
+    module: nn.Module
+    notes: dict[str, JsonValue] = field(default_factory=dict)
+
+
+def stock_form(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> Form:
+    """Return the network as one that every stage can take.
+
+    A network of plain layers, whose code every stage can take, is returned as it is. Else it is
+    written out as stock layers called in order, and compared with itself.
+
+    Args:
+        module: in evaluation mode; has taken an image of the spec's shape.
+        spec: its image shape and classes.
+        limits: bounds what is written out.
+
+    Raises:
+        InputRejectedError: a stage would fail, and the network cannot be written out; or it gives
+            no logits, answers at random, or mixes the images of a batch.
+    """
+    notes: dict[str, JsonValue] = {}
+    settled = settle_(module)
+    if settled:
+        notes["settled"] = settled
+    images = _some_images(spec)
+    with torch.no_grad():
+        at = _logits_at(module, images, spec)
+        expected = Logits(module, at)(images.clone())
+    if not bool(torch.isfinite(expected).all()):
+        return Form(module=module, notes=notes)  # to be refused, with its first such layer
+    reason = Reason(at.why) if at.why else reason_to_rewrite(module, images, expected)
+    if reason is None:
+        return Form(module=module, notes=notes)
+    try:
+        rewritten = _rewritten(module, at, spec, limits)
+        _compare(rewritten, Logits(module, at), images)
+    except CannotWriteError as error:
+        if reason.needed:
+            raise InputRejectedError(
+                f"no stage can take the network as it is ({reason}), and it cannot be written "
+                f"out as plain layers: {error}; {_WAY_OUT}"
+            ) from None
+        return Form(module=module, notes={**notes, "kept_as_it_is": reason.why})
+    return Form(module=rewritten, notes={**notes, "written_out": reason.why})
+
+
+def as_stock_layers(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> nn.Module:
+    """Return the network as stock layers called in order, whether a stage needs that or not.
+
+    Args:
+        module: in evaluation mode; gives logits alone.
+        spec: its image shape and classes.
+        limits: bounds what is written out.
+
+    Raises:
+        InputRejectedError: it cannot be written out; names the layer.
+    """
+    try:
+        rewritten = _rewritten(module, LogitsAt(), spec, limits)
+        _compare(rewritten, module, _some_images(spec))
+    except CannotWriteError as error:
+        raise InputRejectedError(
+            f"the network cannot be written out as plain layers: {error}; {_WAY_OUT}"
+        ) from None
+    return rewritten
+
+
+def _rewritten(module: nn.Module, at: LogitsAt, spec: ModelSpec, limits: LoadLimits) -> nn.Module:
+    graph = exported(Logits(module, at).eval(), spec.input_shape, limits.onnx_nodes)
+    leaves = [name for name, one in module.named_modules() if not any(one.children())]
+    return written(graph, leaves, limits.file_bytes).float().eval()
+
+
+@torch.no_grad()
+def _compare(rewritten: nn.Module, original: nn.Module, images: Float[Tensor, "n c h w"]) -> None:
+    """Compare on several images, on one, and in both orders of memory.
+
+    Raises:
+        CannotWriteError: they differ, or the stages cannot take this form either.
+    """
+    expected = original(images.clone())
+    try:
+        answers = [
+            (rewritten(images), expected),
+            (rewritten(images[:1]), expected[:1]),
+            (rewritten(torch.cat([images, images])), torch.cat([expected, expected])),
+            (channels_last(rewritten)(images.to(memory_format=torch.channels_last)), expected),
+        ]
+        rewritten.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    except Exception as error:
+        raise CannotWriteError(f"{type(error).__name__}: {str(error)[:200]}") from error
+    for got, right in answers:
+        if not is_close(got, right, _TOLERANCE):
+            raise CannotWriteError("what was written out computes something else")
+    reason = reason_to_rewrite(rewritten, images, expected)
+    if reason is not None and reason.needed:
+        raise CannotWriteError(str(reason))
+
+
+@torch.no_grad()
+def _logits_at(module: nn.Module, images: Float[Tensor, "n c h w"], spec: ModelSpec) -> LogitsAt:
+    """Find the logits among the answers to several images.
+
+    One image alone does not tell: code that squeezes its answer loses the axis of the images then.
+    """
+    answer = _answer(module, images)
+    try:
+        return find_logits(answer, len(images), spec.classes)
+    except InputRejectedError:
+        find_logits(_answer(module, images[:1]), 1, spec.classes)  # the message is of one image
+        raise
+
+
+def _answer(module: nn.Module, images: Float[Tensor, "n c h w"]) -> object:
+    try:
+        answer: object = module(images.clone())
+    except Exception as error:  # noqa: BLE001 - a module that does not fit raises any kind
+        line = (str(error).splitlines() or [""])[0][:200]
+        raise InputRejectedError(
+            f"the network does not take {len(images)} images at once ({type(error).__name__}: "
+            f"{line}); its first dimension must be free"
+        ) from None
+    return answer
+
+
+def _some_images(spec: ModelSpec) -> Float[Tensor, "n c h w"]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(_IMAGES, *spec.input_shape, generator=generator)

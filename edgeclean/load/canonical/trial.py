@@ -1,0 +1,208 @@
+"""Whether every stage can take a network as it is: one pass of all they do, before they do it.
+
+The stages copy a network, hold it in channels-last order, put blocks in place of its convolutions,
+look into its layers, and take gradients of batches of any size. Code may prevent each of these.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
+
+from edgeclean.errors import InputRejectedError
+from edgeclean.networks.autocast import channels_last
+from edgeclean.networks.layers import with_layers
+
+TOLERANCE = 1e-3  # of the largest output; another order of sums moves outputs by about 1e-6 of it
+_LAYERS = (_ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm)
+# What these layers call, by name; a call from elsewhere is a layer that no stage can see.
+_FUNCTIONS = frozenset(
+    {
+        *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d"),
+        *("conv_transpose3d", "linear", "batch_norm"),
+        *("multi_head_attention_forward", "_native_multi_head_attention"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a network should be written out as stock layers.
+
+    Attributes:
+        why: in words, the same in every run, naming the layer.
+        needed: a stage would fail; otherwise stages see less of it than there is.
+        error: what the code raised, which may hold anything; empty where it raised nothing.
+    """
+
+    why: str
+    needed: bool = True
+    error: str = ""
+
+    def __str__(self) -> str:
+        """Return all of it, for a message."""
+        return f"{self.why}: {self.error}" if self.error else self.why
+
+
+def reason_to_rewrite(
+    module: nn.Module, images: Float[Tensor, "n c h w"], expected: Float[Tensor, "n k"]
+) -> Reason | None:
+    """Return why the stages cannot take this network as it is; None where they can.
+
+    Args:
+        module: in evaluation mode; it is left as it was.
+        images: at least two.
+        expected: its answers to them, finite.
+
+    Raises:
+        InputRejectedError: its answers to the same images differ from run to run, or an image's
+            answer hangs on the others of the batch.
+    """
+    failure = _failure(module, images, expected)
+    if failure is not None:
+        return failure
+    hidden = _odd_layer(module) or _hidden_layer(module, images)
+    return Reason(hidden, needed=False) if hidden else None
+
+
+def is_close(got: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> bool:
+    """Return whether two answers are the same up to rounding; a NaN is not."""
+    if got.shape != expected.shape:
+        return False
+    return bool((got - expected).abs().max() <= tolerance * (1 + expected.abs().max()))
+
+
+def _failure(module: nn.Module, images: Tensor, expected: Tensor) -> Reason | None:
+    try:
+        with torch.no_grad():
+            given = images.clone()
+            again = module(given)
+            alone = module(images[:1].clone())
+    except Exception as error:  # noqa: BLE001 - code of any kind raises what it likes
+        return _raised(error)
+    if not is_close(again, expected):
+        raise InputRejectedError(
+            "the network answers the same images differently from run to run; something random "
+            "runs in evaluation, such as F.dropout without training=self.training"
+        )
+    if not torch.equal(given, images):
+        return Reason("it changes its images in place")
+    if alone.shape == expected[:1].shape and not is_close(alone, expected[:1]):
+        raise InputRejectedError(
+            "the network's answer to an image hangs on the others of its batch; write the part "
+            "that mixes them for each image alone"
+        )
+    return _failure_in_stages(module, images, expected, alone)
+
+
+def _failure_in_stages(
+    module: nn.Module, images: Tensor, expected: Tensor, alone: Tensor
+) -> Reason | None:
+    """Do to a copy what the stages do; return what went wrong."""
+    convolutions = {name: one for name, one in module.named_modules() if type(one) is nn.Conv2d}
+    try:
+        # A container is in the place of each convolution: code that reads its weight fails now.
+        boxed = {name: nn.Sequential(copy.deepcopy(one)) for name, one in convolutions.items()}
+        probe = channels_last(with_layers(module, boxed))
+        with torch.enable_grad():
+            pixels = images.clone(memory_format=torch.channels_last).requires_grad_()
+            answers = probe(pixels * 1)
+            if not answers.requires_grad:
+                return Reason("its answers have no gradient of the images")
+            torch.autograd.grad(answers.sum(), pixels)
+        copied = copy.deepcopy(probe)
+        with torch.no_grad():
+            one = copied(images[:1].clone(memory_format=torch.channels_last))
+    except Exception as error:  # noqa: BLE001 - as above
+        return _raised(error)
+    if not is_close(answers.detach(), expected) or not is_close(one, alone):
+        return Reason(
+            "blocks in place of convolutions, or channels-last images, change its answers"
+        )
+    if one.shape != expected[:1].shape:
+        return Reason("one image alone has an answer of other axes")
+    return None
+
+
+def _odd_layer(module: nn.Module) -> str:
+    for name, layer in module.named_modules():
+        if isinstance(layer, _ConvNd) and type(layer).__module__ != _ConvNd.__module__:
+            return f"layer {name} is a {type(layer).__name__}, a kind of convolution of its own"
+        if type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode != "zeros":
+            return f"layer {name} pads by {layer.padding_mode!r}"
+        if isinstance(layer, _LAYERS) and (layer._forward_pre_hooks or layer._forward_hooks):
+            return f"layer {name} has forward hooks"
+    return ""
+
+
+def _hidden_layer(module: nn.Module, images: Tensor) -> str:
+    with _running(module) as running, torch.no_grad(), _Watch(module, running) as watch:
+        module(images[:1].clone())
+    found: str = watch.found
+    return found
+
+
+class _Watch(TorchFunctionMode):
+    """Sees weights of stock layers taken by other code, and layers that are no modules."""
+
+    def __init__(self, module: nn.Module, running: list[tuple[str, nn.Module]]) -> None:
+        super().__init__()
+        self.found = ""
+        self._running = running
+        self._owners = {
+            id(weight): (name, layer)
+            for name, layer in module.named_modules()
+            if isinstance(layer, _LAYERS)
+            for weight in layer.parameters(recurse=False)
+        }
+
+    def __torch_function__(
+        self, function: Any, types: Any, inputs: tuple[Any, ...] = (), named: Any = None
+    ) -> Any:
+        """Run ``function``; remember the first that looks into, or goes past, a layer."""
+        where, layer = self._running[-1] if self._running else ("", None)
+        given = [*inputs, *(named or {}).values()]
+        for tensor in given if not self.found else ():
+            owner, owning = self._owners.get(id(tensor), ("", layer))
+            if owning is not layer:
+                self.found = f"its code reads the weights of layer {owner}"
+        called = getattr(function, "__name__", "")
+        if not self.found and called in _FUNCTIONS and not isinstance(layer, _LAYERS):
+            self.found = f"{where or 'its forward'} calls {called} itself"
+        return function(*inputs, **(named or {}))
+
+
+@contextmanager
+def _running(module: nn.Module) -> Iterator[list[tuple[str, nn.Module]]]:
+    """Keep the modules that are running, innermost last, with their names."""
+    running: list[tuple[str, nn.Module]] = []
+
+    def enter(name: str) -> Any:
+        return lambda layer, _inputs: running.append((name, layer))
+
+    def leave(_layer: nn.Module, _inputs: Any, _output: Any) -> None:
+        running.pop()
+
+    handles = []
+    for name, layer in module.named_modules():
+        handles.append(layer.register_forward_pre_hook(enter(name)))
+        handles.append(layer.register_forward_hook(leave))
+    try:
+        yield running
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _raised(error: Exception) -> Reason:
+    line = (str(error).splitlines() or [""])[0][:200]
+    return Reason(f"used as the stages do, it raises {type(error).__name__}", error=line)

@@ -1,0 +1,241 @@
+"""Bring a reduced ONNX graph into the one form that is converted: new, float32 and NCHW.
+
+Each step rewrites the graph in place and says in a few words what it did; together with ONNX
+Runtime's answers for the file as it came, which the import is compared with, no step is trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from onnx import (
+    GraphProto,
+    ModelProto,
+    TensorProto,
+    helper,
+    numpy_helper,
+    version_converter,
+)
+
+from edgeclean.errors import InputRejectedError
+from edgeclean.load.onnx.asked import Asked
+from edgeclean.load.onnx.fusions import without_fusions_
+from edgeclean.load.onnx.graph import label_of, prune_, shape_of
+from edgeclean.load.onnx.quantised import QUANTISERS, without_quantisers_
+
+Rounded = Literal["", "float16", "bfloat16", "quantised"]
+OLDEST_READ = 9  # opset; older ones are raised to it
+# Side outputs that only training, or nobody, reads. (BatchNormalization's mean more than that.)
+SIDE_OUTPUTS = frozenset({"Dropout", "LayerNormalization", "MaxPool", "RMSNormalization"})
+NARROW = (TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lifted:
+    """A graph in the form that is converted.
+
+    Attributes:
+        model: the graph; each image of a batch is [channels, height, width], float32.
+        notes: what was done, a few words for each step.
+        batch: the images that the file takes at once; None where it takes any number.
+        channels_last: whether the file takes [n, height, width, channels].
+        rounded: what makes the file's own answers others by rounding alone, or "".
+    """
+
+    model: ModelProto
+    notes: tuple[str, ...]
+    batch: int | None
+    channels_last: bool
+    rounded: Rounded
+
+
+def lifted(model: ModelProto, asked: Asked) -> Lifted:
+    """Bring a reduced model, which is changed, into the form that is converted.
+
+    Raises:
+        InputRejectedError: a step cannot be done, or the image's shape is neither fixed nor given.
+    """
+    model, raised = raise_opset(model)
+    graph, opset = model.graph, own_opset(model)
+    kinds, narrow = as_float32_(graph)
+    fused = without_fusions_(graph, opset)
+    quantised = without_quantisers_(graph, opset)
+    without_side_outputs_(graph)
+    prune_(graph)
+    turned = takes_channels_last(graph)
+    own_batch = (shape_of(graph.input[0]) or (0,))[0]
+    set_input(graph, image_sides(graph, asked, channels_last=turned))
+    order = channels_first_(graph) if turned else ""
+    return Lifted(
+        model=model,
+        notes=tuple(note for note in (raised, kinds, fused, quantised, order) if note),
+        batch=own_batch or None,
+        channels_last=turned,
+        rounded="quantised" if quantised else narrow,
+    )
+
+
+def image_sides(graph: GraphProto, asked: Asked, *, channels_last: bool) -> tuple[int, ...]:
+    """Return the images of a batch (1 where it is free), and their sides in the file's order.
+
+    Raises:
+        InputRejectedError: the input is no batch of images, or a side is neither fixed nor given.
+    """
+    kind = graph.input[0].type.tensor_type.elem_type
+    batch, *sides = shape_of(graph.input[0]) or (0,)
+    if len(sides) != 3 or kind != TensorProto.FLOAT:
+        raise InputRejectedError(
+            f"the graph's input has shape {label_of((batch, *sides))} and element type {kind}; it "
+            "must be float32 [n, channels, height, width]"
+        )
+    if 0 not in sides:
+        return (max(1, batch), *sides)
+    if asked.input_shape is None:
+        raise InputRejectedError(
+            f"the graph's input has shape {label_of((batch, *sides))}; export it with the last "
+            "three fixed, or give --input-shape CHANNELSxHEIGHTxWIDTH"
+        )
+    channels, *plane = asked.input_shape
+    given = [*plane, channels] if channels_last else [channels, *plane]
+    return (max(1, batch), *(side or one for side, one in zip(sides, given, strict=True)))
+
+
+def raise_opset(model: ModelProto) -> tuple[ModelProto, str]:
+    """Return the model in an opset that is read, by ONNX's own version converter.
+
+    Raises:
+        InputRejectedError: the converter cannot.
+    """
+    opset = own_opset(model)
+    if opset >= OLDEST_READ:
+        return model, ""
+    try:
+        raised = version_converter.convert_version(model, OLDEST_READ)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - native code raises many kinds on hostile graphs
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise InputRejectedError(
+            f"opset {opset} of domain '', which onnx.version_converter cannot raise to "
+            f"{OLDEST_READ} ({reason}); export at opset {OLDEST_READ} or newer"
+        ) from None
+    return raised, f"opset {opset} is raised to {OLDEST_READ}"
+
+
+def own_opset(model: ModelProto) -> int:
+    """Return the version of ONNX's own operators; 1 where none is given."""
+    return max(
+        (one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=1
+    )
+
+
+def as_float32_(graph: GraphProto) -> tuple[str, Rounded]:
+    """Make float32 of all other kinds of floating point: weights, casts and declared types.
+
+    Returns:
+        What was done, in a few words, and the coarsest kind there was, if coarser than float32.
+    """
+    found = set()
+    for tensor in [*graph.initializer, *_attribute_tensors(graph)]:
+        if tensor.data_type in NARROW:
+            found.add(tensor.data_type)
+            numbers = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(numbers, tensor.name))
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in NARROW:
+                found.add(attribute.i)
+                attribute.i = TensorProto.FLOAT
+    for value in [*graph.input, *graph.output]:
+        if value.type.tensor_type.elem_type in NARROW:
+            found.add(value.type.tensor_type.elem_type)
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    names = sorted(TensorProto.DataType.Name(kind).lower() for kind in found)
+    coarsest: Rounded = ""
+    if TensorProto.FLOAT16 in found:
+        coarsest = "float16"
+    if TensorProto.BFLOAT16 in found:
+        coarsest = "bfloat16"
+    return (f"{' and '.join(names)} is read as float32" if names else ""), coarsest
+
+
+def without_side_outputs_(graph: GraphProto) -> None:
+    """Remove outputs that only training needs, as a Dropout's mask, where nothing reads them."""
+    used = {name for node in graph.node for name in node.input} | {one.name for one in graph.output}
+    for node in graph.node:
+        if node.op_type in SIDE_OUTPUTS and not used.intersection(node.output[1:]):
+            del node.output[1:]
+
+
+def channels_first_(graph: GraphProto) -> str:
+    """Let a graph of images [n, height, width, channels] take [n, channels, height, width].
+
+    The graph gets a Transpose before it, which the simplifier joins with the graph's own.
+    """
+    name = graph.input[0].name
+    inner = free_name(graph, f"{name}_nhwc")
+    for node in graph.node:
+        for index, one in enumerate(node.input):
+            if one == name:
+                node.input[index] = inner
+    turn = helper.make_node("Transpose", [name], [inner], perm=[0, 2, 3, 1])
+    graph.node.insert(0, turn)
+    batch, height, width, channels = shape_of(graph.input[0])
+    set_input(graph, (batch, channels, height, width))
+    return "images are [n, height, width, channels] in the file, [n, channels, height, width] here"
+
+
+def takes_channels_last(graph: GraphProto) -> bool:
+    """Return whether the image is first put from NHWC to NCHW, before anything looks at planes."""
+    constants = {tensor.name for tensor in graph.initializer}
+    reached, turned = {graph.input[0].name}, False
+    for node in graph.node:
+        if not reached.intersection(node.input):
+            if all(name in constants for name in node.input if name):
+                constants.update(node.output)
+            continue
+        others = [name for name in node.input if name and name not in reached | constants]
+        if node.op_type == "Transpose":
+            perm = [n for one in node.attribute if one.name == "perm" for n in one.ints]
+            if perm != [0, 3, 1, 2]:
+                return False
+            turned = True
+        elif node.op_type in _POINTWISE and not others:
+            reached.update(node.output)
+        else:
+            return False
+    return turned
+
+
+# What a graph may do to an image of any order of axes before it turns it.
+_POINTWISE = frozenset(
+    {"Add", "Cast", "Clip", "Div", "Identity", "Mul", "Neg", "Pad", "Sub", *QUANTISERS}
+)
+
+
+def set_input(graph: GraphProto, shape: Sequence[int]) -> None:
+    """Fix the shape of the images, and forget all shapes that were inferred from another."""
+    kind = graph.input[0].type.tensor_type.elem_type
+    value = helper.make_tensor_value_info(graph.input[0].name, kind, list(shape))
+    graph.input[0].CopyFrom(value)
+    del graph.value_info[:]
+    output = graph.output[0].type.tensor_type
+    for axis in output.shape.dim:
+        axis.Clear()
+
+
+def _attribute_tensors(graph: GraphProto) -> list[TensorProto]:
+    return [one.t for node in graph.node for one in node.attribute if one.HasField("t")]
+
+
+def free_name(graph: GraphProto, wanted: str) -> str:
+    """Return a name that no value of the graph has."""
+    taken = {name for node in graph.node for name in (*node.input, *node.output)}
+    taken |= {tensor.name for tensor in graph.initializer} | {one.name for one in graph.input}
+    name, number = wanted, 1
+    while name in taken:
+        name, number = f"{wanted}_{number}", number + 1
+    return name

@@ -1,0 +1,187 @@
+"""Quantise-dequantise graphs read as float: weights dequantised, activations kept in their range.
+
+A pair of QuantizeLinear and DequantizeLinear rounds to steps of its scale and clips to its range.
+The rounding is noise, which a network of float weights has not; the clip is part of what the
+network computes, for quantisers leave a ReLU to it. So the pair becomes a Clip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+
+from edgeclean.errors import InputRejectedError
+from edgeclean.load.onnx.graph import node_label, replace_nodes_
+
+QUANTISERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+RANGES: dict[int, tuple[int, int]] = {
+    TensorProto.UINT8: (0, 255),
+    TensorProto.INT8: (-128, 127),
+    TensorProto.UINT16: (0, 65535),
+    TensorProto.INT16: (-32768, 32767),
+}
+Numbers = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """The scale and zero point of one quantiser."""
+
+    step: Numbers
+    zero: Numbers
+    kind: int
+
+
+def without_quantisers_(graph: GraphProto, opset: int) -> str:
+    """Replace all pairs of quantisers, in place.
+
+    Returns:
+        What was done, in a few words; "" where there are none.
+
+    Raises:
+        InputRejectedError: whole numbers go elsewhere than into a DequantizeLinear, or a scale is
+            computed, or one of a channel of an activation.
+    """
+    if not any(node.op_type in QUANTISERS for node in graph.node):
+        return ""
+    reader = _Reader(graph, opset)
+    nodes = [made for node in graph.node for made in reader.rewritten(node)]
+    replace_nodes_(graph, nodes)
+    graph.initializer.extend(reader.weights)
+    return (
+        f"{len(reader.weights)} quantised tensors are read as float, {reader.pairs} activations "
+        "keep their range and are rounded no more"
+    )
+
+
+class _Reader:
+    """One pass over the nodes in their order."""
+
+    def __init__(self, graph: GraphProto, opset: int) -> None:
+        self.opset = opset
+        self.constants = {one.name: one for one in graph.initializer}
+        for node in graph.node:
+            if (
+                node.op_type == "Constant"
+                and node.attribute[:1]
+                and node.attribute[0].name == "value"
+            ):
+                self.constants[node.output[0]] = node.attribute[0].t
+        self.quantised: dict[str, tuple[str, _Scale]] = {}
+        self.weights: list[TensorProto] = []
+        self.pairs = 0
+
+    def rewritten(self, node: NodeProto) -> list[NodeProto]:
+        """Return what stands for a node."""
+        if node.op_type == "QuantizeLinear":
+            return self._quantize(node)
+        if node.op_type == "DequantizeLinear":
+            return self._dequantize(node)
+        whole = [name for name in node.input if name in self.quantised]
+        if whole:
+            raise InputRejectedError(
+                f"{node_label(node)}: it computes with whole numbers; quantise with "
+                "QuantizeLinear and DequantizeLinear in pairs (QDQ), or export the float network"
+            )
+        return [node]
+
+    def _quantize(self, node: NodeProto) -> list[NodeProto]:
+        scale = self._scale(node)
+        source = node.input[0]
+        if source in self.constants:
+            numbers = numpy_helper.to_array(self.constants[source]).astype(np.float32)
+            step, zero = _along(node, numbers, scale)
+            low, high = RANGES[scale.kind]
+            whole = np.clip(np.rint(numbers / step) + zero, low, high)
+            kind = helper.tensor_dtype_to_np_dtype(scale.kind)
+            self.constants[node.output[0]] = numpy_helper.from_array(
+                whole.astype(kind), node.output[0]
+            )
+        else:
+            self.quantised[node.output[0]] = source, scale
+        return []
+
+    def _dequantize(self, node: NodeProto) -> list[NodeProto]:
+        scale, source = self._scale(node), node.input[0]
+        if source in self.constants:
+            whole = numpy_helper.to_array(self.constants[source]).astype(np.float32)
+            step, zero = _along(node, whole, scale)
+            numbers = ((whole - zero) * step).astype(np.float32)
+            self.weights.append(numpy_helper.from_array(numbers, node.output[0]))
+            return []
+        if source not in self.quantised:
+            raise InputRejectedError(
+                f"{node_label(node)}: its whole numbers come from no QuantizeLinear; quantise "
+                "in pairs (QDQ), or export the float network"
+            )
+        value, before = self.quantised[source]
+        same = np.array_equal(before.step, scale.step) and np.array_equal(before.zero, scale.zero)
+        if not same or before.kind != scale.kind or before.step.size != 1:
+            raise InputRejectedError(
+                f"{node_label(node)}: another scale than its QuantizeLinear has, or one for "
+                "each channel of an activation; export the float network"
+            )
+        self.pairs += 1
+        return self._clip(node, value, before)
+
+    def _clip(self, node: NodeProto, value: str, scale: _Scale) -> list[NodeProto]:
+        step, zero = float(scale.step.flat[0]), float(scale.zero.flat[0])
+        low, high = (np.float32((bound - zero) * step) for bound in RANGES[scale.kind])
+        name = node.output[0]
+        if self.opset < 11:
+            return [helper.make_node("Clip", [value], [name], node.name, min=low, max=high)]
+        bounds = {f"{name}/low": low, f"{name}/high": high}
+        made = [
+            helper.make_node("Constant", [], [key], value=numpy_helper.from_array(np.asarray(one)))
+            for key, one in bounds.items()
+        ]
+        return [*made, helper.make_node("Clip", [value, *bounds], [name], node.name)]
+
+    def _scale(self, node: NodeProto) -> _Scale:
+        given = [name for name in node.input[1:] if name]
+        known = [self.constants[name] for name in given if name in self.constants]
+        block = any(one.name == "block_size" and one.i for one in node.attribute)
+        if not given or len(known) < len(given) or block:
+            raise InputRejectedError(
+                f"{node_label(node)}: its scale is computed, or one for each block; export the "
+                "float network"
+            )
+        step = numpy_helper.to_array(known[0]).astype(np.float32)
+        source = self.constants.get(node.input[0])
+        if len(known) > 1:
+            kind = known[1].data_type
+            zero = numpy_helper.to_array(known[1]).astype(np.float32)
+        else:
+            kind = TensorProto.UINT8
+            if node.op_type == "DequantizeLinear":
+                kind = source.data_type if source is not None else self._kind_of(node)
+            zero = np.zeros_like(step)
+        weights = node.op_type == "DequantizeLinear" and source is not None
+        if kind not in RANGES and not (weights and kind == TensorProto.INT32):
+            raise InputRejectedError(
+                f"{node_label(node)}: element type {kind} of its zero point; 8 and 16 bits are read"
+            )
+        return _Scale(step, zero, kind)
+
+    def _kind_of(self, node: NodeProto) -> int:
+        pair = self.quantised.get(node.input[0])
+        return TensorProto.UINT8 if pair is None else pair[1].kind
+
+
+def _along(node: NodeProto, numbers: Numbers, scale: _Scale) -> tuple[Numbers, Numbers]:
+    """Return scale and zero point in a shape that multiplies along their axis."""
+    if scale.step.size == 1:
+        return scale.step.reshape(()), scale.zero.reshape(-1)[:1].reshape(())
+    axis = next((one.i for one in node.attribute if one.name == "axis"), 1)
+    if not -numbers.ndim <= axis < numbers.ndim or numbers.shape[axis] != scale.step.size:
+        raise InputRejectedError(
+            f"{node_label(node)}: {scale.step.size} scales for a tensor of {numbers.shape}"
+        )
+    shape = [1] * numbers.ndim
+    shape[axis] = -1
+    return scale.step.reshape(shape), np.broadcast_to(
+        scale.zero.reshape(-1), scale.step.size
+    ).reshape(shape)

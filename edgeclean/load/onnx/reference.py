@@ -1,0 +1,178 @@
+"""What ONNX Runtime answers for an untrusted ONNX file, to compare its import with.
+
+Runs in a process of its own (``isolation``), after the file has passed the guard: only known
+operators, of a counted cost. The graph is run as it came, with no optimisation, by one thread; and
+once more as it was lifted, where the file's own answers are rounded, or cannot be computed here.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from onnx import ModelProto, helper
+
+from edgeclean.errors import InputRejectedError
+from edgeclean.load.limits import LoadLimits
+from edgeclean.load.onnx.asked import Asked, question_of, with_question
+from edgeclean.load.onnx.graph import first_line, read_model, reduce_, shape_of
+from edgeclean.load.onnx.lift import Lifted, lifted, set_input
+
+Images = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What ONNX Runtime answers for a few images, [n, outputs] in float32.
+
+    Attributes:
+        file: the answers of the graph as it came; None where it cannot be run here.
+        lifted: those of the graph as it was lifted; None where that rounds nothing else.
+        together: those of the graph for all images at once; None where it takes a fixed number.
+        rounded: what the file rounds to, or "".
+    """
+
+    file: Images | None
+    lifted: Images | None
+    together: Images | None
+    rounded: str
+
+
+def with_images(asked: Asked, contents: bytes, images: Images) -> bytes:
+    """Return the message that `answer_onnx` takes: a question, images [n, c, h, w], the file."""
+    shape = json.dumps(images.shape).encode() + b"\n"
+    return with_question(asked, shape + images.astype("<f4").tobytes() + contents)
+
+
+def answer_onnx(message: bytes, limits: LoadLimits) -> bytes:
+    """Run a file on images; runs in a process of its own.
+
+    Returns:
+        The answers, for `answers_of`.
+
+    Raises:
+        InputRejectedError: neither the graph as it came nor as it was lifted can be run.
+    """
+    asked, rest = question_of(message)
+    line, _, rest = rest.partition(b"\n")
+    shape = json.loads(line)
+    size = 4 * int(np.prod(shape))
+    images = np.frombuffer(rest[:size], "<f4").reshape(shape)
+    own, other = read_model(rest[size:]), read_model(rest[size:])
+    reduce_(own, asked)
+    reduce_(other, asked)
+    lift = lifted(other, asked)
+    file = together = None
+    reason = ""
+    try:
+        session = _session(_runnable(own, lift, asked))
+        in_order = (
+            np.ascontiguousarray(images.transpose(0, 2, 3, 1)) if lift.channels_last else images
+        )
+        file = _run(session, in_order, lift.batch or 1)
+        together = None if lift.batch else _run_at_once(session, in_order)
+    except (MemoryError, InputRejectedError):
+        raise
+    except Exception as error:  # noqa: BLE001 - the runtime raises kinds of its own
+        reason = first_line(error)
+    by_lifted = None
+    if file is None or lift.rounded:
+        try:
+            by_lifted = _run(_session(lift.model), images, lift.batch or 1)
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as above
+            raise InputRejectedError(
+                f"ONNX Runtime cannot run the network ({reason or first_line(error)}), so that its "
+                "import cannot be compared; export it for ONNX Runtime"
+            ) from None
+    return _packed(Answers(file=file, lifted=by_lifted, together=together, rounded=lift.rounded))
+
+
+def answers_of(message: bytes) -> Answers:
+    """Return the answers in the bytes of `answer_onnx`, which are as untrusted as the file.
+
+    Raises:
+        InputRejectedError: they are not of their form.
+    """
+    try:
+        line, _, rest = message.partition(b"\n")
+        header = json.loads(line)
+        parts: dict[str, Images | None] = {}
+        for name in ("file", "lifted", "together"):
+            shape = header[name]
+            size = 0 if shape is None else 4 * int(np.prod(shape))
+            numbers = np.frombuffer(rest[:size], "<f4")
+            parts[name] = None if shape is None else numbers.reshape(shape).copy()
+            rest = rest[size:]
+        return Answers(**parts, rounded=str(header["rounded"]))
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputRejectedError(
+            f"the network's answers are damaged ({first_line(error)})"
+        ) from None
+
+
+def _packed(answers: Answers) -> bytes:
+    header: dict[str, Any] = {"rounded": answers.rounded}
+    numbers = b""
+    for name in ("file", "lifted", "together"):
+        part = getattr(answers, name)
+        header[name] = None if part is None else list(part.shape)
+        numbers += b"" if part is None else part.astype("<f4").tobytes()
+    return json.dumps(header).encode() + b"\n" + numbers
+
+
+def _runnable(model: ModelProto, lift: Lifted, asked: Asked) -> ModelProto:
+    """Return the reduced graph with its free sides fixed, its batch left as it is."""
+    kind = model.graph.input[0].type.tensor_type.elem_type
+    name = model.graph.input[0].name
+    _, *sides = shape_of(lift.model.graph.input[0])
+    if lift.channels_last:
+        sides = [*sides[1:], sides[0]]
+    set_input(model.graph, [0, *sides])
+    batch = lift.batch or "batch"
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info(name, kind, [batch, *sides]))
+    return model
+
+
+def _session(model: ModelProto) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.log_severity_level = 4
+    contents = model.SerializeToString()
+    return onnxruntime.InferenceSession(contents, options, providers=["CPUExecutionProvider"])
+
+
+def _run(session: onnxruntime.InferenceSession, images: Images, batch: int) -> Images:
+    """Return the answers for images that are taken ``batch`` at once, the last ones repeated."""
+    parts = []
+    for start in range(0, len(images), batch):
+        some = images[start : start + batch]
+        filled = np.concatenate([some, np.repeat(some[-1:], batch - len(some), axis=0)])
+        parts.append(_answers(session, filled)[: len(some)])
+    return np.concatenate(parts)
+
+
+def _run_at_once(session: onnxruntime.InferenceSession, images: Images) -> Images | None:
+    """Return the answers for all images at once, or None where they are not taken so."""
+    try:
+        return _answers(session, images)
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - a batch that only seemed free
+        return None
+
+
+def _answers(session: onnxruntime.InferenceSession, images: Images) -> Images:
+    value = session.get_inputs()[0]
+    kinds = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
+    (output,) = session.run(None, {value.name: images.astype(kinds.get(value.type, np.float32))})
+    if output.shape[:1] != (len(images),):
+        raise ValueError(f"{output.shape} for {len(images)} images")
+    return np.asarray(output, np.float32).reshape(len(images), -1)

@@ -1,0 +1,185 @@
+"""Modules for what lies between the layers of a network that was written out from a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The place of the n-th value that a step gives an operation."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The place of a tensor that the operation holds itself, by its attribute's name."""
+
+    name: str
+
+
+class Operation(nn.Module):
+    """One function of PyTorch's own, with its fixed arguments, as a module.
+
+    Tensors that it holds are parameters where they are given as such, else buffers: they move to a
+    device with the network, and are part of its state.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        keywords: Mapping[str, Any],
+        held: Sequence[Tensor] = (),
+    ) -> None:
+        """Keep the arguments, in which `Given` and `Held` stand for tensors.
+
+        Args:
+            function: a function without state, such as ``torch.ops.aten.relu.default``.
+            arguments: by position; lists and tuples may hold places too.
+            keywords: by name.
+            held: the tensors ``constant_0``, ``constant_1``, ... that `Held` names.
+        """
+        super().__init__()
+        self.function = function
+        self.arguments, self.keywords = arguments, dict(keywords)
+        for index, tensor in enumerate(held):
+            if isinstance(tensor, nn.Parameter):
+                self.register_parameter(f"constant_{index}", tensor)
+            else:
+                self.register_buffer(f"constant_{index}", tensor)
+
+    def forward(self, *values: Any) -> Any:
+        """Return the function of the values: a tensor, or a tuple of tensors."""
+        arguments = [self._filled(one, values) for one in self.arguments]
+        keywords = {name: self._filled(one, values) for name, one in self.keywords.items()}
+        return self.function(*arguments, **keywords)
+
+    def extra_repr(self) -> str:
+        """Return the function and its arguments: two that differ are written differently."""
+        keywords = [f"{name}={one}" for name, one in self.keywords.items()]
+        own = isinstance(self.function, torch._ops.OpOverload)  # whose name has the overload's
+        name = str(self.function) if own else self.function.__name__
+        return ", ".join([name, *map(str, self.arguments), *keywords])
+
+    def _filled(self, argument: Any, values: tuple[Any, ...]) -> Any:
+        if isinstance(argument, Given):
+            return values[argument.index]
+        if isinstance(argument, Held):
+            return getattr(self, argument.name)
+        if isinstance(argument, list | tuple):
+            return type(argument)(self._filled(one, values) for one in argument)
+        return argument
+
+
+class ForEachImage(nn.Module):
+    """A constant that is there once for each image of a batch, as a class token is."""
+
+    constant: Tensor
+
+    def __init__(self, constant: Tensor, axis: int) -> None:
+        """Keep a constant that has one entry along ``axis``, the axis of the images."""
+        super().__init__()
+        self.axis = axis
+        if isinstance(constant, nn.Parameter):
+            self.register_parameter("constant", constant)
+        else:
+            self.register_buffer("constant", constant)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return a view of the constant with ``len(images)`` equal entries along its axis."""
+        sizes = [-1] * self.constant.dim()
+        sizes[self.axis] = images.shape[0]
+        return self.constant.expand(sizes)
+
+    def extra_repr(self) -> str:
+        """Return the constant's shape and its axis of images."""
+        return f"{tuple(self.constant.shape)}, axis={self.axis}"
+
+
+class MeanOfParts(nn.Module):
+    """Adaptive average pooling to any plane, as two matrices: ONNX has it for even parts only."""
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, plane: tuple[int, int], pooled: tuple[int, int]) -> None:
+        """Compute both matrices.
+
+        Args:
+            plane: height and width of the input.
+            pooled: height and width of the output, each at least 1.
+        """
+        super().__init__()
+        self.register_buffer("rows", _means(plane[0], pooled[0]))
+        self.register_buffer("columns", _means(plane[1], pooled[1]).T.contiguous())
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return [n, c, *pooled] for [n, c, *plane], as ``adaptive_avg_pool2d`` would."""
+        return self.rows @ values @ self.columns
+
+
+def affine_positions(plane: Sequence[int], align_corners: bool) -> Tensor:
+    """Return [h*w, 3]: x, y and 1 of every place of a plane, as ``affine_grid`` lays them out."""
+    height, width = plane
+    identity = torch.eye(2, 3).unsqueeze(0)
+    grid = functional.affine_grid(identity, [1, 1, height, width], align_corners=align_corners)
+    places = torch.cat([grid, torch.ones(1, height, width, 1)], 3)
+    return places.reshape(height * width, 3)
+
+
+def affine_grid(theta: Tensor, places: Tensor, plane: tuple[int, int]) -> Tensor:
+    """Return ``affine_grid`` of matrices [n, 2, 3], for any number of them."""
+    return (places @ theta.transpose(1, 2)).reshape(-1, *plane, 2)
+
+
+def copied(values: Tensor, source: Tensor) -> Tensor:
+    """Return ``source`` in the shape and type of ``values``, as ``values[...] = source`` does."""
+    return source.expand_as(values).to(values.dtype)
+
+
+def slice_written(
+    values: Tensor,
+    source: Tensor,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> Tensor:
+    """Return ``values`` with ``source`` in the place of a slice of one axis, of every entry in it.
+
+    Raises:
+        ValueError: the slice leaves entries out.
+    """
+    if step != 1:
+        raise ValueError(f"a slice is written with step {step}; only 1 can be")
+    size = values.shape[dim]
+    begin, stop, _ = slice(start, end).indices(size)
+    parts = [
+        values.narrow(dim, 0, begin),
+        source,
+        values.narrow(dim, max(stop, begin), size - max(stop, begin)),
+    ]
+    return torch.cat([part for part in parts if part.shape[dim]], dim)
+
+
+def entry_written(values: Tensor, source: Tensor, dim: int, index: int) -> Tensor:
+    """Return ``values`` with ``source`` in the place of one entry of an axis."""
+    place = index % values.shape[dim]
+    return slice_written(values, source.unsqueeze(dim), dim, place, place + 1)
+
+
+def _means(side: int, pooled: int) -> Tensor:
+    """Return [pooled, side]: each row averages its part of the side, as PyTorch cuts it."""
+    matrix = torch.zeros(pooled, side)
+    for index in range(pooled):
+        start, end = index * side // pooled, -(-(index + 1) * side // pooled)
+        matrix[index, start:end] = 1 / (end - start)
+    return matrix

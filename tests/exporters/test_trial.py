@@ -1,0 +1,194 @@
+"""A stranger's network is counted before it runs, and runs in a process that may die."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from tiny_networks import tiny_network
+
+from edgeclean.errors import InputRejectedError
+from edgeclean.load.limits import LoadLimits
+from exporters import trial
+from exporters.onnx_exporter import ExportSettings, export_onnx
+from exporters.precision.half import to_bf16, to_fp16
+from exporters.trial import run_once, try_network
+
+LIMITS = LoadLimits()
+
+
+def graph(*nodes: Any, weights: dict[str, Any] | None = None, rank: int = 0) -> bytes:
+    """A network of images [n, 3, 8, 8] from these nodes to "y"; no other size is said."""
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])
+    logits = helper.make_tensor_value_info("y", TensorProto.FLOAT, list("abcd"[:rank]))
+    kept = [numpy_helper.from_array(np.array(v), name) for name, v in (weights or {}).items()]
+    model = helper.make_model(
+        helper.make_graph([*nodes], "g", [image], [logits], kept),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    return bytes(model.SerializeToString())
+
+
+def node(op: str, inputs: str, output: str, **attributes: Any) -> Any:
+    return helper.make_node(op, inputs.split(), [output], **attributes)
+
+
+def expanded(side: int, *more: Any, end: str) -> bytes:
+    """One number becomes ``side`` times ``side`` of them; ``more`` goes on from there."""
+    return graph(
+        node("ReduceSum", "x", "one", keepdims=0),
+        node(
+            "Expand",
+            "one side",
+            "m",
+        ),
+        *more,
+        node("ReduceSum", end, "y", keepdims=0),
+        weights={"side": np.array([side, side])},
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 3, None])
+def test_what_edgeclean_exports_passes(batch: int | None) -> None:
+    tried = try_network(export_onnx(tiny_network(), ExportSettings(batch=batch)), "net")
+    assert (tried.input_shape, tried.batch) == ((3, 8, 8), batch)
+
+
+def test_every_precision_passes() -> None:
+    model = export_onnx(tiny_network())
+    for lowered in (to_fp16(model, frozenset()), to_bf16(model, frozenset())):
+        assert b'"input_shape": [3, 8, 8]' in run_once(lowered, LIMITS)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_small_file_of_great_cost_is_refused_before_it_runs(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever makes it large: one plane, many of them, or the arithmetic between small ones."""
+    monkeypatch.setattr(trial, "OnnxSession", lambda _: pytest.fail("it was run"))
+    drawn = random.Random(seed)
+    kind = drawn.choice(["plane", "chain", "pad", "resize", "filled", "conv"])
+    if kind == "plane":
+        model = expanded(drawn.randint(12_000, 10**6), end="m")
+    elif kind == "chain":
+        side = drawn.randint(2000, 4000)
+        names = [f"m{step}" for step in range(2 * 10**8 // side**2 + 2)]
+        steps = [node("MatMul", "m m", names[0])]
+        steps += [node("Relu", before, after) for before, after in pairwise(names)]
+        model = expanded(side, *steps, end=names[-1])
+    elif kind == "pad":
+        around = np.array([0, 0, 0, 0, 0, 0, *2 * [drawn.randint(12_000, 10**5)]])
+        model = graph(
+            node("Pad", "x around", "p"),
+            node("ReduceSum", "p", "y", keepdims=0),
+            weights={"around": around},
+        )
+    elif kind == "resize":
+        factor = np.array([1, 1, *2 * [drawn.randint(1000, 9000)]], np.float32)
+        model = graph(
+            node("Resize", "x none factor", "p"),
+            node("ReduceSum", "p", "y", keepdims=0),
+            weights={"factor": factor, "none": np.zeros(0, np.float32)},
+        )
+    elif kind == "filled":
+        sides = np.array([drawn.randint(10**8, 10**12), 2])
+        model = graph(
+            node("ConstantOfShape", "sides", "p"),
+            node("ReduceSum", "p", "one", keepdims=0),
+            node("Add", "x one", "y"),
+            weights={"sides": sides},
+            rank=4,
+        )
+    else:
+        side = drawn.randint(400, 600)
+        model = graph(
+            node("Conv", "x w", "c", pads=4 * [side - 1]),
+            node("ReduceSum", "c", "y", keepdims=0),
+            weights={"w": np.zeros((3, 3, side, side), np.float32)},
+        )
+    with pytest.raises(InputRejectedError, match="the limits are activations"):
+        run_once(model, LIMITS)
+
+
+def lie(model: bytes, *names: str) -> bytes:
+    """The file claims that these values are scalars."""
+    proto = onnx.load_model_from_string(model)
+    for name in names:
+        proto.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
+    for axis in proto.graph.output[0].type.tensor_type.shape.dim:
+        axis.dim_value = 1
+    return bytes(proto.SerializeToString())
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_size_that_the_image_or_chance_decides_is_refused(last: bool) -> None:
+    """Also where the file says that it is small, in its middle or at its end."""
+    nodes = [
+        node("RandomNormalLike", "x", "drawn"),
+        node("NonZero", "drawn", "where"),
+        node("ReduceMax", "where", "most", keepdims=0),
+        node("Reshape", "most flat", "sides"),
+        node("ConstantOfShape", "sides", "y" if last else "filled"),
+    ]
+    if not last:
+        nodes.append(node("ReduceSum", "filled", "y", keepdims=0))
+    model = graph(*nodes, weights={"flat": np.array([1])}, rank=int(last))
+    for claimed in (model, lie(model, "where", "most", "sides", "filled")):
+        with pytest.raises(InputRejectedError, match=r"not fixed|not valid|do not fit"):
+            run_once(claimed, LIMITS)
+
+
+def test_claimed_shapes_do_not_count() -> None:
+    model = lie(expanded(10**5, end="m"), "m")
+    with pytest.raises(InputRejectedError, match=r"limits are activations|not valid|do not fit"):
+        run_once(model, LIMITS)
+
+
+def test_what_takes_longer_than_was_counted_ends_with_its_time_and_is_named() -> None:
+    names = ["m", *map(str, range(8))]
+    products = [node("MatMul", f"{before} m", after) for before, after in pairwise(names)]
+    limits = replace(LIMITS, cpu_seconds=1, macs=10**15, reads=10**15)
+    with pytest.raises(InputRejectedError, match=r"^original: .*processor time"):
+        try_network(expanded(3500, *products, end="7"), "original", limits)
+
+
+def test_an_operator_whose_products_no_rule_counts_is_refused() -> None:
+    product = node("Einsum", "m m", "p", equation="ab,bc->ac")
+    with pytest.raises(InputRejectedError, match="uses Einsum, whose cost is not counted"):
+        run_once(expanded(8, product, end="p"), LIMITS)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff no", b"\x08\x08"])
+def test_what_is_no_network_is_named(content: bytes) -> None:
+    with pytest.raises(InputRejectedError):
+        run_once(content, LIMITS)
+
+
+def test_a_network_that_fails_when_it_runs_is_refused() -> None:
+    model = graph(
+        node("Flatten", "x", "f"),
+        node("Gather", "f far", "y", axis=1),
+        weights={"far": np.array([10**6])},
+        rank=2,
+    )
+    with pytest.raises(InputRejectedError, match="ONNX Runtime cannot"):
+        run_once(model, LIMITS)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"[]", b'{"input_shape": 3, "batch": 1}', b'{"input_shape": [1, 2], "batch": 1}'],
+)
+def test_a_child_that_was_taken_over_may_answer_anything(
+    answer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "parse_isolated", lambda *_: answer)
+    with pytest.raises(InputRejectedError, match=r"^net: the process .* answered nonsense"):
+        try_network(b"", "net")
