@@ -220,11 +220,11 @@ class _LiteBlock(nn.Module):
     def __init__(self, inside: int, inner: int, outside: int, kernel: int, stride: int) -> None:
         super().__init__()
         self._expand_conv = SameConv2d(inside, inner, 1, bias=False)
-        self._bn0 = nn.BatchNorm2d(inner, momentum=0.01, eps=1e-3)
+        self._bn0 = nn.BatchNorm2d(inner, eps=1e-3)
         self._depthwise_conv = SameConv2d(inner, inner, kernel, stride, groups=inner, bias=False)
-        self._bn1 = nn.BatchNorm2d(inner, momentum=0.01, eps=1e-3)
+        self._bn1 = nn.BatchNorm2d(inner, eps=1e-3)
         self._project_conv = SameConv2d(inner, outside, 1, bias=False)
-        self._bn2 = nn.BatchNorm2d(outside, momentum=0.01, eps=1e-3)
+        self._bn2 = nn.BatchNorm2d(outside, eps=1e-3)
         self._swish = nn.ReLU6(inplace=True)
         self._skip = stride == 1 and inside == outside
 
