@@ -21,8 +21,10 @@ from edgeclean.bundle.signing import Signer
 from edgeclean.compression.clamp import choose_tau, scale
 from edgeclean.compression.decompose import decompose
 from edgeclean.compression.finetune import finetune
+from edgeclean.compression.goals import FileSize
 from edgeclean.compression.latency_table import LatencyTable
 from edgeclean.compression.plan import choose_ranks
+from edgeclean.compression.reach import check_reach
 from edgeclean.compression.truncate import truncate
 from edgeclean.config import PipelineSettings, check_goal
 from edgeclean.devices.targets import Target, load_target, require
@@ -142,6 +144,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         )
         given = original, chosen.export, chosen.parity, chosen.load
         original, original_model = runner("export", exportable, *given)
+        _check_reach(original, original_model, chosen, latency_table)
         beside = alongside(original)
         original = placed(original, chosen.compute)
         table = _table(latency_table, original, chosen, runner)
@@ -178,6 +181,17 @@ def _table(
     return run("latency table", table_of_this_machine, *timed, kept=kept)
 
 
+def _check_reach(
+    original: LoadedNetwork, model: bytes, settings: PipelineSettings, table: LatencyTable | None
+) -> FileSize | None:
+    """Refuse now what would be refused after minutes; what a size budget needs, if there is one."""
+    file, ranks = None, settings.ranks
+    if ranks.size_budget is not None:
+        file = foretell_size(original, model, settings.precision.format)
+    check_reach(original, ranks, keep=settings.decompose.keep, table=table, file=file)
+    return file
+
+
 def run_stages(
     original: LoadedNetwork,
     settings: PipelineSettings,
@@ -198,6 +212,8 @@ def run_stages(
         runner: times the stages, tells of them and keeps their results; None keeps nothing.
 
     Raises:
+        UsageError: nothing of the network would be decomposed.
+        RatioError: the goal is out of reach; where shapes decide that, before what takes minutes.
         BackdoorSuspectedError: the policy forbids what the scan suspects.
         BudgetError: with a latency table of this machine, the network is slower than the original;
             or the file is above the size budget.
@@ -205,13 +221,14 @@ def run_stages(
     run, seed = runner or Runner(), settings.seed
     if original_model is None:
         original_model = run("export", export_onnx, original, settings.export)
+    file = _check_reach(original, original_model, settings, table)
     images = run.once("synthesize", synthesize, original, settings.synthesize, seed=seed)
     found = run.once("scan", scan, original, images, settings.scan, seed=seed)
     refuse_failed(judge_scan(policy, found))
     purified = run.once("purify", purify, original, images, found, settings.purify, seed=seed)
     images = _recovery_images(original, purified, images, settings, run)
     scaled = _scaled(purified, images, settings, run)
-    truncated = _truncated(original, scaled, images, settings, table, run)
+    truncated = _truncated(original, scaled, images, settings, table, file, run)
     if settings.purify.mode == "clean-compact":  # the constrained network takes their class loss
         drawn = settings.synthesize
         images = run.once(
@@ -270,19 +287,16 @@ def _scaled(
     return run("scale", scale, decomposed, clamp)
 
 
-def _truncated(
+def _truncated(  # noqa: PLR0913 - what ranks are chosen for, and by
     original: LoadedNetwork,
     scaled: ScaledNetwork,
     images: SyntheticImages,
     settings: PipelineSettings,
     table: LatencyTable | None,
+    file: FileSize | None,
     run: Runner,
 ) -> TruncatedNetwork:
     """Ranks chosen on the images, and the network cut to them."""
-    file = None
-    if settings.ranks.size_budget is not None:
-        precision = settings.precision.format
-        file = run("file size", foretell_size, original, settings.export, precision)
     plan = run.once(
         "ranks", choose_ranks, scaled, settings.ranks, images=images, table=table, file=file
     )

@@ -6,7 +6,7 @@ What every layer may become: its candidates, each with its effect on the whole n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -99,26 +99,35 @@ def list_candidates(
     faithful is dropped.
     """
     dense = dense_candidate(layer, times)
-    multiple, share = limits.rank_multiple, 1 - limits.least_gain
-    shape = layer.shapes[0]
-    if times is None:
-        grid = rank_grid(shape, multiple)
-    else:
-        grid = sorted(ranks for ranks in times.ns if is_allowed(ranks, shape, multiple))
-    found = [
-        one
-        for one in (candidate(layer, fit, ranks, times) for ranks in grid)
-        if one.cost(limits.cost) <= share * dense.cost(limits.cost)
-        and one.params <= dense.params
-        and one.macs <= dense.macs
-        and one.ns <= share * dense.ns
-    ]
+    shape, multiple = layer.shapes[0], limits.rank_multiple
+    grid = rank_grid(shape, multiple) if times is None else _timed_grid(shape, multiple, times)
+    every = (candidate(layer, fit, ranks, times) for ranks in grid)
+    found = [one for one in every if _is_worthwhile(one, dense, limits)]
     found.sort(key=lambda one: (one.cost(limits.cost), one.loss, one.ns))
     front: list[Candidate] = []
     for one in found:
         if all(one.loss < other.loss or one.ns < other.ns for other in front):
             front.append(one)
     return (*(_thinned(front, limits.cost) if times is None else front), dense)
+
+
+def cheapest_candidate(
+    layer: Layer, *, limits: CandidateLimits, times: LayerTimes | None = None
+) -> Candidate:
+    """The first of `list_candidates`, without a look at the weights; its loss is not known.
+
+    Cost grows with either rank for as long as that mode is factored, so of every grid without times
+    only the least ranks and those of a whole mode need to be looked at.
+    """
+    dense = dense_candidate(layer, times)
+    shape, multiple = layer.shapes[0], limits.rank_multiple
+    if times is None:
+        grid = _corners(rank_grid(shape, multiple))
+    else:
+        grid = _timed_grid(shape, multiple, times)
+    every = (_candidate(layer, ranks, 0.0, times) for ranks in grid)
+    found = (one for one in every if _is_worthwhile(one, dense, limits))
+    return min(found, key=lambda one: one.cost(limits.cost), default=dense)
 
 
 def rank_grid(shape: ConvShape, rank_multiple: int) -> list[Ranks]:
@@ -200,6 +209,30 @@ def rank_steps(channels: int) -> list[int]:
         ranks.append(rank)
         rank = max(rank + STEP, round(rank * GROWTH / STEP) * STEP)
     return [*(rank for rank in ranks if rank < channels), channels]
+
+
+def _timed_grid(shape: ConvShape, multiple: int, times: LayerTimes) -> list[Ranks]:
+    return sorted(ranks for ranks in times.ns if is_allowed(ranks, shape, multiple))
+
+
+def _corners(grid: list[Ranks]) -> list[Ranks]:
+    """The pairs of a grid that are the least, or the largest, of either mode."""
+    outs, ins = ({pair[mode] for pair in grid} for mode in (0, 1))
+    return [
+        (out, into)
+        for out, into in grid
+        if out in (min(outs), max(outs)) and into in (min(ins), max(ins))
+    ]
+
+
+def _is_worthwhile(one: Candidate, dense: Candidate, limits: CandidateLimits) -> bool:
+    share = 1 - limits.least_gain
+    return (
+        one.cost(limits.cost) <= share * dense.cost(limits.cost)
+        and one.params <= dense.params
+        and one.macs <= dense.macs
+        and one.ns <= share * dense.ns
+    )
 
 
 def _candidate(
@@ -306,7 +339,9 @@ def all_candidates(
         known = None if times is None else times.get(name)
         dense = dense_candidate(layer, known)
         if name in settings.overrides:
-            listed: tuple[Candidate, ...] = (_forced(layer, fit, settings.overrides[name], known),)
+            forced = forced_candidate(layer, settings.overrides[name], known)
+            loss = fit.loss(settings.overrides[name])
+            listed: tuple[Candidate, ...] = (replace(forced, loss=loss),)
         elif times is not None and known is None:
             found[name] = LayerCandidates(
                 candidates=(dense,), effects=(0.0,), dense=dense, timed=False
@@ -377,8 +412,8 @@ class OutputEffect:
         return outputs - outputs.mean(dim=1, keepdim=True) if outputs.shape[1] > 1 else outputs
 
 
-def _forced(layer: Layer, fit: Fit, ranks: Ranks, times: LayerTimes | None) -> Candidate:
-    """The candidate that an override asks for.
+def forced_candidate(layer: Layer, ranks: Ranks, times: LayerTimes | None = None) -> Candidate:
+    """The candidate that an override asks for; its loss is not known.
 
     Raises:
         UsageError: the ranks do not fit, or the layer would not get smaller.
@@ -393,7 +428,7 @@ def _forced(layer: Layer, fit: Fit, ranks: Ranks, times: LayerTimes | None) -> C
         raise UsageError(
             f"{layer.name} is a 1x1 convolution and has one rank; give [r, r], not {list(ranks)}"
         )
-    asked, dense = candidate(layer, fit, ranks, times), dense_candidate(layer, times)
+    asked, dense = _candidate(layer, ranks, 0.0, times), dense_candidate(layer, times)
     if asked.params >= dense.params or asked.macs > dense.macs:
         raise UsageError(
             f"ranks {list(ranks)} make {layer.name} no smaller ({asked.params} parameters and "

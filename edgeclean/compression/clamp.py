@@ -8,13 +8,14 @@ unscaled one gives them.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from edgeclean.compression.factorisation import Factorisation, merge_block
+from edgeclean.compression.whole import why_none
 from edgeclean.errors import UsageError
 from edgeclean.networks.blocks import is_block
 from edgeclean.networks.layers import with_layers
@@ -29,7 +30,6 @@ from edgeclean.networks.state import (
 from edgeclean.progress import Progress, silent
 from edgeclean.settings import Settings, setting
 
-SHOWN = 6  # layers in a message
 STEPS = 20  # of the grid on which tau is chosen: 1, 0.95, ... 0.05
 BATCH = 128
 
@@ -71,7 +71,7 @@ def scale(
     """
     blocks = {name: module for name, module in network.module.named_modules() if is_block(module)}
     if not blocks:
-        raise UsageError(f"no layer of the network is decomposed: {_why_none(network)}")
+        raise UsageError(why_none(_recorded_layers(network)))
     scaled: dict[str, nn.Module] = {}
     clamped: dict[str, list[int]] = {}
     for done, (name, block) in enumerate(blocks.items()):
@@ -137,19 +137,10 @@ def clamped_core(
     return scaled.to(core.dtype), (int((gain_out < 1).sum()), int((gain_in < 1).sum()))
 
 
-def _why_none(network: Network) -> str:
-    """Say which convolutions there are and why each stays, of the record of `decompose`."""
+def _recorded_layers(network: Network) -> list[dict[str, Any]]:
+    """The layers that `decompose` recorded."""
     records = [one for one in network.history if one.stage == "decompose"]
-    layers = records[-1].notes["layers"] if records else []
-    others = [one for one in layers if one["kind"] != "linear"]
-    if not others:
-        return "it has no convolutions, so there is nothing to scale"
-    stays = [f"{one['name'] or 'the network'} ({one['reason']})" for one in others]
-    more = f", and {len(stays) - SHOWN} more" if len(stays) > SHOWN else ""
-    return (
-        f"{len(others)} convolutions stay as they are, so there is nothing to scale: "
-        f"{', '.join(stays[:SHOWN])}{more}"
-    )
+    return list(records[-1].notes["layers"]) if records else []
 
 
 def _gains(divisor: Tensor, limit: Tensor) -> Tensor:

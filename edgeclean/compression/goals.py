@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgeclean.compression.candidates import Candidate, LayerCandidates
@@ -11,7 +11,9 @@ from edgeclean.compression.knapsack import Item, choose
 from edgeclean.compression.latency_table import NS_PER_MS
 from edgeclean.compression.planned_network import PlannedNetwork
 from edgeclean.compression.settings import Cost, RankSettings
+from edgeclean.compression.whole import why_whole
 from edgeclean.errors import RatioError, UsageError
+from edgeclean.networks.layers import Layer
 
 _OVERSHOOT = 0.02  # the ratio that is met may exceed the asked one by this share
 
@@ -84,9 +86,18 @@ def goal_of(
 
 
 def pick_candidates(
-    goal: Goal, layers: Mapping[str, LayerCandidates], settings: RankSettings
+    goal: Goal,
+    layers: Mapping[str, LayerCandidates],
+    settings: RankSettings,
+    every: Iterable[Layer] = (),
 ) -> dict[str, Candidate]:
     """One candidate of every layer: least effect in all within the goal, or nearly and quickest.
+
+    Args:
+        goal: what the network is held to.
+        layers: of the layers that may be factored.
+        settings: what the goal was asked as.
+        every: all layers of the network; those that stay whole are named in a refusal.
 
     Raises:
         RatioError: not even the cheapest candidates meet it; names the nearest that can be met.
@@ -101,19 +112,38 @@ def pick_candidates(
         for layer in layers.values()
     ]
     nearest = fixed + sum(min(item.cost for item in group) for group in groups)
+    check_nearest(goal, nearest, settings, every)
+    allowance = 0.0 if goal.cost == "latency" else settings.time_allowance
+    chosen = choose(groups, goal.most - fixed, max(0, goal.least - fixed), allowance=allowance)
+    assert chosen is not None  # noqa: S101 - the cheapest ones are within the goal
+    return {
+        name: layer.candidates[index]
+        for (name, layer), index in zip(layers.items(), chosen, strict=True)
+    }
+
+
+def check_nearest(
+    goal: Goal, nearest: int, settings: RankSettings, every: Iterable[Layer] = ()
+) -> None:
+    """Refuse a goal that not even the cheapest candidates meet.
+
+    Args:
+        goal: what the network is held to.
+        nearest: what it costs with every layer at its smallest.
+        settings: what the goal was asked as.
+        every: all layers of the network; those that stay whole are named.
+
+    Raises:
+        RatioError: names the nearest that can be met.
+        UsageError: the layers of the latency table take longer than its network.
+    """
     if goal.cost == "latency" and nearest <= 0:
         raise UsageError(
             "the latency table's layers take longer than its whole network, so nothing can be "
             "planned by it; measure it again on a quiet machine"
         )
-    allowance = 0.0 if goal.cost == "latency" else settings.time_allowance
-    chosen = choose(groups, goal.most - fixed, max(0, goal.least - fixed), allowance=allowance)
-    if chosen is None:
-        raise _out_of_reach(goal, nearest, settings)
-    return {
-        name: layer.candidates[index]
-        for (name, layer), index in zip(layers.items(), chosen, strict=True)
-    }
+    if nearest > goal.most:
+        raise _out_of_reach(goal, nearest, settings, why_whole(every, goal.cost))
 
 
 def _latency_goal(settings: RankSettings, network_ns: int | None) -> Goal:
@@ -148,7 +178,7 @@ def _size_goal(size_budget: int, network: PlannedNetwork, file: FileSize | None)
     )
 
 
-def _out_of_reach(goal: Goal, nearest: int, settings: RankSettings) -> RatioError:
+def _out_of_reach(goal: Goal, nearest: int, settings: RankSettings, why: str) -> RatioError:
     times = math.floor(100 * goal.before / nearest) / 100
     advice = f"ask for --ratio {times:.2f} or less"
     asked = f"--ratio {goal.ratio:g} of {goal.cost}"
@@ -163,5 +193,5 @@ def _out_of_reach(goal: Goal, nearest: int, settings: RankSettings) -> RatioErro
     word = "faster" if goal.cost == "latency" else "smaller"
     return RatioError(
         f"{asked} cannot be met: with every layer at its smallest the network is {times:.2f} times "
-        f"{word}; {advice}, keep fewer layers or lower --rank-multiple"
+        f"{word}; {advice}, keep fewer layers or lower --rank-multiple{'; ' if why else ''}{why}"
     )

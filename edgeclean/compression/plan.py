@@ -180,10 +180,10 @@ def choose_ranks(
         network, settings.keep, images, most_images=settings.images, ridge=ridge
     )
     check_overrides(planned, settings)
-    times, network_ns = (None, None) if table is None else _times(planned, table)
+    times, network_ns = (None, None) if table is None else layer_times(planned, table)
     goal = goal_of(settings, planned, network_ns, file)
     listed = all_candidates(planned, settings, goal.cost, times, progress)
-    picked = pick_candidates(goal, listed, settings)
+    picked = pick_candidates(goal, listed, settings, planned.layers.values())
     ranks = {name: one.ranks for name, one in picked.items() if one.ranks is not None}
     fitted = planned.fit_in_order(ranks, progress)
     return RankPlan(
@@ -202,7 +202,7 @@ def choose_ranks(
     )
 
 
-def _times(
+def layer_times(
     planned: PlannedNetwork, table: LatencyTable
 ) -> tuple[dict[str, LayerTimes], int | None]:
     """What the table says of every layer that it knows, and of the whole network if it does.
