@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from edgeclean.errors import InputRejectedError, ParityError
 from edgeclean.load.checkpoint import LoadLimits, written_out
+from edgeclean.networks.operations import Operation
 from edgeclean.networks.state import LoadedNetwork
 from exporters.onnx_exporter import ExportSettings, export_onnx
 from exporters.parity import ParitySettings, check_parity
 
 _IMAGES = 3
+_OPERATION = re.compile(r"(?:aten::|operator )(\w+)")
+_WAY_OUT = "compute it by other operations, or choose a target with a newer opset"
 
 
 def exportable(
@@ -35,11 +40,33 @@ def exportable(
     try:
         return network, _checked_file(network, export, parity)
     except (InputRejectedError, ParityError) as error:
+        again = None
         try:
             again = written_out(network, limits, "ONNX cannot express its code as it is")
             return again, _checked_file(again, export, parity)
-        except (InputRejectedError, ParityError):
-            raise error from None
+        except (InputRejectedError, ParityError) as second:
+            if isinstance(error, ParityError):
+                raise error from None
+            if again is None:
+                raise InputRejectedError(f"{error}; {second}") from None
+            raise InputRejectedError(f"{error}{_place(str(second), again)}") from None
+
+
+def _place(second: str, written: LoadedNetwork) -> str:
+    """Say in which layer the operation is called that the exporter lacks, and what to do.
+
+    What is written out has a module for each operation, which is named after the layer.
+    """
+    lacking = _OPERATION.search(second)
+    if lacking is None:
+        return ""
+    calling = [
+        name
+        for name, one in written.module.named_modules()
+        if isinstance(one, Operation) and lacking[1] in str(one.function)
+    ]
+    where = f" (called at {calling[0]})" if calling else ""
+    return f"{where}; {_WAY_OUT}"
 
 
 def _checked_file(network: LoadedNetwork, export: ExportSettings, parity: ParitySettings) -> bytes:

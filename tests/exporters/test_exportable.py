@@ -1,0 +1,96 @@
+"""What is found at loading: the form that ONNX can express, or the operation that it cannot."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from factor_networks import network_of, seeded
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgeclean.errors import InputRejectedError
+from edgeclean.load.limits import LoadLimits
+from edgeclean.networks.state import LoadedNetwork, record
+from exporters.exportable import exportable
+from exporters.onnx_exporter import ExportSettings, export_onnx
+from exporters.parity import ParitySettings
+
+
+class Bessel(nn.Module):
+    def forward(self, values: Tensor) -> Tensor:
+        return torch.special.i0e(values)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.read, self.head = kind(48, 8, batch_first=True), nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        states, _ = self.read(images.permute(0, 2, 1, 3).flatten(2))
+        logits: Tensor = self.head(states[:, -1])
+        return logits
+
+
+class Sampled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.locate = nn.Sequential(
+            nn.Conv2d(3, 4, 4, 2), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 6)
+        )
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        theta = self.locate(images).view(-1, 2, 3)
+        grid = functional.affine_grid(theta, list(images.size()), align_corners=False)
+        sampled = functional.grid_sample(images, grid, align_corners=False)
+        logits: Tensor = self.head(sampled.mean((2, 3)))
+        return logits
+
+
+def loaded(module: nn.Module) -> LoadedNetwork:
+    network = network_of(module)
+    history = (record("load", network.module, network.spec, LoadLimits(), {}),)
+    return LoadedNetwork(
+        module=network.module, spec=network.spec, source_sha256="0" * 64, history=history
+    )
+
+
+def test_the_operation_that_onnx_lacks_is_named_with_its_layer_in_one_line() -> None:
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    module = seeded(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(Bessel()), *head))
+    with pytest.raises(InputRejectedError) as refused:
+        exportable(loaded(module), ExportSettings(), ParitySettings(), LoadLimits())
+    message = str(refused.value)
+    assert "special_i0e" in message
+    assert "(called at 1.0)" in message
+    assert "compute it by other operations" in message
+    assert "\n" not in message
+
+
+def test_uneven_pooling_and_a_sampling_grid_are_written_out_exactly() -> None:
+    given = loaded(seeded(Sampled))
+    network, model = exportable(given, ExportSettings(), ParitySettings(), LoadLimits())
+    assert b"GridSample" in model
+    images = torch.rand(3, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(network.module(images), given.module(images))
+
+
+@pytest.mark.parametrize("batch", [1, None])
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_pytorch_says_nothing_of_recurrent_layers(
+    kind: type[nn.RNNBase], batch: int | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A warning would be an error here."""
+    export_onnx(loaded(seeded(lambda: Recurrent(kind))), ExportSettings(batch=batch))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_pytorch_says_nothing_of_norms_by_the_statistics_of_an_image(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    module = seeded(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), *head))
+    export_onnx(loaded(module))
+    assert capfd.readouterr() == ("", "")
