@@ -28,7 +28,8 @@ Parser = Callable[[bytes, LoadLimits], bytes]
 READY, ACCEPTED, REFUSED = b"!", b"+", b"-"
 # Parent and child of one installation: the child gets the parent's module path, as arguments.
 _CHILD = (
-    "import sys; sys.path[:] = sys.argv[2:]; from edgeclean.load.child import main; main(sys.argv[1])"
+    "import sys; sys.path[:] = sys.argv[2:]; "
+    "from edgeclean.load.child import main; main(sys.argv[1])"
 )
 
 
