@@ -13,6 +13,7 @@ from edgeclean.config import PipelineSettings
 from edgeclean.devices.targets import Target
 from edgeclean.environment import describe_environment
 from edgeclean.gates import GateVerdict, Policy, judge_result, judge_scan, refuse_failed
+from edgeclean.load.fitting import told
 from edgeclean.measure.accuracy import Evaluation
 from edgeclean.measure.latency import LatencyReport
 from edgeclean.networks.compute import gpu_name
@@ -112,7 +113,10 @@ def report_inputs(
         compressed=compression.compressed,
         images=compression.images,
         scan=compression.scan,
-        warnings=_warnings(compression.scan.structure),
+        warnings=(
+            *_warnings(compression.scan.structure),
+            *told(compression.original.history[0].notes),
+        ),
         trigger_success=trigger_success(compression.scan, networks, compression.images.pixels),
         layers=layer_rows(compression.original, compression.compressed),
         spectra=spectra(compression.purified, clamped, compression.compressed),

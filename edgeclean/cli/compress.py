@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgeclean.cli import options as opt
 from edgeclean.cli.command import CACHES
 from edgeclean.cli.console import Reporter, cells, plain_table
-from edgeclean.cli.dependencies import InputFiles, code_file
+from edgeclean.cli.dependencies import InputFiles, checkpoint_files, code_file
 from edgeclean.cli.scan import verdict_in_words
 from edgeclean.cli.structure import layers_in_words, structure_warning
 from edgeclean.errors import UsageError
@@ -61,6 +61,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     classes: opt.Classes = None,
     mean: opt.Mean = None,
     std: opt.Std = None,
+    state_dict: opt.StateDict = None,
     config: opt.Config = None,
     effort: opt.EffortLevel = None,
     seed: opt.Seed = None,
@@ -74,17 +75,20 @@ def compress(  # noqa: PLR0913 - the options are the interface
     reporter = Reporter(as_json=as_json, quiet=quiet)
     spec, code_folder = opt.model_spec(checkpoint, model, arch, input_shape, classes, mean, std)
     options = opt.run_options(seed, gpu, effort) | {"target": target, "jetpack": jetpack}
-    options |= {"purify": {"mode": purify}, "decompose": {"keep": keep or None}}
+    options |= opt.load_options(state_dict) | {
+        "purify": {"mode": purify},
+        "decompose": {"keep": keep or None},
+    }
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
     goal = opt.rank_goal(ratio, measure, rank_multiple, speedup, latency_budget_ms, size_budget)
     options |= {"precision": {"format": precision}, "ranks": _overrides(ranks_file) | goal}
     settings, device = opt.pipeline_settings(config, options, target_file, note=reporter.note)
     gates = opt.read_gates(policy, fail_on_backdoor, max_accuracy_drop, max_size, min_speedup)
     stages = _cache(cache, no_cache, reporter.note)
-    read = [checkpoint, model, code_file(spec.architecture, code_folder)]
+    read = [*checkpoint_files(checkpoint), model, code_file(spec.architecture, code_folder)]
     read += [config, target_file, policy, ranks_file, latency_table]
-    used = [*read, evaluate, sign_key, sign_certificate, stages.folder if stages else None]
-    keep_apart(used, files=[depfile], folder=output)
+    others = [evaluate, sign_key, sign_certificate, stages.folder if stages else None]
+    keep_apart([*read, *others], files=[depfile], folder=output)
     inputs = InputFiles(depfile, output)
     inputs.add(*read)
     signer = _signer(sign_key, sign_certificate)
@@ -96,10 +100,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     inputs.add(*(labelled.files if labelled else ()))
     with reporter.progress() as progress:
         written = pipeline.compress(
-            checkpoint,
-            spec,
-            output,
-            settings,
+            *(checkpoint, spec, output, settings),
             target=device,
             latency_table=opt.read_table(latency_table),
             policy=gates,
@@ -110,7 +111,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
             cache=stages,
             alongside=lambda network: inputs.add_external(checkpoint, network),
         )
-    _answer(reporter, written)
+    _answer(reporter, checkpoint, written)
 
 
 def _cache(folder: Path | None, no_cache: bool, note: Callable[[str], None]) -> Cache | None:
@@ -183,8 +184,9 @@ def _overrides(ranks_file: Path | None) -> dict[str, Any]:
     }
 
 
-def _answer(reporter: Reporter, written: WrittenCompression) -> None:
+def _answer(reporter: Reporter, checkpoint: Path, written: WrittenCompression) -> None:
     """The bundle that was written, and what was measured of it."""
+    opt.note_loading(checkpoint, written.compression.original, reporter.note)
     reporter.answer(_document(written), _summary(written), _checks(written), _files(written))
     if written.compression.scan.structure.findings:
         reporter.note(structure_warning(written.compression.scan.structure))

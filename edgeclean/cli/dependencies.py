@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,17 +88,19 @@ def external_files(checkpoint: Path, network: Network) -> list[Path]:
     return [checkpoint.parent / name for name in sorted(names)]
 
 
+def checkpoint_files(checkpoint: Path) -> list[Path]:
+    """The checkpoint's file, or those that are read of its folder."""
+    if not checkpoint.is_dir():
+        return [checkpoint]
+    from edgeclean.load.hub_folder import files_of
+
+    return files_of(checkpoint)
+
+
 def code_file(architecture: str, code_folder: Path | None) -> Path | None:
     """The file of the user's own architecture code; None for a built-in one."""
-    module_name, _, _ = architecture.rpartition(":")
-    if architecture.startswith("onnx:"):
-        return None
-    if module_name.endswith(".py"):
-        return (code_folder or Path()) / module_name
-    if not module_name:
-        return None
-    try:
-        found = importlib.util.find_spec(module_name)
-    except (ImportError, ValueError):
-        return None  # the loader says what is wrong with it
-    return Path(found.origin) if found is not None and found.has_location and found.origin else None
+    if ":" not in architecture:
+        return None  # without importing PyTorch
+    from edgeclean.load.architectures import named_code
+
+    return named_code.code_file(architecture, code_folder)

@@ -10,7 +10,7 @@ import typer
 
 from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
-from edgeclean.cli.dependencies import code_file, external_files
+from edgeclean.cli.dependencies import checkpoint_files, code_file, external_files
 from edgeclean.files.writing import check_place, is_our_onnx, keep_apart, write_file
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def export(  # noqa: PLR0913 - the options are the interface
     classes: opt.Classes = None,
     mean: opt.Mean = None,
     std: opt.Std = None,
+    state_dict: opt.StateDict = None,
     config: opt.Config = None,
     seed: opt.Seed = None,
     as_json: opt.AsJson = False,
@@ -40,10 +41,11 @@ def export(  # noqa: PLR0913 - the options are the interface
     """Write a checkpoint as a checked ONNX file, neither scanned nor purified nor compressed."""
     reporter = Reporter(as_json=as_json, quiet=quiet)
     spec, code_folder = opt.model_spec(checkpoint, model, arch, input_shape, classes, mean, std)
-    read = [checkpoint, model, config, code_file(spec.architecture, code_folder)]
+    read = [*checkpoint_files(checkpoint), model, config, code_file(spec.architecture, code_folder)]
     keep_apart(read, files=[output])
     check_place(output, is_our_onnx)
     options: dict[str, Any] = {"seed": seed, "target": target, "jetpack": jetpack}
+    options |= opt.load_options(state_dict)
     options |= {"export": {"opset": opset}, "precision": {"format": precision}}
     settings, _ = opt.pipeline_settings(config, options, note=reporter.note)
     from edgeclean.pipeline import export_checkpoint
@@ -54,6 +56,7 @@ def export(  # noqa: PLR0913 - the options are the interface
         )
         keep_apart(external_files(checkpoint, exported.network), files=[output])
         write_file(output, exported.model, ours=is_our_onnx)
+    opt.note_loading(checkpoint, exported.network, reporter.note)
     _answer(reporter, output, exported)
 
 

@@ -44,6 +44,7 @@ def inspect(  # noqa: PLR0913 - the options are the interface
     classes: opt.Classes = None,
     mean: opt.Mean = None,
     std: opt.Std = None,
+    state_dict: opt.StateDict = None,
     config: opt.Config = None,
     seed: opt.Seed = None,
     threads: opt.Threads = None,
@@ -63,6 +64,7 @@ def inspect(  # noqa: PLR0913 - the options are the interface
             "seed": seed,
             "target": target,
             "jetpack": jetpack,
+            **opt.load_options(state_dict),
             "decompose": {"keep": keep or None},
             "ranks": {"ratio": ratio, "measure": measure},
         },
@@ -75,6 +77,7 @@ def inspect(  # noqa: PLR0913 - the options are the interface
         inspected = inspect_checkpoint(
             checkpoint, spec, settings, code_folder=code_folder, progress=progress
         )
+    opt.note_loading(checkpoint, inspected.network, reporter.note)
     reporter.answer(
         {
             "source_sha256": inspected.network.source_sha256,

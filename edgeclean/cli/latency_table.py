@@ -9,7 +9,7 @@ import typer
 
 from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
-from edgeclean.cli.dependencies import code_file, external_files
+from edgeclean.cli.dependencies import checkpoint_files, code_file, external_files
 from edgeclean.files.writing import check_place, keep_apart, marked, write_file
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def latency_table(  # noqa: PLR0913 - the options are the interface
     classes: opt.Classes = None,
     mean: opt.Mean = None,
     std: opt.Std = None,
+    state_dict: opt.StateDict = None,
     config: opt.Config = None,
     as_json: opt.AsJson = False,
     quiet: opt.Quiet = False,
@@ -61,10 +62,10 @@ def latency_table(  # noqa: PLR0913 - the options are the interface
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
     spec, code_folder = opt.model_spec(checkpoint, model, arch, input_shape, classes, mean, std)
-    read = [checkpoint, model, config, code_file(spec.architecture, code_folder)]
+    read = [*checkpoint_files(checkpoint), model, config, code_file(spec.architecture, code_folder)]
     keep_apart(read, files=[output])
     check_place(output, IS_TABLE)
-    settings, _ = opt.pipeline_settings(config, {}, note=reporter.note)
+    settings, _ = opt.pipeline_settings(config, opt.load_options(state_dict), note=reporter.note)
     from edgeclean.config import settings_from
     from edgeclean.load.checkpoint import load_checkpoint
     from edgeclean.measure.block_latency import BlockLatencySettings
@@ -84,6 +85,7 @@ def latency_table(  # noqa: PLR0913 - the options are the interface
         table = measured_table(network, how, overrides=overrides, progress=progress)
         write_file(output, table.canonical(), ours=IS_TABLE)
     reporter.answer({"file": str(output), **_facts(table)}, _layers(table))
+    opt.note_loading(checkpoint, network, reporter.note)
     reporter.note(f"table: {output}")
 
 

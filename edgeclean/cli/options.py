@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgeclean.devices.targets import Target
     from edgeclean.gates import Policy
     from edgeclean.images.labelled import LabelledImages
-    from edgeclean.networks.state import ModelSpec
+    from edgeclean.networks.state import ModelSpec, Network
 
 NETWORK = "The network"
 RUN = "The run"
@@ -33,7 +33,10 @@ DEFAULT_TARGET = "cpu"
 BundleFolder = Annotated[Path, typer.Argument(help="The folder of a bundle.")]
 Checkpoint = Annotated[
     Path,
-    typer.Argument(help="Weights: .pt .pth .th .tar .bin .ckpt .safetensors, or an .onnx network."),
+    typer.Argument(
+        help="Weights of PyTorch or safetensors, an ONNX network, or a folder of the Hugging Face "
+        "hub with timm's config.json."
+    ),
 ]
 ModelFile = Annotated[
     Path | None,
@@ -48,7 +51,8 @@ Arch = Annotated[
     str | None,
     typer.Option(
         help="A built-in architecture, package.module:callable, file.py:callable (which runs that "
-        "code), or onnx, or onnx:NAME for one of its outputs; an .onnx file needs none.",
+        "code), timm:NAME, torchvision:NAME, or onnx, or onnx:NAME for one of its outputs; an "
+        ".onnx file needs none.",
         rich_help_panel=NETWORK,
     ),
 ]
@@ -62,6 +66,14 @@ Mean = Annotated[
     typer.Option(help="Per channel, of pixels in [0, 1]: R,G,B.", rich_help_panel=NETWORK),
 ]
 Std = Annotated[str | None, typer.Option(help="Per channel: R,G,B.", rich_help_panel=NETWORK)]
+StateDict = Annotated[
+    str | None,
+    typer.Option(
+        "--state-dict",
+        help="Which network of a checkpoint that holds several, such as model_ema.",
+        rich_help_panel=NETWORK,
+    ),
+]
 TargetName = Annotated[
     str | None,
     typer.Option(
@@ -256,6 +268,26 @@ PolicyFile = Annotated[
         "--policy", help="A policy.toml with these gates; options win.", rich_help_panel=GATES
     ),
 ]
+
+
+def load_options(state_dict: str | None) -> dict[str, Any]:
+    """What loading has options for."""
+    return {"load": {"state_dict": state_dict}}
+
+
+def note_loading(checkpoint: Path, network: Network, note: Callable[[str], None]) -> None:
+    """Say what a folder states of its network, and what was done to names so that they fit."""
+    from edgeclean.load.fitting import told
+
+    if checkpoint.is_dir():
+        spec = network.spec
+        shape = "x".join(str(side) for side in spec.input_shape)
+        note(
+            f"{checkpoint}: {spec.architecture}, images of {shape}, {spec.classes} classes, mean "
+            f"{', '.join(map(str, spec.mean))}, std {', '.join(map(str, spec.std))}"
+        )
+    for sentence in told(network.history[0].notes):
+        note(sentence)
 
 
 def model_spec(  # noqa: PLR0913 - the options that say what a network is

@@ -10,7 +10,7 @@ import typer
 
 from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
-from edgeclean.cli.dependencies import code_file
+from edgeclean.cli.dependencies import checkpoint_files, code_file
 from edgeclean.cli.structure import structure_table, structure_warning
 from edgeclean.errors import BackdoorSuspectedError
 from edgeclean.files.writing import keep_apart, new_folder
@@ -46,6 +46,7 @@ def scan(  # noqa: PLR0913 - the options are the interface
     classes: opt.Classes = None,
     mean: opt.Mean = None,
     std: opt.Std = None,
+    state_dict: opt.StateDict = None,
     config: opt.Config = None,
     effort: opt.EffortLevel = None,
     seed: opt.Seed = None,
@@ -58,22 +59,27 @@ def scan(  # noqa: PLR0913 - the options are the interface
     reporter = Reporter(as_json=as_json, quiet=quiet)
     spec, code_folder = opt.model_spec(checkpoint, model, arch, input_shape, classes, mean, std)
     keep_apart(
-        [checkpoint, model, config, code_file(spec.architecture, code_folder)], folder=output
+        [*checkpoint_files(checkpoint), model, config, code_file(spec.architecture, code_folder)],
+        folder=output,
     )
     settings, _ = opt.pipeline_settings(
-        config, opt.run_options(seed, gpu, effort), note=reporter.note
+        config,
+        opt.run_options(seed, gpu, effort) | opt.load_options(state_dict),
+        note=reporter.note,
     )
     opt.use_threads(threads)
     from edgeclean.pipeline import scan_checkpoint
     from edgeclean.report.page import trigger_files
 
     with new_folder(output) as write, reporter.progress() as progress:
-        found = scan_checkpoint(
+        scanned = scan_checkpoint(
             checkpoint, spec, settings, code_folder=code_folder, progress=progress
-        ).report
+        )
+        found = scanned.report
         document = found.summary()
         text = json.dumps(document, indent=2, allow_nan=False) + "\n"
         write({"scan.json": text.encode(), **trigger_files(found)})
+    opt.note_loading(checkpoint, scanned.network, reporter.note)
     reporter.answer(document, _verdict(found), structure_table(found.structure), _searches(found))
     if fail_on_backdoor and found.verdict == "suspected":
         advice = "`edgeclean compress` purifies such a network"

@@ -140,16 +140,16 @@ def _is(kind: Callable[[int], bool], path: Path, follow: bool) -> bool:
         return False
 
 
-def _refuse_long_numbers(entry: object, key: str = "a number") -> None:
+def _refuse_long_numbers(entry: object, key: str = "") -> None:
     """Refuse whole numbers that TOML does not have, and that Python refuses to write in a message.
 
     Source: TOML 1.0, "Integer": 64 bits, or else an error.
     """
     if isinstance(entry, int) and entry.bit_length() > MOST_BITS:
-        raise ValueError(f"{shown(key)} is {shown(entry)}; a whole number of TOML has 64")
+        raise ValueError(f"{shown(key)} is {shown(entry)}; a whole number has at most 64 bits")
     if isinstance(entry, dict):
         for name, below in entry.items():
-            _refuse_long_numbers(below, name)
+            _refuse_long_numbers(below, f"{key}.{name}" if key else name)
     elif isinstance(entry, list):
         for below in entry:
             _refuse_long_numbers(below, key)

@@ -2,17 +2,18 @@
 
 A file is read once, its bytes are hashed and checked (``limits``); a pickle or an ONNX graph
 is parsed in a process of its own (``isolation``). Plain tensors are fitted by name and shape to an
-architecture whose code we or the user brought (``architectures``, ``state_dict``); a checked graph
-becomes stock layers (``onnx.importer``).
+architecture whose code we or the user brought (``fitting``); a checked graph becomes stock layers
+(``onnx.importer``).
 
-``torch.load`` is called here and nowhere else, always with ``weights_only=True``.
+``torch.load`` and Python's unpickler are called nowhere: what a pickle holds is read as data
+(``pickles``, ``torch_file``), so that nothing in it can be code.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import re
+import json
+import struct
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,39 +23,34 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.files.text import printable
-from edgeclean.load.architectures import build_architecture, list_architectures
+from edgeclean.load.asked_for import MOST_NAMES, beside_tensors
 from edgeclean.load.canonical.form import as_stock_layers, stock_form
 from edgeclean.load.finite import check_answers
+from edgeclean.load.fitting import SavedNetworks, fitted
+from edgeclean.load.hub_folder import weights_of
 from edgeclean.load.isolation import parse_isolated
+from edgeclean.load.kinds import Kind, kind_of
 from edgeclean.load.limits import (
     ZIP_MAGIC,
-    Kind,
     LoadLimits,
     check_safetensors,
     check_zip,
-    kind_of,
     read_input,
 )
+from edgeclean.load.networks_in_file import FoundNetwork, check_plain, find_networks
 from edgeclean.load.running_cost import bounded_cost
-from edgeclean.load.state_dict import (
-    check_layout,
-    check_names_and_shapes,
-    find_state_dict,
-    fit_weights,
-    strip_prefix,
-)
+from edgeclean.load.state_dict import check_count, check_layout
+from edgeclean.load.torch_file import TorchFile
 from edgeclean.networks.state import JsonValue, LoadedNetwork, ModelSpec, record
 from edgeclean.networks.structure import read_structure
 
-__all__ = ["LoadLimits", "load_checkpoint", "parse_torch", "read_tensors", "written_out"]
+__all__ = ["LoadLimits", "load_checkpoint", "parse_torch", "read_networks", "written_out"]
 
 ONNX = "onnx"
 _DEFAULT_LIMITS = LoadLimits()
-_UNSUPPORTED_GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 
 def load_checkpoint(
@@ -67,8 +63,8 @@ def load_checkpoint(
     """Load a state dict (PyTorch or safetensors) or an ONNX file.
 
     Args:
-        path: ``.pt .pth .th .tar .bin .ckpt`` (``torch.save`` of a state dict, alone or under one
-            of ``state_dict.NESTED_UNDER``), ``.safetensors`` or ``.onnx``.
+        path: a file of ``torch.save``, whatever lies beside its weights, of safetensors, or of
+            ONNX; its bytes say which, not its name. Or a folder with such a file (`hub_folder`).
         spec: the architecture, input shape, classes and scaling, which no checkpoint holds. An
             ONNX file needs the architecture ``onnx``, or ``onnx:NAME`` to name one of its outputs.
         limits: the most that the file may cost.
@@ -81,6 +77,7 @@ def load_checkpoint(
         InputRejectedError: the file cannot be accepted; nothing of it was executed.
         UsageError: the architecture is unknown, or the user's own code for it failed.
     """
+    path = weights_of(path)
     contents = read_input(path, limits.file_bytes)
     kind = kind_of(path, contents)
     try:
@@ -121,50 +118,94 @@ def written_out(network: LoadedNetwork, limits: LoadLimits, why: str) -> LoadedN
 
 
 def parse_torch(contents: bytes, limits: LoadLimits) -> bytes:
-    """Parse a file of ``torch.save`` into a safetensors file; pure, runs in a child process.
+    """Parse a file of ``torch.save`` into plain tensors; pure, runs in a child process.
+
+    Returns:
+        A safetensors file. Its metadata has, as JSON under "networks", the keys that each network
+        lies under, and under "beside" what the pickle asks for beside tensors. The names of the
+        first network's tensors begin with "0:", and so on.
 
     Raises:
-        InputRejectedError: the archive or pickle is damaged, asks for anything but tensors and
-            plain containers, or its tensors break a rule of ``state_dict``.
+        InputRejectedError: the archive or pickle is damaged, asks for code, holds no network, or
+            its tensors break a rule of ``state_dict``.
     """
-    zipped = contents.startswith(ZIP_MAGIC)
-    if zipped:
+    if contents.startswith(ZIP_MAGIC):
         check_zip(contents, limits)
     try:
-        tree = torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
-    except MemoryError:
+        file = TorchFile(contents)
+        found = find_networks(file.tree.root)
+        networks = [_read(file, one, limits) for one in found]
+    except (MemoryError, InputRejectedError):
         raise
     except Exception as error:  # noqa: BLE001 - hostile bytes raise whatever they can
-        raise InputRejectedError(_load_failure(error, contents)) from None
-    tensors = find_state_dict(tree)
-    check_layout(tensors, limits)
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise InputRejectedError(
+            f"damaged, cut short, or not a checkpoint ({type(error).__name__}: {reason})"
+        ) from None
+    _check_total(networks, limits)
     # A copy each: safetensors takes neither shared nor transposed storages.
     plain = {
-        name: tensor.clone(memory_format=torch.contiguous_format)
+        f"{index}:{name}": tensor.clone(memory_format=torch.contiguous_format)
+        for index, tensors in enumerate(networks)
         for name, tensor in tensors.items()
     }
-    return safetensors.torch.save(plain)
+    beside = beside_tensors(file.tree.names)[:MOST_NAMES]
+    told = {"networks": [one.path for one in found], "beside": beside}
+    return safetensors.torch.save(plain, {key: json.dumps(one) for key, one in told.items()})
 
 
-def read_tensors(contents: bytes, kind: Kind, limits: LoadLimits) -> dict[str, Tensor]:
-    """Read the checked state dict in a file's bytes, without a common prefix of its names.
+def read_networks(contents: bytes, kind: Kind, limits: LoadLimits) -> SavedNetworks:
+    """Read the checked tensors in a file's bytes.
 
     Raises:
         InputRejectedError: the bytes are not of the format ``kind``, or break a rule.
     """
     if kind == "safetensors":
         check_safetensors(contents, limits)
-    else:
-        contents = parse_isolated(parse_torch, contents, limits)
+        tensors = _safetensors(contents)
+        check_plain(tensors)
+        check_layout(tensors, limits)
+        return SavedNetworks(networks={(): tensors}, beside=())
+    parsed = parse_isolated(parse_torch, contents, limits)
+    (length,) = struct.unpack("<Q", parsed[:8])
+    told = json.loads(parsed[8 : 8 + length])["__metadata__"]
+    networks: dict[tuple[str, ...], dict[str, Tensor]] = {
+        tuple(path): {} for path in json.loads(told["networks"])
+    }
+    by_index = list(networks.values())
+    for name, tensor in _safetensors(parsed).items():
+        index, _, own = name.partition(":")
+        by_index[int(index)][own] = tensor
+    for tensors in by_index:
+        check_layout(tensors, limits)
+    return SavedNetworks(networks=networks, beside=tuple(json.loads(told["beside"])))
+
+
+def _safetensors(contents: bytes) -> dict[str, Tensor]:
     try:
-        tree = safetensors.torch.load(contents)
+        tensors: dict[str, Tensor] = safetensors.torch.load(contents)
     # The parser is Rust: besides its own error it raises what its Python glue does.
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = (str(error).splitlines() or [""])[0][:200]
         raise InputRejectedError(f"not a valid safetensors file ({reason})") from None
-    tensors = find_state_dict(tree)
+    return tensors
+
+
+def _read(file: TorchFile, found: FoundNetwork, limits: LoadLimits) -> dict[str, Tensor]:
+    check_count(found.tensors, limits)
+    tensors = {name: file.tensor(node, name) for name, node in found.tensors.items()}
     check_layout(tensors, limits)
-    return strip_prefix(tensors)
+    return tensors
+
+
+def _check_total(networks: list[dict[str, Tensor]], limits: LoadLimits) -> None:
+    """Refuse networks that together take more than one may: each was looked at alone."""
+    total = sum(tensor.nbytes for tensors in networks for tensor in tensors.values())
+    if total > limits.file_bytes:
+        raise InputRejectedError(
+            f"the tensors of {len(networks)} networks take {total} bytes; the limit file_bytes is "
+            f"{limits.file_bytes}"
+        )
 
 
 def _network(
@@ -183,16 +224,18 @@ def _network(
             "for no other"
         )
     if kind != "onnx":
-        tensors = read_tensors(contents, kind, limits)
+        saved = read_networks(contents, kind, limits)
         try:
-            return _fitted(tensors, spec, code_folder), {"format": kind}
+            module, notes = fitted(saved, spec, limits, code_folder)
         except InputRejectedError:
             if spec.classes != 2:
                 raise
             single = replace(spec, classes=1)  # one logit may stand for two classes
             with suppress(InputRejectedError, UsageError):
-                return _fitted(tensors, single, code_folder), {"format": kind}
+                module, notes = fitted(saved, single, limits, code_folder)
+                return module, {"format": kind, **notes}
             raise
+        return module, {"format": kind, **notes}
     # ONNX's own packages are slow to import, and the parsing process of a state dict, which
     # imports this module, needs none of them.
     from edgeclean.load.onnx.asked import Asked
@@ -202,26 +245,11 @@ def _network(
     imported = import_onnx(
         contents, limits, folder=folder, asked=asked, mean=spec.mean, std=spec.std
     )
-    notes: dict[str, JsonValue] = {"format": kind}
+    notes = {"format": kind}
     notes["external_sha256"] = dict(imported.external_sha256)
     notes["onnx_changes"] = list(imported.notes)
     notes["onnx_comparison"] = dict(imported.comparison)
     return imported.module, notes
-
-
-def _fitted(tensors: dict[str, Tensor], spec: ModelSpec, code_folder: Path | None) -> nn.Module:
-    if spec.architecture in list_architectures():
-        # First without memory: a million classes that the file does not have would take gigabytes.
-        with torch.device("meta"):
-            empty = build_architecture(spec.architecture, spec, tensors)
-        check_names_and_shapes(empty, tensors)
-    # Every weight is replaced, so how they are drawn does not matter, but the caller's random
-    # numbers must not move.
-    with torch.random.fork_rng(devices=[]):
-        module = build_architecture(spec.architecture, spec, tensors, code_folder=code_folder)
-    module = module.float().eval()
-    fit_weights(module, tensors)
-    return module
 
 
 def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> bool:
@@ -251,26 +279,3 @@ def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> 
             "give its input shape"
         ) from None
     return bill.is_dear
-
-
-def _load_failure(error: Exception, contents: bytes) -> str:
-    names = _globals_asked_for(error, contents)
-    if names:
-        shown = ", ".join(name[:100] for name in names[:8])
-        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-        return (
-            f"its pickle asks for code: {shown}{more}; nothing was run. Only tensors in plain "
-            "dicts are read: ask for torch.save(model.state_dict(), ...) or safetensors"
-        )
-    reason = (str(error).splitlines() or [""])[0][:200]
-    return f"damaged, cut short, or not a checkpoint ({type(error).__name__}: {reason})"
-
-
-def _globals_asked_for(error: Exception, contents: bytes) -> list[str]:
-    """List what a pickle would import, beyond the few names that ``weights_only`` allows."""
-    if contents.startswith(ZIP_MAGIC):
-        try:
-            return sorted(get_unsafe_globals_in_checkpoint(io.BytesIO(contents)))
-        except Exception:  # noqa: BLE001 - as above: then the message below has to do
-            return _UNSUPPORTED_GLOBAL.findall(str(error))
-    return _UNSUPPORTED_GLOBAL.findall(str(error))[:1]

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.documents import parse_json
@@ -21,18 +21,20 @@ from edgeclean.files.text import printable
 from edgeclean.settings import Settings, setting
 
 MIB = 1024**2
+_LOCAL_HEADER = 30  # bytes in front of a member's name
 VALUES_PER_TENSOR = 12  # in a safetensors header: type, eight sides at most, two offsets, itself
 ZIP_MAGIC = b"PK\x03\x04"
-PICKLE_MAGIC = b"\x80"
-TORCH_SUFFIXES = (".pt", ".pth", ".th", ".tar", ".bin", ".ckpt")
-Kind = Literal["torch-zip", "torch-legacy", "safetensors", "onnx"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadLimits(Settings):
-    """The most that one input may cost; raise a limit where a real network needs more.
+    """The most that one input may cost, and which of its networks is meant.
+
+    Raise a limit where a real network needs more.
 
     Attributes:
+        state_dict: the network to take where a checkpoint holds several that fit, as the refusal
+            names them; empty to take the one that fits.
         file_bytes: size of the file, of what its archive unpacks to, and of all its tensors.
         entries: members of a zip archive, tensors of a safetensors file, tensors of a state dict.
         zip_ratio: unpacked over packed size; ``torch.save`` does not compress at all.
@@ -47,6 +49,7 @@ class LoadLimits(Settings):
         cpu_seconds: processor time of the parsing process, beside a second for each 32 MiB.
     """
 
+    state_dict: str = setting("", longest=500)
     file_bytes: int = setting(1024 * MIB, at_least=1, at_most=2**40)
     entries: int = setting(20_000, at_least=1, at_most=10**7)
     zip_ratio: int = setting(20, at_least=1, at_most=10**6)
@@ -89,31 +92,6 @@ def read_input(path: Path, limit_bytes: int) -> bytes:
     return contents
 
 
-def kind_of(path: Path, contents: bytes) -> Kind:
-    """Return the format of a file: by its suffix, and for PyTorch's own files by their first bytes.
-
-    Raises:
-        InputRejectedError: the suffix is not one we read, or the bytes are not of its format.
-    """
-    shown, suffix = printable(str(path)), path.suffix.lower()
-    if suffix == ".safetensors":
-        return "safetensors"
-    if suffix == ".onnx":
-        return "onnx"
-    if suffix not in TORCH_SUFFIXES:
-        allowed = ", ".join((*TORCH_SUFFIXES, ".safetensors", ".onnx"))
-        raise InputRejectedError(
-            f"{shown}: files named *{printable(suffix)} are not read; allowed are {allowed}"
-        )
-    if contents.startswith(ZIP_MAGIC):
-        return "torch-zip"
-    if contents.startswith(PICKLE_MAGIC):
-        return "torch-legacy"
-    raise InputRejectedError(
-        f"{shown}: starts with neither a zip archive nor a pickle, so torch.save did not write it"
-    )
-
-
 def check_zip(contents: bytes, limits: LoadLimits) -> None:
     """Check an archive's directory: count, sizes, ratio, names, and what kind of archive it is.
 
@@ -145,6 +123,7 @@ def check_zip(contents: bytes, limits: LoadLimits) -> None:
     for member in members:
         _check_member(member, limits)
     _check_names([member.filename for member in members])
+    _check_places(members, len(contents))
 
 
 def check_safetensors(contents: bytes, limits: LoadLimits) -> None:
@@ -204,6 +183,16 @@ def _check_member(member: zipfile.ZipInfo, limits: LoadLimits) -> None:
         raise InputRejectedError(
             f"archive member {name[:80]!r} has a name that torch.save would not write"
         )
+
+
+def _check_places(members: Iterable[zipfile.ZipInfo], end: int) -> None:
+    """Refuse members that lie in one another: small in the file, many times that when read."""
+    ordered = sorted(members, key=lambda member: member.header_offset)
+    starts = [member.header_offset for member in ordered]
+    for member, following in zip(ordered, [*starts[1:], end], strict=True):
+        name = member.orig_filename.encode("utf-8", "replace")
+        if member.header_offset + _LOCAL_HEADER + len(name) + member.compress_size > following:
+            raise InputRejectedError(f"archive member {member.filename[:80]!r} overlaps another")
 
 
 def _check_names(names: Iterable[str]) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 from edgeclean.errors import EdgecleanError, InputRejectedError, UsageError
 from edgeclean.files.reading import read_small_toml
 from edgeclean.files.text import printable, shown
+from edgeclean.load import hub_folder
 from edgeclean.networks.state import ModelSpec
 
 MAX_FILE_BYTES = 64 * 1024
@@ -74,7 +75,8 @@ def spec_from_options(  # noqa: PLR0913 - the options that say what a network is
         classes: the number of outputs.
         mean: comma-separated numbers, one per channel.
         std: comma-separated numbers above zero, one per channel.
-        checkpoint: the file itself; an ONNX file says all but the scaling of its images.
+        checkpoint: the file itself; an ONNX file says all but the scaling of its images, and a
+            folder of the Hugging Face hub all (`hub_folder`).
 
     Raises:
         UsageError: an option is malformed, or something is given by neither.
@@ -91,7 +93,9 @@ def spec_from_options(  # noqa: PLR0913 - the options that say what a network is
     given = {key: entry for key, entry in options.items() if entry is not None}
     _check_entries(given, name=OPTIONS.__getitem__, error=UsageError)
     merged = {**entries, **given}
-    if checkpoint is not None and checkpoint.suffix.lower() == ".onnx":
+    if checkpoint is not None and checkpoint.is_dir():
+        merged = {**_stated_by_folder(checkpoint, merged), **merged}
+    elif checkpoint is not None and checkpoint.suffix.lower() == ".onnx":
         merged = {**_stated(checkpoint, merged), **merged}
     missing = [OPTIONS[key] for key in KEYS if key not in merged]
     if missing:
@@ -108,6 +112,18 @@ def spec_from_options(  # noqa: PLR0913 - the options that say what a network is
         # Only numbers for each channel are held against something that the other one may hold.
         error=UsageError if {"input-shape", "mean", "std"} & set(given) else InputRejectedError,
     )
+
+
+def _stated_by_folder(folder: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a folder's ``config.json`` says of what is left out, each checked by itself."""
+    if known.keys() >= set(KEYS):
+        return {}
+    stated = hub_folder.stated_by(folder)
+    left_out = {key: entry for key, entry in stated.items() if key not in known}
+    path = folder / hub_folder.CONFIG
+    name = lambda key: printable(f"{path}: {hub_folder.KEYS[key]}")  # noqa: E731
+    _check_entries(left_out, name=name, error=InputRejectedError)
+    return left_out
 
 
 def _stated(checkpoint: Path, known: Mapping[str, Any]) -> dict[str, Any]:

@@ -125,7 +125,10 @@ class _Counting(TorchDispatchMode):
     def __init__(self, bill: Bill, where: str, module: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._bill, self._where = bill, where
-        self._weights = {id(weight) for weight in (*module.parameters(), *module.buffers())}
+        held = [*module.parameters(), *module.buffers()]
+        self._weights = {id(weight) for weight in held}
+        # A view of a weight is another tensor in the same memory.
+        self._storages = frozenset(_storage(weight) for weight in held if weight.numel())
 
     def __torch_dispatch__(
         self, func: Any, types: Any, inputs: tuple[Any, ...] = (), kwargs: Any = None
@@ -138,14 +141,20 @@ class _Counting(TorchDispatchMode):
             return func(*inputs, **named)
         foreseen = _foreseen(func, inputs, named)
         if foreseen is not None:
-            self._bill.add(cost_of(func, inputs, named, foreseen), self._where)
+            self._bill.add(cost_of(func, inputs, named, foreseen, self._storages), self._where)
         outputs = func(*inputs, **named)
         if foreseen is None:
-            self._bill.add(cost_of(func, inputs, named, outputs), self._where)
+            self._bill.add(cost_of(func, inputs, named, outputs, self._storages), self._where)
         return outputs
 
 
-def cost_of(func: Any, inputs: Sequence[Any], named: Mapping[str, Any], outputs: Any) -> Cost:
+def cost_of(
+    func: Any,
+    inputs: Sequence[Any],
+    named: Mapping[str, Any],
+    outputs: Any,
+    weights: frozenset[int] = frozenset(),
+) -> Cost:
     """Return what one operation of PyTorch takes; of an unknown one its inputs and outputs.
 
     Args:
@@ -153,6 +162,7 @@ def cost_of(func: Any, inputs: Sequence[Any], named: Mapping[str, Any], outputs:
         inputs: its arguments by place.
         named: its arguments by name.
         outputs: what it puts out, with or without numbers.
+        weights: where weights lie in memory, which were counted when they were read.
     """
     given, outputs = _tensors((inputs, named)), _tensors(outputs)
     name = func._schema.name.removeprefix("aten::")
@@ -162,7 +172,8 @@ def cost_of(func: Any, inputs: Sequence[Any], named: Mapping[str, Any], outputs:
     # What is made of nothing is no activation, but it is memory all the same.
     put_out = sum(one.numel() for one in outputs if one.is_floating_point()) if given else 0
     macs, reads, beside = rule(by_name, outputs) if outputs else (0, 0, 0)
-    held = _words([*given, *outputs])
+    values = [one for one in given if not weights or _storage(one) not in weights]
+    held = _words([*values, *outputs])
     return Cost(
         outputs=put_out,
         macs=macs,
@@ -209,6 +220,10 @@ def _foreseen(func: Any, inputs: Any, named: Mapping[str, Any]) -> list[Tensor] 
 
 def _without_numbers(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _tensors(values: Any) -> list[Tensor]:

@@ -1,9 +1,9 @@
-"""Find the state dict in a checkpoint, check its tensors, and put them into a module."""
+"""Check the tensors of a state dict, and put them into a module."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -12,59 +12,21 @@ from torch import Tensor, nn
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.limits import LoadLimits
 
-NESTED_UNDER = ("state_dict", "model_state_dict", "model_state", "net", "netC", "model", "weights")
-PREFIXES = ("module.", "_orig_mod.")  # DataParallel's, torch.compile's
-MAX_DEPTH = 3
 SHOWN = 5
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 
 
-def find_state_dict(tree: object) -> dict[str, Tensor]:
-    """Return the one state dict in a checkpoint, under at most `MAX_DEPTH` of `NESTED_UNDER`.
-
-    What lies beside it (epochs, optimiser states) is ignored; inside it only tensors are allowed.
+def check_count(names: Collection[str], limits: LoadLimits) -> None:
+    """Refuse more tensors than the limit.
 
     Raises:
-        InputRejectedError: there is none, more than one, or it holds something else than tensors.
+        InputRejectedError: giving their number.
     """
-    for _ in range(MAX_DEPTH):
-        if not isinstance(tree, dict):
-            break
-        inner = [name for name in NESTED_UNDER if isinstance(tree.get(name), dict)]
-        if not inner:
-            break
-        if len(inner) > 1:
-            raise InputRejectedError(
-                f"the checkpoint holds {len(inner)} networks, under {', '.join(inner)}; "
-                "save the one that is meant"
-            )
-        tree = tree[inner[0]]
-    if not isinstance(tree, dict) or not tree:
+    if len(names) > limits.entries:
         raise InputRejectedError(
-            f"the checkpoint is a {type(tree).__name__}, not a filled state dict, nor one under "
-            f"{', '.join(NESTED_UNDER)}"
+            f"the state dict has {len(names)} tensors; the limit entries is {limits.entries}"
         )
-    for name, leaf in tree.items():
-        if not (isinstance(name, str) and 0 < len(name) <= 500 and name.isprintable()):
-            raise InputRejectedError(
-                f"the state dict has a key {str(name)[:60]!r}, which is no name"
-            )
-        # Exactly these types: a subclass brings its own behaviour.
-        if type(leaf) not in (Tensor, nn.Parameter):
-            raise InputRejectedError(
-                f"the state dict's {name!r} is a {type(leaf).__name__}; only tensors are allowed"
-            )
-    return {name: leaf.detach() for name, leaf in tree.items()}
-
-
-def strip_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove ``module.`` and ``_orig_mod.`` where every name begins with it."""
-    stripped = dict(tensors)
-    for _, prefix in itertools.product(range(2), PREFIXES):
-        if all(name.startswith(prefix) for name in stripped):
-            stripped = {name.removeprefix(prefix): leaf for name, leaf in stripped.items()}
-    return stripped
 
 
 def check_layout(tensors: Mapping[str, Tensor], limits: LoadLimits) -> None:
@@ -76,10 +38,7 @@ def check_layout(tensors: Mapping[str, Tensor], limits: LoadLimits) -> None:
     Raises:
         InputRejectedError: naming the tensor.
     """
-    if len(tensors) > limits.entries:
-        raise InputRejectedError(
-            f"the state dict has {len(tensors)} tensors; the limit entries is {limits.entries}"
-        )
+    check_count(tensors, limits)
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS + INTEGERS:
             raise InputRejectedError(
@@ -109,8 +68,8 @@ def fit_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         InputRejectedError: see `check_names_and_shapes`; or numbers are not finite.
     """
-    check_names_and_shapes(module, tensors)
     needed = module.state_dict()
+    check_names_and_shapes(needed, tensors)
     # Doubles are checked as the float32 that they become: 1e300 becomes infinity.
     narrowed = {
         name: tensor.to(needed[name].dtype) if _are_floats(tensor, needed[name]) else tensor
@@ -120,14 +79,17 @@ def fit_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     module.load_state_dict({**needed, **narrowed}, strict=True)
 
 
-def check_names_and_shapes(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are not the module's; its own numbers are not read.
+def check_names_and_shapes(needed: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not the architecture's.
+
+    Args:
+        needed: the architecture's own state dict; its numbers are not read.
+        tensors: of the checkpoint.
 
     Raises:
         InputRejectedError: names are missing or unexpected (``num_batches_tracked`` may be
             missing), or shapes differ; the line names them and counts them.
     """
-    needed = module.state_dict()
     missing = [
         name for name in needed if name not in tensors and not name.endswith(".num_batches_tracked")
     ]
@@ -143,7 +105,23 @@ def check_names_and_shapes(module: nn.Module, tensors: Mapping[str, Tensor]) -> 
         if tensor.shape != needed[name].shape
     ]
     if differing:
-        raise InputRejectedError(f"shapes do not match the architecture: {_listing(differing)}")
+        raise InputRejectedError(
+            f"shapes do not match the architecture: {_listing(differing)}{_head(tensors, needed)}"
+        )
+
+
+def _head(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> str:
+    """Return advice where all that differs is how many outputs the last layer has."""
+    pairs = [
+        (tensor.shape, needed[name].shape)
+        for name, tensor in tensors.items()
+        if tensor.shape != needed[name].shape
+    ]
+    heads = {(ours[:1], theirs[:1]) for ours, theirs in pairs}
+    if len(heads) != 1 or any(ours[1:] != theirs[1:] for ours, theirs in pairs):
+        return ""
+    ((ours, _),) = heads
+    return f"; its last layer has {ours[0]} outputs: give --classes {ours[0]} if those are all"
 
 
 def _check_numbers(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> None:

@@ -160,7 +160,7 @@ def byte_size(count: int) -> str:
 
 def command_line(checkpoint: Path, spec: ModelSpec, settings: PipelineSettings) -> str:
     """Return the command line of a run, with file names for paths: a report names no machine."""
-    words = ["edgeclean", "compress", checkpoint.name]
+    words = ["edgeclean", "compress", checkpoint.name or checkpoint.resolve().name]
     words += ["--arch", without_folder(spec.architecture)]
     words += ["--input-shape", "x".join(str(side) for side in spec.input_shape)]
     words += ["--classes", str(spec.classes)]

@@ -102,6 +102,7 @@ REFUSED: dict[str, tuple[list[Node], Callable[[ModelProto], None], str]] = {
     ),
     "second output": ([("Dropout", [""], {})], with_output("mask"), "more than one output"),
     "no image": ([("Relu", [""], {}), ("Relu", [""], {})], from_constants, "depend on the image"),
+    "constant too many": ([("Relu", ["", "row"], {})], unchanged, "input 1 is a constant, which"),
     "no axis": (
         [("Concat", ["", "image"], {"axis": 1})],
         without_attributes,

@@ -19,7 +19,7 @@ from edgeclean.config import PipelineSettings, read_config, settings_from
 from edgeclean.devices.profile_files import read_profile
 from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.gates import read_policy
-from edgeclean.load.checkpoint import parse_torch, read_tensors
+from edgeclean.load.checkpoint import parse_torch, read_networks
 from edgeclean.load.child import mapped_bytes
 from edgeclean.load.limits import MIB, LoadLimits
 from edgeclean.load.model_file import read_model_file
@@ -47,7 +47,7 @@ def zip(contents: bytes) -> None:
 
 def safetensors(contents: bytes) -> None:
     """A safetensors file."""
-    read_tensors(contents, "safetensors", LIMITS)
+    read_networks(contents, "safetensors", LIMITS)
 
 
 def onnx(contents: bytes) -> None:

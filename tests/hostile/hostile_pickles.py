@@ -21,6 +21,12 @@ from pickle_writing import (
 )
 from torch import nn
 
+
+def beside_good_weights(value: bytes) -> bytes:
+    """A pickled dict of weights that fit (with no numbers: those are read last) and a value."""
+    return b"\x80\x02}(" + text("state_dict") + b"}" + text("args") + value + b"u."
+
+
 ASKS = r"asks for code: {}.*nothing was run"
 CODE_CASES = [
     zip_case(
@@ -152,9 +158,57 @@ CODE_CASES = [
     ),
     file_case(
         "whole network",
-        "torch.save(model): honest, common, and a pickle of classes all the same",
+        "torch.save(model) of another network: its tensors are read, none of its classes",
         lambda: saved(nn.Sequential(nn.Conv2d(1, 1, 1))),
-        ASKS.format(r"torch\.nn\.modules\.c"),
+        "names do not match the architecture",
+    ),
+]
+CODE_CASES += [
+    zip_case(
+        "code beside good weights",
+        "the weights are right and fit; the shell command waits in the settings beside them",
+        lambda: beside_good_weights(call("posix", "system", TOUCH)),
+        ASKS.format(r"posix\.system"),
+        bait=True,
+    ),
+    zip_case(
+        "code in a harmless object",
+        "the settings are an ordinary Namespace, with a call as one of its values",
+        lambda: beside_good_weights(
+            b"cargparse\nNamespace\n)R}" + text("a") + call("builtins", "eval", PYTHON) + b"sb"
+        ),
+        ASKS.format(r"argparse\.Namespace, builtins\.eval"),
+        bait=True,
+    ),
+    zip_case(
+        "way out by attributes",
+        "no dangerous module is named: it climbs from a harmless class to all that is loaded",
+        dict_of(
+            b"cbuiltins\ngetattr\n(ccollections\nOrderedDict\n" + text("__subclasses__") + b"tR"
+        ),
+        ASKS.format(r"builtins\.getattr"),
+    ),
+    zip_case(
+        "code within a storage",
+        "the pickle of a tensor's numbers holds another pickle, which torch would load as well",
+        lambda: dict_of(
+            b"ctorch._utils\n_rebuild_tensor_v2\n(ctorch.storage\n_load_from_bytes\n("
+            + pickle.dumps(dict_of(call("posix", "system", TOUCH)), 3)[2:-1]
+            + b"tRK\x00)))NtR"
+        ),
+        ASKS.format(r"posix\.system"),
+    ),
+    zip_case(
+        "module within itself",
+        "a pickled network that is its own layer: whoever walks it never ends",
+        b"\x80\x02cx\nNet\n)\x81q\x00}("
+        + text("_parameters")
+        + b"}"
+        + text("_modules")
+        + b"}"
+        + text("m")
+        + b"h\x00sub.",
+        "nested deeper than 100",
     ),
 ]
 BOMBS = [
@@ -167,8 +221,8 @@ BOMBS = [
     zip_case(
         "64 GiB bytearray",
         "a callable that torch's own list allows, with a large number",
-        b"\x80\x02c__builtin__\nbytearray\n" + pickle.dumps(2**36, 2)[2:-1] + b"\x85R.",
-        r"memory_bytes|damaged",
+        dict_of(b"c__builtin__\nbytearray\n" + pickle.dumps(2**36, 2)[2:-1] + b"\x85R"),
+        r"'w' asks for code: builtins\.bytearray; nothing was run",
     ),
     zip_case(
         "text of 2^60 bytes",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import sys
 import types
 import zipfile
@@ -29,7 +28,7 @@ from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.load import child
 from edgeclean.load.checkpoint import parse_torch
 from edgeclean.load.isolation import ACCEPTED, REFUSED, parse_isolated
-from edgeclean.load.limits import LoadLimits
+from edgeclean.load.limits import MIB, LoadLimits
 
 # The published checkpoints. ACC of shared/zoo/README.md, in percent of 2,000 images.
 PUBLISHED = {
@@ -130,16 +129,15 @@ def hash_bomb() -> bytes:
 
 
 def memory_bomb() -> bytes:
-    """bytearray(64 GiB), a callable that torch's own allow-list holds."""
-    size = pickle.dumps(64 * 1024**3, protocol=2)[2:-1]
-    return b"\x80\x02c__builtin__\nbytearray\n" + size + b"\x85R."
+    """A list of lists: each takes one byte of the file, and sixty times that in memory."""
+    return b"\x80\x02(" + b"]" * 4_000_000 + b"l."
 
 
 @pytest.mark.parametrize(
     ("payload", "limits", "message"),
     [
         (hash_bomb(), LoadLimits(cpu_seconds=1), "processor time"),
-        (memory_bomb(), LIMITS, "limit memory_bytes|damaged"),
+        (memory_bomb(), LoadLimits(memory_bytes=MIB), f"limit memory_bytes {MIB}"),
     ],
     ids=["time", "memory"],
 )

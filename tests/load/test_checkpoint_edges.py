@@ -14,7 +14,7 @@ from onnx_graphs import SIDE, graph
 from tiny_checkpoint import SPEC, saved, tiny
 
 from edgeclean.errors import InputRejectedError
-from edgeclean.load import checkpoint
+from edgeclean.load import checkpoint, torch_file
 from edgeclean.load.checkpoint import load_checkpoint, parse_torch
 from edgeclean.load.child import run
 from edgeclean.load.limits import LoadLimits
@@ -116,7 +116,7 @@ def test_memory_that_does_not_suffice_is_the_childs_to_tell(
     def exhaust(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(torch, "load", exhaust)
+    monkeypatch.setattr(torch_file, "read_pickle", exhaust)
     with pytest.raises(MemoryError):
         parse_torch(saved({"a": torch.ones(1)}), LIMITS)
 

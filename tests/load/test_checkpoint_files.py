@@ -10,25 +10,30 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+from onnx_graphs import graph
 from tiny_checkpoint import (
     LIMITS,
+    assert_equal_tensors,
     parsed,
     saved,
     tiny,
 )
 
 from edgeclean.errors import InputRejectedError, UsageError
-from edgeclean.load.checkpoint import parse_torch, read_tensors
-from edgeclean.load.limits import LoadLimits, check_zip, kind_of, read_input
+from edgeclean.load.checkpoint import parse_torch, read_networks
+from edgeclean.load.kinds import kind_of
+from edgeclean.load.limits import LoadLimits, check_zip, read_input
 
 # Files.
 
 
-@pytest.mark.parametrize("name", ["a.pt2", "a.pkl", "a", "a.zip", "a.engine"])
-def test_other_suffixes_are_refused(name: str) -> None:
-    with pytest.raises(InputRejectedError, match=r"allowed are \.pt, \.pth"):
-        kind_of(Path(name), saved({}))
+@pytest.mark.parametrize("name", ["a.pt2", "a.pkl", "a", "a.zip", "a.engine", "ckpt.t7", "a.model"])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_what_torch_save_wrote_is_known_by_its_bytes(name: str, zipped: bool) -> None:
+    contents = saved({}, _use_new_zipfile_serialization=zipped)
+    assert kind_of(Path(name), contents) == ("torch-zip" if zipped else "torch-legacy")
 
 
 @pytest.mark.parametrize(
@@ -42,6 +47,38 @@ def test_other_suffixes_are_refused(name: str) -> None:
 )
 def test_kind_by_suffix_and_first_bytes(name: str, contents: bytes, kind: str) -> None:
     assert kind_of(Path(name), contents) == kind
+
+
+@pytest.mark.parametrize("name", ["a", "a.bin", "model.pth", "a.safetensors"])
+def test_safetensors_are_known_by_their_bytes(name: str) -> None:
+    for size in range(1, 200):  # also where the length begins as an archive or a pickle does
+        contents = safetensors.torch.save({"w" * size: torch.ones(2)})
+        assert kind_of(Path(name), contents) == "safetensors"
+    assert kind_of(Path("a.safetensors"), saved({})) == "torch-zip"
+
+
+@pytest.mark.parametrize("name", ["a", "a.pth", "model.bin", "a.onnx"])
+def test_an_onnx_file_is_known_by_its_bytes(name: str) -> None:
+    contents = graph([("Relu", [""], {})]).SerializeToString()
+    assert kind_of(Path(name), contents) == "onnx"
+    if name != "a.onnx":
+        for cut in (1, 10, len(contents) - 1):
+            with pytest.raises(InputRejectedError, match="nor is it safetensors or ONNX"):
+                kind_of(Path(name), contents[:cut])
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (b"\x89HDF\r\n\x1a\n", "a Keras or HDF5 file; convert it to ONNX"),
+        (b"\x1c\0\0\0TFL3", "a TensorFlow Lite file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"),
+        (b"\x1f\x8b\x08\0", "packed by gzip; unpack it first"),
+    ],
+)
+def test_files_of_other_tools_are_refused_by_what_they_are(contents: bytes, message: str) -> None:
+    with pytest.raises(InputRejectedError, match=message):
+        kind_of(Path("model.pth"), contents)
 
 
 def test_pickle_suffix_without_a_pickle_is_refused() -> None:
@@ -76,11 +113,11 @@ def test_truncated_file_is_refused(kept: float, zipped: bool) -> None:
         parsed(contents[: int(kept * len(contents))])
 
 
-def test_whole_module_is_refused_with_the_classes_it_asks_for() -> None:
-    with pytest.raises(InputRejectedError) as caught:
-        parsed(saved(tiny()))
-    assert "torch.nn.modules.conv.Conv2d" in str(caught.value)
-    assert "nothing was run" in str(caught.value)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_whole_module_is_read_as_its_state_dict(zipped: bool) -> None:
+    module = tiny()
+    contents = saved(module, _use_new_zipfile_serialization=zipped)
+    assert_equal_tensors(parsed(contents), module.state_dict())
 
 
 def archive(members: dict[str, bytes], *, method: int = zipfile.ZIP_STORED) -> bytes:
@@ -149,7 +186,10 @@ def test_limits_of_an_archive_are_exact() -> None:
         check_zip(contents, LoadLimits(file_bytes=size - 1))
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(LoadLimits)])
+NUMBERS = [field.name for field in dataclasses.fields(LoadLimits) if field.name != "state_dict"]
+
+
+@pytest.mark.parametrize("field", NUMBERS)
 def test_limit_below_one_is_a_usage_error(field: str) -> None:
     with pytest.raises(UsageError, match=field):
         LoadLimits(**{field: 0})
@@ -177,17 +217,17 @@ BAD_SAFETENSORS: dict[str, tuple[bytes, str]] = {
 def test_damaged_safetensors_file_is_refused(case: str) -> None:
     contents, message = BAD_SAFETENSORS[case]
     with pytest.raises(InputRejectedError) as caught:
-        read_tensors(contents, "safetensors", LIMITS)
+        read_networks(contents, "safetensors", LIMITS)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_limits_of_a_safetensors_header() -> None:
     contents = headed(b'{"a":' + ENTRY + b"}", b"1234")
-    read_tensors(contents, "safetensors", LoadLimits(header_bytes=len(ENTRY) + 6))
+    read_networks(contents, "safetensors", LoadLimits(header_bytes=len(ENTRY) + 6))
     with pytest.raises(InputRejectedError, match="header_bytes"):
-        read_tensors(contents, "safetensors", LoadLimits(header_bytes=len(ENTRY) + 5))
+        read_networks(contents, "safetensors", LoadLimits(header_bytes=len(ENTRY) + 5))
     # The header's own limit, before there are tensors to count.
     many = headed(b'{"a":' + ENTRY + b',"b":' + ENTRY + b"}", b"1234")
     with pytest.raises(InputRejectedError, match="must be an object of at most 1 tensors"):
-        read_tensors(many, "safetensors", LoadLimits(entries=1))
+        read_networks(many, "safetensors", LoadLimits(entries=1))

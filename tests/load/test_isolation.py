@@ -11,6 +11,7 @@ import functools
 import io
 import json
 import os
+import pickletools
 import resource
 import signal
 import subprocess
@@ -33,8 +34,8 @@ from tiny_networks import tiny_contents
 from edgeclean.bundle import golden
 from edgeclean.bundle.golden import run_golden, run_isolated
 from edgeclean.errors import InputRejectedError
-from edgeclean.load import child, isolation
-from edgeclean.load.checkpoint import parse_torch, read_tensors
+from edgeclean.load import child, isolation, torch_file
+from edgeclean.load.checkpoint import parse_torch, read_networks
 from edgeclean.load.isolation import ACCEPTED, READY, REFUSED, Parser, name_of, parse_isolated
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx import guard
@@ -113,7 +114,7 @@ def test_a_child_answers_on_a_descriptor_of_its_own(
     assert limited == [(LoadLimits(), 1, 0)], "it limits itself, and before it reads a byte"
     if good:
         assert out.startswith(READY + ACCEPTED)
-        assert torch.equal(safetensors.torch.load(out[2:])["w"], torch.ones(2))
+        assert torch.equal(safetensors.torch.load(out[2:])["0:w"], torch.ones(2))
     else:
         assert out.startswith(READY + REFUSED + b"the checkpoint is a list")
 
@@ -170,12 +171,15 @@ def test_a_parser_runs_in_the_child_and_nowhere_else(
     def never(*_: object, **__: object) -> bytes:
         raise AssertionError("parsed in the process that decides")
 
-    for module, name in ((torch, "load"), (guard, "check_structure"), (onnxsim, "simplify")):
+    for module, name in (
+        *((torch, "load"), (torch_file, "read_pickle"), (pickletools, "genops")),
+        *((guard, "check_structure"), (onnxsim, "simplify")),
+    ):
         monkeypatch.setattr(module, name, never)
     stream = io.BytesIO()
     torch.save({"w": torch.ones(2)}, stream)
-    tensors = read_tensors(stream.getvalue(), "torch-zip", LoadLimits())
-    assert torch.equal(tensors["w"], torch.ones(2))
+    saved = read_networks(stream.getvalue(), "torch-zip", LoadLimits())
+    assert torch.equal(saved.networks[()]["w"], torch.ones(2))
     imported = import_onnx(model, LoadLimits(), folder=tmp_path)
     assert imported.input_shape == (3, 8, 8)
 

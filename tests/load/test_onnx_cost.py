@@ -248,7 +248,12 @@ def test_a_list_of_a_million_places_is_not_made() -> None:
     node = helper.make_node("Slice", ["image", "starts"], ["out"], "cut")
     for count in (64, 65):
         view = NodeView(
-            node=node, constants={"starts": torch.zeros(count).long()}, shapes={}, opset=17
+            node=node,
+            constants={"starts": torch.zeros(count).long()},
+            shapes={},
+            types={},
+            opset=17,
+            batch=1,
         )
         if count == 64:
             assert view.integers("starts", 1) == [0] * 64

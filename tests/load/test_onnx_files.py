@@ -271,6 +271,54 @@ def test_a_constant_beside_a_value_is_joined_to_it() -> None:
     assert_as_the_file(network(middle=(join,), extra=(numpy_helper.from_array(plane, "k"),)))
 
 
+WHOLE = {"s": [0, 3, 4, 64], "back": [0, CHANNELS, 8, 8], "zero": [0], "ones": [1, 1, 1]}
+WHOLE |= {"one": [1], "two": [2], "three": [3]}
+
+
+def parts(way: str, opset: int) -> list[NodeProto]:
+    """The three entries of the first axis of t, as q, k and v, in one of the ways of exporters."""
+    names = ("q", "k", "v")
+    if way == "Gather":
+        return [node("Gather", ["t", f"i{n}"], [name], axis=0) for n, name in enumerate(names)]
+    squeezes = [
+        node("Squeeze", [f"{name}1", "zero"], [name])
+        if opset >= 13
+        else node("Squeeze", [f"{name}1"], [name], axes=[0])
+        for name in names
+    ]
+    if way == "Slice":
+        bounds = ("zero", "one", "two", "three")
+        cuts = [
+            node("Slice", ["t", bounds[n], bounds[n + 1], "zero"], [f"{name}1"])
+            for n, name in enumerate(names)
+        ]
+        return [*cuts, *squeezes]
+    sizes = {"axis": 0} if opset >= 13 else {"axis": 0, "split": [1, 1, 1]}
+    inputs = ["t", "ones"] if opset >= 13 else ["t"]
+    return [node("Split", inputs, [f"{name}1" for name in names], **sizes), *squeezes]
+
+
+@pytest.mark.parametrize("opset", [11, 13])
+@pytest.mark.parametrize("way", ["Gather", "Slice", "Split"])
+def test_an_axis_before_the_batch_is_taken_apart(way: str, opset: int) -> None:
+    """As attention has its queries, keys and values."""
+    middle = (
+        node("Reshape", ["r", "s"], ["p"]),
+        node("Transpose", ["p"], ["t"], perm=[1, 0, 3, 2]),
+        *parts(way, opset),
+        node("Mul", ["k", "v"], ["kv"]),
+        node("Sub", ["q", "k"], ["qk"]),
+        node("Concat", ["q", "kv", "qk"], ["joined"], axis=2),
+        node("Transpose", ["joined"], ["turned"], perm=[0, 2, 1]),
+        node("Reshape", ["turned", "back"], ["m"]),
+    )
+    numbers = {key: np.array(one, np.int64) for key, one in WHOLE.items()}
+    numbers |= {f"i{n}": np.array(n) for n in range(3)}
+    used = {name for one in middle for name in one.input}
+    extra = [numpy_helper.from_array(one, key) for key, one in numbers.items() if key in used]
+    assert_as_the_file(network(middle=middle, opset=opset, extra=tuple(extra)))
+
+
 def fused(model: ModelProto, folder: Path) -> ModelProto:
     """The model as ONNX Runtime saves it after its own optimisations."""
     options = onnxruntime.SessionOptions()

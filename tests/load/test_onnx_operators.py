@@ -36,6 +36,7 @@ OPERATOR_CASES: dict[str, tuple[list[Node], int]] = {
     "leaky": ([("LeakyRelu", [""], {"alpha": 0.2})], 13),
     "elu": ([("Elu", [""], {"alpha": 0.5})], 13),
     "prelu": ([("PRelu", ["", "slope"], {})], 13),
+    "prelu-of-planes": ([("PRelu", ["", "slopes"], {})], 13),
     "sigmoid-swish": ([("Sigmoid", [""], {}), ("Mul", ["", "image"], {})], 13),
     "tanh": ([("Tanh", [""], {})], 13),
     "hard-sigmoid": ([("HardSigmoid", [""], {})], 13),

@@ -29,6 +29,7 @@ WEIGHTS = {
     "s": np.array([0.9, 1.1, 0.7], np.float32),
     "v": np.array([0.5, 2.0, 1.2], np.float32),
     "slope": np.array([[[0.1]], [[0.2]], [[0.3]]], np.float32),
+    "slopes": np.array([[[[0.1]], [[0.2]], [[0.3]]]], np.float32),
     "row": np.linspace(-1, 1, SIDE, dtype=np.float32),
     "one": np.array([[[[0.7]]]], np.float32),
     "m": np.random.default_rng(2).normal(size=(SIDE, 5)).astype(np.float32),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 
 from edgeclean.load.checkpoint import load_checkpoint, parse_torch
 from edgeclean.load.limits import LoadLimits
-from edgeclean.load.state_dict import strip_prefix
 from edgeclean.networks.state import ModelSpec
 
 LIMITS = LoadLimits()
@@ -47,8 +47,21 @@ def saved(tree: object, **options: Any) -> bytes:
 
 
 def parsed(contents: bytes, limits: LoadLimits = LIMITS) -> dict[str, Tensor]:
-    """As the parsing process and its parent do it, in one process."""
-    return strip_prefix(safetensors.torch.load(parse_torch(contents, limits)))
+    """The only network in a file, as the parsing process and its parent read it."""
+    (tensors,) = all_parsed(contents, limits).values()
+    return tensors
+
+
+def all_parsed(contents: bytes, limits: LoadLimits = LIMITS) -> dict[str, dict[str, Tensor]]:
+    """Every network in a file, under the keys that it lies under."""
+    answer = parse_torch(contents, limits)
+    told = json.loads(answer[8 : 8 + int.from_bytes(answer[:8], "little")])["__metadata__"]
+    found: list[dict[str, Tensor]] = [{} for _ in json.loads(told["networks"])]
+    for name, tensor in safetensors.torch.load(answer).items():
+        index, _, own = name.partition(":")
+        found[int(index)][own] = tensor
+    paths = ["/".join(path) for path in json.loads(told["networks"])]
+    return dict(zip(paths, found, strict=True))
 
 
 def assert_equal_tensors(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

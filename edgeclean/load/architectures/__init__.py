@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from edgeclean.errors import UsageError
+from edgeclean.load.architectures.libraries import build_of_library, is_of_library
 from edgeclean.load.architectures.mobilenet import mobilenet_v2
 from edgeclean.load.architectures.named_code import build_named
 from edgeclean.load.architectures.residual import (
@@ -52,7 +53,8 @@ def build_architecture(
     """Build a freshly initialised network by its name.
 
     Args:
-        name: a name of the table, or code that the user names (see `named_code`; it is executed).
+        name: a name of the table, of a library (`libraries`), or code that the user names (see
+            `named_code`; it is executed).
         spec: gives the input channels and classes.
         keys: the names in the checkpoint's state dict; they choose the naming variant.
         code_folder: the folder that a relative ``file.py:callable`` is relative to.
@@ -60,12 +62,14 @@ def build_architecture(
     Raises:
         UsageError: the table has no such name, or the user's code failed.
     """
+    if is_of_library(name):
+        return build_of_library(name, spec)
     if ":" in name:
         return build_named(name, spec, code_folder)
     if name not in _TABLE:
         near = difflib.get_close_matches(name, _TABLE, n=3) or list_architectures()
         raise UsageError(
             f"--arch {name!r} is not in the table (nearest: {', '.join(near)}); name code of "
-            "your own by package.module:callable or file.py:callable"
+            "your own by package.module:callable or file.py:callable, or timm:NAME"
         )
     return _TABLE[name](spec, keys)

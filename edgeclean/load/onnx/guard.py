@@ -19,6 +19,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.limits import MIB, LoadLimits
 from edgeclean.load.onnx.asked import NOTHING, Asked, question_of
+from edgeclean.load.onnx.batch import batch_first_
 from edgeclean.load.onnx.cost import check_cost
 from edgeclean.load.onnx.doubles import check_doubles
 from edgeclean.load.onnx.fusions import FUSIONS, MICROSOFT
@@ -137,6 +138,7 @@ def _simplified(model: ModelProto) -> ModelProto:
     output.CopyFrom(free)
     simplified, _ = onnxsim.simplify(model, check_n=0, skip_fuse_bn=True)
     release_(simplified.graph, held)
+    batch_first_(simplified.graph, own_opset(simplified))
     del simplified.metadata_props[:]
     return onnx.shape_inference.infer_shapes(simplified, strict_mode=True)
 

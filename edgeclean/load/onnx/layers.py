@@ -96,6 +96,8 @@ def prelu(view: NodeView) -> nn.Module:
     """Convert PRelu with one slope, or one per channel."""
     slopes = view.floats(1)
     channels = view.shape()[1]
+    if slopes.dim() == len(view.shape()) and slopes.shape[0] == 1:
+        slopes = slopes[0]
     per_channel = slopes.shape[:1] == (channels,) and slopes.numel() == channels
     if slopes.numel() != 1 and not (per_channel and slopes.dim() == len(view.shape()) - 1):
         raise view.refusal(f"slopes of shape {tuple(slopes.shape)}; one, or one per channel")

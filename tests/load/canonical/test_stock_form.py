@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from odd_networks import By, FrozenNorm, Recipe, SameConv, spec_of
+from onnx import TensorProto, helper, numpy_helper
+from onnx_graphs import converted
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import prune
@@ -215,3 +218,28 @@ def test_a_layer_that_runs_twice_is_one_layer() -> None:
     form = stock_form(Recipe(middles=("twice",), head="tuple").build(), Recipe().spec, LIMITS)
     runs = {layer.name: layer.runs for layer in trace_layers(form.module, (3, 32, 32))}
     assert runs == {"body.0": 1, "body.1.conv": 2, "fc": 1}
+
+
+def test_an_onnx_graph_that_ends_in_planes_is_taken() -> None:
+    """As SqueezeNet and DenseNet of the ONNX zoo do."""
+    numbers = np.random.default_rng(0)
+    shapes = {"w": (8, 3, 3, 3), "v": (5, 8, 1, 1)}
+    weights = [
+        numpy_helper.from_array(numbers.normal(size=shape).astype(np.float32), name)
+        for name, shape in shapes.items()
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("Conv", ["c", "v"], ["d"]),
+        helper.make_node("GlobalAveragePool", ["d"], ["y"]),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("x", ["n", 3, 32, 32]), ("y", ["n", 5, 1, 1]))
+    ]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    network = converted(model.SerializeToString())
+    form = form_of(network)
+    assert form.module(IMAGES).shape == (3, 5)
+    assert torch.allclose(form.module(IMAGES), network(IMAGES).flatten(1), atol=1e-5)

@@ -1,0 +1,119 @@
+"""A folder as the Hugging Face hub gives it for timm: `config.json` beside the weights.
+
+The file is a stranger's: of it a few keys are read, each of its own type, and what is read becomes
+entries of a model file, which are checked as those are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgeclean.errors import InputRejectedError
+from edgeclean.files.reading import first_line, read_small_file
+from edgeclean.files.text import printable
+
+CONFIG = "config.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+MAX_CONFIG_BYTES = 8 * 2**20  # the labels of 21,000 classes stand in some
+# What it is called in the file, by what a model file calls it.
+KEYS = {
+    "architecture": "architecture",
+    "input-shape": "input_size",
+    "classes": "num_classes",
+    "mean": "mean",
+    "std": "std",
+}
+# Arguments of the model that matter in training alone.
+_TRAINING = ("drop_rate", "drop_path_rate", "drop_block_rate", "proj_drop_rate", "pos_drop_rate")
+
+
+def weights_of(path: Path) -> Path:
+    """Return the file of weights in such a folder; a path that is no folder stays what it is.
+
+    Raises:
+        InputRejectedError: the folder has none, or its weights are in several parts.
+    """
+    if not path.is_dir():
+        return path
+    for name in WEIGHTS:
+        if (path / name).is_file():
+            return path / name
+    shown = printable(str(path))
+    parts = [name for name in WEIGHTS if (path / f"{name}.index.json").is_file()]
+    if parts:
+        raise InputRejectedError(
+            f"{shown}: the weights are in several parts ({parts[0]}.index.json); save them as one"
+        )
+    raise InputRejectedError(
+        f"{shown}: a folder without {' or '.join(WEIGHTS)}; give the checkpoint's file"
+    )
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return what is read of a checkpoint: the file itself, or those of its folder.
+
+    Raises:
+        InputRejectedError: see `weights_of`.
+    """
+    config = path / CONFIG
+    return [weights_of(path), *([config] if path.is_dir() and config.is_file() else [])]
+
+
+def stated_by(folder: Path) -> dict[str, Any]:
+    """Return the entries of a model file that the folder's ``config.json`` states, unchecked.
+
+    Where there is no such file, it states nothing. ``architecture`` is ``timm:NAME``.
+
+    Raises:
+        InputRejectedError: the file is too large, no JSON object, or its network has arguments
+            that are not known to leave it as it is.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        return {}
+    document = _read(path)
+    inner = document.get("pretrained_cfg", {})
+    if not isinstance(inner, dict):
+        raise InputRejectedError(f"{path}: pretrained_cfg is no object")
+    found = {**{key: inner[key] for key in inner}, **document}
+    entries = {ours: found[theirs] for ours, theirs in KEYS.items() if theirs in found}
+    if isinstance(entries.get("architecture"), str):
+        entries["architecture"] = f"timm:{entries['architecture']}"
+        _check_arguments(path, document.get("model_args", {}))
+    return entries
+
+
+def _check_arguments(path: Path, arguments: Any) -> None:
+    """Refuse arguments of the model: they would make it another one than its name says."""
+    known = isinstance(arguments, dict) and all(key in _TRAINING for key in arguments)
+    if not known:
+        names = ", ".join(sorted(arguments)[:8]) if isinstance(arguments, dict) else "no object"
+        raise InputRejectedError(
+            printable(
+                f"{path}: model_args ({names[:200]}) make another network than the architecture's "
+                "name says, and are not read; name code that builds it with --arch"
+            )
+        )
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    contents = read_small_file(
+        path, MAX_CONFIG_BYTES, hint="timm's is smaller", error=InputRejectedError
+    )
+    try:
+        document = json.loads(contents.decode("utf-8"), parse_constant=_no_number)
+    # Deeply nested arrays exhaust the parser's stack: the file's fault, not ours.
+    except (ValueError, RecursionError) as wrong:
+        raise InputRejectedError(
+            printable(f"{path}: not a JSON file ({first_line(wrong)})")
+        ) from None
+    if not isinstance(document, dict):
+        raise InputRejectedError(f"{path}: not a JSON object")
+    return document
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")

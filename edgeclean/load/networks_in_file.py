@@ -1,0 +1,192 @@
+"""Find the networks in what a checkpoint holds: dicts of tensors by name, and pickled modules.
+
+What lies beside them (epochs, settings, the states of optimisers) is left unread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgeclean.errors import InputRejectedError
+from edgeclean.load.pickles import StandIn
+from edgeclean.load.torch_file import in_words, is_tensor
+
+NESTED_UNDER = ("state_dict", "model_state_dict", "model_state", "net", "netC", "model", "weights")
+# How names begin under which there are tensors, yet no network.
+NO_NETWORKS = (
+    *("optim", "opt_", "sched", "lr_", "scaler", "amp", "rng", "callbacks", "loops", "hyper"),
+    *("args", "config", "cfg", "history", "criterion", "loss", "metric"),
+)
+_NOT_FILLED = f"not a filled state dict, nor one under {', '.join(NESTED_UNDER)}"
+MAX_DEPTH = 3
+MOST_NETWORKS = 16
+MOST_ITEMS = 64  # of a list in which networks may lie
+MOST_MODULES = 100  # in one another
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundNetwork:
+    """Tensors by name that may be a network.
+
+    Attributes:
+        path: the keys that it lies under; empty for the whole file.
+        tensors: the nodes of its tensors, by their names.
+        flaw: why it is no state dict, in a line; empty where nothing is wrong.
+    """
+
+    path: tuple[str, ...]
+    tensors: Mapping[str, StandIn]
+    flaw: str = ""
+
+
+def find_networks(root: object) -> list[FoundNetwork]:
+    """Return every state dict and module under at most `MAX_DEPTH` keys.
+
+    Those with the most tensors come first.
+
+    Args:
+        root: of the tree of a `TorchFile`.
+
+    Raises:
+        InputRejectedError: there is none, or what comes closest to one holds something else than
+            tensors.
+    """
+    found = list(_walk(root, ()))
+    good = [one for one in found if not one.flaw]
+    if good:
+        return sorted(good, key=lambda one: -len(one.tensors))[:MOST_NETWORKS]
+    if found:
+        raise InputRejectedError(max(found, key=lambda one: len(one.tensors)).flaw)
+    nearest = _nearest(root)
+    entries = _entries(nearest)
+    if entries:
+        raise InputRejectedError(_flaw(entries))
+    raise InputRejectedError(f"the checkpoint is a {in_words(nearest)}, {_NOT_FILLED}")
+
+
+def check_plain(tensors: Mapping[str, object]) -> None:
+    """Refuse what is no filled table of names, as `find_networks` does.
+
+    Raises:
+        InputRejectedError: it is empty, or a key is no name.
+    """
+    if not tensors:
+        raise InputRejectedError(f"the checkpoint is a {in_words(tensors)}, {_NOT_FILLED}")
+    for name in tensors:
+        if not is_name(name):
+            raise InputRejectedError(_bad_name(name))
+
+
+def is_name(key: object) -> bool:
+    """Return whether a tensor may be called so: a text of at most 500 printable characters."""
+    return isinstance(key, str) and 0 < len(key) <= 500 and key.isprintable()
+
+
+def _walk(node: object, path: tuple[str, ...]) -> Iterator[FoundNetwork]:
+    if _is_module(node):
+        tensors = dict(_of_module(node, "", 0))
+        if tensors:
+            yield FoundNetwork(path=path, tensors=tensors)
+        return
+    entries = _entries(node)
+    tensors = {
+        name: leaf for name, leaf in entries.items() if isinstance(name, str) and is_tensor(leaf)
+    }
+    if tensors:
+        yield FoundNetwork(path=path, tensors=tensors, flaw=_flaw(entries))
+    if len(path) == MAX_DEPTH:
+        return
+    for name, below in entries.items():
+        if isinstance(name, str) and not name.lower().startswith(NO_NETWORKS):
+            yield from _walk(below, (*path, name))
+
+
+def _entries(node: object) -> Mapping[Any, Any]:
+    """Return what lies under keys: of a dict, a list, or an object that is one or has a state."""
+    if isinstance(node, dict):
+        return node
+    if isinstance(node, list | tuple):
+        return {str(place): item for place, item in enumerate(node[:MOST_ITEMS]) if _holds(item)}
+    if isinstance(node, StandIn) and not is_tensor(node):
+        return node.entries or (node.state if isinstance(node.state, dict) else {})
+    return {}
+
+
+def _holds(item: object) -> bool:
+    return isinstance(item, dict) or _is_module(item)
+
+
+def _flaw(entries: Mapping[Any, Any]) -> str:
+    """Return why these are no state dict, in a line; nothing if they are."""
+    for name, leaf in entries.items():
+        if not is_name(name):
+            return _bad_name(name)
+        if is_tensor(leaf):
+            continue
+        words = in_words(leaf)[:100]
+        if isinstance(leaf, StandIn):
+            return (
+                f"the state dict's {name!r} asks for code: {words}; nothing was run. Only tensors "
+                "are read in a state dict: ask for torch.save(model.state_dict(), ...) or "
+                "safetensors"
+            )
+        return f"the state dict's {name!r} is a {words}; only tensors are allowed"
+    return ""
+
+
+def _bad_name(key: object) -> str:
+    plain = isinstance(key, str | int | float | bytes) or key is None
+    shown = str(key)[:60] if plain else in_words(key)
+    return f"the state dict has a key {shown!r}, which is no name"
+
+
+def _nearest(root: object) -> object:
+    """Return what lies where a state dict usually does."""
+    for _ in range(MAX_DEPTH):
+        inner = [
+            root[name]
+            for name in NESTED_UNDER
+            if isinstance(root, dict) and isinstance(root.get(name), dict | StandIn)
+        ]
+        if not inner:
+            break
+        root = inner[0]
+    return root
+
+
+def _is_module(node: object) -> bool:
+    """Return whether it is a pickled `torch.nn.Module`, whatever class it says."""
+    return (
+        isinstance(node, StandIn)
+        and isinstance(node.state, dict)
+        and isinstance(node.state.get("_parameters"), dict)
+        and isinstance(node.state.get("_modules"), dict)
+    )
+
+
+def _of_module(node: Any, prefix: str, depth: int) -> Iterator[tuple[str, StandIn]]:
+    """Yield the tensors that the module's ``state_dict()`` would hold, by their names there.
+
+    Raises:
+        InputRejectedError: modules lie in one another without an end.
+    """
+    if depth > MOST_MODULES:
+        raise InputRejectedError(f"the network's modules are nested deeper than {MOST_MODULES}")
+    state = node.state
+    passing = state.get("_non_persistent_buffers_set")
+    left_out: list[Any] = []
+    if isinstance(passing, StandIn):  # a set, as one protocol or another writes it
+        left_out = [*passing.items, *(item for one in passing.arguments for item in one)]
+    own = {**state["_parameters"], **_a_dict(state.get("_buffers"))}
+    for name, leaf in own.items():
+        if isinstance(name, str) and name not in left_out and is_tensor(leaf):
+            yield prefix + name, leaf
+    for name, below in state["_modules"].items():
+        if isinstance(name, str) and _is_module(below):
+            yield from _of_module(below, f"{prefix}{name}.", depth + 1)
+
+
+def _a_dict(value: object) -> Mapping[Any, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,153 @@
+"""Which network of a file is taken: the one that fits, or the one that the user names."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_checkpoint import CODE, SPEC, assert_equal_tensors, tiny
+from torch import Tensor
+
+from edgeclean.errors import InputRejectedError, UsageError
+from edgeclean.load.architectures import build_architecture
+from edgeclean.load.fitting import SavedNetworks, fitted, told
+from edgeclean.load.limits import LoadLimits
+from edgeclean.networks.state import ModelSpec
+
+WEIGHTS = {name: tensor.clone() for name, tensor in tiny().state_dict().items()}
+OTHERS = {name: tensor + 1 for name, tensor in WEIGHTS.items()}
+OPTIMISER = {"momentum": torch.ones(3)}
+Tree = dict[tuple[str, ...], dict[str, Tensor]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "net.py").write_text(CODE, encoding="utf-8")
+    return tmp_path
+
+
+def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+FITTING: dict[str, tuple[Tree, str, str]] = {
+    "alone": ({(): WEIGHTS}, "", ""),
+    "under a key": ({("state_dict",): WEIGHTS}, "", "state_dict"),
+    "under any key": ({("ema", "shadow"): WEIGHTS}, "", "ema/shadow"),
+    "beside others": ({("model",): WEIGHTS, ("swav",): OPTIMISER}, "", "model"),
+    "equal to another": ({("params",): WEIGHTS, ("params_ema",): dict(WEIGHTS)}, "", "params"),
+    "named": ({("params",): OTHERS, ("params_ema",): WEIGHTS}, "params_ema", "params_ema"),
+    "named by its prefix": (
+        {("state_dict",): below("student.", WEIGHTS) | below("teacher.", OTHERS)},
+        "state_dict/student",
+        "state_dict/student",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FITTING)
+def test_the_one_network_that_fits_is_taken(case: str, folder: Path) -> None:
+    networks, choice, label = FITTING[case]
+    limits = LoadLimits(state_dict=choice)
+    module, notes = fitted(SavedNetworks(networks=networks), SPEC, limits, folder)
+    assert_equal_tensors(module.state_dict(), WEIGHTS)
+    assert notes.get("network", "") == label
+    assert label in "".join(told(notes))
+
+
+REFUSED: dict[str, tuple[Tree, str]] = {
+    "two fit": (
+        {("params",): WEIGHTS, ("params_ema",): OTHERS},
+        "2 networks that fit, under params, params_ema; choose one, such as --state-dict params",
+    ),
+    "two under prefixes": (
+        {(): below("student.", WEIGHTS) | below("teacher.", OTHERS)},
+        "2 networks that fit, under student, teacher; choose one, such as --state-dict student",
+    ),
+    "none fits": (
+        {("net",): OPTIMISER, ("model",): {**WEIGHTS, "x": torch.ones(1)}},
+        "holds 2 networks, under net, model, and none fits; of model: the names do not match the "
+        "architecture: missing none; unexpected 1 (x)",
+    ),
+    "the nearest prefix is told": (
+        {("state_dict",): below("model.", {**WEIGHTS, "x": torch.ones(1)})},
+        "the names do not match the architecture: missing none; unexpected 1 (x)",
+    ),
+    "a head of other classes": (
+        {(): {**WEIGHTS, "4.weight": torch.ones(7, 16), "4.bias": torch.ones(7)}},
+        "its last layer has 7 outputs: give --classes 7 if those are all",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_anything_else_is_refused_with_what_is_there(case: str, folder: Path) -> None:
+    networks, message = REFUSED[case]
+    with pytest.raises(InputRejectedError) as caught:
+        fitted(SavedNetworks(networks=networks), SPEC, LoadLimits(), folder)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_is_not_there_is_a_usage_error(folder: Path) -> None:
+    networks: Tree = {("params",): WEIGHTS, ("params_ema",): OTHERS}
+    limits = LoadLimits(state_dict="ema")
+    with pytest.raises(UsageError, match="'ema': no network of that name fits; there is params, "):
+        fitted(SavedNetworks(networks=networks), SPEC, limits, folder)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet-v2", "vgg11-bn"])
+def test_built_in_architectures_choose_their_names_behind_a_prefix(name: str) -> None:
+    spec = ModelSpec(
+        architecture=name, input_shape=(3, 32, 32), classes=4, mean=(0.0,) * 3, std=(1.0,) * 3
+    )
+    weights = build_architecture(name, spec, ()).state_dict()
+    tensors = below("model.module.", weights) | {"loss.weight": torch.ones(4)}
+    module, notes = fitted(SavedNetworks(networks={(): tensors}), spec, LoadLimits(), None)
+    assert_equal_tensors(module.state_dict(), weights)
+    assert notes["names"] == [
+        "'module' taken out of the names",
+        "'model.' taken from the names",
+        "left out: loss.weight",
+    ]
+
+
+LAZY = """
+from torch import nn
+def tiny(classes):
+    return nn.Sequential(
+        nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.Flatten(), nn.LazyLinear(classes)
+    )
+class Asleep(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.net, self.spare = tiny(classes), nn.LazyLinear(3)
+    def forward(self, images):
+        return self.net(images)
+"""
+
+
+def test_lazy_layers_get_their_shapes_from_one_image(folder: Path) -> None:
+    (folder / "net.py").write_text(LAZY, encoding="utf-8")
+    state = torch.get_rng_state()
+    module, _ = fitted(SavedNetworks(networks={(): WEIGHTS}), SPEC, LoadLimits(), folder)
+    assert_equal_tensors(module.state_dict(), WEIGHTS)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "net.py:Asleep"}, "lazy layer 'spare' does not run on an image"),
+        ({"input_shape": (3, 2, 2)}, "lazy layers get no shape from an image of 3x2x2"),
+    ],
+)
+def test_lazy_layers_without_a_shape_are_refused(
+    changes: dict[str, object], message: str, folder: Path
+) -> None:
+    (folder / "net.py").write_text(LAZY, encoding="utf-8")
+    spec = dataclasses.replace(SPEC, **changes)  # type: ignore[arg-type]
+    with pytest.raises(InputRejectedError, match=message):
+        fitted(SavedNetworks(networks={(): WEIGHTS}), spec, LoadLimits(), folder)

@@ -1,0 +1,178 @@
+"""Names that training tools add are undone where the rest fits exactly, and only there."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from tiny_checkpoint import assert_equal_tensors, tiny
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+
+from edgeclean.load.names import Renamed, fits
+
+WEIGHTS = tiny().state_dict()
+
+
+def renamed(change: Any, weights: Mapping[str, Tensor] = WEIGHTS) -> dict[str, Tensor]:
+    return {change(name): tensor for name, tensor in weights.items()}
+
+
+def ways(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor] = WEIGHTS) -> list[Renamed]:
+    return fits(tensors, lambda _: needed)
+
+
+def only(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor] = WEIGHTS) -> Renamed:
+    (way,) = ways(tensors, needed)
+    return way
+
+
+def scalar(number: float = 0.0) -> Tensor:
+    return torch.tensor([number], dtype=torch.float64)
+
+
+ADDED: dict[str, dict[str, Tensor]] = {
+    "as it is": dict(WEIGHTS),
+    "DataParallel": renamed("module.{}".format),
+    "torch.compile": renamed("_orig_mod.{}".format),
+    "compiled in parallel": renamed("module._orig_mod.{}".format),
+    "FSDP": renamed("_fsdp_wrapped_module.{}".format),
+    "Lightning": renamed("model.{}".format),
+    "Lightning, compiled": renamed("model._orig_mod.{}".format),
+    "Lightning with a loss": {**renamed("net.{}".format), "criterion.weight": torch.ones(5)},
+    "Lightning with metrics": {
+        **renamed("backbone.net.{}".format),
+        "train_acc.tp": torch.zeros(2),
+        "val_acc.tp": torch.zeros(2),
+    },
+    "averaged": {"n_averaged": torch.tensor(7), **renamed("module.{}".format)},
+    "counted by thop": {
+        **WEIGHTS,
+        **{f"{layer}total_ops": scalar() for layer in ("", "0.", "1.", "4.")},
+        "0.total_params": scalar(),
+    },
+    "without batches": {k: v for k, v in WEIGHTS.items() if not k.endswith("tracked")},
+}
+
+
+@pytest.mark.parametrize("tool", ADDED)
+def test_names_of_tools_are_undone(tool: str) -> None:
+    way = only(ADDED[tool])
+    expected = {k: v for k, v in WEIGHTS.items() if k in way.tensors}
+    assert_equal_tensors(dict(way.tensors), expected)
+    assert all(name.endswith("tracked") for name in WEIGHTS.keys() - expected.keys())
+    changed = tool not in ("as it is", "without batches")
+    assert bool(way.done) == changed, "what was done is told, and nothing else"
+
+
+def test_prefixes_of_any_kind_in_any_number() -> None:
+    draw = random.Random(0)
+    words = ["model", "net", "module", "encoder", "_orig_mod", "student", "0", "a_b"]
+    for _ in range(60):
+        prefix = "".join(f"{draw.choice(words)}." for _ in range(draw.randint(1, 3)))
+        others = {f"loss.{index}": torch.ones(2) for index in range(draw.randint(0, 3))}
+        way = only({**renamed(lambda name, p=prefix: p + name), **others})
+        assert_equal_tensors(dict(way.tensors), WEIGHTS)
+
+
+def test_wrappers_within_the_names_and_in_the_architecture() -> None:
+    split = renamed(lambda name: f"features.module.{name}")
+    assert_equal_tensors(dict(only(split).tensors), WEIGHTS)
+    wrapped = renamed("module.{}".format)
+    assert_equal_tensors(dict(only(WEIGHTS, wrapped).tensors), wrapped)
+    assert_equal_tensors(dict(only(renamed("model.{}".format), wrapped).tensors), wrapped)
+    inner = renamed("backbone.{}".format)
+    assert_equal_tensors(dict(only(WEIGHTS, inner).tensors), inner)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {**WEIGHTS, "9.bias": torch.ones(1)},
+        {**renamed("model.{}".format), "model.9.bias": torch.ones(1)},
+        {k: v for k, v in renamed("model.{}".format).items() if k != "model.0.bias"},
+        {**renamed("model.{}".format), "model.0.bias": torch.ones(5)},
+        {**WEIGHTS, "ops": scalar()},
+    ],
+    ids=["extra", "extra below", "missing", "another shape", "no counter"],
+)
+def test_what_does_not_fit_exactly_is_not_taken(tensors: dict[str, Tensor]) -> None:
+    assert ways(tensors) == []
+
+
+def test_two_networks_in_one_table_are_two_ways() -> None:
+    other = {name: tensor + 1 for name, tensor in WEIGHTS.items()}
+    both = {**renamed("student.{}".format), **renamed("teacher.{}".format, other)}
+    assert [way.prefix for way in ways(both)] == ["student.", "teacher."]
+
+
+def test_a_single_layer_is_not_found_within_a_network() -> None:
+    head = nn.Linear(16, 2).state_dict()
+    assert ways(WEIGHTS, head) == []
+
+
+# Weights in parts.
+
+
+def convolution() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)).eval()
+
+
+def pruned(module: nn.Sequential) -> None:
+    for layer in (module[0], module[2]):
+        prune.l1_unstructured(layer, "weight", amount=0.5)  # type: ignore[no-untyped-call]
+    prune.random_unstructured(module[2], "bias", amount=1)  # type: ignore[no-untyped-call]
+
+
+def old_spectral(module: nn.Sequential) -> None:
+    for place in (0, 2):
+        module[place] = spectral_norm(module[place], n_power_iterations=3)
+    module.train()(torch.ones(1, 3, 4, 4))
+    module.eval()
+
+
+def new_spectral(module: nn.Sequential) -> None:
+    for place in (0, 2):
+        parametrizations.spectral_norm(module[place], n_power_iterations=3)
+    module.train()(torch.ones(1, 3, 4, 4))
+    module.eval()
+
+
+PARTS: dict[str, Any] = {
+    "pruned": pruned,
+    "weight normalised": lambda module: [weight_norm(module[place]) for place in (0, 2)],
+    "of one length": lambda module: weight_norm(module[0], dim=None),
+    "by columns": lambda module: weight_norm(module[2], dim=1),
+    "parametrised": lambda module: [parametrizations.weight_norm(module[at]) for at in (0, 2)],
+    "spectrally normalised": old_spectral,
+    "spectrally parametrised": new_spectral,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+@pytest.mark.parametrize("prefix", ["", "model.", "module."])
+@pytest.mark.parametrize("kind", PARTS)
+def test_parts_make_the_weights_that_the_network_computes_with(kind: str, prefix: str) -> None:
+    module, plain = convolution(), convolution()
+    PARTS[kind](module)
+    tensors = {prefix + name: tensor for name, tensor in module.state_dict().items()}
+    way = only(tensors, plain.state_dict())
+    plain.load_state_dict(dict(way.tensors))
+    images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(plain(images), module(images))
+    assert any("weights" in line for line in way.done)
+    # And an architecture that has the same parts keeps them.
+    assert_equal_tensors(dict(only(tensors, tensors).tensors), tensors)
+
+
+def test_parts_that_do_not_belong_together_stay_parts() -> None:
+    plain = convolution().state_dict()
+    for mask in (torch.ones(1), torch.ones(4, 3, 3, 1)):
+        tensors = {k: v for k, v in plain.items() if k != "0.weight"}
+        tensors |= {"0.weight_orig": plain["0.weight"], "0.weight_mask": mask}
+        assert ways(tensors, plain) == []

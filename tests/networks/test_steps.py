@@ -1,0 +1,143 @@
+"""Networks as lists of calls, and the operations between their layers."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from edgeclean.networks.operations import (
+    ForEachImage,
+    Given,
+    Held,
+    MeanOfParts,
+    Operation,
+    affine_grid,
+    affine_positions,
+    entry_written,
+    slice_written,
+)
+from edgeclean.networks.steps import Call, StepNetwork, free_name, plain_name
+
+NAMES = st.text(alphabet="ab.1/", min_size=1, max_size=8)
+
+
+@given(wanted=st.lists(NAMES, max_size=8))
+@settings(deadline=None)
+def test_every_name_that_is_free_can_be_a_module(wanted: list[str]) -> None:
+    names: list[str] = []
+    for one in wanted:
+        names.append(free_name(one, names))
+    network = StepNetwork({name: nn.Identity() for name in names}, (), ("a", "a"))
+    assert len({id(network.get_submodule(name)) for name in names}) == len(names)
+
+
+@pytest.mark.parametrize("taken", ["forward", "steps", "training", "layer.half", "add_module.x"])
+def test_a_name_of_the_networks_own_is_not_taken(taken: str) -> None:
+    name = free_name(taken, [])
+    assert name != taken
+    StepNetwork({name: nn.Identity()}, (), ("a", "a"))
+    assert not hasattr(StepNetwork({}, (), ("", "")), plain_name(taken, "Relu", []))
+
+
+def test_values_that_no_later_step_takes_are_let_go() -> None:
+    relu, add = nn.ReLU(), Operation(torch.ops.aten.add.Tensor, (Given(0), Given(1)), {})
+    calls = [
+        Call(module="a.relu", inputs=("x",), output="y"),
+        Call(module="a.relu", inputs=("y",), output="z"),
+        Call(module="add", inputs=("x", "z"), output="w"),
+    ]
+    network = StepNetwork({"a.relu": relu, "add": add}, calls, ("x", "w"))
+    assert [step.finished for step in network.steps] == [(), ("y",), ("x", "z")]
+    images = torch.randn(2, 3)
+    assert torch.equal(copy.deepcopy(network)(images), images + images.relu())
+
+
+def test_operations_that_differ_are_written_differently() -> None:
+    """The cache of stages knows a network by how it is written."""
+    aten = torch.ops.aten
+    written = {
+        repr(one)
+        for one in (
+            Operation(aten.relu.default, (Given(0),), {}),
+            Operation(aten.mean.dim, (Given(0), [2, 3]), {}),
+            Operation(aten.mean.dim, (Given(0), [2, 3]), {"keepdim": True}),
+            Operation(aten.add.Tensor, (Given(0), Held("constant_0")), {}, [torch.ones(1)]),
+            Operation(slice_written, (Given(0), Given(1)), {}),
+        )
+    }
+    assert len(written) == 5
+    assert not any(" at 0x" in one for one in written)
+
+
+def test_what_an_operation_holds_moves_and_is_learned_with_the_network() -> None:
+    scale, shift = nn.Parameter(torch.ones(3)), torch.zeros(3)
+    held = Operation(
+        torch.ops.aten.addcmul.default,
+        (Held("constant_1"), Given(0), Held("constant_0")),
+        {},
+        [scale, shift],
+    )
+    assert dict(held.named_parameters()) == {"constant_0": scale}
+    assert set(held.state_dict()) == {"constant_0", "constant_1"}
+    assert held.double()(torch.ones(2, 3, dtype=torch.float64)).dtype == torch.float64
+
+
+sides = st.integers(1, 9)
+
+
+@given(height=sides, width=sides, rows=sides, columns=sides)
+@settings(deadline=None)
+def test_means_of_parts_are_adaptive_pooling(
+    height: int, width: int, rows: int, columns: int
+) -> None:
+    images = torch.randn(2, 3, height, width)
+    expected = functional.adaptive_avg_pool2d(images, (rows, columns))
+    got = MeanOfParts((height, width), (rows, columns))(images)
+    assert torch.allclose(got, expected, atol=1e-6)
+
+
+@given(start=st.integers(-7, 7), length=st.integers(0, 6), dim=st.integers(-3, 2))
+@settings(deadline=None)
+def test_a_slice_is_written_as_an_assignment_does(start: int, length: int, dim: int) -> None:
+    values = torch.randn(6, 6, 6)
+    part = values.movedim(dim, 0)[start : start + length]
+    source = torch.randn(part.shape).movedim(0, dim)
+    expected = torch.slice_scatter(values, source, dim, start, start + length)
+    assert torch.equal(slice_written(values, source, dim, start, start + length), expected)
+
+
+@given(dim=st.integers(-3, 2), index=st.integers(-4, 3))
+@settings(deadline=None)
+def test_an_entry_is_written_as_an_assignment_does(dim: int, index: int) -> None:
+    values = torch.randn(4, 4, 4)
+    source = torch.randn(4, 4)
+    assert torch.equal(
+        entry_written(values, source, dim, index), torch.select_scatter(values, source, dim, index)
+    )
+
+
+def test_a_slice_with_a_step_is_refused() -> None:
+    with pytest.raises(ValueError, match="only 1 can be"):
+        slice_written(torch.zeros(4), torch.zeros(2), 0, 0, 4, 2)
+
+
+@pytest.mark.parametrize("corners", [True, False])
+def test_an_affine_grid_is_pytorchs(corners: bool) -> None:
+    theta = torch.randn(3, 2, 3)
+    expected = functional.affine_grid(theta, [3, 1, 4, 5], align_corners=corners)
+    got = affine_grid(theta, affine_positions((4, 5), corners), (4, 5))
+    assert torch.allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_constant_is_there_for_each_image(axis: int) -> None:
+    one = torch.randn(1, 4) if axis == 0 else torch.randn(4, 1)
+    repeated = ForEachImage(one, axis)(torch.zeros(5, 3))
+    assert repeated.shape[axis] == 5
+    assert torch.equal(repeated, one.expand(5, 4) if axis == 0 else one.expand(4, 5))
