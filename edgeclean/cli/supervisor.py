@@ -79,7 +79,7 @@ def split() -> bool:
 
 
 def hear_no_more() -> None:
-    """In a child that is about to tell its error: no signal ends it before it ends by itself.
+    """Let no signal end a child that is about to tell its error, before it ends by itself.
 
     Else the parent, which sees how the child ended, would tell a second reason.
     """
