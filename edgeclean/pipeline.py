@@ -143,19 +143,14 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
             "load", load_checkpoint, checkpoint, spec, limits=chosen.load, code_folder=code_folder
         )
         given = original, chosen.export, chosen.parity, chosen.load
-        original, original_model = runner("export", exportable, *given)
-        _check_reach(original, original_model, chosen, latency_table)
+        original, model = runner("export", exportable, *given)
+        _check_reach(original, model, chosen, latency_table)
         beside = alongside(original)
         original = placed(original, chosen.compute)
         table = _table(latency_table, original, chosen, runner)
         announce(progress, original, chosen)
         compression = run_stages(
-            original,
-            chosen,
-            original_model=original_model,
-            table=table,
-            policy=policy,
-            runner=runner,
+            original, chosen, original_model=model, table=table, policy=policy, runner=runner
         )
         evaluation = None
         if labelled is not None:
