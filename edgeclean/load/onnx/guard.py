@@ -50,11 +50,18 @@ FOLDED = frozenset(
 )
 _LABELS = "its answer is a label; export the network up to its logits"
 _WHOLE = "quantise by QuantizeLinear and DequantizeLinear in pairs (QDQ), or export it in float"
+_UNROLLED = "give --arch and a checkpoint instead, or export the network without it"
+_WRITE_OTHERWISE = (
+    "write it with others (docs/guides/own-network.md lists them), or give --arch and a checkpoint"
+)
 # What is no classifier's, or has another form that is read.
 WAYS_OUT = {
     **dict.fromkeys(("ArgMax", "ArgMin", "TopK", "Hardmax", "OneHot", "ZipMap"), _LABELS),
     **dict.fromkeys(("ConvInteger", "DynamicQuantizeLinear", "MatMulInteger"), _WHOLE),
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm", "QLinearAdd"), _WHOLE),
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), f"recurrent layers are not read; {_UNROLLED}"),
+    **dict.fromkeys(("If", "Loop", "Scan"), f"control flow is not read; {_UNROLLED}"),
+    "Einsum": "write it as a MatMul (torch.matmul, with permute and reshape around it)",
     "NonMaxSuppression": "it belongs to a detector; only classifiers are read",
 }
 TYPES: dict[int, int] = {
@@ -138,8 +145,9 @@ def _simplified(model: ModelProto) -> ModelProto:
     output.CopyFrom(free)
     simplified, _ = onnxsim.simplify(model, check_n=0, skip_fuse_bn=True)
     release_(simplified.graph, held)
-    batch_first_(simplified.graph, own_opset(simplified))
     del simplified.metadata_props[:]
+    simplified = onnx.shape_inference.infer_shapes(simplified, strict_mode=True)
+    batch_first_(simplified)
     return onnx.shape_inference.infer_shapes(simplified, strict_mode=True)
 
 
@@ -284,9 +292,9 @@ def _check_node(node: NodeProto, *, as_it_came: bool) -> None:
         or node.op_type in FOLDED
         or (as_it_came and node.op_type in QUANTISERS)
     ):
-        names = f"supported are {', '.join(sorted(OPERATORS))}"
         raise InputRejectedError(
-            f"{node_label(node)}: the operator {node.op_type[:40]} is not supported; {way or names}"
+            f"{node_label(node)}: the operator {node.op_type[:40]} is not supported; "
+            f"{way or _WRITE_OTHERWISE}"
         )
     if as_it_came and node.op_type == "BatchNormalization" and any(node.output[1:]):
         raise InputRejectedError(
