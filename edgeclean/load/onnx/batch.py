@@ -109,6 +109,8 @@ class _Walk:
 
     def _moves(self, node: NodeProto, places: Sequence[Images]) -> bool:
         """Return whether a node puts images, which are first, elsewhere."""
+        if node.op_type == "GatherND":
+            return True
         if node.op_type == "Transpose":
             order = self.integers(node, "perm", 1)
             return bool(order) and order[0] != 0
@@ -221,39 +223,52 @@ class _Walk:
     def aligned(self, node: NodeProto, name: str, rank: int, axis: int) -> str:
         """Return an operand with the images, at an axis of ``rank`` axes, put first."""
         shape = self.shape(node, name) if name else ()
-        if not name or len(shape) <= rank - 1 - axis:
-            return name  # no longer than the axes behind the images
-        padded = (*[1] * (rank - len(shape)), *shape)
         if name in self.images:
-            if len(shape) == rank:
+            own = self.images[name].axis
+            if (len(shape), own) == (rank, axis):
                 return name
+            padded = (*[1] * (rank - len(shape)), *shape)
             return self.reshaped(name, (padded[axis], *padded[:axis], *padded[axis + 1 :]))
+        if len(shape) <= rank - 1 - axis:
+            return name  # no longer than the axes behind the images
         if name not in self.constants:
             raise self.refused(node, "a constant stands beside a batch that is moved")
         key = (name, rank, axis)
         if key not in self._turned:
+            padded = (*[1] * (rank - len(shape)), *shape)
             turned = np.moveaxis(_numbers(self.constants[name]).reshape(padded), axis, 0)
             self._turned[key] = self.constant(np.ascontiguousarray(turned), name)
         return self._turned[key]
 
-    def common(self, node: NodeProto, rank: int) -> Images:
+    def common(self, node: NodeProto, rank: int, axes: int) -> Images:
         """Return where the images are in what a node broadcasts to ``rank`` axes.
 
+        An image alone may be read as if its batch were any of its axes of one.
+
         Raises:
-            InputRejectedError: its values do not agree.
+            InputRejectedError: its values have them at no common axis of the first ``axes``.
         """
-        found = {
-            Images(where.axis + rank - len(self.shape(node, name)), where.outer)
-            for name, where in ((one, self.images[one]) for one in node.input if one in self.images)
-        }
-        if len(found) != 1:
-            raise self.refused(node, "the images are at different axes of its inputs")
-        return found.pop()
+        values = []
+        for name in node.input:
+            if name in self.images:
+                shape = self.shape(node, name)
+                added, own = rank - len(shape), self.images[name]
+                values.append(((*[1] * added, *shape), Images(own.axis + added, own.outer)))
+        tried = [*sorted({own for _, own in values}, key=lambda one: one.axis)]
+        tried += [Images(axis) for axis in range(axes)]
+        for where in tried:
+            if where.axis < axes and all(
+                own == where
+                or (where.outer == own.outer == 1 == shape[own.axis] == shape[where.axis])
+                for shape, own in values
+            ):
+                return where
+        raise self.refused(node, "the images are at different axes of its inputs")
 
 
 def _pointwise(walk: _Walk, node: NodeProto) -> None:
     rank = len(walk.shape(node, node.output[0]))
-    where = walk.common(node, rank)
+    where = walk.common(node, rank, rank)
     inputs = [walk.aligned(node, name, rank, where.axis) for name in node.input]
     walk.write(node, where, inputs)
 
@@ -261,13 +276,11 @@ def _pointwise(walk: _Walk, node: NodeProto) -> None:
 def _matmul(walk: _Walk, node: NodeProto) -> None:
     ranks = [len(walk.shape(node, name)) for name in node.input]
     rank = max(ranks)
-    where = walk.common(node, rank)
-    right = node.input[1]
-    if ranks[1] == 2 and right not in walk.images and where.axis < rank - 1:
-        walk.write(node, where)  # a linear layer, of whatever rows
+    own = walk.images.get(node.input[0])
+    if own and ranks[1] == 2 and node.input[1] not in walk.images and own.axis < rank - 1:
+        walk.write(node, own)  # a linear layer, of whatever rows
         return
-    if where.axis >= rank - 2 or min(ranks) < 2:
-        raise walk.refused(node, "the images are rows or columns of the matrices it multiplies")
+    where = walk.common(node, rank, rank - 2)
     inputs = [walk.aligned(node, name, rank, where.axis) for name in node.input]
     walk.write(node, where, inputs)
 
@@ -294,8 +307,10 @@ def _along_axis(default: int) -> Callable[[_Walk, NodeProto], None]:
             raise walk.refused(node, f"the batch is axis {after} of its input, behind axis {axis}")
         inputs = list(node.input)
         if kind == "Concat":
-            walk.common(node, len(shape))
-            inputs = [walk.aligned(node, one, len(shape), where.axis) for one in node.input]
+            rank = len(shape)
+            where = walk.common(node, rank, rank)
+            after = where.axis
+            inputs = [walk.aligned(node, one, rank, where.axis) for one in node.input]
         if kind == "Gather" and axis < where.axis:
             after += len(walk.shape(node, node.input[1])) - 1
         written = walk.write(node, Images(after, where.outer), inputs)
@@ -328,11 +343,32 @@ def _slice(walk: _Walk, node: NodeProto) -> None:
 
 def _expand(walk: _Walk, node: NodeProto) -> None:
     after = walk.shape(node, node.output[0])
-    where = walk.common(node, len(after))
+    where = walk.common(node, len(after), len(after))
     value = walk.aligned(node, node.input[0], len(after), where.axis)
     sides = [after[where.axis], *after[: where.axis], *after[where.axis + 1 :]]
     shape = walk.constant(np.array(sides, np.int64), node.output[0])
     walk.write(node, where, [value, shape])
+
+
+def _gather_nd(walk: _Walk, node: NodeProto) -> None:
+    """Write GatherND by constant indices as a Gather of the axes that these index, as one."""
+    name, where, shape = walk.value(node)
+    if node.input[1] not in walk.constants or (walk.integers(node, "batch_dims", 99) or [0])[0]:
+        raise walk.refused(node, "its indices are computed, or one for each image")
+    indices = _numbers(walk.constants[node.input[1]])
+    indexed = indices.shape[-1]
+    sides = np.array(shape[:indexed], np.int64)
+    if where.axis < indexed:
+        raise walk.refused(node, "it takes images of a batch")
+    if ((indices < -sides) | (indices >= sides)).any():
+        raise walk.refused(node, f"an index is outside of axes of {shape[:indexed]}")
+    steps = np.array([math.prod(shape[one + 1 : indexed]) for one in range(indexed)], np.int64)
+    flat = (np.where(indices < 0, indices + sides, indices) * steps).sum(-1)
+    rest = [side for axis, side in enumerate(shape) if axis >= indexed and axis != where.axis]
+    joined = walk.reshaped(name, (shape[where.axis], math.prod(shape[:indexed]), *rest))
+    taken = walk.constant(flat.astype(np.int64), node.output[0])
+    written = helper.make_node("Gather", [joined, taken], node.output, node.name, axis=1)
+    walk.write(written, Images(where.axis - indexed + flat.ndim, where.outer))
 
 
 def _reshape(walk: _Walk, node: NodeProto) -> None:
@@ -409,6 +445,7 @@ _RULES: Mapping[str, Callable[[_Walk, NodeProto], None]] = {
         for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Sum", "SumSquare")
     },
     "Expand": _expand,
+    "GatherND": _gather_nd,
     "MatMul": _matmul,
     "Slice": _slice,
     "Transpose": _transpose,

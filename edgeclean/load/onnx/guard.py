@@ -48,6 +48,7 @@ FOLDED = frozenset(
         "Size",
     }
 )
+REWRITTEN = frozenset({"GatherND"})  # brought to others by `batch_first_`, or refused there
 _LABELS = "its answer is a label; export the network up to its logits"
 _WHOLE = "quantise by QuantizeLinear and DequantizeLinear in pairs (QDQ), or export it in float"
 _UNROLLED = "give --arch and a checkpoint instead, or export the network without it"
@@ -290,7 +291,7 @@ def _check_node(node: NodeProto, *, as_it_came: bool) -> None:
     if own and not (
         node.op_type in OPERATORS
         or node.op_type in FOLDED
-        or (as_it_came and node.op_type in QUANTISERS)
+        or (as_it_came and (node.op_type in QUANTISERS or node.op_type in REWRITTEN))
     ):
         raise InputRejectedError(
             f"{node_label(node)}: the operator {node.op_type[:40]} is not supported; "
