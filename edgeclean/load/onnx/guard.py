@@ -20,6 +20,7 @@ from edgeclean.errors import InputRejectedError
 from edgeclean.load.limits import MIB, LoadLimits
 from edgeclean.load.onnx.asked import NOTHING, Asked, question_of
 from edgeclean.load.onnx.batch import batch_first_
+from edgeclean.load.onnx.branches import take_branches_
 from edgeclean.load.onnx.cost import check_cost
 from edgeclean.load.onnx.doubles import check_doubles
 from edgeclean.load.onnx.fusions import FUSIONS, MICROSOFT
@@ -112,7 +113,9 @@ def parse_onnx(contents: bytes, limits: LoadLimits, asked: Asked = NOTHING) -> b
         external_location(tensor)
     if external:
         return NEEDS_FILES
+    take_branches_(model)
     chosen = reduce_(model, asked)
+    check_size(model, limits)
     check_operators(model, as_it_came=True)
     try:
         onnx.checker.check_model(model)
