@@ -23,6 +23,7 @@ from edgeclean.load.onnx.batch import batch_first_
 from edgeclean.load.onnx.branches import take_branches_
 from edgeclean.load.onnx.cost import check_cost
 from edgeclean.load.onnx.doubles import check_doubles
+from edgeclean.load.onnx.einsum import product_of
 from edgeclean.load.onnx.fusions import FUSIONS, MICROSOFT
 from edgeclean.load.onnx.graph import (
     OWN_DOMAINS,
@@ -49,7 +50,6 @@ FOLDED = frozenset(
         "Size",
     }
 )
-REWRITTEN = frozenset({"GatherND"})  # brought to others by `batch_first_`, or refused there
 _LABELS = "its answer is a label; export the network up to its logits"
 _WHOLE = "quantise by QuantizeLinear and DequantizeLinear in pairs (QDQ), or export it in float"
 _UNROLLED = "give --arch and a checkpoint instead, or export the network without it"
@@ -64,6 +64,7 @@ WAYS_OUT = {
     **dict.fromkeys(("GRU", "LSTM", "RNN"), f"recurrent layers are not read; {_UNROLLED}"),
     **dict.fromkeys(("If", "Loop", "Scan"), f"control flow is not read; {_UNROLLED}"),
     "Einsum": "write it as a MatMul (torch.matmul, with permute and reshape around it)",
+    "GridSample": "warp images before the network, or give --arch and a checkpoint",
     "NonMaxSuppression": "it belongs to a detector; only classifiers are read",
 }
 TYPES: dict[int, int] = {
@@ -292,9 +293,7 @@ def _check_node(node: NodeProto, *, as_it_came: bool) -> None:
             f"{way or 'only the operators of ONNX itself are read'}"
         )
     if own and not (
-        node.op_type in OPERATORS
-        or node.op_type in FOLDED
-        or (as_it_came and (node.op_type in QUANTISERS or node.op_type in REWRITTEN))
+        node.op_type in OPERATORS or node.op_type in FOLDED or (as_it_came and _is_rewritten(node))
     ):
         raise InputRejectedError(
             f"{node_label(node)}: the operator {node.op_type[:40]} is not supported; "
@@ -320,6 +319,13 @@ def _check_node(node: NodeProto, *, as_it_came: bool) -> None:
                 f"{node_label(node)}: attribute {attribute.name[:60]!r} is not a number, text, "
                 "dense tensor or list of numbers"
             )
+
+
+def _is_rewritten(node: NodeProto) -> bool:
+    """Return whether a node is brought to others, or refused, before anything is converted."""
+    if node.op_type == "Einsum":
+        return product_of(node) is not None
+    return node.op_type == "GatherND" or node.op_type in QUANTISERS
 
 
 def _check_tensors(tensors: Iterable[TensorProto], limits: LoadLimits) -> None:
