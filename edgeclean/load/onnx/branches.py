@@ -162,7 +162,7 @@ def _computed(
     first = inputs[0]
     try:
         if kind == "Gather" and first.ndim == 1:
-            made = np.take(first, inputs[1].astype(np.int64))
+            made = np.asarray(np.take(first, inputs[1].astype(np.int64)))
         elif kind in ("Squeeze", "Unsqueeze") and first.size == 1:
             made = first.reshape(1)
         elif kind == "Reshape" and inputs[1].size <= 2:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx import GraphProto, NodeProto, helper, numpy_helper
@@ -144,7 +145,7 @@ class _Writer:
         self._graph.initializer.append(numpy_helper.from_array(np.array(axes, np.int64), listed))
         return self._add(kind, [name, listed], **attributes)
 
-    def _add(self, kind: str, inputs: list[str], **attributes: int | list[int]) -> str:
+    def _add(self, kind: str, inputs: list[str], **attributes: Any) -> str:
         output = self._new()
         self._nodes.append(helper.make_node(kind, inputs, [output], output, **attributes))
         return output
