@@ -6,6 +6,7 @@ import os
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -49,3 +50,13 @@ def _git(*words: str) -> str:
         timeout=20,
     )
     return finished.stdout.strip()
+
+
+def wall_seconds(cell: dict[str, Any]) -> str:
+    """Return a cell's wall time for a table, marked where the machine had other work meanwhile.
+
+    A run's own threads make a load of their number; twice that is somebody else's as well.
+    """
+    around = cell["environment"]
+    busy = float(around["load_average"]) >= 2 * int(around["threads"])
+    return f"{cell['wall_s']:.0f}{' (busy)' if busy else ''}"

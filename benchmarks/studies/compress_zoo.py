@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.data.images import PACK_FOLDER, LabelledImages, read_pack
-from benchmarks.environment import environment
+from benchmarks.environment import environment, wall_seconds
 from benchmarks.metrics import accuracy, attack_success_rate, robust_accuracy
 from benchmarks.studies.published import (
     PROBE_NETWORK,
@@ -185,7 +185,7 @@ def _row(cell: Cell) -> str:
         f"| {cell['ratio_asked']:g} | {cell['macs_share']:.3f} "
         f"| {rates('before', 'acc', 'asr')} | {rates('purified', 'acc', 'asr', 'ra')} "
         f"| {rates('compressed', 'acc', 'asr', 'ra')} "
-        f"| {cell['wall_s']:.0f} | {cell['peak_memory_mib']} |"
+        f"| {wall_seconds(cell)} | {cell['peak_memory_mib']} |"
     )
 
 

@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.environment import wall_seconds
 from benchmarks.rendering.demo_levels import DEMO_NAME, EFFORT, RESULTS, Cell, known_cells
 
 TARGET, DEMO_TARGET = "cpu", "jetson"  # the demo's as in the Makefile
@@ -192,7 +193,7 @@ def _row(cell: Cell) -> str:
     return (
         f"| {cell['network']} | {cell['level']} | {rates('before', 'acc', 'asr')} "
         f"| {rates('purified', 'acc', 'asr', 'ra')} | {rates('compressed', 'acc', 'asr', 'ra')} "
-        f"| {suspected} ({cell['true_target']}) | {cell['wall_s']:.0f} | {spent} |"
+        f"| {suspected} ({cell['true_target']}) | {wall_seconds(cell)} | {spent} |"
     )
 
 

@@ -204,10 +204,12 @@ def _read_file(path: Path, name: str) -> bytes:
     try:
         with open_regular(path, follow=False) as file:
             # A file that is one hole takes memory only when it is read.
-            fits = os.fstat(file.fileno()).st_size <= limit
+            size = os.fstat(file.fileno()).st_size
+            fits = size <= limit
             if is_hollow(file) and fits:
                 raise InputRejectedError(f"{name} is nearly all hole; copy the bundle again")
-            content = file.read(limit + 1) if fits else b""
+            # Python takes the memory of all that is asked for: no more than there is, and one byte.
+            content = file.read(size + 1) if fits else b""
     except OSError as error:
         raise InputRejectedError(f"{name} cannot be read: {error.strerror}") from error
     if not fits or len(content) > limit:

@@ -86,6 +86,7 @@ def _run(as_json: bool) -> None:
             code = _command()
             sys.stdout.flush()
         except EdgecleanError as error:
+            supervisor.hear_no_more()
             show_error(error)
             if as_json:
                 answer_failure(type(error).__name__, str(error), error.exit_code, **error.facts)

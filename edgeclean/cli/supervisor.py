@@ -20,6 +20,7 @@ from types import FrameType
 
 from edgeclean.errors import EdgecleanError, EndedBySignalError
 from edgeclean.notes import ANSWERED, PIPE
+from edgeclean.processes import end_with_parent
 
 COMMANDS = (
     *("compress", "scan", "inspect", "export", "latency-table", "bench", "build-engine"),
@@ -27,7 +28,6 @@ COMMANDS = (
 )
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MAX_NOTES_BYTES = 1 << 16  # what a pipe holds
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def is_split(words: Sequence[str]) -> bool:
@@ -59,7 +59,7 @@ def split() -> bool:
         if child == 0:
             os.close(reader)
             PIPE.set(writer)
-            _die_with_parent(parent)
+            end_with_parent(parent)
             _ignore_further_interrupts()
             return True
         os.close(writer)
@@ -76,6 +76,16 @@ def split() -> bool:
         if note != ANSWERED:
             _clear_up(Path(note))
     raise _ended_by_signal(os.WTERMSIG(status), answered=ANSWERED in notes)
+
+
+def hear_no_more() -> None:
+    """Let no signal end a child that is about to tell its error, before it ends by itself.
+
+    Else the parent, which sees how the child ended, would tell a second reason.
+    """
+    if PIPE.get() is not None:
+        for number in FORWARDED:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _read(reader: int) -> list[str]:
@@ -123,20 +133,6 @@ def _ignore_further_interrupts() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, once)
-
-
-def _die_with_parent(parent: int) -> None:
-    """A parent that is killed takes the child along, where the system can do that.
-
-    Source: prctl(2), PR_SET_PDEATHSIG.
-    """
-    if sys.platform == "linux":
-        import ctypes
-
-        with suppress(AttributeError, OSError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _clear_up(output: Path) -> None:

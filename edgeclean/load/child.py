@@ -15,6 +15,13 @@ from pathlib import Path
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.isolation import ACCEPTED, READY, REFUSED, Parser, name_of
 from edgeclean.load.limits import LoadLimits
+from edgeclean.processes import end_with_parent
+
+
+def main(settings_text: str) -> None:
+    """Do as `run`; a parent that is ended takes this process along, whatever it is busy with."""
+    end_with_parent(json.loads(settings_text)["parent"])
+    run(settings_text)
 
 
 def run(settings_text: str) -> None:

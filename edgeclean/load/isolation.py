@@ -2,7 +2,8 @@
 
 The parent starts a fresh interpreter with an empty environment, hands it the bytes, and takes back
 a safetensors file or a refusal. The child limits itself before it reads the bytes: memory,
-processor time, no files written, no core dump (see ``edgeclean.load.child``).
+processor time, no files written, no core dump (see ``edgeclean.load.child``). On Linux it ends with
+the parent.
 
 The child is no jail: it has the user's rights. It is the second line, behind parsers that execute
 nothing.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -26,7 +28,8 @@ Parser = Callable[[bytes, LoadLimits], bytes]
 READY, ACCEPTED, REFUSED = b"!", b"+", b"-"
 # Parent and child of one installation: the child gets the parent's module path, as arguments.
 _CHILD = (
-    "import sys; sys.path[:] = sys.argv[2:]; from edgeclean.load.child import run; run(sys.argv[1])"
+    "import sys; sys.path[:] = sys.argv[2:]; "
+    "from edgeclean.load.child import main; main(sys.argv[1])"
 )
 
 
@@ -44,7 +47,12 @@ def parse_isolated(parser: Parser, contents: bytes, limits: LoadLimits) -> bytes
         RuntimeError: the process did not get as far as reading the bytes (not the input's fault).
     """
     settings = json.dumps(
-        {"parser": name_of(parser), "input_bytes": len(contents), "limits": asdict(limits)}
+        {
+            "parser": name_of(parser),
+            "input_bytes": len(contents),
+            "limits": asdict(limits),
+            "parent": os.getpid(),
+        }
     )
     module_path = [str(Path(entry).absolute()) for entry in sys.path]
     try:

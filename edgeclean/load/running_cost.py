@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -125,7 +126,11 @@ class _Counting(TorchDispatchMode):
     def __init__(self, bill: Bill, where: str, module: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._bill, self._where = bill, where
-        held = [*module.parameters(), *module.buffers()]
+        held = [
+            tensor
+            for tensor in (*module.parameters(), *module.buffers())
+            if not is_lazy(tensor)  # it has no memory yet: its first image is counted with it
+        ]
         self._weights = {id(weight) for weight in held}
         # A view of a weight is another tensor in the same memory.
         self._storages = frozenset(_storage(weight) for weight in held if weight.numel())

@@ -22,7 +22,7 @@ from edgeclean.cli import supervisor
 from edgeclean.files.atomic import staging_name
 
 CODE = """
-import ctypes, os, pathlib, signal, time
+import atexit, ctypes, math, os, pathlib, signal, time
 from torch import nn
 
 class Crashing(nn.Module):
@@ -40,6 +40,9 @@ class Crashing(nn.Module):
             ctypes.string_at(0)
         elif how == "wait":
             time.sleep(60)
+        elif how == "refused":
+            atexit.register(time.sleep, 5)  # told, and not yet ended
+            return self.layer(images.flatten(1)) * math.inf
         else:
             os.kill(os.getpid(), getattr(signal, how))
         return self.layer(images.flatten(1))
@@ -152,6 +155,24 @@ def test_a_killed_command_takes_its_child_along_and_the_next_one_clears_up(place
         shutil.rmtree(one)
     (place.parent / "busy").unlink()
     ended(started(place, "segfault"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_who_stops_it_when_its_error_is_told_hears_no_second_reason(
+    place: Path, number: signal.Signals
+) -> None:
+    process = started(place, "refused")
+    assert process.stderr is not None
+    told = ""
+    while not told.startswith("error: "):
+        told = process.stderr.readline()
+        assert told
+    process.send_signal(number)
+    out, rest = process.communicate(timeout=120)
+    assert rest == ""
+    error = json.loads(out)["error"]
+    assert process.returncode == error["exit_code"] == 3
+    assert told == f"error: {error['message']}\n"
 
 
 def test_what_another_run_holds_is_left_to_it(place: Path) -> None:

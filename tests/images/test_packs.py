@@ -173,6 +173,16 @@ def test_labels_bound_everything_else(tmp_path: Path, monkeypatch: pytest.Monkey
     refused(packed(tmp_path / "p.npz", **members), "image 0: not a picture")
 
 
+def test_more_pixels_than_are_read_are_refused_by_the_labels_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = packed(tmp_path / "p.npz", labels=LABELS, images=b"not an array")
+    monkeypatch.setattr(labelled, "MAX_PIXEL_BYTES", 2 * 3 * 8 * 8 - 1)
+    refused(path, "holds 2 images, 384 bytes of pixels; 1 to 200000 images and 383 bytes are read")
+    monkeypatch.setattr(labelled, "MAX_PIXEL_BYTES", 2 * 3 * 8 * 8)
+    refused(path, "not an .npz pack")
+
+
 def test_arrays_that_are_not_needed_are_not_read(tmp_path: Path) -> None:
     broken = b"not an array"
     path = packed(

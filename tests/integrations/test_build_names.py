@@ -27,6 +27,9 @@ from edgeclean.cli.dependencies import InputFiles
 from edgeclean.errors import UsageError
 command, *words = sys.argv[1:]
 here = Path(__file__).parent
+if command == "verify":
+    assert (Path(words[0]) / "model.onnx").is_file() and words[1:] == ["--quiet"], words
+    sys.exit()
 output = Path(words[words.index("-o") + 1])
 output.mkdir(parents=True, exist_ok=True)
 with open(here / "ran", "a") as ran:

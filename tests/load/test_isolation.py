@@ -6,14 +6,18 @@ in this process.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import io
 import json
 import os
 import pickletools
 import resource
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,6 +119,15 @@ def test_a_child_answers_on_a_descriptor_of_its_own(
         assert out.startswith(READY + REFUSED + b"the checkpoint is a list")
 
 
+def test_a_child_starts_by_following_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+    monkeypatch.setattr(child, "end_with_parent", done.append)
+    monkeypatch.setattr(child, "run", done.append)
+    settings = json.dumps({"parent": 7})
+    child.main(settings)
+    assert done == [7, settings]
+
+
 def answering(monkeypatch: pytest.MonkeyPatch, code: int, out: bytes, err: bytes = b"") -> None:
     ended = subprocess.CompletedProcess([], code, out, err)
     monkeypatch.setattr(subprocess, "run", lambda *words, **options: ended)
@@ -173,6 +186,43 @@ def test_a_parser_runs_in_the_child_and_nowhere_else(
 
 def echo(contents: bytes, limits: LoadLimits) -> bytes:
     return json.dumps([contents.decode(), limits.cpu_seconds, os.getpid()]).encode()
+
+
+def busy(contents: bytes, _limits: LoadLimits) -> bytes:
+    """Hold a lock for ever; a file tells that it is held."""
+    lock = Path(contents.decode())
+    with lock.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        lock.with_name("begun").touch()
+        while True:
+            pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system ends a child with its parent")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_parent_that_is_ended_takes_its_child_along(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """Long before the child's own limit: what it held is free."""
+    code = (
+        "import sys; sys.path[:] = sys.argv[2:]\n"
+        "from test_isolation import LoadLimits, busy, parse_isolated\n"
+        "parse_isolated(busy, sys.argv[1].encode(), LoadLimits(cpu_seconds=120))"
+    )
+    lock, path = tmp_path / "lock", [str(Path(__file__).parent), *sys.path]
+    parent = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(lock), *path])
+    while not (tmp_path / "begun").exists():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.send_signal(number)
+    assert parent.wait(60) == -number
+    with lock.open("a") as free:
+        for _ in range(600):
+            with suppress(BlockingIOError):
+                fcntl.flock(free, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(0.05)
+    raise AssertionError("the child works on")
 
 
 def test_any_function_at_the_top_of_a_module_runs_in_a_child() -> None:

@@ -40,7 +40,7 @@ set(EDGECLEAN_COMMAND "edgeclean" CACHE STRING
 # Switch: FAIL_ON_BACKDOOR. Many values: OPTIONS, further options of `edgeclean compress`;
 # DEPENDS, further files or targets that the network depends on.
 #
-# The target <name>_bundle makes the bundle alone. The property EDGECLEAN_BUNDLE of both targets is
+# The target <name>_bundle makes the bundle alone; with FORM none, it verifies it at each build. The property EDGECLEAN_BUNDLE of both targets is
 # the bundle's folder, to install from.
 function(edgeclean_add_model name)
   set(files MODEL_FILE CONFIG POLICY TARGET_FILE EVALUATE)
@@ -104,7 +104,14 @@ function(edgeclean_add_model name)
     DEPFILE "${folder}/bundle.d"
     COMMENT "edgeclean: compressing ${name}"
     VERBATIM)
-  add_custom_target(${name}_bundle DEPENDS "${bundle}/model.onnx")
+  # Whoever embeds the network verifies the bundle first. Without that, every build does so here:
+  # what is taken from the folder may have been changed since it was made.
+  set(verified "")
+  if(ARG_FORM STREQUAL "none")
+    set(verified COMMAND ${EDGECLEAN_COMMAND} verify "${bundle}" --quiet
+                 COMMENT "edgeclean: verifying ${name}" VERBATIM)
+  endif()
+  add_custom_target(${name}_bundle ${verified} DEPENDS "${bundle}/model.onnx")
   set_target_properties(${name}_bundle PROPERTIES EDGECLEAN_BUNDLE "${bundle}")
   if(NOT ARG_FORM STREQUAL "none")
     _edgeclean_library(${name} "${folder}" "${ARG_SYMBOL}" "${ARG_ALIGN}" "${ARG_FORM}")

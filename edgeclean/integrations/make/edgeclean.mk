@@ -16,7 +16,8 @@
 #   NAME_FORM         c (if not given) or incbin
 #   NAME_ALIGN        of the array, 64 if not given
 # and, once the function was called, NAME_BUNDLE, NAME_SOURCE, NAME_HEADER, NAME_OBJECT and
-# NAME_INCLUDE say where things are. EDGECLEAN is how to run edgeclean, EDGECLEAN_OUT where to write.
+# NAME_INCLUDE say where things are. The target NAME_bundle makes the bundle and verifies it, each
+# time, for who takes it without embedding. EDGECLEAN is how to run edgeclean, EDGECLEAN_OUT where to write.
 #
 # The network is made again when the checkpoint or any file that was read with it changes: the
 # dependency file says which. A gate that fails stops the build and leaves the last good bundle; it
@@ -51,6 +52,11 @@ $$($(1)_BUNDLE)/model.onnx: $$($(1)_CHECKPOINT)
 	$$(EDGECLEAN) compress $$($(1)_OPTIONS) --quiet -o $$($(1)_BUNDLE) \
 		--depfile $$(EDGECLEAN_OUT)/$(1)/bundle.d -- $$(call edgeclean_quoted,$$($(1)_CHECKPOINT))
 -include $$(EDGECLEAN_OUT)/$(1)/bundle.d
+
+# What is taken from the folder may have been changed since it was made.
+.PHONY: $(1)_bundle
+$(1)_bundle: $$($(1)_BUNDLE)/model.onnx
+	$$(EDGECLEAN) verify $$($(1)_BUNDLE) --quiet
 
 # The header is put in place last, and is the oldest: where it is there, the others are.
 $$($(1)_HEADER): $$($(1)_BUNDLE)/model.onnx

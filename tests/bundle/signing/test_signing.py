@@ -6,6 +6,7 @@ import base64
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from signing_keys import flip, private_pem, sign, write_certificates, write_keys
 from edgeclean import cli
 from edgeclean.bundle import signing
 from edgeclean.bundle.bundle import hold_output, put_in_place, write_bundle
+from edgeclean.bundle.sign import sign_bundle
 from edgeclean.bundle.signing import Signer, Trusted, check_signer
 from edgeclean.bundle.verify import read_folder, verify_bundle
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
@@ -54,6 +56,43 @@ def test_the_bytes_that_were_read_are_the_signed_ones(bundle: Path, trusted: Tru
     files, _ = read_folder(bundle)
     with pytest.raises(InputRejectedError, match=r"report.html is not the file that model\.sig"):
         signing.check_signature(bundle, {**files, "report.html": b"other"}, trusted)
+
+
+def test_the_signature_that_was_read_is_the_one_that_is_judged(
+    bundle: Path, trusted: Trusted, tmp_path: Path
+) -> None:
+    """Somebody may exchange it after our reading: for better or worse, it has no say any more."""
+    ours = (bundle / "model.sig").read_bytes()
+    read, _ = read_folder(bundle)
+    sign(bundle, write_keys(tmp_path, "theirs")[0])
+    theirs = (bundle / "model.sig").read_bytes()
+    assert signing.check_signature(bundle, read, trusted) is None  # it holds
+    read, _ = read_folder(bundle)
+    (bundle / "model.sig").write_bytes(ours)
+    assert theirs == read["model.sig"] != ours
+    with pytest.raises(InputRejectedError, match="does not hold"):
+        signing.check_signature(bundle, read, trusted)
+
+
+def test_a_list_that_is_a_hole_is_refused_unread_before_it_is_signed(
+    bundle: Path, keys: tuple[Path, Path]
+) -> None:
+    signer = Signer(private_key=keys[0])
+    check_signer(signer)  # what it imports is not counted
+    before, _ = read_folder(bundle)
+    with (bundle / "SHA256SUMS").open("r+b") as hole:
+        hole.truncate(3 * 2**30)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputRejectedError, match="SHA256SUMS is larger than 1048576"):
+            sign_bundle(bundle, signer)
+        assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert list(bundle.parent.iterdir()) == [bundle]
+    with (bundle / "SHA256SUMS").open("r+b") as hole:
+        hole.truncate(len(before["SHA256SUMS"]))
+    assert read_folder(bundle)[0] == before
 
 
 def test_somebody_elses_signature_does_not_hold(
