@@ -173,7 +173,7 @@ def test_a_batch_is_followed_wherever_it_wanders(seed: int) -> None:
 
 MIXING: dict[str, tuple[list[tuple[str, list[Any], dict[str, Any]]], str]] = {
     "the batch is reduced": (
-        [("Transpose", [], {"perm": [1, 0, 2, 3]}), ("ReduceMean", [], {"axes": [1]})],
+        [("Transpose", [], {"perm": [1, 0, 2, 3]}), ("ReduceL2", [], {"axes": [1], "keepdims": 0})],
         "reduces the batch axis",
     ),
     "the batch is left behind another axis": (
