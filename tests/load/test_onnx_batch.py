@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx.einsum import product_of
+from edgeclean.load.onnx.operators import OPERATORS
 
 SHAPE = (3, 4, 5)  # of an image
 RANDOM = np.random.default_rng(0)
@@ -361,3 +363,10 @@ def test_a_refusal_is_one_short_line() -> None:
     with pytest.raises(InputRejectedError, match=r"Det node 'v0'.*docs/guides") as caught:
         check(graph)
     assert len(str(caught.value)) < 200
+
+
+def test_the_guide_lists_the_operators() -> None:
+    """The refusal of another operator sends its reader there."""
+    guide = Path(__file__).parents[2] / "docs" / "guides" / "own-network.md"
+    listed = " ".join(guide.read_text().split())
+    assert f"The operators that are read: {', '.join(sorted(OPERATORS))}." in listed

@@ -82,8 +82,8 @@ def conv_transpose(view: NodeView) -> nn.Module:
     weight = view.floats(1)
     if weight.dim() != 4:
         raise view.refusal(
-            f"weights of {weight.dim()} axes; only planes are read: put an axis of one before the "
-            "last (unsqueeze(2)) and use ConvTranspose2d"
+            f"weights of {weight.dim()} axes; only convolutions of planes are read: put an axis of "
+            "one before the last (unsqueeze(2)) and use ConvTranspose2d"
         )
     kernel = (weight.shape[2], weight.shape[3])
     window = Window(kernel, two(view, "strides"), two(view, "dilations"))
