@@ -3,12 +3,18 @@
 """
 
 import os
+import signal
 from collections.abc import Iterator
 
 # Workers side by side share the cores out: threads that wait for each other's core spin, and a test
 # of seconds takes minutes. Before torch is loaded, which reads this once.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell starts what runs in its background deaf to Ctrl-C, commands that tests start inherit that,
+# and those that are interrupted would go on to their end.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 
