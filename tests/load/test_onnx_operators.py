@@ -20,6 +20,7 @@ OPERATOR_CASES: dict[str, tuple[list[Node], int]] = {
     "conv-same-lower": ([("Conv", ["", "w"], {"auto_pad": "SAME_LOWER"})], 13),
     "conv-valid": ([("Conv", ["", "w"], {"auto_pad": "VALID"})], 13),
     "conv-groups": ([("Conv", ["", "wg"], {"group": 3})], 13),
+    "conv-line": ([("Reshape", ["", "groups"], {}), ("Conv", ["", "w1"], {})], 13),
     "norm": ([("BatchNormalization", ["", "s", "v", "s", "v"], {"epsilon": 0.01})], 13),
     "max-pool": ([("MaxPool", [""], {**POOL, "pads": [1, 0, 1, 0]})], 13),
     "max-pool-uneven": ([("MaxPool", [""], {**POOL, "pads": [0, 0, 1, 1]})], 13),

@@ -164,7 +164,7 @@ def test_hostile_graph_is_refused_by_name(case: str) -> None:
 
 UNSUPPORTED: dict[str, tuple[list[Node], int, str]] = {
     "line convolution": (
-        [("Reshape", ["", "groups"], {}), ("Conv", ["", "w1"], {})],
+        [("Reshape", ["", "groups"], {}), ("ConvTranspose", ["", "wl"], {})],
         13,
         "only convolutions of planes",
     ),

@@ -47,6 +47,7 @@ WEIGHTS = {
     "steps": np.array([2, 1]),
     "rows": np.array([3, SIDE, SIDE]),
     "w1": np.ones((2, 3, 3), np.float32),
+    "wl": np.ones((3, 2, 3), np.float32),
     "two": np.ones((2, 3, 1, 1), np.float32),
     "ends_r": np.array([2]),
     "starts_r": np.array([0]),

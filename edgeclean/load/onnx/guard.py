@@ -20,8 +20,10 @@ from edgeclean.errors import InputRejectedError
 from edgeclean.load.limits import MIB, LoadLimits
 from edgeclean.load.onnx.asked import NOTHING, Asked, question_of
 from edgeclean.load.onnx.batch import batch_first_
+from edgeclean.load.onnx.branches import take_branches_
 from edgeclean.load.onnx.cost import check_cost
 from edgeclean.load.onnx.doubles import check_doubles
+from edgeclean.load.onnx.einsum import product_of
 from edgeclean.load.onnx.fusions import FUSIONS, MICROSOFT
 from edgeclean.load.onnx.graph import (
     OWN_DOMAINS,
@@ -50,11 +52,19 @@ FOLDED = frozenset(
 )
 _LABELS = "its answer is a label; export the network up to its logits"
 _WHOLE = "quantise by QuantizeLinear and DequantizeLinear in pairs (QDQ), or export it in float"
+_UNROLLED = "give --arch and a checkpoint instead, or export the network without it"
+_WRITE_OTHERWISE = (
+    "write it with others (docs/guides/own-network.md lists them), or give --arch and a checkpoint"
+)
 # What is no classifier's, or has another form that is read.
 WAYS_OUT = {
     **dict.fromkeys(("ArgMax", "ArgMin", "TopK", "Hardmax", "OneHot", "ZipMap"), _LABELS),
     **dict.fromkeys(("ConvInteger", "DynamicQuantizeLinear", "MatMulInteger"), _WHOLE),
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm", "QLinearAdd"), _WHOLE),
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), f"recurrent layers are not read; {_UNROLLED}"),
+    **dict.fromkeys(("If", "Loop", "Scan"), f"control flow is not read; {_UNROLLED}"),
+    "Einsum": "write it as a MatMul (torch.matmul, with permute and reshape around it)",
+    "GridSample": "warp images before the network, or give --arch and a checkpoint",
     "NonMaxSuppression": "it belongs to a detector; only classifiers are read",
 }
 TYPES: dict[int, int] = {
@@ -104,7 +114,9 @@ def parse_onnx(contents: bytes, limits: LoadLimits, asked: Asked = NOTHING) -> b
         external_location(tensor)
     if external:
         return NEEDS_FILES
+    take_branches_(model)
     chosen = reduce_(model, asked)
+    check_size(model, limits)
     check_operators(model, as_it_came=True)
     try:
         onnx.checker.check_model(model)
@@ -138,8 +150,9 @@ def _simplified(model: ModelProto) -> ModelProto:
     output.CopyFrom(free)
     simplified, _ = onnxsim.simplify(model, check_n=0, skip_fuse_bn=True)
     release_(simplified.graph, held)
-    batch_first_(simplified.graph, own_opset(simplified))
     del simplified.metadata_props[:]
+    simplified = onnx.shape_inference.infer_shapes(simplified, strict_mode=True)
+    batch_first_(simplified)
     return onnx.shape_inference.infer_shapes(simplified, strict_mode=True)
 
 
@@ -280,13 +293,11 @@ def _check_node(node: NodeProto, *, as_it_came: bool) -> None:
             f"{way or 'only the operators of ONNX itself are read'}"
         )
     if own and not (
-        node.op_type in OPERATORS
-        or node.op_type in FOLDED
-        or (as_it_came and node.op_type in QUANTISERS)
+        node.op_type in OPERATORS or node.op_type in FOLDED or (as_it_came and _is_rewritten(node))
     ):
-        names = f"supported are {', '.join(sorted(OPERATORS))}"
         raise InputRejectedError(
-            f"{node_label(node)}: the operator {node.op_type[:40]} is not supported; {way or names}"
+            f"{node_label(node)}: the operator {node.op_type[:40]} is not supported; "
+            f"{way or _WRITE_OTHERWISE}"
         )
     if as_it_came and node.op_type == "BatchNormalization" and any(node.output[1:]):
         raise InputRejectedError(
@@ -308,6 +319,13 @@ def _check_node(node: NodeProto, *, as_it_came: bool) -> None:
                 f"{node_label(node)}: attribute {attribute.name[:60]!r} is not a number, text, "
                 "dense tensor or list of numbers"
             )
+
+
+def _is_rewritten(node: NodeProto) -> bool:
+    """Return whether a node is brought to others, or refused, before anything is converted."""
+    if node.op_type == "Einsum":
+        return product_of(node) is not None
+    return node.op_type == "GatherND" or node.op_type in QUANTISERS
 
 
 def _check_tensors(tensors: Iterable[TensorProto], limits: LoadLimits) -> None:

@@ -6,22 +6,33 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from edgeclean.load.onnx.modules import MatMul
+from edgeclean.load.onnx.modules import MatMul, Pad
 from edgeclean.load.onnx.node import NodeView, fill
-from edgeclean.load.onnx.windows import Window, around, given_pads, padding, two
+from edgeclean.load.onnx.windows import (
+    LineWindow,
+    Window,
+    around,
+    given_pads,
+    line_padding,
+    one,
+    padding,
+    two,
+)
 
 
 def conv(view: NodeView) -> nn.Module:
-    """Convert Conv, over planes, with constant weights."""
+    """Convert Conv, over planes or over a line, with constant weights."""
     weight = view.floats(1)
+    if weight.dim() == 3:
+        return _conv_of_line(view, weight)
     if weight.dim() != 4:
-        raise view.refusal(f"weights of {weight.dim()} axes; only convolutions of planes are read")
+        raise view.refusal(
+            f"weights of {weight.dim()} axes; convolutions over one or two axes are read"
+        )
     kernel = (weight.shape[2], weight.shape[3])
     window = Window(kernel, two(view, "strides"), two(view, "dilations"))
     before, after = padding(view, window)
-    groups = int(view.attribute("group", 1))
-    if groups < 1 or weight.shape[0] % groups:
-        raise view.refusal(f"group {groups} does not divide {weight.shape[0]} channels")
+    groups = _groups(view, weight)
     layer = nn.Conv2d(
         weight.shape[1] * groups,
         weight.shape[0],
@@ -38,11 +49,42 @@ def conv(view: NodeView) -> nn.Module:
     return layer if before == after else nn.Sequential(around(before, after, 0.0), layer)
 
 
+def _conv_of_line(view: NodeView, weight: Tensor) -> nn.Module:
+    """Convert a convolution along one axis, as of signals or of the channels' means (ECA)."""
+    window = LineWindow(weight.shape[2], one(view, "strides"), one(view, "dilations"))
+    before, after = line_padding(view, window)
+    groups = _groups(view, weight)
+    layer = nn.Conv1d(
+        weight.shape[1] * groups,
+        weight.shape[0],
+        window.kernel,
+        window.stride,
+        before if before == after else 0,
+        window.dilation,
+        groups,
+        bias=view.given(2),
+    )
+    fill(view, layer, "weight", weight)
+    if view.given(2):
+        fill(view, layer, "bias", view.floats(2))
+    return layer if before == after else nn.Sequential(Pad((before, after), 0.0), layer)
+
+
+def _groups(view: NodeView, weight: Tensor) -> int:
+    groups = int(view.attribute("group", 1))
+    if groups < 1 or weight.shape[0] % groups:
+        raise view.refusal(f"group {groups} does not divide {weight.shape[0]} channels")
+    return groups
+
+
 def conv_transpose(view: NodeView) -> nn.Module:
     """Convert ConvTranspose, over planes, with constant weights; an uneven rim is cut off after."""
     weight = view.floats(1)
     if weight.dim() != 4:
-        raise view.refusal(f"weights of {weight.dim()} axes; only convolutions of planes are read")
+        raise view.refusal(
+            f"weights of {weight.dim()} axes; only convolutions of planes are read: put an axis of "
+            "one before the last (unsqueeze(2)) and use ConvTranspose2d"
+        )
     kernel = (weight.shape[2], weight.shape[3])
     window = Window(kernel, two(view, "strides"), two(view, "dilations"))
     more = view.attribute("output_padding", [0, 0])

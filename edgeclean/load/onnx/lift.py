@@ -22,6 +22,7 @@ from onnx import (
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.onnx.asked import Asked
+from edgeclean.load.onnx.einsum import without_einsums_
 from edgeclean.load.onnx.fusions import without_fusions_
 from edgeclean.load.onnx.graph import label_of, prune_, shape_of
 from edgeclean.load.onnx.quantised import QUANTISERS, without_quantisers_
@@ -63,6 +64,7 @@ def lifted(model: ModelProto, asked: Asked) -> Lifted:
     kinds, narrow = as_float32_(graph)
     fused = without_fusions_(graph, opset)
     quantised = without_quantisers_(graph, opset)
+    products = without_einsums_(graph, opset)
     without_side_outputs_(graph)
     prune_(graph)
     turned = takes_channels_last(graph)
@@ -71,7 +73,7 @@ def lifted(model: ModelProto, asked: Asked) -> Lifted:
     order = channels_first_(graph) if turned else ""
     return Lifted(
         model=model,
-        notes=tuple(note for note in (raised, kinds, fused, quantised, order) if note),
+        notes=tuple(note for note in (raised, kinds, fused, quantised, products, order) if note),
         batch=own_batch or None,
         channels_last=turned,
         rounded="quantised" if quantised else narrow,

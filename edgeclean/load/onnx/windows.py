@@ -25,8 +25,19 @@ class Window:
     dilations: Pair
 
 
+@dataclass(frozen=True, slots=True)
+class LineWindow:
+    """The window of a convolution or pooling along one axis."""
+
+    kernel: int
+    stride: int
+    dilation: int
+
+
 def pool(view: NodeView) -> nn.Module:
-    """Convert MaxPool, AveragePool and LpPool over planes."""
+    """Convert MaxPool, AveragePool and LpPool over planes, lines and (means only) volumes."""
+    if len(view.shape()) != 4:
+        return _other_pool(view)
     window = Window(two(view, "kernel_shape", None), two(view, "strides"), two(view, "dilations"))
     before, after = padding(view, window)
     ceil = bool(view.attribute("ceil_mode", 0))
@@ -55,6 +66,66 @@ def pool(view: NodeView) -> nn.Module:
     layer = nn.AvgPool2d(window.kernel, window.strides)
     shares = _shares(view, layer, rim, (before, after, reached), counted=counted)
     return nn.Sequential(rim, layer, *([] if shares is None else [Arithmetic("Mul", shares)]))
+
+
+def _other_pool(view: NodeView) -> nn.Module:
+    """Convert a pooling along one axis, or a mean over three, by torch's own layers."""
+    axes, kind = len(view.shape()) - 2, view.node.op_type
+    kernel = [int(side) for side in view.attribute("kernel_shape", [])]
+    strides = [int(step) for step in view.attribute("strides", [1] * axes)]
+    pads = [int(width) for width in view.attribute("pads", [0] * 2 * axes)]
+    known = (axes == 1 and kind != "LpPool") or (axes == 3 and kind == "AveragePool")
+    even = pads[:axes] == pads[axes:] and len(pads) == 2 * axes and min(pads, default=-1) >= 0
+    fits = len(kernel) == len(strides) == axes and min(kernel + strides, default=0) >= 1
+    plain = set(view.attribute("dilations", [1])) == {1}
+    plain &= view.attribute("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
+    if not (known and even and fits and plain):
+        raise view.refusal(
+            f"windows of {kernel} with pads {pads} on a value of {len(view.shape())} axes; give "
+            "both ends the same pads and no dilation, or pool over planes of 4 axes"
+        )
+    if any(2 * pad > side for pad, side in zip(pads, kernel, strict=False)):
+        raise view.refusal(f"pads {pads} are more than half of the window {kernel}; pad before it")
+    ceil = bool(view.attribute("ceil_mode", 0))
+    if kind == "MaxPool":
+        return nn.MaxPool1d(kernel[0], strides[0], pads[0], ceil_mode=ceil)
+    counted = bool(view.attribute("count_include_pad", 0))
+    if axes == 1:
+        return nn.AvgPool1d(kernel[0], strides[0], pads[0], ceil, counted)
+    deep, high, wide = zip(kernel, strides, pads[:axes], strict=True)
+    sides, steps, around_it = zip(deep, high, wide, strict=True)
+    return nn.AvgPool3d(sides, steps, around_it, ceil, counted)
+
+
+def one(view: NodeView, name: str) -> int:
+    """Return an attribute of one whole number above zero, which is 1 where it is left out.
+
+    Raises:
+        InputRejectedError: it is something else.
+    """
+    numbers = view.attribute(name, (1,))
+    if len(numbers) != 1 or min(numbers) < 1:
+        raise view.refusal(f"{name} is {list(numbers)}; one whole number above zero is supported")
+    return int(numbers[0])
+
+
+def line_padding(view: NodeView, window: LineWindow) -> tuple[int, int]:
+    """Return the padding before and after a line, as `padding` does for planes.
+
+    Raises:
+        InputRejectedError: ``pads`` are not two numbers from zero.
+    """
+    mode = view.attribute("auto_pad", b"NOTSET")
+    if mode in (b"NOTSET", b"VALID"):
+        pads = [0, 0] if mode == b"VALID" else view.attribute("pads", [0, 0])
+        if len(pads) != 2 or min(pads) < 0:
+            raise view.refusal(f"pads are {list(pads)}; two numbers, none negative, are supported")
+        return int(pads[0]), int(pads[1])
+    side = view.shape()[2]
+    reach = (-(-side // window.stride) - 1) * window.stride
+    total = max(0, reach + (window.kernel - 1) * window.dilation + 1 - side)
+    small, large = total // 2, total - total // 2
+    return (small, large) if mode == b"SAME_UPPER" else (large, small)
 
 
 def window_sides(window: Window) -> tuple[Pair, Pair]:
