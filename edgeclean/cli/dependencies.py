@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgeclean.errors import UsageError
 from edgeclean.files.atomic import resolved
 from edgeclean.files.depfile import depfile, is_depfile
-from edgeclean.files.reading import open_regular
+from edgeclean.files.reading import is_folder, open_regular
 from edgeclean.files.writing import check_place, in_place, keep_apart
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def external_files(checkpoint: Path, network: Network) -> list[Path]:
 
 def checkpoint_files(checkpoint: Path) -> list[Path]:
     """The checkpoint's file, or those that are read of its folder."""
-    if not checkpoint.is_dir():
+    if not is_folder(checkpoint):
         return [checkpoint]
     from edgeclean.load.hub_folder import files_of
 

@@ -277,9 +277,10 @@ def load_options(state_dict: str | None) -> dict[str, Any]:
 
 def note_loading(checkpoint: Path, network: Network, note: Callable[[str], None]) -> None:
     """Say what a folder states of its network, and what was done to names so that they fit."""
+    from edgeclean.files.reading import is_folder
     from edgeclean.load.fitting import told
 
-    if checkpoint.is_dir():
+    if is_folder(checkpoint):
         spec = network.spec
         shape = "x".join(str(side) for side in spec.input_shape)
         note(

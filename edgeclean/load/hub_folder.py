@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeclean.errors import InputRejectedError
-from edgeclean.files.reading import first_line, read_small_file
+from edgeclean.files.reading import first_line, is_folder, is_regular, read_small_file
 from edgeclean.files.text import printable
 
 CONFIG = "config.json"
@@ -36,13 +36,13 @@ def weights_of(path: Path) -> Path:
     Raises:
         InputRejectedError: the folder has none, or its weights are in several parts.
     """
-    if not path.is_dir():
+    if not is_folder(path):
         return path
     for name in WEIGHTS:
-        if (path / name).is_file():
+        if is_regular(path / name):
             return path / name
     shown = printable(str(path))
-    parts = [name for name in WEIGHTS if (path / f"{name}.index.json").is_file()]
+    parts = [name for name in WEIGHTS if is_regular(path / f"{name}.index.json")]
     if parts:
         raise InputRejectedError(
             f"{shown}: the weights are in several parts ({parts[0]}.index.json); save them as one"
@@ -59,7 +59,7 @@ def files_of(path: Path) -> list[Path]:
         InputRejectedError: see `weights_of`.
     """
     config = path / CONFIG
-    return [weights_of(path), *([config] if path.is_dir() and config.is_file() else [])]
+    return [weights_of(path), *([config] if is_folder(path) and is_regular(config) else [])]
 
 
 def stated_by(folder: Path) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def stated_by(folder: Path) -> dict[str, Any]:
             that are not known to leave it as it is.
     """
     path = folder / CONFIG
-    if not path.is_file():
+    if not is_regular(path):
         return {}
     document = _read(path)
     inner = document.get("pretrained_cfg", {})

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeclean.errors import EdgecleanError, InputRejectedError, UsageError
-from edgeclean.files.reading import read_small_toml
+from edgeclean.files.reading import is_folder, read_small_toml
 from edgeclean.files.text import printable, shown
 from edgeclean.load import hub_folder
 from edgeclean.networks.state import ModelSpec
@@ -93,7 +93,7 @@ def spec_from_options(  # noqa: PLR0913 - the options that say what a network is
     given = {key: entry for key, entry in options.items() if entry is not None}
     _check_entries(given, name=OPTIONS.__getitem__, error=UsageError)
     merged = {**entries, **given}
-    if checkpoint is not None and checkpoint.is_dir():
+    if checkpoint is not None and is_folder(checkpoint):
         merged = {**_stated_by_folder(checkpoint, merged), **merged}
     elif checkpoint is not None and checkpoint.suffix.lower() == ".onnx":
         merged = {**_stated(checkpoint, merged), **merged}

@@ -37,7 +37,7 @@ RESHAPES = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """Where the images of a value are: at an axis, behind ``outer`` entries of it for each."""
+    """The images of a value stand at an axis of it, behind ``outer`` entries of it for each."""
 
     axis: int
     outer: int = 1
