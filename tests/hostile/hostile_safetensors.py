@@ -208,7 +208,7 @@ SAFETENSORS = [
             if _write_wide(folder)
             else []
         ),
-        "activations.*the limits are activations 134217728 and macs 100000000000",
+        "activations at once; the limit operands is 67108864",
     ),
 ]
 
