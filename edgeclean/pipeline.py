@@ -143,7 +143,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
             "load", load_checkpoint, checkpoint, spec, limits=chosen.load, code_folder=code_folder
         )
         given = original, chosen.export, chosen.parity, chosen.load
-        original, model = runner("export", exportable, *given)
+        original, model = runner("load", exportable, *given)
         _check_reach(original, model, chosen, latency_table)
         beside = alongside(original)
         original = placed(original, chosen.compute)

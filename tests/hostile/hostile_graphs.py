@@ -135,7 +135,7 @@ def _large_windows(kind: str) -> Change:
 def _looked_at_often(model: ModelProto) -> None:
     """Five thousand means of one large plane, each a number."""
     for axis in (2, 3):
-        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = 2500
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = 1000
     for index in range(5000):
         looked = helper.make_node("GlobalAveragePool", ["image"], [f"mean{index}"])
         model.graph.node.append(looked)
@@ -345,7 +345,7 @@ GRAPHS: list[tuple[str, str, Change, str]] = [
         "outer product",
         "two lines that make a plane",
         _outer_product,
-        "Mul node 'plane': .* the limits? ",
+        "Mul node .* the limits? ",
     ),
     (
         "terabytes by ConstantOfShape",
