@@ -98,7 +98,7 @@ def run_once(model: bytes, limits: LoadLimits) -> bytes:
     images = drawn.standard_normal((batch, *session.input_shape), dtype=np.float32)
     try:
         session.run(images)
-    except MemoryError:
+    except (MemoryError, InputRejectedError):
         raise
     except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no public base
         raise InputRejectedError(

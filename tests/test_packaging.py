@@ -90,7 +90,7 @@ def test_every_third_party_import_is_declared() -> None:
             *project["dependencies"],
             *(
                 one
-                for group in ("tensorrt", "sign")
+                for group in ("tensorrt", "sign", "architectures")
                 for one in project["optional-dependencies"][group]
             ),
         ]
