@@ -58,5 +58,5 @@ def wall_seconds(cell: dict[str, Any]) -> str:
     A run's own threads make a load of their number; twice that is somebody else's as well.
     """
     around = cell["environment"]
-    busy = float(around["load_average"]) >= 2 * int(around["threads"])
+    busy = around.get("load_average", 0.0) >= 2 * around.get("threads", 1)
     return f"{cell['wall_s']:.0f}{' (busy)' if busy else ''}"
