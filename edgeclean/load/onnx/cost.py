@@ -17,9 +17,9 @@ import onnx
 from onnx import ModelProto, NodeProto
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.load.bill import Bill, Cost, convolution_cost
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx.graph import batch_of, node_label
-from edgeclean.load.running_cost import Bill, Cost, convolution_cost
 
 BYTES = 4  # of a number in the network that is built
 Shape = tuple[int, ...]
