@@ -20,7 +20,6 @@ from torch import nn
 from edgeclean.environment import describe_environment
 from edgeclean.errors import ToolchainError, UsageError
 from edgeclean.load.limits import LoadLimits
-from edgeclean.load.onnx.importer import check_computed_as_written, import_onnx
 from edgeclean.measure.latency import (
     FEWEST_RUNS,
     UNSTABLE_COV,
@@ -58,6 +57,9 @@ def measure_pair_on_cuda(
         )
     environment = describe_environment()
     limits = LoadLimits()
+    # As in block_backends: most commands time nothing on a GPU.
+    from edgeclean.load.onnx.importer import check_computed_as_written, import_onnx
+
     imported = [import_onnx(one, limits, folder=Path()) for one in (original, compressed)]
     for one in imported:
         check_computed_as_written(one)
