@@ -18,7 +18,6 @@ from edgeclean.compression.truncate import TruncateSettings, truncate
 from edgeclean.errors import InputRejectedError, RatioError, UsageError
 from edgeclean.networks.cost import count_macs, count_params
 
-
 AXES = (["macs", "params"], [1.3, 2.0, 4.0], ["weights", "activations"])
 
 
