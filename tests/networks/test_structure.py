@@ -212,6 +212,31 @@ def test_normalisation_of_each_image_is_noted() -> None:
     assert {note.kind for note in report.notes} == {"statistics of the image"}
 
 
+def test_pixels_that_are_compared_are_noted() -> None:
+    """A network of black and white images makes its own of grey ones."""
+    graph = Graph()
+    shape = graph.shapes["image"]
+    above = graph.op("Greater", ["image", graph.constant(0.5)], shape, "above")
+    ink = graph.op("Where", [above, graph.constant(1.0), graph.constant(0.0)], shape, "ink")
+    report = read(graph, graph.dense(plain(graph, ink), CLASSES))
+    assert report.findings == ()
+    assert {note.kind for note in report.notes} == {"compared pixels"}
+    assert report.notes[0].path == ("above (Greater)",)
+
+
+def test_a_selection_by_what_was_learned_is_noted() -> None:
+    """A thresholded activation is one; so is a switch between two branches."""
+    graph = Graph()
+    features = graph.conv("image", 8)
+    shape = graph.shapes[features]
+    above = graph.op("Greater", [features, graph.constant(0.1)], shape, "above")
+    kept = graph.op("Where", [above, features, graph.constant(0.0)], shape, "kept")
+    report = read(graph, graph.dense(plain(graph, kept), CLASSES))
+    assert report.findings == ()
+    assert [note.kind for note in report.notes] == ["learned selection"] * 2
+    assert [note.path for note in report.notes] == [("above (Greater)",), ("kept (Where)",)]
+
+
 def test_a_single_layer_beside_a_deep_network_is_noted() -> None:
     graph = Graph()
     value = graph.dense(residual(graph, "image"), CLASSES)
