@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.text import first_line
 from edgeclean.load.onnx.asked import Asked
 
 OWN_DOMAINS = ("", "ai.onnx")
@@ -146,11 +147,6 @@ def batch_of(model: ModelProto) -> int:
     weights = {tensor.name for tensor in model.graph.initializer}
     images = next(value for value in model.graph.input if value.name not in weights)
     return max(1, int(images.type.tensor_type.shape.dim[0].dim_value))
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its kind; at most 300 characters."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def node_label(node: NodeProto) -> str:

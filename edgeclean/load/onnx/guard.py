@@ -17,6 +17,7 @@ import onnxsim
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.text import first_line
 from edgeclean.load.limits import MIB, LoadLimits
 from edgeclean.load.onnx.asked import NOTHING, Asked, question_of
 from edgeclean.load.onnx.batch import batch_first_
@@ -27,7 +28,6 @@ from edgeclean.load.onnx.einsum import product_of
 from edgeclean.load.onnx.fusions import FUSIONS, MICROSOFT
 from edgeclean.load.onnx.graph import (
     OWN_DOMAINS,
-    first_line,
     image_input,
     node_label,
     read_model,
