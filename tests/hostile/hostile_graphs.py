@@ -422,7 +422,7 @@ GRAPHS: list[tuple[str, str, Change, str]] = [
         "opset 1",
         "old operators with other meanings",
         lambda m: setattr(m.opset_import[0], "version", 1),
-        "opset 1 of domain|not a valid ONNX model",
+        r"not a valid ONNX model .*schema\(::Gemm:1\)",
     ),
     (
         "opset 999",
@@ -434,7 +434,7 @@ GRAPHS: list[tuple[str, str, Change, str]] = [
         "mixed batch",
         "an image's answer depends on its neighbour",
         _batch_mixed,
-        "mixes the images|does not run on two|batch axis|it must give",
+        "does not run on two images",
     ),
     (
         "two data fields",
