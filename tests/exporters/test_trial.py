@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from command_line import in_a_child
 from onnx import TensorProto, helper, numpy_helper
 from tiny_networks import tiny_network
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.load.isolation import Parser
 from edgeclean.load.limits import LoadLimits
+from edgeclean.measure.untrusted_latency import time_packed
 from exporters import trial
 from exporters.onnx_exporter import ExportSettings, export_onnx
 from exporters.precision.half import to_bf16, to_fp16
@@ -220,3 +223,11 @@ def test_a_child_that_was_taken_over_may_answer_anything(
     monkeypatch.setattr(trial, "parse_isolated", lambda *_: answer)
     with pytest.raises(InputRejectedError, match=r"^net: the process .* answered nonsense"):
         try_network(b"", "net")
+
+
+@pytest.mark.parametrize("parser", [trial.run_once, time_packed])
+def test_the_process_that_runs_a_network_starts_without_pytorch(parser: Parser) -> None:
+    """A tenth of the time; and nothing of it is there for a file to reach."""
+    said = in_a_child(f"import sys, {parser.__module__}; print(*sys.modules)").stdout.split()
+    assert "onnxruntime" in said
+    assert not {"torch", "onnxsim"} & set(said)
