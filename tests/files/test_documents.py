@@ -146,15 +146,15 @@ def test_json_of_many_values_is_refused(part: str, most: int) -> None:
 
 
 def test_hostile_documents_take_little_time() -> None:
-    many = 2**18
+    megabyte = 2**20
     started = time.process_time()
-    for content in (b'"' * many, b'"\\' * (many // 2), b"'''" * (many // 4), b"=.\n" * (many // 4)):
+    for content in (b'"' * megabyte, b'"\\' * (megabyte // 2), b"'''" * 2**18, b"=.\n" * 2**18):
         with pytest.raises(ValueError, match=r"\w"):
             parse_toml(content)
-    for content in (b'"' * many, b'"\\' * many, b"]" * 64 * many, b"[[]," * many):
+    for content in (b'"' * megabyte, b'"\\' * megabyte, b"]" * 2**26, b"[[]," * megabyte):
         with pytest.raises(ValueError, match=r"\w"):
             parse_json(content)
-    assert time.process_time() - started < 4
+    assert time.process_time() - started < 15
 
 
 def test_what_is_no_utf8_is_a_value_error() -> None:
