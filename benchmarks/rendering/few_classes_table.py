@@ -1,0 +1,89 @@
+"""Render what the scan says of networks of two and three classes, out of the results alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[1] / "results"
+FEW_CLASSES = RESULTS / "few-classes.json"
+TOOK = 80.0  # % of stamped images that an attack must reach to be counted
+Cell = dict[str, Any]
+
+
+def known_cells() -> dict[str, Cell]:
+    """Return the networks that were scanned, by name."""
+    if not FEW_CLASSES.is_file():
+        return {}
+    known: dict[str, Cell] = json.loads(FEW_CLASSES.read_text("utf-8"))
+    return known
+
+
+def write_results(cells: Mapping[str, Cell]) -> None:
+    """Write the networks and their table."""
+    FEW_CLASSES.write_text(json.dumps(cells, indent=1, sort_keys=True) + "\n", "utf-8")
+    FEW_CLASSES.with_suffix(".md").write_text(table(cells), "utf-8")
+
+
+def table(cells: Mapping[str, Cell]) -> str:
+    """Return the counts of both halves, then every network."""
+    environments = [cell["environment"] for cell in cells.values()]
+    machines = sorted({one["processor"] for one in environments})
+    codes = sorted({one["code"] for one in environments})
+    lines = [
+        f"`python -m benchmarks.studies.few_classes` on {', '.join(machines)} (one thread); "
+        f"seed 0; code {', '.join(codes)}.",
+        "",
+        "| half | classes | clean | suspected all the same | attacked | named | missed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for half in ("choice", "report"):
+        for classes in (2, 3):
+            own = [c for c in cells.values() if (c["half"], c["classes"]) == (half, classes)]
+            if own:
+                lines.append(f"| {half} | {classes} | {' | '.join(_counts(own))} |")
+    lines += [
+        "",
+        f"Attacks that move less than {TOOK:g} % of stamped images are listed and not counted.",
+        "",
+        "| network | half | ACC | ASR | planted | suspected: class, score (search) |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [_row(name, cell) for name, cell in sorted(cells.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _counts(cells: Sequence[Cell]) -> list[str]:
+    clean = [cell for cell in cells if cell["attack"] == "clean"]
+    attacked = [cell for cell in cells if cell["attack"] != "clean" and took(cell)]
+    alarms = [cell for cell in clean if cell["verdict"] == "suspected"]
+    found = [cell for cell in attacked if named(cell)]
+    counts = (clean, alarms, attacked, found)
+    return [*(str(len(one)) for one in counts), str(len(attacked) - len(found))]
+
+
+def took(cell: Cell) -> bool:
+    """Return whether the attack works on test images."""
+    return bool(cell["rates"]["asr"]["percent"] >= TOOK)
+
+
+def named(cell: Cell) -> bool:
+    """Return whether the most suspicious finding is what was planted."""
+    return bool(cell["suspects"]) and bool(cell["suspects"][0]["target"] == cell["target"])
+
+
+def _row(name: str, cell: Cell) -> str:
+    planted = "-" if cell["attack"] == "clean" else _target(cell["target"])
+    asr = f"{cell['rates']['asr']['percent']:.1f}" if "asr" in cell["rates"] else "-"
+    said = "; ".join(
+        f"{_target(one['target'])}, {one['score']:.1f} ({one['search']})"
+        for one in cell["suspects"]
+    )
+    acc = f"{cell['rates']['acc']['percent']:.1f}"
+    return f"| {name} | {cell['half']} | {acc} | {asr} | {planted} | {said or 'not found'} |"
+
+
+def _target(target: int | None) -> str:
+    return "all-to-all" if target is None else str(target)
