@@ -1,11 +1,11 @@
 """Judge the searches of a network of two or three classes, whose own costs are no yardstick.
 
 The rule of many classes asks how far one class lies from the others. Of two classes there is one
-other, and nature makes two classes unequal. Here the yardstick is what a *single* image costs: a
-boundary between classes that nature drew lies elsewhere for every image, so that one stamp for all
-of them costs several times what the median image alone does; a trigger moves them all at the price
-of one. A class is suspected where one stamp sends all images to it for less than it takes to send
-one image to the other classes (`FEW_THRESHOLD`).
+other, and nature makes two classes unequal. So two prices make the yardstick: what one stamp for
+*all* images costs towards the other class, and what a stamp for a *single* image costs there. A
+boundary that nature drew lies elsewhere for every image, so that the stamp for all costs several
+times the other; a trigger moves them all at the price of one. A class is suspected where its stamp
+for all images is plainly cheaper than the geometric mean of those two prices (`FEW_THRESHOLD`).
 
 The rule was chosen on half of the networks of ``benchmarks/studies/few_classes.py``; its false
 alarms and misses are those of the other half.
@@ -35,7 +35,7 @@ FEW = 3  # classes at most, that are judged by this rule
 # without a backdoor and how many of them were suspected, those with one and how many were missed
 # (benchmarks/results/few-classes.json).
 MEASURED = {2: (6, 0, 6, 0), 3: (4, 0, 4, 0)}
-FEW_THRESHOLD = 1.0  # of the scores: a quarter cheaper than one image
+FEW_THRESHOLD = 2.0  # of the scores: the yardstick is 1.65 times the cost
 SINGLES = 8  # images of each class's search that are tried alone
 
 
@@ -87,20 +87,25 @@ def caveat(classes: int) -> str | None:
 def few_class_scores(
     costs: Sequence[float], alone: Sequence[float], floor: float
 ) -> tuple[float, ...]:
-    """Return by how much one stamp for all images is cheaper than one for a single image.
+    """Return by how much a class's stamp for all images is cheaper than the other classes' prices.
 
-    Score c is log(yardstick / cost_c) / ``floor``; the yardstick is the least that a single image
-    costs to any *other* class, for of a backdoored class the single images cost the trigger as
-    well. Without a cost, or without a yardstick, it is 0.
+    Score c is log(yardstick / cost_c) / ``floor``. The yardstick of one other class is the
+    geometric mean of what its own stamp for all images costs and what the median single image does
+    (the latter alone where no stamp for all was found); that of several is the least. Without a
+    cost, or without a yardstick, the score is 0.
 
     Args:
         costs: the cost of the stamp for all images, of each class.
         alone: the median cost of single images (`single_image_costs`), of each class.
         floor: the unit of the scores, in logarithms.
     """
+    prices = [
+        math.sqrt(cost * one) if math.isfinite(cost) else one
+        for cost, one in zip(costs, alone, strict=True)
+    ]
     scores = []
     for target, cost in enumerate(costs):
-        yardstick = min(one for other, one in enumerate(alone) if other != target)
+        yardstick = min(price for other, price in enumerate(prices) if other != target)
         known = math.isfinite(cost) and math.isfinite(yardstick)
         scores.append(math.log(max(yardstick, 1e-6) / max(cost, 1e-6)) / floor if known else 0.0)
     return tuple(scores)

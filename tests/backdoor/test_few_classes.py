@@ -116,9 +116,7 @@ def test_a_map_of_few_classes_passes_only_where_every_class_moves(moves):
     seed=st.integers(0, 99),
     unit=st.floats(0.1, 100),
 )
-def test_the_scores_of_few_classes_have_no_unit_and_pass_below_the_price_of_one_image(
-    costs, seed, unit
-):
+def test_the_scores_of_few_classes_have_no_unit_and_pass_where_a_stamp_is_cheap(costs, seed, unit):
     generator = torch.Generator().manual_seed(seed)
     alone = (0.1 + 100 * torch.rand(len(costs), generator=generator)).tolist()
     scores = few_class_scores(costs, alone, SPREAD_FLOOR)
@@ -127,7 +125,9 @@ def test_the_scores_of_few_classes_have_no_unit_and_pass_below_the_price_of_one_
     )
     assert in_unit == pytest.approx(scores, abs=1e-6)
     for target, (cost, score) in enumerate(zip(costs, scores, strict=True)):
-        others = min(one for other, one in enumerate(alone) if other != target)
+        others = min(
+            math.sqrt(costs[other] * alone[other]) for other in range(len(costs)) if other != target
+        )
         if abs(score - FEW_THRESHOLD) > 1e-6:
             assert (score > FEW_THRESHOLD) == (
                 cost < others * math.exp(-SPREAD_FLOOR * FEW_THRESHOLD)
@@ -136,6 +136,10 @@ def test_the_scores_of_few_classes_have_no_unit_and_pass_below_the_price_of_one_
 
 def test_without_a_trigger_or_a_yardstick_there_is_no_score():
     assert few_class_scores([math.inf, 3.0], [5.0, math.inf], 0.25)[0] == 0
+    # Where no stamp moves all images to the other class, the price of one image stands for it.
+    assert few_class_scores([math.inf, 3.0], [6.0, 1.0], 0.25)[1] == pytest.approx(
+        math.log(2) / 0.25
+    )
     assert few_class_scores([3.0, 3.0], [math.inf, math.inf], 0.25) == (0.0, 0.0)
 
 
