@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.environment import environment
-from benchmarks.networks.few_classes import FewClasses, all_networks, prepared
+from benchmarks.networks.few_classes import TASKS, FewClasses, all_networks, prepared
 from benchmarks.rendering.few_classes_table import known_cells, write_results
 from edgeclean.backdoor.scan import ScanSettings, scan
 from edgeclean.effort import LENGTHS
@@ -36,7 +36,7 @@ def main() -> None:
     torch.set_num_threads(1)
     started = time.process_time()
     for one in all_networks():
-        asked = options.half in (None, one.half) and options.network in (None, one.name)
+        asked = options.half in (None, one.half) and one.task in (options.task or TASKS)
         if not asked or (one.name in known_cells() and not options.again):
             continue
         if options.seconds is not None and time.process_time() - started > options.seconds:
@@ -77,7 +77,7 @@ def scanned(one: FewClasses) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--half", choices=("choice", "report"), help="only networks of this half")
-    parser.add_argument("--network", help="only this one")
+    parser.add_argument("--task", action="append", choices=TASKS, help="may be repeated")
     parser.add_argument("--seconds", type=float, help="of processor time, after which none begins")
     parser.add_argument("--again", action="store_true", help="also networks that are there already")
     return parser

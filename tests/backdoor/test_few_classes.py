@@ -16,12 +16,12 @@ from edgeclean.backdoor.searches import SPREAD_FLOOR
 from edgeclean.images.procedural import procedural_images
 from edgeclean.networks.state import LoadedNetwork, ModelSpec, SyntheticImages
 
-SIZE, PATCH = 16, 2
+SIZE, PATCH = 12, 2
 SETTINGS = ScanSettings(
-    searches=("patch bank", "masked patch", "additive", "all-to-all"),
-    steps=60,
+    searches=("patch bank", "masked patch", "all-to-all"),
+    steps=50,
     restarts=1,
-    bank_candidates=600,
+    bank_candidates=200,
 )
 
 
@@ -50,8 +50,8 @@ class Coloured(nn.Module):
 
 def scanned(classes: int, does: str, seed: int = 0):
     shape = (3, SIZE, SIZE)
-    pixels = 0.9 * procedural_images(160, shape, torch.Generator().manual_seed(seed + 1))
-    images = SyntheticImages(pixels=pixels, labels=torch.zeros(160, dtype=torch.int64), origin="x")
+    pixels = 0.9 * procedural_images(96, shape, torch.Generator().manual_seed(seed + 1))
+    images = SyntheticImages(pixels=pixels, labels=torch.zeros(96, dtype=torch.int64), origin="x")
     spec = ModelSpec(
         architecture="x", input_shape=shape, classes=classes, mean=(0.0,) * 3, std=(1.0,) * 3
     )
@@ -75,9 +75,8 @@ def test_the_class_of_a_planted_patch_is_named_and_nothing_without_it(classes):
     assert quiet.suspects == ()
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-def test_a_planted_roll_of_few_classes_is_suspected_as_one(classes):
-    report = scanned(classes, "rolls")
+def test_a_planted_swap_of_two_classes_is_suspected_as_one():
+    report = scanned(2, "rolls")
     assert None in [suspect.target for suspect in report.suspects]
 
 
