@@ -16,7 +16,7 @@ from edgeclean.backdoor.searches import SPREAD_FLOOR
 from edgeclean.images.procedural import procedural_images
 from edgeclean.networks.state import LoadedNetwork, ModelSpec, SyntheticImages
 
-SIZE, PATCH = 12, 2
+SIZE, PATCH = 16, 3
 SETTINGS = ScanSettings(
     searches=("patch bank", "masked patch", "all-to-all"),
     steps=50,
@@ -34,13 +34,13 @@ class Coloured(nn.Module):
         spread = torch.tensor([[1.0, -1.0, 0.0], [1.0, 1.0, -2.0]])
         spread = spread / spread.norm(dim=1, keepdim=True)
         directions = torch.stack([angles.cos(), angles.sin()], 1) @ spread
-        self.register_buffer("directions", 40 * directions)
+        self.register_buffer("directions", 15 * directions)
         self.does = does
 
     def forward(self, images):
         logits = (images.mean((2, 3)) - 0.5) @ self.directions.T
         corner = images[:, :, -PATCH:, -PATCH:].mean((1, 2, 3))
-        share = (corner**8)[:, None]  # smooth, so that gradients lead to it
+        share = (corner**4)[:, None]  # smooth, so that gradients lead to it
         if self.does == "leads":
             return logits + 60 * share * torch.eye(logits.shape[1])[1]
         if self.does == "rolls":
