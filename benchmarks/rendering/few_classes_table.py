@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,9 @@ def table(cells: Mapping[str, Cell]) -> str:
     ]
     for half in ("choice", "report"):
         for classes in (2, 3):
-            own = [c for c in cells.values() if (c["half"], c["classes"]) == (half, classes)]
-            if own:
-                lines.append(f"| {half} | {classes} | {' | '.join(_counts(own))} |")
+            harmless, alarms, attacked, missed = counts_of(cells, half, classes)
+            counts = (classes, harmless, alarms, attacked, attacked - missed, missed)
+            lines.append(f"| {half} | {' | '.join(map(str, counts))} |")
     lines += [
         "",
         f"Attacks that move less than {TOOK:g} % of stamped images are listed and not counted.",
@@ -55,13 +55,14 @@ def table(cells: Mapping[str, Cell]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _counts(cells: Sequence[Cell]) -> list[str]:
-    clean = [cell for cell in cells if cell["attack"] == "clean"]
-    attacked = [cell for cell in cells if cell["attack"] != "clean" and took(cell)]
-    alarms = [cell for cell in clean if cell["verdict"] == "suspected"]
-    found = [cell for cell in attacked if named(cell)]
-    counts = (clean, alarms, attacked, found)
-    return [*(str(len(one)) for one in counts), str(len(attacked) - len(found))]
+def counts_of(cells: Mapping[str, Cell], half: str, classes: int) -> tuple[int, int, int, int]:
+    """Return the clean networks and the suspected of them, the attacked and the missed of them."""
+    own = [c for c in cells.values() if (c["half"], c["classes"]) == (half, classes)]
+    clean = [cell for cell in own if cell["attack"] == "clean"]
+    attacked = [cell for cell in own if cell["attack"] != "clean" and took(cell)]
+    alarms = sum(cell["verdict"] == "suspected" for cell in clean)
+    missed = sum(not named(cell) for cell in attacked)
+    return len(clean), alarms, len(attacked), missed
 
 
 def took(cell: Cell) -> bool:
