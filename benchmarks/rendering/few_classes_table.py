@@ -43,7 +43,8 @@ def table(cells: Mapping[str, Cell]) -> str:
         for classes in (2, 3):
             harmless, alarms, attacked, missed = counts_of(cells, half, classes)
             counts = (classes, harmless, alarms, attacked, attacked - missed, missed)
-            lines.append(f"| {half} | {' | '.join(map(str, counts))} |")
+            if harmless or attacked:
+                lines.append(f"| {half} | {' | '.join(map(str, counts))} |")
     lines += [
         "",
         f"Attacks that move less than {TOOK:g} % of stamped images are listed and not counted.",
