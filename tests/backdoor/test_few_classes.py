@@ -9,10 +9,24 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edgeclean.backdoor.all_to_all import MAP_SCORE, class_map
-from edgeclean.backdoor.few_classes import FEW_THRESHOLD, few_class_scores
-from edgeclean.backdoor.gradient import Evidence, Slot
+from edgeclean.backdoor.families import MaskedFamily
+from edgeclean.backdoor.few_classes import (
+    FEW_THRESHOLD,
+    as_cheap_as_one_way,
+    few_class_scores,
+    single_image_costs,
+)
+from edgeclean.backdoor.gradient import (
+    ELSEWHERE,
+    Evidence,
+    Found,
+    GradientSettings,
+    Slot,
+    cheapest_triggers,
+)
 from edgeclean.backdoor.scan import ScanSettings, scan
 from edgeclean.backdoor.searches import SPREAD_FLOOR
+from edgeclean.backdoor.triggers import AdditiveTrigger, MaskedTrigger
 from edgeclean.images.procedural import procedural_images
 from edgeclean.networks.state import LoadedNetwork, ModelSpec, SyntheticImages
 
@@ -146,3 +160,35 @@ def test_a_slot_of_one_image_uses_it_alone_and_only_to_another_class():
     evidence = Evidence(torch.zeros(4, 1, 2, 2), torch.tensor([0, 1, 1, 0]))
     assert evidence.usable(Slot(0, image=2)).tolist() == [False, False, True, False]
     assert not evidence.usable(Slot(1, image=2)).any()
+
+
+def test_a_stamp_for_both_ways_must_not_cost_more_than_one_for_each():
+    shape = (3, SIZE, SIZE)
+    pixels = procedural_images(32, shape, torch.Generator().manual_seed(1))
+    module = Coloured(2, "nothing").requires_grad_(False)
+    evidence = Evidence(pixels, module(pixels).argmax(1))
+    whole = MaskedTrigger(torch.ones(1, SIZE, SIZE), torch.ones(shape))
+    added = AdditiveTrigger(torch.ones(shape))
+    dear, cheap = (
+        [Found(Slot(ELSEWHERE), cost, 1.0, trigger) for trigger in (whole, added)]
+        for cost in (2.1 * SIZE**2, 0.5)
+    )
+    kept = as_cheap_as_one_way(
+        module, evidence, dear + cheap, 2, 20, torch.Generator().manual_seed(0)
+    )
+    assert kept == cheap
+
+
+def test_single_images_are_cheaper_than_all_of_them_together():
+    shape = (3, SIZE, SIZE)
+    pixels = procedural_images(48, shape, torch.Generator().manual_seed(1))
+    module = Coloured(2, "nothing").requires_grad_(False)
+    evidence = Evidence(pixels, module(pixels).argmax(1))
+    generator = torch.Generator().manual_seed(0)
+    alone = single_image_costs(module, evidence, 2, MaskedFamily, 40, generator)
+    slots, asked = [Slot(0), Slot(1)], GradientSettings(steps=40)
+    together = cheapest_triggers(module, evidence, slots, MaskedFamily, asked, generator)
+    assert all(one < found.cost for one, found in zip(alone, together, strict=True))
+    none = Evidence(pixels[:4], torch.zeros(4, dtype=torch.int64))
+    only = single_image_costs(module, none, 2, MaskedFamily, 2, generator)
+    assert only[0] == math.inf  # every image is of class 0 already
