@@ -174,7 +174,7 @@ def test_a_stamp_for_both_ways_must_not_cost_more_than_one_for_each():
         for cost in (2.1 * SIZE**2, 0.5)
     )
     kept = as_cheap_as_one_way(
-        module, evidence, dear + cheap, 2, 20, torch.Generator().manual_seed(0)
+        module, evidence, dear + cheap, 2, 80, torch.Generator().manual_seed(0)
     )
     assert kept == cheap
 

@@ -56,7 +56,7 @@ def test_a_patch_of_the_same_share_is_suspected_at_every_size(size):
     assert scanned(*size, 0.0).verdict == "not found"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(times=st.integers(1, 8), seed=st.integers(0, 10**6))
 def test_the_bank_of_a_larger_image_is_that_of_a_small_one_scaled(times, seed):
     small, large = (
@@ -79,7 +79,7 @@ def test_the_bank_of_a_larger_image_is_that_of_a_small_one_scaled(times, seed):
         assert torch.equal(cut.repeat_interleave(times, -1).repeat_interleave(times, -2), grown)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     height=st.integers(8, 40),
     width=st.integers(8, 40),
