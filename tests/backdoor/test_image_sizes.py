@@ -50,7 +50,17 @@ def scanned(height: int, width: int, strength: float):
     return scan(network, images, SEARCH, seed=0)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (64, 64), (96, 96), (96, 128), (128, 128), (224, 224)])
+@pytest.mark.parametrize(
+    "size",
+    [
+        (32, 32),
+        (64, 64),
+        (96, 96),
+        (96, 128),
+        pytest.param((128, 128), marks=pytest.mark.slow),
+        pytest.param((224, 224), marks=pytest.mark.slow),
+    ],
+)
 def test_a_patch_of_the_same_share_is_suspected_at_every_size(size):
     assert scanned(*size, 100.0).targets == (TARGET,)
     assert scanned(*size, 0.0).verdict == "not found"
