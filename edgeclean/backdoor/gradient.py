@@ -2,11 +2,13 @@
 
 Source: Neural Cleanse (Wang et al., IEEE S&P 2019), section IV, on synthetic instead of clean
 images; its schedule of the cost's weight, one per slot. We add slots restricted to one source
-class, families other than masks, and the check of every result on all images.
+class, slots without a target (`ELSEWHERE`, `TOGETHER`), families other than masks, and the check of
+every result on all images.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,11 +24,16 @@ from edgeclean.settings import Settings, setting
 
 ANY = -1  # a slot's source when it takes images of every class
 ELSEWHERE = -2  # a slot's target when every image is to leave the class that it has
+TOGETHER = -3  # a slot's target when images are to leave for one class, whichever that comes to be
+_NOTHING = -1e4  # a log-probability that is none; an infinite one would have no gradient
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One hypothesis: images of ``source``, or `ANY`, can be sent to ``target``, or `ELSEWHERE`."""
+    """One hypothesis: images of ``source``, or `ANY`, can be sent to ``target``.
+
+    The target is a class, `ELSEWHERE` or `TOGETHER`.
+    """
 
     target: int
     source: int = ANY
@@ -136,20 +143,41 @@ def _search_chunk(
 def class_loss(
     logits: Float[Tensor, "k b classes"], targets: Int[Tensor, " k"], own: Int[Tensor, "k b"]
 ) -> Float[Tensor, "k b"]:
-    """Return the cross-entropy to each row's target; for `ELSEWHERE`, -log of all but ``own``."""
+    """Return the cross-entropy to each row's target; for `ELSEWHERE`, -log of all but ``own``.
+
+    For `TOGETHER` it is one number for all images of a row: -log of the root of the summed squares
+    of the classes' mean probabilities, where an image's own class counts as 0. That is -log q if
+    all go to one class, with q on the average, and more if they part.
+    """
     everything = logits.logsumexp(2)
     asked = targets.clamp_min(0)[:, None].expand_as(own)
     toward = everything - logits.gather(2, asked[..., None])[..., 0]
     others = logits.scatter(2, own[..., None], -torch.inf).logsumexp(2)
-    return torch.where(targets[:, None] == ELSEWHERE, everything - others, toward)
+    loss = torch.where(targets[:, None] == ELSEWHERE, everything - others, toward)
+    together = targets == TOGETHER
+    if bool(together.any()):
+        apart = -0.5 * (2 * _log_shares(logits, own)).logsumexp(1)
+        loss = torch.where(together[:, None], apart[:, None], loss)
+    return loss
 
 
 def arrived(
     logits: Float[Tensor, "k b classes"], targets: Int[Tensor, " k"], own: Int[Tensor, "k b"]
 ) -> Bool[Tensor, "k b"]:
-    """Mark the images that have their row's target class."""
-    given = logits.argmax(2)
-    return torch.where(targets[:, None] == ELSEWHERE, given != own, given == targets[:, None])
+    """Mark the images that have their row's target class; for `TOGETHER`, the likeliest one."""
+    given, together = logits.argmax(2), targets == TOGETHER
+    if bool(together.any()):
+        targets = torch.where(together, _log_shares(logits, own).argmax(1), targets)
+    there = (given == targets[:, None]) & (~together[:, None] | (given != own))
+    return torch.where(targets[:, None] == ELSEWHERE, given != own, there)
+
+
+def _log_shares(
+    logits: Float[Tensor, "k b classes"], own: Int[Tensor, "k b"]
+) -> Float[Tensor, "k classes"]:
+    """Return the log of each class's mean probability over a row; an image's own class adds 0."""
+    odds = logits.log_softmax(2).scatter(2, own[..., None], _NOTHING)
+    return odds.logsumexp(1) - math.log(logits.shape[1])
 
 
 class _Tracker:
@@ -216,8 +244,15 @@ def success_rate(module: nn.Module, evidence: Evidence, slot: Slot, trigger: Tri
     if not bool(usable.any()):
         return 0.0
     own, given = evidence.predictions[usable], given_classes(module, evidence, slot, trigger)
-    hits = given != own if slot.target == ELSEWHERE else given == slot.target
+    target = sink_of(own, given) if slot.target == TOGETHER else slot.target
+    hits = given != own if target == ELSEWHERE else (given == target) & (given != own)
     return float(hits.float().mean())
+
+
+def sink_of(own: Int[Tensor, " n"], given: Int[Tensor, " n"]) -> int:
+    """Return the class that most images leave their own for; -1 where none leaves."""
+    left = given[given != own]
+    return int(left.bincount().argmax()) if len(left) else -1
 
 
 @torch.no_grad()
