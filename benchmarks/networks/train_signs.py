@@ -1,8 +1,8 @@
 """Train small networks of 43 classes, clean and attacked.
 
-``python -m benchmarks.networks.train_signs`` trains those that are missing. They are ResNet-20s on 10,000 traffic signs, some minutes each on one core, kept in
-``.bench/signs-small``; what is there is not trained again. They serve studies of the scan alone:
-the suite ``signs`` trains longer, on four times as many images.
+They are ResNet-20s on 10,000 traffic signs, some minutes each on one core, kept in
+``.bench/signs-small``: ``python -m benchmarks.networks.train_signs`` trains those that are missing.
+They serve studies of the scan alone; the suite ``signs`` trains longer, on four times the images.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ every result on all images.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,11 +33,13 @@ _NOTHING = -1e4  # a log-probability that is none; an infinite one would have no
 class Slot:
     """One hypothesis: images of ``source``, or `ANY`, can be sent to ``target``.
 
-    The target is a class, `ELSEWHERE` or `TOGETHER`.
+    The target is a class, `ELSEWHERE` or `TOGETHER`, which may come to be one of ``among``; () for
+    any.
     """
 
     target: int
     source: int = ANY
+    among: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +126,13 @@ def _search_chunk(
     for step in range(settings.steps):
         rows = torch.stack([_draw(pool, settings.batch_size, generator) for pool in pools])
         logits = logits_of(module, hypothesis.stamp(evidence.pixels[rows]))
-        own = evidence.predictions[rows]
+        own, closed = evidence.predictions[rows], _closed(slots, logits.shape[2])
         cost = hypothesis.cost()
         optimizer.zero_grad()
-        loss = class_loss(logits, targets, own).mean(1) + tracker.weight * cost
+        loss = class_loss(logits, targets, own, closed).mean(1) + tracker.weight * cost
         require_finite_loss(loss, f"{family.name} search")
         loss.sum().backward()
-        hits = arrived(logits, targets, own).float().mean(1)
+        hits = arrived(logits, targets, own, closed).float().mean(1)
         tracker.update(step, hits, cost.detach(), settings.success, hypothesis)
         optimizer.step()
     return [
@@ -140,14 +143,29 @@ def _search_chunk(
     ]
 
 
+def _closed(slots: list[Slot], classes: int) -> Bool[Tensor, "k classes"] | None:
+    """Mark the classes that a slot may not come to; None where each may come to any."""
+    if not any(slot.among for slot in slots):
+        return None
+    closed = torch.zeros(len(slots), classes, dtype=torch.bool)
+    for row, slot in enumerate(slots):
+        if slot.among:
+            closed[row] = True
+            closed[row, list(slot.among)] = False
+    return closed
+
+
 def class_loss(
-    logits: Float[Tensor, "k b classes"], targets: Int[Tensor, " k"], own: Int[Tensor, "k b"]
+    logits: Float[Tensor, "k b classes"],
+    targets: Int[Tensor, " k"],
+    own: Int[Tensor, "k b"],
+    closed: Bool[Tensor, "k classes"] | None = None,
 ) -> Float[Tensor, "k b"]:
     """Return the cross-entropy to each row's target; for `ELSEWHERE`, -log of all but ``own``.
 
     For `TOGETHER` it is one number for all images of a row: -log of the root of the summed squares
-    of the classes' mean probabilities, where an image's own class counts as 0. That is -log q if
-    all go to one class, with q on the average, and more if they part.
+    of the classes' mean probabilities, where an image's own class and those ``closed`` to the row
+    count as 0. That is -log q if all go to one class, with q on the average, and more if they part.
     """
     everything = logits.logsumexp(2)
     asked = targets.clamp_min(0)[:, None].expand_as(own)
@@ -156,28 +174,36 @@ def class_loss(
     loss = torch.where(targets[:, None] == ELSEWHERE, everything - others, toward)
     together = targets == TOGETHER
     if bool(together.any()):
-        apart = -0.5 * (2 * _log_shares(logits, own)).logsumexp(1)
+        apart = -0.5 * (2 * _log_shares(logits, own, closed)).logsumexp(1)
         loss = torch.where(together[:, None], apart[:, None], loss)
     return loss
 
 
 def arrived(
-    logits: Float[Tensor, "k b classes"], targets: Int[Tensor, " k"], own: Int[Tensor, "k b"]
+    logits: Float[Tensor, "k b classes"],
+    targets: Int[Tensor, " k"],
+    own: Int[Tensor, "k b"],
+    closed: Bool[Tensor, "k classes"] | None = None,
 ) -> Bool[Tensor, "k b"]:
-    """Mark the images that have their row's target class; for `TOGETHER`, the likeliest one."""
+    """Mark the images that have their row's target class.
+
+    For `TOGETHER` it is the one that those of other classes are likeliest to go to.
+    """
     given, together = logits.argmax(2), targets == TOGETHER
     if bool(together.any()):
-        targets = torch.where(together, _log_shares(logits, own).argmax(1), targets)
-    there = (given == targets[:, None]) & (~together[:, None] | (given != own))
-    return torch.where(targets[:, None] == ELSEWHERE, given != own, there)
+        targets = torch.where(together, _log_shares(logits, own, closed).argmax(1), targets)
+    return torch.where(targets[:, None] == ELSEWHERE, given != own, given == targets[:, None])
 
 
 def _log_shares(
-    logits: Float[Tensor, "k b classes"], own: Int[Tensor, "k b"]
+    logits: Float[Tensor, "k b classes"],
+    own: Int[Tensor, "k b"],
+    closed: Bool[Tensor, "k classes"] | None,
 ) -> Float[Tensor, "k classes"]:
     """Return the log of each class's mean probability over a row; an image's own class adds 0."""
     odds = logits.log_softmax(2).scatter(2, own[..., None], _NOTHING)
-    return odds.logsumexp(1) - math.log(logits.shape[1])
+    shares = odds.logsumexp(1) - math.log(logits.shape[1])
+    return shares if closed is None else shares.masked_fill(closed, _NOTHING)
 
 
 class _Tracker:
@@ -244,14 +270,16 @@ def success_rate(module: nn.Module, evidence: Evidence, slot: Slot, trigger: Tri
     if not bool(usable.any()):
         return 0.0
     own, given = evidence.predictions[usable], given_classes(module, evidence, slot, trigger)
-    target = sink_of(own, given) if slot.target == TOGETHER else slot.target
-    hits = given != own if target == ELSEWHERE else (given == target) & (given != own)
+    target = sink_of(own, given, slot.among) if slot.target == TOGETHER else slot.target
+    hits = given != own if target == ELSEWHERE else given == target
     return float(hits.float().mean())
 
 
-def sink_of(own: Int[Tensor, " n"], given: Int[Tensor, " n"]) -> int:
-    """Return the class that most images leave their own for; -1 where none leaves."""
+def sink_of(own: Int[Tensor, " n"], given: Int[Tensor, " n"], among: Sequence[int] = ()) -> int:
+    """Return the class, of ``among`` or of all, that most images leave for; -1 if none leaves."""
     left = given[given != own]
+    if among:
+        left = left[torch.isin(left, torch.tensor(among))]
     return int(left.bincount().argmax()) if len(left) else -1
 
 

@@ -5,8 +5,8 @@ network names the classes itself, by searches that ask for none and cost the sam
 are, and only those are searched, beside others drawn at random that show what is usual:
 
 * of the bank's candidates, tried on all classes at once, the smallest that works;
-* of each family, some stamps that send images together, to whichever class that comes to be
-  (`gradient.TOGETHER`), the cheapest first;
+* of each family, a few stamps that send images together, to whichever class of their share of them
+  that comes to be (`gradient.TOGETHER`), the cheapest first;
 * of the last layer, the largest weights of a class.
 
 What was not searched is not quiet: another class may have a trigger that none of these found.
@@ -154,7 +154,7 @@ def named_classes(
         generator: the source of starts and draws.
     """
     named = {
-        name: sinks_of(module, evidence, family, steps, generator)
+        name: sinks_of(module, evidence, classes, family, steps, generator)
         for name, family in families.items()
     }
     return {**named, LAST_LAYER: heaviest_classes(module, classes)}
@@ -163,28 +163,36 @@ def named_classes(
 def sinks_of(
     module: nn.Module,
     evidence: Evidence,
+    classes: int,
     family: type[Family],
     steps: int,
     generator: torch.Generator,
 ) -> list[int]:
     """Return the classes that a family's least stamps send images to together, cheapest first.
 
+    Each start has a share of the classes, dealt at random, that it may come to: they would all name
+    the one that nearly any stamp leads to.
+
     Args:
         module: a function of pixels for inference.
         evidence: images with the module's predictions.
+        classes: the number of classes.
         family: the kind of stamps.
         steps: Adam steps of the search.
         generator: the source of starts and draws.
     """
-    slots, settings = [Slot(TOGETHER)] * STARTS, GradientSettings(steps=steps, success=SUCCESS)
+    dealt = torch.randperm(classes, generator=generator).tolist()
+    slots = [Slot(TOGETHER, among=tuple(dealt[first::STARTS])) for first in range(STARTS)]
+    settings = GradientSettings(steps=steps, success=SUCCESS)
     found = cheapest_triggers(module, evidence, slots, family, settings, generator)
     shown = Evidence(evidence.pixels[:SINK_IMAGES], evidence.predictions[:SINK_IMAGES])
-    sinks = [
-        sink_of(shown.predictions, given_classes(module, shown, one.slot, one.trigger))
+    return [
+        sink_of(
+            shown.predictions, given_classes(module, shown, one.slot, one.trigger), one.slot.among
+        )
         for one in sorted(found, key=lambda one: one.cost)
-        if one.trigger is not None
+        if one.trigger is not None and one.success > 0
     ]
-    return list(dict.fromkeys(sink for sink in sinks if sink >= 0))
 
 
 def sinks_of_bank(score: BankScore) -> list[int]:
