@@ -1,10 +1,10 @@
 """Time scans over classes and sizes of images: ``python -m benchmarks.studies.scan_sizes``.
 
-Networks of one architecture and one made-up task (`networks.sized`), a backdoored one and a control
-of each, are scanned at ``--effort quick``. Every cell runs in a process of its own, whose peak is
-the operating system's, and joins ``results/scan-sizes.json`` as it is done; cells that are there are
-not run again. ``results/scan-sizes.svg`` and ``.md`` are drawn from that file alone (``--draw``).
-Processor seconds are the measure; wall time includes the machine's other work.
+Networks of one architecture and one made-up task (`networks.sized`), a backdoored one and a
+control of each, are scanned at ``--effort quick``. Every cell runs in a process of its own, whose
+peak is the operating system's, and joins ``results/scan-sizes.json`` as it is done; cells that are
+there are not run again. ``results/scan-sizes.svg`` and ``.md`` are drawn from that file alone
+(``--draw``). Processor seconds are the measure; wall time includes the machine's other work.
 """
 
 from __future__ import annotations

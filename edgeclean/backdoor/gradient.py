@@ -123,16 +123,19 @@ def _search_chunk(
     pools = [evidence.usable(slot).nonzero().flatten() for slot in slots]
     targets = torch.tensor([slot.target for slot in slots])
     tracker = _Tracker(slots, family.weight)
+    handicap = None
     for step in range(settings.steps):
         rows = torch.stack([_draw(pool, settings.batch_size, generator) for pool in pools])
         logits = logits_of(module, hypothesis.stamp(evidence.pixels[rows]))
-        own, closed = evidence.predictions[rows], _closed(slots, logits.shape[2])
+        own = evidence.predictions[rows]
+        if step == 0:
+            handicap = _handicap(slots, logits.detach(), own)
         cost = hypothesis.cost()
         optimizer.zero_grad()
-        loss = class_loss(logits, targets, own, closed).mean(1) + tracker.weight * cost
+        loss = class_loss(logits, targets, own, handicap).mean(1) + tracker.weight * cost
         require_finite_loss(loss, f"{family.name} search")
         loss.sum().backward()
-        hits = arrived(logits, targets, own, closed).float().mean(1)
+        hits = arrived(logits, targets, own, handicap).float().mean(1)
         tracker.update(step, hits, cost.detach(), settings.success, hypothesis)
         optimizer.step()
     return [
@@ -143,29 +146,37 @@ def _search_chunk(
     ]
 
 
-def _closed(slots: list[Slot], classes: int) -> Bool[Tensor, "k classes"] | None:
-    """Mark the classes that a slot may not come to; None where each may come to any."""
-    if not any(slot.among for slot in slots):
+def _handicap(
+    slots: list[Slot], logits: Float[Tensor, "k b classes"], own: Int[Tensor, "k b"]
+) -> Float[Tensor, "k classes"] | None:
+    """Return the log share of each class at the start; prohibitive for those closed to a slot.
+
+    Without it, the class that most stamps lead to anyway would win before another can rise. None
+    where every slot has a target.
+    """
+    if all(slot.target != TOGETHER for slot in slots):
         return None
-    closed = torch.zeros(len(slots), classes, dtype=torch.bool)
+    handicap = _log_shares(logits, own)
     for row, slot in enumerate(slots):
         if slot.among:
-            closed[row] = True
-            closed[row, list(slot.among)] = False
-    return closed
+            closed = torch.ones(logits.shape[2], dtype=torch.bool)
+            closed[list(slot.among)] = False
+            handicap[row, closed] = -_NOTHING
+    return handicap
 
 
 def class_loss(
     logits: Float[Tensor, "k b classes"],
     targets: Int[Tensor, " k"],
     own: Int[Tensor, "k b"],
-    closed: Bool[Tensor, "k classes"] | None = None,
+    handicap: Float[Tensor, "k classes"] | None = None,
 ) -> Float[Tensor, "k b"]:
     """Return the cross-entropy to each row's target; for `ELSEWHERE`, -log of all but ``own``.
 
     For `TOGETHER` it is one number for all images of a row: -log of the root of the summed squares
-    of the classes' mean probabilities, where an image's own class and those ``closed`` to the row
-    count as 0. That is -log q if all go to one class, with q on the average, and more if they part.
+    of the classes' mean probabilities, where an image's own class counts as 0. That is -log q if
+    all go to one class, with q on the average, and more if they part. Each is counted in units of
+    what the logarithm ``handicap`` says, if it is given: a class then counts by its growth.
     """
     everything = logits.logsumexp(2)
     asked = targets.clamp_min(0)[:, None].expand_as(own)
@@ -174,7 +185,7 @@ def class_loss(
     loss = torch.where(targets[:, None] == ELSEWHERE, everything - others, toward)
     together = targets == TOGETHER
     if bool(together.any()):
-        apart = -0.5 * (2 * _log_shares(logits, own, closed)).logsumexp(1)
+        apart = -0.5 * (2 * _growth(logits, own, handicap)).logsumexp(1)
         loss = torch.where(together[:, None], apart[:, None], loss)
     return loss
 
@@ -183,27 +194,34 @@ def arrived(
     logits: Float[Tensor, "k b classes"],
     targets: Int[Tensor, " k"],
     own: Int[Tensor, "k b"],
-    closed: Bool[Tensor, "k classes"] | None = None,
+    handicap: Float[Tensor, "k classes"] | None = None,
 ) -> Bool[Tensor, "k b"]:
     """Mark the images that have their row's target class.
 
-    For `TOGETHER` it is the one that those of other classes are likeliest to go to.
+    For `TOGETHER` it is the one whose mean probability for images of other classes is highest, or
+    has grown most over the ``handicap``.
     """
     given, together = logits.argmax(2), targets == TOGETHER
     if bool(together.any()):
-        targets = torch.where(together, _log_shares(logits, own, closed).argmax(1), targets)
+        targets = torch.where(together, _growth(logits, own, handicap).argmax(1), targets)
     return torch.where(targets[:, None] == ELSEWHERE, given != own, given == targets[:, None])
 
 
-def _log_shares(
+def _growth(
     logits: Float[Tensor, "k b classes"],
     own: Int[Tensor, "k b"],
-    closed: Bool[Tensor, "k classes"] | None,
+    handicap: Float[Tensor, "k classes"] | None,
+) -> Float[Tensor, "k classes"]:
+    shares = _log_shares(logits, own)
+    return shares if handicap is None else shares - handicap
+
+
+def _log_shares(
+    logits: Float[Tensor, "k b classes"], own: Int[Tensor, "k b"]
 ) -> Float[Tensor, "k classes"]:
     """Return the log of each class's mean probability over a row; an image's own class adds 0."""
     odds = logits.log_softmax(2).scatter(2, own[..., None], _NOTHING)
-    shares = odds.logsumexp(1) - math.log(logits.shape[1])
-    return shares if closed is None else shares.masked_fill(closed, _NOTHING)
+    return odds.logsumexp(1) - math.log(logits.shape[1])
 
 
 class _Tracker:
