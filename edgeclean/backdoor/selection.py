@@ -108,10 +108,7 @@ class Selection:
 def selection(
     named: Mapping[str, Sequence[int]], classes: int, generator: torch.Generator
 ) -> Selection:
-    """Return the classes named first by each of the searches, and the others at random.
-
-    The first of every search come before the second of any, until five different ones are named;
-    twelve are searched in all. Of at most twelve classes, all are.
+    """Return the classes that were named first, and others at random: twelve, or all of fewer.
 
     Args:
         named: the classes that each search named, the first named first.
@@ -120,9 +117,7 @@ def selection(
     """
     if classes <= IN_FULL:
         return Selection.of_all(classes)
-    turns = zip_longest(*named.values())
-    first = dict.fromkeys(target for turn in turns for target in turn if target is not None)
-    chosen = list(first)[:MOST_NAMED]
+    chosen = named_first(named)
     order = torch.randperm(classes, generator=generator).tolist()
     drawn = [target for target in order if target not in chosen][: IN_FULL - len(chosen)]
     return Selection(
@@ -133,6 +128,16 @@ def selection(
         ),
         drawn=tuple(drawn),
     )
+
+
+def named_first(named: Mapping[str, Sequence[int]]) -> list[int]:
+    """Return the classes to search: the first of every search, then the second, and so on.
+
+    They are as many different ones as `MOST_NAMED`.
+    """
+    turns = zip_longest(*named.values())
+    first = dict.fromkeys(target for turn in turns for target in turn if target is not None)
+    return list(first)[:MOST_NAMED]
 
 
 def named_classes(
