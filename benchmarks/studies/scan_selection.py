@@ -56,7 +56,7 @@ def main() -> None:
         if cell is None:
             cells[name] = cell = _named(load(), target)
             _write(cells)
-            print(name, cell["named_first"], "true:", target, flush=True)
+            print(name, cell["named"], "true:", target, flush=True)
         if options.verdicts and cell["classes"] > CIFAR10["classes"] and "verdicts" not in cell:
             cell["verdicts"] = _verdicts(load())
             _write(cells)
@@ -127,7 +127,6 @@ def _named(network: LoadedNetwork, target: int | None) -> Cell:
         "classes": network.spec.classes,
         "true_target": target,
         "named": named,
-        "named_first": named_first(named),
         "processor_s": round(time.process_time() - start, 1),
         "environment": environment(),
     }
@@ -182,7 +181,7 @@ def table(cells: dict[str, Cell]) -> str:
     for name, cell in cells.items():
         true = "-" if cell["true_target"] is None else f"{cell['true_target']}"
         each = [_few(cell["named"].get(source, []), cell["true_target"]) for source in SOURCES]
-        chosen = _few(cell["named_first"], cell["true_target"])
+        chosen = _few(named_first(cell["named"]), cell["true_target"])
         lines.append(f"| {name} | {true} | {' | '.join(each)} | {chosen} |")
     attacked = [cell for cell in cells.values() if cell["true_target"] is not None]
     for words, most in (("first", 1), (f"among {MOST_NAMED}", MOST_NAMED)):
@@ -190,7 +189,7 @@ def table(cells: dict[str, Cell]) -> str:
             sum(one["true_target"] in one["named"].get(source, [])[:most] for one in attacked)
             for source in SOURCES
         ]
-        chosen = sum(one["true_target"] in one["named_first"][:most] for one in attacked)
+        chosen = sum(one["true_target"] in named_first(one["named"])[:most] for one in attacked)
         row = " | ".join(f"{count} of {len(attacked)}" for count in counts)
         lines.append(f"| **true class {words}** | | {row} | {chosen} of {len(attacked)} |")
     return "\n".join(lines + _verdict_rows(cells))

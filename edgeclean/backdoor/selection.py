@@ -36,7 +36,7 @@ from edgeclean.backdoor.gradient import (
     sink_of,
 )
 
-MOST_NAMED = 5  # of the classes that are searched; the others are drawn at random
+MOST_NAMED = 4  # of the classes that are searched; the others are drawn at random
 STARTS = 4  # of each family's stamps that send images together
 SUCCESS = 0.8  # of such a stamp; it need not be perfect to name its class
 SINK_IMAGES = 256  # that show where a stamp sends them

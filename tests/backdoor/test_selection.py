@@ -142,7 +142,7 @@ def test_of_more_classes_the_named_are_searched_and_enough_others_to_compare_wit
         }
         chosen = selection(named, classes, generator)
         assert len(chosen.searched) == IN_FULL
-        assert len(chosen.drawn) >= IN_FULL - MOST_NAMED >= 7
+        assert len(chosen.drawn) >= IN_FULL - MOST_NAMED >= 8
         targets = [one.target for one in chosen.named]
         assert not set(targets) & set(chosen.drawn)
         assert {first for first, *_ in filter(None, named.values())} <= set(targets)  # every first
@@ -152,7 +152,7 @@ def test_of_more_classes_the_named_are_searched_and_enough_others_to_compare_wit
 
 def test_later_choices_come_after_every_first():
     chosen = selection({"a": [1, 2, 3], "b": [4, 5], "c": [1, 6]}, 100, torch.Generator())
-    assert [one.target for one in chosen.named] == [1, 4, 2, 5, 6]
+    assert [one.target for one in chosen.named] == [1, 4, 2, 5]
     assert chosen.named[0].by == ("a", "c")
 
 
@@ -300,7 +300,7 @@ def test_a_class_is_scored_against_the_drawn_ones_alone():
 
 def test_chance_suspects_a_named_class_no_oftener_than_one_of_ten_that_are_all_searched():
     """Even where the named are the cheapest of all, and costs scatter far more than the floor."""
-    generator, tries = torch.Generator().manual_seed(0), 400
+    generator, tries = torch.Generator().manual_seed(0), 1000
     of_ten = of_many = 0
     for _ in range(tries):
         ten = torch.randn(10, generator=generator).exp().tolist()
