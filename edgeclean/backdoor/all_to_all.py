@@ -76,6 +76,11 @@ def class_map(own: Int[Tensor, " n"], given: Int[Tensor, " n"], classes: int) ->
     return ClassMap(tuple(shares), different, score, tuple(mapped))
 
 
+def can_be_mapped(evidence: Evidence) -> bool:
+    """Return whether as many classes have images as it takes to draw a map of many classes."""
+    return int((evidence.predictions.bincount() >= FEWEST_IMAGES).sum()) >= FEWEST_CLASSES
+
+
 def stamps_of(
     module: nn.Module,
     evidence: Evidence,

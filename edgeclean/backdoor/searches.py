@@ -24,6 +24,7 @@ from torch import nn
 from edgeclean.backdoor.all_to_all import (
     MAP_SCORE,
     bank_stamps,
+    can_be_mapped,
     nearest_to_permutation,
     stamps_of,
 )
@@ -204,8 +205,11 @@ def search_maps(
 ) -> tuple[SearchRecord, list[Suspect]]:
     """Search an all-to-all stamp; the record has the share of each class that moves together.
 
-    The score of the one suspect is that of the whole map, and so is the threshold.
+    The score of the one suspect is that of the whole map, and so is the threshold. With many
+    classes there may be too few images of each to draw a map; then none is searched.
     """
+    if probe.classes > IN_FULL and not can_be_mapped(probe.evidence):
+        return _nothing_mapped(probe, name), []
     stamps = bank_stamps(probe.evidence, probe.bank_score)
     for family in (FAMILIES["masked patch"], FAMILIES["additive"]):
         stamps += stamps_of(probe.module, probe.evidence, family, probe.steps, generator)
@@ -224,6 +228,21 @@ def search_maps(
     if found.trigger is None or moved.score < MAP_SCORE:
         return record, []
     return record, [_suspect(record, found, moved.score, None)]
+
+
+def _nothing_mapped(probe: Probe, name: str) -> SearchRecord:
+    nothing = (0.0,) * probe.classes
+    return SearchRecord(
+        name=name,
+        sees=ALL_TO_ALL_SEES[0],
+        blind_to=f"everything here: of too few of the {probe.classes:,} classes there are images",
+        cost_unit="pixels of a patch, or grey levels of an additive stamp",
+        costs=(math.inf,) * probe.classes,
+        successes=nothing,
+        scores=nothing,
+        threshold=MAP_SCORE,
+        searched=(),
+    )
 
 
 SEARCHES: dict[str, Search] = {

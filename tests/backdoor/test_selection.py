@@ -323,6 +323,17 @@ def test_with_many_classes_one_or_two_are_no_map():
     assert class_map(five, torch.full_like(five, 50), 1000).score < MAP_SCORE
 
 
+def test_a_map_of_many_classes_is_not_searched_where_each_has_too_few_images(images, monkeypatch):
+    module = many(0.0)
+    few = SyntheticImages(pixels=images.pixels[:6], labels=images.labels[:6], origin="x")
+    monkeypatch.setattr(searches, "stamps_of", None)  # it would fail
+    report = scan(module, few, ScanSettings(searches=("all-to-all",)), seed=0)
+    assert report.searches[0].searched == ()
+    assert report.verdict == "not found"
+    assert report.summary()["searches"][0]["scores"] == [None] * MANY
+    assert report.searches[0].in_words == "all-to-all (0 of 200 classes)"
+
+
 def test_a_selection_says_what_was_not_searched():
     chosen = selection({"patch bank": [7]}, 1000, torch.Generator().manual_seed(0))
     assert "12 of the 1,000 classes" in chosen.in_words
