@@ -3,8 +3,8 @@
 A scan of more than twelve classes searches those that the network names (`backdoor.selection`).
 Here the naming runs on networks with known backdoors of ten classes as well, where the scan has no
 use for it: is the attacker's class among those named, and by which search? On the networks of 43
-traffic signs that were trained (`networks.train_signs`), ``--verdicts`` also runs the searches
-twice: over the selection, and over all classes. A cell joins ``results/scan-selection.json`` as it
+traffic signs that were trained (`networks.train_signs`), ``--verdicts`` also searches patches
+twice: towards the selection, and towards all classes. A cell joins ``results/scan-selection.json`` as it
 is done; the table is ``results/scan-selection.md``. Triggers and true classes serve measuring
 alone.
 """
@@ -40,6 +40,7 @@ from edgeclean.networks.state import LoadedNetwork
 PATH = RESULTS / "scan-selection.json"
 LEVEL, SEED, THREADS = "quick", 0, 1
 CPU_ZOO = KEPT / "cpu" / "seed-0"
+JUDGED = ("masked patch",)  # the family whose verdicts are compared
 SOURCES = ("patch bank", *FAMILIES, LAST_LAYER)
 Loaded = Callable[[], LoadedNetwork]
 
@@ -133,14 +134,14 @@ def _named(network: LoadedNetwork, target: int | None) -> Cell:
 
 
 def _verdicts(network: LoadedNetwork) -> dict[str, Cell]:
-    """Run every family over the selection, and over all classes."""
+    """Search patches towards the selection, and towards all classes."""
     verdicts = {}
     for words, run in (("selection", SOURCES), ("all", ())):
         probe = _probe(network, run)
         start = time.process_time()
         found = {
             name: search_family(probe, name, torch.Generator().manual_seed(SEED + index))
-            for index, name in enumerate(FAMILIES)
+            for index, name in enumerate(JUDGED)
         }
         verdicts[words] = {
             "searched": len(probe.selection.searched),
@@ -204,7 +205,7 @@ def _verdict_rows(cells: dict[str, Cell]) -> list[str]:
         f"| {name} | {cell['true_target']} | {words}: {one['searched']} classes | "
         + " | ".join(
             f"{', '.join(map(str, one['searches'][family]['suspected'])) or 'none'}"
-            for family in FAMILIES
+            for family in JUDGED
         )
         + f" | {one['processor_s']:.0f} |"
         for name, cell in cells.items()
@@ -213,9 +214,9 @@ def _verdict_rows(cells: dict[str, Cell]) -> list[str]:
     head = [
         "",
         "| network | true class | gradients search | "
-        + " | ".join(f"{name} suspects" for name in FAMILIES)
+        + " | ".join(f"{name} suspects" for name in JUDGED)
         + " | processor s |",
-        "|---" * (len(FAMILIES) + 4) + "|",
+        "|---" * (len(JUDGED) + 4) + "|",
     ]
     return head + rows if rows else []
 

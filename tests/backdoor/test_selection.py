@@ -265,7 +265,7 @@ def test_stamps_that_send_images_together_name_the_class_of_the_patch(images):
     module.colour.weight.data *= 0.2  # and colours to none
     module.colour.bias.data *= 0.2
     generator = torch.Generator().manual_seed(0)
-    sinks = sinks_of(module, evidence_of(module, images), MANY, MaskedFamily, 60, generator)
+    sinks = sinks_of(module, evidence_of(module, images), MANY, MaskedFamily, 100, generator)
     assert sinks[0] == TARGET
     assert len(set(sinks)) == len(sinks)
 
