@@ -4,9 +4,9 @@ A scan of more than twelve classes searches those that the network names (`backd
 Here the naming runs on networks with known backdoors of ten classes as well, where the scan has no
 use for it: is the attacker's class among those named, and by which search? On the networks of 43
 traffic signs that were trained (`networks.train_signs`), ``--verdicts`` also searches patches
-twice: towards the selection, and towards all classes. A cell joins ``results/scan-selection.json`` as it
-is done; the table is ``results/scan-selection.md``. Triggers and true classes serve measuring
-alone.
+twice: towards the selection, and towards all classes. A cell joins ``results/scan-selection.json``
+as it is done; the table is ``results/scan-selection.md``. Triggers and true classes serve
+measuring alone.
 """
 
 from __future__ import annotations
