@@ -52,10 +52,10 @@ def main() -> None:
         spawned = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=spawned, max_tasks_per_child=1) as pool:
             rates = pool.submit(train, *wanted).result()  # its memory is not the scan's
-            cells.append({**pool.submit(measure, *wanted).result(), **rates})
-        cells.sort(key=_key)
+            cell = {**pool.submit(measure, *wanted).result(), **rates}
+        cells = sorted([*cells, cell], key=_key)
         _write(cells)
-        print(*wanted, cells[-1]["verdict"], flush=True)
+        print(*wanted, cell["verdict"], flush=True)
     _write(cells)
 
 

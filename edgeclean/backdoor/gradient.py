@@ -27,6 +27,9 @@ ANY = -1  # a slot's source when it takes images of every class
 ELSEWHERE = -2  # a slot's target when every image is to leave the class that it has
 TOGETHER = -3  # a slot's target when images are to leave for one class, whichever that comes to be
 _NOTHING = -1e4  # a log-probability that is none; an infinite one would have no gradient
+_RAREST = (
+    -30.0
+)  # as rare as a class may count at the start: one that no image shows there is no find
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ def _search_chunk(
         loss = class_loss(logits, targets, own, handicap).mean(1) + tracker.weight * cost
         require_finite_loss(loss, f"{family.name} search")
         loss.sum().backward()
-        hits = arrived(logits, targets, own, handicap).float().mean(1)
+        hits = success_of(logits.detach(), targets, own, handicap)
         tracker.update(step, hits, cost.detach(), settings.success, hypothesis)
         optimizer.step()
     return [
@@ -156,7 +159,7 @@ def _handicap(
     """
     if all(slot.target != TOGETHER for slot in slots):
         return None
-    handicap = _log_shares(logits, own)
+    handicap = _log_shares(logits, own).clamp_min(_RAREST)
     for row, slot in enumerate(slots):
         if slot.among:
             closed = torch.ones(logits.shape[2], dtype=torch.bool)
@@ -191,20 +194,30 @@ def class_loss(
 
 
 def arrived(
+    logits: Float[Tensor, "k b classes"], targets: Int[Tensor, " k"], own: Int[Tensor, "k b"]
+) -> Bool[Tensor, "k b"]:
+    """Mark the images that have their row's target class."""
+    given = logits.argmax(2)
+    return torch.where(targets[:, None] == ELSEWHERE, given != own, given == targets[:, None])
+
+
+def success_of(
     logits: Float[Tensor, "k b classes"],
     targets: Int[Tensor, " k"],
     own: Int[Tensor, "k b"],
     handicap: Float[Tensor, "k classes"] | None = None,
-) -> Bool[Tensor, "k b"]:
-    """Mark the images that have their row's target class.
+) -> Float[Tensor, " k"]:
+    """Return the share of each row's images that went to its target, of those not of it before.
 
-    For `TOGETHER` it is the one whose mean probability for images of other classes is highest, or
-    has grown most over the ``handicap``.
+    For `TOGETHER` the target is the class whose mean probability for images of other classes is
+    highest, or has grown most over the ``handicap``.
     """
-    given, together = logits.argmax(2), targets == TOGETHER
+    together = targets == TOGETHER
     if bool(together.any()):
         targets = torch.where(together, _growth(logits, own, handicap).argmax(1), targets)
-    return torch.where(targets[:, None] == ELSEWHERE, given != own, given == targets[:, None])
+    others = own != targets[:, None]
+    hits = arrived(logits, targets, own) & others
+    return hits.sum(1) / others.sum(1).clamp_min(1)
 
 
 def _growth(
@@ -288,8 +301,11 @@ def success_rate(module: nn.Module, evidence: Evidence, slot: Slot, trigger: Tri
     if not bool(usable.any()):
         return 0.0
     own, given = evidence.predictions[usable], given_classes(module, evidence, slot, trigger)
-    target = sink_of(own, given, slot.among) if slot.target == TOGETHER else slot.target
-    hits = given != own if target == ELSEWHERE else given == target
+    if slot.target == TOGETHER:
+        sink = sink_of(own, given, slot.among)
+        given, own = given[own != sink], own[own != sink]
+        return float((given == sink).float().mean()) if len(own) else 0.0
+    hits = given != own if slot.target == ELSEWHERE else given == slot.target
     return float(hits.float().mean())
 
 

@@ -186,8 +186,8 @@ def sinks_of(
         steps: Adam steps of the search.
         generator: the source of starts and draws.
     """
-    dealt = torch.randperm(classes, generator=generator).tolist()
-    slots = [Slot(TOGETHER, among=tuple(dealt[first::STARTS])) for first in range(STARTS)]
+    dealt, starts = torch.randperm(classes, generator=generator).tolist(), min(STARTS, classes)
+    slots = [Slot(TOGETHER, among=tuple(dealt[first::starts])) for first in range(starts)]
     settings = GradientSettings(steps=steps, success=SUCCESS)
     found = cheapest_triggers(module, evidence, slots, family, settings, generator)
     shown = Evidence(evidence.pixels[:SINK_IMAGES], evidence.predictions[:SINK_IMAGES])

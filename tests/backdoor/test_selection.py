@@ -16,9 +16,9 @@ from edgeclean.backdoor.gradient import (
     TOGETHER,
     Evidence,
     Slot,
-    arrived,
     class_loss,
     sink_of,
+    success_of,
     success_rate,
 )
 from edgeclean.backdoor.scan import ScanSettings, scan
@@ -33,6 +33,7 @@ from edgeclean.backdoor.selection import (
     sinks_of,
     sinks_of_bank,
 )
+from edgeclean.backdoor.triggers import MaskedTrigger
 from edgeclean.config import settings_for
 from edgeclean.devices.targets import load_target
 from edgeclean.effort import LEVELS
@@ -231,8 +232,8 @@ def test_together_asks_for_one_class_whichever():
         moved = [target for target in destinations if target != 0]
         most = max(set(moved), key=moved.count) if moved else None
         if most is not None:
-            there = [target == most for target in destinations]
-            assert arrived(logits, targets, own)[0].tolist() == there
+            share = destinations.count(most) / len(destinations)
+            assert float(success_of(logits, targets, own)) == pytest.approx(share)
         return float(class_loss(logits, targets, own).mean())
 
     assert loss(2, 2, 2, 2) == pytest.approx(0, abs=1e-3)
@@ -252,6 +253,25 @@ def test_together_has_a_gradient_where_no_image_moves():
     assert bool(loss.isfinite().all())
     assert bool(logits.grad.isfinite().all())
     assert float(logits.grad[0].abs().sum()) > 0
+
+
+def test_images_that_were_of_the_sink_before_are_no_success_of_a_stamp():
+    own = torch.tensor([[3, 3, 3, 0, 1]])
+    logits = torch.zeros(1, 5, 4)
+    logits[0, :, 3] = 9.0
+    logits[0, 4, 3], logits[0, 4, 1] = 0.0, 9.0
+    assert float(success_of(logits, torch.tensor([TOGETHER]), own)) == 0.5
+
+    class Third(nn.Module):
+        def forward(self, images):
+            return torch.eye(4)[torch.full((len(images),), 3)]
+
+    pixels = torch.zeros(5, 3, 4, 4)
+    trigger = MaskedTrigger(torch.zeros(1, 4, 4), torch.zeros(3, 4, 4))
+    moved = success_rate(Third(), Evidence(pixels, own[0]), Slot(TOGETHER), trigger)
+    assert moved == 1.0  # both of the others
+    still = Evidence(pixels, torch.full((5,), 3))
+    assert success_rate(Third(), still, Slot(TOGETHER), trigger) == 0.0
 
 
 def test_the_sink_of_a_stamp_is_where_most_images_left_for():
