@@ -35,7 +35,7 @@ FEW = 3  # classes at most, that are judged by this rule
 # without a backdoor and how many of them were suspected, those with one and how many were missed
 # (benchmarks/results/few-classes.json).
 MEASURED = {2: (6, 0, 6, 0), 3: (4, 0, 4, 0)}
-FEW_THRESHOLD = 1.0  # three deviations above the clean networks of the half it was chosen on
+FEW_THRESHOLD = 1.0  # above all clean networks of the half that it was chosen on
 SINGLES = 8  # images of each class's search that are tried alone
 
 
