@@ -34,7 +34,7 @@ FEW = 3  # classes at most, that are judged by this rule
 # Of the networks of the half that the rule was not chosen on, by their number of classes: those
 # without a backdoor and how many of them were suspected, those with one and how many were missed
 # (benchmarks/results/few-classes.json).
-MEASURED = {2: (5, 0, 3, 1), 3: (3, 0, 2, 1)}
+MEASURED = {2: (6, 0, 4, 1), 3: (4, 0, 3, 1)}
 FEW_THRESHOLD = 1.0  # above all clean networks of the half that it was chosen on
 SINGLES = 8  # images of each class's search that are tried alone
 
