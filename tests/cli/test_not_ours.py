@@ -15,7 +15,7 @@ from command_line import Said, Terminal
 from small_checkpoint import OPTIONS, quick_config
 from users_things import looked_at, nothing_touched, users_folder
 
-from edgeclean.cli.compress import _cache
+from edgeclean.cli.caches import stage_cache
 
 
 @pytest.fixture
@@ -290,12 +290,12 @@ def test_the_default_cache_of_an_earlier_version_is_left_as_it_is(
         (old / name).write_bytes(b"old")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     told: list[str] = []
-    cache = _cache(None, False, told.append)
+    cache = stage_cache(None, False, told.append)
     assert cache is not None
     cache.store.put("one", b"result")
     assert cache.store.get("one") == b"result"
     assert (old / "secret").read_bytes() == (old / "1.kept").read_bytes() == b"old"
     assert len(told) == 1
     assert "you may delete them" in told[0]
-    _cache(None, False, told.append)
+    stage_cache(None, False, told.append)
     assert len(told) == 1, "once is enough"
