@@ -127,7 +127,7 @@ def _engine(
     if name == "ray":
         from edgeclean.fleet.ray_engine import RayEngine
 
-        return RayEngine(address=address, jobs=jobs, gpu=gpu)
+        return RayEngine(address=address, jobs=jobs, threads=threads, gpu=gpu)
     from edgeclean.fleet.local_engine import LocalEngine, jobs_that_fit
     from edgeclean.networks.compute import require_compute
 

@@ -51,11 +51,15 @@ def graph(
         wanted: the cells of each network that are to be made; none for one that is left out.
     """
     tables: dict[str, str] = {}
+    twins: dict[tuple[str, str], str] = {}
     for network in networks:
         cells = wanted.get(network.name, ())
         if not cells:
             continue
-        purify = Task(name=f"purify:{network.name}")
+        same = files[network.name].key, cells[0].options.shared
+        twin = twins.setdefault(same, f"purify:{network.name}")
+        name = f"purify:{network.name}"
+        purify = Task(name=name, after=() if twin == name else (twin,))
         yield Node(task=purify, kind="purify", network=network, cell=cells[0])
         tuned: dict[str, str] = {}
         for cell in cells:
