@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from edgeclean.fleet.jobs import Answer, Done, Failed, Job
 from edgeclean.fleet.scheduler import Schedule
 
 
+@runtime_checkable  # the shape checks of the tests ask isinstance
 class Engine(Protocol):
     """A place where jobs are done: processes here, a cluster, or a simulation.
 
