@@ -142,11 +142,13 @@ class Fleet:
         self._code = hashlib.sha256(f"{own_code()} {sorted(versions().items())}".encode())
         self._files: dict[str, NetworkFiles] = {}
         self._waiting: dict[str, str] = {}
+        self._cells = sum(len(one.cells) for one in networks)
         self._kept_cells = self._done = 0
         self._kept: dict[str, tuple[str, ...]] = {}
         self._nodes: dict[str, Node] = {}
         self._schedule = Schedule(())
-        self._took: dict[Kind, list[float]] = {"purify": [], "table": [], "cell": []}
+        self._took: dict[Kind, float] = {"purify": 0.0, "table": 0.0, "cell": 0.0}
+        self._ended: Counter[Kind] = Counter()
         self._left: Counter[Kind] = Counter()
         self._start = self._written = time.monotonic()
         self._writing = 0.0
@@ -160,7 +162,7 @@ class Fleet:
     def counts(self) -> Counts:
         """How many cells are where."""
         return Counts(
-            cells=sum(len(one.cells) for one in self.networks),
+            cells=self._cells,
             done=self._done,
             failed=len(self.failures),
             kept=self._kept_cells,
@@ -242,7 +244,8 @@ class Fleet:
         node = self._nodes.pop(name)
         self._left[node.kind] -= 1
         if isinstance(answer, Done):
-            self._took[node.kind].append(answer.seconds)
+            self._took[node.kind] += answer.seconds
+            self._ended[node.kind] += 1
             self._kept[name] = answer.kept
         failed = None
         if node.kind == "purify":
@@ -284,7 +287,7 @@ class Fleet:
 
     def _seconds_left(self) -> float | None:
         """Estimate the rest by the mean time of each kind of task; None before one is over."""
-        means = {kind: sum(took) / len(took) for kind, took in self._took.items() if took}
+        means = {kind: self._took[kind] / count for kind, count in self._ended.items()}
         if not means:
             return None
         unknown = sum(means.values()) / len(means)
