@@ -13,6 +13,7 @@ dashboard and tells nobody of its use.
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -270,14 +271,17 @@ def _on_a_node(job: Job, luggage: Luggage) -> Return:
 
 
 def _import_ray(*, alone: bool) -> Any:
-    """Import Ray; alone, it takes 127.0.0.1 for its address, else its ports are open to others.
+    """Import Ray, which is told by variables alone what it reads when it is imported.
 
-    That is what it does on systems where it is for one machine; it reads the variable, and so do
-    the processes that it starts.
+    Alone, it takes 127.0.0.1 for its address, as on systems where it is for one machine; else its
+    ports are open to others. Whoever talks to it has to know a token, which is made up here: Ray's
+    own would stay in the home folder.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if alone:
         os.environ[ONE_MACHINE] = "0"
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         return import_module("ray")
     except ImportError:
