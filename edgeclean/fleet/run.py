@@ -41,7 +41,7 @@ is_page = marked(PAGE_MARK.encode())
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """Where a fleet is.
+    """The place that a fleet has come to.
 
     Attributes:
         counts: of its cells.

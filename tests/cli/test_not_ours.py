@@ -12,6 +12,7 @@ import onnx
 import pytest
 from bundle_files import make_checksums_fit, put_bundle
 from command_line import Said, Terminal
+from fleet_folder import MODEL
 from small_checkpoint import OPTIONS, quick_config
 from users_things import looked_at, nothing_touched, users_folder
 
@@ -26,10 +27,14 @@ def own(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("model.safetensors", "net.py"):
         shutil.copy(source.parent / name, here / name)
     quick_config(here)
+    (here / "model.toml").write_text(MODEL, encoding="utf-8")
+    (here / "fleet.toml").write_text(CATALOGUE, encoding="utf-8")
     monkeypatch.chdir(here)
     return here
 
 
+CATALOGUE = '[[networks]]\ncheckpoint = "model.safetensors"\nmodel = "model.toml"\n'
+FLEET = ["fleet", "fleet.toml", "-o"]
 NETWORK = ["model.safetensors", *OPTIONS, "--config", "quick.toml"]
 COMPRESS = ["compress", *NETWORK, "--no-cache"]
 EXPORT = ["export", *NETWORK]
@@ -67,6 +72,11 @@ LAW = {
     "the table": [*TABLE, "-o", "MINE"],
     "the table, a file": [*TABLE, "-o", "MINE/second name"],
     "the table, a pipe": [*TABLE, "-o", "MINE/pipe"],
+    "a fleet": [*FLEET, "MINE"],
+    "a fleet, a link": [*FLEET, "MINE/link"],
+    "a fleet, a pipe": [*FLEET, "MINE/pipe"],
+    "a fleet, a folder within": [*FLEET, "MINE/sub"],
+    "a fleet's cache": [*FLEET, "b", "--cache", "MINE"],
     "evidence": ["scan", *NETWORK, "-o", "MINE"],
     "evidence, a file": ["scan", *NETWORK, "-o", "MINE/notes.txt"],
     "source code": ["embed", "BUNDLE", "-o", "MINE", "--symbol", "net"],
