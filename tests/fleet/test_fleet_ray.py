@@ -141,22 +141,57 @@ def on_ray(cluster: Any, catalogue: Path, folder: Path) -> Fleet:
     return run_fleet(plan, folder / "out", engine, cache=folder / "cache")
 
 
+def rows(folder: Path) -> int:
+    """How many tasks are over."""
+    journal = folder / "out" / "journal.jsonl"
+    return journal.read_bytes().count(b"\n") - 1 if journal.exists() else 0
+
+
+def kill_a_worker(node: Any) -> bool:
+    """Kill a process that works on a task of this node; whether there was one."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    for pid in (int(one.name) for one in Path("/proc").iterdir() if one.name.isdigit()):
+        try:
+            working = Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::purify:")
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if working and parent == raylet:
+            os.kill(pid, signal.SIGKILL)
+            return True
+    return False
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_node_that_goes_loses_nothing(
+def test_a_worker_and_a_node_that_go_lose_nothing(
     cluster: Any, expected: tuple[Path, Bundles], tmp_path: Path, seed: int
 ) -> None:
     catalogue, bundles = expected
     extra = cluster.add_node(num_cpus=1)
-    moment = random.Random(seed).uniform(5, 40)
-    timer = threading.Timer(moment, cluster.remove_node, [extra])
-    timer.start()
+    drawn = random.Random(seed)
+    after, until, happened = drawn.randrange(3), time.monotonic() + 500, []
+
+    def strike() -> None:
+        while time.monotonic() < until and len(happened) < 2:
+            if not happened and kill_a_worker(cluster.head_node):
+                happened.append("worker")
+            elif happened and rows(tmp_path) >= after:
+                time.sleep(drawn.random())
+                cluster.remove_node(extra)
+                happened.append("node")
+            time.sleep(0.05)
+
+    striker = threading.Thread(target=strike)
+    striker.start()
     try:
         made = on_ray(cluster, catalogue, tmp_path)
     finally:
-        timer.join()
+        until = 0.0
+        striker.join()
+    assert happened == ["worker", "node"]
     assert made.failures == {}
     for cell, files in bundles.items():
         assert bound(tmp_path / "out" / "bundles" / cell) == files, cell
