@@ -20,7 +20,7 @@ from edgeclean.files.text import first_line
 from edgeclean.load.isolation import parse_isolated
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx.cost import check_cost
-from edgeclean.load.onnx.guard import image_input
+from edgeclean.load.onnx.graph import image_input
 from exporters.onnx_check import open_onnx
 from exporters.session import OnnxSession
 

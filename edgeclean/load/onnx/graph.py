@@ -55,6 +55,30 @@ def check_texts(message: Message) -> None:
                 check_texts(one)
 
 
+def image_input(model: ModelProto) -> tuple[str, tuple[int, int, int]]:
+    """Return the name of the one input, and the channels, height and width that it fixes.
+
+    Raises:
+        InputRejectedError: there is not exactly one input [n, c, h, w] and one output.
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    if len(inputs) != 1 or len(model.graph.output) != 1:
+        raise InputRejectedError(
+            f"the graph has {len(inputs)} inputs and {len(model.graph.output)} outputs; an image "
+            "classifier has one each"
+        )
+    tensor = inputs[0].type.tensor_type
+    sides = [axis.dim_value for axis in tensor.shape.dim]
+    if tensor.elem_type != TensorProto.FLOAT or len(sides) != 4 or min(sides[1:]) < 1:
+        raise InputRejectedError(
+            f"the graph's input has shape {sides} (0: not fixed) and element type "
+            f"{tensor.elem_type}; it must be float32 [n, channels, height, width], the last three "
+            "fixed"
+        )
+    return inputs[0].name, (sides[1], sides[2], sides[3])
+
+
 def reduce_(model: ModelProto, asked: Asked) -> str:
     """Leave one output, what it needs, and the domains that this needs, in place.
 
