@@ -29,6 +29,7 @@ from typing import Any
 import torch
 
 from benchmarks.environment import environment
+from benchmarks.rendering.fleet_table import write_fleet_table
 from benchmarks.studies.published import RESULTS
 from benchmarks.suite.cells import write_whole
 from edgeclean.fleet.catalogue import read_catalogue
@@ -294,6 +295,7 @@ def main() -> None:
         "environment": environment(),
     }
     write_whole(RESULTS / "fleet.json", json.dumps(whole, indent=1))
+    write_fleet_table()
 
 
 def _peak_mib() -> int:
