@@ -101,7 +101,7 @@ def fleet(  # noqa: PLR0913 - the options are the interface
         made = run_fleet(
             networks,
             output,
-            _engine(engine, address, jobs, networks, gpu=gpu),
+            _engine(engine, address, jobs, networks),
             cache=stages.folder,
             watch=_Told(reporter, progress),
         )
@@ -116,14 +116,12 @@ def _check_engine(engine: str, address: str | None) -> None:
 
 
 def _engine(
-    name: str,
-    address: str | None,
-    jobs: int | None,
-    networks: tuple[NetworkPlan, ...],
-    *,
-    gpu: bool,
+    name: str, address: str | None, jobs: int | None, networks: tuple[NetworkPlan, ...]
 ) -> Engine:
-    threads = max(cell.options.threads for one in networks for cell in one.cells)
+    options = [cell.options for one in networks for cell in one.cells]
+    threads = max(one.threads for one in options)
+    computes = {one.settings.compute for one in options}
+    gpu = "cuda" in computes
     if name == "ray":
         from edgeclean.fleet.ray_engine import RayEngine
 
@@ -131,7 +129,7 @@ def _engine(
     from edgeclean.fleet.local_engine import LocalEngine, jobs_that_fit
     from edgeclean.networks.compute import require_compute
 
-    for compute in {cell.options.settings.compute for one in networks for cell in one.cells}:
+    for compute in computes:
         require_compute(compute)
     return LocalEngine(jobs or (1 if gpu else jobs_that_fit(threads)))
 

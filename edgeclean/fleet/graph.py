@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeclean.files.reading import is_regular
 from edgeclean.fleet.inputs import NetworkFiles
 from edgeclean.fleet.jobs import Job, Kind
 from edgeclean.fleet.plan import CellPlan, NetworkPlan
@@ -60,7 +59,9 @@ def graph(
         twin = twins.setdefault(same, f"purify:{network.name}")
         name = f"purify:{network.name}"
         purify = Task(name=name, after=() if twin == name else (twin,))
-        yield Node(task=purify, kind="purify", network=network, cell=cells[0])
+        # A lower opset may be out of reach for a network: that is the matter of its own cells.
+        able = max(cells, key=lambda one: one.options.settings.export.opset)
+        yield Node(task=purify, kind="purify", network=network, cell=able)
         tuned: dict[str, str] = {}
         for cell in cells:
             after = []
@@ -75,8 +76,7 @@ def graph(
             if cell.options.tuned in tuned:
                 after.append(tuned[cell.options.tuned])
             tuned.setdefault(cell.options.tuned, name)
-            # A path by time is of one machine: what a table's task says does not fail the cell.
-            task = Task(name=name, needs=(purify.name,), after=tuple(after))
+            task = Task(name=name, needs=(purify.name,), after=tuple(dict.fromkeys(after)))
             yield Node(task=task, kind="cell", network=network, cell=cell)
 
 
@@ -118,8 +118,3 @@ def _table_key(files: NetworkFiles, cell: CellPlan) -> str:
     named = files.model_sha256 if files.is_state_dict else files.sha256
     overrides = sorted((settings.ranks.overrides or {}).items())
     return digest([named, overrides, settings.latency, settings.ranks.rank_multiple])
-
-
-def is_whole(bundles: Path, cell: CellPlan) -> bool:
-    """Return whether there is a bundle at the cell's place."""
-    return is_regular(bundles / cell.name / "manifest.json")

@@ -81,7 +81,7 @@ class RayEngine:
     def __init__(
         self, *, address: str | None, jobs: int | None, threads: int = 1, gpu: bool = False
     ) -> None:
-        """Connect to a cluster, or start one node here.
+        """Connect to nothing yet: that is for the first job.
 
         Args:
             address: of a cluster that runs; None for one node of this machine.
@@ -90,20 +90,24 @@ class RayEngine:
             gpu: whether a task needs a GPU of its own.
 
         Raises:
-            ToolchainError: Ray is not installed, or the cluster cannot be reached.
+            ToolchainError: Ray is not installed.
         """
         self._ray = _import_ray(alone=address is None)
-        self._jobs, self._gpu = jobs, gpu
+        self._address, self._jobs, self._threads, self._gpu = address, jobs, threads, gpu
         self._own: tempfile.TemporaryDirectory[str] | None = None
         self._flights: dict[Any, tuple[str, Job]] = {}
         self._ended: list[tuple[str, Answer]] = []
-        self._connected = not self._ray.is_initialized()
-        if self._connected:
-            self._connect(address, threads)
-        self._remote = self._ray.remote(_on_a_node)
+        self._connected = False
+        self._remote: Any = None
 
     def room(self) -> int:
-        """Return what was asked, or twice the processors that the cluster has now."""
+        """Return what was asked, or twice the processors that the cluster has now.
+
+        Raises:
+            ToolchainError: the cluster cannot be reached, or none can be started here.
+        """
+        if self._remote is None:
+            self._connect()
         if self._jobs is not None:
             return self._jobs
         cores = int(self._ray.cluster_resources().get("CPU", 1))
@@ -147,8 +151,9 @@ class RayEngine:
         if self._own is not None:
             self._own.cleanup()
 
-    def _connect(self, address: str | None, threads: int) -> None:
+    def _connect(self) -> None:
         """Connect or start; a busy machine may need more than one try for what Ray gives 30 s."""
+        address, threads = self._address, self._threads
         asked: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if address is not None:
             asked["address"] = address
@@ -160,6 +165,7 @@ class RayEngine:
         for left in reversed(range(STARTS)):
             try:
                 self._ray.init(**asked)
+                self._connected, self._remote = True, self._ray.remote(_on_a_node)
                 return
             except Exception as error:  # noqa: BLE001 - Ray raises Exception itself
                 self._ray.shutdown()

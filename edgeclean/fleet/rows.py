@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,9 +138,11 @@ def _outcome(answer: Done | Failed | None, facts: Sequence[str]) -> Row:
     state: State = "waiting"
     if answer is not None:
         state = "done" if isinstance(answer, Done) else "failed"
-    known = answer.facts if isinstance(answer, Done) else {}
+    known: Mapping[str, JsonValue] = answer.facts if isinstance(answer, Done) else {}
     error = None
     if isinstance(answer, Failed):
+        if "gates" in answer.facts:
+            known = {"gates": gates_in_short(answer.facts["gates"])}
         error = {"kind": answer.kind, "message": answer.message, "exit_code": answer.exit_code}
     return {
         "state": state,
@@ -149,6 +152,17 @@ def _outcome(answer: Done | Failed | None, facts: Sequence[str]) -> Row:
         "seconds": None if answer is None else answer.seconds,
         "error": error,
     }
+
+
+def gates_in_short(gates: Sequence[Mapping[str, JsonValue]]) -> list[dict[str, JsonValue]]:
+    """Return verdicts without their evidence; a measured number that is none is null."""
+    return [
+        {
+            **{name: gate[name] for name in ("gate", "asked", "unit", "passed")},
+            "measured": gate["measured"] if math.isfinite(gate["measured"]) else None,
+        }
+        for gate in gates
+    ]
 
 
 def bundle_of(folder: Path, cell: CellPlan) -> Path:

@@ -21,6 +21,7 @@ from edgeclean.compression.latency_table import read_latency_table
 from edgeclean.errors import EdgecleanError, InputRejectedError
 from edgeclean.files.text import one_line, shown, without_folder
 from edgeclean.fleet.jobs import Answer, Done, Failed, Job, Kind, Lost
+from edgeclean.fleet.rows import gates_in_short
 from edgeclean.gates import Policy
 from edgeclean.images.labelled import read_labelled_images
 from edgeclean.load.architectures.named_code import NO_CODE
@@ -115,10 +116,7 @@ def _cell(job: Job) -> dict[str, JsonValue]:
             "speedup": latency.speedup,
         },
         "evaluation": _accuracy(report["evaluation"]),
-        "gates": [
-            {name: gate[name] for name in ("gate", "asked", "measured", "unit", "passed")}
-            for gate in report["gates"]
-        ],
+        "gates": gates_in_short(report["gates"]),
         "taken_up": taken,
     }
 

@@ -12,7 +12,8 @@ const pair = (two, shown) => two && shown(two[0]) + " \u2192 " + shown(two[1]);
 // A cell: network, target, goal, state, bytes, MACs, ms, accuracy, gates, seconds, error, purified.
 const [NET, TARGET, GOAL, STATE, BYTES, MACS, MS, ACC, GATES, SECONDS, ERROR, PURIFIED] = [...Array(12).keys()];
 const network = cell => fleet.networks[cell[NET]];
-const gate = one => `${one[0]} ${one[3] ? "passed" : "failed"}: ${+one[2].toPrecision(4)}, asked ${+one[1].toPrecision(6)}`;
+const measured = number => number === null ? "no number" : +number.toPrecision(6);
+const gate = one => `${one[0]} ${one[3] ? "passed" : "failed"}: ${measured(one[2])}, asked ${measured(one[1])}`;
 const gain = two => two ? two[0] / two[1] : null;
 const COLUMNS = [
   ["network", cell => network(cell)[0], "name"],
