@@ -134,13 +134,19 @@ def _new_place() -> _Place:
         initializer=_begin,
         initargs=(os.getpid(),),
     )
-    return _Place(pool=pool, pid=pool.submit(os.getpid))
+    # A new process inherits what is blocked: Ctrl-C does not end it while it is importing.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return _Place(pool=pool, pid=pool.submit(os.getpid))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(parent: int) -> None:
     """Make a new worker end with its parent, deaf to Ctrl-C while idle, and silent on stdout."""
     end_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.dup2(2, 1)  # stdout has one document; native code prints where it likes
 
 

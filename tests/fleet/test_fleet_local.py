@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,18 @@ def test_a_worker_that_is_killed_loses_its_own_job_alone(
     assert len((tmp_path / "killed").read_text()) == min(times, 3)
 
 
+def gone(group: int) -> bool:
+    """Whether nothing of a process group is left; multiprocessing's tracker takes a moment."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
 @pytest.mark.slow
 def test_ctrl_c_is_one_line_and_leaves_no_process(place: Path, tmp_path: Path) -> None:
     long = (place / "quick.toml").read_text("utf-8").replace("[scan]\n", "[scan]\n", 1)
@@ -178,15 +191,14 @@ def test_ctrl_c_is_one_line_and_leaves_no_process(place: Path, tmp_path: Path) -
     with run:
         assert run.stderr is not None
         for line in run.stderr:
-            if "0/2" in line:
+            if "1/2" in line:
                 break
         os.killpg(run.pid, signal.SIGINT)
         said = run.stderr.read()
     assert run.returncode == 130
     assert said.splitlines()[-1].startswith("error: interrupted while making cells; finished")
     assert "Traceback" not in said
-    with pytest.raises(ProcessLookupError):
-        os.killpg(run.pid, 0)
+    assert gone(run.pid)
     document = json.loads((tmp_path / "out" / DOCUMENT).read_text("utf-8"))
     assert states(document)["a/cpu/ratio-2"] == "waiting"
     assert not list((tmp_path / "out").rglob(".edgeclean-*"))
