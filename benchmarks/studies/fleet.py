@@ -267,10 +267,11 @@ def main() -> None:
     parser.add_argument("--networks", type=int, default=10_000)
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 10, 100])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="where fleets lie; of it the wall time hangs")
     asked = parser.parse_args()
     rows, page = [], None
     for nodes in asked.nodes:
-        with tempfile.TemporaryDirectory() as temporary:
+        with tempfile.TemporaryDirectory(dir=asked.folder) as temporary:
             given = nodes, asked.networks, asked.seed, Path(temporary) / "fleet"
             spawned = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(1, mp_context=spawned) as pool:
@@ -281,7 +282,8 @@ def main() -> None:
                 print(json.dumps(page))
     whole = {
         "command": f"python -m benchmarks.studies.fleet --networks {asked.networks} "
-        f"--nodes {' '.join(map(str, asked.nodes))} --seed {asked.seed}",
+        f"--nodes {' '.join(map(str, asked.nodes))} --seed {asked.seed}"
+        + (f" --folder {asked.folder}" if asked.folder else ""),
         "durations": "results/compress-zoo.json",
         "targets": list(TARGETS),
         "slots_a_node": SLOTS,
