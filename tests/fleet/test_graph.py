@@ -108,8 +108,9 @@ def test_a_worker_takes_only_the_bytes_that_were_hashed(written: Written) -> Non
 
 
 def test_code_of_a_model_file_that_only_lies_there_is_not_run(
-    written: Written, folder: Path
+    written: Written, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     (folder / "net.py").write_text(
         "import pathlib\npathlib.Path('ran').touch()\n", encoding="utf-8"
     )
