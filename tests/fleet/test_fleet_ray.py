@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -110,12 +111,18 @@ def test_another_edgeclean_on_a_node_is_refused_and_a_strangers_path_is_not_told
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Two nodes of one processor each, and no more than what a test takes away."""
-    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled")
-    utils = pytest.importorskip("ray.cluster_utils", reason="the extra `ray` is not installed")
-    made = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    made.add_node(num_cpus=1)
-    yield made
-    made.shutdown()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="ec-", ignore_cleanup_errors=True) as short,
+    ):  # names of sockets have 107 characters at most
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_TMPDIR", short)
+        utils = pytest.importorskip("ray.cluster_utils", reason="the extra `ray` is not installed")
+        made = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        made.add_node(num_cpus=1)
+        yield made
+        made.shutdown()
 
 
 @pytest.fixture(scope="module")
