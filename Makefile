@@ -9,7 +9,7 @@ RUNTIME := $(VENV)/runtime-installed
 DEMO := benchmarks/zoo/demo
 SUITES := smoke cpu signs table2 table4
 
-.PHONY: help install demo test test-without-programs test-slow test-gpu coverage fuzz check docs format build clean
+.PHONY: help install demo test test-without-programs test-slow test-ray test-gpu coverage fuzz check docs format build clean
 
 help:
 	@echo "make install    a virtual environment with edgeclean and its tools"
@@ -17,6 +17,7 @@ help:
 	@echo "make test       every test but the slow ones"
 	@echo "make test-slow  the slow ones"
 	@echo "make test-without-programs  those that start programs from outside, as if none was here"
+	@echo "make test-ray   those of fleets on a real Ray"
 	@echo "make test-gpu   those that need a CUDA device"
 	@echo "make coverage   every test that needs no GPU, and whether they run enough of the code"
 	@echo "make fuzz       ten minutes of fuzzing of each reader (FUZZ_SECONDS)"
@@ -57,6 +58,11 @@ test-without-programs: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# Real clusters of Ray on this machine, whose nodes and workers are killed; needs the extra "ray".
+test-ray: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[ray]'
+	$(BIN)/python -m pytest -m "slow and not gpu" tests/fleet/test_fleet_ray.py
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu

@@ -31,7 +31,7 @@ from edgeclean.compression.finetune import FinetuneSettings
 from edgeclean.compression.latency_table import LatencyTable
 from edgeclean.compression.plan import RankSettings
 from edgeclean.compression.truncate import TruncateSettings
-from edgeclean.devices.targets import Target, require
+from edgeclean.devices.targets import Target, load_target, require
 from edgeclean.effort import Effort, lengths_of
 from edgeclean.errors import UsageError
 from edgeclean.files.reading import read_small_toml
@@ -49,6 +49,7 @@ from exporters.parity import ParitySettings
 from exporters.precision.lower import PrecisionSettings, check_precision
 
 MAX_FILE_BYTES = 1 << 20
+DEFAULT_TARGET = "cpu"
 S = TypeVar("S")
 OLD_WORDS = {("purify", "mode"): {"deck": "clean-compact"}}  # still read, and reported
 
@@ -131,6 +132,29 @@ def settings_for(
     require(target, opset=settings.export.opset)
     check_precision(settings.precision, settings.export, target)
     return settings
+
+
+def configured(
+    entries: Mapping[str, Any], *, target_file: Path | None = None, where: str
+) -> tuple[PipelineSettings, Target]:
+    """Make settings from nested mappings that may name their target, and look that up.
+
+    Args:
+        entries: in present words (`in_new_words`).
+        target_file: a profile of the user's own.
+        where: the place that a refusal begins with.
+
+    Raises:
+        UsageError: see `settings_for` and `load_target`.
+    """
+    name, jetpack = entries.get("target"), entries.get("jetpack")
+    for key, entry in (("target", name), ("jetpack", jetpack)):
+        if not isinstance(entry, str | None):
+            raise UsageError(f"{where}: {key} is {shown(entry)}; it must be a text")
+    if name is None and target_file is None:
+        name = DEFAULT_TARGET
+    target = load_target(name, jetpack=jetpack, target_file=target_file)
+    return settings_for(target, entries, where=where), target
 
 
 def check_goal(settings: PipelineSettings, target: Target, table: LatencyTable | None) -> None:

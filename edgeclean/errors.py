@@ -13,6 +13,7 @@ EdgecleanError
 │   └── RatioError           6  the asked compression ratio cannot be met
 ├── ToolchainError           7  the target needs a tool that is not installed (the ONNX is written)
 │   └── ConnectionLostError  7  the device cannot be reached; what was done there is kept
+├── CellsFailedError         1  some cells of a fleet failed; the code is that of the first of them
 └── EndedBySignalError       1  native code crashed, or the system ended the process; 128 + n where
                                 somebody asked it to stop by signal n
 
@@ -92,6 +93,14 @@ class ToolchainError(EdgecleanError):
     """A tool that the target needs is missing."""
 
     exit_code = 7
+
+
+class CellsFailedError(EdgecleanError):
+    """Some cells of a fleet failed, and the others are in place; the first one's code is taken."""
+
+    def __init__(self, message: str = "", /, *, exit_code: int = 1, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.exit_code = exit_code
 
 
 class EndedBySignalError(EdgecleanError):

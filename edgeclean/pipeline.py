@@ -35,7 +35,7 @@ from edgeclean.images.labelled import LabelledImages
 from edgeclean.images.synthesize import joined, synthesize
 from edgeclean.load.checkpoint import load_checkpoint
 from edgeclean.measure.accuracy import evaluate
-from edgeclean.measure.latency import LatencyReport, LatencySettings, measure_pair
+from edgeclean.measure.latency import LatencyReport, measure_pair
 from edgeclean.measure.machine_table import is_of_this_machine, table_of_this_machine
 from edgeclean.networks.compute import placed, require_compute
 from edgeclean.networks.state import (
@@ -57,7 +57,7 @@ from edgeclean.report.report import build_report, command_line
 from edgeclean.runner import Cache, Runner
 from exporters.exportable import exportable
 from exporters.file_size import foretell_size
-from exporters.onnx_exporter import ExportSettings, export_onnx
+from exporters.onnx_exporter import export_onnx
 from exporters.parity import ParityRecord, check_parity
 from exporters.precision.lower import LoweredModel, check_precision, lower_precision
 
@@ -139,11 +139,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         )
     runner = Runner(cache, progress)
     with hold_output(output) as held:
-        original = runner(
-            "load", load_checkpoint, checkpoint, spec, limits=chosen.load, code_folder=code_folder
-        )
-        given = original, chosen.export, chosen.parity, chosen.load
-        original, model = runner("load", exportable, *given)
+        original, model = open_network(checkpoint, spec, chosen, code_folder, runner)
         _check_reach(original, model, chosen, latency_table)
         beside = alongside(original)
         original = placed(original, chosen.compute)
@@ -163,6 +159,23 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         bundle = write_bundle(held, contents, signer=signer, alongside=beside)
     whole = {**report, "manifest_sha256": bundle.manifest_sha256}
     return WrittenCompression(compression=compression, bundle=bundle, report=whole)
+
+
+def open_network(
+    checkpoint: Path,
+    spec: ModelSpec,
+    settings: PipelineSettings,
+    code_folder: Path | None,
+    run: Runner,
+) -> tuple[LoadedNetwork, bytes]:
+    """Load the network, on the CPU, in a form that can be exported; return it with its ONNX file.
+
+    Raises:
+        EdgecleanError: see `load_checkpoint`.
+    """
+    limits = settings.load
+    network = run("load", load_checkpoint, checkpoint, spec, limits=limits, code_folder=code_folder)
+    return run("load", exportable, network, settings.export, settings.parity, limits)
 
 
 def _table(
@@ -217,11 +230,7 @@ def run_stages(
     if original_model is None:
         original_model = run("export", export_onnx, original, settings.export)
     file = _check_reach(original, original_model, settings, table)
-    images = run.once("synthesize", synthesize, original, settings.synthesize, seed=seed)
-    found = run.once("scan", scan, original, images, settings.scan, seed=seed)
-    refuse_failed(judge_scan(policy, found))
-    purified = run.once("purify", purify, original, images, found, settings.purify, seed=seed)
-    images = _recovery_images(original, purified, images, settings, run)
+    found, purified, images = scan_and_purify(original, settings, policy, run)
     scaled = _scaled(purified, images, settings, run)
     truncated = _truncated(original, scaled, images, settings, table, file, run)
     if settings.purify.mode == "clean-compact":  # the constrained network takes their class loss
@@ -251,23 +260,26 @@ def run_stages(
     )
 
 
-def _recovery_images(
-    original: LoadedNetwork,
-    purified: PurifiedNetwork,
-    images: SyntheticImages,
-    settings: PipelineSettings,
-    run: Runner,
-) -> SyntheticImages:
-    """The images, and of a network that was purified its own beside them.
+def scan_and_purify(
+    original: LoadedNetwork, settings: PipelineSettings, policy: Policy, run: Runner
+) -> tuple[ScanReport, PurifiedNetwork, SyntheticImages]:
+    """What all goals and targets of a network share; the images are those that it is tuned on.
 
-    Images of a backdoored network may carry its trigger; the purified teacher's answers to them do
-    not, and its own images add what the first ones miss.
+    Raises:
+        BackdoorSuspectedError: the policy forbids what the scan suspects.
     """
+    seed = settings.seed
+    images = run.once("synthesize", synthesize, original, settings.synthesize, seed=seed)
+    found = run.once("scan", scan, original, images, settings.scan, seed=seed)
+    refuse_failed(judge_scan(policy, found))
+    purified = run.once("purify", purify, original, images, found, settings.purify, seed=seed)
     if same_weights(original.module, purified.module):
-        return images
+        return found, purified, images
+    # Images of a backdoored network may carry its trigger; the purified teacher's answers to them
+    # do not, and its own images add what the first ones miss.
     more = settings.synthesize.recovery()
-    own = run.once("synthesize", synthesize, purified, more, seed=settings.seed + 1)
-    return joined(images, own)
+    own = run.once("synthesize", synthesize, purified, more, seed=seed + 1)
+    return found, purified, joined(images, own)
 
 
 def _scaled(
@@ -298,18 +310,9 @@ def _truncated(  # noqa: PLR0913 - what ranks are chosen for, and by
     truncated = run("truncate", truncate, scaled, plan, settings.truncate)
     if table is not None and is_of_this_machine(table):  # now: what follows takes minutes
         early = replace(settings.latency, runs=min(EARLY_RUNS, settings.latency.runs))
-        both = original, truncated
-        refuse_slower(run("early latency", _early_latency, *both, settings.export, early))
+        whole, cut = (export_onnx(one, settings.export) for one in (original, truncated))
+        refuse_slower(run("early latency", measure_pair, whole, cut, early))
     return truncated
-
-
-def _early_latency(
-    original: LoadedNetwork,
-    truncated: TruncatedNetwork,
-    export: ExportSettings,
-    latency: LatencySettings,
-) -> LatencyReport:
-    return measure_pair(export_onnx(original, export), export_onnx(truncated, export), latency)
 
 
 def _exported(

@@ -201,6 +201,16 @@ def checked(hint: Any, value: Any, name: str, limits: Limits = NO_LIMITS) -> Any
     _refuse(name, value, hint, limits)
 
 
+def without_none(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return only what was given; nested tables in which nothing was are left out as well."""
+    kept = {}
+    for key, entry in entries.items():
+        below = without_none(entry) if isinstance(entry, Mapping) else entry
+        if below is not None and below != {}:
+            kept[key] = below
+    return kept
+
+
 def choices_of(hint: Any) -> tuple[Any, ...]:
     """Return the members of a union; of another annotation, itself."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)

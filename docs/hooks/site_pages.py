@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import catalogue_page
 import command_pages
 import effort_table
 import error_page
@@ -34,6 +35,8 @@ GENERATED: dict[str, Callable[[], str]] = {
     "errors": error_page.reference,
     "report": lambda: schema_pages.reference("report"),
     "manifest": lambda: schema_pages.reference("manifest"),
+    "catalogue": catalogue_page.reference,
+    "fleet": lambda: schema_pages.reference("fleet"),
     "latency-table": lambda: schema_pages.reference("latency-table"),
     "python": python_page.reference,
     "searches": search_page.reference,

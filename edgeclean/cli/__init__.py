@@ -22,6 +22,7 @@ from edgeclean.cli.command import WRONG_WORDS, Command, interrupted_line, usage_
 from edgeclean.cli.compress import compress
 from edgeclean.cli.console import ANSWERED, answer_failure, show_error
 from edgeclean.cli.export import export
+from edgeclean.cli.fleet import fleet
 from edgeclean.cli.inspect import inspect
 from edgeclean.cli.latency_table import latency_table
 from edgeclean.cli.scan import scan
@@ -64,7 +65,7 @@ def _root(
 
 
 for command in (
-    *(compress, scan, inspect, export, latency_table, build_engine, bench, verify),
+    *(compress, fleet, scan, inspect, export, latency_table, build_engine, bench, verify),
     *(sign, embed, integrations, targets, doctor),
 ):
     app.command(cls=Command)(command)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeclean.cli import options as opt
-from edgeclean.cli.command import CACHES
+from edgeclean.cli.caches import stage_cache
 from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.dependencies import InputFiles, checkpoint_files, code_file
 from edgeclean.cli.scan import verdict_in_words
 from edgeclean.cli.structure import layers_in_words, structure_warning
 from edgeclean.errors import UsageError
 from edgeclean.files.text import printable
-from edgeclean.files.writing import check_folder, keep_apart
+from edgeclean.files.writing import keep_apart
 from edgeclean.notes import note_output
 
 if TYPE_CHECKING:
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 
     from edgeclean.bundle.signing import Signer
     from edgeclean.pipeline import WrittenCompression
-    from edgeclean.runner import Cache
 
 
 def compress(  # noqa: PLR0913 - the options are the interface
@@ -84,7 +81,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     options |= {"precision": {"format": precision}, "ranks": _overrides(ranks_file) | goal}
     settings, device = opt.pipeline_settings(config, options, target_file, note=reporter.note)
     gates = opt.read_gates(policy, fail_on_backdoor, max_accuracy_drop, max_size, min_speedup)
-    stages = _cache(cache, no_cache, reporter.note)
+    stages = stage_cache(cache, no_cache, reporter.note)
     read = [*checkpoint_files(checkpoint), model, code_file(spec.architecture, code_folder)]
     read += [config, target_file, policy, ranks_file, latency_table]
     others = [evaluate, sign_key, sign_certificate, stages.folder if stages else None]
@@ -112,50 +109,6 @@ def compress(  # noqa: PLR0913 - the options are the interface
             alongside=lambda network: inputs.add_external(checkpoint, network),
         )
     _answer(reporter, checkpoint, written)
-
-
-def _cache(folder: Path | None, no_cache: bool, note: Callable[[str], None]) -> Cache | None:
-    """The XDG cache folder, if none is named; where there is no home folder, none."""
-    CACHES.set(False)
-    if no_cache:
-        if folder is not None:
-            raise UsageError(
-                "--cache names a folder, and --no-cache asks for none; give one of them"
-            )
-        return None
-    from edgeclean.files.reading import is_folder
-    from edgeclean.files.store import foreign_entry
-    from edgeclean.runner import Cache
-
-    if folder is not None:
-        keep_apart([], folder=folder)
-        check_folder(folder, "--cache")
-        foreign = foreign_entry(folder)
-        if foreign is not None:
-            raise UsageError(
-                f"--cache {folder} holds {foreign!r} and was not made by edgeclean; name a folder "
-                "that does not exist, or an empty one"
-            )
-    else:
-        home = os.environ.get("HOME", "")
-        above = os.environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home else "")
-        if not above.startswith("/"):
-            return None
-        folder = Path(above) / "edgeclean" / "stages"
-        if not is_folder(folder) and _holds_results(folder.parent):
-            note(
-                f"cache: the .kept files in {folder.parent} are an earlier version's and are not "
-                "used any more; you may delete them"
-            )
-    CACHES.set(True)
-    return Cache(folder=folder.absolute(), notify=note)
-
-
-def _holds_results(folder: Path) -> bool:
-    try:
-        return any(folder.glob("*.kept"))
-    except OSError:  # a home that is somebody else's
-        return False
 
 
 def _signer(key: Path | None, certificate: Path | None) -> Signer | None:

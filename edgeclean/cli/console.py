@@ -35,6 +35,11 @@ class Reporter:
     as_json: bool = False
     quiet: bool = False
 
+    @property
+    def is_terminal(self) -> bool:
+        """Whether stderr is one, and not a log."""
+        return _stderr().is_terminal
+
     def note(self, message: str) -> None:
         """A line on stderr."""
         if not self.quiet:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeclean.errors import UsageError
-from edgeclean.files.text import shown
+from edgeclean.settings import without_none
 
 if TYPE_CHECKING:
     from edgeclean.compression.latency_table import LatencyTable
@@ -28,7 +27,6 @@ OUTPUT = "The output on the terminal"
 SIZE = "The goal: one of --ratio, --speedup, --latency-budget-ms and --size-budget"
 PURIFY = "Purification"
 GATES = "Gates: a bundle that fails one is not written"
-DEFAULT_TARGET = "cpu"
 
 BundleFolder = Annotated[Path, typer.Argument(help="The folder of a bundle.")]
 Checkpoint = Annotated[
@@ -327,30 +325,11 @@ def pipeline_settings(
 
     ``note`` is given a line for each word that has another name now.
     """
-    from edgeclean.config import in_new_words, overlay, read_config, settings_for
-    from edgeclean.devices.targets import load_target
+    from edgeclean.config import configured, in_new_words, overlay, read_config
 
     entries = overlay({} if config is None else read_config(config), without_none(options))
-    entries = in_new_words(entries, note)
     where = "options" if config is None else str(config)
-    name, jetpack = entries.get("target"), entries.get("jetpack")
-    for key, entry in (("target", name), ("jetpack", jetpack)):
-        if not isinstance(entry, str | None):
-            raise UsageError(f"{where}: {key} is {shown(entry)}; it must be a text")
-    if name is None and target_file is None:
-        name = DEFAULT_TARGET
-    target = load_target(name, jetpack=jetpack, target_file=target_file)
-    return settings_for(target, entries, where=where), target
-
-
-def without_none(options: dict[str, Any]) -> dict[str, Any]:
-    """Only the options that were given; nested tables that hold none are dropped."""
-    kept = {}
-    for key, entry in options.items():
-        below = without_none(entry) if isinstance(entry, dict) else entry
-        if below is not None and below != {}:
-            kept[key] = below
-    return kept
+    return configured(in_new_words(entries, note), target_file=target_file, where=where)
 
 
 def run_options(seed: int | None, gpu: bool, effort: str | None) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from edgeclean.errors import EdgecleanError, EndedBySignalError
+from edgeclean.errors import EndedBySignalError
 from edgeclean.notes import ANSWERED, PIPE
 from edgeclean.processes import end_with_parent
 
 COMMANDS = (
-    *("compress", "scan", "inspect", "export", "latency-table", "bench", "build-engine"),
+    *("compress", "fleet", "scan", "inspect", "export", "latency-table", "bench", "build-engine"),
     *("verify", "sign", "embed"),
 )
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -72,9 +72,11 @@ def split() -> bool:
     notes = _read(reader)
     if os.WIFEXITED(status):
         raise SystemExit(os.WEXITSTATUS(status))
+    from edgeclean.files.atomic import clear_up_after
+
     for note in notes:
         if note != ANSWERED:
-            _clear_up(Path(note))
+            clear_up_after(Path(note))
     raise _ended_by_signal(os.WTERMSIG(status), answered=ANSWERED in notes)
 
 
@@ -133,16 +135,6 @@ def _ignore_further_interrupts() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, once)
-
-
-def _clear_up(output: Path) -> None:
-    """As the next run would: finish or undo what was half done, and let go of the folder."""
-    from edgeclean.files.atomic import hold_folder, staging_name
-
-    with suppress(EdgecleanError, OSError):
-        if output.resolve().with_name(staging_name(output.resolve().name)).exists():
-            with hold_folder(output, refuse=lambda _folder, _named: None):  # nothing is replaced
-                pass
 
 
 def _ended_by_signal(number: int, *, answered: bool) -> EndedBySignalError:

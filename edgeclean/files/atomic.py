@@ -26,7 +26,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from edgeclean.errors import OutputInUseError, UsageError
+from edgeclean.errors import EdgecleanError, OutputInUseError, UsageError
 
 AT_FDCWD = -100  # linux/fcntl.h
 RENAME_EXCHANGE = 2  # linux/fs.h
@@ -164,6 +164,18 @@ def replace_folder(
         with suppress(OSError):  # it is in place, or not: what is left beside it changes nothing
             _clear_up(held)
     return dict(sorted(sizes.items()))
+
+
+def clear_up_after(path: Path) -> None:
+    """Do for an output folder whose run was killed what the next run would; nothing is replaced.
+
+    What cannot be cleared up stays as it is.
+    """
+    with suppress(EdgecleanError, OSError):
+        place = path.resolve()
+        if place.with_name(staging_name(place.name)).exists():
+            with hold_folder(path, refuse=lambda _folder, _named: None):
+                pass
 
 
 def resolved(path: Path) -> Path:

@@ -75,7 +75,9 @@ def render_html(
 def trigger_files(scan: ScanReport) -> dict[str, bytes]:
     """Return the reconstructed triggers as PNG files by name, for the bundle."""
     return {
-        f"trigger-{number}-{_goal_in_name(suspect)}.png": figures.png_bytes(_shown(suspect))
+        f"trigger-{number}-{_goal_in_name(suspect)}.png": figures.png_bytes(
+            trigger_picture(suspect)
+        )
         for number, suspect in enumerate(scan.suspects[:MOST_TRIGGERS])
     }
 
@@ -84,7 +86,7 @@ def _goal_in_name(suspect: Suspect) -> str:
     return "all-to-all" if suspect.target is None else f"class-{suspect.target}"
 
 
-def _shown(suspect: Suspect) -> Float[Tensor, "c h w"]:
+def trigger_picture(suspect: Suspect) -> Float[Tensor, "c h w"]:
     """Return the pattern where the trigger acts, over mid grey, neither black nor white."""
     return suspect.pattern * suspect.mask + 0.5 * (1 - suspect.mask)
 
@@ -137,7 +139,7 @@ def _trigger_pictures(suspect: Suspect, images: SyntheticImages) -> dict[str, Js
         **{
             name: figures.png_uri(figures.at_most(picture, PICTURE_SIDE))
             for name, picture in (
-                ("pattern", _shown(suspect)),
+                ("pattern", trigger_picture(suspect)),
                 ("mask", suspect.mask[None]),
                 ("sample", sample),
                 ("stamped", suspect.trigger.stamp(sample[None])[0]),

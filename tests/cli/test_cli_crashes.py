@@ -20,7 +20,7 @@ import torch
 from exhaustive import exhaustive
 
 from edgeclean.cli import supervisor
-from edgeclean.files.atomic import staging_name
+from edgeclean.files.atomic import clear_up_after, staging_name
 
 CODE = """
 import atexit, ctypes, math, os, pathlib, signal, time
@@ -186,10 +186,10 @@ def test_what_another_run_holds_is_left_to_it(place: Path) -> None:
     (staging / "new").mkdir(parents=True)
     with (staging / "lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        supervisor._clear_up(place / "out")
+        clear_up_after(place / "out")
         assert (staging / "lock").exists()
         assert (staging / "new").exists()
-    supervisor._clear_up(place / "out")
+    clear_up_after(place / "out")
 
 
 def test_only_long_commands_of_a_fresh_process_are_split() -> None:

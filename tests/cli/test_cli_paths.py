@@ -22,6 +22,7 @@ from command_line import Said, Terminal
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from exhaustive import each_once, exhaustive
+from fleet_folder import MODEL
 from small_checkpoint import OPTIONS
 from typer.main import get_command
 from users_things import nothing_touched
@@ -146,6 +147,8 @@ def words(place: Path, one: Place, path: Path) -> list[object]:
     names = {parameter.name for parameter in COMMANDS[one.command].params}
     if "bundle" in names:
         said.append(path if one.name == "bundle" else place / "bundle")
+    if "catalogue" in names:
+        said.append(path if one.name == "catalogue" else place / "catalogue.toml")
     if "checkpoint" in names:
         said.append(path if one.name == "checkpoint" else place / "net.safetensors")
         said += [f"--arch={path}:make", *OPTIONS[1:]] if one.name == "arch" else OPTIONS
@@ -171,6 +174,10 @@ def ready(tmp_path_factory: pytest.TempPathFactory, source: Path, bundle: Path) 
     shutil.copytree(bundle, place / "bundle")
     shutil.copy(source, place / "net.safetensors")
     shutil.copy(source.parent / "net.py", place / "net.py")
+    (place / "net.toml").write_text(MODEL, encoding="utf-8")
+    (place / "catalogue.toml").write_text(
+        '[[networks]]\ncheckpoint = "net.safetensors"\n', encoding="utf-8"
+    )
     key = ec.generate_private_key(ec.SECP256R1()).private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
@@ -234,6 +241,7 @@ def test_the_options_with_paths_are_found() -> None:
     found = {(one.command, one.name) for one in PLACES}
     assert {("compress", name) for name in ("checkpoint", "policy", "depfile", "cache")} < found
     assert {("verify", "bundle"), ("sign", "key"), ("scan", "output"), ("scan", "arch")} < found
+    assert {("fleet", name) for name in ("catalogue", "output", "cache")} < found
     assert {("bench", "ssh_config"), ("targets", "target_file")} < found
 
 

@@ -12,10 +12,11 @@ import onnx
 import pytest
 from bundle_files import make_checksums_fit, put_bundle
 from command_line import Said, Terminal
+from fleet_folder import MODEL
 from small_checkpoint import OPTIONS, quick_config
 from users_things import looked_at, nothing_touched, users_folder
 
-from edgeclean.cli.compress import _cache
+from edgeclean.cli.caches import stage_cache
 
 
 @pytest.fixture
@@ -26,10 +27,14 @@ def own(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("model.safetensors", "net.py"):
         shutil.copy(source.parent / name, here / name)
     quick_config(here)
+    (here / "model.toml").write_text(MODEL, encoding="utf-8")
+    (here / "fleet.toml").write_text(CATALOGUE, encoding="utf-8")
     monkeypatch.chdir(here)
     return here
 
 
+CATALOGUE = '[[networks]]\ncheckpoint = "model.safetensors"\nmodel = "model.toml"\n'
+FLEET = ["fleet", "fleet.toml", "-o"]
 NETWORK = ["model.safetensors", *OPTIONS, "--config", "quick.toml"]
 COMPRESS = ["compress", *NETWORK, "--no-cache"]
 EXPORT = ["export", *NETWORK]
@@ -67,6 +72,11 @@ LAW = {
     "the table": [*TABLE, "-o", "MINE"],
     "the table, a file": [*TABLE, "-o", "MINE/second name"],
     "the table, a pipe": [*TABLE, "-o", "MINE/pipe"],
+    "a fleet": [*FLEET, "MINE"],
+    "a fleet, a link": [*FLEET, "MINE/link"],
+    "a fleet, a pipe": [*FLEET, "MINE/pipe"],
+    "a fleet, a folder within": [*FLEET, "MINE/sub"],
+    "a fleet's cache": [*FLEET, "b", "--cache", "MINE"],
     "evidence": ["scan", *NETWORK, "-o", "MINE"],
     "evidence, a file": ["scan", *NETWORK, "-o", "MINE/notes.txt"],
     "source code": ["embed", "BUNDLE", "-o", "MINE", "--symbol", "net"],
@@ -290,12 +300,12 @@ def test_the_default_cache_of_an_earlier_version_is_left_as_it_is(
         (old / name).write_bytes(b"old")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     told: list[str] = []
-    cache = _cache(None, False, told.append)
+    cache = stage_cache(None, False, told.append)
     assert cache is not None
     cache.store.put("one", b"result")
     assert cache.store.get("one") == b"result"
     assert (old / "secret").read_bytes() == (old / "1.kept").read_bytes() == b"old"
     assert len(told) == 1
     assert "you may delete them" in told[0]
-    _cache(None, False, told.append)
+    stage_cache(None, False, told.append)
     assert len(told) == 1, "once is enough"

@@ -1,0 +1,1 @@
+"""Many networks, for many targets and goals, on one machine or many."""

@@ -1,0 +1,148 @@
+"""The page of a fleet in a real browser: rows, filters, order and pages; texts stay texts."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import Tab, browser
+from programs import Program
+
+from edgeclean.files.schema import validator
+from edgeclean.fleet.page import render_page
+
+COMPLAINTS = {"Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled"}
+EVIL = "</script><img src=x onerror=alert(1)><!-- \u202e&lt;"
+PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"  # fmt: skip  # noqa: E501
+
+
+def network(number: int) -> dict[str, Any]:
+    suspected = number % 10 == 0
+    return {
+        "name": f"net-{number:03d}",
+        "checkpoint": "n.pth",
+        "sha256": "0" * 64,
+        "cells": 1,
+        "state": "done",
+        "architecture": "resnet20",
+        "params": 1,
+        "macs": 1,
+        "verdict": "suspected" if suspected else "not found",
+        "suspicions": ["class 3"] if suspected else [],
+        "trigger": PIXEL if suspected else None,
+        "taken_up": [],
+        "kept": [],
+        "seconds": 1.0,
+        "error": None,
+    }
+
+
+def cell(number: int) -> dict[str, Any]:
+    failed = number % 7 == 0
+    pair = {"original": 2000, "compressed": 2000 - number}
+    error = {"kind": "InputRejectedError", "message": EVIL, "exit_code": 3}
+    return {
+        "name": f"net-{number:03d}/cpu/ratio-2",
+        "network": f"net-{number:03d}",
+        "target": "cpu",
+        "goal": "ratio-2",
+        "key": "ab",
+        "state": "failed" if failed else "done",
+        "bundle": None if failed else "bundles/x",
+        "manifest_sha256": None,
+        "external_sha256": None,
+        "purified": not failed,
+        "size": None if failed else {"params": pair, "macs": pair, "onnx_bytes": pair},
+        "latency": None,
+        "evaluation": None,
+        "gates": [],
+        "taken_up": [],
+        "kept": [],
+        "seconds": 1.0,
+        "error": error if failed else None,
+    }
+
+
+def document(cells: int) -> str:
+    whole = {
+        "format": "edgeclean-fleet-1",
+        "edgeclean": "1",
+        "engine": "local",
+        "seconds": 1.0,
+        "counts": {"cells": cells, "done": 0, "failed": 0, "waiting": 0, "kept": 0},
+        "networks": [network(number) for number in range(cells)],
+        "cells": [cell(number) for number in range(cells)],
+    }
+    validator("fleet").validate(whole)
+    return json.dumps(whole)
+
+
+@pytest.fixture
+def tab(program: Program, tmp_path: Path) -> Iterator[Tab]:
+    with browser(program("chromium"), tmp_path) as one:
+        yield one
+
+
+def rows(tab: Tab) -> list[str]:
+    names = "[...document.querySelectorAll('tbody tr')].map(one => one.cells[0].textContent)"
+    return list(tab.value(names))
+
+
+def choose(tab: Tab, place: str, value: str, event: str = "change") -> None:
+    tab.value(
+        f"document.getElementById('{place}').value = '{value}';"
+        f"document.getElementById('{place}').dispatchEvent(new Event('{event}'))"
+    )
+
+
+def test_rows_are_paged_filtered_and_sorted_and_nothing_complains(tab: Tab, tmp_path: Path) -> None:
+    page = tmp_path / "index.html"
+    page.write_bytes(render_page(document(250)))
+    tab.show(page.as_uri())
+    assert rows(tab) == [f"net-{number:03d}" for number in range(100)]
+    tab.value("document.getElementById('next').click()")
+    assert rows(tab)[0] == "net-100"
+    choose(tab, "state", "failed")
+    assert rows(tab) == [f"net-{number:03d}" for number in range(0, 250, 7)]
+    shown = tab.value("document.querySelector('tbody tr').textContent")
+    assert "</script><img src=x onerror=alert(1)>" in shown
+    assert "\u202e" not in shown
+    choose(tab, "state", "")
+    choose(tab, "verdict", "suspected")
+    assert rows(tab) == [f"net-{number:03d}" for number in range(0, 250, 10)]
+    assert tab.value("document.querySelectorAll('tbody img').length") == 25
+    choose(tab, "verdict", "")
+    choose(tab, "find", "NET-24", "input")
+    assert rows(tab) == [f"net-24{number}" for number in range(10)]
+    tab.value("[...document.querySelectorAll('th button')][5].click()")
+    tab.value("[...document.querySelectorAll('th button')][5].click()")
+    sizes = [number for number in range(249, 239, -1) if number % 7]
+    assert rows(tab) == [f"net-{number}" for number in sizes] + ["net-245"]  # without a size: last
+    link = tab.value("document.querySelector('tbody a').getAttribute('href')")
+    assert link == "bundles/net-249/cpu/ratio-2/report.html"
+    assert [one for one in tab.events if one["method"] in COMPLAINTS] == []
+    asked = {
+        one["params"]["request"]["url"]
+        for one in tab.events
+        if one["method"] == "Network.requestWillBeSent"
+    }
+    assert all(one == page.as_uri() or one.startswith("data:") for one in asked)
+
+
+def test_the_page_allows_its_own_script_alone_and_holds_rows_as_text() -> None:
+    page = render_page(document(8)).decode()
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert len(scripts) == 1
+    hashed = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    assert f"script-src 'sha256-{hashed}'" in page
+    assert "default-src 'none'" in page
+    assert "onerror=alert(1)>" not in page
+    assert "\u202e" not in page
+    inside = re.findall(r'<script type="application/json" id="fleet">(.*?)</script>', page)
+    assert len(json.loads(inside[0])["cells"]) == 8
