@@ -74,6 +74,9 @@ class Exporter(Protocol):
 EXPORTERS = {
     "onnxruntime": "exporters.onnx_exporter:OnnxExporter",
     "tensorrt": "exporters.tensorrt_exporter:TensorRTExporter",
+    "openvino": "exporters.openvino_exporter:OpenVINOExporter",
+    "ncnn": "exporters.ncnn_exporter:NcnnExporter",
+    "mnn": "exporters.mnn_exporter:MNNExporter",
 }
 
 

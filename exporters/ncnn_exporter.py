@@ -1,0 +1,25 @@
+"""ncnn on a CPU: what it takes and makes; `exporters.engines.ncnn_engine` does the work."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from exporters.confined_exporter import ConfinedExporter
+from exporters.engines.ncnn_engine import PARAM, WEIGHTS
+from exporters.engines.tasks import SHAPE
+
+
+class NcnnExporter(ConfinedExporter):
+    """ncnn on a CPU (see `exporters.protocol.Exporter`)."""
+
+    name = "ncnn"
+    needs = "edgeclean[ncnn]"
+    packages = ("ncnn", "pnnx")
+    precisions = ("fp32", "fp16")
+    files = (PARAM, WEIGHTS, SHAPE)
+    engine = "exporters.engines.ncnn_engine:NcnnEngine"
+    computes: ClassVar = {
+        "fp32": "weights in FP32, computed in FP32 (use_fp16_* and use_bf16_* off)",
+        "fp16": "weights stored in FP16, computed in FP16 where the processor can "
+        "(use_fp16_packed, use_fp16_storage, use_fp16_arithmetic)",
+    }
