@@ -26,16 +26,16 @@ RUN = "exporters.engines.tasks:run_task"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RuntimeSettings(Settings):
+class HeldSettings(Settings):
     """How a runtime is to hold and compute a network.
 
     Attributes:
         precision: fp32; fp16, which the runtime's converter makes of a float32 file; or int8, of a
-            file with QuantizeLinear and DequantizeLinear.
+            file with QuantizeLinear and DequantizeLinear; bf16, which none here takes.
         threads: that it computes with.
     """
 
-    precision: str = setting("fp32", one_of=("fp32", "fp16", "int8"))
+    precision: str = setting("fp32", one_of=("fp32", "fp16", "bf16", "int8"))
     threads: int = setting(1, at_least=1, at_most=1024)
 
 
@@ -95,10 +95,10 @@ class ConfinedExporter:
     reproducible: ClassVar[bool] = True
 
     def __init__(
-        self, settings: RuntimeSettings | None = None, limits: ConfinedLimits = DEFAULT_LIMITS
+        self, settings: HeldSettings | None = None, limits: ConfinedLimits = DEFAULT_LIMITS
     ) -> None:
         """Keep how the network is held and computed, and what a process of the runtime may take."""
-        self.settings, self.limits = settings or RuntimeSettings(), limits
+        self.settings, self.limits = settings or HeldSettings(), limits
 
     def version(self) -> str | None:
         """The installed runtime's version; None where it or its converter is not installed."""
@@ -157,6 +157,7 @@ class ConfinedExporter:
     def converted(self, model: bytes) -> Parcel:
         """As `convert`; the parcel's facts have "confined" with what the process was held to."""
         self.require()
+        model = self.prepared(model)
         facts = {**self.facts(), "files": list(self.files), "shape": input_sides(model)}
         given = Parcel(facts=facts, files={MODEL: model})
         doing = f"{self.title}: converting the network"
@@ -164,6 +165,14 @@ class ConfinedExporter:
         if tuple(answer.files) != self.files:
             raise ToolchainError(f"{doing} made {sorted(answer.files)}; {self.files} was expected")
         return answer
+
+    def prepared(self, model: bytes) -> bytes:
+        """The checked file as the converter takes it best; it computes the same.
+
+        Raises:
+            InputRejectedError: it is not plain, valid ONNX.
+        """
+        return model
 
     def load(self, files: Mapping[str, bytes]) -> ConfinedRun:
         """The files, ready to be run in confined processes; they may be a stranger's.

@@ -7,6 +7,7 @@ from typing import ClassVar
 from exporters.confined_exporter import ConfinedExporter
 from exporters.engines.ncnn_engine import PARAM, WEIGHTS
 from exporters.engines.tasks import SHAPE
+from exporters.strided_slices import pooled_slices
 
 
 class NcnnExporter(ConfinedExporter):
@@ -23,3 +24,7 @@ class NcnnExporter(ConfinedExporter):
         "fp16": "weights stored in FP16, computed in FP16 where the processor can "
         "(use_fp16_packed, use_fp16_storage, use_fp16_arithmetic)",
     }
+
+    def prepared(self, model: bytes) -> bytes:
+        """The file without the strided slices that ncnn lacks."""
+        return pooled_slices(model)

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from exporters.confined_exporter import ConfinedExporter
 from exporters.engines.openvino_engine import WEIGHTS, XML
+from exporters.precision.int8 import stored_in_int8
 
 
 class OpenVINOExporter(ConfinedExporter):
@@ -22,3 +23,7 @@ class OpenVINOExporter(ConfinedExporter):
         "fp16": "weights stored in FP16, computed in FP32 (INFERENCE_PRECISION_HINT f32)",
         "int8": "int8 between the file's Q/DQ, all else in FP32 (INFERENCE_PRECISION_HINT f32)",
     }
+
+    def prepared(self, model: bytes) -> bytes:
+        """The file itself; for int8 with its weights stored as int8."""
+        return stored_in_int8(model) if self.settings.precision == "int8" else model

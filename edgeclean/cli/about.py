@@ -59,6 +59,13 @@ PACKAGES = (
     ("tensorrt", False, "building engines here: pip install 'edgeclean[tensorrt]'"),
     ("model-signing", False, "signing bundles: pip install 'edgeclean[sign]'"),
 )
+# The package whose version is shown, and the extra that brings it and its converter.
+RUNTIMES = (
+    ("openvino", "openvino", "Intel processors"),
+    ("ncnn", "ncnn", "Arm processors: Raspberry Pi, phones"),
+    ("pnnx", "ncnn", "converting for ncnn"),
+    ("mnn", "mnn", "phones and other Arm processors"),
+)
 PROGRAMS = (
     ("trtexec", "building engines here with TensorRT's own program"),
     ("ssh", "reaching a device"),
@@ -134,6 +141,15 @@ def doctor(as_json: opt.AsJson = False, quiet: opt.Quiet = False) -> None:
         *(
             Component(name=name, found=installed_version(name), needed=needed, enables=enables)
             for name, needed, enables in PACKAGES
+        ),
+        *(
+            Component(
+                name=name,
+                found=installed_version(name),
+                needed=False,
+                enables=f"--runtime {extra}, {use}: pip install 'edgeclean[{extra}]'",
+            )
+            for name, extra, use in RUNTIMES
         ),
         Component(
             name="CUDA device",

@@ -14,7 +14,7 @@ from edgeclean.cli.dependencies import checkpoint_files, code_file, external_fil
 from edgeclean.files.writing import check_place, is_our_onnx, keep_apart, write_file
 
 if TYPE_CHECKING:
-    from edgeclean.pipeline import ExportedCheckpoint
+    from edgeclean.outcome import ExportedCheckpoint
 
 
 def export(  # noqa: PLR0913 - the options are the interface

@@ -10,7 +10,7 @@ import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from exporters.confined import Parcel
 MODEL, IMAGES, SHAPE = "model.onnx", "images", "input.json"
 
 
+@runtime_checkable
 class Engine(Protocol):
     """A runtime inside its confined process, where it may be imported.
 
