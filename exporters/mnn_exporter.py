@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from exporters.confined_exporter import ConfinedExporter
+from exporters.confined_runtime import ConfinedExporter
 from exporters.engines.mnn_engine import FILE
 
 
@@ -13,7 +13,7 @@ class MNNExporter(ConfinedExporter):
 
     name = "mnn"
     needs = "edgeclean[mnn]"
-    packages = ("mnn",)
+    packages: ClassVar = {"mnn": ((3, 6), (4,))}
     precisions = ("fp32", "fp16")
     files = (FILE,)
     engine = "exporters.engines.mnn_engine:MNNEngine"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from exporters.confined_exporter import ConfinedExporter
+from exporters.confined_runtime import ConfinedExporter
 from exporters.engines.ncnn_engine import PARAM, WEIGHTS
 from exporters.engines.tasks import SHAPE
 from exporters.strided_slices import pooled_slices
@@ -15,7 +15,7 @@ class NcnnExporter(ConfinedExporter):
 
     name = "ncnn"
     needs = "edgeclean[ncnn]"
-    packages = ("ncnn", "pnnx")
+    packages: ClassVar = {"ncnn": ((1, 0, 20261020), (2,)), "pnnx": ((20261020,), (20280000,))}
     precisions = ("fp32", "fp16")
     files = (PARAM, WEIGHTS, SHAPE)
     engine = "exporters.engines.ncnn_engine:NcnnEngine"

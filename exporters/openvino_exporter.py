@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from exporters.confined_exporter import ConfinedExporter
+from exporters.confined_runtime import ConfinedExporter
 from exporters.engines.openvino_engine import WEIGHTS, XML
 from exporters.precision.int8 import stored_in_int8
 
@@ -14,7 +14,7 @@ class OpenVINOExporter(ConfinedExporter):
 
     name = "openvino"
     needs = "edgeclean[openvino]"
-    packages = ("openvino",)
+    packages: ClassVar = {"openvino": ((2026, 4), (2027,))}
     precisions = ("fp32", "fp16", "int8")
     files = (XML, WEIGHTS)
     engine = "exporters.engines.openvino_engine:OpenVINOEngine"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgeclean.errors import UsageError
 from edgeclean.files.text import shown
 from edgeclean.networks.state import Network
-from exporters.confined_exporter import ConfinedExporter, HeldSettings
+from exporters.confined_runtime import ConfinedExporter, HeldSettings
 
 
 @runtime_checkable

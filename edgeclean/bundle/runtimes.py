@@ -17,7 +17,7 @@ from edgeclean.errors import InputRejectedError, ToolchainError
 from edgeclean.files.text import shown
 from edgeclean.networks.state import JsonValue
 from exporters.confined import ConfinedLimits
-from exporters.confined_exporter import ConfinedExporter, HeldSettings
+from exporters.confined_runtime import ConfinedExporter, HeldSettings
 from exporters.protocol import EXPORTERS, confined_exporter
 
 # What a stranger's files may take where they are run again.

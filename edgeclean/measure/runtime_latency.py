@@ -25,7 +25,7 @@ from edgeclean.measure.turns import FEWEST_RUNS, PairTimes
 from exporters.confined import ConfinedLimits, Parcel, run_confined
 
 if TYPE_CHECKING:
-    from exporters.confined_exporter import ConfinedExporter
+    from exporters.confined_runtime import ConfinedExporter
 
 TIME = "edgeclean.measure.runtime_turns:time_task"
 

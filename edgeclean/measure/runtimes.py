@@ -26,7 +26,7 @@ from edgeclean.networks.pixels import normalize
 from edgeclean.networks.state import JsonValue, Network
 from edgeclean.progress import Progress, silent
 from edgeclean.settings import Settings, setting
-from exporters.confined_exporter import ConfinedExporter, HeldSettings
+from exporters.confined_runtime import ConfinedExporter, HeldSettings
 from exporters.parity import ParityRecord, ParitySettings, compare_with_pytorch
 from exporters.precision.lower import LoweredModel, PrecisionSettings, split_images
 from exporters.precision.sensitivity import Agreement, compare_logits

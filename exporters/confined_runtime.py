@@ -6,6 +6,7 @@ engine, which is imported in the confined process alone and calls the runtime.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,6 +24,7 @@ from exporters.onnx_check import open_onnx
 
 CONVERT = "exporters.engines.tasks:convert_task"
 RUN = "exporters.engines.tasks:run_task"
+Version = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +79,8 @@ class ConfinedExporter:
     Attributes:
         name: of the runtime.
         needs: what to install for it.
-        packages: of the converter and the runtime; the first one's version is the runtime's.
+        packages: of the runtime and its converter, the runtime's first, each with the first version
+            that was tried and the first that is not taken.
         precisions: that it can be given.
         files: the names of the files that its converter makes, the first one to be opened.
         engine: the class that works in the confined process, as ``module:name``.
@@ -87,7 +90,7 @@ class ConfinedExporter:
 
     name: str
     needs: str
-    packages: ClassVar[tuple[str, ...]]
+    packages: ClassVar[Mapping[str, tuple[Version, Version]]]
     precisions: ClassVar[tuple[str, ...]]
     files: ClassVar[tuple[str, ...]]
     engine: ClassVar[str]
@@ -132,13 +135,20 @@ class ConfinedExporter:
                 f"{self.settings.precision} was asked of {self.name}, which is given "
                 f"{', '.join(self.precisions)} here; use one of these, or another runtime"
             )
+        way_out = f"pip install '{self.needs}', or choose another --runtime"
         missing = [one for one in self.packages if installed_version(one) is None]
         if missing:
             raise ToolchainError(
                 f"the runtime {self.name} was asked, and {' and '.join(missing)} "
-                f"{'are' if len(missing) > 1 else 'is'} not installed; pip install '{self.needs}', "
-                "or choose another --runtime"
+                f"{'are' if len(missing) > 1 else 'is'} not installed; {way_out}"
             )
+        for package, (first, end) in self.packages.items():
+            found = installed_version(package) or ""
+            if not first <= _numbers(found) < end:
+                raise ToolchainError(
+                    f"{package} {found} is installed, and {_dotted(first)} or above, below "
+                    f"{_dotted(end)}, is what was tried here; {way_out}"
+                )
 
     def convert(self, network: Network, model: bytes) -> dict[str, bytes]:
         """The files that the runtime loads, made in a confined process.
@@ -186,6 +196,16 @@ class ConfinedExporter:
         if missing:
             raise InputRejectedError(f"{self.name} needs {missing[0]}, which is not there")
         return ConfinedRun(self, {name: files[name] for name in self.files})
+
+
+def _numbers(version: str) -> Version:
+    """The leading numbers of a version, such as (2026, 4, 1) of "2026.4.1rc1"."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in found[0].split(".")) if found else ()
+
+
+def _dotted(version: Version) -> str:
+    return ".".join(map(str, version))
 
 
 def input_sides(model: bytes) -> list[int | None]:
