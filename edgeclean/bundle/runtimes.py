@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclean.errors import InputRejectedError, ToolchainError
+from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
 from edgeclean.files.text import shown
 from edgeclean.networks.state import JsonValue
 from exporters.confined import ConfinedLimits
@@ -142,14 +142,13 @@ def check_runtimes(
         InputRejectedError: the files are not the runtime's, cannot be run, crash it, or give
             other logits.
     """
-    listed = {file for entry in manifest.get("runtimes", {}).values() for file in entry["files"]}
+    entries = sorted(manifest.get("runtimes", {}).items())
+    own = {name: files_of(name, entry, files) for name, entry in entries}
+    listed = {file for _, entry in entries for file in entry["files"]}
     loose = [name for name in sorted(files) if is_of_runtime(name) and name not in listed]
     if loose:
         raise InputRejectedError(f"{loose[0]} is of a runtime that the manifest does not list")
-    return tuple(
-        _checked(name, entry, files_of(name, entry, files), images, golden[name])
-        for name, entry in sorted(manifest.get("runtimes", {}).items())
-    )
+    return tuple(_checked(name, entry, own[name], images, golden[name]) for name, entry in entries)
 
 
 def _exporter(name: str, entry: Mapping[str, Any]) -> ConfinedExporter:
@@ -177,6 +176,8 @@ def _checked(
         exporter.require()
     except ToolchainError as error:
         return replace(found, not_run=str(error))
+    except UsageError as error:
+        raise InputRejectedError(f"the manifest names what {name} does not have: {error}") from None
     try:
         got = exporter.load(files).run(images)
     except (InputRejectedError, ToolchainError) as error:  # a bundle is a stranger's
