@@ -78,6 +78,7 @@ EXPORTERS = {
     "openvino": "exporters.openvino_exporter:OpenVINOExporter",
     "ncnn": "exporters.ncnn_exporter:NcnnExporter",
     "mnn": "exporters.mnn_exporter:MNNExporter",
+    "litert": "exporters.litert_exporter:LiteRTExporter",
 }
 
 

@@ -20,4 +20,8 @@ def installed_runtime(name: str, **held: object) -> ConfinedExporter:
     return exporter
 
 
-every_runtime = pytest.mark.parametrize("name", CONVERTED)
+SLOW = {"litert"}  # its converter takes tens of seconds to start
+every_runtime = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CONVERTED],
+)
