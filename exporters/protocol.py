@@ -79,6 +79,7 @@ EXPORTERS = {
     "ncnn": "exporters.ncnn_exporter:NcnnExporter",
     "mnn": "exporters.mnn_exporter:MNNExporter",
     "litert": "exporters.litert_exporter:LiteRTExporter",
+    "executorch": "exporters.executorch_exporter:ExecuTorchExporter",
 }
 
 

@@ -65,6 +65,9 @@ RUNTIMES = (
     ("ncnn", "ncnn", "Arm processors: Raspberry Pi, phones"),
     ("pnnx", "ncnn", "converting for ncnn"),
     ("mnn", "mnn", "phones and other Arm processors"),
+    ("ai-edge-litert", "litert", "phones, boards and microcontrollers"),
+    ("litert-torch", "litert", "converting for LiteRT"),
+    ("executorch", "executorch", "phones, with PyTorch's own runtime"),
 )
 PROGRAMS = (
     ("trtexec", "building engines here with TensorRT's own program"),

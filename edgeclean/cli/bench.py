@@ -43,8 +43,8 @@ def bench(  # noqa: PLR0913 - the options are the interface
     runtime: Annotated[
         str,
         typer.Option(
-            help="What runs both: onnxruntime, or one that the bundle holds files of (openvino, "
-            "ncnn, mnn).",
+            help="What runs both: onnxruntime, or one that the bundle holds files of, such as "
+            "openvino.",
             rich_help_panel=HERE,
         ),
     ] = "onnxruntime",

@@ -99,7 +99,7 @@ RuntimeNames = Annotated[
     str | None,
     typer.Option(
         "--runtime",
-        help="What will run it: openvino, ncnn, mnn, several with commas, or fastest of those "
+        help="What will run it: openvino, ncnn, mnn, litert, executorch (several with commas), or fastest of those "
         "installed; the target's own if not given.",
         rich_help_panel=RUN,
     ),
