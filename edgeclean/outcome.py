@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
+from jaxtyping import Float
+from torch import Tensor
+
 from edgeclean.backdoor.findings import ScanReport
 from edgeclean.backdoor.scan import trigger_success
 from edgeclean.bundle.bundle import BundleContents
@@ -17,7 +20,7 @@ from edgeclean.gates import GateVerdict, Policy, judge_result, judge_scan, refus
 from edgeclean.load.fitting import told
 from edgeclean.measure.accuracy import Evaluation
 from edgeclean.measure.latency import LatencyReport
-from edgeclean.measure.runtimes import Runtimes
+from edgeclean.measure.runtimes import CheckedForm, FormInputs, Runtimes
 from edgeclean.networks.compute import gpu_name
 from edgeclean.networks.state import (
     FinetunedNetwork,
@@ -122,12 +125,14 @@ class ExportedCheckpoint:
         model: the bytes of the ONNX file, in the precision that the settings ask for.
         parity: how closely the file in float32 computes what the network does.
         lowered: how closely ``model`` agrees with the file in float32.
+        forms: the same network in the form of other runtimes.
     """
 
     network: LoadedNetwork
     model: bytes
     parity: ParityRecord
     lowered: LoweredModel
+    forms: tuple[CheckedForm, ...] = ()
 
 
 def judged(compression: Compression, policy: Policy, evaluation: Evaluation | None) -> Compression:
@@ -225,20 +230,54 @@ def contents_of(
             manifest, whole, images=compression.images, scan=compression.scan
         ),
         reproducible_files={**trigger_files(compression.scan), **kit},
-        runtimes=tuple(
-            BundledRuntime(
-                name=one.name,
-                version=one.version,
-                made_by=one.made_by,
-                precision=one.precision,
-                computes=one.computes,
-                reproducible=one.reproducible,
-                files=one.files,
-                golden=one.golden,
-                tolerance=golden_tolerance,
-            )
-            for one in compression.runtimes.kept
-        ),
+        runtimes=tuple(bundled(one.form, golden_tolerance) for one in compression.runtimes.kept),
+    )
+
+
+def form_inputs(
+    network: Network,
+    model: bytes,
+    lowered: LoweredModel,
+    pixels: Float[Tensor, "n c h w"],
+    settings: PipelineSettings,
+) -> FormInputs:
+    """Return what other runtimes' forms of a network are made of and judged by.
+
+    Args:
+        network: the network in PyTorch.
+        model: its ONNX file in float32.
+        lowered: the same in its final precision.
+        pixels: [n, c, h, w] images in [0, 1], the golden ones first.
+        settings: the settings of the run.
+    """
+    return FormInputs(
+        network=network,
+        model=model,
+        lowered=lowered,
+        pixels=pixels,
+        golden=GOLDEN_IMAGES,
+        parity=settings.parity,
+        precision=settings.precision,
+    )
+
+
+def bundled(form: CheckedForm, tolerance: float) -> BundledRuntime:
+    """Return a runtime's form of a network as a bundle holds it.
+
+    Args:
+        form: its files, checked.
+        tolerance: the largest relative difference from its logits that is allowed elsewhere.
+    """
+    return BundledRuntime(
+        name=form.name,
+        version=form.version,
+        made_by=form.made_by,
+        precision=form.precision,
+        computes=form.computes,
+        reproducible=form.reproducible,
+        files=form.files,
+        golden=form.golden,
+        tolerance=tolerance,
     )
 
 

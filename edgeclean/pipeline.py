@@ -40,6 +40,8 @@ from edgeclean.measure.runtimes import (
     RuntimeInputs,
     Runtimes,
     convert_and_measure,
+    forms_for,
+    require_forms,
     require_runtimes,
 )
 from edgeclean.networks.compute import placed, require_compute
@@ -56,12 +58,12 @@ from edgeclean.networks.state import (
 )
 from edgeclean.networks.structure import read_structure
 from edgeclean.outcome import (
-    GOLDEN_IMAGES,
     Compression,
     ExportedCheckpoint,
     InspectedCheckpoint,
     ScannedCheckpoint,
     contents_of,
+    form_inputs,
     judged,
     report_inputs,
 )
@@ -165,8 +167,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         table = _table(latency_table, original, chosen, runner)
         announce(progress, original, chosen)
         compression = run_stages(
-            *(original, chosen),
-            target=device,
+            *(original, chosen, device),
             original_model=model,
             table=table,
             policy=policy,
@@ -210,8 +211,8 @@ def _check_reach(
 def run_stages(  # noqa: PLR0913 - what a run is of, and what it tells
     original: LoadedNetwork,
     settings: PipelineSettings,
-    *,
     target: Target | None = None,
+    *,
     original_model: bytes | None = None,
     table: LatencyTable | None = None,
     policy: Policy = NO_GATES,
@@ -352,14 +353,8 @@ def _exported(
     refuse_larger(settings.ranks.size_budget, len(lowered.model))
     latency = run("latency", measure_pair, original_model, lowered.model, settings.latency)
     given = RuntimeInputs(
-        network=compressed,
+        form=form_inputs(compressed, model, lowered, pixels, settings),
         original=original_model,
-        model=model,
-        lowered=lowered,
-        pixels=pixels,
-        golden=GOLDEN_IMAGES,
-        parity=settings.parity,
-        precision=settings.precision,
         latency=settings.latency,
         measured=latency,
     )
@@ -461,9 +456,11 @@ def export_checkpoint(
     Raises:
         InputRejectedError: the checkpoint cannot be accepted, or ONNX cannot express the network.
         UsageError: the architecture is unknown, or the opset cannot hold the precision.
-        ParityError: the file does not compute what the network does.
+        ParityError: the file, or that of a runtime, does not compute what the network does.
+        ToolchainError: a runtime is not installed, or crashed.
     """
     chosen, run = settings or PipelineSettings(), Runner(progress=progress)
+    require_forms(chosen.runtime, chosen.precision.format)
     network = run(
         "load", load_checkpoint, checkpoint, spec, limits=chosen.load, code_folder=code_folder
     )
@@ -475,4 +472,8 @@ def export_checkpoint(
         drawn = run("synthesize", synthesize, network, chosen.synthesize, seed=chosen.seed)
         pixels = drawn.pixels
     lowered = run("precision", lower_precision, model, spec, pixels, chosen.precision)
-    return ExportedCheckpoint(network=network, model=lowered.model, parity=parity, lowered=lowered)
+    given = form_inputs(network, model, lowered, pixels, chosen)
+    forms = run("runtimes", forms_for, chosen.runtime, given)
+    return ExportedCheckpoint(
+        network=network, model=lowered.model, parity=parity, lowered=lowered, forms=forms
+    )

@@ -10,7 +10,7 @@ in turns in that runtime. A runtime that was asked for by name must do all of it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -69,8 +69,8 @@ class RuntimeChoice(Settings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConvertedNetwork:
-    """A network in the form of one runtime.
+class CheckedForm:
+    """A network in the form of one runtime, which computes what it should.
 
     Attributes:
         name: of the runtime.
@@ -81,11 +81,9 @@ class ConvertedNetwork:
         reproducible: whether converting twice gives the same bytes.
         confined: what the kernel held the converter to, "network" and "writes".
         files: contents by name.
-        original_bytes: size of the original's files, in float32.
         golden: [n, classes] logits of the golden images, in this precision.
         parity: agreement of the files in float32 with PyTorch.
         agreement: of these files with the float32 ONNX file; None in float32.
-        latency: of original and compressed network in turns, in this runtime.
     """
 
     name: str
@@ -96,10 +94,23 @@ class ConvertedNetwork:
     reproducible: bool
     confined: Mapping[str, bool]
     files: Mapping[str, bytes]
-    original_bytes: int
     golden: NDArray[np.float32]
     parity: ParityRecord
     agreement: Agreement | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertedNetwork:
+    """The compressed network in the form of one runtime, measured against the original.
+
+    Attributes:
+        form: its files, checked.
+        original_bytes: size of the original's files, in float32.
+        latency: of original and compressed network in turns, in this runtime.
+    """
+
+    form: CheckedForm
+    original_bytes: int
     latency: LatencyReport
 
 
@@ -117,30 +128,41 @@ class Runtimes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RuntimeInputs:
+class FormInputs:
     """What is converted, and how it is judged.
 
     Attributes:
-        network: the compressed network in PyTorch.
-        original: the original's ONNX file.
-        model: the compressed network's ONNX file in float32.
+        network: the network in PyTorch.
+        model: its ONNX file in float32.
         lowered: the same in its final precision.
         pixels: [n, c, h, w] synthetic images in [0, 1].
         golden: how many of them, from the first on, are the golden images.
         parity: tolerance of parity.
         precision: threshold of a lowered precision.
-        latency: length and conditions of the measurement.
-        measured: latencies of both ONNX files in ONNX Runtime.
     """
 
     network: Network
-    original: bytes
     model: bytes
     lowered: LoweredModel
     pixels: Float[Tensor, "n c h w"]
     golden: int
     parity: ParitySettings
     precision: PrecisionSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeInputs:
+    """The compressed network of a run, and what it is measured against.
+
+    Attributes:
+        form: the network and how its form in a runtime is judged.
+        original: the original's ONNX file.
+        latency: length and conditions of the measurement.
+        measured: latencies of both ONNX files in ONNX Runtime.
+    """
+
+    form: FormInputs
+    original: bytes
     latency: LatencySettings
     measured: LatencyReport
 
@@ -175,6 +197,41 @@ def require_runtimes(
         )
 
 
+def require_forms(choice: RuntimeChoice, precision: str) -> None:
+    """Refuse, before any work, runtimes that `forms_for` could not convert for.
+
+    Raises:
+        ToolchainError: a runtime is not installed; the message says what brings it.
+        UsageError: a runtime lacks the precision, or would have to be chosen by measuring.
+    """
+    for name in choice.names:
+        if name in (FASTEST, TENSORRT):
+            raise UsageError(
+                f"the runtime {name} was asked of an export, which writes files and measures "
+                f"nothing; name one or more of {', '.join(CONVERTED)}"
+            )
+        if name in CONVERTED:
+            confined_exporter(name, HeldSettings(precision=precision)).require()
+
+
+def forms_for(
+    choice: RuntimeChoice, given: FormInputs, *, progress: Progress = silent
+) -> tuple[CheckedForm, ...]:
+    """Convert for each runtime that was named, and check what came out; nothing is measured.
+
+    Raises:
+        EdgecleanError: see `checked_form`.
+    """
+    names = [name for name in choice.names if name in CONVERTED]
+    made = []
+    for number, name in enumerate(names):
+        progress(f"Converting for {name}", number, len(names))
+        made.append(checked_form(name, given))
+    if names:
+        progress("Converting for runtimes", len(names), len(names))
+    return tuple(made)
+
+
 def convert_and_measure(
     choice: RuntimeChoice, target: Target, given: RuntimeInputs, *, progress: Progress = silent
 ) -> Runtimes:
@@ -196,7 +253,9 @@ def convert_and_measure(
     """
     names = chosen_runtimes(choice, target)
     trying = FASTEST in names
-    asked = _installed(given.precision.format) if trying else [n for n in names if n in CONVERTED]
+    asked = (
+        _installed(given.form.precision.format) if trying else [n for n in names if n in CONVERTED]
+    )
     made: list[ConvertedNetwork] = []
     failed: list[tuple[str, str]] = []
     for number, name in enumerate(asked):
@@ -234,49 +293,60 @@ def _installed(precision: str) -> list[str]:
     return found
 
 
+def checked_form(name: str, given: FormInputs) -> CheckedForm:
+    """Convert a network for one runtime, and check what came out.
+
+    Raises:
+        ParityError: the runtime computes something else.
+        InputRejectedError: it does not take the network.
+        ToolchainError: it is not installed, or crashed.
+    """
+    plain = confined_exporter(name)
+    exporter = confined_exporter(name, HeldSettings(precision=given.precision.format))
+    in_float = plain.converted(given.model)
+    golden = given.pixels[: given.golden]
+    words = (f"the network in {exporter.title}", f"{exporter.title}, CPU, fp32")
+    run = plain.load(in_float.files).run
+    parity = compare_with_pytorch(given.network, golden, run, given.parity, names=words)
+    made, agreement = in_float, None
+    if given.precision.format != "fp32":
+        # int8 is in the file; what is half a float, the runtime makes of the float32 one itself.
+        lowered = given.precision.format == "int8"
+        made = exporter.converted(given.lowered.model if lowered else given.model)
+        agreement = _agreement(exporter, made.files, given)
+    images = normalize(golden.detach().cpu().float(), given.network.spec).numpy()
+    return CheckedForm(
+        name=name,
+        version=exporter.version() or "",
+        made_by=exporter.made_by(),
+        precision=given.precision.format,
+        computes=exporter.computes[given.precision.format],
+        reproducible=exporter.reproducible,
+        confined=dict(made.facts["confined"]),
+        files=made.files,
+        golden=exporter.load(made.files).run(images),
+        parity=parity,
+        agreement=agreement,
+    )
+
+
 def _converted(name: str, given: RuntimeInputs) -> ConvertedNetwork:
     """One runtime, from the float32 files to the measurement.
 
     Raises:
         EdgecleanError: of the kind of what did not hold.
     """
-    threads = given.latency.threads
-    plain = confined_exporter(name, HeldSettings(threads=threads))
-    held = replace(plain.settings, precision=given.precision.format)
-    exporter = confined_exporter(name, held)
-    original = plain.converted(given.original)
-    in_float = plain.converted(given.model)
-    golden = given.pixels[: given.golden]
-    words = (f"the network in {exporter.title}", f"{exporter.title}, CPU, fp32")
-    run = plain.load(in_float.files).run
-    parity = compare_with_pytorch(given.network, golden, run, given.parity, names=words)
-    files, confined, agreement = in_float.files, in_float.facts["confined"], None
-    if held.precision != "fp32":
-        # int8 is in the file; what is half a float, the runtime makes of the float32 one itself.
-        source = given.lowered.model if held.precision == "int8" else given.model
-        lowered = exporter.converted(source)
-        files, confined = lowered.files, lowered.facts["confined"]
-        agreement = _agreement(exporter, files, given)
-    images = normalize(golden.detach().cpu().float(), given.network.spec).numpy()
+    original = confined_exporter(name).converted(given.original).files
+    form = checked_form(name, given.form)
+    held = HeldSettings(precision=form.precision, threads=given.latency.threads)
+    timed = confined_exporter(name, held), original, form.files, given.latency
     return ConvertedNetwork(
-        name=name,
-        version=exporter.version() or "",
-        made_by=exporter.made_by(),
-        precision=held.precision,
-        computes=exporter.computes[held.precision],
-        reproducible=exporter.reproducible,
-        confined=dict(confined),
-        files=files,
-        original_bytes=_size(original.files),
-        golden=exporter.load(files).run(images),
-        parity=parity,
-        agreement=agreement,
-        latency=measure_runtime_pair(exporter, original.files, files, given.latency),
+        form=form, original_bytes=_size(original), latency=measure_runtime_pair(*timed)
     )
 
 
 def _agreement(
-    exporter: ConfinedExporter, files: Mapping[str, bytes], given: RuntimeInputs
+    exporter: ConfinedExporter, files: Mapping[str, bytes], given: FormInputs
 ) -> Agreement:
     """How close the lowered files stay to the float32 ONNX file.
 
@@ -303,18 +373,19 @@ def _size(files: Mapping[str, bytes]) -> int:
 
 
 def _row(one: ConvertedNetwork, *, kept: bool) -> dict[str, JsonValue]:
+    form = one.form
     return {
-        "name": one.name,
-        "version": one.version,
-        "made_by": dict(one.made_by),
-        "precision": one.precision,
-        "computes": one.computes,
-        "reproducible": one.reproducible,
-        "confined": dict(one.confined),
-        "bytes": {"original": one.original_bytes, "compressed": _size(one.files)},
-        "parity": one.parity.max_relative_difference,
-        "tolerance": one.parity.tolerance,
-        "agreement": None if one.agreement is None else asdict(one.agreement),
+        "name": form.name,
+        "version": form.version,
+        "made_by": dict(form.made_by),
+        "precision": form.precision,
+        "computes": form.computes,
+        "reproducible": form.reproducible,
+        "confined": dict(form.confined),
+        "bytes": {"original": one.original_bytes, "compressed": _size(form.files)},
+        "parity": form.parity.max_relative_difference,
+        "tolerance": form.parity.tolerance,
+        "agreement": None if form.agreement is None else asdict(form.agreement),
         "latency": _times(one.latency),
         "kept": kept,
         "problem": None,
@@ -323,20 +394,21 @@ def _row(one: ConvertedNetwork, *, kept: bool) -> dict[str, JsonValue]:
 
 def _onnx_row(given: RuntimeInputs) -> dict[str, JsonValue]:
     """ONNX Runtime beside them: what model.onnx itself does."""
-    lowered = given.precision.format != "fp32"
+    form = given.form
+    lowered = form.precision.format != "fp32"
     name, _, version = given.measured.runtime.partition(" ")
     return {
         "name": name,
         "version": version,
         "made_by": {},
-        "precision": given.precision.format,
-        "computes": given.lowered.how,
+        "precision": form.precision.format,
+        "computes": form.lowered.how,
         "reproducible": True,
         "confined": None,
-        "bytes": {"original": len(given.original), "compressed": len(given.lowered.model)},
+        "bytes": {"original": len(given.original), "compressed": len(form.lowered.model)},
         "parity": None,
-        "tolerance": given.parity.tolerance,
-        "agreement": asdict(given.lowered.agreement) if lowered else None,
+        "tolerance": form.parity.tolerance,
+        "agreement": asdict(form.lowered.agreement) if lowered else None,
         "latency": _times(given.measured),
         "kept": True,  # every bundle holds model.onnx
         "problem": None,

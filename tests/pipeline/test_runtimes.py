@@ -55,10 +55,13 @@ def test_what_cannot_be_is_one_line(
 
 
 @pytest.mark.slow
-def test_a_bundle_for_a_runtime_is_whole_and_run_again(terminal: Terminal, tmp_path: Path) -> None:
+def test_a_bundle_for_a_runtime_is_whole_and_run_again(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     version = installed_runtime("mnn").version()
     folder = tmp_path / "with spaces und Ümläute"
     checkpoint, output = write_checkpoint(folder), folder / "build"
+    monkeypatch.chdir(folder)
     config = quick_config(folder)
     said = terminal(
         *("compress", checkpoint, *OPTIONS, "--config", config, "--ratio", 1.2),
