@@ -102,3 +102,32 @@ def test_doctor_lists_the_runtimes(terminal: Terminal) -> None:
     ):
         assert f"pip install 'edgeclean[{extra}]'" in parts[name]["enables"]
         assert not parts[name]["needed"]
+
+
+def test_an_export_writes_a_folder_for_each_runtime_and_replaces_its_own_alone(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed_runtime("mnn")
+    folder = tmp_path / "with spaces und Ümläute"
+    checkpoint, output = write_checkpoint(folder), folder / "net.onnx"
+    monkeypatch.chdir(folder)
+    words = ("export", checkpoint, *OPTIONS, "-o", output, "--runtime", "mnn", "--json")
+    said = terminal(*words)
+    assert said.code == 0, said.err
+    made = json.loads(said.out)["runtimes"]["mnn"]
+    assert Path(made["folder"]) == folder / "net-mnn"
+    assert made["parity"]["max_relative_difference"] <= 1e-4
+    record = json.loads((folder / "net-mnn/edgeclean-runtime.json").read_text("utf-8"))
+    assert set(record["files"]) == {"model.mnn"}
+    before = (folder / "net-mnn/model.mnn").read_bytes()
+    assert terminal(*words).code == 0, "it replaces its own"
+    assert (folder / "net-mnn/model.mnn").read_bytes() == before
+    (folder / "net-mnn/model.mnn").write_bytes(before + b"x")
+    refused = terminal(*words)
+    assert refused.code == 2
+    assert "is not as `edgeclean export` wrote it, so it is not replaced" in refused.err
+    assert (folder / "net-mnn/model.mnn").read_bytes() == before + b"x"
+    assert terminal(*words[:-3], "--runtime", "fastest").code == 2
+    assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == [
+        *("model.safetensors", "net-mnn", "net.onnx", "net.py")
+    ]
