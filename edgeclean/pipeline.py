@@ -166,13 +166,8 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         original = placed(original, chosen.compute)
         table = _table(latency_table, original, chosen, runner)
         announce(progress, original, chosen)
-        compression = run_stages(
-            *(original, chosen, device),
-            original_model=model,
-            table=table,
-            policy=policy,
-            runner=runner,
-        )
+        whole = original, chosen, device, model
+        compression = run_stages(*whole, table=table, policy=policy, runner=runner)
         evaluation = None
         if labelled is not None:
             models = compression.original_model, compression.model
@@ -212,8 +207,8 @@ def run_stages(  # noqa: PLR0913 - what a run is of, and what it tells
     original: LoadedNetwork,
     settings: PipelineSettings,
     target: Target | None = None,
-    *,
     original_model: bytes | None = None,
+    *,
     table: LatencyTable | None = None,
     policy: Policy = NO_GATES,
     runner: Runner | None = None,

@@ -165,7 +165,7 @@ class ConfinedExporter:
         return dict(self.converted(model).files)
 
     def converted(self, model: bytes) -> Parcel:
-        """As `convert`; the parcel's facts have "confined" with what the process was held to."""
+        """Convert as `convert` does; the facts say in "confined" what the process was held to."""
         self.require()
         model = self.prepared(model)
         facts = {**self.facts(), "files": list(self.files), "shape": input_sides(model)}

@@ -1,4 +1,4 @@
-"""ncnn on a CPU: what it takes and makes; `exporters.engines.ncnn_engine` does the work."""
+"""The exporter of ncnn: what it takes and makes; `exporters.engines.ncnn_engine` does the work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from exporters.strided_slices import pooled_slices
 
 
 class NcnnExporter(ConfinedExporter):
-    """ncnn on a CPU (see `exporters.protocol.Exporter`)."""
+    """The ncnn runtime on a CPU (see `exporters.protocol.Exporter`)."""
 
     name = "ncnn"
     needs = "edgeclean[ncnn]"

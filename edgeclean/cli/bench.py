@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -126,11 +127,9 @@ def _here(
     settings: dict[str, Any],
     runtime: str,
 ) -> LatencyReport:
-    from edgeclean.bundle.kit import ORIGINAL
     from edgeclean.bundle.manifest import MODEL
     from edgeclean.bundle.verify import open_bundle
     from edgeclean.config import settings_from
-    from edgeclean.load.limits import LoadLimits, read_input
     from edgeclean.measure.bundled_runtime import measure_bundled
     from edgeclean.measure.cuda_latency import measure_pair_on_cuda
     from edgeclean.measure.latency import LatencySettings
@@ -146,15 +145,7 @@ def _here(
     with reporter.progress() as progress:
         progress("Verifying", 0, 1)
         opened = open_bundle(bundle)
-        if against is None and ORIGINAL not in opened.files:
-            raise UsageError(
-                "this bundle has no original to compare with; give --against, which "
-                "`edgeclean export CHECKPOINT -o original.onnx` writes"
-            )
-        if against is None:
-            original, name = opened.files[ORIGINAL], ORIGINAL
-        else:
-            original, name = read_input(against, LoadLimits().file_bytes), printable(str(against))
+        original, name = _original(opened.files, against)
         progress("Verifying", 1, 1)
         progress("Measuring", 0, 1)
         if runtime != "onnxruntime":
@@ -172,6 +163,21 @@ def _here(
     if not report.steady:
         reporter.note("the machine was not steady: read the spread before the ratio")
     return report
+
+
+def _original(files: Mapping[str, bytes], against: Path | None) -> tuple[bytes, str]:
+    """The ONNX file to compare with, and its name for messages."""
+    from edgeclean.bundle.kit import ORIGINAL
+    from edgeclean.load.limits import LoadLimits, read_input
+
+    if against is not None:
+        return read_input(against, LoadLimits().file_bytes), printable(str(against))
+    if ORIGINAL not in files:
+        raise UsageError(
+            "this bundle has no original to compare with; give --against, which "
+            "`edgeclean export CHECKPOINT -o original.onnx` writes"
+        )
+    return files[ORIGINAL], ORIGINAL
 
 
 def _there(

@@ -1,4 +1,4 @@
-"""ncnn, Tencent's runtime for Arm processors: an ONNX file through its own converter, pnnx.
+"""The engine of ncnn, Tencent's runtime for Arm: an ONNX file through its own converter, pnnx.
 
 Only pnnx's program is started; its Python package would import PyTorch. ncnn's Python bindings do
 not raise where loading fails, and crash when the network is run after that, so every return code is
@@ -29,7 +29,7 @@ NEEDS = "edgeclean[ncnn]"
 
 
 class NcnnEngine:
-    """ncnn in its confined process (see `exporters.engines.tasks.Engine`)."""
+    """The ncnn runtime in its confined process (see `exporters.engines.tasks.Engine`)."""
 
     def __init__(self, folder: Path, precision: str, threads: int) -> None:
         """Load for this machine's CPU.
