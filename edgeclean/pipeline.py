@@ -166,8 +166,8 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         original = placed(original, chosen.compute)
         table = _table(latency_table, original, chosen, runner)
         announce(progress, original, chosen)
-        whole = original, chosen, device, model
-        compression = run_stages(*whole, table=table, policy=policy, runner=runner)
+        asked = original, chosen, device, model
+        compression = run_stages(*asked, table=table, policy=policy, runner=runner)
         evaluation = None
         if labelled is not None:
             models = compression.original_model, compression.model

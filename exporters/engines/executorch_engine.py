@@ -69,7 +69,7 @@ class ExecuTorchEngine:
         from edgeclean.load.limits import LoadLimits
         from edgeclean.load.onnx.importer import import_plain
 
-        module = import_plain(model, LoadLimits())
+        module = _without_empty(import_plain(model, LoadLimits()))
         try:
             exported = torch.export.export(module, (torch.zeros(*sides),))
             edge = lowering.to_edge_transform_and_lower(
@@ -95,3 +95,12 @@ class ExecuTorchEngine:
             raise InputRejectedError(f"ExecuTorch cannot run it: {first_line(error)}") from error
         logits: NDArray[np.float32] = found.numpy()
         return logits
+
+
+def _without_empty(module: Any) -> Any:
+    """The module without buffers of no numbers, for which a program has no place in its file."""
+    for part in module.modules():
+        for name, tensor in list(part.named_buffers(recurse=False)):
+            if tensor.numel() == 0:
+                delattr(part, name)
+    return module
