@@ -193,6 +193,9 @@ def _answer(reporter: Reporter, checkpoint: Path, written: WrittenCompression) -
         reporter.note(structure_warning(written.compression.scan.structure))
     if written.compression.scan.caveat:
         reporter.note(written.compression.scan.caveat)
+    for row in written.report["runtimes"]:
+        if row["latency"] is not None and row["latency"]["speedup"] < 1:
+            reporter.note(f"in {row['name']} the compressed network is slower than the original")
     reporter.note(f"report: {written.bundle.path / 'report.html'}")
 
 

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.text import first_line
 from exporters.confined import imported
-from exporters.engines.tasks import first_line, fixed, read_shape, write_shape
+from exporters.engines.tasks import fixed, read_shape, write_shape
 
 FILE = "model.pte"
 NEEDS = "edgeclean[executorch]"

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.text import first_line
 from exporters.confined import imported
-from exporters.engines.tasks import first_line
 
 XML, WEIGHTS = "model.xml", "model.bin"
 NEEDS = "edgeclean[openvino]"

@@ -132,11 +132,6 @@ def engine_named(where: str) -> type[Engine]:
     return found
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says first, for a message of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
 def write_shape(folder: Path, shape: Sequence[int | None]) -> None:
     """Keep an input's shape [n, c, h, w] beside files that do not say it."""
     (folder / SHAPE).write_text(json.dumps(list(shape)) + "\n", "ascii")
