@@ -126,14 +126,13 @@ if TYPE_CHECKING:
     from edgeclean.images.labelled import LabelledImages, read_labelled_images
     from edgeclean.load.model_file import read_model_file
     from edgeclean.networks.state import LoadedNetwork, ModelSpec
-    from edgeclean.outcome import Compression
-    from edgeclean.pipeline import (
+    from edgeclean.outcome import (
+        Compression,
         ExportedCheckpoint,
         InspectedCheckpoint,
         ScannedCheckpoint,
-        WrittenCompression,
-        compress,
     )
+    from edgeclean.pipeline import WrittenCompression, compress
     from edgeclean.pipeline import export_checkpoint as export
     from edgeclean.pipeline import inspect_checkpoint as inspect
     from edgeclean.pipeline import scan_checkpoint as scan
@@ -162,9 +161,10 @@ else:
         "images.labelled": ("LabelledImages", "read_labelled_images"),
         "load.model_file": ("read_model_file",),
         "networks.state": ("LoadedNetwork", "ModelSpec"),
-        "outcome": ("Compression",),
+        "outcome": (
+            *("Compression", "ExportedCheckpoint", "InspectedCheckpoint", "ScannedCheckpoint"),
+        ),
         "pipeline": (
-            *("ExportedCheckpoint", "InspectedCheckpoint", "ScannedCheckpoint"),
             *("WrittenCompression", "compress"),
             *("export_checkpoint", "inspect_checkpoint", "scan_checkpoint"),
         ),

@@ -40,6 +40,7 @@ from edgeclean.images.synthesize import SynthesizeSettings
 from edgeclean.load.limits import LoadLimits
 from edgeclean.measure.latency import LatencySettings
 from edgeclean.measure.machine_table import check_table
+from edgeclean.measure.runtimes import RuntimeChoice
 from edgeclean.networks.compute import Compute
 from edgeclean.networks.state import JsonValue
 from edgeclean.settings import MOST_NAME, Settings, checked, fields_of, setting
@@ -78,6 +79,7 @@ class PipelineSettings(Settings):
         parity: the tolerance between the file's outputs and the network's.
         precision: the number format that the file computes in.
         latency: the measurement of both networks.
+        runtime: the runtimes that the bundle has files for.
     """
 
     seed: int = setting(0, at_least=0, at_most=2**63 - 1)
@@ -98,6 +100,7 @@ class PipelineSettings(Settings):
     parity: ParitySettings = field(default_factory=ParitySettings)
     precision: PrecisionSettings = field(default_factory=PrecisionSettings)
     latency: LatencySettings = field(default_factory=LatencySettings)
+    runtime: RuntimeChoice = field(default_factory=RuntimeChoice)
 
 
 # What differs in this mode: leading ranks of the clamped weights, labels, attacked images.

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
+from jaxtyping import Float
+from torch import Tensor
+
 from edgeclean.backdoor.findings import ScanReport
 from edgeclean.backdoor.scan import trigger_success
 from edgeclean.bundle.bundle import BundleContents
 from edgeclean.bundle.kit import kit_files
+from edgeclean.bundle.runtimes import BundledRuntime
 from edgeclean.config import PipelineSettings
 from edgeclean.devices.targets import Target
 from edgeclean.environment import describe_environment
@@ -16,6 +20,7 @@ from edgeclean.gates import GateVerdict, Policy, judge_result, judge_scan, refus
 from edgeclean.load.fitting import told
 from edgeclean.measure.accuracy import Evaluation
 from edgeclean.measure.latency import LatencyReport
+from edgeclean.measure.runtimes import CheckedForm, FormInputs, Runtimes
 from edgeclean.networks.compute import gpu_name
 from edgeclean.networks.state import (
     FinetunedNetwork,
@@ -25,10 +30,11 @@ from edgeclean.networks.state import (
     PurifiedNetwork,
     ScaledNetwork,
     SyntheticImages,
+    TruncatedNetwork,
     settings_as_json,
 )
 from edgeclean.networks.structure import StructureReport
-from edgeclean.report.layer_table import layer_rows, spectra
+from edgeclean.report.layer_table import LayerRow, Spectrum, layer_rows, spectra
 from edgeclean.report.page import render_html, trigger_files
 from edgeclean.report.report import ReportInputs, changed_settings
 from edgeclean.runner import peak_memory_mib
@@ -36,6 +42,7 @@ from exporters.parity import ParityRecord
 from exporters.precision.lower import GOLDEN_TOLERANCE, LoweredModel
 
 GOLDEN_IMAGES = 16
+NO_RUNTIMES = Runtimes()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +61,7 @@ class Compression:
         parity: agreement of the ONNX file in float32 with the compressed network.
         lowered: agreement of the file in its final precision with the one in float32.
         latency: latencies of both ONNX files, measured in turns.
+        runtimes: the network in the form of other runtimes, and how it did in each.
         evaluation: accuracy of both on the user's images; None if none were given.
         gates: the verdict on each gate of the policy; all passed.
     """
@@ -69,8 +77,62 @@ class Compression:
     parity: ParityRecord
     lowered: LoweredModel
     latency: LatencyReport
+    runtimes: Runtimes = NO_RUNTIMES
     evaluation: Evaluation | None = None
     gates: tuple[GateVerdict, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScannedCheckpoint:
+    """A network that was searched for a backdoor, and is as it came.
+
+    Attributes:
+        network: the network of the checkpoint.
+        images: the synthetic images that the searches started from.
+        report: what was searched and what was found, with the verdict.
+    """
+
+    network: LoadedNetwork
+    images: SyntheticImages
+    report: ScanReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectedCheckpoint:
+    """A network, and what a compression would make of each of its layers.
+
+    Attributes:
+        network: the network of the checkpoint.
+        planned: the same, truncated to the ranks that the weights alone suggest.
+        layers: a row for each layer: its shape, ranks, parameters and MACs before and after.
+        spectra: the singular values of each layer that may be factored, as shares of the largest.
+        structure: paths from the image to the logits that no layer learned.
+    """
+
+    network: LoadedNetwork
+    planned: TruncatedNetwork
+    layers: tuple[LayerRow, ...]
+    spectra: tuple[Spectrum, ...]
+    structure: StructureReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedCheckpoint:
+    """A network as ONNX, neither scanned nor purified nor compressed.
+
+    Attributes:
+        network: the network of the checkpoint.
+        model: the bytes of the ONNX file, in the precision that the settings ask for.
+        parity: how closely the file in float32 computes what the network does.
+        lowered: how closely ``model`` agrees with the file in float32.
+        forms: the same network in the form of other runtimes.
+    """
+
+    network: LoadedNetwork
+    model: bytes
+    parity: ParityRecord
+    lowered: LoweredModel
+    forms: tuple[CheckedForm, ...] = ()
 
 
 def judged(compression: Compression, policy: Policy, evaluation: Evaluation | None) -> Compression:
@@ -126,6 +188,7 @@ def report_inputs(
         parity=compression.parity,
         precision=compression.lowered.summary(),
         latency=compression.latency,
+        runtimes=compression.runtimes.rows,
         evaluation=compression.evaluation,
         gates=compression.gates,
         target={"name": target.name, "description": target.description},
@@ -153,6 +216,8 @@ def contents_of(
             precision=settings.precision.format,
             batch=settings.export.batch,
         )
+    precision = settings.precision.format
+    golden_tolerance = max(settings.parity.tolerance, GOLDEN_TOLERANCE.get(precision, 0.0))
     return BundleContents(
         model=compression.model,
         network=compression.compressed,
@@ -160,14 +225,60 @@ def contents_of(
         seed=settings.seed,
         target=asdict(target),
         golden_pixels=compression.images.pixels[:GOLDEN_IMAGES],
-        golden_tolerance=max(
-            settings.parity.tolerance, GOLDEN_TOLERANCE.get(settings.precision.format, 0.0)
-        ),
+        golden_tolerance=golden_tolerance,
         measurements=report,
         page=lambda manifest, whole: render_html(
             manifest, whole, images=compression.images, scan=compression.scan
         ),
         reproducible_files={**trigger_files(compression.scan), **kit},
+        runtimes=tuple(bundled(one.form, golden_tolerance) for one in compression.runtimes.kept),
+    )
+
+
+def form_inputs(
+    network: Network,
+    model: bytes,
+    lowered: LoweredModel,
+    pixels: Float[Tensor, "n c h w"],
+    settings: PipelineSettings,
+) -> FormInputs:
+    """Return what other runtimes' forms of a network are made of and judged by.
+
+    Args:
+        network: the network in PyTorch.
+        model: its ONNX file in float32.
+        lowered: the same in its final precision.
+        pixels: [n, c, h, w] images in [0, 1], the golden ones first.
+        settings: the settings of the run.
+    """
+    return FormInputs(
+        network=network,
+        model=model,
+        lowered=lowered,
+        pixels=pixels,
+        golden=GOLDEN_IMAGES,
+        parity=settings.parity,
+        precision=settings.precision,
+    )
+
+
+def bundled(form: CheckedForm, tolerance: float) -> BundledRuntime:
+    """Return a runtime's form of a network as a bundle holds it.
+
+    Args:
+        form: its files, checked.
+        tolerance: the largest relative difference from its logits that is allowed elsewhere.
+    """
+    return BundledRuntime(
+        name=form.name,
+        version=form.version,
+        made_by=form.made_by,
+        precision=form.precision,
+        computes=form.computes,
+        reproducible=form.reproducible,
+        files=form.files,
+        golden=form.golden,
+        tolerance=tolerance,
     )
 
 

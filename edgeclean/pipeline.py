@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from edgeclean.backdoor.findings import ScanReport
 from edgeclean.backdoor.purify import purify
 from edgeclean.backdoor.scan import scan
 from edgeclean.bundle.bundle import Bundle, hold_output, write_bundle
@@ -37,6 +36,14 @@ from edgeclean.load.checkpoint import load_checkpoint
 from edgeclean.measure.accuracy import evaluate
 from edgeclean.measure.latency import LatencyReport, measure_pair
 from edgeclean.measure.machine_table import is_of_this_machine, table_of_this_machine
+from edgeclean.measure.runtimes import (
+    RuntimeInputs,
+    Runtimes,
+    convert_and_measure,
+    forms_for,
+    require_forms,
+    require_runtimes,
+)
 from edgeclean.networks.compute import placed, require_compute
 from edgeclean.networks.state import (
     FinetunedNetwork,
@@ -49,10 +56,19 @@ from edgeclean.networks.state import (
     TruncatedNetwork,
     same_weights,
 )
-from edgeclean.networks.structure import StructureReport, read_structure
-from edgeclean.outcome import Compression, contents_of, judged, report_inputs
+from edgeclean.networks.structure import read_structure
+from edgeclean.outcome import (
+    Compression,
+    ExportedCheckpoint,
+    InspectedCheckpoint,
+    ScannedCheckpoint,
+    contents_of,
+    form_inputs,
+    judged,
+    report_inputs,
+)
 from edgeclean.progress import Progress, silent
-from edgeclean.report.layer_table import LayerRow, Spectrum, layer_rows, spectra
+from edgeclean.report.layer_table import layer_rows, spectra
 from edgeclean.report.report import build_report, command_line
 from edgeclean.runner import Cache, Runner
 from exporters.exportable import exportable
@@ -133,6 +149,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     require_compute(chosen.compute)
     check_precision(chosen.precision, chosen.export, device)
     check_goal(chosen, device, latency_table)
+    require_runtimes(chosen.runtime, device, chosen.precision.format, chosen.latency)
     if policy.max_accuracy_drop is not None and labelled is None:
         raise UsageError(
             "max-accuracy-drop needs labelled images to measure accuracy on; give --evaluate"
@@ -145,9 +162,8 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         original = placed(original, chosen.compute)
         table = _table(latency_table, original, chosen, runner)
         announce(progress, original, chosen)
-        compression = run_stages(
-            original, chosen, original_model=model, table=table, policy=policy, runner=runner
-        )
+        asked = original, chosen, device, model
+        compression = run_stages(*asked, table=table, policy=policy, runner=runner)
         evaluation = None
         if labelled is not None:
             models = compression.original_model, compression.model
@@ -200,11 +216,12 @@ def _check_reach(
     return file
 
 
-def run_stages(
+def run_stages(  # noqa: PLR0913 - what a run is of, and what it tells
     original: LoadedNetwork,
     settings: PipelineSettings,
-    *,
+    target: Target | None = None,
     original_model: bytes | None = None,
+    *,
     table: LatencyTable | None = None,
     policy: Policy = NO_GATES,
     runner: Runner | None = None,
@@ -214,6 +231,7 @@ def run_stages(
     Args:
         original: as it was loaded.
         settings: of every stage.
+        target: whose runtimes are converted for; None for the one that the settings name.
         original_model: its ONNX file; None writes it, before what takes minutes.
         table: what forms of layers take on the device; None plans without.
         policy: whose gate on the scan refuses before what takes minutes.
@@ -241,8 +259,9 @@ def run_stages(
     compressed = run.once(
         "finetune", finetune, truncated, purified, images, settings.finetune, seed=seed
     )
-    files = _exported(original_model, compressed, images, settings, run)
-    parity, lowered, latency = files
+    device = target or load_target(settings.target, jetpack=settings.jetpack)
+    files = _exported(original_model, compressed, images, settings, device, run)
+    parity, lowered, latency, runtimes = files
     if table is not None and is_of_this_machine(table):
         refuse_slower(latency)
     return Compression(
@@ -257,6 +276,7 @@ def run_stages(
         parity=parity,
         lowered=lowered,
         latency=latency,
+        runtimes=runtimes,
     )
 
 
@@ -320,67 +340,24 @@ def _exported(
     compressed: FinetunedNetwork,
     images: SyntheticImages,
     settings: PipelineSettings,
+    target: Target,
     run: Runner,
-) -> tuple[ParityRecord, LoweredModel, LatencyReport]:
-    """Of the compressed network's file how close it is, in what precision, and how fast."""
+) -> tuple[ParityRecord, LoweredModel, LatencyReport, Runtimes]:
+    """Of the compressed network's files how close they are, in what precision, and how fast."""
     pixels, spec = images.pixels, compressed.spec
     model = run("export", export_onnx, compressed, settings.export)
     parity = run("parity", check_parity, compressed, model, pixels, settings.parity)
     lowered = run("precision", lower_precision, model, spec, pixels, settings.precision)
     refuse_larger(settings.ranks.size_budget, len(lowered.model))
     latency = run("latency", measure_pair, original_model, lowered.model, settings.latency)
-    return parity, lowered, latency
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScannedCheckpoint:
-    """A network that was searched for a backdoor, and is as it came.
-
-    Attributes:
-        network: the network of the checkpoint.
-        images: the synthetic images that the searches started from.
-        report: what was searched and what was found, with the verdict.
-    """
-
-    network: LoadedNetwork
-    images: SyntheticImages
-    report: ScanReport
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InspectedCheckpoint:
-    """A network, and what a compression would make of each of its layers.
-
-    Attributes:
-        network: the network of the checkpoint.
-        planned: the same, truncated to the ranks that the weights alone suggest.
-        layers: a row for each layer: its shape, ranks, parameters and MACs before and after.
-        spectra: the singular values of each layer that may be factored, as shares of the largest.
-        structure: paths from the image to the logits that no layer learned.
-    """
-
-    network: LoadedNetwork
-    planned: TruncatedNetwork
-    layers: tuple[LayerRow, ...]
-    spectra: tuple[Spectrum, ...]
-    structure: StructureReport
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportedCheckpoint:
-    """A network as ONNX, neither scanned nor purified nor compressed.
-
-    Attributes:
-        network: the network of the checkpoint.
-        model: the bytes of the ONNX file, in the precision that the settings ask for.
-        parity: how closely the file in float32 computes what the network does.
-        lowered: how closely ``model`` agrees with the file in float32.
-    """
-
-    network: LoadedNetwork
-    model: bytes
-    parity: ParityRecord
-    lowered: LoweredModel
+    given = RuntimeInputs(
+        form=form_inputs(compressed, model, lowered, pixels, settings),
+        original=original_model,
+        latency=settings.latency,
+        measured=latency,
+    )
+    runtimes = run("runtimes", convert_and_measure, settings.runtime, target, given)
+    return parity, lowered, latency, runtimes
 
 
 def scan_checkpoint(
@@ -477,9 +454,11 @@ def export_checkpoint(
     Raises:
         InputRejectedError: the checkpoint cannot be accepted, or ONNX cannot express the network.
         UsageError: the architecture is unknown, or the opset cannot hold the precision.
-        ParityError: the file does not compute what the network does.
+        ParityError: the file, or that of a runtime, does not compute what the network does.
+        ToolchainError: a runtime is not installed, or crashed.
     """
     chosen, run = settings or PipelineSettings(), Runner(progress=progress)
+    require_forms(chosen.runtime, chosen.precision.format)
     network = run(
         "load", load_checkpoint, checkpoint, spec, limits=chosen.load, code_folder=code_folder
     )
@@ -491,4 +470,8 @@ def export_checkpoint(
         drawn = run("synthesize", synthesize, network, chosen.synthesize, seed=chosen.seed)
         pixels = drawn.pixels
     lowered = run("precision", lower_precision, model, spec, pixels, chosen.precision)
-    return ExportedCheckpoint(network=network, model=lowered.model, parity=parity, lowered=lowered)
+    given = form_inputs(network, model, lowered, pixels, chosen)
+    forms = run("runtimes", forms_for, chosen.runtime, given)
+    return ExportedCheckpoint(
+        network=network, model=lowered.model, parity=parity, lowered=lowered, forms=forms
+    )

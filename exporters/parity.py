@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,17 +88,46 @@ def check_parity(
             f"{len(pixels)} images {tuple(pixels.shape[1:])} were given to compare; at least one "
             f"image {session.input_shape} is needed"
         )
+    runtime = f"onnxruntime {OnnxExporter().version()}, CPU"
+    return compare_with_pytorch(
+        network, pixels, session.predict, settings, names=("the ONNX network", runtime)
+    )
+
+
+def compare_with_pytorch(
+    network: Network,
+    pixels: Float[Tensor, "n c h w"],
+    predict: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    settings: ParitySettings,
+    *,
+    names: tuple[str, str],
+) -> ParityRecord:
+    """Compare what some runtime computes with the PyTorch network on images.
+
+    Args:
+        network: the PyTorch network.
+        pixels: [n, c, h, w] in [0, 1]; they are normalised here.
+        predict: gives the logits [n, classes] of normalised images [n, c, h, w].
+        settings: the tolerance.
+        names: of what is compared, for messages; and of what ran it, for the record.
+
+    Returns:
+        As `check_parity`.
+
+    Raises:
+        ParityError: as `check_parity`.
+    """
     images = normalize(pixels.detach().cpu().float(), network.spec)
     expected = _pytorch_logits(network, images)
-    got = session.predict(images.numpy())
+    got = predict(images.numpy())
     if got.shape != expected.shape:
         raise ParityError(
-            f"the ONNX network's logits have the shape {got.shape}; PyTorch's have {expected.shape}"
+            f"{names[0]}'s logits have the shape {got.shape}; PyTorch's have {expected.shape}"
         )
-    record = _compare(expected, got, settings.tolerance)
+    record = _compare(expected, got, settings.tolerance, names[1])
     if not record.max_relative_difference <= settings.tolerance:  # also true for NaN
         raise ParityError(
-            f"the ONNX network differs from PyTorch by {record.max_relative_difference:.3g} of "
+            f"{names[0]} differs from PyTorch by {record.max_relative_difference:.3g} of "
             f"max(1, largest logit) on {record.images} images; at most {settings.tolerance:.3g} is "
             "allowed: raise the tolerance only if this difference is harmless for you"
         )
@@ -125,7 +155,7 @@ def _pytorch_logits(network: Network, images: Float[Tensor, "n c h w"]) -> NDArr
 
 
 def _compare(
-    expected: NDArray[np.float32], got: NDArray[np.float32], tolerance: float
+    expected: NDArray[np.float32], got: NDArray[np.float32], tolerance: float, runtime: str
 ) -> ParityRecord:
     difference = np.abs(got.astype(np.float64) - expected)
     largest_logit = np.abs(expected).max(axis=1, keepdims=True)
@@ -136,5 +166,5 @@ def _compare(
         max_abs_logit=float(largest_logit.max()),
         top1_agreement=float((expected.argmax(axis=1) == got.argmax(axis=1)).mean()),
         tolerance=tolerance,
-        runtime=f"onnxruntime {OnnxExporter().version()}, CPU",
+        runtime=runtime,
     )

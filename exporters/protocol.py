@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edgeclean.errors import UsageError
 from edgeclean.files.text import shown
 from edgeclean.networks.state import Network
+from exporters.confined_runtime import ConfinedExporter, HeldSettings
 
 
 @runtime_checkable
@@ -74,6 +75,11 @@ class Exporter(Protocol):
 EXPORTERS = {
     "onnxruntime": "exporters.onnx_exporter:OnnxExporter",
     "tensorrt": "exporters.tensorrt_exporter:TensorRTExporter",
+    "openvino": "exporters.openvino_exporter:OpenVINOExporter",
+    "ncnn": "exporters.ncnn_exporter:NcnnExporter",
+    "mnn": "exporters.mnn_exporter:MNNExporter",
+    "litert": "exporters.litert_exporter:LiteRTExporter",
+    "executorch": "exporters.executorch_exporter:ExecuTorchExporter",
 }
 
 
@@ -86,6 +92,22 @@ def exporter_named(name: str) -> Exporter:
     if name not in EXPORTERS:
         known = ", ".join(EXPORTERS)
         raise UsageError(f"the runtime {shown(name)} is unknown; it must be one of {known}")
-    module, _, class_name = EXPORTERS[name].partition(":")
-    made: Callable[[], Exporter] = getattr(importlib.import_module(module), class_name)
+    made: Callable[[], Exporter] = _class_of(name)
     return made()
+
+
+def confined_exporter(name: str, settings: HeldSettings | None = None) -> ConfinedExporter:
+    """The exporter of a runtime that works in a confined process (`exporters.confined`).
+
+    Raises:
+        UsageError: the runtime is unknown, or takes ``model.onnx`` as it is.
+    """
+    found = exporter_named(name)
+    if not isinstance(found, ConfinedExporter):
+        raise UsageError(f"{name} takes the ONNX file as it is; there is nothing to convert")
+    return type(found)(settings)
+
+
+def _class_of(name: str) -> Any:
+    module, _, class_name = EXPORTERS[name].partition(":")
+    return getattr(importlib.import_module(module), class_name)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from edgeclean.bundle import manifest as texts
 from edgeclean.bundle.materials import bill_of_materials
+from edgeclean.bundle.runtimes import BundledRuntime, runtime_entries, runtime_files
 from edgeclean.bundle.signing import Signer, sign_folder
 from edgeclean.bundle.verify import check_unchanged
 from edgeclean.environment import versions
@@ -54,6 +55,7 @@ class BundleContents:
         measurements: the part of the report that differs from run to run: latency, parity, times.
         page: the HTML report, or a function that writes it from the finished manifest and report.
         reproducible_files: further files by name, listed in the manifest, such as trigger images.
+        runtimes: the network in the form of other runtimes.
     """
 
     model: bytes
@@ -66,6 +68,7 @@ class BundleContents:
     measurements: Mapping[str, JsonValue] = field(default_factory=dict)
     page: str | PageWriter | None = None
     reproducible_files: Mapping[str, bytes] = field(default_factory=dict)
+    runtimes: tuple[BundledRuntime, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.golden_pixels) <= MAX_GOLDEN_IMAGES:
@@ -153,6 +156,7 @@ def write_bundle(
         texts.MODEL: contents.model,
         texts.GOLDEN: _golden(contents),
         texts.MATERIALS: bill_of_materials(facts, texts.sha256(contents.model)),
+        **runtime_files(contents.runtimes),
         **contents.reproducible_files,
     }
     manifest = {**facts, "files": texts.file_entries(reproducible)}
@@ -197,12 +201,17 @@ def put_in_place(
 
 
 def _golden(contents: BundleContents) -> bytes:
-    """Return normalised inputs and their logits by ONNX Runtime on one thread, as safetensors."""
+    """Return normalised inputs and their logits by ONNX Runtime on one thread, as safetensors.
+
+    Beside them those of every other runtime, by its name.
+    """
     images = normalize(contents.golden_pixels.detach().cpu().float(), contents.network.spec)
     pixels: NDArray[np.float32] = np.ascontiguousarray(images.numpy())
     logits = OnnxSession(contents.model).predict(pixels)
+    tensors = {"input": pixels, "logits": np.ascontiguousarray(logits)}
+    tensors |= {one.name: np.ascontiguousarray(one.golden) for one in contents.runtimes}
     # No metadata: safetensors writes more than one entry in a random order.
-    return bytes(save({"input": pixels, "logits": np.ascontiguousarray(logits)}))
+    return bytes(save(tensors))
 
 
 def _facts(contents: BundleContents) -> dict[str, Any]:
@@ -240,6 +249,8 @@ def _facts(contents: BundleContents) -> dict[str, Any]:
         "versions": versions(),
         "history": [asdict(record) for record in contents.network.history],
     }
+    if contents.runtimes:
+        manifest["runtimes"] = runtime_entries(contents.runtimes)
     return texts.read_json(texts.canonical_json(manifest), texts.MANIFEST)  # tuples become lists
 
 

@@ -23,6 +23,7 @@ from edgeclean.bundle import manifest as texts
 from edgeclean.bundle.golden import GoldenRun, run_isolated
 from edgeclean.bundle.kit import ORIGINAL
 from edgeclean.bundle.materials import model_hash
+from edgeclean.bundle.runtimes import RuntimeCheck, check_runtimes, is_of_runtime
 from edgeclean.bundle.signing import Trusted, check_signature, is_signature_of
 from edgeclean.environment import versions
 from edgeclean.errors import InputRejectedError
@@ -57,6 +58,7 @@ class VerifyRecord:
         signature: "holds"; "not checked" where there is one and nobody to trust was named;
             "none".
         signer: the certificate that signed, where an authority was named to trust.
+        runtimes: the checks of other runtimes' files, which were run where that is installed.
     """
 
     manifest_sha256: str
@@ -69,6 +71,7 @@ class VerifyRecord:
     runtime: str
     signature: str
     signer: SignerCertificate | None = None
+    runtimes: tuple[RuntimeCheck, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +131,7 @@ def open_bundle(path: Path, trusted: Trusted | None = None) -> VerifiedBundle:
     bill = texts.read_json(files[texts.MATERIALS], texts.MATERIALS)
     if model_hash(bill) != texts.sha256(files[texts.MODEL]):
         raise InputRejectedError(f"{texts.MATERIALS} is of another network than {texts.MODEL}")
-    difference = _check_golden(files, manifest)
+    difference, runtimes = _check_golden(files, manifest)
     record = VerifyRecord(
         manifest_sha256=manifest_sha256,
         source_sha256=manifest["source"]["sha256"],
@@ -144,6 +147,7 @@ def open_bundle(path: Path, trusted: Trusted | None = None) -> VerifiedBundle:
         if texts.SIGNATURE in files
         else "none",
         signer=signer,
+        runtimes=runtimes,
     )
     return VerifiedBundle(record=record, manifest=manifest, files=files)
 
@@ -200,7 +204,7 @@ def _read_file(path: Path, name: str) -> bytes:
         texts.MODEL: MAX_FILE_BYTES,
         ORIGINAL: MAX_FILE_BYTES,
         texts.CHECKSUMS: MAX_LIST_BYTES,
-    }.get(name, MAX_TEXT_BYTES)
+    }.get(name, MAX_FILE_BYTES if is_of_runtime(name) else MAX_TEXT_BYTES)
     try:
         with open_regular(path, follow=False) as file:
             # A file that is one hole takes memory only when it is read.
@@ -264,8 +268,13 @@ def _check_listed_files(listed: Mapping[str, Any], files: Mapping[str, bytes]) -
             raise InputRejectedError(f"{name} is not the file that the manifest describes")
 
 
-def _check_golden(files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> float:
-    """Run the golden images; return the largest relative difference from the stored logits."""
+def _check_golden(
+    files: Mapping[str, bytes], manifest: Mapping[str, Any]
+) -> tuple[float, tuple[RuntimeCheck, ...]]:
+    """Run the golden images; return the largest relative difference from the stored logits.
+
+    With it the same of every other runtime's files.
+    """
     try:
         check_safetensors(files[texts.GOLDEN], _LIMITS)
         golden = load(files[texts.GOLDEN])
@@ -288,7 +297,8 @@ def _check_golden(files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> fl
             f"{texts.MODEL} differs from its stored logits by {difference:.3g} of max(1, largest "
             f"logit); at most {manifest['golden']['tolerance']:.3g} is allowed"
         )
-    return difference
+    stored = {name: _float32(golden, name, expected.shape) for name in manifest.get("runtimes", {})}
+    return difference, check_runtimes(manifest, files, images, stored)
 
 
 def _check_model(ran: GoldenRun, manifest: Mapping[str, Any]) -> None:

@@ -59,6 +59,16 @@ PACKAGES = (
     ("tensorrt", False, "building engines here: pip install 'edgeclean[tensorrt]'"),
     ("model-signing", False, "signing bundles: pip install 'edgeclean[sign]'"),
 )
+# The package whose version is shown, and the extra that brings it and its converter.
+RUNTIMES = (
+    ("openvino", "openvino", "Intel processors"),
+    ("ncnn", "ncnn", "Arm processors: Raspberry Pi, phones"),
+    ("pnnx", "ncnn", "converting for ncnn"),
+    ("mnn", "mnn", "phones and other Arm processors"),
+    ("ai-edge-litert", "litert", "phones, boards and microcontrollers"),
+    ("litert-torch", "litert", "converting for LiteRT"),
+    ("executorch", "executorch", "phones, with PyTorch's own runtime"),
+)
 PROGRAMS = (
     ("trtexec", "building engines here with TensorRT's own program"),
     ("ssh", "reaching a device"),
@@ -134,6 +144,15 @@ def doctor(as_json: opt.AsJson = False, quiet: opt.Quiet = False) -> None:
         *(
             Component(name=name, found=installed_version(name), needed=needed, enables=enables)
             for name, needed, enables in PACKAGES
+        ),
+        *(
+            Component(
+                name=name,
+                found=installed_version(name),
+                needed=False,
+                enables=f"--runtime {extra}, {use}: pip install 'edgeclean[{extra}]'",
+            )
+            for name, extra, use in RUNTIMES
         ),
         Component(
             name="CUDA device",

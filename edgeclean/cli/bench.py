@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,8 +41,16 @@ def bench(  # noqa: PLR0913 - the options are the interface
             rich_help_panel=HERE,
         ),
     ] = "cpu",
+    runtime: Annotated[
+        str,
+        typer.Option(
+            help="What runs both: onnxruntime, or one that the bundle holds files of, such as "
+            "openvino.",
+            rich_help_panel=HERE,
+        ),
+    ] = "onnxruntime",
     threads: Annotated[
-        int, typer.Option(min=1, max=1024, help="Of ONNX Runtime.", rich_help_panel=HERE)
+        int, typer.Option(min=1, max=1024, help="Of the runtime.", rich_help_panel=HERE)
     ] = 1,
     runs: Annotated[
         int, typer.Option(min=1, help="Measured runs of each network.", rich_help_panel=HERE)
@@ -81,10 +90,10 @@ def bench(  # noqa: PLR0913 - the options are the interface
     """Measure a bundle's network and the original in turns, here or on a device over ssh."""
     reporter = Reporter(as_json=as_json, quiet=quiet)
     if device is not None:
-        if against is not None or provider != "cpu":
+        if against is not None or provider != "cpu" or runtime != "onnxruntime":
             raise UsageError(
-                "--device measures with TensorRT against the kit's own original; leave --against "
-                "and --provider out"
+                "--device measures with TensorRT against the kit's own original; leave --against, "
+                "--provider and --runtime out"
             )
         document = _there(
             reporter,
@@ -101,8 +110,9 @@ def bench(  # noqa: PLR0913 - the options are the interface
         speedup, where = document["latency"]["speedup"], "this device"
     else:
         settings = {"threads": threads, "runs": runs, "seed": seed, "provider": provider}
-        report = _here(reporter, bundle, against, settings)
-        speedup, where = report.speedup, f"{threads} threads of this machine with {provider}"
+        report = _here(reporter, bundle, against, settings, runtime)
+        means = provider if runtime == "onnxruntime" else runtime
+        speedup, where = report.speedup, f"{threads} threads of this machine with {means}"
     if min_speedup is not None and speedup < min_speedup:
         raise BudgetError(
             f"the speed-up is {speedup:.2f}, and at least {min_speedup:g} was asked; on "
@@ -111,35 +121,36 @@ def bench(  # noqa: PLR0913 - the options are the interface
 
 
 def _here(
-    reporter: Reporter, bundle: Path, against: Path | None, settings: dict[str, Any]
+    reporter: Reporter,
+    bundle: Path,
+    against: Path | None,
+    settings: dict[str, Any],
+    runtime: str,
 ) -> LatencyReport:
-    from edgeclean.bundle.kit import ORIGINAL
     from edgeclean.bundle.manifest import MODEL
     from edgeclean.bundle.verify import open_bundle
     from edgeclean.config import settings_from
-    from edgeclean.load.limits import LoadLimits, read_input
+    from edgeclean.measure.bundled_runtime import measure_bundled
     from edgeclean.measure.cuda_latency import measure_pair_on_cuda
     from edgeclean.measure.latency import LatencySettings
     from edgeclean.measure.untrusted_latency import measure_untrusted_pair
 
     on_torch = settings["provider"] == "torch-cuda"
+    if runtime != "onnxruntime" and settings["provider"] != "cpu":
+        raise UsageError(
+            f"{runtime} is measured on the CPU; leave --provider out, which is ONNX Runtime's"
+        )
     checked = {**settings, "provider": "cpu"} if on_torch else settings
     how = settings_from(LatencySettings, checked, where="options")
     with reporter.progress() as progress:
         progress("Verifying", 0, 1)
         opened = open_bundle(bundle)
-        if against is None and ORIGINAL not in opened.files:
-            raise UsageError(
-                "this bundle has no original to compare with; give --against, which "
-                "`edgeclean export CHECKPOINT -o original.onnx` writes"
-            )
-        if against is None:
-            original, name = opened.files[ORIGINAL], ORIGINAL
-        else:
-            original, name = read_input(against, LoadLimits().file_bytes), printable(str(against))
+        original, name = _original(opened.files, against)
         progress("Verifying", 1, 1)
         progress("Measuring", 0, 1)
-        if on_torch:
+        if runtime != "onnxruntime":
+            report = measure_bundled(opened.manifest, opened.files, original, runtime, how)
+        elif on_torch:
             report = measure_pair_on_cuda(original, opened.model, how)
         else:
             report = measure_untrusted_pair(original, opened.model, how, names=(name, MODEL))
@@ -152,6 +163,21 @@ def _here(
     if not report.steady:
         reporter.note("the machine was not steady: read the spread before the ratio")
     return report
+
+
+def _original(files: Mapping[str, bytes], against: Path | None) -> tuple[bytes, str]:
+    """The ONNX file to compare with, and its name for messages."""
+    from edgeclean.bundle.kit import ORIGINAL
+    from edgeclean.load.limits import LoadLimits, read_input
+
+    if against is not None:
+        return read_input(against, LoadLimits().file_bytes), printable(str(against))
+    if ORIGINAL not in files:
+        raise UsageError(
+            "this bundle has no original to compare with; give --against, which "
+            "`edgeclean export CHECKPOINT -o original.onnx` writes"
+        )
+    return files[ORIGINAL], ORIGINAL
 
 
 def _there(

@@ -61,6 +61,11 @@ def verify(
     table.add_row(*cells("opset", record.opset))
     difference = f"{record.max_relative_difference:.1e} (<= {record.tolerance:.0e})"
     table.add_row(*cells(f"difference on {record.golden_images} golden images", difference))
+    for one in record.runtimes:
+        words = f"not run: {one.not_run}"
+        if one.max_relative_difference is not None:
+            words = f"{one.max_relative_difference:.1e} (<= {one.tolerance:.0e}), {one.version}"
+        table.add_row(*cells(f"the same in {one.name} (made with {one.made_with})", words))
     reporter.answer(asdict(record), table)
 
 

@@ -9,6 +9,7 @@ from edgeclean.cli import options as opt
 from edgeclean.cli.caches import stage_cache
 from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.dependencies import InputFiles, checkpoint_files, code_file
+from edgeclean.cli.runtimes import runtime_tables
 from edgeclean.cli.scan import verdict_in_words
 from edgeclean.cli.structure import layers_in_words, structure_warning
 from edgeclean.errors import UsageError
@@ -29,6 +30,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     target: opt.TargetName = None,
     target_file: opt.TargetFile = None,
     jetpack: opt.JetPack = None,
+    runtime: opt.RuntimeNames = None,
     ratio: opt.Ratio = None,
     speedup: opt.Speedup = None,
     latency_budget_ms: opt.LatencyBudget = None,
@@ -72,10 +74,8 @@ def compress(  # noqa: PLR0913 - the options are the interface
     reporter = Reporter(as_json=as_json, quiet=quiet)
     spec, code_folder = opt.model_spec(checkpoint, model, arch, input_shape, classes, mean, std)
     options = opt.run_options(seed, gpu, effort) | {"target": target, "jetpack": jetpack}
-    options |= opt.load_options(state_dict) | {
-        "purify": {"mode": purify},
-        "decompose": {"keep": keep or None},
-    }
+    options |= opt.runtime_options(runtime) | opt.load_options(state_dict)
+    options |= {"purify": {"mode": purify}, "decompose": {"keep": keep or None}}
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
     goal = opt.rank_goal(ratio, measure, rank_multiple, speedup, latency_budget_ms, size_budget)
     options |= {"precision": {"format": precision}, "ranks": _overrides(ranks_file) | goal}
@@ -140,11 +140,15 @@ def _overrides(ranks_file: Path | None) -> dict[str, Any]:
 def _answer(reporter: Reporter, checkpoint: Path, written: WrittenCompression) -> None:
     """The bundle that was written, and what was measured of it."""
     opt.note_loading(checkpoint, written.compression.original, reporter.note)
-    reporter.answer(_document(written), _summary(written), _checks(written), _files(written))
+    tables = _summary(written), _checks(written), *_runtimes(written), _files(written)
+    reporter.answer(_document(written), *tables)
     if written.compression.scan.structure.findings:
         reporter.note(structure_warning(written.compression.scan.structure))
     if written.compression.scan.caveat:
         reporter.note(written.compression.scan.caveat)
+    for row in written.report["runtimes"]:
+        if row["latency"] is not None and row["latency"]["speedup"] < 1:
+            reporter.note(f"in {row['name']} the compressed network is slower than the original")
     reporter.note(f"report: {written.bundle.path / 'report.html'}")
 
 
@@ -169,6 +173,7 @@ def _document(written: WrittenCompression) -> dict[str, Any]:
             "runtime": latency.runtime,
             "threads": latency.threads,
         },
+        "runtimes": report["runtimes"],
         "evaluation": report["evaluation"],
         "gates": report["gates"],
         "seconds": {stage["stage"]: stage["seconds"] for stage in report["stages"]},
@@ -224,6 +229,11 @@ def _checks(written: WrittenCompression) -> Table:
     if lowered.format != "fp32":
         table.add_row(*cells(f"precision {lowered.format}", close + kept))
     return table
+
+
+def _runtimes(written: WrittenCompression) -> list[Table]:
+    """One row for each runtime that was asked for or tried."""
+    return runtime_tables(written.report["runtimes"])
 
 
 def _files(written: WrittenCompression) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,10 +12,11 @@ import typer
 from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.dependencies import checkpoint_files, code_file, external_files
-from edgeclean.files.writing import check_place, is_our_onnx, keep_apart, write_file
+from edgeclean.files.atomic import HeldFolder, hold_folder, replace_folder
+from edgeclean.files.writing import check_place, in_place, is_our_onnx, keep_apart
 
 if TYPE_CHECKING:
-    from edgeclean.pipeline import ExportedCheckpoint
+    from edgeclean.outcome import ExportedCheckpoint
 
 
 def export(  # noqa: PLR0913 - the options are the interface
@@ -26,6 +28,15 @@ def export(  # noqa: PLR0913 - the options are the interface
     target: opt.TargetName = None,
     jetpack: opt.JetPack = None,
     precision: opt.PrecisionName = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            "--runtime",
+            help="Also for openvino, ncnn, mnn, litert or executorch, several with commas, each "
+            "into a folder beside the file: OUTPUT-NAME.",
+            rich_help_panel=opt.RUN,
+        ),
+    ] = None,
     model: opt.ModelFile = None,
     arch: opt.Arch = None,
     input_shape: opt.InputShape = None,
@@ -45,19 +56,46 @@ def export(  # noqa: PLR0913 - the options are the interface
     keep_apart(read, files=[output])
     check_place(output, is_our_onnx)
     options: dict[str, Any] = {"seed": seed, "target": target, "jetpack": jetpack}
-    options |= opt.load_options(state_dict)
+    options |= opt.load_options(state_dict) | opt.runtime_options(runtime)
     options |= {"export": {"opset": opset}, "precision": {"format": precision}}
     settings, _ = opt.pipeline_settings(config, options, note=reporter.note)
     from edgeclean.pipeline import export_checkpoint
 
-    with reporter.progress() as progress:
+    folders = {name: beside(output, name) for name in settings.runtime.names}
+    for folder in folders.values():
+        keep_apart([*read, output], folder=folder)
+    with ExitStack() as held, reporter.progress() as progress:
+        places = {name: held.enter_context(_held(folder)) for name, folder in folders.items()}
         exported = export_checkpoint(
             checkpoint, spec, settings, code_folder=code_folder, progress=progress
         )
         keep_apart(external_files(checkpoint, exported.network), files=[output])
-        write_file(output, exported.model, ours=is_our_onnx)
+        with in_place({output: exported.model}, ours=is_our_onnx):
+            _write_forms(exported, places)
     opt.note_loading(checkpoint, exported.network, reporter.note)
     _answer(reporter, output, exported)
+
+
+def beside(output: Path, runtime: str) -> Path:
+    """The folder of a runtime's files, beside the ONNX file: net.onnx has net-ncnn."""
+    return output.with_name(f"{output.stem}-{runtime}")
+
+
+def _held(folder: Path) -> AbstractContextManager[HeldFolder]:
+    from edgeclean.bundle.runtime_folder import refuse_other_folder
+
+    return hold_folder(folder, refuse_other_folder)
+
+
+def _write_forms(exported: ExportedCheckpoint, places: dict[str, HeldFolder]) -> None:
+    """Each runtime's files into its folder, which appears whole or not at all."""
+    from edgeclean.bundle.runtime_folder import runtime_folder_files
+    from edgeclean.outcome import bundled
+
+    for form in exported.forms:
+        one = bundled(form, exported.parity.tolerance)
+        files = runtime_folder_files(one, exported.network.source_sha256)
+        replace_folder(places[form.name], files)
 
 
 def _answer(reporter: Reporter, output: Path, exported: ExportedCheckpoint) -> None:
@@ -73,6 +111,10 @@ def _answer(reporter: Reporter, output: Path, exported: ExportedCheckpoint) -> N
     table.add_row(*cells("parity on random images", f"{parity.max_relative_difference:.1e}"))
     agreement = f"{lowered.agreement.top1_agreement:.1%} agree with fp32"
     table.add_row(*cells(f"precision {lowered.format}", agreement))
+    for form in exported.forms:
+        folder, size = beside(output, form.name), sum(map(len, form.files.values()))
+        words = f"{folder}, {byte_size(size)}, differs by {form.parity.max_relative_difference:.1e}"
+        table.add_row(*cells(f"{form.name} {form.version}", words))
     document = {
         "file": str(output),
         "bytes": len(exported.model),
@@ -80,5 +122,15 @@ def _answer(reporter: Reporter, output: Path, exported: ExportedCheckpoint) -> N
         "source_sha256": exported.network.source_sha256,
         "parity": asdict(parity),
         "precision": lowered.summary(),
+        "runtimes": {
+            form.name: {
+                "folder": str(beside(output, form.name)),
+                "version": form.version,
+                "precision": form.precision,
+                "parity": asdict(form.parity),
+                "agreement": None if form.agreement is None else asdict(form.agreement),
+            }
+            for form in exported.forms
+        },
     }
     reporter.answer(document, table)

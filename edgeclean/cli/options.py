@@ -93,6 +93,15 @@ PrecisionName = Annotated[
         rich_help_panel=RUN,
     ),
 ]
+RuntimeNames = Annotated[
+    str | None,
+    typer.Option(
+        "--runtime",
+        help="What will run it: openvino, ncnn, mnn, litert, executorch, several with commas, or "
+        "fastest of those installed; the target's own if not given.",
+        rich_help_panel=RUN,
+    ),
+]
 Config = Annotated[
     Path | None,
     typer.Option(help="A TOML file with any setting of any stage.", rich_help_panel=RUN),
@@ -287,6 +296,13 @@ def note_loading(checkpoint: Path, network: Network, note: Callable[[str], None]
         )
     for sentence in told(network.history[0].notes):
         note(sentence)
+
+
+def runtime_options(names: str | None) -> dict[str, Any]:
+    """The part of the settings that names runtimes; nothing where the option is not given."""
+    if names is None:
+        return {}
+    return {"runtime": {"names": [name.strip() for name in names.split(",")]}}
 
 
 def model_spec(  # noqa: PLR0913 - the options that say what a network is

@@ -46,7 +46,8 @@ class Target:
         jetpacks: all generations of JetPack that the module has; empty where there is none.
         chip: the name of its chip; None where it is not known.
         compute_capability: the GPU's compute capability; None without a GPU.
-        runtime: "onnxruntime", "tensorrt" or "tensorrt-rtx".
+        runtime: "onnxruntime", "tensorrt", "tensorrt-rtx", or another that a bundle holds files of:
+            "openvino", "ncnn" or "mnn".
         tensorrt: version range of TensorRT; None without it.
         cuda: version of CUDA; None without it.
         opset: opset of the ONNX file that is written.

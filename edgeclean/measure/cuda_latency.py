@@ -21,13 +21,13 @@ from edgeclean.environment import describe_environment
 from edgeclean.errors import ToolchainError, UsageError
 from edgeclean.load.limits import LoadLimits
 from edgeclean.measure.latency import (
-    FEWEST_RUNS,
     UNSTABLE_COV,
     LatencyReport,
     LatencySettings,
     speedup_interval,
     summarise,
 )
+from edgeclean.measure.turns import FEWEST_RUNS
 
 WARM_REPLAYS = 11  # PyTorch's own advice before a capture
 TRANSFERS = "none: the input stays on the device; CUDA graph, timed by CUDA events"

@@ -7,21 +7,16 @@ never called a latency. ONNX Runtime is measured on this machine; the numbers ho
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeclean.environment import Environment, describe_environment
-from edgeclean.errors import UsageError
+from edgeclean.measure.turns import PairTimes, Turns, time_loaded
 from edgeclean.settings import Settings, setting
 from exporters.session import NAMES, TRANSFERS, OnnxSession, Provider
-from exporters.trial import TriedNetwork
 
-BLOCK_PAIRS = 5  # a warm-up block; its median is what must settle
-SETTLED_WITHIN = 0.03
-FEWEST_RUNS = 5
 UNSTABLE_COV = 0.025  # the same mark at which trtexec warns (sampleReporting.cpp)
 RESAMPLES = 1000
 
@@ -49,6 +44,17 @@ class LatencySettings(Settings):
     time_budget_s: float = setting(60.0, above=0, at_most=10**6)
     seed: int = setting(0, at_least=0, at_most=2**63 - 1)
     provider: Provider = "cpu"
+
+    @property
+    def turns(self) -> Turns:
+        """The part of these settings that every runtime is measured by."""
+        return Turns(
+            runs=self.runs,
+            warmup_runs=self.warmup_runs,
+            batch=self.batch,
+            time_budget_s=self.time_budget_s,
+            seed=self.seed,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,23 +112,6 @@ class LatencyReport:
     kind: str = "measured"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairTimes:
-    """The runs of two networks that took turns.
-
-    Attributes:
-        latencies_ms: [runs, 2], the original's and the compressed network's, in milliseconds.
-        input_shape: channels, height and width of one image.
-        warmup_runs: runs of each network before the first one counted.
-        settled: whether both medians had stopped moving when measuring began.
-    """
-
-    latencies_ms: NDArray[np.float64]
-    input_shape: tuple[int, int, int]
-    warmup_runs: int
-    settled: bool
-
-
 def measure_pair(
     original: bytes, compressed: bytes, settings: LatencySettings | None = None
 ) -> LatencyReport:
@@ -149,28 +138,28 @@ def measure_pair(
 
 def time_pair(original: bytes, compressed: bytes, settings: LatencySettings) -> PairTimes:
     """Run two ONNX files in turns; see `measure_pair`, which makes a report of it."""
-    sessions = tuple(
+    first, second = (
         OnnxSession(model, threads=settings.threads, provider=settings.provider)
         for model in (original, compressed)
     )
-    check_comparable(sessions[0], sessions[1], settings.batch)
-    generator = np.random.default_rng(settings.seed)
-    images = generator.standard_normal((settings.batch, *sessions[0].input_shape), dtype=np.float32)
-    deadline = time.perf_counter() + settings.time_budget_s
-    warmup_runs, settled = _warm_up(sessions, images, settings, deadline)
-    latencies = _measure(sessions, images, settings.runs, deadline, fewest=FEWEST_RUNS)
-    return PairTimes(
-        latencies_ms=latencies,
-        input_shape=sessions[0].input_shape,
-        warmup_runs=warmup_runs,
-        settled=settled,
-    )
+    return time_loaded((first, second), settings.turns)
 
 
 def report_of(
-    times: PairTimes, settings: LatencySettings, environment: Environment
+    times: PairTimes,
+    settings: LatencySettings,
+    environment: Environment,
+    *,
+    runtime: str | None = None,
 ) -> LatencyReport:
-    """Return percentiles of each network and the ratio of their medians with its spread."""
+    """Return percentiles of each network and the ratio of their medians with its spread.
+
+    Args:
+        times: the runs.
+        settings: the conditions.
+        environment: the machine, before measuring.
+        runtime: name and version of another runtime than ONNX Runtime, which ran on the CPU.
+    """
     latencies = times.latencies_ms
     samples = [summarise(latencies[:, column]) for column in (0, 1)]
     low, high = speedup_interval(latencies, np.random.default_rng(settings.seed))
@@ -180,8 +169,8 @@ def report_of(
         speedup=samples[0].p50_ms / samples[1].p50_ms,
         speedup_low=low,
         speedup_high=high,
-        runtime=f"onnxruntime {environment.versions['onnxruntime']}",
-        provider=NAMES[settings.provider],
+        runtime=runtime or f"onnxruntime {environment.versions['onnxruntime']}",
+        provider=NAMES[settings.provider] if runtime is None else "CPU",
         threads=settings.threads,
         batch=settings.batch,
         input_shape=times.input_shape,
@@ -192,27 +181,6 @@ def report_of(
         environment=environment,
         transfers=TRANSFERS[settings.provider],
     )
-
-
-def check_comparable(
-    original: OnnxSession | TriedNetwork, compressed: OnnxSession | TriedNetwork, batch: int
-) -> None:
-    """Refuse two networks that cannot be measured on the same images.
-
-    Raises:
-        UsageError: the two differ in input shape, or a fixed batch is not ``batch``.
-    """
-    if original.input_shape != compressed.input_shape:
-        raise UsageError(
-            f"the original takes images {original.input_shape} and the compressed network "
-            f"{compressed.input_shape}; only networks of one input shape can be compared"
-        )
-    for name, network in (("original", original), ("compressed network", compressed)):
-        if network.batch not in (None, batch):
-            raise UsageError(
-                f"batch {batch} was asked, and the {name} is fixed to batch {network.batch}; "
-                f"measure at batch {network.batch}, or export it with an open batch"
-            )
 
 
 def summarise(latencies_ms: NDArray[np.float64]) -> LatencySample:
@@ -244,54 +212,3 @@ def speedup_interval(
     medians = np.median(latencies_ms[drawn], axis=1)
     low, high = np.percentile(medians[:, 0] / medians[:, 1], [2.5, 97.5])
     return float(low), float(high)
-
-
-def _warm_up(
-    sessions: tuple[OnnxSession, ...],
-    images: NDArray[np.float32],
-    settings: LatencySettings,
-    deadline: float,
-) -> tuple[int, bool]:
-    """Run until neither median moves any more; return the runs of each and whether they settled.
-
-    At most a quarter of the time budget is spent on it.
-    """
-    last_start = deadline - 0.75 * settings.time_budget_s
-    medians: list[NDArray[np.float64]] = []
-    runs = 0
-    while runs < settings.warmup_runs:
-        block = min(BLOCK_PAIRS, settings.warmup_runs - runs)
-        latencies = _measure(sessions, images, block, last_start, fewest=1)
-        runs += len(latencies)
-        medians.append(np.median(latencies, axis=0))
-        if len(medians) >= 3:
-            moved = np.abs(medians[-1] / medians[-2] - 1).max()
-            if moved <= SETTLED_WITHIN:
-                return runs, True
-        if time.perf_counter() >= last_start:
-            break
-    return runs, False
-
-
-def _measure(
-    sessions: tuple[OnnxSession, ...],
-    images: NDArray[np.float32],
-    runs: int,
-    deadline: float,
-    *,
-    fewest: int,
-) -> NDArray[np.float64]:
-    """Return latencies [runs, 2] in milliseconds, of fewer runs if the deadline passes.
-
-    At least ``fewest`` are made. The first of each pair alternates, for the second one finds warmer
-    clocks and colder caches.
-    """
-    latencies = np.empty((runs, 2))
-    for row in range(runs):
-        if row >= fewest and time.perf_counter() >= deadline:
-            return latencies[:row]
-        for column in (0, 1) if row % 2 == 0 else (1, 0):
-            start = time.perf_counter_ns()
-            sessions[column].run(images)
-            latencies[row, column] = (time.perf_counter_ns() - start) / 1e6
-    return latencies

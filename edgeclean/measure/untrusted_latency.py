@@ -20,15 +20,13 @@ from edgeclean.errors import InputRejectedError
 from edgeclean.load.isolation import parse_isolated
 from edgeclean.load.limits import LoadLimits
 from edgeclean.measure.latency import (
-    FEWEST_RUNS,
     LatencyReport,
     LatencySettings,
-    PairTimes,
-    check_comparable,
     measure_pair,
     report_of,
     time_pair,
 )
+from edgeclean.measure.turns import FEWEST_RUNS, PairTimes, check_comparable
 from exporters.session import require_provider
 from exporters.trial import try_network
 

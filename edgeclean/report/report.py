@@ -52,6 +52,7 @@ class ReportInputs:
         parity: agreement of the compressed network with its ONNX file in float32.
         precision: `LoweredModel.summary`; None where it was not lowered.
         latency: latencies of both ONNX files, measured in turns; None where none were measured.
+        runtimes: rows of `edgeclean.measure.runtimes.Runtimes`; empty for ONNX Runtime alone.
         target: name and description of the target.
         stage_seconds: wall time by stage, in order.
         peak_memory_mib: peak memory of this process; None where the system does not report it.
@@ -89,6 +90,7 @@ class ReportInputs:
     gates: tuple[GateVerdict, ...] = ()
     precision: Mapping[str, JsonValue] | None = None
     trigger_success: tuple[Mapping[str, float], ...] = ()
+    runtimes: tuple[Mapping[str, JsonValue], ...] = ()
 
 
 def build_report(evidence: ReportInputs) -> dict[str, JsonValue]:
@@ -119,6 +121,7 @@ def build_report(evidence: ReportInputs) -> dict[str, JsonValue]:
         "parity": asdict(evidence.parity),
         "precision": None if evidence.precision is None else dict(evidence.precision),
         "latency": None if evidence.latency is None else asdict(evidence.latency),
+        "runtimes": [dict(row) for row in evidence.runtimes],
         "evaluation": None if evidence.evaluation is None else asdict(evidence.evaluation),
         "gates": [asdict(verdict) for verdict in evidence.gates],
         "latency_table": _latency_table(compressed),

@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -102,6 +103,35 @@ def without(model: bytes, kept: frozenset[str]) -> bytes:
     proto = onnx.load_model_from_string(model)
     _take_out(proto, lambda node: node.op_type == "Conv" and node.name in kept)
     return _finished(proto, model)
+
+
+def stored_in_int8(model: bytes) -> bytes:
+    """The same network with its quantised weights as int8, a quarter of the bytes.
+
+    A runtime that is given QuantizeLinear of a constant would store that in float32. TensorRT wants
+    it so, and `to_int8` writes it so.
+
+    Raises:
+        InputRejectedError: it is not plain, valid ONNX.
+    """
+    proto = open_onnx(model)
+    constants = {one.name: one for one in proto.graph.initializer}
+    for node in list(proto.graph.node):
+        if node.op_type == "QuantizeLinear" and all(name in constants for name in node.input):
+            weights, scale, zero = (numpy_helper.to_array(constants[n]) for n in node.input)
+            axis = next((one.i for one in node.attribute if one.name == "axis"), 1)
+            sides = [-1 if side == axis else 1 for side in range(weights.ndim)]
+            if scale.ndim:
+                scale, zero = scale.reshape(sides), zero.reshape(sides)
+            limits = np.iinfo(zero.dtype)
+            whole = np.rint(weights / scale) + zero
+            stored = np.clip(whole, limits.min, limits.max).astype(zero.dtype)
+            proto.graph.initializer.append(numpy_helper.from_array(stored, node.output[0]))
+            proto.graph.node.remove(node)
+    drop_unread(proto)
+    contents: bytes = proto.SerializeToString(deterministic=True)
+    open_onnx(contents)
+    return contents
 
 
 def _prepared(model: bytes) -> onnx.ModelProto:

@@ -159,7 +159,9 @@ def lower_precision(
         InputRejectedError: the network cannot be converted.
     """
     settings = settings or PrecisionSettings()
-    calibrating, judging = _split(normalize(pixels.detach().cpu().float(), spec), settings.images)
+    calibrating, judging = split_images(
+        normalize(pixels.detach().cpu().float(), spec), settings.images
+    )
     judge = Judge(model, judging)
     if settings.format == "fp32":
         choice = Choice(model=model, kept=(), sensitivity_db={}, agreement=judge(model))
@@ -188,10 +190,18 @@ def lower_precision(
     return _lowered(choice, settings, layers)
 
 
-def _split(
+def split_images(
     images: Float[Tensor, "n c h w"], most: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Images to calibrate on and others to judge by; the same ones where there is only one."""
+    """Images to calibrate on and others to judge by; the same ones where there is only one.
+
+    Args:
+        images: [n, c, h, w] normalised.
+        most: of each.
+
+    Raises:
+        UsageError: there are none.
+    """
     if len(images) == 0:
         raise UsageError("no images were given to choose a precision by; at least one is needed")
     rows: NDArray[np.float32] = images.numpy()

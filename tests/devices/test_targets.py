@@ -24,7 +24,7 @@ EVERY_TARGET = [
 
 def test_every_promised_target_is_there() -> None:
     assert [target.name for target in list_targets()] == [
-        "cpu",
+        *("android", "cpu", "intel-cpu", "raspberry-pi-4", "raspberry-pi-5"),
         *("agx-orin", "agx-xavier", "jetson", "jetson-nano", "orin-nano", "orin-nx"),
         *("thor", "tx2", "xavier-nx"),
         *("rtx", "rtx-20", "rtx-30", "rtx-40", "rtx-50"),

@@ -30,7 +30,9 @@ METHODS = ("version", "convert", "load")
 def signature_of(owner: Any, method: str) -> tuple[list[tuple[str, Any]], Any]:
     """Names and types of what a method takes, and the type of what it gives."""
     function = inspect.unwrap(getattr(owner, method))
-    found = inspect.signature(function, eval_str=True, globals=vars(sys.modules[owner.__module__]))
+    found = inspect.signature(
+        function, eval_str=True, globals=vars(sys.modules[function.__module__])
+    )
     taken = [(one.name, one.annotation) for one in found.parameters.values()]
     return taken[1:], found.return_annotation
 

@@ -148,6 +148,20 @@ def convert_checked(
     return converted_model(checked_model(contents, limits), limits)
 
 
+def import_plain(contents: bytes, limits: LoadLimits) -> StepNetwork:
+    """Convert a self-contained ONNX file within this process, for one that is confined already.
+
+    The answers are not compared with the file's: what is made of the module is.
+
+    Raises:
+        InputRejectedError: see `import_onnx`.
+    """
+    checked = parse_asked(with_question(NOTHING, contents), limits)
+    if not checked.startswith(COMPLETE):
+        raise InputRejectedError("the ONNX file keeps weights in other files")
+    return convert_checked(checked[1:], limits)[0]
+
+
 def checked_model(contents: bytes, limits: LoadLimits) -> ModelProto:
     """Read the answer of the parsing process.
 

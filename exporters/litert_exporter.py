@@ -1,0 +1,27 @@
+"""LiteRT on a CPU: what it takes and makes; `exporters.engines.litert_engine` does the work."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from exporters.confined_runtime import ConfinedExporter
+from exporters.engines.litert_engine import FILE
+
+
+class LiteRTExporter(ConfinedExporter):
+    """LiteRT with XNNPACK on a CPU (see `exporters.protocol.Exporter`)."""
+
+    name = "litert"
+    needs = "edgeclean[litert]"
+    packages: ClassVar = {
+        "ai-edge-litert": ((2, 3), (3,)),
+        "litert-torch": ((0, 10), (0, 11)),
+        "ai-edge-quantizer": ((0, 10), (0, 11)),
+    }
+    precisions = ("fp32", "fp16")
+    files = (FILE,)
+    engine = "exporters.engines.litert_engine:LiteRTEngine"
+    computes: ClassVar = {
+        "fp32": "weights in FP32, computed in FP32 by XNNPACK; the input is [n, h, w, c]",
+        "fp16": "weights stored in FP16, computed in FP32 by XNNPACK; the input is [n, h, w, c]",
+    }
