@@ -20,7 +20,7 @@ from torch import Tensor
 from edgeclean.backdoor.findings import ScanReport, SearchRecord, Suspect
 from edgeclean.backdoor.triggers import AdditiveTrigger, MaskedTrigger, WarpTrigger
 from edgeclean.compression.factorisation import Factorisation
-from edgeclean.compression.plan import LayerPlan, RankPlan
+from edgeclean.compression.plan import LayerPlan, RankPlan, UnitPlan
 from edgeclean.networks.state import (
     FinetunedNetwork,
     Network,
@@ -44,6 +44,7 @@ _CLASSES: dict[str, Callable[..., Any]] = {
         StructureFinding,
         StructureReport,
         Suspect,
+        UnitPlan,
         SyntheticImages,
         WarpTrigger,
     )

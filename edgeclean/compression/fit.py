@@ -203,15 +203,21 @@ _LEAST_PATCHES = 8192
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moments:
-    """Second moments of the patches that one convolution multiplies, as a network feeds them.
+    """Moments of the patches that one layer multiplies, as a network feeds them.
 
     Attributes:
         own: mean of p p', with p a patch as this network makes it.
         crossed: mean of q p', with q the same patch as the reference network makes it.
+        mean: of p.
+        reference_mean: of q.
+        patches: how many the means are over.
     """
 
     own: Float[Tensor, "patch patch"]
     crossed: Float[Tensor, "patch patch"]
+    mean: Float[Tensor, " patch"]
+    reference_mean: Float[Tensor, " patch"]
+    patches: int
 
 
 def input_moments(
@@ -223,30 +229,36 @@ def input_moments(
     """The moments of one layer's input patches.
 
     Args:
-        module: holds the convolution ``layer``; evaluated up to it.
+        module: holds the convolution or linear ``layer``; evaluated up to it.
         layer: its dotted name.
         images: normalised.
         reference: a network of the same layers; None for ``module`` itself.
     """
     conv = module.get_submodule(layer)
-    if not isinstance(conv, nn.Conv2d):
-        raise TypeError(f"layer {layer} is a {type(conv).__name__}, not a convolution")
+    if not isinstance(conv, nn.Conv2d | nn.Linear):
+        raise TypeError(f"layer {layer} is a {type(conv).__name__}, not a convolution or linear")
     size = conv.weight[0].numel()
     own = torch.zeros(size, size, device=images.device, dtype=torch.float64)
-    crossed = own if reference is None else torch.zeros_like(own)
+    mean = torch.zeros(size, device=images.device, dtype=torch.float64)
+    crossed, reference_mean = own, mean
+    if reference is not None:
+        crossed, reference_mean = torch.zeros_like(own), torch.zeros_like(mean)
     patches = 0
     for batch in torch.split(images, _IMAGES_AT_ONCE):
         most = max(_PATCHES_PER_ENTRY * size, _LEAST_PATCHES) * len(batch) // len(images)
         mine = _patches(conv, _input_of(module, layer, batch), most)
         own += mine @ mine.T
+        mean += mine.sum(1, dtype=torch.float64)
         if reference is not None:
             theirs = _patches(conv, _input_of(reference, layer, batch), most)
             crossed += theirs @ mine.T
+            reference_mean += theirs.sum(1, dtype=torch.float64)
         patches += mine.shape[1]
-    own /= patches
-    if reference is not None:
-        crossed /= patches
-    return Moments(own=own, crossed=crossed)
+    for one in (own, mean) if reference is None else (own, mean, crossed, reference_mean):
+        one /= patches
+    return Moments(
+        own=own, crossed=crossed, mean=mean, reference_mean=reference_mean, patches=patches
+    )
 
 
 def corrected_kernel(
@@ -289,8 +301,10 @@ def _input_of(module: nn.Module, layer: str, batch: Tensor) -> Tensor:
     raise ValueError(f"layer {layer} does not run in the forward pass")
 
 
-def _patches(conv: nn.Conv2d, entered: Tensor, most: int) -> Tensor:
+def _patches(conv: nn.Conv2d | nn.Linear, entered: Tensor, most: int) -> Tensor:
     """[in * kh * kw, patches], at most about ``most`` of them, evenly over the image."""
+    if isinstance(conv, nn.Linear):
+        return entered.float().T
     padding = conv.padding
     if isinstance(padding, str):
         total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]

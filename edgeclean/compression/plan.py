@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from edgeclean.compression.candidates import (
     Candidate,
     LayerCandidates,
     all_candidates,
     check_overrides,
+    output_effect,
 )
 from edgeclean.compression.factorisation import Factorisation, Ranks
 from edgeclean.compression.goals import FileSize, goal_of, pick_candidates
@@ -20,8 +23,9 @@ from edgeclean.compression.latency_table import (
     TimeKind,
     layers_digest,
 )
-from edgeclean.compression.planned_network import PlannedNetwork, planned_network
+from edgeclean.compression.planned_network import PlannedNetwork, Refit, planned_network
 from edgeclean.compression.settings import Cost, RankSettings
+from edgeclean.compression.unit_candidates import UnitCandidates, unit_candidates, with_cuts
 from edgeclean.errors import UsageError
 from edgeclean.networks.layers import Layer, conv_shapes
 from edgeclean.networks.state import JsonValue, Network, SyntheticImages, settings_as_json
@@ -46,6 +50,7 @@ class LayerPlan:
         time_kind: whether the table holds those ranks; empty without a table.
         effect: what the choice weighed: predicted change of the network's outputs, or the loss.
         factors: fitted to activations; None takes the leading ranks of the decomposition.
+        channels: (out, in) that are left of one convolution; None where all are.
     """
 
     layer: str
@@ -61,6 +66,7 @@ class LayerPlan:
     loss: float = 0.0
     effect: float = 0.0
     factors: Factorisation | None = field(default=None, repr=False)
+    channels: tuple[int, int] | None = None
 
     def as_json(self) -> dict[str, JsonValue]:
         """Everything but the weights."""
@@ -71,6 +77,7 @@ class LayerPlan:
         return {
             "layer": self.layer,
             "ranks": None if self.ranks is None else list(self.ranks),
+            "channels": None if self.channels is None else list(self.channels),
             "reason": self.reason,
             "params": [self.params_before, self.params_after],
             "macs": [self.macs_before, self.macs_after],
@@ -78,6 +85,48 @@ class LayerPlan:
             "effect": round(self.effect, 6),
             "fitted": self.factors is not None,
             **times,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitPlan:
+    """Hidden channels of which some go; see `units.Unit`.
+
+    Attributes:
+        producer: the convolution that makes them.
+        channels: how many there were.
+        kept: those that stay.
+        loss: the fraction lost of the consumer's outputs, of this unit alone.
+        effect: what the choice weighed.
+        params_before: of what belongs to the channels beside the layers of the plan.
+        macs_before: likewise, of one image.
+        weights: by the layers that read the channels: fitted to those that stay, zero for the
+            others.
+        biases: of the same layers.
+    """
+
+    producer: str
+    channels: int
+    kept: tuple[int, ...]
+    loss: float
+    effect: float
+    params_before: int
+    params_after: int
+    macs_before: int
+    macs_after: int
+    weights: Mapping[str, Tensor] = field(repr=False)
+    biases: Mapping[str, Tensor] = field(repr=False)
+
+    def as_json(self) -> dict[str, JsonValue]:
+        """Everything but the weights, and of the channels the number."""
+        return {
+            "producer": self.producer,
+            "readers": list(self.weights),
+            "hidden": [self.channels, len(self.kept)],
+            "loss": round(self.loss, 6),
+            "effect": round(self.effect, 6),
+            "params": [self.params_before, self.params_after],
+            "macs": [self.macs_before, self.macs_after],
         }
 
 
@@ -95,6 +144,7 @@ class RankPlan:
         macs_before: of one image.
         ns_before: of the whole original network by the latency table; 0 where it holds none.
         table: the facts of that table; None without one.
+        units: whose hidden channels are cut.
     """
 
     settings: Mapping[str, JsonValue]
@@ -106,16 +156,19 @@ class RankPlan:
     macs_before: int
     ns_before: int = 0
     table: Mapping[str, JsonValue] | None = None
+    units: tuple[UnitPlan, ...] = ()
 
     @property
     def params_after(self) -> int:
         """Parameters of the whole truncated network."""
-        return self.params_before - sum(p.params_before - p.params_after for p in self.layers)
+        every: tuple[LayerPlan | UnitPlan, ...] = (*self.layers, *self.units)
+        return self.params_before - sum(p.params_before - p.params_after for p in every)
 
     @property
     def macs_after(self) -> int:
         """Multiply-accumulates of the whole truncated network, for one image."""
-        return self.macs_before - sum(p.macs_before - p.macs_after for p in self.layers)
+        every: tuple[LayerPlan | UnitPlan, ...] = (*self.layers, *self.units)
+        return self.macs_before - sum(p.macs_before - p.macs_after for p in every)
 
     @property
     def ns_after(self) -> int:
@@ -177,28 +230,44 @@ def choose_ranks(
     """
     ridge = settings.ridge if settings.factors == "activations" else None
     planned = planned_network(
-        network, settings.keep, images, most_images=settings.images, ridge=ridge
+        *(network, settings.keep, images),
+        most_images=settings.images,
+        ridge=ridge,
+        hidden="hidden" in settings.forms,
     )
     check_overrides(planned, settings)
     times, network_ns = (None, None) if table is None else layer_times(planned, table)
     goal = goal_of(settings, planned, network_ns, file)
-    listed = all_candidates(planned, settings, goal.cost, times, progress)
-    picked = pick_candidates(goal, listed, settings, planned.layers.values())
-    ranks = {name: one.ranks for name, one in picked.items() if one.ranks is not None}
-    fitted = planned.fit_in_order(ranks, progress)
+    effect = output_effect(planned, settings)
+    listed = all_candidates(planned, settings, goal.cost, times, progress, effect)
+    units = unit_candidates(planned, settings, effect, progress)
+    listed = with_cuts(planned, listed, units, table)
+    picked = pick_candidates(goal, listed, units, settings, planned.layers.values())
+    ranks = {name: one.ranks for name, one in picked.layers.items() if one.ranks is not None}
+    cuts = {
+        one.unit.producer: one.fit.kept(one.counts[place])
+        for one, place in zip(units, picked.units, strict=True)
+        if one.fit is not None and one.counts[place] < one.unit.channels
+    }
+    fitted, refits = planned.fit_in_order(ranks, cuts, progress)
     return RankPlan(
         settings=settings_as_json(settings),
         ratio_asked=goal.ratio,
         measure=goal.cost,
         images=0 if planned.batch is None else len(planned.batch),
         layers=tuple(
-            _layer_plan(layer, listed.get(name), picked.get(name), fitted.get(name))
+            _layer_plan(layer, listed.get(name), picked.layers.get(name), fitted.get(name))
             for name, layer in planned.layers.items()
         ),
         params_before=planned.params,
         macs_before=planned.macs,
         ns_before=network_ns or 0,
         table=None if table is None else settings_as_json(table.facts()),
+        units=tuple(
+            _unit_plan(one, place, cuts[one.unit.producer], refits)
+            for one, place in zip(units, picked.units, strict=True)
+            if one.unit.producer in cuts
+        ),
     )
 
 
@@ -230,8 +299,8 @@ def _layer_plan(
     if listed is None or picked is None:
         return LayerPlan(layer=layer.name, ranks=None, reason=layer.reason)
     reason = ""
-    if picked.ranks is None:
-        smaller = len(listed.candidates) > 1
+    if picked.ranks is None and picked.channels is None:
+        smaller = any(one.channels is None and one.ranks for one in listed.candidates)
         reason = "more useful whole at this ratio" if smaller else "would not get smaller"
         if picked.time_kind and not smaller:
             reason = "one convolution is the fastest form"
@@ -251,4 +320,23 @@ def _layer_plan(
         time_kind=picked.time_kind,
         effect=listed.effects[listed.candidates.index(picked)],
         factors=fitted,
+        channels=picked.channels,
+    )
+
+
+def _unit_plan(
+    listed: UnitCandidates, place: int, kept: tuple[int, ...], refits: Mapping[str, Refit]
+) -> UnitPlan:
+    return UnitPlan(
+        producer=listed.unit.producer,
+        channels=listed.unit.channels,
+        kept=kept,
+        loss=listed.losses[place],
+        effect=listed.effects[place],
+        params_before=listed.params[-1],
+        params_after=listed.params[place],
+        macs_before=listed.macs[-1],
+        macs_after=listed.macs[place],
+        weights={name: refits[name].weight for name in listed.unit.readers},
+        biases={name: refits[name].bias for name in listed.unit.readers},
     )
