@@ -176,9 +176,8 @@ def _groups(
     outs, ins = sides(units)
     for number, (name, layer) in enumerate(layers.items()):
         numbers[name] = number
-        whole = tuple(
-            0 if one is None else one.unit.channels for one in (outs.get(name), ins.get(name))
-        )
+        made, read = outs.get(name), ins.get(name)
+        whole = (made.unit.channels if made else 0, read.unit.channels if read else 0)
         groups.append(
             [
                 Item(one.cost(goal.cost), effect, one.ns, labels=one.channels or whole)
@@ -190,7 +189,9 @@ def _groups(
         places = range(len(unit.counts))
         groups.append(
             [
-                Item(unit.cost(place, goal.cost), unit.effects[place], labels=(unit.counts[place],))
+                Item(
+                    unit.cost(place, goal.cost), unit.effects[place], labels=(unit.counts[place], 0)
+                )
                 for place in places
             ]
         )

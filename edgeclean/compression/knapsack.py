@@ -30,12 +30,12 @@ Number = int | float
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One candidate: its cost, its effect on the network, how long it takes, and its labels."""
+    """One candidate: its cost, its effect on the network, how long it takes, and two labels."""
 
     cost: int
     effect: float
     time: int = 0
-    labels: tuple[int, ...] = ()
+    labels: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
