@@ -21,8 +21,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from edgeclean.load.onnx.modules import Expand, Reshape
 from edgeclean.networks.channels import Channels, Held, channel_groups
-from edgeclean.networks.layers import Layer
+from edgeclean.networks.layers import Layer, evaluating
+from edgeclean.networks.operations import Operation
 
 _TOLERANCE = 1e-3  # of the largest output: sums in another order
 LEAST_CHANNELS = 8
@@ -40,6 +42,7 @@ class Unit:
         squeezes: layers that read the pooled channels for gates.
         gates: layers that make a factor for each channel.
         held: numbers of other modules for each channel: BatchNorm, depthwise convolutions, ...
+        shaped: modules that give the channels' values another shape.
     """
 
     channels: int
@@ -49,6 +52,7 @@ class Unit:
     squeezes: tuple[str, ...]
     gates: tuple[str, ...]
     held: tuple[Held, ...]
+    shaped: tuple[str, ...] = ()
 
     @property
     def readers(self) -> tuple[str, ...]:
@@ -83,7 +87,7 @@ def find_units(
     """Return the units of a network, in the order in which their channels are made.
 
     Args:
-        module: in its original shape and evaluation mode; it is left as it was.
+        module: in its original shape; it is left as it was.
         layers: all of its layers, by name. Producers, and consumers that are convolutions, are
             among those without a reason to stay.
         input_shape: channels, height and width of one image.
@@ -120,6 +124,8 @@ def cut_(module: nn.Module, unit: Unit, kept: Int[Tensor, " k"]) -> None:
         _pick_(module.get_submodule(name), "weight", 1, entries)
     for name in unit.modules:
         _count_(module.get_submodule(name))
+    for name in unit.shaped:
+        _shape_(module.get_submodule(name), unit.channels, len(kept))
 
 
 def _unit_of(group: Channels, layers: Mapping[str, Layer]) -> Unit | None:
@@ -147,6 +153,7 @@ def _unit_of(group: Channels, layers: Mapping[str, Layer]) -> Unit | None:
         squeezes=tuple(one.layer for one in sides),
         gates=tuple(dict.fromkeys(group.gates)),
         held=tuple(group.held),
+        shaped=tuple(dict.fromkeys(group.shaped)),
     )
 
 
@@ -169,7 +176,7 @@ def _sound(
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(2, *input_shape, generator=generator)
     images = images.to(device=weight.device, dtype=weight.dtype)
-    with torch.no_grad():
+    with evaluating(module), torch.no_grad():
         expected = module(images)
 
     def holds(some: Sequence[Unit]) -> bool:
@@ -201,7 +208,7 @@ def _tried(
     module: nn.Module, units: Sequence[Unit], images: Tensor, kept: Callable[[int], Tensor]
 ) -> Tensor | None:
     """Return the outputs with these channels of every unit; None where the network does not run."""
-    changed = copy.deepcopy(module)
+    changed = copy.deepcopy(module).eval()
     for unit in units:
         cut_(changed, unit, kept(unit.channels))
     try:
@@ -220,6 +227,23 @@ def _pick_(layer: nn.Module, name: str, axis: int, entries: Tensor) -> None:
         setattr(layer, name, nn.Parameter(picked, requires_grad=tensor.requires_grad))
     else:
         setattr(layer, name, picked)
+
+
+def _shape_(step: nn.Module, before: int, after: int) -> None:
+    """Set the shape that is fixed in a step of a graph; its second axis is that of the channels."""
+    if isinstance(step, Reshape | Expand) and step.shape[0] > 0:
+        step.shape = (step.shape[0] // before * after, *step.shape[1:])
+    elif isinstance(step, Operation):
+        step.arguments = tuple(
+            type(one)([one[0], one[1] // before * after, *one[2:]])
+            if isinstance(one, list | tuple) and len(one) > 1 and _is_count(one[1])
+            else one
+            for one in step.arguments
+        )
+
+
+def _is_count(entry: object) -> bool:
+    return isinstance(entry, int) and entry > 1
 
 
 def _count_(layer: nn.Module) -> None:

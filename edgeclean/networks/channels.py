@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -61,6 +62,7 @@ class Channels:
         readers: the dense layers that read them, likewise.
         held: what has an entry for each of them, beside those layers.
         gates: the makers whose outputs, of a single place, are multiplied into the others'.
+        shaped: the modules that give a value of them another shape, which may be fixed in them.
     """
 
     count: int
@@ -69,6 +71,7 @@ class Channels:
     readers: list[Reader] = field(default_factory=list)
     held: list[Held] = field(default_factory=list)
     gates: list[str] = field(default_factory=list)
+    shaped: list[str] = field(default_factory=list)
 
 
 def channel_groups(module: nn.Module, input_shape: tuple[int, int, int]) -> tuple[Channels, ...]:
@@ -83,7 +86,7 @@ def channel_groups(module: nn.Module, input_shape: tuple[int, int, int]) -> tupl
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(_IMAGES, *input_shape, generator=generator)
     images = images.to(device=weight.device, dtype=weight.dtype)
-    with evaluating(module), torch.no_grad():
+    with evaluating(module), torch.no_grad(), recorder.listening(module):
         recorder.begin(images)
         with recorder:
             answer = module(images)
@@ -147,6 +150,26 @@ class _Recorder(TorchDispatchMode):
         self._alive: list[Any] = []  # an id is unique only while its tensor lives
         self._turned: dict[int, Tensor] = {}  # a weight that was transposed, or viewed
         self._calls = 0
+        self._running = ""
+
+    @contextmanager
+    def listening(self, module: nn.Module) -> Iterator[None]:
+        """Know meanwhile which of the modules without others inside is running."""
+
+        def note(name: str) -> Callable[..., None]:
+            def hook(*_: Any) -> None:
+                self._running = name
+
+            return hook
+
+        leaves = [(name, one) for name, one in module.named_modules() if not any(one.children())]
+        handles = [one.register_forward_pre_hook(note(name)) for name, one in leaves]
+        handles += [one.register_forward_hook(note("")) for _, one in leaves]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def begin(self, images: Tensor) -> None:
         """Take the images, whose channels are fixed."""
@@ -293,10 +316,12 @@ class _Recorder(TorchDispatchMode):
 
     def _reshaped(self, entered: Any, made: Tensor) -> _Value | None:
         """Row-major, so the channels stay apart where their axis is still behind the images'."""
-        value = self._values[id(entered)]
-        count = self._of(entered).count
+        value, group = self._values[id(entered)], self._of(entered)
+        count = group.count
         if made.shape[0] != entered.shape[0] or made.shape[1] % count:
             return None
+        if self._running and self._running not in group.shaped:
+            group.shaped.append(self._running)
         return _Value(value.group, made.shape[1] // count)
 
     def _of_planes(self, entered: Any) -> _Value | None:
@@ -355,6 +380,7 @@ class _Recorder(TorchDispatchMode):
         kept.makers += lost.makers
         kept.readers = sorted([*kept.readers, *lost.readers], key=lambda reader: reader.when)
         kept.held += lost.held
+        kept.shaped += lost.shaped
         kept.gates += lost.gates
         self._parents[gone] = into
 
