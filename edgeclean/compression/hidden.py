@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from edgeclean.compression.fit import Moments, lower_triangle
+from edgeclean.compression.fit import Covariances, lower_triangle
 
 _AT_ONCE = 16  # channels whose downdates are gathered into one product
 _FLOOR = 1e-6  # of the mean variance: the least that an input is taken to have
@@ -32,7 +32,7 @@ class HiddenFit:
     def __init__(
         self,
         matrix: Float[Tensor, "out n"],
-        moments: Moments | None,
+        moments: Covariances | None,
         *,
         channels: int,
         ridge: float,
@@ -71,7 +71,7 @@ class HiddenFit:
 
 def refitted(
     matrix: Float[Tensor, "out n"],
-    moments: Moments | None,
+    moments: Covariances | None,
     entries: Int[Tensor, " k"],
     ridge: float,
 ) -> tuple[Float[Tensor, "out k"], Float[Tensor, " out"]]:
@@ -90,9 +90,10 @@ def refitted(
         return exact[:, entries], exact.new_zeros(len(exact))
     scale, damped = _correlations(exact.shape[1], moments, ridge, exact.device)
     share = _shrinkage(exact.shape[1], moments.patches, ridge)
-    crossed = moments.crossed.double() - torch.outer(moments.reference_mean, moments.mean)
     kept = scale[entries]
-    target = (1 - share) * (exact @ crossed[:, entries]) / kept + share * exact[:, entries] * kept
+    target = (1 - share) * (exact @ moments.crossed[:, entries]) / kept + share * exact[
+        :, entries
+    ] * kept
     triangle = lower_triangle(damped[entries][:, entries])
     solved = torch.cholesky_solve(target.T, triangle).T / kept
     return solved, exact @ moments.reference_mean - solved @ moments.mean[entries]
@@ -104,28 +105,29 @@ def _shrinkage(inputs: int, patches: int, ridge: float) -> float:
 
 
 def _correlations(
-    inputs: int, moments: Moments | None, ridge: float, device: torch.device
+    inputs: int, moments: Covariances | None, ridge: float, device: torch.device
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"]]:
     """Deviations of the inputs, and their shrunk covariance in these units."""
     if moments is None:
         eye = torch.eye(inputs, dtype=torch.float64, device=device)
         return eye.new_ones(inputs), eye
-    covariance = moments.own.double() - torch.outer(moments.mean, moments.mean)
-    variance = covariance.diagonal().clamp(min=0)
+    variance = moments.own.diagonal().clamp(min=0)
     level = float(variance.mean())
     scale = (variance + (_FLOOR * level if level > 0 else 1.0)).sqrt()
     share = _shrinkage(inputs, moments.patches, ridge)
-    covariance *= (1 - share) / torch.outer(scale, scale)
-    covariance.diagonal().add_(share)
-    return scale, covariance
+    correlations = moments.own * ((1 - share) / torch.outer(scale, scale))
+    correlations.diagonal().add_(share)
+    return scale, correlations
 
 
-def _energy(matrix: Tensor, moments: Moments | None, ridge: float) -> float:
+def _energy(matrix: Tensor, moments: Covariances | None, ridge: float) -> float:
     """The energy of the outputs, as `fit.ActivationFit` counts it."""
     if moments is None:
         return float(matrix.square().sum())
-    level = float(moments.own.diagonal().mean())
-    outputs = float(((matrix @ moments.own.double()) * matrix).sum())
+    level = float((moments.own.diagonal() + moments.mean.square()).mean())
+    outputs = float(
+        ((matrix @ moments.own) * matrix).sum() + (matrix @ moments.mean).square().sum()
+    )
     return outputs + (ridge * level if level > 0 else 1.0) * float(matrix.square().sum())
 
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from edgeclean.compression.factorisation import Factorisation, Ranks, merged_module
 from edgeclean.compression.fit import (
     ActivationFit,
+    Covariances,
     Fit,
-    Moments,
     WeightFit,
     corrected_kernel,
+    input_covariances,
     input_moments,
 )
 from edgeclean.compression.hidden import HiddenFit, refitted
@@ -114,7 +115,7 @@ class PlannedNetwork:
                 f"layer {unit.consumer} holds NaN or infinite weights, so nothing can be fitted to "
                 "it; check the checkpoint"
             )
-        moments = self._moments(self.module, unit.consumer)
+        moments = self._covariances(self.module, unit.consumer)
         channels, ridge = unit.channels, self.ridge or 0.0
         return HiddenFit(
             weight.flatten(1), moments, channels=channels, ridge=ridge, least=min(least, channels)
@@ -135,7 +136,7 @@ class PlannedNetwork:
         layer, weight = self.module.get_submodule(reader), _weight(self.module, reader)
         matrix = weight.flatten(1)
         entries = unit.entries(reader, torch.tensor(kept), matrix.shape[1]).to(weight.device)
-        moments = self._moments(module or self.module, reader)
+        moments = self._covariances(module or self.module, reader)
         solved, bias = refitted(matrix, moments, entries, self.ridge or 0.0)
         whole = solved.new_zeros(matrix.shape)
         whole[:, entries] = solved
@@ -190,11 +191,11 @@ class PlannedNetwork:
         progress("Fitting layers", len(tasks), len(tasks))
         return fitted, refits
 
-    def _moments(self, module: nn.Module, name: str) -> Moments | None:
+    def _covariances(self, module: nn.Module, name: str) -> Covariances | None:
         if self.batch is None or self.ridge is None:
             return None
         reference = None if module is self.module else self.module
-        return input_moments(module, name, self.batch, reference)
+        return input_covariances(module, name, self.batch, reference)
 
 
 def put_(layer: nn.Module, refit: Refit) -> None:

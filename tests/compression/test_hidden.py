@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeclean.compression.fit import ActivationFit, Moments
+from edgeclean.compression.fit import ActivationFit, Covariances
 from edgeclean.compression.hidden import HiddenFit, refitted
 
 RIDGE = 1e-9
@@ -26,10 +26,11 @@ def inputs_of(channels, taps, patches, seed, *, dead=()):
 
 def moments_of(values, reference=None):
     theirs = values if reference is None else reference
+    centred, their_centred = (one - one.mean(1, keepdim=True) for one in (values, theirs))
     count = values.shape[1]
-    return Moments(
-        own=values @ values.T / count,
-        crossed=theirs @ values.T / count,
+    return Covariances(
+        own=centred @ centred.T / count,
+        crossed=their_centred @ centred.T / count,
         mean=values.mean(1),
         reference_mean=theirs.mean(1),
         patches=10**9,  # as if there were any number, so that nothing is shrunk
@@ -132,7 +133,7 @@ def test_the_energy_is_the_one_that_ranks_are_judged_by():
     values = inputs_of(8, 9, 400, 5)
     kernel = weights_of(6, 72, 5).reshape(6, 8, 3, 3)
     moments = moments_of(values)
-    ranks = ActivationFit(kernel, moments.own, 0.01)
+    ranks = ActivationFit(kernel, values @ values.T / values.shape[1], 0.01)
     assert HiddenFit(kernel.flatten(1), moments, channels=8, ridge=0.01).total == pytest.approx(
         ranks._total, rel=1e-6
     )
@@ -143,7 +144,7 @@ def test_few_patches_are_not_trusted_to_replace_channels():
     values = torch.randn(40, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     weights = weights_of(4, 40, 0)
     many = moments_of(values)
-    few = Moments(
+    few = Covariances(
         **{name: getattr(many, name) for name in ("own", "crossed", "mean", "reference_mean")},
         patches=40,
     )
