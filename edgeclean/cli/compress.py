@@ -82,8 +82,8 @@ def compress(  # noqa: PLR0913 - the options are the interface
     }
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
     goal = opt.rank_goal(ratio, measure, rank_multiple, speedup, latency_budget_ms, size_budget)
-    goal["forms"] = opt.forms_of(forms)
-    options |= {"precision": {"format": precision}, "ranks": _overrides(ranks_file) | goal}
+    goal |= _overrides(ranks_file) | {"forms": opt.forms_of(forms)}
+    options |= {"precision": {"format": precision}, "ranks": goal}
     settings, device = opt.pipeline_settings(config, options, target_file, note=reporter.note)
     gates = opt.read_gates(policy, fail_on_backdoor, max_accuracy_drop, max_size, min_speedup)
     stages = _cache(cache, no_cache, reporter.note)

@@ -31,7 +31,7 @@ STEP = 16  # ranks in between take as long as the next multiple: see `rank_steps
 GROWTH = 1.125
 MOST_UNEVEN = 4.0  # shares of the channels that both ranks keep differ by this factor at most
 MOST_COST = 0.9  # ranks that save less than a tenth of the work are never chosen
-_NO_TIME: tuple[int, TimeKind] = (0, "")
+NO_TIME: tuple[int, TimeKind] = (0, "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,7 +242,7 @@ def _candidate(
 ) -> Candidate:
     params, macs = cost_of(layer.shapes, ranks)
     bias = [weight for name, weight in layer.module.named_parameters() if name.endswith("bias")]
-    ns, time_kind = _NO_TIME if times is None else times.at(ranks)
+    ns, time_kind = NO_TIME if times is None else times.at(ranks)
     return Candidate(
         ranks=ranks,
         params=params + sum(weight.numel() for weight in bias),

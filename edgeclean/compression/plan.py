@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -241,14 +241,10 @@ def choose_ranks(
     effect = output_effect(planned, settings)
     listed = all_candidates(planned, settings, goal.cost, times, progress, effect)
     units = unit_candidates(planned, settings, effect, progress)
-    listed = with_cuts(planned, listed, units, table)
+    listed = with_cuts(planned, listed, units, settings, table)
     picked = pick_candidates(goal, listed, units, settings, planned.layers.values())
     ranks = {name: one.ranks for name, one in picked.layers.items() if one.ranks is not None}
-    cuts = {
-        one.unit.producer: one.fit.kept(one.counts[place])
-        for one, place in zip(units, picked.units, strict=True)
-        if one.fit is not None and one.counts[place] < one.unit.channels
-    }
+    cuts = _cuts(units, picked.units)
     fitted, refits = planned.fit_in_order(ranks, cuts, progress)
     return RankPlan(
         settings=settings_as_json(settings),
@@ -322,6 +318,15 @@ def _layer_plan(
         factors=fitted,
         channels=picked.channels,
     )
+
+
+def _cuts(units: Sequence[UnitCandidates], chosen: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """The channels that stay, of every unit that is cut."""
+    return {
+        one.unit.producer: one.fit.kept(one.counts[place])
+        for one, place in zip(units, chosen, strict=True)
+        if one.fit is not None and one.counts[place] < one.unit.channels
+    }
 
 
 def _unit_plan(

@@ -68,7 +68,8 @@ def check_reach(
         return
     goal = goal_of(settings, planned, network_ns, file)
     units = unit_costs(planned, settings)
-    listed = with_cuts(planned, _smallest(planned, settings, goal, times), units, table)
+    smallest = _smallest(planned, settings, goal, times)
+    listed = with_cuts(planned, smallest, units, settings, table)
     check_reachable(goal, listed, units, settings, planned.layers.values())
 
 

@@ -16,18 +16,19 @@ from typing import cast
 from torch import nn
 
 from edgeclean.compression.candidates import (
+    NO_TIME,
     Candidate,
     LayerCandidates,
     OutputEffect,
     allowed_ranks,
-    dense_candidate,
 )
 from edgeclean.compression.hidden import HiddenFit
-from edgeclean.compression.latency_table import LatencyTable
+from edgeclean.compression.latency_table import CutTimes, LatencyTable
 from edgeclean.compression.planned_network import PlannedNetwork
 from edgeclean.compression.settings import Cost, RankSettings
 from edgeclean.compression.units import Unit
 from edgeclean.networks.layers import Layer
+from edgeclean.networks.shapes import ConvShape
 from edgeclean.progress import Progress
 
 MULTIPLE = 8  # channels that kernels like to work on at once, where no other number is asked for
@@ -141,30 +142,53 @@ def with_cuts(
     network: PlannedNetwork,
     listed: Mapping[str, LayerCandidates],
     units: Sequence[UnitCandidates],
+    settings: RankSettings,
     table: LatencyTable | None,
 ) -> dict[str, LayerCandidates]:
     """Every layer's candidates, and beside them what it is with fewer channels.
 
-    With a table, channels of which it holds no time are not chosen from.
+    With a table, a cut must save as large a share of the layer's time as ranks must. What a
+    depthwise convolution saves is in no table and is not counted on.
     """
     outs, ins = sides(units)
     found: dict[str, LayerCandidates] = {}
     for name, layer_candidates in listed.items():
         made, read = outs.get(name), ins.get(name)
         cut: list[Candidate] = []
-        if made is not None or read is not None:
-            layer = network.layers[name]
-            out, into = layer.shapes[0].channels
+        layer = network.layers[name]
+        out, into = layer.shapes[0].channels
+        times = None if table is None else table.cut_times(layer.shapes[0])
+        if (made is not None or read is not None) and (table is None or times is not None):
             for kept_out in (out,) if made is None else made.counts:
                 for kept_in in (into,) if read is None else read.counts:
                     if (kept_out, kept_in) != (out, into):
-                        cut += _cut(layer, (kept_out, kept_in), table)
+                        cut.append(_cut(layer, (kept_out, kept_in), times))
+        most_ns = (1 - settings.least_gain) * layer_candidates.dense.ns
+        cut = [one for one in cut if table is None or one.ns <= most_ns]
         found[name] = replace(
             layer_candidates,
             candidates=(*layer_candidates.candidates, *cut),
             effects=(*layer_candidates.effects, *[0.0] * len(cut)),
         )
     return found
+
+
+def cut_shapes(network: PlannedNetwork, settings: RankSettings) -> dict[ConvShape, list[ConvShape]]:
+    """What a latency table needs: by the shape of every layer that may be cut, its smaller ones.
+
+    Of a unit's numbers of channels every other one is measured; those between are estimated.
+    """
+    outs, ins = sides(unit_costs(network, settings))
+    found: dict[ConvShape, dict[ConvShape, None]] = {}
+    for name in network.convs:
+        shape = network.layers[name].shapes[0]
+        made, read = outs.get(name), ins.get(name)
+        for out in (shape.channels_out,) if made is None else made.counts[::-2]:
+            for into in (shape.channels_in,) if read is None else read.counts[::-2]:
+                smaller = replace(shape, channels_out=out, channels_in=into)
+                if smaller != shape:
+                    found.setdefault(shape, {})[smaller] = None
+    return {shape: list(smaller) for shape, smaller in found.items()}
 
 
 def sides(
@@ -176,27 +200,20 @@ def sides(
     return outs, ins
 
 
-def _cut(layer: Layer, kept: tuple[int, int], table: LatencyTable | None) -> list[Candidate]:
-    """The one convolution with fewer channels; nothing where a table does not know it."""
+def _cut(layer: Layer, kept: tuple[int, int], times: CutTimes | None) -> Candidate:
+    """The one convolution with fewer channels."""
     shape = layer.shapes[0]
     smaller = replace(shape, channels_out=kept[0], channels_in=kept[1])
-    dense, ns = dense_candidate(layer), 0
-    if table is not None:
-        times = table.times(smaller)
-        if times is None:
-            return []
-        ns = times.dense_ns
     has_bias = layer.module.bias is not None or kept[1] < shape.channels_in
-    return [
-        replace(
-            dense,
-            params=smaller.params + (kept[0] if has_bias else 0),
-            macs=smaller.macs,
-            ns=ns,
-            time_kind="" if table is None else "measured",
-            channels=kept,
-        )
-    ]
+    ns, kind = NO_TIME if times is None else times.at(kept)
+    return Candidate(
+        ranks=None,
+        params=smaller.params + (kept[0] if has_bias else 0),
+        macs=smaller.macs,
+        ns=ns,
+        time_kind=kind,
+        channels=kept,
+    )
 
 
 def _along(network: PlannedNetwork, unit: Unit, count: int) -> tuple[int, int]:

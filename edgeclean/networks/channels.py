@@ -141,7 +141,7 @@ class _Recorder(TorchDispatchMode):
         self._owners: dict[int, tuple[str, str] | None] = {}
         for name, part in module.named_modules():
             for own, tensor in _own_tensors(part):
-                # What stands in two places is nobody's to cut.
+                # What stands in two taken is nobody's to cut.
                 self._owners[id(tensor)] = None if id(tensor) in self._owners else (name, own)
         self._modules = dict(module.named_modules())
         self._parents: list[int] = []
@@ -188,18 +188,22 @@ class _Recorder(TorchDispatchMode):
             self._of(value).fixed = True
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        self, called: Any, types: Any, taken: tuple[Any, ...] = (), named: Any = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        out = called(*taken, **(named or {}))
         self._calls += 1
-        given = [one for one in _tensors((args, kwargs or {})) if id(one) in self._values]
+        given = [one for one in _tensors((taken, named or {})) if id(one) in self._values]
         made = list(_tensors(out))
-        self._alive += [*made, *_tensors(args)]
+        self._alive += [*made, *_tensors(taken)]
         if not given:
-            if func.overloadpacket in {_ATEN.t, *_VIEWS} and made and isinstance(args[0], Tensor):
-                self._turned[id(made[0])] = self._turned.get(id(args[0]), args[0])
+            if (
+                called.overloadpacket in {_ATEN.t, *_VIEWS}
+                and made
+                and isinstance(taken[0], Tensor)
+            ):
+                self._turned[id(made[0])] = self._turned.get(id(taken[0]), taken[0])
             return out
-        value = self._follow(func, args, kwargs or {}, given, made)
+        value = self._follow(called, taken, named or {}, given, made)
         if value is None:
             for one in given:
                 self.fix(one)
@@ -211,39 +215,45 @@ class _Recorder(TorchDispatchMode):
 
     def _follow(
         self,
-        func: Any,
-        args: tuple[Any, ...],
+        called: Any,
+        taken: tuple[Any, ...],
         named: dict[str, Any],
         given: list[Tensor],
         made: list[Tensor],
     ) -> _Value | None:
         """Return what the first output's channels are; None for what is not known."""
-        packet = func.overloadpacket
-        first = args[0] if args else None
+        packet = called.overloadpacket
+        first = taken[0] if taken else None
         if not made or made[0].dim() < 2 or any(one.dim() < 2 for one in given):
             return None
         if packet is _ATEN.convolution:
-            return self._convolution(args, made[0]) if len(given) == 1 else None
+            return self._convolution(taken, made[0]) if len(given) == 1 else None
         if packet in (_ATEN.addmm, _ATEN.mm):
-            return self._linear(args, named, made[0]) if len(given) == 1 else None
+            return self._linear(taken, named, made[0]) if len(given) == 1 else None
         handlers: list[tuple[bool, Callable[[], _Value | None]]] = [
-            (packet in _NORMS, lambda: self._kept(first, list(args[1:5]))),
-            (packet is _ATEN._prelu_kernel, lambda: self._kept(first, [args[1]])),
+            (packet in _NORMS, lambda: self._kept(first, list(taken[1:5]))),
+            (packet is _ATEN._prelu_kernel, lambda: self._kept(first, [taken[1]])),
             (packet in _RESHAPES, lambda: self._reshaped(first, made[0])),
             (packet in _PLANES, lambda: self._of_planes(first)),
-            (packet is _ATEN.constant_pad_nd and len(args[1]) <= 4, lambda: self._of_planes(first)),
-            (packet in _REDUCTIONS, lambda: self._reduced(first, args, named)),
-            (packet is _ATEN.permute, lambda: self._permuted(first, args[1])),
+            (
+                packet is _ATEN.constant_pad_nd and len(taken[1]) <= 4,
+                lambda: self._of_planes(first),
+            ),
+            (packet in _REDUCTIONS, lambda: self._reduced(first, taken, named)),
+            (packet is _ATEN.permute, lambda: self._permuted(first, taken[1])),
             (packet in _SAME, lambda: self._values.get(id(first))),
-            (torch.Tag.pointwise in func.tags, lambda: self._joined(packet, args, given, made[0])),
+            (
+                torch.Tag.pointwise in called.tags,
+                lambda: self._joined(packet, taken, given, made[0]),
+            ),
         ]
         for applies, handler in handlers:
             if applies:
                 return handler() if len(given) == 1 or handler is handlers[-1][1] else None
         return None
 
-    def _convolution(self, args: tuple[Any, ...], made: Tensor) -> _Value | None:
-        entered, weight, bias, transposed, groups = *args[:3], args[6], args[8]
+    def _convolution(self, taken: tuple[Any, ...], made: Tensor) -> _Value | None:
+        entered, weight, bias, transposed, groups = *taken[:3], taken[6], taken[8]
         value, owner = self._values.get(id(entered)), self._owner(weight)
         if value is None or owner is None or transposed or value.spread != 1 or entered.dim() != 4:
             return None
@@ -254,14 +264,14 @@ class _Recorder(TorchDispatchMode):
         self._hold(value, Held(*owner, 0))
         return self._kept(entered, [bias])
 
-    def _linear(self, args: tuple[Any, ...], named: dict[str, Any], made: Tensor) -> _Value | None:
-        entered, turned = args[-2:]
+    def _linear(self, taken: tuple[Any, ...], named: dict[str, Any], made: Tensor) -> _Value | None:
+        entered, turned = taken[-2:]
         weight = self._turned.get(id(turned))
         value, owner = self._values.get(id(entered)), self._owner(weight)
         plain = named.get("alpha", 1) == named.get("beta", 1) == 1
         if value is None or owner is None or weight is None or not plain:
             return None
-        return self._dense(entered, owner, args[0] if len(args) == 3 else None, made)
+        return self._dense(entered, owner, taken[0] if len(taken) == 3 else None, made)
 
     def _dense(
         self, entered: Tensor, owner: tuple[str, str], bias: Any, made: Tensor
@@ -328,8 +338,10 @@ class _Recorder(TorchDispatchMode):
         value = self._values[id(entered)]
         return value if entered.dim() == 4 else None
 
-    def _reduced(self, entered: Any, args: tuple[Any, ...], named: dict[str, Any]) -> _Value | None:
-        axes = args[1] if len(args) > 1 else named.get("dim")
+    def _reduced(
+        self, entered: Any, taken: tuple[Any, ...], named: dict[str, Any]
+    ) -> _Value | None:
+        axes = taken[1] if len(taken) > 1 else named.get("dim")
         if axes is None or not isinstance(axes, list | tuple) or not axes:
             return None
         inner = all(axis % entered.dim() >= 2 for axis in axes)
@@ -339,7 +351,7 @@ class _Recorder(TorchDispatchMode):
         return self._values[id(entered)] if list(order[:2]) == [0, 1] else None
 
     def _joined(
-        self, packet: Any, args: tuple[Any, ...], given: list[Tensor], made: Tensor
+        self, packet: Any, taken: tuple[Any, ...], given: list[Tensor], made: Tensor
     ) -> _Value | None:
         """Entry by entry, of one value and constants, or of several values."""
         if any(one.dim() != made.dim() for one in given):
@@ -351,7 +363,7 @@ class _Recorder(TorchDispatchMode):
             if one.shape[1] != made.shape[1]:
                 self.fix(one)
         value = self._values[id(wide[0])]
-        for one in _tensors(args):
+        for one in _tensors(taken):
             if id(one) not in self._values and not self._aligned(value, one, made):
                 return None
         for one in wide[1:]:

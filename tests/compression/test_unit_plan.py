@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from latency_tables import made_up_ms, made_up_table, table_with_cuts
 from unit_networks import (
     ACTIVATIONS,
     KINDS,
@@ -20,6 +21,7 @@ from unit_networks import (
 from edgeclean.compression.decompose import DecomposeSettings, decompose
 from edgeclean.compression.finetune import FinetuneSettings, finetune
 from edgeclean.compression.knapsack import Item, Tie, choose, least_cost
+from edgeclean.compression.latency_table import parse_latency_table
 from edgeclean.compression.plan import RankSettings, choose_ranks
 from edgeclean.compression.planned_network import planned_network, put_
 from edgeclean.compression.reach import check_reach
@@ -193,6 +195,38 @@ def test_mobilenet_v2_reaches_four_times_fewer_macs():
     check_reach(network, asked)
     with pytest.raises(RatioError, match=r"is 2\d\.\d\d times smaller"):
         check_reach(network, dataclasses.replace(asked, ratio=99.0))
+
+
+@pytest.mark.parametrize("kind", ["basic", "chain"])
+def test_times_of_fewer_channels_are_the_tables(kind):
+    network = drawn_network(Drawn(kind=kind, hidden=64, image=(3, 12, 12)))
+    table = table_with_cuts(network)
+    assert parse_latency_table(table.canonical(), where="table").blocks == table.blocks
+    asked = RankSettings(speedup=1.5, forms=HIDDEN)
+    check_reach(network, asked, table=table)
+    plan = choose_ranks(network, asked, images=images_of(network), table=table)
+    assert plan.units
+    assert plan.ratio >= 1.5
+    for layer in plan.layers:
+        if layer.channels is not None:
+            whole = planned_network(network, (), None, most_images=1, ridge=None)
+            shape = whole.layers[layer.layer].shapes[0]
+            out, into = layer.channels
+            times = table.cut_times(shape)
+            assert times is not None
+            assert (layer.ns_after, layer.time_kind) == times.at((out, into))
+            smaller = dataclasses.replace(shape, channels_out=out, channels_in=into)
+            if layer.time_kind == "measured":
+                assert layer.ns_after == round(1e6 * made_up_ms(smaller, None))
+            assert layer.ns_after <= layer.ns_before
+    module = truncated(network, plan).module
+    assert count_macs(module, network.spec.input_shape) == plan.macs_after
+
+
+def test_a_table_without_fewer_channels_cuts_nothing():
+    network = drawn_network(Drawn(kind="basic", hidden=64))
+    table = made_up_table(network)
+    assert choose_ranks(network, RankSettings(ratio=1.5), table=table).units == ()
 
 
 def test_the_layers_say_how_many_channels_are_left():
