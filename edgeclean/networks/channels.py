@@ -141,7 +141,7 @@ class _Recorder(TorchDispatchMode):
         self._owners: dict[int, tuple[str, str] | None] = {}
         for name, part in module.named_modules():
             for own, tensor in _own_tensors(part):
-                # What stands in two taken is nobody's to cut.
+                # What stands in two places is nobody's to cut.
                 self._owners[id(tensor)] = None if id(tensor) in self._owners else (name, own)
         self._modules = dict(module.named_modules())
         self._parents: list[int] = []
@@ -236,11 +236,11 @@ class _Recorder(TorchDispatchMode):
             (packet in _RESHAPES, lambda: self._reshaped(first, made[0])),
             (packet in _PLANES, lambda: self._of_planes(first)),
             (
-                packet is _ATEN.constant_pad_nd and len(taken[1]) <= 4,
+                packet is _ATEN.constant_pad_nd and len(taken) > 1 and len(taken[1]) <= 4,
                 lambda: self._of_planes(first),
             ),
             (packet in _REDUCTIONS, lambda: self._reduced(first, taken, named)),
-            (packet is _ATEN.permute, lambda: self._permuted(first, taken[1])),
+            (packet is _ATEN.permute and len(taken) > 1, lambda: self._permuted(first, taken[1])),
             (packet in _SAME, lambda: self._values.get(id(first))),
             (
                 torch.Tag.pointwise in called.tags,
@@ -253,6 +253,8 @@ class _Recorder(TorchDispatchMode):
         return None
 
     def _convolution(self, taken: tuple[Any, ...], made: Tensor) -> _Value | None:
+        if len(taken) < 9:  # by name, as only a graph of its own would
+            return None
         entered, weight, bias, transposed, groups = *taken[:3], taken[6], taken[8]
         value, owner = self._values.get(id(entered)), self._owner(weight)
         if value is None or owner is None or transposed or value.spread != 1 or entered.dim() != 4:
@@ -265,6 +267,8 @@ class _Recorder(TorchDispatchMode):
         return self._kept(entered, [bias])
 
     def _linear(self, taken: tuple[Any, ...], named: dict[str, Any], made: Tensor) -> _Value | None:
+        if len(taken) < 2:
+            return None
         entered, turned = taken[-2:]
         weight = self._turned.get(id(turned))
         value, owner = self._values.get(id(entered)), self._owner(weight)

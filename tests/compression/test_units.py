@@ -191,6 +191,43 @@ def test_a_plain_one_of_the_same_is_found():
     assert {unit.producer for unit in units_of(network)} == {"first", "last"}
 
 
+class Scale(nn.Module):
+    """A factor and a shift for each channel, one as a parameter and one as a buffer."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.factor = nn.Parameter(torch.rand(1, channels, 1, 1) + 0.5)
+        self.register_buffer("shift", torch.rand(channels, 1, 1))
+
+    def forward(self, planes):
+        return torch.maximum(planes * self.factor + self.shift, planes.amin((2, 3), keepdim=True))
+
+
+def test_all_that_keeps_channels_apart_is_cut_along():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        steps = [
+            *(nn.Conv2d(1, 16, 3, padding="same"), nn.BatchNorm2d(16, affine=False), nn.PReLU(16)),
+            *(Scale(16), nn.ZeroPad2d(1), nn.AvgPool2d(2), nn.Upsample(scale_factor=2.0)),
+            *(nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Hardtanh(), nn.ReflectionPad2d(1)),
+            *(nn.MaxPool2d(3, 1), nn.Dropout2d(), nn.GELU(), nn.Conv2d(16, 12, 3)),
+            *(nn.AdaptiveAvgPool2d((2, 1)), nn.Flatten(), nn.Linear(24, 5)),
+        ]
+    network = as_network(nn.Sequential(*steps), (1, 9, 7))
+    (unit, last) = units_of(network)
+    assert (unit.producer, unit.consumer, unit.channels) == ("0", "13", 16)
+    assert {one.module for one in unit.held} == {"1", "2", "3", "7"}
+    assert (last.consumer, last.spread) == ("16", 2)
+    expected = outputs(network.module, network)
+    changed = copy.deepcopy(network.module)
+    for one in (unit, last):
+        cut_(changed, one, torch.arange(one.channels).flip(0))
+    assert torch.allclose(outputs(changed, network), expected, atol=1e-5)
+    cut_(changed, unit, torch.arange(5))
+    assert outputs(changed, network).shape == expected.shape
+    assert changed[2].num_parameters == changed[7].groups == changed[1].num_features == 5
+
+
 def test_a_layer_with_two_readers_or_two_names_stays():
     class Two(nn.Module):
         def __init__(self, shared):
