@@ -135,6 +135,28 @@ def pick_candidates(
     )
 
 
+def pick_whole(
+    goal: Goal,
+    layers: Mapping[str, LayerCandidates],
+    units: Sequence[UnitCandidates],
+    settings: RankSettings,
+) -> Picked:
+    """The same where all channels stay.
+
+    Raises:
+        RatioError: ranks alone do not meet the goal.
+        UsageError: see `pick_candidates`.
+    """
+    whole = {}
+    for name, layer in layers.items():
+        pairs = zip(layer.candidates, layer.effects, strict=True)
+        listed = [(one, effect) for one, effect in pairs if one.channels is None]
+        candidates, effects = zip(*listed, strict=True)
+        whole[name] = replace(layer, candidates=candidates, effects=effects)
+    picked = pick_candidates(goal, whole, (), settings)
+    return replace(picked, units=tuple(len(one.counts) - 1 for one in units))
+
+
 def check_reachable(
     goal: Goal,
     layers: Mapping[str, LayerCandidates],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -15,7 +16,14 @@ from edgeclean.compression.candidates import (
     output_effect,
 )
 from edgeclean.compression.factorisation import Factorisation, Ranks
-from edgeclean.compression.goals import FileSize, goal_of, pick_candidates
+from edgeclean.compression.goals import (
+    FileSize,
+    Goal,
+    Picked,
+    goal_of,
+    pick_candidates,
+    pick_whole,
+)
 from edgeclean.compression.latency_table import (
     NS_PER_MS,
     LatencyTable,
@@ -23,10 +31,10 @@ from edgeclean.compression.latency_table import (
     TimeKind,
     layers_digest,
 )
-from edgeclean.compression.planned_network import PlannedNetwork, Refit, planned_network
+from edgeclean.compression.planned_network import Fitted, PlannedNetwork, Refit, planned_network
 from edgeclean.compression.settings import Cost, RankSettings
 from edgeclean.compression.unit_candidates import UnitCandidates, unit_candidates, with_cuts
-from edgeclean.errors import UsageError
+from edgeclean.errors import RatioError, UsageError
 from edgeclean.networks.layers import Layer, conv_shapes
 from edgeclean.networks.state import JsonValue, Network, SyntheticImages, settings_as_json
 from edgeclean.progress import Progress, silent
@@ -242,17 +250,15 @@ def choose_ranks(
     listed = all_candidates(planned, settings, goal.cost, times, progress, effect)
     units = unit_candidates(planned, settings, effect, progress)
     listed = with_cuts(planned, listed, units, settings, table)
-    picked = pick_candidates(goal, listed, units, settings, planned.layers.values())
-    ranks = {name: one.ranks for name, one in picked.layers.items() if one.ranks is not None}
+    picked, fitted = _chosen(planned, settings, goal, (listed, units), progress)
     cuts = _cuts(units, picked.units)
-    fitted, refits = planned.fit_in_order(ranks, cuts, progress)
     return RankPlan(
         settings=settings_as_json(settings),
         ratio_asked=goal.ratio,
         measure=goal.cost,
         images=0 if planned.batch is None else len(planned.batch),
         layers=tuple(
-            _layer_plan(layer, listed.get(name), picked.layers.get(name), fitted.get(name))
+            _layer_plan(layer, listed.get(name), picked.layers.get(name), fitted.factors.get(name))
             for name, layer in planned.layers.items()
         ),
         params_before=planned.params,
@@ -260,7 +266,7 @@ def choose_ranks(
         ns_before=network_ns or 0,
         table=None if table is None else settings_as_json(table.facts()),
         units=tuple(
-            _unit_plan(one, place, cuts[one.unit.producer], refits)
+            _unit_plan(one, place, cuts[one.unit.producer], fitted.refits)
             for one, place in zip(units, picked.units, strict=True)
             if one.unit.producer in cuts
         ),
@@ -318,6 +324,36 @@ def _layer_plan(
         factors=fitted,
         channels=picked.channels,
     )
+
+
+def _chosen(
+    planned: PlannedNetwork,
+    settings: RankSettings,
+    goal: Goal,
+    candidates: tuple[Mapping[str, LayerCandidates], Sequence[UnitCandidates]],
+    progress: Progress,
+) -> tuple[Picked, Fitted]:
+    """The best choice, its layers fitted.
+
+    Effects that are small add up; large ones do not, and a unit that is all but emptied has one
+    that its shortcut bounds. So where channels would go, the choice without that is fitted as well,
+    and what changes the outputs less is taken.
+
+    Raises:
+        RatioError: not even the smallest ranks meet the goal.
+    """
+    listed, units = candidates
+    every = planned.layers.values()
+    options = [pick_candidates(goal, listed, units, settings, every)]
+    if _cuts(units, options[0].units) and planned.others is not None:
+        with suppress(RatioError):
+            options.append(pick_whole(goal, listed, units, settings))
+    fitted = []
+    for picked in options:
+        ranks = {name: one.ranks for name, one in picked.layers.items() if one.ranks is not None}
+        fitted.append(planned.fit_in_order(ranks, _cuts(units, picked.units), progress))
+    best = min(range(len(options)), key=lambda place: fitted[place].change)
+    return options[best], fitted[best]
 
 
 def _cuts(units: Sequence[UnitCandidates], chosen: Sequence[int]) -> dict[str, tuple[int, ...]]:

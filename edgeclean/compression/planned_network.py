@@ -50,6 +50,23 @@ class Refit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """The layers of one choice, fitted in order.
+
+    Attributes:
+        factors: by layer.
+        refits: the readers of the units that are cut, by layer too.
+        change: squared change of the network's outputs over their square, both about their mean
+            over the classes, on images that nothing was fitted to where there are others; 0 without
+            images.
+    """
+
+    factors: Mapping[str, Factorisation]
+    refits: Mapping[str, Refit]
+    change: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedNetwork:
     """What ranks are chosen for.
 
@@ -62,6 +79,7 @@ class PlannedNetwork:
         params: of the whole network.
         macs: of one image.
         units: whose hidden channels may go; none where that form was not asked for.
+        others: as many normalised images as `batch` has, between those, to judge by.
     """
 
     module: nn.Module
@@ -72,6 +90,7 @@ class PlannedNetwork:
     params: int
     macs: int
     units: tuple[Unit, ...] = ()
+    others: Tensor | None = None
 
     @property
     def convs(self) -> dict[str, nn.Conv2d]:
@@ -151,7 +170,7 @@ class PlannedNetwork:
         ranks: Mapping[str, Ranks],
         cuts: Mapping[str, Sequence[int]],
         progress: Progress = silent,
-    ) -> tuple[dict[str, Factorisation], dict[str, Refit]]:
+    ) -> Fitted:
         """Layers fitted one after the other, each to what the truncated ones before it feed.
 
         Each makes the outputs of its own layer come back as near as it can to the original's, so
@@ -162,9 +181,6 @@ class PlannedNetwork:
             ranks: by layer.
             cuts: the kept channels, by unit.
             progress: told after every layer.
-
-        Returns:
-            The factors by layer, and the readers of the units that are cut, by layer too.
 
         Source: the asymmetric reconstruction of Zhang et al. (2015), section 3.3.
         """
@@ -185,17 +201,34 @@ class PlannedNetwork:
                 moments = input_moments(truncated, name, self.batch, self.module)
                 kernel = corrected_kernel(self.convs[name].weight, moments, self.ridge)
                 fitted[name] = ActivationFit(kernel, moments.own, self.ridge).at(ranks[name])
-                weight = truncated.get_parameter(f"{name}.weight")
-                with torch.no_grad():
-                    weight.copy_(fitted[name].kernel())
+                _copy_(truncated, name, fitted[name])
+            elif self.batch is not None:  # to be judged, as it will be cut from the weights
+                _copy_(truncated, name, self.fit(name).at(ranks[name]))
         progress("Fitting layers", len(tasks), len(tasks))
-        return fitted, refits
+        return Fitted(factors=fitted, refits=refits, change=self._change(truncated))
+
+    def _change(self, truncated: nn.Module) -> float:
+        if self.others is None:
+            return 0.0
+        with torch.no_grad():
+            before, after = (
+                one(self.others).flatten(1).double() for one in (self.module, truncated)
+            )
+        if before.shape[1] > 1:
+            before, after = (one - one.mean(1, keepdim=True) for one in (before, after))
+        square = float(before.square().sum())
+        return float((after - before).square().sum()) / square if square > 0 else 0.0
 
     def _covariances(self, module: nn.Module, name: str) -> Covariances | None:
         if self.batch is None or self.ridge is None:
             return None
         reference = None if module is self.module else self.module
         return input_covariances(module, name, self.batch, reference)
+
+
+def _copy_(module: nn.Module, name: str, factors: Factorisation) -> None:
+    with torch.no_grad():
+        module.get_parameter(f"{name}.weight").copy_(factors.kernel())
 
 
 def put_(layer: nn.Module, refit: Refit) -> None:
@@ -239,12 +272,17 @@ def planned_network(
         kept = {*keep, *_kept_before(network)}
         units = find_units(module, by_name, network.spec.input_shape, keep=kept)
     macs = sum(layer.macs for layer in layers)
-    batch = None
+    batch, others = None, None
     if images is not None:
         most = min(most_images, max(_LEAST_IMAGES, _MOST_MACS // max(1, macs)))
-        pixels = images.pixels[:: max(1, len(images) // most)][:most]
+        step = max(1, len(images) // most)
         weight = next(module.parameters())
-        batch = normalize(pixels, network.spec).to(device=weight.device, dtype=weight.dtype)
+        batch, others = (
+            normalize(images.pixels[first::step][:most], network.spec).to(
+                device=weight.device, dtype=weight.dtype
+            )
+            for first in (0, step // 2)
+        )
     return PlannedNetwork(
         module=module,
         layers=by_name,
@@ -254,6 +292,7 @@ def planned_network(
         params=count_params(module),
         macs=macs,
         units=units,
+        others=others,
     )
 
 

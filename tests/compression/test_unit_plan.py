@@ -170,6 +170,28 @@ def test_forms_are_what_was_asked():
         RankSettings(forms=())
 
 
+@pytest.mark.parametrize("kind", ["basic", "inverted"])
+@pytest.mark.parametrize("ratio", [1.6, 3.0])
+def test_channels_go_only_where_that_changes_the_outputs_less(kind, ratio):
+    """Judged on images between those that were fitted to."""
+    network = drawn_network(Drawn(kind=kind, hidden=40, seed=3))
+    images = images_of(network, 24)
+    others = normalize(images.pixels[1::2], network.spec)
+    changes = []
+    for forms in (("tucker", "hidden"), ("tucker",)):
+        asked = RankSettings(ratio=ratio, forms=forms, images=12)
+        try:
+            plan = choose_ranks(network, asked, images=images)
+        except RatioError:
+            assert forms == ("tucker",)
+            continue
+        with torch.no_grad():
+            pair = (network.module(others), truncated(network, plan).module(others))
+            before, after = (one - one.mean(1, keepdim=True) for one in pair)
+        changes.append(float((after - before).square().sum()))
+    assert changes[0] <= 1.001 * changes[-1]
+
+
 def test_counts_are_multiples_and_save_enough():
     assert kept_counts(96, RankSettings()) == (*range(8, 88, 8), 96)
     assert kept_counts(96, RankSettings(rank_multiple=32)) == (32, 64, 96)
