@@ -108,9 +108,9 @@ class UnitPlan:
         effect: what the choice weighed.
         params_before: of what belongs to the channels beside the layers of the plan.
         macs_before: likewise, of one image.
-        weights: by the layers that read the channels: fitted to those that stay, zero for the
-            others.
-        biases: of the same layers.
+        weights: of the layers that read the channels, fitted to those that stay and zero for the
+            others; and of the producer, where it was fitted to what it is fed.
+        biases: of the readers.
     """
 
     producer: str
@@ -129,7 +129,7 @@ class UnitPlan:
         """Everything but the weights, and of the channels the number."""
         return {
             "producer": self.producer,
-            "readers": list(self.weights),
+            "readers": list(self.biases),
             "hidden": [self.channels, len(self.kept)],
             "loss": round(self.loss, 6),
             "effect": round(self.effect, 6),
@@ -368,6 +368,11 @@ def _cuts(units: Sequence[UnitCandidates], chosen: Sequence[int]) -> dict[str, t
 def _unit_plan(
     listed: UnitCandidates, place: int, kept: tuple[int, ...], refits: Mapping[str, Refit]
 ) -> UnitPlan:
+    unit = listed.unit
+    names = [name for name in (unit.producer, *unit.readers) if name in refits]
+    weights = {name: refits[name].weight for name in names}
+    fitted = {name: refits[name].bias for name in unit.readers}
+    biases = {name: bias for name, bias in fitted.items() if bias is not None}
     return UnitPlan(
         producer=listed.unit.producer,
         channels=listed.unit.channels,
@@ -378,6 +383,6 @@ def _unit_plan(
         params_after=listed.params[place],
         macs_before=listed.macs[-1],
         macs_after=listed.macs[place],
-        weights={name: refits[name].weight for name in listed.unit.readers},
-        biases={name: refits[name].bias for name in listed.unit.readers},
+        weights=weights,
+        biases=biases,
     )

@@ -38,15 +38,15 @@ _LEFT_WHOLE = "kept whole when the network was decomposed"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refit:
-    """A layer that reads some channels of a unit only: what it computes on all of them.
+    """A layer of a unit that is cut: what it computes with all channels there.
 
     Attributes:
-        weight: of the layer's own shape; zero for the channels that go.
-        bias: of its outputs, the layer's own included.
+        weight: of the layer's own shape; of one that reads the channels, zero for those that go.
+        bias: of its outputs, the layer's own included; None leaves what there is.
     """
 
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class Fitted:
 
     Attributes:
         factors: by layer.
-        refits: the readers of the units that are cut, by layer too.
+        refits: the producers and readers of the units that are cut, by layer too.
         change: squared change of the network's outputs over their square, both about their mean
             over the classes, on images that nothing was fitted to where there are others; 0 without
             images.
@@ -188,7 +188,7 @@ class PlannedNetwork:
         refits: dict[str, Refit] = {}
         consumed = {unit.consumer: unit for unit in self.units if unit.producer in cuts}
         truncated = copy.deepcopy(self.module)
-        tasks = [name for name in self.layers if name in ranks or name in consumed]
+        tasks = [name for name in self.layers if name in ranks or name in consumed or name in cuts]
         for done, name in enumerate(tasks):
             progress("Fitting layers", done, len(tasks))
             if name in consumed:
@@ -200,9 +200,15 @@ class PlannedNetwork:
             elif self.batch is not None and self.ridge is not None:
                 moments = input_moments(truncated, name, self.batch, self.module)
                 kernel = corrected_kernel(self.convs[name].weight, moments, self.ridge)
+                if name in cuts:
+                    refits[name] = Refit(weight=kernel, bias=None)
+                    put_(truncated.get_submodule(name), refits[name])
+                    continue
                 fitted[name] = ActivationFit(kernel, moments.own, self.ridge).at(ranks[name])
                 _copy_(truncated, name, fitted[name])
-            elif self.batch is not None:  # to be judged, as it will be cut from the weights
+            elif (
+                self.batch is not None and name in ranks
+            ):  # to be judged, as it will be cut from the weights
                 _copy_(truncated, name, self.fit(name).at(ranks[name]))
         progress("Fitting layers", len(tasks), len(tasks))
         return Fitted(factors=fitted, refits=refits, change=self._change(truncated))
@@ -234,7 +240,8 @@ def _copy_(module: nn.Module, name: str, factors: Factorisation) -> None:
 def put_(layer: nn.Module, refit: Refit) -> None:
     """Give a layer these weights, in place, and a bias where it has none."""
     layer.weight = nn.Parameter(refit.weight.detach().clone())
-    layer.bias = nn.Parameter(refit.bias.detach().clone())
+    if refit.bias is not None:
+        layer.bias = nn.Parameter(refit.bias.detach().clone())
 
 
 def _weight(module: nn.Module, name: str) -> Tensor:

@@ -98,13 +98,14 @@ def _cut_units(
     kept: dict[str, tuple[int, ...]] = {}
     for one in plan.units:
         unit = known.get(one.producer)
-        if unit is None or unit.channels != one.channels or {*unit.readers} != {*one.weights}:
+        if unit is None or unit.channels != one.channels or {*unit.readers} != {*one.biases}:
             raise UsageError(
                 f"the plan cuts the channels that {printable(one.producer)} makes, and this "
                 "network has no such channels; choose the ranks for this network"
             )
-        for name in unit.readers:
-            put_(module.get_submodule(name), Refit(weight=one.weights[name], bias=one.biases[name]))
+        for name, weight in one.weights.items():
+            refit = Refit(weight=weight, bias=one.biases.get(name))
+            put_(module.get_submodule(name), refit)
     for one in plan.units:
         unit = known[one.producer]
         cut_(module, unit, torch.tensor(one.kept))
