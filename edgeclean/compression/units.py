@@ -27,6 +27,7 @@ from edgeclean.networks.layers import Layer, evaluating
 from edgeclean.networks.operations import Operation
 
 _TOLERANCE = 1e-3  # of the largest output: sums in another order
+_MOST_TRIALS = 64  # of a network that came to make them long
 LEAST_CHANNELS = 8
 
 
@@ -171,7 +172,7 @@ def _may_be_cut(layer: Layer) -> bool:
 def _sound(
     module: nn.Module, units: list[Unit], input_shape: tuple[int, int, int]
 ) -> Iterable[Unit]:
-    """Return those whose channels can be permuted and cut; tried together, then one by one."""
+    """Return those whose channels can be permuted and cut; tried together, then in halves."""
     weight = next(module.parameters(), torch.empty(0))
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(2, *input_shape, generator=generator)
@@ -182,13 +183,19 @@ def _sound(
     def holds(some: Sequence[Unit]) -> bool:
         return _stays(module, some, images, expected) and _runs(module, some, images, expected)
 
-    if not units or holds(units):
-        return units
-    sound: list[Unit] = []
-    for unit in units:
-        if holds([*sound, unit]):
-            sound.append(unit)
-    return sound
+    trials = iter(range(_MOST_TRIALS))
+
+    def sound(some: list[Unit]) -> list[Unit]:
+        """Those of some that hold together; halves where they do not, as long as trials last."""
+        if not some or next(trials, None) is None:
+            return []
+        if holds(some):
+            return some
+        half = len(some) // 2
+        return [*sound(some[:half]), *sound(some[half:])] if half else []
+
+    found = sound(units)
+    return found if len(found) == len(units) or not found or holds(found) else []
 
 
 def _stays(module: nn.Module, units: Sequence[Unit], images: Tensor, expected: Tensor) -> bool:

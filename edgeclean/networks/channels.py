@@ -149,6 +149,7 @@ class _Recorder(TorchDispatchMode):
         self._values: dict[int, _Value] = {}
         self._alive: list[Any] = []  # an id is unique only while its tensor lives
         self._turned: dict[int, Tensor] = {}  # a weight that was transposed, or viewed
+        self._dense_calls: dict[str, list[int]] = {}  # the groups that a layer read and made
         self._calls = 0
         self._running = ""
 
@@ -287,17 +288,18 @@ class _Recorder(TorchDispatchMode):
         if bias is not None and self._owner(bias) != (layer, "bias"):
             return None
         group = self._of(entered)
-        again = any(layer in one.makers for one in self._groups)
+        again = layer in self._dense_calls
         pooled = prod(entered.shape[2:]) == 1 and value.spread == 1
         group.readers.append(
             Reader(layer=layer, spread=value.spread, pooled=pooled, when=self._calls)
         )
         out = self._new(made.shape[1], fixed=again)
         self._groups[out].makers.append(layer)
+        calls = self._dense_calls.setdefault(layer, [])
+        calls += [self._root(value.group), out]
         if again:  # one weight for two values: their channels are not told apart here
-            group.fixed = True
-            for one in self._groups:
-                one.fixed |= layer in one.makers or any(r.layer == layer for r in one.readers)
+            for one in calls:
+                self._groups[self._root(one)].fixed = True
         return _Value(out)
 
     def _kept(self, entered: Any, constants: list[Any]) -> _Value | None:
@@ -408,6 +410,7 @@ class _Recorder(TorchDispatchMode):
 
     def _root(self, index: int) -> int:
         while self._parents[index] != index:
+            self._parents[index] = self._parents[self._parents[index]]
             index = self._parents[index]
         return index
 

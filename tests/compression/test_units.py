@@ -228,6 +228,20 @@ def test_all_that_keeps_channels_apart_is_cut_along():
     assert changed[2].num_parameters == changed[7].groups == changed[1].num_features == 5
 
 
+def test_one_that_cannot_be_cut_leaves_the_others():
+    class Bound(nn.Module):
+        def forward(self, planes):
+            return planes.view(-1, 16, 64).view(-1, 16, 8, 8)
+
+    steps = [nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 24, 1), nn.ReLU()]
+    steps += [nn.Conv2d(24, 16, 1), Bound(), nn.Conv2d(16, 40, 1), nn.ReLU(), nn.Conv2d(40, 8, 1)]
+    steps += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = as_network(nn.Sequential(*steps), (3, 8, 8))
+    assert [unit.producer for unit in units_of(network)] == ["0", "2", "6", "8"]
+
+
 def test_a_layer_with_two_readers_or_two_names_stays():
     class Two(nn.Module):
         def __init__(self, shared):
