@@ -76,10 +76,8 @@ def compress(  # noqa: PLR0913 - the options are the interface
     reporter = Reporter(as_json=as_json, quiet=quiet)
     spec, code_folder = opt.model_spec(checkpoint, model, arch, input_shape, classes, mean, std)
     options = opt.run_options(seed, gpu, effort) | {"target": target, "jetpack": jetpack}
-    options |= opt.load_options(state_dict) | {
-        "purify": {"mode": purify},
-        "decompose": {"keep": keep or None},
-    }
+    options |= opt.load_options(state_dict) | {"purify": {"mode": purify}}
+    options |= {"decompose": {"keep": keep or None}}
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
     goal = opt.rank_goal(ratio, measure, rank_multiple, speedup, latency_budget_ms, size_budget)
     goal |= _overrides(ranks_file) | {"forms": opt.forms_of(forms)}

@@ -39,6 +39,8 @@ from edgeclean.networks.layers import Layer, conv_shapes
 from edgeclean.networks.state import JsonValue, Network, SyntheticImages, settings_as_json
 from edgeclean.progress import Progress, silent
 
+_CLEARLY = 0.9  # of the change that ranks alone make: channels go only where theirs is below
+
 __all__ = ["LayerPlan", "RankPlan", "RankSettings", "choose_ranks"]
 
 
@@ -337,7 +339,7 @@ def _chosen(
 
     Effects that are small add up; large ones do not, and a unit that is all but emptied has one
     that its shortcut bounds. So where channels would go, the choice without that is fitted as well,
-    and what changes the outputs less is taken.
+    and taken unless it changes the outputs clearly more.
 
     Raises:
         RatioError: not even the smallest ranks meet the goal.
@@ -352,7 +354,9 @@ def _chosen(
     for picked in options:
         ranks = {name: one.ranks for name, one in picked.layers.items() if one.ranks is not None}
         fitted.append(planned.fit_in_order(ranks, _cuts(units, picked.units), progress))
-    best = min(range(len(options)), key=lambda place: fitted[place].change)
+    best = len(options) - 1
+    if fitted[0].change <= _CLEARLY * fitted[best].change:
+        best = 0
     return options[best], fitted[best]
 
 

@@ -271,7 +271,7 @@ def test_the_layers_say_how_many_channels_are_left():
 
 def test_a_plan_is_kept_and_taken_up_again():
     network = drawn_network(Drawn(kind="bottleneck", hidden=40))
-    plan = choose_ranks(network, RankSettings(ratio=2.0), images=images_of(network))
+    plan = choose_ranks(network, RankSettings(ratio=2.0, forms=HIDDEN), images=images_of(network))
     again = from_bytes(to_bytes(plan))
     assert [unit.as_json() for unit in again.units] == [unit.as_json() for unit in plan.units]
     images = torch.rand(2, *network.spec.input_shape)
