@@ -105,7 +105,7 @@ class PipelineSettings(Settings):
 
 # What differs in this mode: leading ranks of the clamped weights, labels, attacked images.
 _CLEAN_COMPACT: dict[str, Any] = {
-    "ranks": {"sensitivity": "energy", "factors": "weights"},
+    "ranks": {"sensitivity": "energy", "factors": "weights", "forms": ["tucker"]},
     "finetune": {"compare": "labels", "feature_weight": 0.0, "adversarial_share": 0.5},
 }
 

@@ -195,6 +195,8 @@ def _ranks(settings: PipelineSettings, each: PassSeconds) -> Iterator[Part]:
     """Plan six forms of every layer, tried on the images, and a fit of each chosen one."""
     passes = settings.ranks.images * each.layers * each.forward
     yield Part(stage="ranks", title="Measuring layers", seconds=MEASURED * passes)
+    if "hidden" in settings.ranks.forms:  # a unit for every two layers or so
+        yield Part(stage="ranks", title="Measuring hidden channels", seconds=MEASURED / 2 * passes)
     yield Part(stage="ranks", title="Fitting layers", seconds=FITTED * passes)
 
 

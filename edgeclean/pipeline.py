@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from edgeclean.backdoor.findings import ScanReport
 from edgeclean.backdoor.purify import purify
 from edgeclean.backdoor.scan import scan
 from edgeclean.bundle.bundle import Bundle, hold_output, write_bundle

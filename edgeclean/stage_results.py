@@ -21,7 +21,7 @@ from edgeclean.backdoor.findings import ScanReport, SearchRecord, Suspect
 from edgeclean.backdoor.selection import NamedClass, Selection
 from edgeclean.backdoor.triggers import AdditiveTrigger, MaskedTrigger, WarpTrigger
 from edgeclean.compression.factorisation import Factorisation
-from edgeclean.compression.plan import LayerPlan, RankPlan
+from edgeclean.compression.plan import LayerPlan, RankPlan, UnitPlan
 from edgeclean.networks.state import (
     FinetunedNetwork,
     Network,
@@ -47,6 +47,7 @@ _CLASSES: dict[str, Callable[..., Any]] = {
         StructureFinding,
         StructureReport,
         Suspect,
+        UnitPlan,
         SyntheticImages,
         WarpTrigger,
     )

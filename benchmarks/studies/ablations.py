@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -30,6 +30,7 @@ from edgeclean.compression.clamp import scale
 from edgeclean.compression.decompose import decompose
 from edgeclean.compression.finetune import FinetuneSettings, finetune
 from edgeclean.compression.plan import choose_ranks
+from edgeclean.compression.settings import Form, RankSettings
 from edgeclean.compression.truncate import truncate
 from edgeclean.config import PipelineSettings, settings_for
 from edgeclean.devices.targets import load_target
@@ -52,12 +53,14 @@ class Recovery:
     Attributes:
         settings: settings of the fine-tuning.
         synthesis: settings of the images made from the purified network, beside the scan's.
+        forms: what layers may become before it.
         real: whether as many real training images are used instead: not for a user without data,
             but the reach of the same steps with the best of images.
     """
 
     settings: FinetuneSettings = field(default_factory=FinetuneSettings)
     synthesis: SynthesizeSettings = field(default_factory=SynthesizeSettings)
+    forms: tuple[Form, ...] = RankSettings().forms
     real: bool = False
 
 
@@ -73,6 +76,9 @@ STEPS, IMAGES = FinetuneSettings().steps, SynthesizeSettings().recovery_count
 RECOVERY = {
     "nothing": Recovery(settings=FinetuneSettings(steps=0)),
     "defaults": Recovery(),
+    "low-rank factors alone": Recovery(forms=("tucker",)),
+    "fewer hidden channels alone": Recovery(forms=("hidden",)),
+    "both forms": Recovery(forms=("tucker", "hidden")),
     "BatchNorm re-estimated first": Recovery(settings=FinetuneSettings(reestimate=True)),
     "a quarter procedural": Recovery(settings=FinetuneSettings(procedural_share=0.25)),
     "a quarter adversarial (the deck's)": Recovery(
@@ -145,18 +151,21 @@ class Study:
                 self._keep(row, purified, {"processor_seconds": _since(start)})
 
     def recover(self, names: list[str]) -> None:
-        """Recover and measure every row that is not there yet, all from one truncated network."""
+        """Recover and measure every row that is not there yet, of one network a set of forms."""
         found = self._network, self._images, self._found
         teacher = self._run.once("purify", purify, *found, self._settings.purify, seed=self._seed)
         train = read_pack(PACK_FOLDER / "cifar10-train.npz", 2 * TEST_IMAGES)
         judges, real = train.floats()[:TEST_IMAGES], train.floats()[TEST_IMAGES:]
         expected = _classes(teacher, judges)
-        truncated = self._truncated(teacher, self._recovery_images(teacher, Recovery()))
+        drawn, cut = self._recovery_images(teacher, Recovery()), {}
         for name in names:
             row = f"recovery at {self._settings.ranks.ratio:g}x: {name}"
             if row in self._rows:
                 continue
-            recovery, start = RECOVERY[name], time.process_time()
+            recovery = RECOVERY[name]
+            if recovery.forms not in cut:
+                cut[recovery.forms] = self._truncated(teacher, drawn, recovery.forms)
+            truncated, start = cut[recovery.forms], time.process_time()
             images = self._recovery_images(teacher, recovery)
             if recovery.real:
                 count = len(images)
@@ -173,10 +182,12 @@ class Study:
             self._fresh[chosen] = synthesize(teacher, chosen, seed=self._seed + 1)
         return joined(self._images, self._fresh[chosen])
 
-    def _truncated(self, teacher: PurifiedNetwork, images: SyntheticImages) -> TruncatedNetwork:
+    def _truncated(
+        self, teacher: PurifiedNetwork, images: SyntheticImages, forms: tuple[Form, ...]
+    ) -> TruncatedNetwork:
         settings = self._settings
         scaled = scale(decompose(teacher, settings.decompose), settings.scale)
-        plan = choose_ranks(scaled, settings.ranks, images=images)
+        plan = choose_ranks(scaled, replace(settings.ranks, forms=forms), images=images)
         return truncate(scaled, plan, settings.truncate)
 
     def _keep(self, row: str, network: Network, facts: dict[str, float]) -> None:

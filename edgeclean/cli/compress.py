@@ -38,6 +38,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     latency_table: opt.TableFile = None,
     measure: opt.Measure = None,
     keep: opt.Keep = None,
+    forms: opt.Forms = None,
     rank_multiple: opt.RankMultiple = None,
     ranks_file: opt.RanksFile = None,
     purify: opt.Purify = None,
@@ -78,7 +79,8 @@ def compress(  # noqa: PLR0913 - the options are the interface
     options |= {"purify": {"mode": purify}, "decompose": {"keep": keep or None}}
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
     goal = opt.rank_goal(ratio, measure, rank_multiple, speedup, latency_budget_ms, size_budget)
-    options |= {"precision": {"format": precision}, "ranks": _overrides(ranks_file) | goal}
+    goal |= _overrides(ranks_file) | {"forms": opt.forms_of(forms)}
+    options |= {"precision": {"format": precision}, "ranks": goal}
     settings, device = opt.pipeline_settings(config, options, target_file, note=reporter.note)
     gates = opt.read_gates(policy, fail_on_backdoor, max_accuracy_drop, max_size, min_speedup)
     stages = stage_cache(cache, no_cache, reporter.note)

@@ -36,6 +36,7 @@ def inspect(  # noqa: PLR0913 - the options are the interface
         list[str] | None,
         typer.Option(help="A layer to leave whole; may be repeated.", rich_help_panel=opt.RUN),
     ] = None,
+    forms: opt.Forms = None,
     target: opt.TargetName = None,
     jetpack: opt.JetPack = None,
     model: opt.ModelFile = None,
@@ -66,7 +67,7 @@ def inspect(  # noqa: PLR0913 - the options are the interface
             "jetpack": jetpack,
             **opt.load_options(state_dict),
             "decompose": {"keep": keep or None},
-            "ranks": {"ratio": ratio, "measure": measure},
+            "ranks": {"ratio": ratio, "measure": measure, "forms": opt.forms_of(forms)},
         },
         note=reporter.note,
     )
@@ -116,9 +117,7 @@ def _table(rows: Sequence[LayerRow], curves: Sequence[Spectrum]) -> Table:
 
 
 def _fate(row: LayerRow) -> str:
-    if row.fate == "factored":
-        return f"ranks {row.rank_out or 'whole'} x {row.rank_in or 'whole'}"
-    return row.reason or "stays one convolution"
+    return row.becomes or row.reason or "stays one convolution"
 
 
 def _change(before: int, after: int, shown: Callable[[int], str]) -> str:

@@ -178,6 +178,14 @@ Keep = Annotated[
     list[str] | None,
     typer.Option(help="A layer to leave whole; may be repeated.", rich_help_panel=SIZE),
 ]
+Forms = Annotated[
+    str | None,
+    typer.Option(
+        help="What layers may become, with commas between: tucker (low-rank factors), hidden "
+        "(fewer of the channels inside a block).",
+        rich_help_panel=SIZE,
+    ),
+]
 RankMultiple = Annotated[
     int | None,
     typer.Option(help="Ranks are multiples of this; the target has its own.", rich_help_panel=SIZE),
@@ -359,6 +367,11 @@ def use_threads(threads: int | None) -> None:
 
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def forms_of(words: str | None) -> list[str] | None:
+    """The forms in an option, which `RankSettings` checks; None if it was not given."""
+    return None if words is None else [word.strip() for word in words.split(",")]
 
 
 def rank_goal(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from edgeclean.compression.factorisation import Ranks, cost_of
 from edgeclean.compression.fit import Fit
 from edgeclean.compression.latency_table import LayerTimes, TimeKind
-from edgeclean.compression.planned_network import PlannedNetwork
+from edgeclean.compression.planned_network import PlannedNetwork, Refit, put_
 from edgeclean.compression.settings import Cost, RankSettings
 from edgeclean.errors import UsageError
 from edgeclean.networks.layers import Layer, require_layers
@@ -31,7 +31,7 @@ STEP = 16  # ranks in between take as long as the next multiple: see `rank_steps
 GROWTH = 1.125
 MOST_UNEVEN = 4.0  # shares of the channels that both ranks keep differ by this factor at most
 MOST_COST = 0.9  # ranks that save less than a tenth of the work are never chosen
-_NO_TIME: tuple[int, TimeKind] = (0, "")
+NO_TIME: tuple[int, TimeKind] = (0, "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +46,7 @@ class Candidate:
         loss: what these ranks lose, a fraction in [0, 1]; see `fit.Fit`.
         ns: how many nanoseconds it takes by the latency table; 0 without one.
         time_kind: whether the table holds these ranks; empty without a table.
+        channels: (out, in) of one convolution that is left with fewer; None for all of them.
     """
 
     ranks: Ranks | None
@@ -54,6 +55,7 @@ class Candidate:
     loss: float = 0.0
     ns: int = 0
     time_kind: TimeKind = ""
+    channels: tuple[int, int] | None = None
 
     def cost(self, measure: Cost) -> int:
         """Parameters, multiply-accumulates, or nanoseconds."""
@@ -240,7 +242,7 @@ def _candidate(
 ) -> Candidate:
     params, macs = cost_of(layer.shapes, ranks)
     bias = [weight for name, weight in layer.module.named_parameters() if name.endswith("bias")]
-    ns, time_kind = _NO_TIME if times is None else times.at(ranks)
+    ns, time_kind = NO_TIME if times is None else times.at(ranks)
     return Candidate(
         ranks=ranks,
         params=params + sum(weight.numel() for weight in bias),
@@ -311,6 +313,7 @@ def all_candidates(
     cost: Cost,
     times: Mapping[str, LayerTimes] | None,
     progress: Progress,
+    effect: OutputEffect | None = None,
 ) -> dict[str, LayerCandidates]:
     """The candidates of every layer that may be factored, by its name.
 
@@ -321,14 +324,12 @@ def all_candidates(
         times: by layer, of the latency table; None without one. A layer that the table does not
             know has the one candidate that it is.
         progress: told after every layer.
+        effect: measures changes of the outputs; None takes the losses.
 
     Raises:
         UsageError: the ranks of an override do not fit.
         InputRejectedError: a layer holds NaN or infinite weights.
     """
-    effect = None
-    if network.batch is not None and settings.sensitivity == "output":
-        effect = OutputEffect(network.module, network.batch)
     limits = CandidateLimits(
         cost=cost, rank_multiple=settings.rank_multiple, least_gain=settings.least_gain
     )
@@ -347,6 +348,8 @@ def all_candidates(
                 candidates=(dense,), effects=(0.0,), dense=dense, timed=False
             )
             continue
+        elif "tucker" not in settings.forms:
+            listed = (dense,)
         else:
             listed = list_candidates(layer, fit, limits=limits, times=known)
         effects = (
@@ -382,15 +385,32 @@ class OutputEffect:
         probed = [factored[index] for index in sorted({round(place) for place in spread})]
         if not probed:
             return [0.0 for _ in candidates]
-        points = sorted((one.loss, self._measure(layer, fit, one.ranks)) for one in probed)
-        losses = np.log([max(loss, _LEAST) for loss, _ in points])
-        effects = np.log(np.maximum.accumulate([max(effect, _LEAST) for _, effect in points]))
-        return [
-            0.0
-            if one.ranks is None
-            else float(np.exp(np.interp(np.log(max(one.loss, _LEAST)), losses, effects)))
-            for one in candidates
-        ]
+        points = [(one.loss, self._measure(layer, fit, one.ranks)) for one in probed]
+        between = iter(self.between(points, [one.loss for one in factored]))
+        return [0.0 if one.ranks is None else next(between) for one in candidates]
+
+    def between(
+        self, points: Sequence[tuple[float, float]], losses: Sequence[float]
+    ) -> tuple[float, ...]:
+        """The effects at these losses, interpolated between (loss, effect) that were measured."""
+        ordered = sorted(points)
+        known = np.log([max(loss, _LEAST) for loss, _ in ordered])
+        effects = np.log(np.maximum.accumulate([max(effect, _LEAST) for _, effect in ordered]))
+        return tuple(
+            float(np.exp(np.interp(np.log(max(loss, _LEAST)), known, effects))) for loss in losses
+        )
+
+    def of_refits(self, refits: Mapping[str, Refit]) -> float:
+        """The effect of other weights and biases in some layers."""
+        kept = {name: self._module.get_submodule(name) for name in refits}
+        before = {name: (layer.weight, layer.bias) for name, layer in kept.items()}
+        try:
+            for name, refit in refits.items():
+                put_(kept[name], refit)
+            return self._effect()
+        finally:
+            for name, (weight, bias) in before.items():
+                kept[name].weight, kept[name].bias = weight, bias
 
     def _measure(self, layer: str, fit: Fit, ranks: Ranks | None) -> float:
         if ranks is None:
@@ -400,16 +420,26 @@ class OutputEffect:
         try:
             with torch.no_grad():
                 weight.copy_(fit.at(ranks).kernel())
-            change = self._run() - self._outputs
+            return self._effect()
         finally:
             with torch.no_grad():
                 weight.copy_(original)
+
+    def _effect(self) -> float:
+        change = self._run() - self._outputs
         return float(change.square().sum()) / self._square if self._square > 0 else 0.0
 
     def _run(self) -> Tensor:
         with torch.no_grad():
             outputs: Tensor = self._module(self._images).flatten(1).double()
         return outputs - outputs.mean(dim=1, keepdim=True) if outputs.shape[1] > 1 else outputs
+
+
+def output_effect(network: PlannedNetwork, settings: RankSettings) -> OutputEffect | None:
+    """What weighs candidates by the outputs; None where losses do, or there are no images."""
+    if network.batch is None or settings.sensitivity != "output":
+        return None
+    return OutputEffect(network.module, network.batch)
 
 
 def forced_candidate(layer: Layer, ranks: Ranks, times: LayerTimes | None = None) -> Candidate:

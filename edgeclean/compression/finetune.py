@@ -39,6 +39,7 @@ from edgeclean.networks.state import (
     FinetunedNetwork,
     Network,
     SyntheticImages,
+    TruncatedNetwork,
     following,
     record,
 )
@@ -99,6 +100,16 @@ def feature_scales(features: Mapping[str, Float[Tensor, "n c h w"]]) -> dict[str
     """One over the deviation of every channel, [1, c, 1, 1]: the unit that distances are in."""
     return {
         name: (feature.float().var((0, 2, 3), keepdim=True) + 1e-4).rsqrt()
+        for name, feature in features.items()
+    }
+
+
+def of_channels(
+    features: Mapping[str, Float[Tensor, "n c h w"]], kept: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The features of a network whose channels were all there, of those that another has left."""
+    return {
+        name: feature if name not in kept else feature.index_select(1, kept[name])
         for name, feature in features.items()
     }
 
@@ -203,7 +214,8 @@ def finetune(
     learner, master = pixel_copy(network), pixel_copy(teacher)
     if settings.reestimate:
         reestimate_batchnorm_(learner, images.pixels)
-    training = _Training(learner, master, images, procedural, settings)
+    kept = network.channels if isinstance(network, TruncatedNetwork) else {}
+    training = _Training(learner, master, (images, procedural), settings, kept)
     first, last = training.run(generator, progress)
     module = copy.deepcopy(learner.get_submodule("1")).eval()
     for parameter in module.parameters():
@@ -220,15 +232,20 @@ class _Training:
         self,
         learner: nn.Module,
         master: nn.Module,
-        synthetic: SyntheticImages,
-        procedural: Float[Tensor, "m c h w"],
+        images: tuple[SyntheticImages, Float[Tensor, "m c h w"]],
         settings: FinetuneSettings,
+        kept: Mapping[str, tuple[int, ...]],
     ) -> None:
+        synthetic, procedural = images
         self._learner, self._settings = learner, settings
         self._taps = shared_taps(learner, master) if settings.feature_weight > 0 else []
         self._master = inference_copy(master, synthetic.pixels)
         self._synthetic, self._procedural = synthetic, procedural
         self._device = device_of(learner)
+        self._kept = {
+            f"1.{name}": torch.tensor(channels, device=self._device)
+            for name, channels in kept.items()
+        }
         fitting = images_at_once(synthetic.pixels.shape[1:], learner)
         self._at_once = max(1, int(fitting / (1 + settings.adversarial_share)))
         answers = self._answers(synthetic.pixels[:256])
@@ -259,7 +276,7 @@ class _Training:
             Features(self._master, taps) as given,
         ):
             self._answers(self._synthetic.pixels[:256])
-            self._scales = feature_scales(given.take())
+            self._scales = feature_scales(of_channels(given.take(), self._kept))
             for step in range(settings.steps):
                 optimizer.zero_grad()
                 losses.append(self._learn(own, given, generator))
@@ -310,7 +327,7 @@ class _Training:
             answers = label_answers(labels, self._classes).to(self._device)
         else:
             answers = self._answers(pixels)
-        features = given.take()
+        features = of_channels(given.take(), self._kept)
         attacked = self._attacked(pixels[:attacked_count], answers[:attacked_count], generator)
         own.take()  # the attack's
         with mixed_precision(self._device):

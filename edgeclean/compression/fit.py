@@ -8,6 +8,8 @@ Second moments of what flows into a convolution, patch by patch, on given images
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -214,6 +216,25 @@ class Moments:
     crossed: Float[Tensor, "patch patch"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Covariances:
+    """Moments about the means of the patches that one layer multiplies, as a network feeds them.
+
+    Attributes:
+        own: covariance of p, a patch as this network makes it.
+        crossed: covariance of q with p, with q the same patch as the reference network makes it.
+        mean: of p.
+        reference_mean: of q.
+        patches: how many these are means over.
+    """
+
+    own: Float[Tensor, "patch patch"]
+    crossed: Float[Tensor, "patch patch"]
+    mean: Float[Tensor, " patch"]
+    reference_mean: Float[Tensor, " patch"]
+    patches: int
+
+
 def input_moments(
     module: nn.Module,
     layer: str,
@@ -223,30 +244,90 @@ def input_moments(
     """The moments of one layer's input patches.
 
     Args:
-        module: holds the convolution ``layer``; evaluated up to it.
+        module: holds the convolution or linear ``layer``; evaluated up to it.
         layer: its dotted name.
         images: normalised.
         reference: a network of the same layers; None for ``module`` itself.
     """
-    conv = module.get_submodule(layer)
-    if not isinstance(conv, nn.Conv2d):
-        raise TypeError(f"layer {layer} is a {type(conv).__name__}, not a convolution")
-    size = conv.weight[0].numel()
+    size = _multiplying(module, layer).weight[0].numel()
     own = torch.zeros(size, size, device=images.device, dtype=torch.float64)
     crossed = own if reference is None else torch.zeros_like(own)
     patches = 0
-    for batch in torch.split(images, _IMAGES_AT_ONCE):
-        most = max(_PATCHES_PER_ENTRY * size, _LEAST_PATCHES) * len(batch) // len(images)
-        mine = _patches(conv, _input_of(module, layer, batch), most)
+    for mine, theirs in _batches_of_patches(module, layer, images, reference):
         own += mine @ mine.T
         if reference is not None:
-            theirs = _patches(conv, _input_of(reference, layer, batch), most)
             crossed += theirs @ mine.T
         patches += mine.shape[1]
     own /= patches
     if reference is not None:
         crossed /= patches
     return Moments(own=own, crossed=crossed)
+
+
+def input_covariances(
+    module: nn.Module,
+    layer: str,
+    images: Float[Tensor, "n c h w"],
+    reference: nn.Module | None = None,
+) -> Covariances:
+    """The covariances of one layer's input patches; see `input_moments`.
+
+    Patches are taken about the mean of the first batch, for a moment about zero settles no variance
+    that is small beside the mean.
+    """
+    near: tuple[Tensor, Tensor] | None = None
+    sums: list[Tensor] = []
+    patches = 0
+    for mine, theirs in _batches_of_patches(module, layer, images, reference):
+        if near is None:
+            near = (_means(mine), _means(theirs))
+        p, q = mine - near[0].to(mine), theirs - near[1].to(theirs)
+        batch = [p @ p.T, p.sum(1, dtype=torch.float64)]
+        if reference is not None:
+            batch += [q @ p.T, q.sum(1, dtype=torch.float64)]
+        more = [one.double() for one in batch]
+        sums = [one.add_(other) for one, other in zip(sums, more, strict=True)] if sums else more
+        patches += mine.shape[1]
+    assert near is not None  # noqa: S101 - there is at least one image
+    own, mean, *others = (one.div_(patches) for one in sums)
+    own -= torch.outer(mean, mean)
+    crossed, reference_mean = others or (own, mean)
+    if others:
+        crossed -= torch.outer(reference_mean, mean)
+    return Covariances(
+        own=own,
+        crossed=crossed,
+        mean=mean + near[0][:, 0],
+        reference_mean=reference_mean + near[1][:, 0],
+        patches=patches,
+    )
+
+
+def _multiplying(module: nn.Module, layer: str) -> nn.Conv2d | nn.Linear:
+    conv = module.get_submodule(layer)
+    if not isinstance(conv, nn.Conv2d | nn.Linear):
+        raise TypeError(f"layer {layer} is a {type(conv).__name__}, not a convolution or linear")
+    return conv
+
+
+def _means(patches: Tensor) -> Float[Tensor, "patch 1"]:
+    """In float64, of numbers that a patch can have."""
+    return patches.mean(1, keepdim=True, dtype=torch.float64).to(patches.dtype).double()
+
+
+def _batches_of_patches(
+    module: nn.Module, layer: str, images: Tensor, reference: nn.Module | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield [patch, patches] of this network and of the reference, a few images at a time."""
+    conv = _multiplying(module, layer)
+    size = conv.weight[0].numel()
+    for batch in torch.split(images, _IMAGES_AT_ONCE):
+        most = max(_PATCHES_PER_ENTRY * size, _LEAST_PATCHES) * len(batch) // len(images)
+        mine = _patches(conv, _input_of(module, layer, batch), most)
+        if reference is None:
+            yield mine, mine
+        else:
+            yield mine, _patches(conv, _input_of(reference, layer, batch), most)
 
 
 def corrected_kernel(
@@ -289,8 +370,10 @@ def _input_of(module: nn.Module, layer: str, batch: Tensor) -> Tensor:
     raise ValueError(f"layer {layer} does not run in the forward pass")
 
 
-def _patches(conv: nn.Conv2d, entered: Tensor, most: int) -> Tensor:
+def _patches(conv: nn.Conv2d | nn.Linear, entered: Tensor, most: int) -> Tensor:
     """[in * kh * kw, patches], at most about ``most`` of them, evenly over the image."""
+    if isinstance(conv, nn.Linear):
+        return entered.float().T
     padding = conv.padding
     if isinstance(padding, str):
         total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
@@ -305,5 +388,6 @@ def _patches(conv: nn.Conv2d, entered: Tensor, most: int) -> Tensor:
     )
     patches = unfolded.permute(1, 0, 2).flatten(1)
     step = max(1, patches.shape[1] // max(1, most))
-    # An odd step does not fall on the same column of every row.
-    return patches[:, :: step if step % 2 or step == 1 else step + 1]
+    while math.gcd(step, unfolded.shape[2]) > 1:  # or some places would never be among them
+        step += 1
+    return patches[:, ::step]

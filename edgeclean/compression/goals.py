@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgeclean.compression.candidates import Candidate, LayerCandidates
-from edgeclean.compression.knapsack import Item, choose
+from edgeclean.compression.knapsack import Item, Tie, choose, least_cost
 from edgeclean.compression.latency_table import NS_PER_MS
 from edgeclean.compression.planned_network import PlannedNetwork
 from edgeclean.compression.settings import Cost, RankSettings
+from edgeclean.compression.unit_candidates import UnitCandidates, sides
 from edgeclean.compression.whole import why_whole
 from edgeclean.errors import RatioError, UsageError
 from edgeclean.networks.layers import Layer
@@ -85,17 +86,32 @@ def goal_of(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picked:
+    """What was chosen.
+
+    Attributes:
+        layers: one candidate of every layer that may change.
+        units: the place of one of the counts of every unit.
+    """
+
+    layers: dict[str, Candidate]
+    units: tuple[int, ...]
+
+
 def pick_candidates(
     goal: Goal,
     layers: Mapping[str, LayerCandidates],
+    units: Sequence[UnitCandidates],
     settings: RankSettings,
     every: Iterable[Layer] = (),
-) -> dict[str, Candidate]:
+) -> Picked:
     """One candidate of every layer: least effect in all within the goal, or nearly and quickest.
 
     Args:
         goal: what the network is held to.
-        layers: of the layers that may be factored.
+        layers: of the layers that may be factored or cut.
+        units: whose channels may go.
         settings: what the goal was asked as.
         every: all layers of the network; those that stay whole are named in a refusal.
 
@@ -103,23 +119,111 @@ def pick_candidates(
         RatioError: not even the cheapest candidates meet it; names the nearest that can be met.
         UsageError: the layers of the latency table take longer than its network.
     """
-    fixed = goal.before - sum(layer.dense.cost(goal.cost) for layer in layers.values())
-    groups: list[Sequence[Item]] = [
-        [
-            Item(one.cost(goal.cost), effect, one.ns)
-            for one, effect in zip(layer.candidates, layer.effects, strict=True)
-        ]
-        for layer in layers.values()
-    ]
-    nearest = fixed + sum(min(item.cost for item in group) for group in groups)
-    check_nearest(goal, nearest, settings, every)
+    fixed = goal.before - whole_cost(goal, layers, units)
+    groups, ties = _groups(goal, layers, units)
+    check_nearest(goal, fixed + least_cost(groups, ties), settings, _whole(every, units))
     allowance = 0.0 if goal.cost == "latency" else settings.time_allowance
-    chosen = choose(groups, goal.most - fixed, max(0, goal.least - fixed), allowance=allowance)
+    most, least = goal.most - fixed, max(0, goal.least - fixed)
+    chosen = choose(groups, most, least, allowance=allowance, ties=ties)
     assert chosen is not None  # noqa: S101 - the cheapest ones are within the goal
-    return {
-        name: layer.candidates[index]
-        for (name, layer), index in zip(layers.items(), chosen, strict=True)
-    }
+    return Picked(
+        layers={
+            name: layer.candidates[index]
+            for (name, layer), index in zip(layers.items(), chosen, strict=False)
+        },
+        units=chosen[len(layers) :],
+    )
+
+
+def pick_whole(
+    goal: Goal,
+    layers: Mapping[str, LayerCandidates],
+    units: Sequence[UnitCandidates],
+    settings: RankSettings,
+) -> Picked:
+    """The same where all channels stay.
+
+    Raises:
+        RatioError: ranks alone do not meet the goal.
+        UsageError: see `pick_candidates`.
+    """
+    whole = {}
+    for name, layer in layers.items():
+        pairs = zip(layer.candidates, layer.effects, strict=True)
+        listed = [(one, effect) for one, effect in pairs if one.channels is None]
+        candidates, effects = zip(*listed, strict=True)
+        whole[name] = replace(layer, candidates=candidates, effects=effects)
+    picked = pick_candidates(goal, whole, (), settings)
+    return replace(picked, units=tuple(len(one.counts) - 1 for one in units))
+
+
+def check_reachable(
+    goal: Goal,
+    layers: Mapping[str, LayerCandidates],
+    units: Sequence[UnitCandidates],
+    settings: RankSettings,
+    every: Iterable[Layer] = (),
+) -> None:
+    """Refuse what `pick_candidates` would refuse; of the candidates only the costs matter.
+
+    Raises:
+        RatioError: see `pick_candidates`.
+        UsageError: likewise.
+    """
+    fixed = goal.before - whole_cost(goal, layers, units)
+    nearest = fixed + least_cost(*_groups(goal, layers, units))
+    check_nearest(goal, nearest, settings, _whole(every, units))
+
+
+def whole_cost(
+    goal: Goal, layers: Mapping[str, LayerCandidates], units: Sequence[UnitCandidates]
+) -> int:
+    """What all that may change costs as it is."""
+    dense = sum(layer.dense.cost(goal.cost) for layer in layers.values())
+    return dense + sum(one.cost(-1, goal.cost) for one in units)
+
+
+def _whole(every: Iterable[Layer], units: Sequence[UnitCandidates]) -> list[Layer]:
+    """The layers but those that go with channels, of which none is to be called whole."""
+    cut = {name for one in units for name in one.unit.modules}
+    return [layer if layer.name not in cut else replace(layer, reason="") for layer in every]
+
+
+def _groups(
+    goal: Goal, layers: Mapping[str, LayerCandidates], units: Sequence[UnitCandidates]
+) -> tuple[list[list[Item]], list[Tie]]:
+    """The knapsack: a group for each layer and then for each unit, and what must agree."""
+    groups: list[list[Item]] = []
+    numbers: dict[str, int] = {}
+    outs, ins = sides(units)
+    for number, (name, layer) in enumerate(layers.items()):
+        numbers[name] = number
+        made, read = outs.get(name), ins.get(name)
+        whole = (made.unit.channels if made else 0, read.unit.channels if read else 0)
+        groups.append(
+            [
+                Item(one.cost(goal.cost), effect, one.ns, labels=one.channels or whole)
+                for one, effect in zip(layer.candidates, layer.effects, strict=True)
+            ]
+        )
+    ties: list[Tie] = []
+    for number, unit in enumerate(units, start=len(layers)):
+        places = range(len(unit.counts))
+        groups.append(
+            [
+                Item(
+                    unit.cost(place, goal.cost), unit.effects[place], labels=(unit.counts[place], 0)
+                )
+                for place in places
+            ]
+        )
+        for side, of in enumerate((outs, ins)):
+            ties += [
+                Tie((number, 0), (numbers[name], side))
+                for name, one in of.items()
+                if one is unit and name in numbers
+            ]
+    return groups, ties
 
 
 def check_nearest(

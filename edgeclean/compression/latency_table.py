@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -84,6 +84,30 @@ class LayerTimes:
             if rank_out >= ranks[0] and rank_in >= ranks[1]
         ]
         return min([*larger, self.dense_ns]), "estimated"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutTimes:
+    """What a latency table says of one convolution that is left with fewer channels.
+
+    Attributes:
+        ns: by channels (out, in); the whole layer's are among them.
+    """
+
+    ns: Mapping[tuple[int, int], int]
+
+    def at(self, channels: tuple[int, int]) -> tuple[int, TimeKind]:
+        """Nanoseconds with these channels.
+
+        Channels that were not measured are estimated to take as long as the quickest measured ones
+        that are no fewer.
+        """
+        if channels in self.ns:
+            return self.ns[channels], "measured"
+        larger = (
+            ns for (out, into), ns in self.ns.items() if out >= channels[0] and into >= channels[1]
+        )
+        return min(larger), "estimated"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +195,17 @@ class LatencyTable:
         return LayerTimes(
             dense_ns=ns[None], ns={ranks: one for ranks, one in ns.items() if ranks is not None}
         )
+
+    def cut_times(self, whole: ConvShape) -> CutTimes | None:
+        """The times of a layer of this shape with fewer channels; None where there are none."""
+        ns = {
+            shape.channels: next(one.ns for one in forms if one.ranks is None)
+            for shape, forms in self.blocks.items()
+            if replace(shape, channels_out=1, channels_in=1)
+            == replace(whole, channels_out=1, channels_in=1)
+            and all(one <= most for one, most in zip(shape.channels, whole.channels, strict=True))
+        }
+        return CutTimes(ns=ns) if whole.channels in ns and len(ns) > 1 else None
 
     def network_ns(self, layers_sha256: str) -> int | None:
         """Nanoseconds of the network of these layers (`layers_digest`); None if not here."""

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from edgeclean.compression.candidates import (
     Candidate,
     LayerCandidates,
     all_candidates,
     check_overrides,
+    output_effect,
 )
 from edgeclean.compression.factorisation import Factorisation, Ranks
-from edgeclean.compression.goals import FileSize, goal_of, pick_candidates
+from edgeclean.compression.goals import (
+    FileSize,
+    Goal,
+    Picked,
+    goal_of,
+    pick_candidates,
+    pick_whole,
+)
 from edgeclean.compression.latency_table import (
     NS_PER_MS,
     LatencyTable,
@@ -20,12 +31,15 @@ from edgeclean.compression.latency_table import (
     TimeKind,
     layers_digest,
 )
-from edgeclean.compression.planned_network import PlannedNetwork, planned_network
+from edgeclean.compression.planned_network import Fitted, PlannedNetwork, Refit, planned_network
 from edgeclean.compression.settings import Cost, RankSettings
-from edgeclean.errors import UsageError
+from edgeclean.compression.unit_candidates import UnitCandidates, unit_candidates, with_cuts
+from edgeclean.errors import RatioError, UsageError
 from edgeclean.networks.layers import Layer, conv_shapes
 from edgeclean.networks.state import JsonValue, Network, SyntheticImages, settings_as_json
 from edgeclean.progress import Progress, silent
+
+_CLEARLY = 0.9  # of the change that ranks alone make: channels go only where theirs is below
 
 __all__ = ["LayerPlan", "RankPlan", "RankSettings", "choose_ranks"]
 
@@ -46,6 +60,7 @@ class LayerPlan:
         time_kind: whether the table holds those ranks; empty without a table.
         effect: what the choice weighed: predicted change of the network's outputs, or the loss.
         factors: fitted to activations; None takes the leading ranks of the decomposition.
+        channels: (out, in) that are left of one convolution; None where all are.
     """
 
     layer: str
@@ -61,6 +76,7 @@ class LayerPlan:
     loss: float = 0.0
     effect: float = 0.0
     factors: Factorisation | None = field(default=None, repr=False)
+    channels: tuple[int, int] | None = None
 
     def as_json(self) -> dict[str, JsonValue]:
         """Everything but the weights."""
@@ -71,6 +87,7 @@ class LayerPlan:
         return {
             "layer": self.layer,
             "ranks": None if self.ranks is None else list(self.ranks),
+            "channels": None if self.channels is None else list(self.channels),
             "reason": self.reason,
             "params": [self.params_before, self.params_after],
             "macs": [self.macs_before, self.macs_after],
@@ -78,6 +95,48 @@ class LayerPlan:
             "effect": round(self.effect, 6),
             "fitted": self.factors is not None,
             **times,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitPlan:
+    """Hidden channels of which some go; see `units.Unit`.
+
+    Attributes:
+        producer: the convolution that makes them.
+        channels: how many there were.
+        kept: those that stay.
+        loss: the fraction lost of the consumer's outputs, of this unit alone.
+        effect: what the choice weighed.
+        params_before: of what belongs to the channels beside the layers of the plan.
+        macs_before: likewise, of one image.
+        weights: of the layers that read the channels, fitted to those that stay and zero for the
+            others; and of the producer, where it was fitted to what it is fed.
+        biases: of the readers.
+    """
+
+    producer: str
+    channels: int
+    kept: tuple[int, ...]
+    loss: float
+    effect: float
+    params_before: int
+    params_after: int
+    macs_before: int
+    macs_after: int
+    weights: Mapping[str, Tensor] = field(repr=False)
+    biases: Mapping[str, Tensor] = field(repr=False)
+
+    def as_json(self) -> dict[str, JsonValue]:
+        """Everything but the weights, and of the channels the number."""
+        return {
+            "producer": self.producer,
+            "readers": list(self.biases),
+            "hidden": [self.channels, len(self.kept)],
+            "loss": round(self.loss, 6),
+            "effect": round(self.effect, 6),
+            "params": [self.params_before, self.params_after],
+            "macs": [self.macs_before, self.macs_after],
         }
 
 
@@ -95,6 +154,7 @@ class RankPlan:
         macs_before: of one image.
         ns_before: of the whole original network by the latency table; 0 where it holds none.
         table: the facts of that table; None without one.
+        units: whose hidden channels are cut.
     """
 
     settings: Mapping[str, JsonValue]
@@ -106,16 +166,19 @@ class RankPlan:
     macs_before: int
     ns_before: int = 0
     table: Mapping[str, JsonValue] | None = None
+    units: tuple[UnitPlan, ...] = ()
 
     @property
     def params_after(self) -> int:
         """Parameters of the whole truncated network."""
-        return self.params_before - sum(p.params_before - p.params_after for p in self.layers)
+        every: tuple[LayerPlan | UnitPlan, ...] = (*self.layers, *self.units)
+        return self.params_before - sum(p.params_before - p.params_after for p in every)
 
     @property
     def macs_after(self) -> int:
         """Multiply-accumulates of the whole truncated network, for one image."""
-        return self.macs_before - sum(p.macs_before - p.macs_after for p in self.layers)
+        every: tuple[LayerPlan | UnitPlan, ...] = (*self.layers, *self.units)
+        return self.macs_before - sum(p.macs_before - p.macs_after for p in every)
 
     @property
     def ns_after(self) -> int:
@@ -177,28 +240,38 @@ def choose_ranks(
     """
     ridge = settings.ridge if settings.factors == "activations" else None
     planned = planned_network(
-        network, settings.keep, images, most_images=settings.images, ridge=ridge
+        *(network, settings.keep, images),
+        most_images=settings.images,
+        ridge=ridge,
+        hidden="hidden" in settings.forms,
     )
     check_overrides(planned, settings)
     times, network_ns = (None, None) if table is None else layer_times(planned, table)
     goal = goal_of(settings, planned, network_ns, file)
-    listed = all_candidates(planned, settings, goal.cost, times, progress)
-    picked = pick_candidates(goal, listed, settings, planned.layers.values())
-    ranks = {name: one.ranks for name, one in picked.items() if one.ranks is not None}
-    fitted = planned.fit_in_order(ranks, progress)
+    effect = output_effect(planned, settings)
+    listed = all_candidates(planned, settings, goal.cost, times, progress, effect)
+    units = unit_candidates(planned, settings, effect, progress)
+    listed = with_cuts(planned, listed, units, settings, table)
+    picked, fitted = _chosen(planned, settings, goal, (listed, units), progress)
+    cuts = _cuts(units, picked.units)
     return RankPlan(
         settings=settings_as_json(settings),
         ratio_asked=goal.ratio,
         measure=goal.cost,
         images=0 if planned.batch is None else len(planned.batch),
         layers=tuple(
-            _layer_plan(layer, listed.get(name), picked.get(name), fitted.get(name))
+            _layer_plan(layer, listed.get(name), picked.layers.get(name), fitted.factors.get(name))
             for name, layer in planned.layers.items()
         ),
         params_before=planned.params,
         macs_before=planned.macs,
         ns_before=network_ns or 0,
         table=None if table is None else settings_as_json(table.facts()),
+        units=tuple(
+            _unit_plan(one, place, cuts[one.unit.producer], fitted.refits)
+            for one, place in zip(units, picked.units, strict=True)
+            if one.unit.producer in cuts
+        ),
     )
 
 
@@ -230,8 +303,8 @@ def _layer_plan(
     if listed is None or picked is None:
         return LayerPlan(layer=layer.name, ranks=None, reason=layer.reason)
     reason = ""
-    if picked.ranks is None:
-        smaller = len(listed.candidates) > 1
+    if picked.ranks is None and picked.channels is None:
+        smaller = any(one.channels is None and one.ranks for one in listed.candidates)
         reason = "more useful whole at this ratio" if smaller else "would not get smaller"
         if picked.time_kind and not smaller:
             reason = "one convolution is the fastest form"
@@ -251,4 +324,69 @@ def _layer_plan(
         time_kind=picked.time_kind,
         effect=listed.effects[listed.candidates.index(picked)],
         factors=fitted,
+        channels=picked.channels,
+    )
+
+
+def _chosen(
+    planned: PlannedNetwork,
+    settings: RankSettings,
+    goal: Goal,
+    candidates: tuple[Mapping[str, LayerCandidates], Sequence[UnitCandidates]],
+    progress: Progress,
+) -> tuple[Picked, Fitted]:
+    """The best choice, its layers fitted.
+
+    Effects that are small add up; large ones do not, and a unit that is all but emptied has one
+    that its shortcut bounds. So where channels would go, the choice without that is fitted as well,
+    and taken unless it changes the outputs clearly more.
+
+    Raises:
+        RatioError: not even the smallest ranks meet the goal.
+    """
+    listed, units = candidates
+    every = planned.layers.values()
+    options = [pick_candidates(goal, listed, units, settings, every)]
+    if _cuts(units, options[0].units) and planned.others is not None:
+        with suppress(RatioError):
+            options.append(pick_whole(goal, listed, units, settings))
+    fitted = []
+    for picked in options:
+        ranks = {name: one.ranks for name, one in picked.layers.items() if one.ranks is not None}
+        fitted.append(planned.fit_in_order(ranks, _cuts(units, picked.units), progress))
+    best = len(options) - 1
+    if fitted[0].change <= _CLEARLY * fitted[best].change:
+        best = 0
+    return options[best], fitted[best]
+
+
+def _cuts(units: Sequence[UnitCandidates], chosen: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """The channels that stay, of every unit that is cut."""
+    return {
+        one.unit.producer: one.fit.kept(one.counts[place])
+        for one, place in zip(units, chosen, strict=True)
+        if one.fit is not None and one.counts[place] < one.unit.channels
+    }
+
+
+def _unit_plan(
+    listed: UnitCandidates, place: int, kept: tuple[int, ...], refits: Mapping[str, Refit]
+) -> UnitPlan:
+    unit = listed.unit
+    names = [name for name in (unit.producer, *unit.readers) if name in refits]
+    weights = {name: refits[name].weight for name in names}
+    fitted = {name: refits[name].bias for name in unit.readers}
+    biases = {name: bias for name, bias in fitted.items() if bias is not None}
+    return UnitPlan(
+        producer=listed.unit.producer,
+        channels=listed.unit.channels,
+        kept=kept,
+        loss=listed.losses[place],
+        effect=listed.effects[place],
+        params_before=listed.params[-1],
+        params_after=listed.params[place],
+        macs_before=listed.macs[-1],
+        macs_after=listed.macs[place],
+        weights=weights,
+        biases=biases,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -11,8 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from edgeclean.compression.factorisation import Factorisation, Ranks, merged_module
-from edgeclean.compression.fit import ActivationFit, Fit, WeightFit, corrected_kernel, input_moments
+from edgeclean.compression.fit import (
+    ActivationFit,
+    Covariances,
+    Fit,
+    WeightFit,
+    corrected_kernel,
+    input_covariances,
+    input_moments,
+)
+from edgeclean.compression.hidden import HiddenFit, refitted
 from edgeclean.compression.tucker import factorise
+from edgeclean.compression.units import Unit, find_units
 from edgeclean.errors import InputRejectedError
 from edgeclean.networks.blocks import is_block
 from edgeclean.networks.cost import count_params
@@ -27,6 +37,36 @@ _LEFT_WHOLE = "kept whole when the network was decomposed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Refit:
+    """A layer of a unit that is cut: what it computes with all channels there.
+
+    Attributes:
+        weight: of the layer's own shape; of one that reads the channels, zero for those that go.
+        bias: of its outputs, the layer's own included; None leaves what there is.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """The layers of one choice, fitted in order.
+
+    Attributes:
+        factors: by layer.
+        refits: the producers and readers of the units that are cut, by layer too.
+        change: squared change of the network's outputs over their square, both about their mean
+            over the classes, on images that nothing was fitted to where there are others; 0 without
+            images.
+    """
+
+    factors: Mapping[str, Factorisation]
+    refits: Mapping[str, Refit]
+    change: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedNetwork:
     """What ranks are chosen for.
 
@@ -38,6 +78,8 @@ class PlannedNetwork:
         ridge: of the fits to activations; None fits the weights.
         params: of the whole network.
         macs: of one image.
+        units: whose hidden channels may go; none where that form was not asked for.
+        others: as many normalised images as `batch` has, between those, to judge by.
     """
 
     module: nn.Module
@@ -47,6 +89,8 @@ class PlannedNetwork:
     ridge: float | None
     params: int
     macs: int
+    units: tuple[Unit, ...] = ()
+    others: Tensor | None = None
 
     @property
     def convs(self) -> dict[str, nn.Conv2d]:
@@ -78,30 +122,130 @@ class PlannedNetwork:
             full = factorise(conv.weight)
         return WeightFit(full, (conv.out_channels, conv.in_channels))
 
+    def hidden_fit(self, unit: Unit, least: int) -> HiddenFit:
+        """The order in which a unit's channels go, by its consumer as it stands in the network.
+
+        Raises:
+            InputRejectedError: the consumer holds NaN or infinite weights.
+        """
+        weight = _weight(self.module, unit.consumer)
+        if not bool(torch.isfinite(weight).all()):
+            raise InputRejectedError(
+                f"layer {unit.consumer} holds NaN or infinite weights, so nothing can be fitted to "
+                "it; check the checkpoint"
+            )
+        moments = self._covariances(self.module, unit.consumer)
+        channels, ridge = unit.channels, self.ridge or 0.0
+        return HiddenFit(
+            weight.flatten(1), moments, channels=channels, ridge=ridge, least=min(least, channels)
+        )
+
+    def refit(
+        self, unit: Unit, reader: str, kept: Sequence[int], module: nn.Module | None = None
+    ) -> Refit:
+        """One of a unit's readers on the kept channels alone.
+
+        Args:
+            unit: whose channels go.
+            reader: one of its readers.
+            kept: the channels that stay.
+            module: what feeds the reader now; its outputs are to come back to this network's. None
+                for the network itself.
+        """
+        layer, weight = self.module.get_submodule(reader), _weight(self.module, reader)
+        matrix = weight.flatten(1)
+        entries = unit.entries(reader, torch.tensor(kept), matrix.shape[1]).to(weight.device)
+        moments = self._covariances(module or self.module, reader)
+        solved, bias = refitted(matrix, moments, entries, self.ridge or 0.0)
+        whole = solved.new_zeros(matrix.shape)
+        whole[:, entries] = solved
+        if isinstance(layer.bias, Tensor):
+            bias = bias + layer.bias.detach().double()
+        return Refit(
+            weight=whole.reshape(weight.shape).to(weight.dtype), bias=bias.to(weight.dtype)
+        )
+
     def fit_in_order(
-        self, ranks: Mapping[str, Ranks], progress: Progress = silent
-    ) -> dict[str, Factorisation]:
+        self,
+        ranks: Mapping[str, Ranks],
+        cuts: Mapping[str, Sequence[int]],
+        progress: Progress = silent,
+    ) -> Fitted:
         """Layers fitted one after the other, each to what the truncated ones before it feed.
 
         Each makes the outputs of its own layer come back as near as it can to the original's, so
-        errors do not pile up along the network. Without images there is nothing to fit: empty.
+        errors do not pile up along the network. Without images there is nothing to fit: the
+        factors are left out, and what is cut is fitted to the weights.
+
+        Args:
+            ranks: by layer.
+            cuts: the kept channels, by unit.
+            progress: told after every layer.
 
         Source: the asymmetric reconstruction of Zhang et al. (2015), section 3.3.
         """
         fitted: dict[str, Factorisation] = {}
-        if self.batch is None or self.ridge is None:
-            return fitted
+        refits: dict[str, Refit] = {}
+        consumed = {unit.consumer: unit for unit in self.units if unit.producer in cuts}
         truncated = copy.deepcopy(self.module)
-        for done, (name, asked) in enumerate(ranks.items()):
-            progress("Fitting layers", done, len(ranks))
-            moments = input_moments(truncated, name, self.batch, self.module)
-            kernel = corrected_kernel(self.convs[name].weight, moments, self.ridge)
-            fitted[name] = ActivationFit(kernel, moments.own, self.ridge).at(asked)
-            weight = truncated.get_parameter(f"{name}.weight")
-            with torch.no_grad():
-                weight.copy_(fitted[name].kernel())
-        progress("Fitting layers", len(ranks), len(ranks))
-        return fitted
+        tasks = [name for name in self.layers if name in ranks or name in consumed or name in cuts]
+        for done, name in enumerate(tasks):
+            progress("Fitting layers", done, len(tasks))
+            if name in consumed:
+                unit = consumed[name]
+                for reader in unit.readers:  # squeezes first: the gates change what follows
+                    refit = self.refit(unit, reader, cuts[unit.producer], truncated)
+                    put_(truncated.get_submodule(reader), refit)
+                    refits[reader] = refit
+            elif self.batch is not None and self.ridge is not None:
+                moments = input_moments(truncated, name, self.batch, self.module)
+                kernel = corrected_kernel(self.convs[name].weight, moments, self.ridge)
+                if name in cuts:
+                    refits[name] = Refit(weight=kernel, bias=None)
+                    put_(truncated.get_submodule(name), refits[name])
+                    continue
+                fitted[name] = ActivationFit(kernel, moments.own, self.ridge).at(ranks[name])
+                _copy_(truncated, name, fitted[name])
+            elif (
+                self.batch is not None and name in ranks
+            ):  # to be judged, as it will be cut from the weights
+                _copy_(truncated, name, self.fit(name).at(ranks[name]))
+        progress("Fitting layers", len(tasks), len(tasks))
+        return Fitted(factors=fitted, refits=refits, change=self._change(truncated))
+
+    def _change(self, truncated: nn.Module) -> float:
+        if self.others is None:
+            return 0.0
+        with torch.no_grad():
+            before, after = (
+                one(self.others).flatten(1).double() for one in (self.module, truncated)
+            )
+        if before.shape[1] > 1:
+            before, after = (one - one.mean(1, keepdim=True) for one in (before, after))
+        square = float(before.square().sum())
+        return float((after - before).square().sum()) / square if square > 0 else 0.0
+
+    def _covariances(self, module: nn.Module, name: str) -> Covariances | None:
+        if self.batch is None or self.ridge is None:
+            return None
+        reference = None if module is self.module else self.module
+        return input_covariances(module, name, self.batch, reference)
+
+
+def _copy_(module: nn.Module, name: str, factors: Factorisation) -> None:
+    with torch.no_grad():
+        module.get_parameter(f"{name}.weight").copy_(factors.kernel())
+
+
+def put_(layer: nn.Module, refit: Refit) -> None:
+    """Give a layer these weights, in place, and a bias where it has none."""
+    layer.weight = nn.Parameter(refit.weight.detach().clone())
+    if refit.bias is not None:
+        layer.bias = nn.Parameter(refit.bias.detach().clone())
+
+
+def _weight(module: nn.Module, name: str) -> Tensor:
+    return module.get_parameter(f"{name}.weight").detach()
 
 
 def planned_network(
@@ -111,10 +255,12 @@ def planned_network(
     *,
     most_images: int,
     ridge: float | None,
+    hidden: bool = False,
 ) -> PlannedNetwork:
     """The network with its layers, and images spread evenly over those that there are.
 
-    A network of many MACs is measured on fewer images, so that the time stays within minutes.
+    A network of many MACs is measured on fewer images, so that the time stays within minutes. With
+    ``hidden``, its units are found as well.
 
     Raises:
         UsageError: a name in ``keep`` is no layer of the network.
@@ -127,19 +273,37 @@ def planned_network(
             layer if layer.reason or layer.name in blocks else replace(layer, reason=_LEFT_WHOLE)
             for layer in layers
         )
+    by_name = {layer.name: layer for layer in layers}
+    units: tuple[Unit, ...] = ()
+    if hidden:
+        kept = {*keep, *_kept_before(network)}
+        units = find_units(module, by_name, network.spec.input_shape, keep=kept)
     macs = sum(layer.macs for layer in layers)
-    batch = None
+    batch, others = None, None
     if images is not None:
         most = min(most_images, max(_LEAST_IMAGES, _MOST_MACS // max(1, macs)))
-        pixels = images.pixels[:: max(1, len(images) // most)][:most]
+        step = max(1, len(images) // most)
         weight = next(module.parameters())
-        batch = normalize(pixels, network.spec).to(device=weight.device, dtype=weight.dtype)
+        batch, others = (
+            normalize(images.pixels[first::step][:most], network.spec).to(
+                device=weight.device, dtype=weight.dtype
+            )
+            for first in (0, step // 2)
+        )
     return PlannedNetwork(
         module=module,
-        layers={layer.name: layer for layer in layers},
+        layers=by_name,
         blocks=blocks,
         batch=batch,
         ridge=ridge,
         params=count_params(module),
         macs=macs,
+        units=units,
+        others=others,
     )
+
+
+def _kept_before(network: Network) -> set[str]:
+    """The layers that were to stay whole when the network was decomposed."""
+    records = (one for one in network.history if one.stage == "decompose")
+    return {name for one in records for name in one.settings.get("keep", ())}

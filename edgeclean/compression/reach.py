@@ -10,17 +10,20 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from edgeclean.compression.candidates import (
+    Candidate,
     CandidateLimits,
+    LayerCandidates,
     cheapest_candidate,
     check_overrides,
     dense_candidate,
     forced_candidate,
 )
-from edgeclean.compression.goals import FileSize, Goal, check_nearest, goal_of
+from edgeclean.compression.goals import FileSize, Goal, check_reachable, goal_of
 from edgeclean.compression.latency_table import LatencyTable, LayerTimes
 from edgeclean.compression.plan import layer_times
 from edgeclean.compression.planned_network import PlannedNetwork, planned_network
 from edgeclean.compression.settings import RankSettings
+from edgeclean.compression.unit_candidates import unit_costs, with_cuts
 from edgeclean.compression.whole import why_none
 from edgeclean.errors import UsageError
 from edgeclean.networks.state import Network
@@ -55,7 +58,8 @@ def check_reach(
         layers = decomposed.layers.values()
         raise UsageError(why_none([{**one.describe(), "reason": one.reason} for one in layers]))
     kept = {*keep, *settings.keep}
-    planned = planned_network(network, kept, None, most_images=1, ridge=None)
+    hidden = "hidden" in settings.forms
+    planned = planned_network(network, kept, None, most_images=1, ridge=None, hidden=hidden)
     check_overrides(planned, settings)
     times, network_ns = (None, None) if table is None else layer_times(planned, table)
     if settings.needs_table and table is None:
@@ -63,29 +67,30 @@ def check_reach(
     if settings.size_budget is not None and file is None:
         return
     goal = goal_of(settings, planned, network_ns, file)
-    least, whole = _costs(planned, settings, goal, times)
-    check_nearest(goal, goal.before - whole + least, settings, planned.layers.values())
+    units = unit_costs(planned, settings)
+    smallest = _smallest(planned, settings, goal, times)
+    listed = with_cuts(planned, smallest, units, settings, table)
+    check_reachable(goal, listed, units, settings, planned.layers.values())
 
 
-def _costs(
+def _smallest(
     planned: PlannedNetwork,
     settings: RankSettings,
     goal: Goal,
     times: dict[str, LayerTimes] | None,
-) -> tuple[int, int]:
-    """What the layers that may be factored cost at their smallest, and what they cost whole."""
+) -> dict[str, LayerCandidates]:
+    """Of every layer that may be factored the smallest form, and the one convolution."""
     limits = CandidateLimits(
         cost=goal.cost, rank_multiple=settings.rank_multiple, least_gain=settings.least_gain
     )
-    least, whole = 0, 0
+    found: dict[str, LayerCandidates] = {}
     for name in planned.convs:
         layer, known = planned.layers[name], None if times is None else times.get(name)
         dense = dense_candidate(layer, known)
+        forms: tuple[Candidate, ...] = (dense,)
         if name in settings.overrides:
-            smallest = forced_candidate(layer, settings.overrides[name], known)
-        elif times is not None and known is None:
-            smallest = dense
-        else:
-            smallest = cheapest_candidate(layer, limits=limits, times=known)
-        least, whole = least + smallest.cost(goal.cost), whole + dense.cost(goal.cost)
-    return least, whole
+            forms = (forced_candidate(layer, settings.overrides[name], known),)
+        elif (times is None or known is not None) and "tucker" in settings.forms:
+            forms = (cheapest_candidate(layer, limits=limits, times=known), dense)
+        found[name] = LayerCandidates(candidates=forms, effects=(0.0,) * len(forms), dense=dense)
+    return found

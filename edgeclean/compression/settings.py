@@ -23,6 +23,7 @@ from edgeclean.settings import Settings, setting
 
 Measure = Literal["macs", "params"]
 Cost = Literal["macs", "params", "latency"]
+Form = Literal["tucker", "hidden"]
 
 DEFAULT_RATIO = 2.0
 GOALS = ("ratio", "speedup", "latency_budget_ms", "size_budget")
@@ -45,6 +46,8 @@ class RankSettings(Settings):
         size_budget: bytes that the ONNX file may have.
         measure: the cost: multiply-accumulates of one image, or parameters.
         rank_multiple: ranks are multiples of this where the layer is wide enough.
+        forms: what layers may become: low-rank factors (the slides), and fewer of the channels
+            that one convolution makes and one layer reads.
         keep: layers that stay as they are.
         overrides: (r_out, r_in) of single layers; a rank equal to the channel count leaves that
             mode whole.
@@ -65,6 +68,7 @@ class RankSettings(Settings):
     size_budget: int | None = setting(None, at_least=1, at_most=2**63 - 1)
     measure: Measure = "macs"
     rank_multiple: int = setting(1, at_least=1, at_most=MOST_RANK)
+    forms: tuple[Form, ...] = setting(("tucker", "hidden"), entries=(1, 2))
     keep: tuple[str, ...] = setting((), longest=MOST_LAYER_NAME, entries=(0, MOST_LAYERS))
     overrides: Mapping[str, tuple[int, int]] = setting(
         {}, at_least=1, at_most=MOST_RANK, entries=(0, MOST_LAYERS)
@@ -89,6 +93,8 @@ class RankSettings(Settings):
                 f"--measure {self.measure} is of a ratio; leave it out with "
                 f"--{asked[0].replace('_', '-')}"
             )
+        if len(set(self.forms)) < len(self.forms):
+            raise UsageError(f"--forms names {self.forms[0]!r} twice; once is enough")
         if both := sorted(set(self.keep) & set(self.overrides)):
             raise UsageError(
                 f"{shown(both[0])} is kept and has ranks of its own; choose one of them"

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from edgeclean.compression.factorisation import Factorisation, merge_block
 from edgeclean.compression.fit import WeightFit
 from edgeclean.compression.latency_table import NS_PER_MS
 from edgeclean.compression.plan import LayerPlan, RankPlan
+from edgeclean.compression.planned_network import Refit, put_
+from edgeclean.compression.units import cut_, find_units
 from edgeclean.errors import RatioError, UsageError
+from edgeclean.files.text import printable
 from edgeclean.networks.blocks import is_block
-from edgeclean.networks.layers import require_layers, with_layers
+from edgeclean.networks.layers import require_layers, trace_layers, with_layers
 from edgeclean.networks.state import (
     DecomposedNetwork,
     JsonValue,
@@ -67,6 +71,7 @@ def truncate(
         layer = factored.get(name)
         replacements[name] = merge_block(block) if layer is None else _truncated(block, layer)
     module = with_layers(network.module, replacements).eval()
+    channels = _cut_units(module, plan, network.spec.input_shape)
     progress("Truncating", len(blocks), len(blocks))
     made_by = _record(module, network, plan, settings)
     if plan.ratio < plan.ratio_asked * (1 - settings.shortfall):
@@ -74,7 +79,39 @@ def truncate(
             f"the truncated network is {plan.ratio:.3f} times smaller in {plan.measure}, not "
             f"{plan.ratio_asked:g}; ask for {plan.ratio:.2f}"
         )
-    return following(network, TruncatedNetwork, module, made_by)
+    truncated = following(network, TruncatedNetwork, module, made_by)
+    return replace(truncated, channels=channels)
+
+
+def _cut_units(
+    module: nn.Module, plan: RankPlan, input_shape: tuple[int, int, int]
+) -> dict[str, tuple[int, ...]]:
+    """Cut the plan's units in place; the kept channels of every module that has outputs left.
+
+    Raises:
+        UsageError: the plan was made for another network.
+    """
+    if not plan.units:
+        return {}
+    layers = {one.name: one for one in trace_layers(module, input_shape)}
+    known = {unit.producer: unit for unit in find_units(module, layers, input_shape)}
+    kept: dict[str, tuple[int, ...]] = {}
+    for one in plan.units:
+        unit = known.get(one.producer)
+        if unit is None or unit.channels != one.channels or {*unit.readers} != {*one.biases}:
+            raise UsageError(
+                f"the plan cuts the channels that {printable(one.producer)} makes, and this "
+                "network has no such channels; choose the ranks for this network"
+            )
+        for name, weight in one.weights.items():
+            refit = Refit(weight=weight, bias=one.biases.get(name))
+            put_(module.get_submodule(name), refit)
+    for one in plan.units:
+        unit = known[one.producer]
+        cut_(module, unit, torch.tensor(one.kept))
+        makers = (unit.producer, *unit.gates, *(held.module for held in unit.held))
+        kept |= dict.fromkeys(makers, one.kept)
+    return kept
 
 
 def _truncated(block: nn.Sequential, layer: LayerPlan) -> nn.Sequential:
@@ -115,6 +152,7 @@ def _record(
             "images_measured_on": plan.images,
             **_times(plan),
             "layers": [layer.as_json() for layer in plan.layers],
+            "units": [unit.as_json() for unit in plan.units],
         },
     )
     if (made_by.params, made_by.macs) != (plan.params_after, plan.macs_after):

@@ -46,7 +46,7 @@ class Backend(Protocol):
     def open(self, chains: Sequence[Chain]) -> list[Run]:
         """Return, for every chain, a function that runs its convolutions once and times them.
 
-        Each returns milliseconds; chains of one call have the same input shape.
+        Each returns milliseconds; chains of one call have the same input plane.
         """
         ...
 

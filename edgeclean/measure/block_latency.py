@@ -72,12 +72,13 @@ class Rows(Protocol):
         ...
 
 
-def measure_table(
+def measure_table(  # noqa: PLR0913 - what is timed, and how
     network: Network,
     layers: Mapping[str, tuple[Ranks, ...]],
     *,
     model: bytes,
     settings: BlockLatencySettings,
+    cuts: Mapping[ConvShape, Sequence[ConvShape]] | None = None,
     kept: Rows | None = None,
     progress: Progress = silent,
 ) -> LatencyTable:
@@ -88,6 +89,7 @@ def measure_table(
         layers: names of the convolutions, each with ranks to measure besides `measured_grid`.
         model: the network as ONNX.
         settings: the length and the conditions of the measurement.
+        cuts: layers with fewer channels, by the shape of the layer that they are timed beside.
         kept: store of earlier measurements: rows measured on this device before are taken from
             it, and new rows are added.
         progress: called after every shape.
@@ -104,14 +106,18 @@ def measure_table(
     for name in layers:
         if name in found:
             extra[found[name]] |= set(layers[name])
-    measure = _Measuring(backend, settings, kept)
+    measure, smaller = _Measuring(backend, settings, kept), dict(cuts or {})
+    steps = len(extra) + len(smaller) + 1
     blocks: dict[ConvShape, tuple[TimedRanks, ...]] = {}
     for done, (shape, ranks) in enumerate(extra.items()):
-        progress("Timing layers", done, len(extra) + 1)
+        progress("Timing layers", done, steps)
         blocks[shape] = measure.block(shape, ranks)
-    progress("Timing layers", len(extra), len(extra) + 1)
+    for done, (shape, shapes) in enumerate(smaller.items(), start=len(extra)):
+        progress("Timing layers", done, steps)
+        blocks = measure.cuts(shape, [one for one in shapes if one not in blocks]) | blocks
+    progress("Timing layers", steps - 1, steps)
     whole = measure.network(model, layers_digest(found.values()))
-    progress("Timing layers", len(extra) + 1, len(extra) + 1)
+    progress("Timing layers", steps, steps)
     return LatencyTable(
         device=backend.device,
         runtime=backend.runtime,
@@ -135,11 +141,27 @@ class _Measuring:
         ranks = sorted({*measured_grid(shape), *extra})
         groups = [ranks[start : start + GROUP] for start in range(0, len(ranks), GROUP)] or [[]]
         key = self._key("block", shape.as_json(), groups)
-        whole, *rows = self._row(key, lambda: self._groups(shape, groups))
+        chains = [[part_shapes(shape, one) for one in group] for group in groups]
+        whole, *rows = self._row(key, lambda: self._groups(shape, chains))
         timed = zip([None, *ranks], [whole, *rows], strict=True)
         return tuple(TimedRanks(ranks=one, ms=ms, spread_ms=spread) for one, (ms, spread) in timed)
 
-    def _groups(self, shape: ConvShape, groups: Sequence[Sequence[Ranks]]) -> list[list[float]]:
+    def cuts(
+        self, shape: ConvShape, smaller: Sequence[ConvShape]
+    ) -> dict[ConvShape, tuple[TimedRanks, ...]]:
+        """Time one convolution with fewer channels, in turns with the whole one."""
+        groups = [smaller[start : start + GROUP] for start in range(0, len(smaller), GROUP)]
+        key = self._key("cuts", shape.as_json(), [[one.as_json() for one in g] for g in groups])
+        chains = [[(one,) for one in group] for group in groups]
+        rows = self._row(key, lambda: self._groups(shape, chains))[1:] if groups else []
+        return {
+            one: (TimedRanks(ranks=None, ms=ms, spread_ms=spread),)
+            for one, (ms, spread) in zip(smaller, rows, strict=True)
+        }
+
+    def _groups(
+        self, shape: ConvShape, groups: Sequence[Sequence[Sequence[ConvShape]]]
+    ) -> list[list[float]]:
         """Time every group of candidates in turns with the one convolution, which comes first.
 
         Each group is scaled to the one convolution's median in the first group, so that a clock
@@ -147,7 +169,7 @@ class _Measuring:
         """
         rows: list[list[float]] = []
         for group in groups:
-            runs = self.backend.open([part_shapes(shape, one) for one in (None, *group)])
+            runs = self.backend.open([part_shapes(shape, None), *group])
             medians = _medians(_rounds(runs, self.settings, share=1 / len(groups)))
             first = rows[0][0] if rows else medians[0][0]
             scale = first / medians[0][0]

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 
 from edgeclean.compression.factorisation import Ranks
 from edgeclean.compression.latency_table import LatencyTable
+from edgeclean.compression.planned_network import planned_network
+from edgeclean.compression.settings import RankSettings
+from edgeclean.compression.unit_candidates import cut_shapes
 from edgeclean.environment import describe_environment
 from edgeclean.errors import UsageError
 from edgeclean.files.store import Store
@@ -25,7 +28,7 @@ def measured_table(
     kept: Store | None = None,
     progress: Progress = silent,
 ) -> LatencyTable:
-    """Time the whole network and every layer of it that may be factored, on this machine.
+    """Time the whole network and every layer of it that may be factored or cut, on this machine.
 
     Args:
         network: the network as it was loaded.
@@ -44,8 +47,14 @@ def measured_table(
             forced = (overrides or {}).get(layer.name)
             layers[layer.name] = () if forced is None else (forced,)
     model = export_onnx(network, ExportSettings(batch=settings.batch))
+    planned = planned_network(network, (), None, most_images=1, ridge=None, hidden=True)
     return measure_table(
-        network, layers, model=model, settings=settings, kept=kept, progress=progress
+        *(network, layers),
+        model=model,
+        settings=settings,
+        cuts=cut_shapes(planned, RankSettings()),
+        kept=kept,
+        progress=progress,
     )
 
 

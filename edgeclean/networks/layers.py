@@ -230,7 +230,7 @@ def _traced(module: nn.Module, input_shape: tuple[int, int, int]) -> dict[int, _
     }
     weight = next(module.parameters(), torch.empty(0))
     image = torch.zeros(1, *input_shape, device=weight.device, dtype=weight.dtype)
-    with _evaluating(module):
+    with evaluating(module):
         handles = [
             one.register_forward_hook(traces[id(one)], with_kwargs=True)
             for one in module.modules()
@@ -246,7 +246,7 @@ def _traced(module: nn.Module, input_shape: tuple[int, int, int]) -> dict[int, _
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Set evaluation mode meanwhile; afterwards every submodule is in the mode that it was in."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()

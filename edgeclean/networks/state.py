@@ -8,7 +8,7 @@ A stage never changes the state it was given (``copy.deepcopy`` the module first
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -95,7 +95,14 @@ class ScaledNetwork(DecomposedNetwork):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TruncatedNetwork(Network):
-    """A network of leading ranks; blocks that would not shrink are one convolution again."""
+    """A network of leading ranks; blocks that would not shrink are one convolution again.
+
+    Attributes:
+        channels: which of the original's channels are left, by the modules that put them out;
+            those that put all out are not listed.
+    """
+
+    channels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

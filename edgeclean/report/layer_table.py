@@ -17,6 +17,7 @@ from edgeclean.networks.layers import Layer, trace_layers
 from edgeclean.networks.state import JsonValue, Network
 
 SPECTRUM_POINTS = 64
+Fate = Literal["factored", "cut", "kept", "one convolution"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +28,10 @@ class LayerRow:
         name: dotted name.
         kind: "convolution", "pointwise", "linear", ...
         shape: shape of its weight: out, in (of all groups), and the kernel's sides.
-        fate: "factored"; "kept" because it may not be factored; or "one convolution" for a layer
-            that may be, and stays (or was put back) whole.
-        reason: why it was kept; empty if it was factored.
+        fate: "factored"; "cut", which is one layer with fewer channels; "kept" because it may not
+            be factored; or "one convolution" for a layer that may be, and stays (or was put back)
+            whole.
+        reason: why it was kept; empty if it was factored or cut.
         rank_out: output rank of the block; None where that mode is not factored.
         rank_in: input rank of the block; None where that mode is not factored.
         params_before: parameters of the layer with its bias.
@@ -39,12 +41,14 @@ class LayerRow:
         ms_before: milliseconds of the one convolution by the latency table; None without one.
         ms_after: milliseconds of the candidate that was chosen; None without a table.
         time_kind: whether the table holds that candidate's time or estimates it from others.
+        kept_out: output channels that are left; None where all are.
+        kept_in: input channels that are left; likewise.
     """
 
     name: str
     kind: str
     shape: tuple[int, ...]
-    fate: Literal["factored", "kept", "one convolution"]
+    fate: Fate
     reason: str
     rank_out: int | None
     rank_in: int | None
@@ -55,6 +59,17 @@ class LayerRow:
     ms_before: float | None = None
     ms_after: float | None = None
     time_kind: Literal["measured", "estimated"] | None = None
+    kept_out: int | None = None
+    kept_in: int | None = None
+
+    @property
+    def becomes(self) -> str:
+        """The layer after the compression in a few words; empty for one that stays as it is."""
+        if self.fate == "factored":
+            return f"ranks {self.rank_out or 'whole'} x {self.rank_in or 'whole'}"
+        sides = ((self.kept_out, self.shape[0]), (self.kept_in, self.shape[1]))
+        cut = dict.fromkeys(f"{kept} of {every}" for kept, every in sides if kept is not None)
+        return f"hidden {', '.join(cut)}" if cut else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,19 +102,27 @@ def layer_rows(before: Network, after: Network) -> tuple[LayerRow, ...]:
         other = changed[layer.name]
         described = layer.describe()
         rank_out, rank_in = _ranks(other.module)
+        left = other.describe()
+        kept_out, kept_in = (left[side] if left[side] < described[side] else None
+                             for side in ("out", "in"))  # fmt: skip
+        is_cut = kept_out is not None or kept_in is not None
         rows.append(
             LayerRow(
                 name=layer.name,
                 kind=described["kind"],
                 shape=(described["out"], described["in"], *described["kernel"]),
-                fate=_fate(layer, other),
-                reason="" if is_block(other.module) else reasons.get(layer.name, layer.reason),
+                fate="cut" if is_cut and not is_block(other.module) else _fate(layer, other),
+                reason=""
+                if is_cut or is_block(other.module)
+                else reasons.get(layer.name, layer.reason),
                 rank_out=rank_out,
                 rank_in=rank_in,
                 params_before=count_params(layer.module),
                 params_after=count_params(other.module),
                 macs_before=layer.macs,
                 macs_after=other.macs,
+                kept_out=kept_out,
+                kept_in=kept_in,
                 **times.get(layer.name, {}),
             )
         )
@@ -161,7 +184,7 @@ def _planned_reasons(network: Network) -> dict[str, str]:
     return reasons
 
 
-def _fate(before: Layer, after: Layer) -> Literal["factored", "kept", "one convolution"]:
+def _fate(before: Layer, after: Layer) -> Fate:
     if is_block(after.module):
         return "factored"
     return "kept" if before.reason else "one convolution"
@@ -198,5 +221,5 @@ def _positions(count: int) -> tuple[int, ...]:
 
 def _pick(values: Tensor, positions: tuple[int, ...], rank: int | None) -> tuple[float, ...]:
     """Return the values at these positions with five digits, all that a plot can show."""
-    last = len(values) if rank is None else rank
+    last = len(values) if rank is None else min(rank, len(values))
     return tuple(float(f"{float(values[p - 1]):.5g}") for p in positions if p <= last)

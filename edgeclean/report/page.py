@@ -53,8 +53,8 @@ def render_html(
         files=manifest["files"],
         purified=_purified_sentence(document),
         suspicion=", ".join(scan.suspicions),
-        factored=[row for row in layers if row["fate"] == "factored"],
-        whole=[row for row in layers if row["fate"] != "factored"],
+        smaller=[row for row in layers if row["fate"] in ("factored", "cut")],
+        whole=[row for row in layers if row["fate"] not in ("factored", "cut")],
         triggers=[
             _trigger_pictures(one, images) | {"still": still}
             for one, still in zip_longest(

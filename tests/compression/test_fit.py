@@ -13,6 +13,7 @@ from edgeclean.compression.decompose import factored_block
 from edgeclean.compression.fit import (
     ActivationFit,
     WeightFit,
+    _patches,
     corrected_kernel,
     input_moments,
     lower_triangle,
@@ -163,8 +164,21 @@ def test_a_corrected_kernel_undoes_a_change_before_it():
 
 def test_what_is_no_convolution_of_a_known_form_has_no_factors():
     module = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
-    with pytest.raises(TypeError, match="layer 1 is a Linear, not a convolution"):
-        input_moments(module, "1", torch.rand(2, 3, 2, 2))
+    with pytest.raises(TypeError, match="layer 0 is a Flatten, not a convolution or linear"):
+        input_moments(module, "0", torch.rand(2, 3, 2, 2))
     for conv in (nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, padding_mode="circular")):
         with pytest.raises(ValueError, match="groups="):
             factored_block(conv)
+
+
+@pytest.mark.parametrize("side", [6, 7, 14])
+def test_every_place_of_a_plane_is_among_the_patches(side):
+    """However few are taken: a step that falls on some columns alone would not see the others."""
+    places = torch.zeros(400, 1, side, side)
+    places[:, 0] = torch.arange(float(side * side)).view(side, side)
+    conv = nn.Conv2d(1, 1, 1)
+    for most in (400 * side * side // step for step in range(1, 9)):
+        seen = _patches(conv, places, most)
+        assert seen.shape[1] <= 2 * most
+        counts = torch.bincount(seen.flatten().long(), minlength=side * side)
+        assert int(counts.min()) >= 0.9 * float(counts.float().mean()) - 1

@@ -31,7 +31,7 @@ def test_fitting_in_order_does_not_let_errors_pile_up():
     errors = []
     with torch.no_grad():
         outputs = planned.module(planned.batch)
-        for factors in (apart, planned.fit_in_order(ranks)):
+        for factors in (apart, planned.fit_in_order(ranks, {}).factors):
             gap = with_factors(planned.module, factors)(planned.batch) - outputs
             errors.append(float(gap.square().sum()))
     assert errors[1] < 0.9 * errors[0]

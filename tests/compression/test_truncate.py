@@ -116,7 +116,7 @@ def test_the_source_is_left_alone():
 
 
 def test_a_plan_for_another_network_is_refused():
-    plan = choose_ranks(plain(), RankSettings(ratio=2.0))
+    plan = choose_ranks(plain(), RankSettings(ratio=2.0, forms=("tucker",)))
     with pytest.raises(UsageError, match=r"the rank plan's layer .* is no layer"):
         truncate(decomposed(Stem), plan, TruncateSettings())
     network = decomposed()

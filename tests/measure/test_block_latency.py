@@ -4,6 +4,7 @@ import gc
 import math
 import time
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -152,3 +153,23 @@ def test_without_a_gpu_torch_cuda_is_refused(monkeypatch):
 def test_impossible_ways_to_measure_are_refused(wrong):
     with pytest.raises(UsageError, match="must be"):
         BlockLatencySettings(**wrong)
+
+
+def test_fewer_channels_are_timed_beside_the_whole_layer():
+    network = plain()
+    whole = conv_shapes(trace_layers(network.module, network.spec.input_shape))["down"]
+    smaller = [replace(whole, channels_out=out, channels_in=8) for out in (16, 32)]
+    table = measure_table(
+        *(network, {"down": ()}),
+        model=export_onnx(network, ExportSettings()),
+        settings=BlockLatencySettings(rounds=5),
+        cuts={whole: smaller},
+    )
+    assert set(table.blocks) == {whole, *smaller}
+    assert all(len(table.blocks[one]) == 1 for one in smaller)
+    times = table.cut_times(whole)
+    assert times is not None
+    assert times.at((16, 8))[1] == "measured"
+    assert times.at((24, 8)) == (times.ns[32, 8], "estimated")
+    assert times.at((40, 8)) == (times.ns[whole.channels], "estimated")
+    assert parse_latency_table(table.canonical(), where="table").blocks == table.blocks

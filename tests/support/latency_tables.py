@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edgeclean.compression.candidates import measured_grid
 from edgeclean.compression.factorisation import part_shapes
 from edgeclean.compression.latency_table import LatencyTable, NetworkTime, TimedRanks, layers_digest
+from edgeclean.compression.planned_network import planned_network
+from edgeclean.compression.settings import RankSettings
+from edgeclean.compression.unit_candidates import cut_shapes
 from edgeclean.networks.layers import conv_shapes, trace_layers
 from edgeclean.networks.shapes import ConvShape
 from edgeclean.networks.state import Network
@@ -17,6 +22,17 @@ def made_up_ms(shape: ConvShape, ranks: tuple[int, int] | None) -> float:
     macs = sum(part.macs for part in part_shapes(shape, ranks))
     odd = 1.7 if ranks is not None and (ranks[0] + ranks[1]) % 3 == 0 else 1.0
     return round(odd * macs * MS_PER_MAC + CALL_MS * len(part_shapes(shape, ranks)), 6)
+
+
+def table_with_cuts(of: Network, /, **changes: object) -> LatencyTable:
+    """The same, and beside it what layers with fewer channels take."""
+    planned = planned_network(of, (), None, most_images=1, ridge=None, hidden=True)
+    smaller = {one for some in cut_shapes(planned, RankSettings()).values() for one in some}
+    cuts = {
+        one: (TimedRanks(ranks=None, ms=made_up_ms(one, None), spread_ms=0.001),) for one in smaller
+    }
+    whole = made_up_table(of, **changes)
+    return replace(whole, blocks={**cuts, **whole.blocks})
 
 
 def made_up_table(of: Network, /, **changes: object) -> LatencyTable:
