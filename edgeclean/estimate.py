@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from edgeclean.backdoor.bank import IN_FULL
 from edgeclean.backdoor.families import FAMILIES
+from edgeclean.backdoor.few_classes import FEW, SINGLES
 from edgeclean.backdoor.scan import CHOOSING, ScanSettings
 from edgeclean.backdoor.searches import ALL_TO_ALL, BANK, FEWEST_RESTARTED
 from edgeclean.backdoor.selection import SINK_IMAGES, STARTS
@@ -126,7 +127,7 @@ def _synthesis(passes: int, each: PassSeconds) -> Part:
 
 
 def _scan(settings: PipelineSettings, classes: int, each: PassSeconds) -> Iterator[Part]:
-    chosen = settings.scan
+    chosen, few = settings.scan, int(classes <= FEW)
     families = [name for name in chosen.searches if name in FAMILIES]
     many = classes > IN_FULL
     searched = min(classes, IN_FULL)  # of more, a selection; see `backdoor.selection`
@@ -137,10 +138,11 @@ def _scan(settings: PipelineSettings, classes: int, each: PassSeconds) -> Iterat
         if name == BANK:
             passes, forwards = 0, _bank(chosen.bank_candidates, classes)
         elif name == ALL_TO_ALL:
-            passes *= 8  # two families, four starts each
+            passes *= 8 + few * 2 * classes  # two families, four starts each, and few classes' own
         else:  # later starts search ten classes
             slots = searched + (chosen.restarts - 1) * min(searched, FEWEST_RESTARTED)
-            passes, forwards = passes * slots, slots * chosen.images
+            alone = few * SINGLES * classes  # of one image each
+            passes, forwards = passes * slots + alone * chosen.steps, slots * chosen.images
         seconds = passes * each.images * SEARCH + forwards * each.forward * SEARCH
         yield Part(stage="scan", title=f"Scanning: {name}", seconds=seconds)
 

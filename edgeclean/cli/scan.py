@@ -83,6 +83,8 @@ def scan(  # noqa: PLR0913 - the options are the interface
     if found.selection is not None:
         reporter.note(f"{found.selection.in_words}.")
     reporter.answer(document, _verdict(found), structure_table(found.structure), _searches(found))
+    if found.caveat:
+        reporter.note(found.caveat)
     if fail_on_backdoor and found.verdict == "suspected":
         advice = "`edgeclean compress` purifies such a network"
         if found.structure.findings:
