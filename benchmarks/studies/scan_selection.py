@@ -50,7 +50,7 @@ def main() -> None:
     options = _parser().parse_args()
     torch.set_num_threads(THREADS)
     cells: dict[str, Cell] = json.loads(PATH.read_text())["cells"] if PATH.exists() else {}
-    for name, (load, target) in networks().items():
+    for name, (load, target) in ({} if options.draw else networks()).items():
         if options.network and name not in options.network:
             continue
         cell = cells.get(name)
@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Ask networks with known backdoors for sinks.")
     parser.add_argument("--network", action="append", help="only this one; may be repeated")
     parser.add_argument("--verdicts", action="store_true", help="search 43 classes both ways")
+    parser.add_argument("--draw", action="store_true", help="the table, from what is there")
     return parser
 
 

@@ -40,6 +40,7 @@ from edgeclean.effort import LEVELS
 from edgeclean.estimate import PassSeconds, parts_of
 from edgeclean.images.procedural import procedural_images
 from edgeclean.networks.state import LoadedNetwork, ModelSpec, SyntheticImages
+from edgeclean.stage_results import from_bytes, to_bytes
 
 MANY, TARGET = 200, 137
 
@@ -109,6 +110,7 @@ def test_among_two_hundred_classes_the_one_with_a_patch_is_named_and_suspected(i
         assert set(known) <= set(chosen.searched)  # what was not searched has no number
     assert f"{len(chosen.searched)} of the 200 classes" in written["selection"]["says"]
     assert masked.in_words == "masked patch (12 of 200 classes)"
+    assert from_bytes(to_bytes(report)).summary() == written  # as a resumed run reads it
 
 
 def test_among_two_hundred_classes_without_a_patch_none_is_suspected(images):
