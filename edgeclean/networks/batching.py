@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edgeclean.networks.autocast import device_of, mixed_precision
 
-KEPT_BYTES = 4 * 2**30  # of one backward pass; about as much is worked with beside it
+KEPT_BYTES = 2 * 2**30  # of one backward pass; about as much is worked with beside it
 
 
 def images_at_once(shape: Sequence[int], *modules: nn.Module) -> int:
