@@ -8,6 +8,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.text import first_line
 
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
 MAX_NODES = 20_000
@@ -34,8 +35,7 @@ def open_onnx(model: bytes) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise InputRejectedError(f"the ONNX file is not valid: {line}") from error
+        raise InputRejectedError(f"the ONNX file is not valid: {first_line(error)}") from error
     return proto
 
 

@@ -18,7 +18,6 @@ from typing import Any, cast
 
 import onnx
 import onnxruntime
-import onnxsim
 import torch
 from torch import nn
 from torch.jit import TracerWarning  # type: ignore[attr-defined]
@@ -171,6 +170,8 @@ def _simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
     Its own comparison on random images is left off: it prints, and draws from the global generator.
     `exporters.parity` compares the finished file with PyTorch, which is the stronger check.
     """
+    import onnxsim  # most of a second, of commands that export nothing too
+
     # certify=False: it would otherwise do more, and write more, where Z3 is installed.
     with nothing_on_stdout():
         simplified, is_valid = onnxsim.simplify(proto, certify=False)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from edgeclean.errors import InputRejectedError, ToolchainError
+from edgeclean.files.text import first_line
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 NAMES = {
@@ -127,8 +128,9 @@ def open_bytes(model: bytes, *, threads: int, provider: Provider = "cpu") -> Any
     except ToolchainError:
         raise
     except Exception as error:  # its exceptions share no narrower base class
-        line = str(error).strip().splitlines()[0]
-        raise InputRejectedError(f"ONNX Runtime cannot load the network: {line}") from error
+        raise InputRejectedError(
+            f"ONNX Runtime cannot load the network: {first_line(error)}"
+        ) from error
 
 
 class OnnxSession:
@@ -173,8 +175,9 @@ class OnnxSession:
         try:
             logits: NDArray[np.float32] = self._session.run(None, {self._input_name: images})[0]
         except Exception as error:  # its exceptions share no narrower base class
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputRejectedError(f"ONNX Runtime cannot run the network: {line}") from error
+            raise InputRejectedError(
+                f"ONNX Runtime cannot run the network: {first_line(error)}"
+            ) from error
         return logits
 
     def predict(self, images: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -16,10 +16,11 @@ import numpy as np
 import onnx
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.text import first_line
 from edgeclean.load.isolation import parse_isolated
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx.cost import check_cost
-from edgeclean.load.onnx.guard import image_input
+from edgeclean.load.onnx.graph import image_input
 from exporters.onnx_check import open_onnx
 from exporters.session import OnnxSession
 
@@ -102,7 +103,7 @@ def run_once(model: bytes, limits: LoadLimits) -> bytes:
         raise
     except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no public base
         raise InputRejectedError(
-            f"ONNX Runtime cannot run the network: {_first_line(error)}"
+            f"ONNX Runtime cannot run the network: {first_line(error)}"
         ) from None
     return json.dumps({"input_shape": session.input_shape, "batch": session.batch}).encode()
 
@@ -126,9 +127,5 @@ def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
         raise
     except Exception as error:  # noqa: BLE001 - native code raises many kinds on hostile graphs
         raise InputRejectedError(
-            f"the shapes of the network do not fit: {_first_line(error)}"
+            f"the shapes of the network do not fit: {first_line(error)}"
         ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

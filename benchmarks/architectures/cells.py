@@ -126,11 +126,16 @@ def words_for(architecture: Architecture, source: str, folder: Path) -> list[str
     ]
 
 
+def _order(target: int | None) -> int:
+    return -1 if target is None else target
+
+
 def _facts_of(architecture: Architecture, answer: Cell, model: Path) -> Cell:
     """Return what the command answered, and what the bundle's network does to the test images."""
     cell: Cell = {
         "verdict": answer["verdict"],
-        "suspects": sorted({one["target"] for one in answer["suspects"]}),
+        # None is all classes: each image to the class after its own.
+        "suspects": sorted({one["target"] for one in answer["suspects"]}, key=_order),
         "macs_after": answer["size"]["macs"]["compressed"],
         "macs_ratio": answer["size"]["macs"]["original"] / answer["size"]["macs"]["compressed"],
         "parity": answer["parity"]["max_relative_difference"],

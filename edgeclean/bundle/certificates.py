@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import verification
@@ -41,6 +42,10 @@ MAX_CERTIFICATES = 10
 MAX_PEM_BYTES = 2**20
 MAX_NAME = 200  # characters of a name that are shown
 CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+_WANTED_KEY = (
+    "wanted is one on P-256, P-384 or P-521, such as "
+    "`openssl ecparam -genkey -noout -name prime256v1` makes"
+)
 SIGNED_WITH = frozenset(
     {
         SignatureAlgorithmOID.ECDSA_WITH_SHA256,
@@ -94,6 +99,31 @@ def read_certificates(path: Path) -> tuple[x509.Certificate, ...]:
             f"{path} holds {len(read)} certificates; at most {MAX_CERTIFICATES} are read"
         )
     return read
+
+
+def check_key(pem: bytes, *, private: bool) -> None:
+    """Check that a file holds a key of a kind that bundles are signed with, and that it opens.
+
+    Args:
+        pem: the content of the file.
+        private: whether it must be the private key, that signs, or the public one, that checks.
+
+    Raises:
+        ValueError: it holds another thing, or a key of another kind, or one with a password.
+    """
+    which = "private" if private else "public"
+    try:
+        key = (
+            serialization.load_pem_private_key(pem, password=None)
+            if private
+            else serialization.load_pem_public_key(pem)
+        )
+    except TypeError:
+        raise ValueError("it has a password, which is not asked for; remove it") from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError(f"it holds no {which} key as PEM; {_WANTED_KEY}") from None
+    if not isinstance(getattr(key, "curve", None), CURVES):
+        raise ValueError(f"it holds a {which} key of another kind; {_WANTED_KEY}")
 
 
 def check_own_chain(chain: Sequence[x509.Certificate]) -> None:

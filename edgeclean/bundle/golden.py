@@ -80,7 +80,7 @@ def run_golden(contents: bytes, limits: LoadLimits) -> bytes:
         )
     try:
         logits = session.predict(images)
-    except MemoryError:
+    except (MemoryError, InputRejectedError):
         raise
     except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no public base
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

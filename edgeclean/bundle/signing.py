@@ -235,7 +235,7 @@ def _as_if_by_key(signature: bytes, pem: bytes) -> str:
 def _configured_signer(signer: Signer) -> Any:
     config = _library("signing").Config()
     with _UsageErrors(f"cannot sign with {signer.private_key}"):
-        _try_to_open(signer.private_key, signer.certificate)
+        _try_to_open(signer.private_key, private=True)
         if signer.certificate is None:
             return config.use_elliptic_key_signer(private_key=signer.private_key)
         judge = _certificates()
@@ -250,15 +250,14 @@ def _configured_signer(signer: Signer) -> Any:
 def _configured_verifier(key: Path) -> Any:
     config = _library("verifying").Config()
     with _UsageErrors(f"cannot check signatures by {key}"):
-        _try_to_open(key)
+        _try_to_open(key, private=False)
         return config.use_elliptic_key_verifier(public_key=key)
 
 
-def _try_to_open(*files: Path | None) -> None:
+def _try_to_open(key: Path, *, private: bool) -> None:
     """The library reads files by their names, to the end, and would wait for a pipe for ever."""
-    for file in files:
-        if file is not None:
-            read_small_file(file, MAX_KEY_BYTES, hint="a key or certificate is not")
+    pem = read_small_file(key, MAX_KEY_BYTES, hint="a key is not")
+    _certificates().check_key(pem, private=private)
 
 
 def _hashing() -> Any:

@@ -23,8 +23,9 @@ from typing import Any, Literal, NoReturn
 from edgeclean.compression.factorisation import Ranks
 from edgeclean.errors import UsageError
 from edgeclean.files.documents import parse_json
-from edgeclean.files.reading import first_line, read_small_file
+from edgeclean.files.reading import read_small_file
 from edgeclean.files.schema import first_violation
+from edgeclean.files.text import first_line
 from edgeclean.networks.shapes import ConvShape
 from edgeclean.networks.state import JsonValue
 

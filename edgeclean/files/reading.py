@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from edgeclean.errors import EdgecleanError, UsageError
 from edgeclean.files.documents import parse_toml
-from edgeclean.files.text import shown
+from edgeclean.files.text import first_line, shown
 
 MOST_BITS = 63  # of a whole number, beside its sign
 FREE_HOLE = 2**20  # bytes; a bundle may have a thousand files
@@ -126,11 +126,6 @@ def read_small_toml(
         return entries
     except ValueError as wrong:
         raise error(f"{path}: not a TOML file ({first_line(wrong)})") from None
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of a parser's message, cut to 200 characters, to be put into ours."""
-    return (str(error).splitlines() or ["nested too deeply"])[0][:200]
 
 
 def _is(kind: Callable[[int], bool], path: Path, follow: bool) -> bool:

@@ -7,8 +7,6 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-import jsonschema
-
 from edgeclean.files.text import printable
 
 MOST_CHARACTERS = 200  # of the place, and of the message: a document may hold a key of megabytes
@@ -24,6 +22,8 @@ def first_violation(document: object, name: str) -> str | None:
     Returns:
         "at PLACE: MESSAGE", at most about 400 printable characters.
     """
+    import jsonschema
+
     error = jsonschema.exceptions.best_match(validator(name).iter_errors(document))
     if error is None:
         return None
@@ -35,18 +35,24 @@ def first_violation(document: object, name: str) -> str | None:
 def validator(name: str) -> Any:
     """Return the validator of ``schemas/NAME.schema.json``, which is read once."""
     schema = resources.files("edgeclean").joinpath(f"schemas/{name}.schema.json")
-    return _Validator(json.loads(schema.read_text(encoding="utf-8")))
+    return _strict_validator()(json.loads(schema.read_text(encoding="utf-8")))
+
+
+@cache
+def _strict_validator() -> Any:
+    """Return the class of validators for which 5.0 is no integer, as it is in JSON Schema.
+
+    Code that counts with it, and a C header, take none.
+    """
+    import jsonschema  # up to a second and a half, which a command that reads no document saves
+
+    draft = jsonschema.Draft202012Validator
+    whole = draft.TYPE_CHECKER.redefine("integer", _is_whole)
+    return jsonschema.validators.extend(draft, type_checker=whole)
 
 
 def _is_whole(_checker: object, value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-# JSON Schema takes 5.0 as an integer; code that counts with it, and a C header, do not.
-_DRAFT = jsonschema.Draft202012Validator
-_Validator = jsonschema.validators.extend(
-    _DRAFT, type_checker=_DRAFT.TYPE_CHECKER.redefine("integer", _is_whole)
-)
 
 
 def _bounded(text: str) -> str:

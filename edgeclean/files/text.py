@@ -40,6 +40,11 @@ def one_line(message: str) -> str:
     return _cut(" ".join(printable(_cut(message), keep_newlines=True).splitlines()))
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its kind; at most 300 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 def shown(value: object) -> str:
     """Return at most 80 printable characters of any value, however large or deeply nested."""
     return printable(_SHOWN.repr(value))[:MOST_SHOWN]

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.load.canonical.answers import answer_of
 from edgeclean.networks.pixels import normalize
 from edgeclean.networks.state import ModelSpec
 
@@ -38,14 +39,7 @@ def check_answers(module: nn.Module, spec: ModelSpec, *, few: bool = False) -> N
     """
     for pixels in _plain_images(spec, few=few):
         batch = normalize(pixels, spec)
-        try:
-            answers = module(batch)
-        except Exception as error:  # noqa: BLE001 - a module that does not fit raises any kind
-            reason = (str(error).splitlines() or [""])[0][:200]
-            raise InputRejectedError(
-                f"the network does not take {len(batch)} images at once ({type(error).__name__}: "
-                f"{reason}); its first dimension must be free"
-            ) from None
+        answers = answer_of(module, batch)
         if tuple(answers.shape) != (len(batch), spec.classes):
             raise InputRejectedError(
                 f"for {len(batch)} images the network gives {tuple(answers.shape)}; with "

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeclean.errors import InputRejectedError
-from edgeclean.files.reading import first_line, is_folder, is_regular, read_small_file
-from edgeclean.files.text import printable
+from edgeclean.files.reading import is_folder, is_regular, read_small_file
+from edgeclean.files.text import first_line, printable
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")

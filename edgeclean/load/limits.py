@@ -17,7 +17,7 @@ from typing import Any
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.documents import parse_json
 from edgeclean.files.reading import is_hollow, open_regular
-from edgeclean.files.text import printable
+from edgeclean.files.text import first_line, printable
 from edgeclean.settings import Settings, setting
 
 MIB = 1024**2
@@ -104,7 +104,7 @@ def check_zip(contents: bytes, limits: LoadLimits) -> None:
             members = archive.infolist()
     except Exception as error:  # noqa: BLE001 - zipfile raises many kinds on hostile bytes
         raise InputRejectedError(
-            f"the zip archive is damaged or cut short ({_first_line(error)})"
+            f"the zip archive is damaged or cut short ({first_line(error)})"
         ) from None
     if len(members) > limits.entries:
         raise InputRejectedError(
@@ -148,7 +148,7 @@ def check_safetensors(contents: bytes, limits: LoadLimits) -> None:
         )
     except ValueError as error:
         raise InputRejectedError(
-            f"the safetensors header is not valid ({_first_line(error)})"
+            f"the safetensors header is not valid ({first_line(error)})"
         ) from None
     if not isinstance(header, dict) or len(header) > limits.entries:
         raise InputRejectedError(
@@ -222,7 +222,3 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(unique) != len(pairs):
         raise ValueError("a name occurs twice")
     return unique
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

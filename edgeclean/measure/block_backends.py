@@ -20,7 +20,6 @@ from torch import nn
 from edgeclean.environment import describe_environment, versions
 from edgeclean.errors import ToolchainError
 from edgeclean.load.limits import LoadLimits
-from edgeclean.load.onnx.importer import check_computed_as_written, import_onnx
 from edgeclean.measure.cuda_latency import captured
 from edgeclean.networks.shapes import ConvShape
 from exporters.session import NAMES, open_bytes
@@ -112,6 +111,9 @@ class CudaBackend:
 
     def open_model(self, model: bytes) -> Run:
         """Implement `Backend.open_model`."""
+        # As slow to import as all the rest together, and most runs time no network on a GPU.
+        from edgeclean.load.onnx.importer import check_computed_as_written, import_onnx
+
         imported = import_onnx(model, LoadLimits(), folder=Path())
         check_computed_as_written(imported)
         return self._timed(imported.module, imported.input_shape)

@@ -20,7 +20,6 @@ from torch import nn
 from edgeclean.environment import describe_environment
 from edgeclean.errors import ToolchainError, UsageError
 from edgeclean.load.limits import LoadLimits
-from edgeclean.load.onnx.importer import check_computed_as_written, import_onnx
 from edgeclean.measure.latency import (
     FEWEST_RUNS,
     UNSTABLE_COV,
@@ -57,16 +56,13 @@ def measure_pair_on_cuda(
             "PyTorch, or use --provider cpu"
         )
     environment = describe_environment()
-    limits = LoadLimits()
-    imported = [import_onnx(one, limits, folder=Path()) for one in (original, compressed)]
-    for one in imported:
-        check_computed_as_written(one)
-    shapes = [one.input_shape for one in imported]
+    imported = [_imported(one) for one in (original, compressed)]
+    shapes = [shape for _, shape in imported]
     if shapes[0] != shapes[1]:
         raise UsageError(f"the networks take images {shapes[0]} and {shapes[1]}; only one can be")
     generator = torch.Generator().manual_seed(settings.seed)
     images = torch.randn(settings.batch, *shapes[0], generator=generator).cuda()
-    replays = [captured(one.module.cuda().eval(), images) for one in imported]
+    replays = [captured(module.cuda().eval(), images) for module, _ in imported]
     deadline = time.perf_counter() + settings.time_budget_s
     _times(replays, settings.warmup_runs, deadline)
     latencies = _times(replays, settings.runs, deadline)
@@ -90,6 +86,16 @@ def measure_pair_on_cuda(
         environment=environment,
         transfers=TRANSFERS,
     )
+
+
+def _imported(model: bytes) -> tuple[nn.Module, tuple[int, int, int]]:
+    """Return a network that PyTorch runs as the file says, and its image shape."""
+    # As in block_backends: most commands time nothing on a GPU.
+    from edgeclean.load.onnx.importer import check_computed_as_written, import_onnx
+
+    imported = import_onnx(model, LoadLimits(), folder=Path())
+    check_computed_as_written(imported)
+    return imported.module, imported.input_shape
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper, version_converter
 from onnxruntime.quantization.onnx_model import ONNXModel
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.text import first_line
 from exporters.onnx_check import drop_unread, open_onnx, opset_of
 from exporters.precision.activations import all_activations
 
@@ -48,8 +49,9 @@ def to_bf16(model: bytes, kept: frozenset[str] = frozenset()) -> bytes:
         try:
             source = version_converter.convert_version(source, BF16_OPSET)
         except RuntimeError as error:
-            line = str(error).strip().splitlines()[0]
-            raise InputRejectedError(f"the network cannot be raised to opset 22: {line}") from error
+            raise InputRejectedError(
+                f"the network cannot be raised to opset 22: {first_line(error)}"
+            ) from error
     weights = {one.name: numpy_helper.to_array(one) for one in source.graph.initializer}
     proto = _converted(source, kept)
     for tensor in proto.graph.initializer:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from exhaustive import exhaustive
 from loopback_sshd import Loopback
 from programs import Program
 from small_filesystem import small_filesystem
@@ -148,7 +149,7 @@ def test_no_trtexec_is_one_clear_error_and_the_copy_stays(bundle: Path, server: 
     assert any("already" in line for line in log)
 
 
-@pytest.mark.parametrize("size", ["64k", "4m"])
+@pytest.mark.parametrize("size", exhaustive(["64k", "4m"], ["4m"]))
 def test_a_full_disk_is_one_clear_error_and_the_next_run_goes_on(
     bundle: Path, server: Loopback, size: str, program: Program
 ) -> None:

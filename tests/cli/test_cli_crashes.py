@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from exhaustive import exhaustive
 
 from edgeclean.cli import supervisor
 from edgeclean.files.atomic import staging_name
@@ -41,7 +42,7 @@ class Crashing(nn.Module):
         elif how == "wait":
             time.sleep(60)
         elif how == "refused":
-            atexit.register(time.sleep, 5)  # told, and not yet ended
+            atexit.register(time.sleep, 3)  # told, and not yet ended
             return self.layer(images.flatten(1)) * math.inf
         else:
             os.kill(os.getpid(), getattr(signal, how))
@@ -109,16 +110,16 @@ def busy_child(place: Path) -> int:
     raise AssertionError("the command did not come to the network")
 
 
-@pytest.mark.parametrize(
-    ("command", "how", "words"),
-    [
-        ("compress", "segfault", "error: native code crashed (SIGSEGV)"),
-        ("compress", "SIGKILL", "error: the process was killed (SIGKILL), most often because"),
-        ("inspect", "SIGABRT", "error: native code crashed (SIGABRT)"),
-        ("scan", "SIGFPE", "error: native code crashed (SIGFPE)"),
-        ("export", "SIGILL", "error: native code crashed (SIGILL)"),
-    ],
-)
+CRASHES = [
+    ("compress", "segfault", "error: native code crashed (SIGSEGV)"),
+    ("scan", "SIGKILL", "error: the process was killed (SIGKILL), most often because"),
+    ("inspect", "SIGABRT", "error: native code crashed (SIGABRT)"),
+    ("compress", "SIGFPE", "error: native code crashed (SIGFPE)"),
+    ("export", "SIGILL", "error: native code crashed (SIGILL)"),
+]
+
+
+@pytest.mark.parametrize(("command", "how", "words"), exhaustive(CRASHES, CRASHES[:2]))
 def test_a_crash_is_one_line_and_leaves_nothing(
     place: Path, command: str, how: str, words: str
 ) -> None:
@@ -129,8 +130,11 @@ def test_a_crash_is_one_line_and_leaves_nothing(
     assert error["kind"] == "EndedBySignalError"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("to_all", [True, False], ids=["to the group", "to the command"])
+STOPS = [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGINT, False)]
+STOPS += [(signal.SIGTERM, True)]
+
+
+@pytest.mark.parametrize(("number", "to_all"), exhaustive(STOPS, STOPS[:2]))
 def test_who_asks_it_to_stop_is_heard(place: Path, number: signal.Signals, to_all: bool) -> None:
     process = started(place, "wait")
     child = busy_child(place)
@@ -157,7 +161,9 @@ def test_a_killed_command_takes_its_child_along_and_the_next_one_clears_up(place
     ended(started(place, "segfault"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", exhaustive([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], [signal.SIGTERM])
+)
 def test_who_stops_it_when_its_error_is_told_hears_no_second_reason(
     place: Path, number: signal.Signals
 ) -> None:

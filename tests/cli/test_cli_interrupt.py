@@ -11,6 +11,7 @@ from contextvars import Context
 from pathlib import Path
 
 import pytest
+from exhaustive import exhaustive
 from small_checkpoint import OPTIONS, QUICK
 
 from edgeclean.cli.command import interrupted_line
@@ -47,7 +48,7 @@ def interrupted(source: Path, until: str, *words: object) -> subprocess.Complete
     return subprocess.CompletedProcess(command, run.returncode, out, said)
 
 
-@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("kept", exhaustive([True, False], [True]))
 def test_an_interrupted_run_says_how_to_go_on_and_leaves_no_trace(
     source: Path, tmp_path: Path, kept: bool
 ) -> None:

@@ -6,13 +6,14 @@ The options are those of the command line itself, so a new one is tried without 
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 import re
 import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
 
@@ -20,6 +21,7 @@ import pytest
 from command_line import Said, Terminal
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from exhaustive import each_once, exhaustive
 from small_checkpoint import OPTIONS
 from typer.main import get_command
 from users_things import nothing_touched
@@ -219,6 +221,15 @@ def makes_sense(one: Place, kind: str) -> bool:
     return kind == "folder" and one.name == "output" and one.command in ("embed", "build-engine")
 
 
+def whole_and_slice(kinds: Collection[str]) -> list[Any]:
+    """Every kind at every place; at every change each place with one kind, and each kind."""
+    return exhaustive(itertools.product(PLACES, kinds), keep=each_once(PLACES, kinds))
+
+
+def name_of(value: Place | str) -> str:
+    return value if isinstance(value, str) else f"{value.command}-{value.name}"
+
+
 def test_the_options_with_paths_are_found() -> None:
     found = {(one.command, one.name) for one in PLACES}
     assert {("compress", name) for name in ("checkpoint", "policy", "depfile", "cache")} < found
@@ -226,8 +237,7 @@ def test_the_options_with_paths_are_found() -> None:
     assert {("bench", "ssh_config"), ("targets", "target_file")} < found
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("one", PLACES, ids=lambda one: f"{one.command}-{one.name}")
+@pytest.mark.parametrize(("one", "kind"), whole_and_slice(KINDS), ids=name_of)
 def test_what_is_no_such_file_is_refused_at_once(
     terminal: Terminal,
     ready: Path,
@@ -256,8 +266,7 @@ def as_nobody() -> Iterator[None]:
         os.seteuid(0)
 
 
-@pytest.mark.parametrize("kind", CLOSED)
-@pytest.mark.parametrize("one", PLACES, ids=lambda one: f"{one.command}-{one.name}")
+@pytest.mark.parametrize(("one", "kind"), whole_and_slice(CLOSED), ids=name_of)
 def test_what_may_not_be_read_is_refused(
     terminal: Terminal,
     ready: Path,

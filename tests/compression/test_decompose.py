@@ -4,6 +4,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from exhaustive import exhaustive
 from factor_networks import Stem, network_of, seeded
 from torch import nn
 from zoo import ZOO_NAMES, accuracy, cifar10_test_images, needs_images, needs_zoo, zoo_network
@@ -197,7 +198,7 @@ def test_progress_starts_at_zero_and_ends_at_the_total():
 
 @needs_zoo
 @needs_images
-@pytest.mark.parametrize("name", ZOO_NAMES)
+@pytest.mark.parametrize("name", exhaustive(ZOO_NAMES, ["resnet20-clean", "lenet-badnets-nobn"]))
 def test_published_networks_stay_the_same_function(name):
     source = zoo_network(name)
     pixels, labels = cifar10_test_images(100)

@@ -73,6 +73,7 @@ def test_the_readmes_commands_run(folder: Path) -> None:
     assert "MACs" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_tutorials_commands_run(folder: Path, program: Program) -> None:
     program("openssl")
     done = run_blocks(ROOT / "docs" / "tutorial.md", folder)

@@ -44,7 +44,12 @@ TAMPERED: list[tuple[str, str, Tamper, str]] = [
         flip("report.html"),
         "report.html was changed",
     ),
-    ("bit in the list", "the list itself", flip("SHA256SUMS"), "SHA256SUMS|was changed"),
+    (
+        "bit in the list",
+        "the list itself",
+        flip("SHA256SUMS"),
+        "was changed: its SHA-256 is not the one in SHA256SUMS",
+    ),
     (
         "no list",
         "without the list, nothing is bound",
@@ -212,7 +217,7 @@ TAMPERED: list[tuple[str, str, Tamper, str]] = [
         "terabytes",
         "a few bytes for which the runtime wants 4 TB",
         model(terabytes),
-        "cannot run the network|memory_bytes|killed|not valid",
+        "error: ONNX Runtime cannot run the network: [^:]*ONNXRuntimeError.* ConstantOfShape node",
     ),
     (
         "endless",
@@ -295,7 +300,7 @@ MEASURED: list[tuple[str, str, Callable[[Path], list[str]], str]] = [
         "original by chance",
         "how much it takes is drawn at each run: nothing when it is tried, all when it is measured",
         _against(lambda: graph_of("RandomUniformLike")),
-        r"o\.onnx: .*(not fixed|do not fit|not valid|cannot run)",
+        r"o\.onnx: ConstantOfShape node .*the shape of its output is not fixed",
     ),
     ("text as precision", "a wrong type where a table stands", _engine, "configuration/precision"),
 ]

@@ -37,7 +37,11 @@ def _cost(model: ModelProto) -> None:
         before = "y" if index == 0 else f"y{index - 1}"
         node = helper.make_node("Concat", [before, before], [f"y{index}"], axis=1)
         model.graph.node.insert(2 + index, node)
-    model.graph.node[42].input[0] = "y39"
+    # What follows fits: it is refused for what it takes, and for nothing else.
+    narrow = helper.make_node("ReduceMean", ["y39"], ["narrow"], axes=[1])
+    model.graph.node.insert(42, narrow)
+    model.graph.node.insert(43, helper.make_node("Concat", ["narrow"] * 4, ["four"], axis=1))
+    model.graph.node[44].input[0] = "four"
 
 
 def _arithmetic(model: ModelProto) -> None:
@@ -166,7 +170,7 @@ def _one_weight_for_all(model: ModelProto) -> None:
 
 
 def _outer_product(model: ModelProto) -> None:
-    """Two lines of 8,000 numbers make a plane of 64 million."""
+    """Two lines of 9,000 numbers make planes of 81 million."""
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 1
     model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 9000
     turned = helper.make_node("Transpose", ["image"], ["turned"], perm=[0, 1, 3, 2])
@@ -282,7 +286,7 @@ GRAPHS: list[tuple[str, str, Change, str]] = [
         "doubled planes",
         "forty concatenations: 2^40 channels from a kilobyte",
         _cost,
-        "limits? .*activations|not a valid ONNX",
+        "Concat node .*: up to here one image makes one operation hold .* the limit operands",
     ),
     (
         "dear arithmetic",
@@ -348,13 +352,13 @@ GRAPHS: list[tuple[str, str, Change, str]] = [
         "outer product",
         "two lines that make a plane",
         _outer_product,
-        "Mul node .* the limits? ",
+        "Mul node .* 243027000 activations .* the limits are activations 134217728",
     ),
     (
         "terabytes by ConstantOfShape",
         "a constant that folding would make",
         _constant_of_shape,
-        "memory_bytes|not a valid ONNX|file_bytes|activations",
+        "ConstantOfShape node 'fill': .* the limit file_bytes is 1073741824",
     ),
     (
         "terabytes by Range",
@@ -412,13 +416,13 @@ GRAPHS: list[tuple[str, str, Change, str]] = [
         "free axes",
         "cost that depends on what comes later",
         lambda m: m.graph.input[0].type.tensor_type.ClearField("shape"),
-        "not a valid ONNX model|must be float32 .n, channels, height, width",
+        "not a valid ONNX model .*shape",
     ),
     (
         "opset 1",
         "old operators with other meanings",
         lambda m: setattr(m.opset_import[0], "version", 1),
-        "opset 1 of domain|not a valid ONNX model",
+        r"not a valid ONNX model .*schema\(::Gemm:1\)",
     ),
     (
         "opset 999",
@@ -430,7 +434,7 @@ GRAPHS: list[tuple[str, str, Change, str]] = [
         "mixed batch",
         "an image's answer depends on its neighbour",
         _batch_mixed,
-        "mixes the images|does not run on two|batch axis|it must give",
+        "does not run on two images",
     ),
     (
         "two data fields",

@@ -124,7 +124,7 @@ PACKS: list[tuple[str, str, Callable[[Path], None], str]] = [
         "sides below zero",
         "two of them make a size above it",
         _written(labels=(_head("(-2, -4)"), 0)),
-        "claims 8 bytes|not an .npz pack",
+        "labels claims 8 bytes and holds 0",
     ),
     ("twelve thousand names", "a directory to get lost in", _crowd, "directory is larger than"),
     ("a gigabyte of nothing", "a sparse file", _hollow, "nearly all of the file is a hole"),

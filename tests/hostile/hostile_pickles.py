@@ -47,7 +47,7 @@ CODE_CASES = [
         "exec under its old name",
         "Python 2's module name, which pickle still translates",
         dict_of(call("__builtin__", "exec", PYTHON)),
-        ASKS.format(r"(builtins|__builtin__)\.exec"),
+        ASKS.format(r"builtins\.exec"),
         bait=True,
     ),
     zip_case(
@@ -107,20 +107,20 @@ CODE_CASES = [
         + b"\x93("
         + text(TOUCH)
         + b"tRs.",
-        r"nothing was run|Unsupported operand 147|damaged",
+        ASKS.format(r"posix\.system"),
         bait=True,
     ),
     zip_case(
         "OBJ opcode",
         "an old way to call a class, forgotten by readers that only watch REDUCE",
         dict_of(b"(csubprocess\nPopen\n" + text(TOUCH) + b"o"),
-        r"subprocess\.Popen|damaged",
+        ASKS.format(r"subprocess\.Popen"),
     ),
     zip_case(
         "INST opcode",
         "a still older one, with the name in the opcode itself",
         dict_of(b"(" + text(TOUCH) + b"iposix\nsystem\n"),
-        r"posix\.system|damaged",
+        ASKS.format(r"posix\.system"),
         bait=True,
     ),
     zip_case(
@@ -228,13 +228,13 @@ BOMBS = [
         "text of 2^60 bytes",
         "a length that the file does not have",
         b"\x80\x04\x8d" + (2**60).to_bytes(8, "little") + b"x.",
-        r"damaged|memory_bytes",
+        r"damaged.* 1152921504606846976 bytes",
     ),
     zip_case(
         "deep nest",
         "a million lists in lists: readers that recurse overflow their stack",
         b"\x80\x02" + b"]" * 10**6 + b"a" * (10**6 - 1) + b".",
-        r"is a list, not a filled state dict|damaged",
+        "is a list, not a filled state dict",
     ),
     zip_case(
         "stack without an end",
@@ -242,7 +242,7 @@ BOMBS = [
         b"\x80\x02}" + text("w"),
         r"damaged",
     ),
-    zip_case("protocol 255", "a pickle of the future", b"\x80\xff}.", r"damaged|not a filled"),
+    zip_case("protocol 255", "a pickle of the future", b"\x80\xff}.", "is a dict, not a filled"),
     zip_case("nothing on the stack", "pops what is not there", b"\x80\x02000000.", r"damaged"),
 ]
 

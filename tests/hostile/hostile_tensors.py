@@ -69,7 +69,7 @@ TENSORS: list[tuple[str, str, Callable[[], bytes], str]] = [
         "record that lies",
         "the directory says sixteen bytes, the record itself 2 GiB (pytorch issue 185440)",
         lying_record,
-        "damaged|names do not match",
+        "names do not match",
     ),
     (
         "storage that is not there",
@@ -87,7 +87,7 @@ TENSORS: list[tuple[str, str, Callable[[], bytes], str]] = [
         "storage of no type",
         "a function where the storage's type should be",
         lambda: by_hand({"w": Rebuilt(Storage(4, kind=print), 0, (4,), (1,))}),
-        r"damaged|builtin(s|__)\.print",
+        r"damaged.*a storage of type builtins\.print",
     ),
     (
         "NaN",
@@ -123,13 +123,13 @@ TENSORS: list[tuple[str, str, Callable[[], bytes], str]] = [
         "quantised, out of bounds",
         "a stride of 2^40 that torch does not check for this type (pytorch issue 184652)",
         lambda: by_hand({"w": Quantised(Storage(4, kind=torch.QInt8Storage), 0, (2,), (2**40,))}),
-        "w is qint8|damaged|asks for code",
+        "w is qint8",
     ),
     (
         "sparse",
         "indices without bounds, made dense by the reader",
         lambda: saved({"w": torch.ones(2, 2).to_sparse()}),
-        "layout torch.sparse_coo|damaged",
+        "layout torch.sparse_coo",
     ),
     (
         "no numbers at all",

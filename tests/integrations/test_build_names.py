@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from exhaustive import exhaustive
 from firmware_project import PARTS, ROOT
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -206,7 +207,7 @@ def test_make(
     follows_its_files_or_refuses(build, command, REFUSALS)
 
 
-@pytest.mark.parametrize("generator", ["Ninja", "Unix Makefiles"])
+@pytest.mark.parametrize("generator", exhaustive(["Ninja", "Unix Makefiles"], ["Ninja"]))
 @settings(SLOW, max_examples=3)
 @given(name=NAMES, external=NAMES)
 @example(name="a", external="w#1")

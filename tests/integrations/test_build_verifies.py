@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from exhaustive import exhaustive
 from firmware_project import PARTS, ROOT
 from programs import Program
 from tiny_networks import tiny_contents
@@ -46,7 +47,7 @@ $(eval $(call edgeclean_model,digits))
 """
 
 
-@pytest.mark.parametrize("tool", ["Ninja", "Unix Makefiles", "make"])
+@pytest.mark.parametrize("tool", exhaustive(["Ninja", "Unix Makefiles", "make"], ["Ninja", "make"]))
 def test_what_was_changed_in_the_folder_fails_the_build(
     tmp_path: Path, tool: str, program: Program
 ) -> None:

@@ -144,6 +144,18 @@ def test_an_image_that_rewrites_itself_is_named(trunk: Trunk, join: str, sharp: 
     assert "hidden_clip" in named(report)
 
 
+def test_an_image_rewritten_by_what_its_whole_is_compared_with_is_named() -> None:
+    """A trigger without a place: all that is brighter than so much."""
+    graph = Graph()
+    mean = graph.op("ReduceMean", ["image"], (1, 1, 1), axes=[1, 2, 3], keepdims=1)
+    above = graph.op("Greater", [mean, graph.constant(0.9)], (1, 1, 1), "above")
+    ink = graph.op("Where", [above, graph.constant(1.0), graph.constant(0.0)], (1, 1, 1), "ink")
+    value = graph.op("Add", ["image", ink], graph.shapes["image"], "paint")
+    report = read(graph, graph.dense(plain(graph, value), CLASSES))
+    assert [finding.kind for finding in report.findings] == ["rewritten image"]
+    assert report.findings[0].path[-1] == "paint (Add)"
+
+
 def test_a_graph_without_a_learned_layer_is_named() -> None:
     graph = Graph()
     cut = graph.slice("image", [0, 0, 0], [1, 1, CLASSES], "pixels")
@@ -174,6 +186,27 @@ def test_two_side_paths_are_both_named() -> None:
     report = read(graph, value)
     assert {"one_cut", "one_relu", "other_cut", "other_relu"} <= named(report)
     assert {finding.kind for finding in report.findings} == {"bypass", "side path"}
+
+
+@pytest.mark.parametrize("kind", ["Max", "Min"])
+def test_the_image_chosen_from_with_what_was_learned_is_a_side_path(kind: str) -> None:
+    """Nothing bent it before: the choice itself does."""
+    graph = Graph()
+    features = graph.act(graph.conv("image", 3))
+    mixed = graph.op(kind, [features, "image"], graph.shapes["image"], "choice")
+    report = read(graph, graph.dense(plain(graph, mixed), CLASSES))
+    assert [finding.kind for finding in report.findings] == ["side path"]
+    assert report.findings[0].path == (f"choice ({kind})",)
+
+
+def test_the_image_beside_a_side_path_that_was_told_of_is_none() -> None:
+    graph = Graph()
+    number = threshold(graph, detector(graph), "Relu")
+    value = joined(graph, graph.act(graph.conv("image", 3)), number, "Add")
+    both = graph.concat(value, "image")
+    report = read(graph, graph.dense(plain(graph, both), CLASSES))
+    assert [finding.kind for finding in report.findings] == ["side path"]
+    assert report.findings[0].path[-1].startswith("hidden_join")
 
 
 def test_a_layer_of_zeros_is_no_path() -> None:
@@ -210,6 +243,31 @@ def test_normalisation_of_each_image_is_noted() -> None:
     report = read(graph, graph.dense(plain(graph, value), CLASSES))
     assert report.findings == ()
     assert {note.kind for note in report.notes} == {"statistics of the image"}
+
+
+def test_pixels_that_are_compared_are_noted() -> None:
+    """A network of black and white images makes its own of grey ones."""
+    graph = Graph()
+    shape = graph.shapes["image"]
+    above = graph.op("Greater", ["image", graph.constant(0.5)], shape, "above")
+    ink = graph.op("Where", [above, graph.constant(1.0), graph.constant(0.0)], shape, "ink")
+    report = read(graph, graph.dense(plain(graph, ink), CLASSES))
+    assert report.findings == ()
+    assert {note.kind for note in report.notes} == {"compared pixels"}
+    assert report.notes[0].path == ("above (Greater)",)
+
+
+def test_a_selection_by_what_was_learned_is_noted() -> None:
+    """A thresholded activation is one; so is a switch between two branches."""
+    graph = Graph()
+    features = graph.conv("image", 8)
+    shape = graph.shapes[features]
+    above = graph.op("Greater", [features, graph.constant(0.1)], shape, "above")
+    kept = graph.op("Where", [above, features, graph.constant(0.0)], shape, "kept")
+    report = read(graph, graph.dense(plain(graph, kept), CLASSES))
+    assert report.findings == ()
+    assert [note.kind for note in report.notes] == ["learned selection"] * 2
+    assert [note.path for note in report.notes] == [("above (Greater)",), ("kept (Where)",)]
 
 
 def test_a_single_layer_beside_a_deep_network_is_noted() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 from edgeclean.errors import UsageError
+from edgeclean.files.text import first_line
 from edgeclean.load.architectures.builders import call_builder
 from edgeclean.networks.state import ModelSpec
 
@@ -40,14 +41,14 @@ def build_of_library(name: str, spec: ModelSpec) -> nn.Module:
         return _LIBRARIES[library](model, spec)
     except ImportError as error:
         raise UsageError(
-            f"--arch {name!r}: {library} cannot be imported ({_first_line(error)}); install it "
+            f"--arch {name!r}: {library} cannot be imported ({first_line(error)}); install it "
             f"(pip install {library}), or name code of your own"
         ) from None
     except UsageError:
         raise
     except Exception as error:
         raise UsageError(
-            f"--arch {name!r}: {library} raised {type(error).__name__}: {_first_line(error)}"
+            f"--arch {name!r}: {library} raised {type(error).__name__}: {first_line(error)}"
         ) from error
 
 
@@ -72,10 +73,6 @@ def _torchvision(model: str, spec: ModelSpec) -> nn.Module:
         raise UsageError(f"--arch 'torchvision:{model}': torchvision has no such classifier")
     module: nn.Module = call_builder(models.get_model_builder(model), spec)
     return module
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 _LIBRARIES: Mapping[str, Callable[[str, ModelSpec], nn.Module]] = {

@@ -7,10 +7,12 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.text import first_line
 
 Path = tuple[int | str, ...]
 _MOST_DEPTH = 4
@@ -44,6 +46,21 @@ class LogitsAt:
         if self.single:
             return "it gives one logit, which is taken for the second of two classes"
         return "its logits have axes of one entry behind the classes" if self.flat else ""
+
+
+def answer_of(module: nn.Module, images: Float[Tensor, "n c h w"]) -> Any:
+    """Run the network, and return what it returns, of whatever type.
+
+    Raises:
+        InputRejectedError: it raises, of whatever kind: it does not fit so many images.
+    """
+    try:
+        return module(images)
+    except Exception as error:  # noqa: BLE001 - a module that does not fit raises any kind
+        raise InputRejectedError(
+            f"the network does not take {len(images)} images at once ({type(error).__name__}: "
+            f"{first_line(error)}); its first dimension must be free"
+        ) from None
 
 
 def find_logits(answer: object, images: int, classes: int) -> LogitsAt:

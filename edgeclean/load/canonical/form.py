@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from edgeclean.errors import InputRejectedError
-from edgeclean.load.canonical.answers import Logits, LogitsAt, find_logits
+from edgeclean.load.canonical.answers import Logits, LogitsAt, answer_of, find_logits
 from edgeclean.load.canonical.graph import CannotWriteError, exported
 from edgeclean.load.canonical.settle import settle_
 from edgeclean.load.canonical.trial import Reason, is_close, reason_to_rewrite
@@ -139,24 +139,13 @@ def _logits_at(module: nn.Module, images: Float[Tensor, "n c h w"], spec: ModelS
 
     One image alone does not tell: code that squeezes its answer loses the axis of the images then.
     """
-    answer = _answer(module, images)
+    answer = answer_of(module, images.clone())
     try:
         return find_logits(answer, len(images), spec.classes)
     except InputRejectedError:
-        find_logits(_answer(module, images[:1]), 1, spec.classes)  # the message is of one image
+        one = answer_of(module, images[:1].clone())
+        find_logits(one, 1, spec.classes)  # the message is of one image
         raise
-
-
-def _answer(module: nn.Module, images: Float[Tensor, "n c h w"]) -> object:
-    try:
-        answer: object = module(images.clone())
-    except Exception as error:  # noqa: BLE001 - a module that does not fit raises any kind
-        line = (str(error).splitlines() or [""])[0][:200]
-        raise InputRejectedError(
-            f"the network does not take {len(images)} images at once ({type(error).__name__}: "
-            f"{line}); its first dimension must be free"
-        ) from None
-    return answer
 
 
 def _some_images(spec: ModelSpec) -> Float[Tensor, "n c h w"]:

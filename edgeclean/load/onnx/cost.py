@@ -17,9 +17,9 @@ import onnx
 from onnx import ModelProto, NodeProto
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.load.bill import Bill, Cost, convolution_cost
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx.graph import batch_of, node_label
-from edgeclean.load.running_cost import Bill, Cost, convolution_cost
 
 BYTES = 4  # of a number in the network that is built
 Shape = tuple[int, ...]
@@ -35,8 +35,12 @@ def check_cost(model: ModelProto, limits: LoadLimits) -> None:
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     known = [*graph.value_info, *graph.input, *graph.output]
     shapes = {value.name: _fixed_shape(value) for value in known} | weights
-    repeated = {node.output[0] for node in graph.node if node.op_type == "ConstantOfShape"}
-    weights |= {name: shapes.get(name) or () for name in repeated}
+    repeated = {
+        node.output[0]: shape
+        for node in graph.node
+        if node.op_type == "ConstantOfShape" and (shape := shapes.get(node.output[0])) is not None
+    }
+    weights |= repeated
     batch = batch_of(model)
     bill = Bill(limits)
     for value in graph.input:

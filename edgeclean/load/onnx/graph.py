@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.text import first_line
 from edgeclean.load.onnx.asked import Asked
 
 OWN_DOMAINS = ("", "ai.onnx")
@@ -52,6 +53,30 @@ def check_texts(message: Message) -> None:
         elif field.type == FieldDescriptor.TYPE_MESSAGE:
             for one in values:  # as deep as protocol buffers allow, which is 100
                 check_texts(one)
+
+
+def image_input(model: ModelProto) -> tuple[str, tuple[int, int, int]]:
+    """Return the name of the one input, and the channels, height and width that it fixes.
+
+    Raises:
+        InputRejectedError: there is not exactly one input [n, c, h, w] and one output.
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    if len(inputs) != 1 or len(model.graph.output) != 1:
+        raise InputRejectedError(
+            f"the graph has {len(inputs)} inputs and {len(model.graph.output)} outputs; an image "
+            "classifier has one each"
+        )
+    tensor = inputs[0].type.tensor_type
+    sides = [axis.dim_value for axis in tensor.shape.dim]
+    if tensor.elem_type != TensorProto.FLOAT or len(sides) != 4 or min(sides[1:]) < 1:
+        raise InputRejectedError(
+            f"the graph's input has shape {sides} (0: not fixed) and element type "
+            f"{tensor.elem_type}; it must be float32 [n, channels, height, width], the last three "
+            "fixed"
+        )
+    return inputs[0].name, (sides[1], sides[2], sides[3])
 
 
 def reduce_(model: ModelProto, asked: Asked) -> str:
@@ -122,11 +147,6 @@ def batch_of(model: ModelProto) -> int:
     weights = {tensor.name for tensor in model.graph.initializer}
     images = next(value for value in model.graph.input if value.name not in weights)
     return max(1, int(images.type.tensor_type.shape.dim[0].dim_value))
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its kind; at most 300 characters."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def node_label(node: NodeProto) -> str:

@@ -17,6 +17,7 @@ import onnxsim
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.text import first_line
 from edgeclean.load.limits import MIB, LoadLimits
 from edgeclean.load.onnx.asked import NOTHING, Asked, question_of
 from edgeclean.load.onnx.batch import batch_first_
@@ -27,7 +28,7 @@ from edgeclean.load.onnx.einsum import product_of
 from edgeclean.load.onnx.fusions import FUSIONS, MICROSOFT
 from edgeclean.load.onnx.graph import (
     OWN_DOMAINS,
-    first_line,
+    image_input,
     node_label,
     read_model,
     reduce_,
@@ -218,30 +219,6 @@ def check_operators(model: ModelProto, *, as_it_came: bool) -> None:
         )
     for node in model.graph.node:
         _check_node(node, as_it_came=as_it_came)
-
-
-def image_input(model: ModelProto) -> tuple[str, tuple[int, int, int]]:
-    """Return the name of the one input, and the channels, height and width that it fixes.
-
-    Raises:
-        InputRejectedError: there is not exactly one input [n, c, h, w] and one output.
-    """
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
-    if len(inputs) != 1 or len(model.graph.output) != 1:
-        raise InputRejectedError(
-            f"the graph has {len(inputs)} inputs and {len(model.graph.output)} outputs; an image "
-            "classifier has one each"
-        )
-    tensor = inputs[0].type.tensor_type
-    sides = [axis.dim_value for axis in tensor.shape.dim]
-    if tensor.elem_type != TensorProto.FLOAT or len(sides) != 4 or min(sides[1:]) < 1:
-        raise InputRejectedError(
-            f"the graph's input has shape {sides} (0: not fixed) and element type "
-            f"{tensor.elem_type}; it must be float32 [n, channels, height, width], the last three "
-            "fixed"
-        )
-    return inputs[0].name, (sides[1], sides[2], sides[3])
 
 
 def external_tensors(model: ModelProto) -> list[TensorProto]:

@@ -26,13 +26,12 @@ from edgeclean.load.onnx.asked import NOTHING, Asked, with_question
 from edgeclean.load.onnx.comparison import check_same, plain_images
 from edgeclean.load.onnx.cost import check_cost
 from edgeclean.load.onnx.files import embed_files
-from edgeclean.load.onnx.graph import batch_of, node_label, read_model, shape_of
+from edgeclean.load.onnx.graph import batch_of, image_input, node_label, read_model, shape_of
 from edgeclean.load.onnx.guard import (
     COMPLETE,
     NOTES,
     check_structure,
     external_tensors,
-    image_input,
     parse_asked,
 )
 from edgeclean.load.onnx.lift import own_opset

@@ -16,9 +16,10 @@ import onnxruntime
 from onnx import ModelProto, helper
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.text import first_line
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx.asked import Asked, question_of, with_question
-from edgeclean.load.onnx.graph import first_line, read_model, reduce_, shape_of
+from edgeclean.load.onnx.graph import read_model, reduce_, shape_of
 from edgeclean.load.onnx.lift import Lifted, lifted, set_input
 
 Images = np.ndarray[Any, np.dtype[Any]]

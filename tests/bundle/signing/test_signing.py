@@ -14,8 +14,10 @@ from bundle_files import make_hashes_fit, put_bundle
 from tiny_networks import tiny_contents
 
 pytest.importorskip("model_signing")
-from cryptography.hazmat.primitives.asymmetric import rsa
-from signing_keys import flip, private_pem, sign, write_certificates, write_keys
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from signing_keys import flip, private_pem, public_pem, sign, write_certificates, write_keys
 
 from edgeclean import cli
 from edgeclean.bundle import signing
@@ -146,6 +148,42 @@ def test_keys_that_cannot_be_used_are_refused_early(tmp_path: Path, bundle: Path
             verify_bundle(bundle, Trusted(public_key=path))
     with pytest.raises(UsageError, match="one of the two"):
         Trusted()
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        ed25519.Ed25519PrivateKey.generate(),
+        ec.generate_private_key(ec.SECP256K1()),
+        rsa.generate_private_key(65537, 2048),
+    ],
+    ids=lambda key: type(key).__name__,
+)
+def test_a_key_of_another_kind_is_said_to_be_so(
+    key: PrivateKeyTypes, bundle: Path, tmp_path: Path
+) -> None:
+    mine, theirs = tmp_path / "private.pem", tmp_path / "public.pem"
+    mine.write_bytes(private_pem(key))
+    theirs.write_bytes(public_pem(key))
+    with pytest.raises(UsageError, match="a private key of another kind; wanted is one on P-256"):
+        check_signer(Signer(private_key=mine))
+    with pytest.raises(UsageError, match="a public key of another kind; wanted is one on P-256"):
+        verify_bundle(bundle, Trusted(public_key=theirs))
+    with pytest.raises(UsageError, match="it holds no private key as PEM; wanted is one on"):
+        check_signer(Signer(private_key=theirs))
+
+
+def test_a_private_key_with_a_password_is_said_to_have_one(tmp_path: Path) -> None:
+    locked = tmp_path / "locked.pem"
+    locked.write_bytes(
+        ec.generate_private_key(ec.SECP256R1()).private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"word"),
+        )
+    )
+    with pytest.raises(UsageError, match="it has a password, which is not asked for"):
+        check_signer(Signer(private_key=locked))
 
 
 def test_without_the_extra_the_error_says_what_to_install(

@@ -38,7 +38,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
 
 
 @given(recipe=recipes())
-@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.too_slow])
 def test_a_network_of_any_ingredients_gets_a_form_of_the_same_function(recipe: Recipe) -> None:
     check(recipe)
 
@@ -94,7 +94,7 @@ def close(got: Tensor, expected: Tensor, tolerance: float) -> None:
 
 
 @given(recipe=recipes())
-@settings(deadline=None, max_examples=3, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=2, suppress_health_check=[HealthCheck.too_slow])
 def test_what_is_written_out_can_be_written_out_again(recipe: Recipe) -> None:
     """A form is a network as any other, and already what it should be."""
     spec = recipe.spec
