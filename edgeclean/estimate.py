@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from edgeclean.backdoor.few_classes import FEW, SINGLES
 from edgeclean.backdoor.searches import ALL_TO_ALL, BANK, FEWEST_RESTARTED
 from edgeclean.config import PipelineSettings
 from edgeclean.networks.autocast import channels_last, device_of, mixed_precision
@@ -122,17 +123,18 @@ def _synthesis(passes: int, each: PassSeconds) -> Part:
 
 
 def _scan(settings: PipelineSettings, classes: int, each: PassSeconds) -> Iterator[Part]:
-    chosen = settings.scan
+    chosen, few = settings.scan, int(classes <= FEW)
     for name in chosen.searches:
         passes, forwards = SEARCH_BATCH * chosen.steps, 0
         if name == BANK:
             passes, forwards = 0, _bank(chosen.bank_candidates, classes)
         elif name == ALL_TO_ALL:
-            passes *= 8  # two families, four starts each
+            passes *= 8 + few * 2 * classes  # two families, four starts each, and few classes' own
         else:  # later starts search a quarter of the classes, or ten
             restarted = min(classes, max(FEWEST_RESTARTED, classes // 4))
             slots = classes + (chosen.restarts - 1) * restarted
-            passes, forwards = passes * slots, slots * chosen.images
+            alone = few * SINGLES * classes  # of one image each
+            passes, forwards = passes * slots + alone * chosen.steps, slots * chosen.images
         seconds = passes * each.images * SEARCH + forwards * each.forward * SEARCH
         yield Part(stage="scan", title=f"Scanning: {name}", seconds=seconds)
 

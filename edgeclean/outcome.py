@@ -115,6 +115,7 @@ def report_inputs(
         scan=compression.scan,
         warnings=(
             *_warnings(compression.scan.structure),
+            *filter(None, [compression.scan.caveat]),
             *told(compression.original.history[0].notes),
         ),
         trigger_success=trigger_success(compression.scan, networks, compression.images.pixels),

@@ -4,10 +4,14 @@ Such a backdoor (BadNets' second attack, Gu et al. 2017: label y becomes y + 1) 
 target, so no class is cheaper than the others. It shows in the map of classes: the least
 stamp that makes images leave their class sends each class to one other, nearly a permutation. On a
 network without such a backdoor, the same search ends in one or two classes for all images.
+
+With two or three classes a stamp that moves a single class is most of a permutation already, so the
+map counts by the class that moves least (`FEW`).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +20,7 @@ from torch import Tensor, nn
 
 from edgeclean.backdoor.bank import BankScore
 from edgeclean.backdoor.families import Family
+from edgeclean.backdoor.few_classes import FEW
 from edgeclean.backdoor.gradient import (
     ELSEWHERE,
     Evidence,
@@ -45,7 +50,8 @@ class ClassMap:
             0 for classes with fewer than three images.
         different: the number of different destinations over that of the classes with images; 1
             for a permutation, near 0 where nearly all classes go to the same one.
-        score: mean share of the classes with images, times ``different``.
+        score: mean share of the classes with images, times ``different``; with at most three
+            classes the least share of all, so that one class which stays leaves nothing.
     """
 
     shares: tuple[float, ...]
@@ -68,7 +74,8 @@ def class_map(own: Int[Tensor, " n"], given: Int[Tensor, " n"], classes: int) ->
     if not destinations:
         return ClassMap(tuple(shares), 0.0, 0.0)
     different = len(set(destinations)) / len(destinations)
-    return ClassMap(tuple(shares), different, sum(shares) / len(destinations) * different)
+    together = min(shares) if classes <= FEW else sum(shares) / len(destinations)
+    return ClassMap(tuple(shares), different, together * different)
 
 
 def stamps_of(
@@ -104,7 +111,9 @@ def bank_stamps(evidence: Evidence, score: BankScore | None) -> list[Found]:
 def nearest_to_permutation(
     module: nn.Module, evidence: Evidence, stamps: list[Found], classes: int
 ) -> tuple[Found, ClassMap]:
-    """Return the stamp with the highest score of its map, judged on all images."""
+    """Return the stamp with the highest score of its map, judged on all images; none of none."""
+    nothing = Found(Slot(ELSEWHERE), math.inf, 0.0, None)
+    stamps = stamps or [nothing]
     results = [(found, _map_of(module, evidence, found, classes)) for found in stamps]
     return max(results, key=lambda result: result[1].score)
 

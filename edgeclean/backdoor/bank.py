@@ -19,10 +19,10 @@ from edgeclean.backdoor.triggers import MaskedTrigger
 from edgeclean.networks.autocast import device_of, mixed_precision
 from edgeclean.networks.batching import images_at_once
 
-# (height, width) on a 32x32 image; larger images scale them.
+# (height, width) on a 32x32 image; larger images scale them (`bank_scale`).
 SHAPES = ((2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (1, 4), (4, 1), (1, 9), (9, 1), (2, 8), (8, 2))
 TEXTURE = 9  # textures are drawn at this size and cut to the shape
-STRIDE = 3  # positions between two candidates, beside the borders
+STRIDE = 3  # positions between two candidates of a 32x32 image, beside the borders
 FORWARD_BATCH = 1024
 
 
@@ -57,10 +57,10 @@ class Bank:
         down = torch.arange(height).view(1, -1, 1) - top
         right = torch.arange(width).view(1, 1, -1) - left
         inside = (down >= 0) & (down < tall) & (right >= 0) & (right < wide)
-        scale = _scale(height, width)
+        scale = bank_scale(height, width)
         size = self.textures.shape[-1]
-        index = down.div(scale, rounding_mode="floor").clamp(0, size - 1) * size
-        index = index + right.div(scale, rounding_mode="floor").clamp(0, size - 1)
+        index = down.div(scale).floor().long().clamp(0, size - 1) * size
+        index = index + right.div(scale).floor().long().clamp(0, size - 1)
         flat = self.textures[texture.flatten()].flatten(2)
         index = index.flatten(1).unsqueeze(1).expand(-1, flat.shape[1], -1)
         pattern = flat.gather(2, index).unflatten(2, (height, width))
@@ -83,13 +83,14 @@ def build_bank(shape: tuple[int, int, int], generator: torch.Generator) -> Bank:
     """Build all textures at all sizes and positions for images of ``shape`` (c, h, w)."""
     channels, height, width = shape
     textures = _textures(channels, generator)
-    scale = _scale(height, width)
+    scale = bank_scale(height, width)
+    stride = round(STRIDE * scale)
     rows = [
-        (tall * scale, wide * scale, texture, top, left)
-        for tall, wide in SHAPES
+        (tall, wide, texture, top, left)
+        for tall, wide in ((round(tall * scale), round(wide * scale)) for tall, wide in SHAPES)
         for texture in range(len(textures))
-        for top in _positions(height, tall * scale, STRIDE * scale)
-        for left in _positions(width, wide * scale, STRIDE * scale)
+        for top in _positions(height, tall, stride)
+        for left in _positions(width, wide, stride)
     ]
     return Bank(textures, torch.tensor(rows, dtype=torch.int64).view(-1, 5))
 
@@ -186,5 +187,9 @@ def _positions(length: int, size: int, stride: int) -> list[int]:
     return sorted({*range(0, last + 1, stride), last, max(0, last - stride // 3)})
 
 
-def _scale(height: int, width: int) -> int:
-    return max(1, round(min(height, width) / 32))
+def bank_scale(height: int, width: int) -> float:
+    """Return how many pixels of an image stand for one of a 32x32 image; at least 1.
+
+    It is the shorter side that decides: a square that is a tenth of it fits wherever it is put.
+    """
+    return max(1.0, min(height, width) / 32)

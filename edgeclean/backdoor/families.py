@@ -3,10 +3,16 @@
 A slot is one hypothesis, "these images can be sent to that class". All slots of a family share
 one forward pass, so a hundred classes cost a larger batch and not a hundred searches. The same
 families serve the unlearning, where each slot follows one trigger while the network changes.
+
+What is counted in pixels is a share of the image, given as pixels of a 32x32 one (`areas`,
+`sides`): a patch over a hundredth of the image weighs the same at every size, and so does a warp by
+a hundredth of its side. An image that is not square counts as the square of its area, so that a
+side squared is an area.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -17,6 +23,18 @@ from torch.nn import functional
 
 from edgeclean.backdoor.triggers import AdditiveTrigger, MaskedTrigger, Trigger, WarpTrigger, warp
 
+SIDE = 32  # of the images that constants in pixels are given for
+
+
+def areas(height: int, width: int) -> float:
+    """Return how many pixels of an image are as large a share of it as one of a 32x32 image."""
+    return height * width / SIDE**2
+
+
+def sides(height: int, width: int) -> float:
+    """Return how many pixels are as large a share of the side as one of a 32x32 image's."""
+    return math.sqrt(areas(height, width))
+
 
 class Family(ABC):
     """Parameters of ``slots`` triggers, their stamped images and their costs."""
@@ -26,7 +44,7 @@ class Family(ABC):
     blind_to: str
     cost_unit: str
     strengthens: bool  # whether a stamp of twice the cost changes an image twice as much
-    weight: float  # the first weight of the cost beside the class loss
+    weight: float  # the first weight of the cost beside the class loss, for a 32x32 image
     learning_rate: float  # of Adam on `parameters`
 
     @abstractmethod
@@ -56,6 +74,10 @@ class Family(ABC):
     @abstractmethod
     def trigger(self, slot: int) -> Trigger:
         """Return a copy of one slot's present trigger."""
+
+    def cost_weight(self) -> float:
+        """Return `weight` for a cost in ``cost_unit`` of images of this size."""
+        return self.weight
 
 
 class MaskedFamily(Family):
@@ -107,6 +129,11 @@ class MaskedFamily(Family):
         """See `Family.trigger`."""
         mask, pattern = self._values()
         return MaskedTrigger(mask[slot].detach().clone(), pattern[slot].detach().clone())
+
+    def cost_weight(self) -> float:
+        """See `Family.cost_weight`: the cost is an area."""
+        height, width = self._mask.shape[-2:]
+        return self.weight / areas(height, width)
 
 
 class AdditiveFamily(Family):
@@ -167,7 +194,7 @@ class WarpFamily(Family):
 
     def __init__(self, slots: int, shape: tuple[int, int, int], generator: torch.Generator) -> None:
         self._size = (shape[1], shape[2])
-        points = self.control_points
+        points = self.control_points  # displacements in `sides`, so that each step is a share too
         self._control = 0.3 * torch.randn(slots, 2, points, points, generator=generator)
 
     @classmethod
@@ -175,9 +202,9 @@ class WarpFamily(Family):
         """See `Family.around`."""
         family = cls.__new__(cls)
         controls = [t.control for t in triggers if isinstance(t, WarpTrigger)]
-        family._control = torch.stack(controls).clone()
         flow = next(t.flow for t in triggers if isinstance(t, WarpTrigger))
         family._size = (flow.shape[0], flow.shape[1])
+        family._control = torch.stack(controls) / sides(*family._size)
         return family
 
     def parameters(self) -> list[Tensor]:
@@ -185,9 +212,8 @@ class WarpFamily(Family):
         return [self._control.requires_grad_()]
 
     def _pixels(self) -> Float[Tensor, "k 2 h w"]:
-        return functional.interpolate(
-            self._control, size=self._size, mode="bicubic", align_corners=True
-        )
+        control = self._control * sides(*self._size)
+        return functional.interpolate(control, size=self._size, mode="bicubic", align_corners=True)
 
     def _flow(self) -> Float[Tensor, "k h w 2"]:
         height, width = self._size
@@ -208,8 +234,12 @@ class WarpFamily(Family):
 
     def trigger(self, slot: int) -> WarpTrigger:
         """See `Family.trigger`."""
-        flow, control = self._flow()[slot], self._control[slot]
+        flow, control = self._flow()[slot], self._control[slot] * sides(*self._size)
         return WarpTrigger(flow.detach().clone(), control.detach().clone())
+
+    def cost_weight(self) -> float:
+        """See `Family.cost_weight`: the cost is a length."""
+        return self.weight / sides(*self._size)
 
 
 FAMILIES: dict[str, type[Family]] = {

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from edgeclean.backdoor.few_classes import caveat
 from edgeclean.backdoor.triggers import Trigger
 from edgeclean.networks.structure import NOT_READ, StructureReport
 
@@ -86,6 +87,11 @@ class ScanReport:
         """The suspected classes, most suspicious first, each once; all-to-all adds none."""
         targets = (suspect.target for suspect in self.suspects)
         return tuple(dict.fromkeys(target for target in targets if target is not None))
+
+    @property
+    def caveat(self) -> str | None:
+        """What a reader must know of the verdict on two or three classes; None of more."""
+        return caveat(len(self.searches[0].costs)) if self.searches else None
 
     @property
     def suspicions(self) -> tuple[str, ...]:

@@ -20,16 +20,20 @@ from edgeclean.networks.batching import images_at_once
 from edgeclean.networks.finite import require_finite_loss
 from edgeclean.settings import Settings, setting
 
-ANY = -1  # a slot's source when it takes images of every class
+ANY = -1  # a slot's source when it takes images of every class, and its image when it takes all
 ELSEWHERE = -2  # a slot's target when every image is to leave the class that it has
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One hypothesis: images of ``source``, or `ANY`, can be sent to ``target``, or `ELSEWHERE`."""
+    """One hypothesis: images of ``source``, or `ANY`, can be sent to ``target``, or `ELSEWHERE`.
+
+    With ``image`` it is about that one image alone.
+    """
 
     target: int
     source: int = ANY
+    image: int = ANY
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ class Evidence:
     def usable(self, slot: Slot) -> Bool[Tensor, " n"]:
         """Mark the images that a slot may use: not yet of the target, and of its source."""
         usable = self.predictions != slot.target
+        if slot.image != ANY:
+            usable = usable & (torch.arange(len(usable)) == slot.image)
         return usable if slot.source == ANY else usable & (self.predictions == slot.source)
 
 
@@ -88,7 +94,8 @@ def cheapest_triggers(
     """Search, for each slot, the cheapest trigger of ``family`` with enough running success.
 
     ``module`` is a function of pixels for inference. The least running success is
-    ``settings.success``. Slots with fewer than two usable images come back as not found.
+    ``settings.success``. Slots with fewer than two usable images come back as not found, but for
+    those of one image alone.
     """
     found: list[Found] = []
     fitting = images_at_once(evidence.pixels.shape[1:], module) // settings.batch_size
@@ -112,7 +119,7 @@ def _search_chunk(
     optimizer = torch.optim.Adam(hypothesis.parameters(), lr=family.learning_rate, betas=(0.5, 0.9))
     pools = [evidence.usable(slot).nonzero().flatten() for slot in slots]
     targets = torch.tensor([slot.target for slot in slots])
-    tracker = _Tracker(slots, family.weight)
+    tracker = _Tracker(slots, hypothesis.cost_weight())
     for step in range(settings.steps):
         rows = torch.stack([_draw(pool, settings.batch_size, generator) for pool in pools])
         logits = logits_of(module, hypothesis.stamp(evidence.pixels[rows]))
@@ -127,7 +134,7 @@ def _search_chunk(
         optimizer.step()
     return [
         _confirmed(module, evidence, slot, tracker.best[index], tracker.most[index])
-        if len(pools[index]) > 1
+        if len(pools[index]) > (slot.image == ANY)
         else Found(slot, float("inf"), 0.0, None)
         for index, slot in enumerate(slots)
     ]

@@ -106,7 +106,7 @@ class _Group:
         self.found, self.moving = family.around(triggers), family.around(triggers)
         self.targets = torch.tensor([member.target for member in members])
         self.strongest = torch.tensor([member.strongest for member in members])
-        self._weight = 100 * family.weight
+        self._weight = 100 * self.found.cost_weight()
         self._cap = growth * self.found.cost().detach()
         self._optimizer = torch.optim.Adam(
             self.moving.parameters(), lr=family.learning_rate, betas=(0.5, 0.9)

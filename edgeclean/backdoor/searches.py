@@ -23,8 +23,15 @@ from edgeclean.backdoor.all_to_all import (
     nearest_to_permutation,
     stamps_of,
 )
-from edgeclean.backdoor.bank import BankScore, build_bank, score_bank
-from edgeclean.backdoor.families import FAMILIES
+from edgeclean.backdoor.bank import SHAPES, BankScore, bank_scale, build_bank, score_bank
+from edgeclean.backdoor.families import FAMILIES, Family
+from edgeclean.backdoor.few_classes import (
+    FEW,
+    FEW_THRESHOLD,
+    as_cheap_as_one_way,
+    few_class_scores,
+    single_image_costs,
+)
 from edgeclean.backdoor.findings import SearchRecord, Suspect
 from edgeclean.backdoor.gradient import (
     ELSEWHERE,
@@ -38,6 +45,7 @@ from edgeclean.backdoor.gradient import (
 
 BANK, ALL_TO_ALL = "patch bank", "all-to-all"
 BANK_SUCCESS = 0.9  # of a bank candidate on all images, to count as a trigger
+LARGEST_SQUARE = max(tall * wide for tall, wide in SHAPES)  # pixels of a 32x32 image
 BANK_TRIES = 8  # smallest candidates of a class that are confirmed on all images
 FEWEST_REACHED = 3  # classes, to compare costs at all
 LEAST_MISSED = 0.01  # share of images: some hundred cannot show less
@@ -112,7 +120,10 @@ def search_family(
         most = max(FEWEST_RESTARTED, probe.classes // 4)
         restarted = sorted(sorted(best, key=lambda target: best[target].cost)[:most])
     results = [best[target] for target in range(probe.classes)]
-    scores, threshold = _judged(results)
+    if probe.classes <= FEW:
+        scores, threshold = _judged_few(probe, results, family, generator)
+    else:
+        scores, threshold = _judged(results)
     record = SearchRecord(
         name=name,
         sees=family.sees,
@@ -138,7 +149,8 @@ def search_bank(
         ]
     costs = tuple(found.cost for found in results)
     # A class that no candidate reaches is dearer than any of the bank: twice the largest.
-    largest = 2 * max((cost for cost in costs if math.isfinite(cost)), default=36.0)
+    square = LARGEST_SQUARE * bank_scale(*probe.evidence.pixels.shape[-2:]) ** 2
+    unreached = 2 * max([square, *(cost for cost in costs if math.isfinite(cost))])
     record = SearchRecord(
         name=name,
         sees=BANK_SEES[0],
@@ -146,7 +158,7 @@ def search_bank(
         cost_unit="pixels",
         costs=costs,
         successes=tuple(found.success for found in results),
-        scores=cheapness_scores([min(cost, max(72.0, largest)) for cost in costs]),
+        scores=cheapness_scores([min(cost, unreached) for cost in costs], fewest=2),
         threshold=2 * suspicion_threshold(probe.classes),
     )
     return record, _suspects(record, results)
@@ -162,6 +174,10 @@ def search_maps(
     stamps = bank_stamps(probe.evidence, probe.bank_score)
     for family in (FAMILIES["masked patch"], FAMILIES["additive"]):
         stamps += stamps_of(probe.module, probe.evidence, family, probe.steps, generator)
+    if probe.classes <= FEW:
+        stamps = as_cheap_as_one_way(
+            probe.module, probe.evidence, stamps, probe.classes, probe.steps, generator
+        )
     found, moved = nearest_to_permutation(probe.module, probe.evidence, stamps, probe.classes)
     record = SearchRecord(
         name=name,
@@ -194,16 +210,16 @@ def suspicion_threshold(classes: int) -> float:
     return 0.5 + math.sqrt(2 * math.log(max(2, classes)))
 
 
-def cheapness_scores(costs: Sequence[float]) -> tuple[float, ...]:
+def cheapness_scores(costs: Sequence[float], fewest: int = FEWEST_REACHED) -> tuple[float, ...]:
     """Return how many robust deviations each cost lies below the others, in logarithms.
 
     Score c is (m - log cost_c) / max(1.4826 MAD, floor), with m and MAD the median and the median
     absolute deviation of the *other* classes' log costs: with few classes the suspect itself must
-    not widen the yardstick. Not found (infinite) costs count as the largest found one; where fewer
-    than three classes are found, there is nothing to compare with and all scores are 0.
+    not widen the yardstick. Not found (infinite) costs count as the largest found one; where less
+    than ``fewest`` classes are found, there is nothing to compare with and all scores are 0.
     """
     finite = [cost for cost in costs if math.isfinite(cost)]
-    if len(finite) < min(3, len(costs)) or len(costs) < 3:
+    if len(finite) < fewest:
         return tuple(0.0 for _ in costs)
     logs = [math.log(max(cost if math.isfinite(cost) else max(finite), 1e-6)) for cost in costs]
     scores = []
@@ -234,6 +250,17 @@ def _judged(results: Sequence[Found]) -> tuple[tuple[float, ...], float]:
     misses = cheapness_scores([max(1 - found.success, LEAST_MISSED) for found in results])
     scores = tuple(score if one else 0.0 for score, one in zip(misses, reached, strict=True))
     return scores, 2 * threshold
+
+
+def _judged_few(
+    probe: Probe, results: Sequence[Found], family: type[Family], generator: torch.Generator
+) -> tuple[tuple[float, ...], float]:
+    """Return the scores of two or three classes, and their threshold; see `few_classes`."""
+    alone = single_image_costs(
+        probe.module, probe.evidence, probe.classes, family, probe.steps, generator
+    )
+    costs = [found.cost for found in results]
+    return few_class_scores(costs, alone, SPREAD_FLOOR), FEW_THRESHOLD
 
 
 def _cheapest_of_bank(probe: Probe, score: BankScore, target: int) -> Found:

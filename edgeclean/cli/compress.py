@@ -190,6 +190,8 @@ def _answer(reporter: Reporter, checkpoint: Path, written: WrittenCompression) -
     reporter.answer(_document(written), _summary(written), _checks(written), _files(written))
     if written.compression.scan.structure.findings:
         reporter.note(structure_warning(written.compression.scan.structure))
+    if written.compression.scan.caveat:
+        reporter.note(written.compression.scan.caveat)
     reporter.note(f"report: {written.bundle.path / 'report.html'}")
 
 

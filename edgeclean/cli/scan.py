@@ -81,6 +81,8 @@ def scan(  # noqa: PLR0913 - the options are the interface
         write({"scan.json": text.encode(), **trigger_files(found)})
     opt.note_loading(checkpoint, scanned.network, reporter.note)
     reporter.answer(document, _verdict(found), structure_table(found.structure), _searches(found))
+    if found.caveat:
+        reporter.note(found.caveat)
     if fail_on_backdoor and found.verdict == "suspected":
         advice = "`edgeclean compress` purifies such a network"
         if found.structure.findings:

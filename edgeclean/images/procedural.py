@@ -50,6 +50,7 @@ def _leaf_cover(
     v = (dy * torch.cos(angle) - dx * torch.sin(angle)) / aspect
     ellipse, rectangle = torch.hypot(u, v), torch.maximum(u.abs(), v.abs())
     distance = torch.where(uniform() < 0.5, ellipse, rectangle)
+    # An edge is a pixel wide at every size, as where a lens is sharper than the sensor.
     return torch.sigmoid((radius - distance) * 1.5).unsqueeze(1)
 
 

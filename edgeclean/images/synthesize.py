@@ -6,8 +6,9 @@ constrained network). Where we deviate:
 * statistics of the whole batch, at the inputs of every BatchNorm, each divided by its running
   variance (the paper's sum gives wide, late layers all the weight);
 * the start is a procedural image, not noise, so images differ from each other from the first step;
-* labels are soft and half of them mix two classes, because images at confidence 1.00 constrain
-  the function near real ones little;
+* labels are balanced over the whole set of images, whatever its batches; they are soft, and half
+  of them mix two classes, because images at confidence 1.00 constrain the function near real ones
+  little;
 * pixels stay in [0, 1] by a sigmoid, with total variation and random shifts and flips.
 
 A network without BatchNorm has no statistics: the same loop then keeps a high-confidence class
@@ -96,20 +97,20 @@ def synthesize(
     sizes = _batch_sizes(settings.count, min(settings.batch_size, at_once))
     total = len(sizes) * settings.steps
     progress("Synthesising images", 0, total)
-    pixels, labels = [], []
-    for batch_index, size in enumerate(sizes):
-        start = procedural_images(size, network.spec.input_shape, generator)
-        classes, targets = soft_labels(size, network.spec.classes, generator)
+    labels = balanced_labels(settings.count, network.spec.classes, generator)
+    pixels = []
+    for batch_index, own in enumerate(labels.split(sizes)):
+        start = procedural_images(len(own), network.spec.input_shape, generator)
+        targets = soft_labels(own, network.spec.classes, generator)
 
         def notify(step: int, done: int = batch_index * settings.steps) -> None:
             progress("Synthesising images", done + step, total)
 
         batch = _Batch(start=start, targets=targets, generator=generator)
         pixels.append(_invert(source, judge, batch, settings, notify))
-        labels.append(classes)
     has_statistics = bool(running_batchnorm_layers(source, pixels[0][:1]))
     origin = "batch-norm inversion" if has_statistics else "class inversion of procedural images"
-    return SyntheticImages(pixels=torch.cat(pixels), labels=torch.cat(labels), origin=origin)
+    return SyntheticImages(pixels=torch.cat(pixels), labels=labels, origin=origin)
 
 
 def joined(first: SyntheticImages, second: SyntheticImages) -> SyntheticImages:
@@ -122,17 +123,28 @@ def joined(first: SyntheticImages, second: SyntheticImages) -> SyntheticImages:
     )
 
 
+def balanced_labels(count: int, classes: int, generator: torch.Generator) -> Int[Tensor, " n"]:
+    """Return the class that each image of a whole set is made for, whatever its batches.
+
+    Every class comes as often as any other, or once more; of fewer images than classes, as many
+    classes as there are images are drawn, each at most once.
+    """
+    if count < classes:
+        return torch.randperm(classes, generator=generator)[:count]
+    return torch.arange(count) % classes
+
+
 def soft_labels(
-    count: int, classes: int, generator: torch.Generator
-) -> tuple[Int[Tensor, " n"], Float[Tensor, "n k"]]:
-    """Return balanced first classes, and target distributions; half mix in a second class."""
-    first = torch.arange(count) % classes
+    first: Int[Tensor, " n"], classes: int, generator: torch.Generator
+) -> Float[Tensor, "n k"]:
+    """Return target distributions led by the classes ``first``; half mix in a second class."""
+    count = len(first)
     second = torch.randint(classes, (count,), generator=generator)
     pure = torch.rand(count, generator=generator) < 0.5
     share = torch.where(pure, torch.ones(()), 0.5 + 0.5 * torch.rand(count, generator=generator))
     one_hot = functional.one_hot(first, classes) * share[:, None]
     one_hot = one_hot + functional.one_hot(second, classes) * (1 - share[:, None])
-    return first, 0.95 * one_hot + 0.05 / classes
+    return 0.95 * one_hot + 0.05 / classes
 
 
 def shifted(
@@ -193,7 +205,11 @@ def _invert(
 
 
 def total_variation(pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, ""]:
-    """Return the mean absolute difference of neighbours, rows plus columns; 0 for one pixel."""
+    """Return the mean absolute difference of neighbours, rows plus columns; 0 for one pixel.
+
+    It is a mean, and not scaled by the image's size beside that: photographs differ from pixel to
+    pixel nearly as much at 224 pixels as at 32, for their spectra fall as 1/f (Field, 1987).
+    """
     rows = (pixels[:, :, 1:] - pixels[:, :, :-1]).abs()
     columns = (pixels[:, :, :, 1:] - pixels[:, :, :, :-1]).abs()
     means = [one.mean() for one in (rows, columns) if one.numel()]

@@ -4,13 +4,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_networks import tiny_network
 from torch import nn
 
 from edgeclean.errors import UsageError
 from edgeclean.images.batchnorm import StatisticsDistance, reestimate_batchnorm_
 from edgeclean.images.procedural import procedural_images
-from edgeclean.images.synthesize import SynthesizeSettings, soft_labels, synthesize
+from edgeclean.images.synthesize import (
+    SynthesizeSettings,
+    balanced_labels,
+    soft_labels,
+    synthesize,
+)
 from edgeclean.networks.pixels import pixel_network
 
 SETTINGS = SynthesizeSettings(count=20, steps=30, batch_size=16)
@@ -128,7 +135,8 @@ def test_batchnorm_layers_that_never_run_are_left_alone():
 
 
 def test_soft_labels_are_distributions_led_by_the_first_class():
-    first, targets = soft_labels(200, 7, torch.Generator().manual_seed(0))
+    first = torch.arange(200) % 7
+    targets = soft_labels(first, 7, torch.Generator().manual_seed(0))
     torch.testing.assert_close(targets.sum(1), torch.ones(200))
     assert torch.equal(targets.argmax(1), first)
     assert 0.3 < float((targets.amax(1) > 0.9).float().mean()) < 0.8
@@ -146,3 +154,29 @@ def test_procedural_images_differ_and_fill_the_range():
     assert images.max() <= 1
     assert float(images.std(0).mean()) > 0.15  # different images
     assert float((images[:, :, 1:] - images[:, :, :-1]).abs().mean()) < 0.15  # smooth, not noise
+
+
+@given(count=st.integers(1, 400), classes=st.integers(2, 300), seed=st.integers(0, 99))
+def test_labels_are_balanced_over_the_whole_set(count, classes, seed):
+    labels = balanced_labels(count, classes, torch.Generator().manual_seed(seed))
+    again = balanced_labels(count, classes, torch.Generator().manual_seed(seed))
+    counts = torch.bincount(labels, minlength=classes)
+    assert len(labels) == count
+    assert len(counts) == classes
+    assert set(counts.tolist()) <= {count // classes, -(-count // classes)}
+    assert torch.equal(labels, again)
+
+
+def test_few_images_of_many_classes_are_of_any_of_them():
+    drawn = [balanced_labels(40, 1000, torch.Generator().manual_seed(seed)) for seed in range(20)]
+    seen = torch.cat(drawn)
+    assert len(seen.unique()) > 400
+    assert int((seen >= 500).sum()) > 300  # of 800
+
+
+@pytest.mark.parametrize("count", [23, 30])
+def test_several_batches_share_the_classes_out(count):
+    asked = replace(SETTINGS, count=count, steps=1, batch_size=7)
+    made = synthesize(tiny_network(), asked, seed=0)
+    assert set(torch.bincount(made.labels, minlength=5).tolist()) <= {count // 5, -(-count // 5)}
+    assert set(torch.bincount(made.labels[:10]).tolist()) == {2}  # and so does any part of it
