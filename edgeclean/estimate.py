@@ -16,8 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from edgeclean.backdoor.bank import IN_FULL
+from edgeclean.backdoor.families import FAMILIES
 from edgeclean.backdoor.few_classes import FEW, SINGLES
+from edgeclean.backdoor.scan import CHOOSING, ScanSettings
 from edgeclean.backdoor.searches import ALL_TO_ALL, BANK, FEWEST_RESTARTED
+from edgeclean.backdoor.selection import SINK_IMAGES, STARTS
 from edgeclean.config import PipelineSettings
 from edgeclean.networks.autocast import channels_last, device_of, mixed_precision
 from edgeclean.networks.batching import images_at_once
@@ -124,25 +128,38 @@ def _synthesis(passes: int, each: PassSeconds) -> Part:
 
 def _scan(settings: PipelineSettings, classes: int, each: PassSeconds) -> Iterator[Part]:
     chosen, few = settings.scan, int(classes <= FEW)
+    families = [name for name in chosen.searches if name in FAMILIES]
+    many = classes > IN_FULL
+    searched = min(classes, IN_FULL)  # of more, a selection; see `backdoor.selection`
     for name in chosen.searches:
+        if many and name in families[:1]:
+            yield _choice(chosen, len(families), each)
         passes, forwards = SEARCH_BATCH * chosen.steps, 0
         if name == BANK:
             passes, forwards = 0, _bank(chosen.bank_candidates, classes)
         elif name == ALL_TO_ALL:
             passes *= 8 + few * 2 * classes  # two families, four starts each, and few classes' own
-        else:  # later starts search a quarter of the classes, or ten
-            restarted = min(classes, max(FEWEST_RESTARTED, classes // 4))
-            slots = classes + (chosen.restarts - 1) * restarted
+        else:  # later starts search ten classes
+            slots = searched + (chosen.restarts - 1) * min(searched, FEWEST_RESTARTED)
             alone = few * SINGLES * classes  # of one image each
             passes, forwards = passes * slots + alone * chosen.steps, slots * chosen.images
         seconds = passes * each.images * SEARCH + forwards * each.forward * SEARCH
         yield Part(stage="scan", title=f"Scanning: {name}", seconds=seconds)
 
 
+def _choice(chosen: ScanSettings, families: int, each: PassSeconds) -> Part:
+    """Plan the stamps that send images together, a few of each family."""
+    stamps = families * STARTS
+    passes = stamps * SEARCH_BATCH * chosen.steps * each.images
+    forwards = stamps * (chosen.images + min(chosen.images, SINK_IMAGES)) * each.forward
+    return Part(stage="scan", title=CHOOSING, seconds=(passes + forwards) * SEARCH)
+
+
 def _bank(candidates: int, classes: int) -> int:
     """Return the forward passes of a successive halving; see `backdoor.bank.score_bank`."""
-    halved = min(candidates, max(64, candidates // (10 * classes)) * (classes + 1))
-    return 4 * candidates + 12 * halved + 32 * min(halved, 48 * (classes + 1))
+    kept = min(classes, IN_FULL) + 1
+    halved = min(candidates, max(64, candidates // (10 * classes)) * kept)
+    return 4 * candidates + 12 * halved + 32 * min(halved, 48 * kept)
 
 
 def _purification(settings: PipelineSettings, classes: int, each: PassSeconds) -> Iterator[Part]:

@@ -142,7 +142,7 @@ def judge_scan(policy: Policy, found: ScanReport) -> tuple[GateVerdict, ...]:
     if not policy.fail_on_backdoor:
         return ()
     suspected = found.suspicions
-    searches = ", ".join(search.name for search in found.searches)
+    searches = ", ".join(search.in_words for search in found.searches)
     return (
         GateVerdict(
             gate="fail-on-backdoor",

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from edgeclean.backdoor.findings import ScanReport, SearchRecord, Suspect
+from edgeclean.backdoor.selection import NamedClass, Selection
 from edgeclean.backdoor.triggers import AdditiveTrigger, MaskedTrigger, WarpTrigger
 from edgeclean.compression.factorisation import Factorisation
 from edgeclean.compression.plan import LayerPlan, RankPlan
@@ -37,9 +38,11 @@ _CLASSES: dict[str, Callable[..., Any]] = {
         Factorisation,
         LayerPlan,
         MaskedTrigger,
+        NamedClass,
         RankPlan,
         ScanReport,
         SearchRecord,
+        Selection,
         StageRecord,
         StructureFinding,
         StructureReport,

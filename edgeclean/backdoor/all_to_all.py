@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from edgeclean.backdoor.bank import BankScore
+from edgeclean.backdoor.bank import IN_FULL, BankScore
 from edgeclean.backdoor.families import Family
 from edgeclean.backdoor.few_classes import FEW
 from edgeclean.backdoor.gradient import (
@@ -35,6 +35,7 @@ BANK_TRIES = 16  # candidates of the bank whose map is judged
 STARTS = 4  # independent starts of each family, searched together
 SUCCESS = 0.8  # published all-to-all attacks reach less than all-to-one attacks do
 FEWEST_IMAGES = 3  # of a class, to decide where it goes
+FEWEST_CLASSES = 5  # of many, to tell a permutation from one sink: one or two are no map
 # Suspected from here on. Six published networks without such a backdoor score 0.13 to 0.18
 # (benchmarks/results/compress-zoo.json); two that were trained with it score 0.8 and 0.6
 # (badnets-a2a and input-aware-a2a in benchmarks/results/cpu.md).
@@ -52,16 +53,18 @@ class ClassMap:
             for a permutation, near 0 where nearly all classes go to the same one.
         score: mean share of the classes with images, times ``different``; with at most three
             classes the least share of all, so that one class which stays leaves nothing.
+        mapped: the classes with images; none where they are too few to tell.
     """
 
     shares: tuple[float, ...]
     different: float
     score: float
+    mapped: tuple[int, ...]
 
 
 def class_map(own: Int[Tensor, " n"], given: Int[Tensor, " n"], classes: int) -> ClassMap:
     """Return the map from the classes of images to those that they are given with the stamp on."""
-    shares, destinations = [], []
+    shares, destinations, mapped = [], [], []
     for source in range(classes):
         arrived = given[own == source]
         counts = torch.bincount(arrived, minlength=classes)
@@ -71,11 +74,17 @@ def class_map(own: Int[Tensor, " n"], given: Int[Tensor, " n"], classes: int) ->
             continue
         shares.append(float(counts.max()) / len(arrived))
         destinations.append(int(counts.argmax()))
-    if not destinations:
-        return ClassMap(tuple(shares), 0.0, 0.0)
+        mapped.append(source)
+    if len(destinations) < (FEWEST_CLASSES if classes > IN_FULL else 1):
+        return ClassMap(tuple(shares), 0.0, 0.0, ())
     different = len(set(destinations)) / len(destinations)
     together = min(shares) if classes <= FEW else sum(shares) / len(destinations)
-    return ClassMap(tuple(shares), different, together * different)
+    return ClassMap(tuple(shares), different, together * different, tuple(mapped))
+
+
+def can_be_mapped(evidence: Evidence) -> bool:
+    """Return whether as many classes have images as it takes to draw a map of many classes."""
+    return int((evidence.predictions.bincount() >= FEWEST_IMAGES).sum()) >= FEWEST_CLASSES
 
 
 def stamps_of(
@@ -120,6 +129,6 @@ def nearest_to_permutation(
 
 def _map_of(module: nn.Module, evidence: Evidence, found: Found, classes: int) -> ClassMap:
     if found.trigger is None:
-        return ClassMap((0.0,) * classes, 0.0, 0.0)
+        return ClassMap((0.0,) * classes, 0.0, 0.0, ())
     given = given_classes(module, evidence, found.slot, found.trigger)
     return class_map(evidence.predictions[evidence.usable(found.slot)], given, classes)

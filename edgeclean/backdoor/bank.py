@@ -8,6 +8,7 @@ forward pass gives the success towards every class at once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,8 @@ SHAPES = ((2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (1, 4), (4, 1), (1, 9), (9, 1)
 TEXTURE = 9  # textures are drawn at this size and cut to the shape
 STRIDE = 3  # positions between two candidates of a 32x32 image, beside the borders
 FORWARD_BATCH = 1024
+IN_FULL = 12  # classes of which all are searched; of more, no more work is done than of these
+FEWEST_KEPT = 8  # candidates of a class that go on, if any of it do
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +120,26 @@ def score_bank(
     bank: Bank,
     classes: int,
     generator: torch.Generator,
+    *,
+    asked: Sequence[int] = (),
 ) -> BankScore:
-    """Halve successively: try all candidates on 4 images, the better on 12, the best on 32."""
+    """Halve successively: try all candidates on 4 images, the better on 12, the best on 32.
+
+    Every forward pass tells of all classes, and no more of them are made for a thousand than for
+    twelve (`leaders`).
+
+    Args:
+        module: a function of pixels for inference.
+        evidence: images with the module's predictions.
+        bank: the candidates.
+        classes: the number of classes.
+        generator: the source of the images that each candidate is tried on.
+        asked: classes whose candidates go on, however many others are reached better.
+    """
     best = bank
     for images, keep in ((4, max(64, len(bank) // (10 * classes))), (12, 48)):
         score = _score(module, evidence, best, classes, images, generator)
-        best = best.kept(_leaders(score, keep))
+        best = best.kept(leaders(score, keep, asked))
     return _score(module, evidence, best, classes, 32, generator)
 
 
@@ -152,16 +169,31 @@ def _score(
     return BankScore(bank, hits / tries.clamp_min(1), hits.sum(1) / images)
 
 
-def _leaders(score: BankScore, keep: int) -> Bool[Tensor, " n"]:
+def leaders(score: BankScore, keep: int, asked: Sequence[int] = ()) -> Bool[Tensor, " n"]:
     """Mark the ``keep`` best of every class, and those that move most images anywhere.
 
     The latter are ranked by the sum of their shares, in which a class of few images weighs as much
-    as one of many.
+    as one of many. Of more than twelve classes, as many candidates go on as of twelve: fewer of
+    each class, and of those classes whose best candidate stands out most from the others. A class
+    that any stamp leads to is no discovery.
+
+    Args:
+        score: what each candidate did.
+        keep: candidates of each of twelve classes that go on.
+        asked: classes that are among those, whatever their candidates did.
     """
     chosen = torch.zeros(len(score.bank), dtype=torch.bool)
-    rates = torch.cat([score.success, score.success.sum(1, keepdim=True)], 1)
-    best = rates.topk(min(keep, len(rates)), dim=0).indices
-    chosen[best.flatten()] = True
+    moving = score.success.sum(1, keepdim=True)
+    if score.success.shape[1] <= IN_FULL:
+        rates = torch.cat([score.success, moving], 1)
+        chosen[rates.topk(min(keep, len(rates)), dim=0).indices.flatten()] = True
+        return chosen
+    each = max(FEWEST_KEPT, IN_FULL * keep // score.success.shape[1])
+    contrast = score.success.amax(0) - score.success.mean(0)
+    contrast[list(asked)] = torch.inf
+    reached = contrast.topk(min(len(contrast), IN_FULL * keep // each)).indices
+    for rates, most in ((score.success[:, reached], each), (moving, keep)):
+        chosen[rates.topk(min(most, len(rates)), dim=0).indices.flatten()] = True
     return chosen
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from edgeclean.backdoor.few_classes import caveat
+from edgeclean.backdoor.selection import Selection
 from edgeclean.backdoor.triggers import Trigger
 from edgeclean.networks.structure import NOT_READ, StructureReport
 
@@ -50,7 +51,20 @@ class Suspect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchRecord:
-    """One search over all classes: what it can see, and the numbers that it measured."""
+    """One search: what it can see, and the numbers that it measured of every class.
+
+    Attributes:
+        name: the search.
+        sees: the triggers that it finds, in words.
+        blind_to: those that it does not.
+        cost_unit: the unit of the costs.
+        costs: of the cheapest trigger towards each class; infinite where none was found.
+        successes: the share of images that it sends there.
+        scores: how far the class stands out.
+        threshold: the score above which a class is suspected.
+        searched: the classes that were searched, where not all were: of the others the costs are
+            infinite, successes and scores 0, and that says nothing of them.
+    """
 
     name: str
     sees: str
@@ -60,6 +74,34 @@ class SearchRecord:
     successes: tuple[float, ...]
     scores: tuple[float, ...]
     threshold: float
+    searched: tuple[int, ...] | None = None
+
+    @property
+    def in_words(self) -> str:
+        """The search's name, with how many of the classes it searched where it was not all."""
+        if self.searched is None:
+            return self.name
+        return f"{self.name} ({len(self.searched)} of {len(self.costs):,} classes)"
+
+    def summary(self) -> dict[str, Any]:
+        """Return the record as JSON values; None for a class not searched, or an infinite cost."""
+        known = range(len(self.costs)) if self.searched is None else set(self.searched)
+        columns = {"costs": self.costs, "successes": self.successes, "scores": self.scores}
+        return {
+            "name": self.name,
+            "sees": self.sees,
+            "blind_to": self.blind_to,
+            "cost_unit": self.cost_unit,
+            "searched": None if self.searched is None else list(self.searched),
+            **{
+                name: [
+                    _finite(value) if target in known else None
+                    for target, value in enumerate(values)
+                ]
+                for name, values in columns.items()
+            },
+            "threshold": self.threshold,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +116,7 @@ class ScanReport:
         searches: what each search looked for, and what it cannot see.
         images: how many synthetic images were searched on.
         structure: paths that no layer learned; what is found there no purification removes.
+        selection: the classes that gradients searched, where they were too many for all.
     """
 
     verdict: Verdict
@@ -81,6 +124,7 @@ class ScanReport:
     searches: tuple[SearchRecord, ...]
     images: int
     structure: StructureReport = NOT_READ
+    selection: Selection | None = None
 
     @property
     def targets(self) -> tuple[int, ...]:
@@ -119,19 +163,8 @@ class ScanReport:
                 }
                 for suspect in self.suspects
             ],
-            "searches": [
-                {
-                    "name": search.name,
-                    "sees": search.sees,
-                    "blind_to": search.blind_to,
-                    "cost_unit": search.cost_unit,
-                    "costs": [_finite(cost) for cost in search.costs],
-                    "successes": [round(value, 4) for value in search.successes],
-                    "scores": [round(score, 4) for score in search.scores],
-                    "threshold": search.threshold,
-                }
-                for search in self.searches
-            ],
+            "selection": None if self.selection is None else self.selection.summary(),
+            "searches": [search.summary() for search in self.searches],
         }
 
 

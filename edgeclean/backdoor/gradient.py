@@ -2,11 +2,14 @@
 
 Source: Neural Cleanse (Wang et al., IEEE S&P 2019), section IV, on synthetic instead of clean
 images; its schedule of the cost's weight, one per slot. We add slots restricted to one source
-class, families other than masks, and the check of every result on all images.
+class, slots without a target (`ELSEWHERE`, `TOGETHER`), families other than masks, and the check of
+every result on all images.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,18 +25,24 @@ from edgeclean.settings import Settings, setting
 
 ANY = -1  # a slot's source when it takes images of every class, and its image when it takes all
 ELSEWHERE = -2  # a slot's target when every image is to leave the class that it has
+TOGETHER = -3  # a slot's target when images are to leave for one class, whichever that comes to be
+_NOTHING = -1e4  # a log-probability that is none; an infinite one would have no gradient
+# As rare as a class may count at the start: one that no image shows there is no find.
+_RAREST = -30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One hypothesis: images of ``source``, or `ANY`, can be sent to ``target``, or `ELSEWHERE`.
+    """One hypothesis: images of ``source``, or `ANY`, can be sent to ``target``.
 
-    With ``image`` it is about that one image alone.
+    The target is a class, `ELSEWHERE` or `TOGETHER`, which may come to be one of ``among``; () for
+    any. With ``image`` it is about that one image alone.
     """
 
     target: int
     source: int = ANY
     image: int = ANY
+    among: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +129,19 @@ def _search_chunk(
     pools = [evidence.usable(slot).nonzero().flatten() for slot in slots]
     targets = torch.tensor([slot.target for slot in slots])
     tracker = _Tracker(slots, hypothesis.cost_weight())
+    handicap = None
     for step in range(settings.steps):
         rows = torch.stack([_draw(pool, settings.batch_size, generator) for pool in pools])
         logits = logits_of(module, hypothesis.stamp(evidence.pixels[rows]))
         own = evidence.predictions[rows]
+        if step == 0:
+            handicap = _handicap(slots, logits.detach(), own)
         cost = hypothesis.cost()
         optimizer.zero_grad()
-        loss = class_loss(logits, targets, own).mean(1) + tracker.weight * cost
+        loss = class_loss(logits, targets, own, handicap).mean(1) + tracker.weight * cost
         require_finite_loss(loss, f"{family.name} search")
         loss.sum().backward()
-        hits = arrived(logits, targets, own).float().mean(1)
+        hits = success_of(logits.detach(), targets, own, handicap)
         tracker.update(step, hits, cost.detach(), settings.success, hypothesis)
         optimizer.step()
     return [
@@ -140,15 +152,48 @@ def _search_chunk(
     ]
 
 
+def _handicap(
+    slots: list[Slot], logits: Float[Tensor, "k b classes"], own: Int[Tensor, "k b"]
+) -> Float[Tensor, "k classes"] | None:
+    """Return the log share of each class at the start; prohibitive for those closed to a slot.
+
+    Without it, the class that most stamps lead to anyway would win before another can rise. None
+    where every slot has a target.
+    """
+    if all(slot.target != TOGETHER for slot in slots):
+        return None
+    handicap = _log_shares(logits, own).clamp_min(_RAREST)
+    for row, slot in enumerate(slots):
+        if slot.among:
+            closed = torch.ones(logits.shape[2], dtype=torch.bool)
+            closed[list(slot.among)] = False
+            handicap[row, closed] = -_NOTHING
+    return handicap
+
+
 def class_loss(
-    logits: Float[Tensor, "k b classes"], targets: Int[Tensor, " k"], own: Int[Tensor, "k b"]
+    logits: Float[Tensor, "k b classes"],
+    targets: Int[Tensor, " k"],
+    own: Int[Tensor, "k b"],
+    handicap: Float[Tensor, "k classes"] | None = None,
 ) -> Float[Tensor, "k b"]:
-    """Return the cross-entropy to each row's target; for `ELSEWHERE`, -log of all but ``own``."""
+    """Return the cross-entropy to each row's target; for `ELSEWHERE`, -log of all but ``own``.
+
+    For `TOGETHER` it is one number for all images of a row: -log of the root of the summed squares
+    of the classes' mean probabilities, where an image's own class counts as 0. That is -log q if
+    all go to one class, with q on the average, and more if they part. Each is counted in units of
+    what the logarithm ``handicap`` says, if it is given: a class then counts by its growth.
+    """
     everything = logits.logsumexp(2)
     asked = targets.clamp_min(0)[:, None].expand_as(own)
     toward = everything - logits.gather(2, asked[..., None])[..., 0]
     others = logits.scatter(2, own[..., None], -torch.inf).logsumexp(2)
-    return torch.where(targets[:, None] == ELSEWHERE, everything - others, toward)
+    loss = torch.where(targets[:, None] == ELSEWHERE, everything - others, toward)
+    together = targets == TOGETHER
+    if bool(together.any()):
+        apart = -0.5 * (2 * _growth(logits, own, handicap)).logsumexp(1)
+        loss = torch.where(together[:, None], apart[:, None], loss)
+    return loss
 
 
 def arrived(
@@ -157,6 +202,42 @@ def arrived(
     """Mark the images that have their row's target class."""
     given = logits.argmax(2)
     return torch.where(targets[:, None] == ELSEWHERE, given != own, given == targets[:, None])
+
+
+def success_of(
+    logits: Float[Tensor, "k b classes"],
+    targets: Int[Tensor, " k"],
+    own: Int[Tensor, "k b"],
+    handicap: Float[Tensor, "k classes"] | None = None,
+) -> Float[Tensor, " k"]:
+    """Return the share of each row's images that went to its target, of those not of it before.
+
+    For `TOGETHER` the target is the class whose mean probability for images of other classes is
+    highest, or has grown most over the ``handicap``.
+    """
+    together = targets == TOGETHER
+    if bool(together.any()):
+        targets = torch.where(together, _growth(logits, own, handicap).argmax(1), targets)
+    others = own != targets[:, None]
+    hits = arrived(logits, targets, own) & others
+    return hits.sum(1) / others.sum(1).clamp_min(1)
+
+
+def _growth(
+    logits: Float[Tensor, "k b classes"],
+    own: Int[Tensor, "k b"],
+    handicap: Float[Tensor, "k classes"] | None,
+) -> Float[Tensor, "k classes"]:
+    shares = _log_shares(logits, own)
+    return shares if handicap is None else shares - handicap
+
+
+def _log_shares(
+    logits: Float[Tensor, "k b classes"], own: Int[Tensor, "k b"]
+) -> Float[Tensor, "k classes"]:
+    """Return the log of each class's mean probability over a row; an image's own class adds 0."""
+    odds = logits.log_softmax(2).scatter(2, own[..., None], _NOTHING)
+    return odds.logsumexp(1) - math.log(logits.shape[1])
 
 
 class _Tracker:
@@ -223,8 +304,20 @@ def success_rate(module: nn.Module, evidence: Evidence, slot: Slot, trigger: Tri
     if not bool(usable.any()):
         return 0.0
     own, given = evidence.predictions[usable], given_classes(module, evidence, slot, trigger)
+    if slot.target == TOGETHER:
+        sink = sink_of(own, given, slot.among)
+        given, own = given[own != sink], own[own != sink]
+        return float((given == sink).float().mean()) if len(own) else 0.0
     hits = given != own if slot.target == ELSEWHERE else given == slot.target
     return float(hits.float().mean())
+
+
+def sink_of(own: Int[Tensor, " n"], given: Int[Tensor, " n"], among: Sequence[int] = ()) -> int:
+    """Return the class, of ``among`` or of all, that most images leave for; -1 if none leaves."""
+    left = given[given != own]
+    if among:
+        left = left[torch.isin(left, torch.tensor(among))]
+    return int(left.bincount().argmax()) if len(left) else -1
 
 
 @torch.no_grad()

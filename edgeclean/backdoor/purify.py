@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from edgeclean.backdoor.bank import build_bank
+from edgeclean.backdoor.bank import IN_FULL, build_bank
 from edgeclean.backdoor.families import FAMILIES
 from edgeclean.backdoor.findings import ScanReport
 from edgeclean.backdoor.gradient import Evidence
@@ -238,6 +238,8 @@ class _Purification:
 def _plain_suspects(report: ScanReport) -> tuple[int, ...]:
     """Return the classes at least half as suspicious as the most suspicious; `ELSEWHERE` always.
 
+    They are at most twelve, the most suspicious: a round searches towards each of them.
+
     Beside one strong backdoor, classes that are only easy to reach stand out of the rest too, and
     unlearning what is natural costs accuracy. They stay in the report; a scan of the purified
     network shows what is left of them.
@@ -247,7 +249,11 @@ def _plain_suspects(report: ScanReport) -> tuple[int, ...]:
         score = math.inf if suspect.target is None else suspect.score
         best[target_of(suspect)] = max(score, best.get(target_of(suspect), 0.0))
     most = max((score for score in best.values() if math.isfinite(score)), default=0.0)
-    return tuple(target for target, score in best.items() if score >= most / 2)
+    plain = [target for target, score in best.items() if score >= most / 2]
+    if len(plain) > IN_FULL:
+        first = sorted(plain, key=lambda target: -best[target])[:IN_FULL]
+        plain = [target for target in plain if target in first]
+    return tuple(plain)
 
 
 def _purified(

@@ -114,7 +114,14 @@ def bank_triggers_of_round(
     if len(bank) == 0:
         return [], {"kept": 0}
     evidence, others = context.evidence, context.others
-    score = score_bank(context.student, evidence, bank, context.classes, context.generator)
+    score = score_bank(
+        context.student,
+        evidence,
+        bank,
+        context.classes,
+        context.generator,
+        asked=[target for target in context.targets if target != ELSEWHERE],
+    )
     yardstick = float(score.success.amax(0)[others].median()) if others else 0.0
     success = {
         target: score.moved if target == ELSEWHERE else score.success[:, target]

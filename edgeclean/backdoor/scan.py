@@ -3,10 +3,11 @@
 For every class, each search looks for the least trigger of its family that sends the images of
 all other classes there; a class far cheaper than the others is suspected (`searches`), and so is
 one that alone can be reached. One search looks for a stamp that sends every class to another of its
-own (`all_to_all`). "Not found" means what these searches could not find, never that there is
-nothing. What a graph's structure says is read beside the searches (`networks.structure`): a path
-that no layer learned makes a network suspected as well. `trigger_success` puts the reconstructed
-triggers on the networks of the later stages.
+own (`all_to_all`). Of more than twelve classes, gradients search a selection (`selection`), so that
+a thousand cost little more than ten. "Not found" means what these searches could not find, never
+that there is nothing. What a graph's structure says is read beside the searches
+(`networks.structure`): a path that no layer learned makes a network suspected as well.
+`trigger_success` puts the reconstructed triggers on the networks of the later stages.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from edgeclean.backdoor.bank import IN_FULL
+from edgeclean.backdoor.families import FAMILIES
 from edgeclean.backdoor.findings import ScanReport, SearchRecord, Suspect
 from edgeclean.backdoor.gradient import Evidence, Slot, success_rate
 from edgeclean.backdoor.searches import ALL_TO_ALL, BANK, SEARCHES, Probe, target_of
@@ -30,6 +33,7 @@ from edgeclean.networks.structure import read_structure
 from edgeclean.progress import Progress, silent
 from edgeclean.settings import Settings, setting
 
+CHOOSING = "Scanning: choosing classes"
 TRIGGER_IMAGES = 256  # of the synthetic ones, that a reconstructed trigger is put on
 
 
@@ -83,11 +87,15 @@ def scan(
         restarts=settings.restarts,
         candidates=settings.bank_candidates,
         seed=seed,
+        run=settings.searches,
     )
     records: list[SearchRecord] = []
     suspects: list[Suspect] = []
     total = len(settings.searches)
     for done, name in enumerate(settings.searches):
+        if name in FAMILIES and probe.classes > IN_FULL:
+            progress(CHOOSING, done, total)
+            probe.selection  # noqa: B018 - chosen once; the next family finds it there
         progress(f"Scanning: {name}", done, total)
         generator = torch.Generator().manual_seed(seed + 7919 * done)
         record, suspected = SEARCHES[name](probe, name, generator)
@@ -101,6 +109,7 @@ def scan(
         searches=tuple(records),
         images=len(evidence.pixels),
         structure=structure,
+        selection=None if probe.selection.is_whole else probe.selection,
     )
 
 

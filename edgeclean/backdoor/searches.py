@@ -4,12 +4,16 @@ A search returns its record, of all classes, and the classes that it suspects. `
 by name; `scan` runs those that the settings name. A class is suspected where its cheapest trigger
 is too cheap by a robust rule over the classes of one network (`cheapness_scores`), which compares
 it with the luckiest of as many normal draws (`suspicion_threshold`).
+
+The bank and the all-to-all search look at every class, whatever their number. The searches of a
+family are run towards every class where they are at most twelve, else towards a selection of them
+(`selection`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
@@ -20,10 +24,18 @@ from torch import nn
 from edgeclean.backdoor.all_to_all import (
     MAP_SCORE,
     bank_stamps,
+    can_be_mapped,
     nearest_to_permutation,
     stamps_of,
 )
-from edgeclean.backdoor.bank import SHAPES, BankScore, bank_scale, build_bank, score_bank
+from edgeclean.backdoor.bank import (
+    IN_FULL,
+    SHAPES,
+    BankScore,
+    bank_scale,
+    build_bank,
+    score_bank,
+)
 from edgeclean.backdoor.families import FAMILIES, Family
 from edgeclean.backdoor.few_classes import (
     FEW,
@@ -42,8 +54,17 @@ from edgeclean.backdoor.gradient import (
     cheapest_triggers,
     success_rate,
 )
+from edgeclean.backdoor.selection import (
+    Selection,
+    named_classes,
+    scores_against,
+    selection,
+    sinks_of_bank,
+    smallest_areas,
+)
 
 BANK, ALL_TO_ALL = "patch bank", "all-to-all"
+NAMING_SEED = 104729  # added to the scan's: the searches' own draws stay as they are without it
 BANK_SUCCESS = 0.9  # of a bank candidate on all images, to count as a trigger
 LARGEST_SQUARE = max(tall * wide for tall, wide in SHAPES)  # pixels of a 32x32 image
 BANK_TRIES = 8  # smallest candidates of a class that are confirmed on all images
@@ -74,6 +95,8 @@ class Probe:
         restarts: independent starts of each gradient search.
         candidates: the number of the bank's candidates to try.
         seed: the seed of the bank and of the draw from it.
+        run: the searches of the scan, which choose the classes that families search, where there
+            are many; () for every class.
     """
 
     module: nn.Module
@@ -83,6 +106,26 @@ class Probe:
     restarts: int
     candidates: int
     seed: int
+    run: tuple[str, ...] = ()
+
+    @cached_property
+    def selection(self) -> Selection:
+        """The classes that families search a trigger towards, chosen once for all searches."""
+        families = {name: FAMILIES[name] for name in self.run if name in FAMILIES}
+        if self.classes <= IN_FULL or not families:
+            return Selection.of_all(self.classes)
+        generator = torch.Generator().manual_seed(self.seed + NAMING_SEED)
+        return selection(self.named(families, generator), self.classes, generator)
+
+    def named(
+        self, families: Mapping[str, type[Family]], generator: torch.Generator
+    ) -> dict[str, list[int]]:
+        """Return the classes that each search without a target names, the first named first."""
+        known = self.bank_score if BANK in self.run else None
+        of_bank = {} if known is None else {BANK: sinks_of_bank(known)}
+        return of_bank | named_classes(
+            self.module, self.evidence, self.classes, families, self.steps, generator
+        )
 
     @cached_property
     def bank_score(self) -> BankScore | None:
@@ -104,11 +147,13 @@ def search_family(
     """Search the cheapest trigger of one family towards every class, from several starts.
 
     With many classes, later starts search only the cheapest quarter: a class that is dearer
-    than three quarters of the others is no outlier on the cheap side, and the median stays.
+    than three quarters of the others is no outlier on the cheap side, and the median stays. With
+    more still, only a selection of them is searched at all (`Probe.selection`).
     """
     family, gradient = FAMILIES[name], GradientSettings(steps=probe.steps)
+    chosen = probe.selection
     best: dict[int, Found] = {}
-    restarted = list(range(probe.classes))
+    restarted = list(chosen.searched)
     for _ in range(probe.restarts):
         slots = [Slot(target) for target in restarted]
         for found in cheapest_triggers(
@@ -117,22 +162,23 @@ def search_family(
             target = found.slot.target
             earlier = best.get(target, found)
             best[target] = min(earlier, found, key=lambda one: (one.cost, -one.success))
-        most = max(FEWEST_RESTARTED, probe.classes // 4)
+        most = max(FEWEST_RESTARTED, len(chosen.searched) // 4)
         restarted = sorted(sorted(best, key=lambda target: best[target].cost)[:most])
-    results = [best[target] for target in range(probe.classes)]
+    results = [best[target] for target in chosen.searched]
     if probe.classes <= FEW:
-        scores, threshold = _judged_few(probe, results, family, generator)
+        judged = _judged_few(probe, results, family, generator)
     else:
-        scores, threshold = _judged(results)
+        judged = _judged(results) if chosen.is_whole else _judged_against_drawn(results, chosen)
     record = SearchRecord(
         name=name,
         sees=family.sees,
         blind_to=family.blind_to,
         cost_unit=family.cost_unit,
-        costs=tuple(found.cost for found in results),
-        successes=tuple(found.success for found in results),
-        scores=scores,
-        threshold=threshold,
+        costs=_of_each_class(chosen, [found.cost for found in results], math.inf),
+        successes=_of_each_class(chosen, [found.success for found in results], 0.0),
+        scores=_of_each_class(chosen, judged[0], 0.0),
+        threshold=judged[1],
+        searched=None if chosen.is_whole else chosen.searched,
     )
     return record, _suspects(record, results)
 
@@ -140,13 +186,22 @@ def search_family(
 def search_bank(
     probe: Probe, name: str, generator: torch.Generator
 ) -> tuple[SearchRecord, list[Suspect]]:
-    """Search the smallest of the bank's candidates that works, for every class."""
+    """Search the smallest of the bank's candidates that works, for every class.
+
+    It must work on all images, for the twelve classes that the smallest lead to; of the others,
+    where there are more, the cost is that on the images that they were scored on.
+    """
     del generator  # the bank has its own, for it serves more than one search
     results = [Found(Slot(target), math.inf, 0.0, None) for target in range(probe.classes)]
     if probe.bank_score is not None:
+        areas = smallest_areas(probe.bank_score)
+        most = probe.bank_score.success.amax(0).tolist()
         results = [
-            _cheapest_of_bank(probe, probe.bank_score, target) for target in range(probe.classes)
+            Found(Slot(target), area, success if math.isfinite(area) else 0.0, None)
+            for target, (area, success) in enumerate(zip(areas, most, strict=True))
         ]
+        for target in sorted(range(probe.classes), key=lambda target: areas[target])[:IN_FULL]:
+            results[target] = _cheapest_of_bank(probe, probe.bank_score, target)
     costs = tuple(found.cost for found in results)
     # A class that no candidate reaches is dearer than any of the bank: twice the largest.
     square = LARGEST_SQUARE * bank_scale(*probe.evidence.pixels.shape[-2:]) ** 2
@@ -169,8 +224,11 @@ def search_maps(
 ) -> tuple[SearchRecord, list[Suspect]]:
     """Search an all-to-all stamp; the record has the share of each class that moves together.
 
-    The score of the one suspect is that of the whole map, and so is the threshold.
+    The score of the one suspect is that of the whole map, and so is the threshold. With many
+    classes there may be too few images of each to draw a map; then none is searched.
     """
+    if probe.classes > IN_FULL and not can_be_mapped(probe.evidence):
+        return _nothing_mapped(probe, name), []
     stamps = bank_stamps(probe.evidence, probe.bank_score)
     for family in (FAMILIES["masked patch"], FAMILIES["additive"]):
         stamps += stamps_of(probe.module, probe.evidence, family, probe.steps, generator)
@@ -188,10 +246,26 @@ def search_maps(
         successes=moved.shares,
         scores=tuple(share * moved.different for share in moved.shares),
         threshold=MAP_SCORE,
+        searched=None if probe.classes <= IN_FULL else moved.mapped,
     )
     if found.trigger is None or moved.score < MAP_SCORE:
         return record, []
     return record, [_suspect(record, found, moved.score, None)]
+
+
+def _nothing_mapped(probe: Probe, name: str) -> SearchRecord:
+    nothing = (0.0,) * probe.classes
+    return SearchRecord(
+        name=name,
+        sees=ALL_TO_ALL_SEES[0],
+        blind_to=f"everything here: of too few of the {probe.classes:,} classes there are images",
+        cost_unit="pixels of a patch, or grey levels of an additive stamp",
+        costs=(math.inf,) * probe.classes,
+        successes=nothing,
+        scores=nothing,
+        threshold=MAP_SCORE,
+        searched=(),
+    )
 
 
 SEARCHES: dict[str, Search] = {
@@ -263,6 +337,32 @@ def _judged_few(
     return few_class_scores(costs, alone, SPREAD_FLOOR), FEW_THRESHOLD
 
 
+def _judged_against_drawn(
+    results: Sequence[Found], chosen: Selection
+) -> tuple[tuple[float, ...], float]:
+    """Return the scores of a selection's classes and the threshold, as `_judged` does of all.
+
+    The threshold is that of all classes of the network: the named ones were chosen among them.
+    """
+    costs = {found.slot.target: found.cost for found in results}
+    threshold = suspicion_threshold(chosen.classes)
+    reached = [math.isfinite(costs[target]) for target in chosen.drawn]
+    if sum(reached) >= FEWEST_REACHED:
+        scores = scores_against(costs, chosen.drawn, SPREAD_FLOOR)
+        return tuple(scores[found.slot.target] for found in results), threshold
+    misses = {found.slot.target: max(1 - found.success, LEAST_MISSED) for found in results}
+    scores = scores_against(misses, chosen.drawn, SPREAD_FLOOR)
+    return tuple(
+        scores[found.slot.target] if math.isfinite(found.cost) else 0.0 for found in results
+    ), 2 * threshold
+
+
+def _of_each_class(chosen: Selection, values: Sequence[float], other: float) -> tuple[float, ...]:
+    """Return a value for each class of the network, ``other`` for those that were not searched."""
+    known = dict(zip(chosen.searched, values, strict=True))
+    return tuple(known.get(target, other) for target in range(chosen.classes))
+
+
 def _cheapest_of_bank(probe: Probe, score: BankScore, target: int) -> Found:
     """Return the smallest candidate that works on all images, not on the few of its score alone."""
     slot, success = Slot(target), score.success[:, target]
@@ -284,9 +384,10 @@ def _cheapest_of_bank(probe: Probe, score: BankScore, target: int) -> Found:
 
 def _suspects(record: SearchRecord, results: Sequence[Found]) -> list[Suspect]:
     """Return every class above the search's threshold that a trigger was found for."""
+    scored = [(found, record.scores[found.slot.target]) for found in results]
     return [
         _suspect(record, found, score, found.slot.target)
-        for found, score in zip(results, record.scores, strict=True)
+        for found, score in scored
         if score > record.threshold and found.trigger is not None
     ]
 

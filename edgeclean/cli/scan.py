@@ -80,6 +80,8 @@ def scan(  # noqa: PLR0913 - the options are the interface
         text = json.dumps(document, indent=2, allow_nan=False) + "\n"
         write({"scan.json": text.encode(), **trigger_files(found)})
     opt.note_loading(checkpoint, scanned.network, reporter.note)
+    if found.selection is not None:
+        reporter.note(f"{found.selection.in_words}.")
     reporter.answer(document, _verdict(found), structure_table(found.structure), _searches(found))
     if found.caveat:
         reporter.note(found.caveat)
@@ -99,7 +101,7 @@ def verdict_in_words(found: ScanReport) -> str:
     if found.verdict == "suspected":
         target = ", target " if found.suspects else " in "
         return f"backdoor suspected{target}{', '.join(found.suspicions)}"
-    return f"no trigger found by {', '.join(search.name for search in found.searches)}"
+    return f"no trigger found by {', '.join(search.in_words for search in found.searches)}"
 
 
 def _verdict(found: ScanReport) -> Table:
@@ -119,5 +121,5 @@ def _verdict(found: ScanReport) -> Table:
 def _searches(found: ScanReport) -> Table:
     table = plain_table("search", "sees", "blind to", title="What was searched")
     for search in found.searches:
-        table.add_row(*cells(search.name, search.sees, search.blind_to))
+        table.add_row(*cells(search.in_words, search.sees, search.blind_to))
     return table

@@ -111,42 +111,48 @@ def scores_plot(search: Mapping[str, Any], suspects: Sequence[int], index: int) 
     """Draw one search's score of every class; suspected classes stand out by colour and by label.
 
     Args:
-        search: the report's entry: "name", "scores", "threshold".
+        search: the report's entry: "name", "scores", "threshold", and "searched" where not every
+            class was.
         suspects: the classes that this search suspects.
         index: number of the search in the page, which keeps names unique.
     """
-    heights = [max(0.0, score) for score in search["scores"]]
+    searched = search.get("searched")
+    labels = list(range(len(search["scores"])) if searched is None else searched)
+    heights = [max(0.0, search["scores"][label]) for label in labels]
+    places = range(len(labels))
+    marked = [labels.index(label) for label in suspects]
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, 1.7), layout="constrained")
         axes = figure.add_subplot()
-        classes = range(len(heights))
-        colours = [ALARM if label in suspects else ORIGINAL for label in classes]
+        colours = [ALARM if place in marked else ORIGINAL for place in places]
         if len(heights) <= MOST_SINGLE_BARS:
-            axes.bar(classes, heights, color=colours, width=0.72)
+            axes.bar(places, heights, color=colours, width=0.72)
         else:  # one path instead of a thousand
-            axes.fill_between(classes, heights, step="mid", color=ORIGINAL, lw=0)
-            axes.bar(suspects, [heights[label] for label in suspects], color=ALARM, width=2)
+            axes.fill_between(places, heights, step="mid", color=ORIGINAL, lw=0)
+            axes.bar(marked, [heights[place] for place in marked], color=ALARM, width=2)
         axes.axhline(search["threshold"], color=MUTED, lw=1, ls=(0, (3, 2)))
-        for label in suspects:
+        for place in marked:
             axes.annotate(
-                f"class {label}",
-                (label, heights[label]),
+                f"class {labels[place]}",
+                (place, heights[place]),
                 (0, 3),
                 textcoords="offset points",
                 ha="center",
                 color=INK,
             )
         axes.grid(visible=False, axis="x")
-        axes.set_ylim(0, 1.25 * max(search["threshold"], *heights))
-        axes.set_xlabel("class (dashed: where suspicion begins)")
+        axes.set_ylim(0, 1.25 * max(search["threshold"], *heights, 0.0))
+        which = "class" if searched is None else "class, of those that were searched"
+        axes.set_xlabel(f"{which} (dashed: where suspicion begins)")
         axes.set_ylabel("outlier score")
         if len(heights) <= 12:
-            axes.set_xticks(classes)
+            axes.set_xticks(places, [str(label) for label in labels])
         named = ", ".join(str(label) for label in suspects) or "none"
         return _inline_svg(
             figure,
             f"scores{index}",
-            f"Outlier score of every class by the search {short_label(search['name'], 60)}; "
+            f"Outlier score of {'every' if searched is None else 'every searched'} class by the "
+            f"search {short_label(search['name'], 60)}; "
             f"suspected classes: {named}",
         )
 

@@ -116,7 +116,11 @@ def _score_plots(scan: Mapping[str, Any]) -> list[dict[str, str]]:
 def _marked(targets: Sequence[int | None], search: Mapping[str, Any]) -> list[int]:
     """Return the classes that a plot marks: the suspects; for all-to-all, those above the line."""
     if None in targets:
-        return [c for c, score in enumerate(search["scores"]) if score >= search["threshold"]]
+        return [
+            label
+            for label, score in enumerate(search["scores"])
+            if score is not None and score >= search["threshold"]
+        ]
     return sorted({target for target in targets if target is not None})
 
 

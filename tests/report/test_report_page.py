@@ -19,13 +19,18 @@ from PIL import Image
 from programs import Program
 from report_evidence import (
     HOSTILE,
+    evidence,
+    partly_searched,
     scan_report,
     synthetic_images,
     whole_report,
 )
 from report_pages import MANIFEST, whole_page
 
+from edgeclean.cli.scan import verdict_in_words
+from edgeclean.gates import Policy, judge_scan
 from edgeclean.report.page import LARGEST_PAGE_BYTES, render_html
+from edgeclean.report.report import build_report
 
 QUIETLY = (
     "--headless",
@@ -112,6 +117,28 @@ def test_the_page_of_an_unsuspected_network_says_by_which_searches() -> None:
     assert "No trigger found by 1 search" in page.text
     assert "Searched: masked patch." in page.text
     assert "No weight was changed" in page.text
+
+
+def test_the_page_says_which_classes_were_not_searched() -> None:
+    given = evidence(suspected=False)
+    scan = partly_searched(given.scan)
+    told = {**build_report(replace(given, scan=scan)), "manifest_sha256": "ef" * 32}
+    written = told["scan"]["searches"][0]
+    assert written["searched"] == [1, 2]
+    assert [value is None for value in written["scores"]] == [True, False, False, True, True]
+    assert "class 4" not in scan.searches[0].in_words
+    page = Page(render_html(MANIFEST, told, images=synthetic_images(), scan=scan))
+    assert "Not every class was searched alike" in page.text
+    assert "The other 3 were not searched by gradients" in page.text
+    assert "Outlier score of every searched class" in render_html(
+        MANIFEST, told, images=synthetic_images(), scan=scan
+    )
+    assert judge_scan(Policy(fail_on_backdoor=True), scan)[0].detail == (
+        "searched: masked patch (2 of 5 classes)"
+    )
+    assert verdict_in_words(scan) == "no trigger found by masked patch (2 of 5 classes)"
+    whole = Page(whole_page(whole_report(suspected=False)))
+    assert "Not every class was searched alike" not in whole.text
 
 
 @pytest.mark.parametrize("gpu", [None, "NVIDIA <b>X1</b>"])

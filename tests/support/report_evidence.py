@@ -10,6 +10,7 @@ from tiny_networks import tiny_pixels
 from torch import nn
 
 from edgeclean.backdoor.findings import ScanReport, SearchRecord, Suspect
+from edgeclean.backdoor.selection import NamedClass, Selection
 from edgeclean.backdoor.triggers import MaskedTrigger
 from edgeclean.compression.decompose import DecomposeSettings, decompose
 from edgeclean.compression.factorisation import Factorisation, merge_block
@@ -114,6 +115,17 @@ def scan_report(*, suspected: bool = True, side: int = SIDE) -> ScanReport:
         suspects=(suspect,) if suspected else (),
         searches=(search,),
         images=20,
+    )
+
+
+def partly_searched(report: ScanReport) -> ScanReport:
+    """The same, as if class 1 had been named, class 2 drawn, and no other searched."""
+    (search,) = report.searches
+    named = (NamedClass(target=1, by=("patch bank",)),)
+    return replace(
+        report,
+        searches=(replace(search, searched=(1, 2)),),
+        selection=Selection(classes=CLASSES, named=named, drawn=(2,)),
     )
 
 
