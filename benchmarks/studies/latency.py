@@ -128,7 +128,7 @@ def measure(name: str, ratio: float, threads: int) -> None:
     if refused:
         del files["ours"]
     about = environment()  # the load before measuring
-    latencies = _in_turns({key: file.read_bytes() for key, file in files.items()}, threads)
+    latencies = latencies_in_turns({key: file.read_bytes() for key, file in files.items()}, threads)
     cell = {
         "network": name,
         "side": models.NETWORKS[name],
@@ -144,8 +144,8 @@ def measure(name: str, ratio: float, threads: int) -> None:
     _log(f"{path.name}: {speedups}")
 
 
-def _in_turns(files: Mapping[str, bytes], threads: int) -> NDArray[np.float64]:
-    """Return milliseconds [runs, networks]; each round starts with another network."""
+def latencies_in_turns(files: Mapping[str, bytes], threads: int) -> NDArray[np.float64]:
+    """Measure milliseconds [runs, networks] of ONNX files; each round starts with another one."""
     sessions = [OnnxSession(model, threads=threads) for model in files.values()]
     gc.collect()
     shape = (1, *sessions[0].input_shape)
@@ -172,23 +172,34 @@ def _rows(
     """Compare each network with the original, and ours with each peer."""
     generator = np.random.default_rng(0)
     ours = names.index("ours") if "ours" in names else 0  # refused: the original stays
+    rows = speedups(latencies, names)
+    for column, (name, row) in enumerate(rows.items()):
+        behind = speedup_interval(latencies[:, [column, ours]], generator)
+        median = float(np.median(latencies[:, column]))
+        row |= {
+            "ours_is_faster_by": round(median / float(np.median(latencies[:, ours])), 4),
+            "ours_is_faster_by_interval": [round(end, 4) for end in behind],
+            "macs_ratio": round(facts["original"]["macs"] / facts[name]["macs"], 4),
+            "params": facts[name]["params"],
+            "onnx_bytes": facts[name]["onnx_bytes"],
+        }
+    return rows
+
+
+def speedups(latencies: NDArray[np.float64], names: list[str]) -> dict[str, Cell]:
+    """Compare each network of `latencies_in_turns` with the first, with 95 % intervals."""
+    generator = np.random.default_rng(0)
     rows: dict[str, Cell] = {}
     for column, name in enumerate(names):
         sample = summarise(latencies[:, column])
         medians = {"p50_ms": sample.p50_ms, "p90_ms": sample.p90_ms, "min_ms": sample.min_ms}
         low, high = speedup_interval(latencies[:, [0, column]], generator)
-        behind = speedup_interval(latencies[:, [column, ours]], generator)
         rows[name] = {
             **{key: round(value, 4) for key, value in medians.items()},
             "coefficient_of_variation": round(sample.coefficient_of_variation, 4),
             "runs": sample.runs,
             "speedup": round(float(np.median(latencies[:, 0])) / sample.p50_ms, 4),
             "speedup_interval": [round(low, 4), round(high, 4)],
-            "ours_is_faster_by": round(sample.p50_ms / float(np.median(latencies[:, ours])), 4),
-            "ours_is_faster_by_interval": [round(end, 4) for end in behind],
-            "macs_ratio": round(facts["original"]["macs"] / facts[name]["macs"], 4),
-            "params": facts[name]["params"],
-            "onnx_bytes": facts[name]["onnx_bytes"],
         }
     return rows
 

@@ -2,7 +2,8 @@
 
 `smoke` shows in minutes that every attack meets every defence; its short settings say nothing of
 what a defence can do. `cpu` is an afternoon on two cores. `signs` has 43 classes, and defences that
-need no images. `table2` and `table4` are those of Clean & Compact.
+need no images. `mobile` trains the MobileNetV2 of `benchmarks.studies.depthwise`. `table2` and
+`table4` are those of Clean & Compact.
 """
 
 from __future__ import annotations
@@ -163,6 +164,17 @@ SUITES: dict[str, tuple[Suite, ...]] = {
                 name: ATTACKS[name] for name in ("clean", "badnets", "blended", "badnets-a2a")
             },
             defences=("none", "clp", "edgeclean-full-size", "edgeclean"),
+        ),
+    ),
+    "mobile": (
+        Suite(
+            name="mobile",
+            data_set="cifar10",
+            spec=image_spec("benchmarks.networks.small_mobilenet:half_mobilenet_v2", **CIFAR10),
+            # Without instructions for whole tiles, bfloat16 makes depthwise layers slower.
+            training=TrainingSettings(epochs=10, batch=64, peak_rate=0.1, mixed=False),
+            attacks={name: ATTACKS[name] for name in ("clean", "badnets")},
+            defences=("none",),
         ),
     ),
     "table2": (

@@ -38,7 +38,7 @@ from edgeclean.backdoor.gradient import Evidence, logits_of
 from edgeclean.backdoor.population import Population, TargetedTrigger
 from edgeclean.images.augment import augmented, mixed
 from edgeclean.networks.autocast import device_of, mixed_precision
-from edgeclean.networks.batching import images_at_once
+from edgeclean.networks.batching import images_in_a_part
 from edgeclean.networks.distillation import OutputDistance, logit_variance
 from edgeclean.networks.finite import require_finite_loss
 from edgeclean.networks.folding import folding_norms, inference_copy
@@ -119,7 +119,7 @@ def unlearn(
     optimizer = torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(settings.steps))
     evidence = Evidence(inputs.pixels(), _classes_of(inputs))
-    at_once = images_at_once(evidence.pixels.shape[1:], learner)
+    at_once = images_in_a_part(evidence.pixels.shape[1:], learner)
     population = Population(
         triggers,
         evidence,

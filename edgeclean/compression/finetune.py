@@ -30,7 +30,7 @@ from edgeclean.images.augment import augmented, mixed, patched, recoloured
 from edgeclean.images.batchnorm import reestimate_batchnorm_
 from edgeclean.images.procedural import procedural_images
 from edgeclean.networks.autocast import device_of, mixed_precision
-from edgeclean.networks.batching import images_at_once
+from edgeclean.networks.batching import images_in_a_part
 from edgeclean.networks.distillation import Compare, OutputDistance, label_answers, logit_variance
 from edgeclean.networks.finite import require_finite_loss
 from edgeclean.networks.folding import folding_norms, inference_copy
@@ -246,7 +246,7 @@ class _Training:
             f"1.{name}": torch.tensor(channels, device=self._device)
             for name, channels in kept.items()
         }
-        fitting = images_at_once(synthetic.pixels.shape[1:], learner)
+        fitting = images_in_a_part(synthetic.pixels.shape[1:], learner)
         self._at_once = max(1, int(fitting / (1 + settings.adversarial_share)))
         answers = self._answers(synthetic.pixels[:256])
         self._classes = answers.shape[1]

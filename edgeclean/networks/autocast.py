@@ -1,12 +1,19 @@
-"""Mixed precision where the processor has it: bfloat16 autocast, else plain float32."""
+"""Mixed precision where the processor has it: bfloat16 autocast, else plain float32.
+
+One gradient is left in float32 on a processor: that of depthwise convolutions. oneDNN has no fast
+kernel for most of them in bfloat16 (5x5, strides, small maps), and a step of a network of the
+edge's kind was slower with bfloat16 than without (``benchmarks/studies/depthwise_speed.py``).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -19,9 +26,101 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return False
 
 
-def mixed_precision(device: torch.device) -> torch.autocast:
-    """Return an autocast context: bfloat16 where it is fast, disabled elsewhere."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device))
+@contextmanager
+def mixed_precision(device: torch.device) -> Iterator[None]:
+    """Compute in bfloat16 meanwhile where it is fast; elsewhere nothing changes."""
+    fast = has_fast_bfloat16(device)
+    gradients = _DepthwiseGradients() if fast and device.type == "cpu" else nullcontext()
+    with torch.autocast(device.type, torch.bfloat16, enabled=fast), gradients:
+        yield
+
+
+class _DepthwiseGradients(TorchFunctionMode):
+    """Lets depthwise convolutions that need a gradient compute it in float32."""
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Collection[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = kwargs or {}
+        return (_convolved if function is torch.conv2d else function)(*args, **given)
+
+
+def _convolved(  # noqa: PLR0913 - the arguments of torch.conv2d
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Do as ``torch.conv2d``, but for the gradients of a depthwise convolution."""
+    learns = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
+    depthwise = 1 < groups == len(weight) and weight.shape[1] == 1 and input.ndim == 4
+    depthwise = depthwise and input.dtype != torch.float64  # which autocast leaves alone too
+    if not learns or not depthwise or isinstance(padding, str):
+        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    outputs: Tensor = _DepthwiseConv.apply(  # type: ignore[no-untyped-call]
+        input.bfloat16(),
+        weight.bfloat16(),
+        None if bias is None else bias.bfloat16(),
+        _pair(stride),
+        _pair(padding),
+        _pair(dilation),
+    )
+    return outputs
+
+
+def _pair(extent: int | Sequence[int]) -> list[int]:
+    return [extent] * 2 if isinstance(extent, int) else list(extent)
+
+
+class _DepthwiseConv(torch.autograd.Function):
+    """A depthwise convolution in bfloat16, with its gradients in float32."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0913 - the arguments of a convolution
+        ctx: Any,
+        images: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+    ) -> Tensor:
+        """Return the outputs in bfloat16."""
+        ctx.save_for_backward(images, weight)
+        ctx.biased, ctx.where = bias is not None, (stride, padding, dilation)
+        return torch.conv2d(images, weight, bias, stride, padding, dilation, len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of images, weight and bias, in bfloat16 as autograd expects."""
+        images, weight = ctx.saved_tensors
+        stride, padding, dilation = ctx.where
+        wanted = list(ctx.needs_input_grad[:3])
+        with torch.autocast("cpu", enabled=False):
+            gradients = torch.ops.aten.convolution_backward(
+                gradient.float(),
+                images.float(),
+                weight.float(),
+                [len(weight)] if ctx.biased else None,
+                stride,
+                padding,
+                dilation,
+                False,
+                [0, 0],
+                len(weight),
+                wanted,
+            )
+        given = (
+            one.bfloat16() if asked else None for one, asked in zip(gradients, wanted, strict=True)
+        )
+        return (*given, None, None, None)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from edgeclean.compression.finetune import FinetuneSettings, finetune
 from edgeclean.images.procedural import procedural_images
 from edgeclean.images.synthesize import SynthesizeSettings, synthesize
 from edgeclean.networks import batching
-from edgeclean.networks.batching import images_at_once
+from edgeclean.networks.batching import images_at_once, images_in_a_part
 from edgeclean.networks.distillation import OutputDistance
 from edgeclean.networks.pixels import pixel_network
 from edgeclean.networks.state import SyntheticImages
@@ -93,7 +93,16 @@ def test_weights_are_kept_once_however_many_images():
 
 def test_one_image_is_the_least(monkeypatch):
     monkeypatch.setattr(batching, "KEPT_BYTES", 1)
-    assert images_at_once(SHAPE, Squares(1)) == 1
+    assert images_at_once(SHAPE, Squares(1)) == images_in_a_part(SHAPE, Squares(1)) == 1
+
+
+def test_a_part_is_smaller_on_a_processor_alone(monkeypatch):
+    fitting = images_at_once(SHAPE, Squares(1))
+    part = images_in_a_part(SHAPE, Squares(1))
+    assert part == batching.PART_BYTES // (4 * 3 * 8 * 8) < fitting
+    monkeypatch.setattr(batching, "device_of", lambda _module: torch.device("meta"))
+    monkeypatch.setattr(batching, "_kept_bytes", lambda _module, shape: 768 * shape[0])
+    assert images_in_a_part(SHAPE, Squares(1)) == fitting
 
 
 @pytest.mark.parametrize(("fit", "most"), [(5, 5), (1000, 12)])
