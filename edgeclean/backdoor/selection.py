@@ -233,14 +233,13 @@ def scores_against(
 ) -> dict[int, float]:
     """Return how many robust deviations each class's cost lies below those of the drawn classes.
 
-    It is `searches.cheapness_scores` with the drawn classes in the place of all, for those that
-    were named are no sample of the others. So few tell the usual spread poorly: it is taken two
-    n-ths larger, with which chance names as seldom as it does among ten classes that are all
-    searched, even where the named are the cheapest of all.
+    It is `searches.cheapness_scores` with these in the place of all classes. So few tell the usual
+    spread poorly: it is taken two n-ths larger, with which chance names as seldom as it does among
+    ten classes that are all searched, even where the named are the cheapest of all.
 
     Args:
         costs: the costs of named and drawn classes; infinite ones count as the largest found.
-        drawn: the drawn classes, three or more.
+        drawn: the classes that each is compared with, three or more.
         floor: the least spread, in logarithms.
     """
     largest = max((cost for cost in costs.values() if math.isfinite(cost)), default=1.0)
