@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
 from edgeclean.files.text import shown
-from edgeclean.networks.state import JsonValue
 from exporters.confined import ConfinedLimits
 from exporters.confined_runtime import ConfinedExporter, HeldSettings
 from exporters.protocol import EXPORTERS, confined_exporter
@@ -80,7 +79,7 @@ def runtime_files(runtimes: Sequence[BundledRuntime]) -> dict[str, bytes]:
     }
 
 
-def runtime_entries(runtimes: Sequence[BundledRuntime]) -> dict[str, JsonValue]:
+def runtime_entries(runtimes: Sequence[BundledRuntime]) -> dict[str, Any]:
     """Return the manifest's entries, by the runtime's name."""
     return {
         one.name: {
