@@ -1,7 +1,7 @@
 """What every runtime's exporter can do, so that nobody else needs to know which runtime it is.
 
 Another runtime is another module with one class of the shape of `Exporter`, and its line in
-`EXPORTERS`. The module can be imported where the runtime is not installed; `version` then says so.
+`exporters.EXPORTERS`. The module can be imported where the runtime is not installed; `version` then says so.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edgeclean.errors import UsageError
 from edgeclean.files.text import shown
 from edgeclean.networks.state import Network
+from exporters import EXPORTERS
 from exporters.confined_runtime import ConfinedExporter, HeldSettings
 
 
@@ -37,7 +38,7 @@ class Exporter(Protocol):
     """One runtime: is it here, convert a network for it, and run what was converted.
 
     Attributes:
-        name: of the runtime, as in `EXPORTERS`.
+        name: of the runtime, as in `exporters.EXPORTERS`.
         needs: what to install for it, such as "edgeclean[tensorrt]".
     """
 
@@ -69,18 +70,6 @@ class Exporter(Protocol):
             InputRejectedError: the runtime cannot load them.
         """
         ...
-
-
-# By text: a runtime is imported when it is asked for, and not with the others.
-EXPORTERS = {
-    "onnxruntime": "exporters.onnx_exporter:OnnxExporter",
-    "tensorrt": "exporters.tensorrt_exporter:TensorRTExporter",
-    "openvino": "exporters.openvino_exporter:OpenVINOExporter",
-    "ncnn": "exporters.ncnn_exporter:NcnnExporter",
-    "mnn": "exporters.mnn_exporter:MNNExporter",
-    "litert": "exporters.litert_exporter:LiteRTExporter",
-    "executorch": "exporters.executorch_exporter:ExecuTorchExporter",
-}
 
 
 def exporter_named(name: str) -> Exporter:

@@ -26,11 +26,12 @@ from edgeclean.networks.pixels import normalize
 from edgeclean.networks.state import JsonValue, Network
 from edgeclean.progress import Progress, silent
 from edgeclean.settings import Settings, setting
+from exporters import EXPORTERS
 from exporters.confined_runtime import ConfinedExporter, HeldSettings
 from exporters.parity import ParityRecord, ParitySettings, compare_with_pytorch
 from exporters.precision.lower import LoweredModel, PrecisionSettings, split_images
 from exporters.precision.sensitivity import Agreement, compare_logits
-from exporters.protocol import EXPORTERS, confined_exporter
+from exporters.protocol import confined_exporter
 from exporters.session import OnnxSession
 
 FASTEST, ONNX_RUNTIME, TENSORRT = "fastest", "onnxruntime", "tensorrt"

@@ -18,8 +18,9 @@ from tiny_networks import tiny_network
 
 import exporters
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
+from exporters import EXPORTERS
 from exporters.onnx_exporter import MODEL_FILE, ExportSettings, OnnxExporter, export_onnx
-from exporters.protocol import EXPORTERS, Exporter, Runnable, exporter_named
+from exporters.protocol import Exporter, Runnable, exporter_named
 from exporters.session import OnnxSession
 from exporters.tensorrt_engine import LoadedEngine
 from exporters.tensorrt_exporter import TensorRTExporter

@@ -21,10 +21,10 @@ from edgeclean.measure.runtimes import (
     convert_and_measure,
     require_runtimes,
 )
+from exporters import EXPORTERS
 from exporters.onnx_exporter import export_onnx
 from exporters.parity import ParitySettings
 from exporters.precision.lower import PrecisionSettings, lower_precision
-from exporters.protocol import EXPORTERS
 
 SHORT = LatencySettings(runs=6, warmup_runs=2, time_budget_s=5.0)
 CPU = load_target("cpu")
