@@ -34,8 +34,9 @@ FEW = 3  # classes at most, that are judged by this rule
 # Of the networks of the half that the rule was not chosen on, by their number of classes: those
 # without a backdoor and how many of them were suspected, those with one and how many were missed
 # (benchmarks/results/few-classes.json).
-MEASURED = {2: (6, 0, 6, 0), 3: (4, 0, 4, 0)}
-FEW_THRESHOLD = 1.0  # three deviations above the clean networks of the half it was chosen on
+MEASURED = {2: (6, 0, 4, 1), 3: (4, 0, 3, 1)}
+FEW_THRESHOLD = 1.0  # above all clean networks of the half that it was chosen on
+LARGEST_PATCH = 1 / 20  # of an image: a mask over more is no small patch
 SINGLES = 8  # images of each class's search that are tried alone
 
 
@@ -90,8 +91,8 @@ def few_class_scores(
     """Return by how much a class's stamp for all images is cheaper than the other classes' prices.
 
     Score c is log(yardstick / cost_c) / ``floor``. The yardstick of one other class is the
-    geometric mean of what its own stamp for all images costs and what the median single image does
-    (the latter alone where no stamp for all was found); that of several is the least. Without a
+    geometric mean of what its own stamp for all images costs and what the median single image does;
+    that of several is the least. Without a
     cost, or without a yardstick, the score is 0.
 
     Args:
@@ -99,10 +100,7 @@ def few_class_scores(
         alone: the median cost of single images (`single_image_costs`), of each class.
         floor: the unit of the scores, in logarithms.
     """
-    prices = [
-        math.sqrt(cost * one) if math.isfinite(cost) else one
-        for cost, one in zip(costs, alone, strict=True)
-    ]
+    prices = [math.sqrt(cost * one) for cost, one in zip(costs, alone, strict=True)]
     scores = []
     for target, cost in enumerate(costs):
         yardstick = min(price for other, price in enumerate(prices) if other != target)

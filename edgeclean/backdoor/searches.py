@@ -40,6 +40,7 @@ from edgeclean.backdoor.families import FAMILIES, Family
 from edgeclean.backdoor.few_classes import (
     FEW,
     FEW_THRESHOLD,
+    LARGEST_PATCH,
     as_cheap_as_one_way,
     few_class_scores,
     single_image_costs,
@@ -334,7 +335,13 @@ def _judged_few(
         probe.module, probe.evidence, probe.classes, family, probe.steps, generator
     )
     costs = [found.cost for found in results]
-    return few_class_scores(costs, alone, SPREAD_FLOOR), FEW_THRESHOLD
+    scores = few_class_scores(costs, alone, SPREAD_FLOOR)
+    if family is FAMILIES["masked patch"]:
+        height, width = probe.evidence.pixels.shape[-2:]
+        largest = LARGEST_PATCH * height * width
+        pairs = zip(scores, costs, strict=True)
+        scores = tuple(score if cost <= largest else min(score, 0.0) for score, cost in pairs)
+    return scores, FEW_THRESHOLD
 
 
 def _judged_against_drawn(

@@ -258,7 +258,7 @@ def test_a_stamp_that_does_as_well_towards_other_classes_asks_for_no_further_rou
 ):
     """The bank's margin is that of the gradient searches; a success of 0.9 is always a trigger."""
 
-    def scored(module, evidence, bank, classes, generator):
+    def scored(module, evidence, bank, classes, generator, asked=()):
         success = torch.full((len(bank), classes), elsewhere)
         success[:, TARGET] = towards
         return BankScore(bank, success, torch.full((len(bank),), elsewhere))
