@@ -53,10 +53,15 @@ def _git(*words: str) -> str:
 
 
 def wall_seconds(cell: dict[str, Any]) -> str:
-    """Return a cell's wall time for a table, marked where the machine had other work meanwhile.
+    """Return a cell's wall time for a table, marked where the machine had other work meanwhile."""
+    return f"{cell['wall_s']:.0f}{busy(cell)}"
+
+
+def busy(cell: dict[str, Any]) -> str:
+    """Return the mark of a machine that had other work, or nothing.
 
     A run's own threads make a load of their number; twice that is somebody else's as well.
     """
     around = cell["environment"]
-    busy = around.get("load_average", 0.0) >= 2 * around.get("threads", 1)
-    return f"{cell['wall_s']:.0f}{' (busy)' if busy else ''}"
+    had_others = around.get("load_average", 0.0) >= 2 * around.get("threads", 1)
+    return " (busy)" if had_others else ""

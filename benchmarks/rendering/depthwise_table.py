@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.environment import wall_seconds
+from benchmarks.environment import busy, wall_seconds
 from benchmarks.suite.cells import Cell
 
 DEPTHWISE = Path(__file__).parents[1] / "results" / "depthwise.json"
@@ -94,10 +94,9 @@ def _latency_table(latencies: Mapping[str, Cell]) -> str:
     lines += [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for cell in latencies.values():
         speeds = " | ".join(_speedup(cell["rows"].get(method)) for method in NAMES)
-        first = cell["rows"]["original"]["p50_ms"]
+        first = f"{cell['rows']['original']['p50_ms']:.3g}{busy(cell)}"
         lines.append(
-            f"| {cell['network']} | {cell['ratio']:g}x | {cell['threads']} | {first:.3g} "
-            f"| {speeds} |"
+            f"| {cell['network']} | {cell['ratio']:g}x | {cell['threads']} | {first} | {speeds} |"
         )
     return "\n".join(lines)
 

@@ -47,6 +47,7 @@ from edgeclean.load.checkpoint import load_checkpoint
 from edgeclean.networks.cost import count_macs, count_params
 from edgeclean.networks.state import Network
 from edgeclean.pipeline import compress
+from edgeclean.processes import keep_freed_memory
 from edgeclean.runner import Cache, Runner
 from exporters.onnx_exporter import ExportSettings, export_onnx
 
@@ -120,6 +121,7 @@ def _asked(options: argparse.Namespace) -> Iterator[Key]:
 
 def _write_row(key: Key) -> None:
     torch.set_num_threads(THREADS)
+    keep_freed_memory()  # as the command does
     trained, said = trained_networks()[key.network], list[str]()
     cache = Cache(folder=KEPT, notify=said.append)
     start, before = time.perf_counter(), processor_seconds()

@@ -29,6 +29,7 @@ from edgeclean.cli.scan import scan
 from edgeclean.cli.streams import safe_streams
 from edgeclean.errors import EdgecleanError, EndedBySignalError, UsageError
 from edgeclean.files.writing import no_lasting_writes
+from edgeclean.processes import keep_freed_memory
 from edgeclean.version import __version__
 
 EXIT_CODES = (
@@ -106,6 +107,7 @@ def _command() -> int:
         with no_lasting_writes():
             if supervisor.is_split(sys.argv[1:]):
                 _split()
+                keep_freed_memory()
             code = app(prog_name="edgeclean", standalone_mode=False)
     except WRONG_WORDS as wrong:
         if not sys.argv[1:]:  # then it is the help

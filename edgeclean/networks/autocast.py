@@ -42,11 +42,10 @@ class _DepthwiseGradients(TorchFunctionMode):
         self,
         function: Callable[..., Any],
         types: Collection[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        listed: Sequence[Any] = (),
+        named: Mapping[str, Any] | None = None,
     ) -> Any:
-        given = kwargs or {}
-        return (_convolved if function is torch.conv2d else function)(*args, **given)
+        return (_convolved if function is torch.conv2d else function)(*listed, **(named or {}))
 
 
 def _convolved(  # noqa: PLR0913 - the arguments of torch.conv2d

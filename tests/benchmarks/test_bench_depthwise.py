@@ -160,6 +160,7 @@ def test_latencies_are_measured_where_there_are_files(monkeypatch, tmp_path):
 
     monkeypatch.setattr(depthwise_latency, "FOLDER", tmp_path)
     monkeypatch.setattr(depthwise_latency, "latencies_in_turns", in_turns)
+    monkeypatch.setattr(depthwise_latency, "environment", dict)
     assert depthwise_latency.measure_latencies([KEY]) == {}
     for key in (KEY, KEY._replace(method="original", ratio=1.0)):
         depthwise_latency.onnx_path(key).write_bytes(b"model")
