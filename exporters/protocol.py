@@ -1,7 +1,8 @@
 """What every runtime's exporter can do, so that nobody else needs to know which runtime it is.
 
 Another runtime is another module with one class of the shape of `Exporter`, and its line in
-`exporters.EXPORTERS`. The module can be imported where the runtime is not installed; `version` then says so.
+`exporters.EXPORTERS`. The module can be imported where the runtime is not installed; `version`
+then says so.
 """
 
 from __future__ import annotations
