@@ -339,7 +339,8 @@ def _chosen(
 
     Effects that are small add up; large ones do not, and a unit that is all but emptied has one
     that its shortcut bounds. So where channels would go, the choice without that is fitted as well,
-    and taken unless it changes the outputs clearly more.
+    and taken unless it changes the outputs clearly more. Without images it is taken wherever it
+    reaches the goal.
 
     Raises:
         RatioError: not even the smallest ranks meet the goal.
@@ -347,9 +348,11 @@ def _chosen(
     listed, units = candidates
     every = planned.layers.values()
     options = [pick_candidates(goal, listed, units, settings, every)]
-    if _cuts(units, options[0].units) and planned.others is not None:
+    if _cuts(units, options[0].units):
         with suppress(RatioError):
             options.append(pick_whole(goal, listed, units, settings))
+        if planned.others is None:  # nothing to compare the two on
+            del options[:-1]
     fitted = []
     for picked in options:
         ranks = {name: one.ranks for name, one in picked.layers.items() if one.ranks is not None}
