@@ -55,7 +55,7 @@ class Reporter:
                 # A title is a sentence: as wide as it is, not as what stands below it.
                 title, table.title = table.title, None
                 if title is not None:
-                    console.print(Text(str(title), style="bold"), soft_wrap=True)
+                    console.print(Text(printable(str(title)), style="bold"), soft_wrap=True)
                 console.print(table)
 
     @contextmanager

@@ -70,6 +70,7 @@ def latency_table(  # noqa: PLR0913 - the options are the interface
     from edgeclean.load.checkpoint import load_checkpoint
     from edgeclean.measure.block_latency import BlockLatencySettings
     from edgeclean.measure.machine_table import measured_table
+    from edgeclean.networks.layers import conv_shapes, trace_layers
 
     how = settings_from(
         BlockLatencySettings,
@@ -84,7 +85,9 @@ def latency_table(  # noqa: PLR0913 - the options are the interface
         overrides = dict(settings.ranks.overrides)
         table = measured_table(network, how, overrides=overrides, progress=progress)
         write_file(output, table.canonical(), ours=IS_TABLE)
-    reporter.answer({"file": str(output), **_facts(table)}, _layers(table))
+    own = {*conv_shapes(trace_layers(network.module, network.spec.input_shape)).values()}
+    facts = {**_facts(table), "layers": len(own & table.blocks.keys())}
+    reporter.answer({"file": str(output), **facts}, _layers(table))
     opt.note_loading(checkpoint, network, reporter.note)
     reporter.note(f"table: {output}")
 
@@ -95,7 +98,7 @@ def _facts(table: LatencyTable) -> dict[str, object]:
     return {
         **asdict(table.facts()),
         "network": None if table.network is None else asdict(table.network),
-        "layers": len(table.blocks),
+        "shapes": len(table.blocks),
         "forms": sum(len(forms) for forms in table.blocks.values()),
     }
 

@@ -40,6 +40,7 @@ from edgeclean.config import overlay, settings_from
 from edgeclean.errors import UsageError
 from edgeclean.files.reading import is_folder, is_regular, read_small_toml
 from edgeclean.files.text import shown
+from edgeclean.gates import read_size
 from edgeclean.settings import Settings, setting
 
 MAX_FILE_BYTES = 16 << 20
@@ -98,6 +99,10 @@ class NetworkOptions(Settings):
     targets: tuple[str, ...] = setting((), longest=80, entries=(0, 1000))
     goals: tuple[str, ...] = setting((), longest=80, entries=(0, 1000))
 
+    def check_together(self) -> None:
+        """Refuse a size that is none."""
+        _check_size("max_size", self.max_size)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkEntry(NetworkOptions):
@@ -119,6 +124,7 @@ class NetworkEntry(NetworkOptions):
 
     def check_together(self) -> None:
         """Refuse an entry that names no file, or one name for many."""
+        NetworkOptions.check_together(self)
         if (self.checkpoint is None) == (self.glob is None):
             raise UsageError("a network has either checkpoint or glob; give one of the two")
         if self.glob is not None and (self.name is not None or self.sha256 is not None):
@@ -155,8 +161,9 @@ class TargetEntry(Settings):
     min_speedup: float | None = setting(None, above=0, at_most=10**6)
 
     def check_together(self) -> None:
-        """Refuse a name that could be no folder's."""
+        """Refuse a name that could be no folder's, and a size that is none."""
         _check_name(self.name)
+        _check_size("max_size", self.max_size)
 
     @property
     def label(self) -> str:
@@ -189,8 +196,9 @@ class GoalEntry(Settings):
     name: str | None = setting(None, longest=80)
 
     def check_together(self) -> None:
-        """Refuse a name that could be no folder's."""
+        """Refuse a name that could be no folder's, and a size that is none."""
         _check_name(self.name)
+        _check_size("size_budget", self.size_budget)
 
     @property
     def label(self) -> str:
@@ -370,6 +378,13 @@ def _by_name(path: Path, part: str, named: Iterable[tuple[str, Any]]) -> dict[st
             )
         found[name] = one
     return found
+
+
+def _check_size(name: str, size: int | str | None) -> None:
+    try:
+        read_size(0 if size is None else size)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from None
 
 
 def _check_name(name: str | None) -> None:

@@ -129,13 +129,11 @@ def test_measuring_leaves_the_network_as_it_was_and_repeats_exactly():
 
 
 def test_without_images_the_weights_decide():
-    plan = choose_ranks(plain(), RankSettings(ratio=2.0))
+    plan = choose_ranks(plain(), RankSettings(ratio=2.0, forms=("tucker",)))
     assert plan.images == 0
     assert all(layer.factors is None for layer in plan.layers)
-    by_energy = choose_ranks(
-        plain(), RankSettings(ratio=2.0, sensitivity="energy", factors="weights"),
-        images=some_images(),
-    )  # fmt: skip
+    weights = RankSettings(ratio=2.0, sensitivity="energy", factors="weights", forms=("tucker",))
+    by_energy = choose_ranks(plain(), weights, images=some_images())
     assert by_energy.ranks() == plan.ranks()
 
 

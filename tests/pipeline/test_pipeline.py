@@ -51,6 +51,7 @@ STAGES = (
     "parity",
     "precision",
     "latency",
+    "runtimes",
 )
 
 

@@ -146,7 +146,7 @@ def _succeeds(attempt: Callable[[], object]) -> bool:
 
 
 def _shell(outside: Path) -> None:
-    subprocess.run(["/bin/sh", "-c", f"echo x > '{outside}/intruder'"], check=True)
+    subprocess.run(["sh", "-c", f"echo x > '{outside}/intruder'"], check=True)
 
 
 def _pip() -> None:
