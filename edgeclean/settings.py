@@ -163,7 +163,9 @@ class FieldDescription:
 
 def describe(settings_class: type) -> tuple[FieldDescription, ...]:
     """Describe every field of a settings class, in order."""
-    texts = _attribute_texts(settings_class)
+    texts: dict[str, str] = {}
+    for one in reversed(settings_class.__mro__):  # what a class adds is in its own docstring
+        texts |= _attribute_texts(one)
     fields = {one.name: one for one in dataclasses.fields(settings_class)}
     return tuple(
         FieldDescription(
@@ -333,7 +335,7 @@ def _default_of(field: dataclasses.Field[Any]) -> Any:
 
 def _attribute_texts(settings_class: type) -> dict[str, str]:
     """Return the first sentence of every entry of a docstring's attributes."""
-    lines = (inspect.getdoc(settings_class) or "").partition("Attributes:\n")[2].splitlines()
+    lines = inspect.cleandoc(settings_class.__doc__ or "").partition("Attributes:\n")[2].splitlines()
     texts: dict[str, str] = {}
     name = ""
     for line in lines:

@@ -70,7 +70,7 @@ VALUES = st.one_of(
     st.text(max_size=30).map(lambda text: json.dumps(text)),
 )
 FAST = settings(
-    max_examples=60,
+    max_examples=30,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -12,6 +12,7 @@ import onnx
 import pytest
 from bundle_files import make_checksums_fit, put_bundle
 from command_line import Said, Terminal
+from exhaustive import exhaustive
 from fleet_folder import MODEL
 from small_checkpoint import OPTIONS, quick_config
 from users_things import looked_at, nothing_touched, users_folder
@@ -257,7 +258,7 @@ def test_a_loop_of_links_is_refused_in_a_line(
     refused(terminal(*words, "-o", "loop"), "loop of symbolic links")
 
 
-@pytest.mark.parametrize("weights", ["w;x.bin", "w.bin ", ".IGNORE"])
+@pytest.mark.parametrize("weights", exhaustive(["w;x.bin", "w.bin ", ".IGNORE"], ["w;x.bin"]))
 def test_a_name_known_only_after_loading_is_refused_before_the_work(
     weights: str, terminal: Terminal, own: Path, source: Path, bundle: Path
 ) -> None:

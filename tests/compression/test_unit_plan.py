@@ -43,7 +43,7 @@ def truncated(network, plan):
     return truncate(decompose(network, DecomposeSettings()), plan, TruncateSettings())
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     drawn=st.builds(
         Drawn,

@@ -51,6 +51,18 @@ FAST = {
         *("negative shape", "short weights", "infinity", "mixed batch", "two data fields"),
         *("another image shape", "3 GiB of nothing"),
     ),
+    # Those that are refused before the golden images run, and eight that are not.
+    "bundle": (
+        *("million values", "list of one line", "1,001 files", "nothing"),
+        *("hidden file", "list of nothing", "list of one short line", "one file more"),
+        *("3 GiB of nothing", "bit in the page", "900 MiB of nothing", "bit in the network"),
+        *("bit in the list", "no network", "no list", "bit in the report"),
+        *("pipe", "linked network", "deep folders", "deep JSON"),
+        *("list that climbs", "linked folder", "deep keys", "key twice"),
+        *("96 MiB report"),
+        *("original of gigabytes", "uncounted original", "moved bias", "NaN logits"),
+        *("custom domain", "a million golden images", "no ONNX", "loose tolerance"),
+    ),
     "external data": ("folder above", "hard link", "shared bytes", "offset below", "missing"),
 }
 LONG = {"bundle: endless", "bundle: terabytes", "pack: a gigabyte of labels"}

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from exhaustive import exhaustive
 from tiny_checkpoint import (
     CODE,
     LIMITS,
@@ -41,9 +42,12 @@ PUBLISHED = {
 }
 
 
+EACH_ARCHITECTURE = ("lenet-badnets-nobn", "resnet20-clean", "smallvgg-badnets")
+
+
 @needs_zoo
 @needs_images
-@pytest.mark.parametrize("name", ZOO_NAMES)
+@pytest.mark.parametrize("name", exhaustive(ZOO_NAMES, EACH_ARCHITECTURE))
 def test_zoo_network_has_its_published_accuracy(name: str) -> None:
     network = zoo_network(name)
     pixels, labels = cifar10_test_images(500)

@@ -75,7 +75,7 @@ def needed(join: str) -> bool:
     return names <= OPERATORS.keys()
 
 
-@settings(few, max_examples=120)
+@settings(few, max_examples=60)
 @given(
     st.sampled_from(TRUNKS),
     st.sampled_from(FRONTS),
