@@ -59,7 +59,7 @@ FAST = {
         *("bit in the list", "no network", "no list", "bit in the report"),
         *("pipe", "linked network", "deep folders", "deep JSON"),
         *("list that climbs", "linked folder", "deep keys", "key twice"),
-        *("96 MiB report"),
+        "96 MiB report",
         *("original of gigabytes", "uncounted original", "moved bias", "NaN logits"),
         *("custom domain", "a million golden images", "no ONNX", "loose tolerance"),
     ),
