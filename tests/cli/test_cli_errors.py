@@ -12,7 +12,7 @@ from command_line import Terminal
 from small_checkpoint import OPTIONS
 
 from edgeclean import cli
-from edgeclean.cli.compress import _cache
+from edgeclean.cli.caches import stage_cache
 from edgeclean.cli.console import Reporter
 from edgeclean.errors import (
     AccuracyGateError,
@@ -257,14 +257,14 @@ def test_where_there_is_no_home_there_is_no_cache(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HOME", "")
     for above in ("", "relative/folder"):
         monkeypatch.setenv("XDG_CACHE_HOME", above)
-        assert _cache(None, False, print) is None
+        assert stage_cache(None, False, print) is None
 
 
 def test_a_bench_on_a_device_has_its_own_original(terminal: Terminal, bundle: Path) -> None:
     words = ("--device", "ssh://nowhere", "--provider", "cuda")
     answer = terminal("bench", bundle, *words)
     assert answer.code == 2
-    assert "leave --against and --provider out" in answer.err
+    assert "leave --against, --provider and --runtime out" in answer.err
     answer = terminal("bench", bundle)
     assert answer.code == 2
     assert "this bundle has no original to compare with" in answer.err
