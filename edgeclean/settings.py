@@ -335,7 +335,8 @@ def _default_of(field: dataclasses.Field[Any]) -> Any:
 
 def _attribute_texts(settings_class: type) -> dict[str, str]:
     """Return the first sentence of every entry of a docstring's attributes."""
-    lines = inspect.cleandoc(settings_class.__doc__ or "").partition("Attributes:\n")[2].splitlines()
+    text = inspect.cleandoc(settings_class.__doc__ or "")  # its own, and not its parent's
+    lines = text.partition("Attributes:\n")[2].splitlines()
     texts: dict[str, str] = {}
     name = ""
     for line in lines:
@@ -347,5 +348,5 @@ def _attribute_texts(settings_class: type) -> dict[str, str]:
         elif line.strip():
             break
     return {
-        name: re.split(r"(?<=\.)\s+(?=[A-Z])", text, maxsplit=1)[0] for name, text in texts.items()
+        name: re.split(r"(?<=\.)\s+(?=[A-Z])", one, maxsplit=1)[0] for name, one in texts.items()
     }
