@@ -33,9 +33,8 @@ def keep_freed_memory() -> None:
     """Let this process use freed memory again, where the C library is glibc; elsewhere do nothing.
 
     glibc fetches every block beyond 32 MB from the system and gives it back when it is freed, so
-    each pass over 224x224 images pays for empty pages again: 48 at once of an EfficientNet-Lite0
-    took 65 ms each, and 28 ms with the memory kept. The whole process is changed, so a program
-    asks for it and the library does not.
+    each pass over 224x224 images pays for empty pages again. The whole process is changed, so a
+    program asks for it and the library does not.
 
     Source: mallopt(3), M_MMAP_MAX and M_TRIM_THRESHOLD.
     """

@@ -17,7 +17,7 @@ from edgeclean.networks.autocast import device_of, mixed_precision
 
 KEPT_BYTES = 2 * 2**30  # of one backward pass; about as much is worked with beside it
 # Of one part of a batch on a processor: a map beyond 32 MB is new memory from the system at every
-# pass, and 48 images of an EfficientNet-Lite0 took twice as long each as 16.
+# pass, so that many large images at once take longer each than few.
 PART_BYTES = 2**29
 
 
