@@ -202,7 +202,7 @@ def _table(
     if given is not None or not settings.ranks.needs_table:
         return given
     kept = None if run.cache is None else run.cache.store
-    timed = original, settings.ranks.overrides, settings.latency
+    timed = original, settings.ranks, settings.latency
     return run("latency table", table_of_this_machine, *timed, kept=kept)
 
 

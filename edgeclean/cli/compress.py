@@ -130,11 +130,12 @@ def _overrides(ranks_file: Path | None) -> dict[str, Any]:
     """The settings that a file of ranks stands for."""
     if ranks_file is None:
         return {}
+    from edgeclean.compression.factorisation import ranks_as_json
     from edgeclean.compression.settings import read_rank_file
 
     listed = read_rank_file(ranks_file)
     return {
-        "overrides": {layer: list(ranks) for layer, ranks in listed.ranks.items()} or None,
+        "overrides": {layer: ranks_as_json(ranks) for layer, ranks in listed.ranks.items()} or None,
         "keep": list(listed.keep) or None,
     }
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgeclean.compression.candidates import measured_grid
 from edgeclean.compression.factorisation import part_shapes
 from edgeclean.compression.latency_table import LatencyTable, NetworkTime, TimedRanks, layers_digest
 from edgeclean.compression.planned_network import planned_network
+from edgeclean.compression.rank_grids import measured_grid
 from edgeclean.compression.settings import RankSettings
 from edgeclean.compression.unit_candidates import cut_shapes
 from edgeclean.networks.layers import conv_shapes, trace_layers
