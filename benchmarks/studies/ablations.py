@@ -79,6 +79,8 @@ RECOVERY = {
     "low-rank factors alone": Recovery(forms=("tucker",)),
     "fewer hidden channels alone": Recovery(forms=("hidden",)),
     "both forms": Recovery(forms=("tucker", "hidden")),
+    "separable kernels alone": Recovery(forms=("separable",)),
+    "separable kernels beside the others": Recovery(forms=("tucker", "hidden", "separable")),
     "BatchNorm re-estimated first": Recovery(settings=FinetuneSettings(reestimate=True)),
     "a quarter procedural": Recovery(settings=FinetuneSettings(procedural_share=0.25)),
     "a quarter adversarial (the deck's)": Recovery(
