@@ -440,7 +440,9 @@ def test_the_report_and_what_is_kept_tell_of_it():
         row = rows[name]
         assert (row.fate, row.rank_out, row.rank_in) == ("factored", None, None)
         assert (row.separable_first, row.separable_rank) == (ranks.first, ranks.rank)
-        assert row.becomes == f"separable {ranks.rank}, {ranks.first} first"
+        height, width = row.shape[2:]
+        first, second = (f"{height}x1", f"1x{width}")[:: 1 if ranks.first == "vertical" else -1]
+        assert row.becomes == f"{first} to {ranks.rank}, {second}"
         assert row.macs_after < row.macs_before
     assert rows["head"].separable_rank is None
     curves = {one.name: one for one in spectra(network, None, after)}

@@ -48,7 +48,8 @@ def test_a_bundle_of_separable_kernels_is_told_of_and_made_again(
     for row in rows:
         assert row["separable_first"] in {"vertical", "horizontal"}
         assert row["macs_after"] < row["macs_before"]
-        assert f"separable {row['separable_rank']}, {row['separable_first']} first" in page
+        sides = ("3×1", "1×3") if row["separable_first"] == "vertical" else ("1×3", "3×1")
+        assert f"{sides[0]} to {row['separable_rank']}, {sides[1]}" in page
     manifest = (written.bundle.path / "manifest.json").read_text("utf-8")
     assert '"separable"' in manifest
     again = run(checkpoint, tmp_path / "again", kept)
@@ -60,4 +61,4 @@ def test_a_bundle_of_separable_kernels_is_told_of_and_made_again(
 def test_inspect_says_what_would_become_separable(checkpoint: Path) -> None:
     settings = settings_for(load_target("cpu"), overlay(QUICK, ASKED))
     inspected = inspect_checkpoint(checkpoint, spec(), settings, code_folder=checkpoint.parent)
-    assert any(row.becomes.startswith("separable ") for row in inspected.layers)
+    assert any(row.becomes.startswith(("3x1 to ", "1x3 to ")) for row in inspected.layers)
