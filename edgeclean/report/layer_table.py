@@ -70,9 +70,10 @@ class LayerRow:
     def becomes(self) -> str:
         """The layer after the compression in a few words; empty for one that stays as it is."""
         if self.separable_rank is not None:
-            sides = f"{self.shape[2]}x1", f"1x{self.shape[3]}"
-            first, second = sides if self.separable_first == "vertical" else sides[::-1]
-            return f"{first} to {self.separable_rank}, {second}"
+            parts = [f"{self.shape[2]}x1", f"1x{self.shape[3]}"]
+            if self.separable_first == "horizontal":
+                parts.reverse()
+            return f"{parts[0]} to {self.separable_rank}, {parts[1]}"
         if self.fate == "factored":
             return f"ranks {self.rank_out or 'whole'} x {self.rank_in or 'whole'}"
         sides = ((self.kept_out, self.shape[0]), (self.kept_in, self.shape[1]))

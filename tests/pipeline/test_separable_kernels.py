@@ -48,8 +48,9 @@ def test_a_bundle_of_separable_kernels_is_told_of_and_made_again(
     for row in rows:
         assert row["separable_first"] in {"vertical", "horizontal"}
         assert row["macs_after"] < row["macs_before"]
-        sides = ("3×1", "1×3") if row["separable_first"] == "vertical" else ("1×3", "3×1")
-        assert f"{sides[0]} to {row['separable_rank']}, {sides[1]}" in page
+        sides = ("3x1", "1x3") if row["separable_first"] == "vertical" else ("1x3", "3x1")
+        told = f"{sides[0]} to {row['separable_rank']}, {sides[1]}"
+        assert told.replace("x", "\N{MULTIPLICATION SIGN}") in page
     manifest = (written.bundle.path / "manifest.json").read_text("utf-8")
     assert '"separable"' in manifest
     again = run(checkpoint, tmp_path / "again", kept)
