@@ -196,7 +196,9 @@ def separable_layers(plan: RankPlan) -> dict[str, Separable]:
 
 
 @pytest.mark.parametrize("images", [None, some_images()])
-@pytest.mark.parametrize("asked", [{"ratio": 1.8}, {"ratio": 2.0, "measure": "params"}])
+@pytest.mark.parametrize(
+    "asked", [{"ratio": 1.8, "factors": "weights"}, {"ratio": 2.0, "measure": "params"}]
+)
 def test_a_plan_of_separable_kernels_goes_through_to_onnx(images, asked):
     network = decompose(wide(), DecomposeSettings())
     plan = choose_ranks(network, RankSettings(forms=("separable",), **asked), images=images)
@@ -289,7 +291,7 @@ def test_small_ranks_leave_both_orders_to_choose_from():
     assert costs["vertical"] < costs["horizontal"]
     assert {one.first for one in separable_grid(shape, 1)} == {*AXES}
     assert useful_rank(shape, "vertical") == 24
-    assert all(one.rank % 8 == 0 for one in separable_grid(shape, 8))
+    assert {one.rank for one in separable_grid(shape, 16)} == {16}
     assert separable_grid(conv_shape(nn.Conv2d(8, 8, (1, 3)), (9, 9)), 1) == []
 
 
@@ -449,6 +451,18 @@ def test_the_report_and_what_is_kept_tell_of_it():
     for name in separable_layers(plan):
         assert curves[name].rank is None
         assert len(curves[name].compressed) == len(curves[name].before)
+
+
+def test_a_plan_whose_layer_has_another_kernel_is_refused():
+    network = decompose(wide(), DecomposeSettings())
+    plan = choose_ranks(network, RankSettings(ratio=1.5, forms=("separable",)))
+    layers = (
+        dataclasses.replace(one, ranks=Separable(first="vertical", rank=2))
+        if one.layer == "flat" else one
+        for one in plan.layers
+    )  # fmt: skip
+    with pytest.raises(UsageError, match=r"\('vertical', 2\) do not fit flat"):
+        truncate(network, dataclasses.replace(plan, layers=tuple(layers)), TruncateSettings())
 
 
 def test_ranks_are_read_back_from_json():
