@@ -1,11 +1,11 @@
 """Purify a network, guided by its scan: search and unlearn in rounds, until nothing is cheap.
 
 Each round gathers triggers towards the plainly suspected classes: the scan's own,
-fresh gradient searches from new starts in the suspecting families, and the best candidates of the
-discrete bank. They are unlearned while they adapt (`unlearn`), with the network *as it came* as the
-teacher of clean images; from the second round on, not of the suspected classes
-(`unlearn.overruled`). The rounds end when a fresh search finds the suspected classes no cheaper
-than the others.
+fresh gradient searches from new starts in the suspecting families, the best candidates of the
+discrete bank, and the best gratings where the scan suspects those. They are unlearned while they
+adapt (`unlearn`), with the network *as it came* as the teacher of clean images; from the second
+round on, not of the suspected classes (`unlearn.overruled`). The rounds end when a fresh search
+finds the suspected classes no cheaper than the others.
 
 Without a suspect, the network is only made consistent under random stamps of the bank, at a
 fraction of the strength, so that a network without a backdoor keeps its accuracy.
@@ -21,10 +21,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from edgeclean.backdoor.bank import IN_FULL, build_bank
+from edgeclean.backdoor.bank import IN_FULL, Stamps, build_bank
 from edgeclean.backdoor.families import FAMILIES
 from edgeclean.backdoor.findings import ScanReport
 from edgeclean.backdoor.gradient import Evidence
+from edgeclean.backdoor.gratings import build_gratings
 from edgeclean.backdoor.population import TargetedTrigger
 from edgeclean.backdoor.rounds import (
     SearchContext,
@@ -33,7 +34,7 @@ from edgeclean.backdoor.rounds import (
     triggers_of_scan,
 )
 from edgeclean.backdoor.scan import predictions
-from edgeclean.backdoor.searches import target_of
+from edgeclean.backdoor.searches import BANK, GRATINGS, target_of
 from edgeclean.backdoor.unlearn import (
     MOST_RATE,
     UnlearningInputs,
@@ -69,7 +70,8 @@ class PurifySettings(Settings):
         restarts: gradient searches towards each suspected class in a round.
         search_steps: Adam steps of each of them.
         candidates: the number of the bank's candidates to try in a round.
-        bank_triggers: the most of them kept for unlearning, for each suspected class.
+        bank_triggers: the most of them kept for unlearning, for each suspected class; and the most
+            gratings, where the scan suspects those.
         procedural: procedural images beside the synthetic ones.
         overrule: whether, from the second round on, the student gives the logits of suspected
             classes (`unlearn.overruled`).
@@ -153,8 +155,12 @@ class _Purification:
             procedural=procedural_images(settings.procedural, shape, self._generator),
             bank=build_bank(shape, self._generator),
         )
-        suspecting = [s.search for s in report.suspects if s.search in FAMILIES]
-        self._families = tuple(dict.fromkeys(["masked patch", *suspecting]))
+        suspecting = [s.search for s in report.suspects]
+        self._gratings = build_gratings(shape) if GRATINGS in suspecting else None
+        # Stripes are additive, and what is left of them need not be a grating of the bank.
+        kinds = ["additive" if name == GRATINGS else name for name in suspecting]
+        families = [name for name in kinds if name in FAMILIES]
+        self._families = tuple(dict.fromkeys(["masked patch", *families]))
 
     def unlearn_suspects(self, report: ScanReport, progress: Progress) -> list[dict[str, Any]]:
         """Run rounds towards the suspected classes; return what each found, for the history."""
@@ -231,8 +237,13 @@ class _Purification:
             )
             found += cheap
         drawn = self._inputs.bank.drawn(asked.candidates, self._generator)
-        cheap, facts["patch bank"] = bank_triggers_of_round(context, drawn, asked.bank_triggers)
-        return found + cheap, facts
+        banks: dict[str, Stamps] = {BANK: drawn}
+        if self._gratings is not None:
+            banks[GRATINGS] = self._gratings
+        for name, bank in banks.items():
+            cheap, facts[name] = bank_triggers_of_round(context, bank, asked.bank_triggers)
+            found += cheap
+        return found, facts
 
 
 def _plain_suspects(report: ScanReport) -> tuple[int, ...]:

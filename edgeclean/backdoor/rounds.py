@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeclean.backdoor.bank import Bank, score_bank
+from edgeclean.backdoor.bank import Stamps, score_bank
 from edgeclean.backdoor.families import FAMILIES
 from edgeclean.backdoor.findings import ScanReport
 from edgeclean.backdoor.gradient import (
@@ -104,9 +104,9 @@ def family_triggers_of_round(
 
 
 def bank_triggers_of_round(
-    context: SearchContext, bank: Bank, most: int
+    context: SearchContext, bank: Stamps, most: int
 ) -> tuple[list[TargetedTrigger], dict[str, Any]]:
-    """Return bank candidates towards the targets, if the best is plainly better than to the others.
+    """Return candidates towards the targets, if the best is plainly better than to the others.
 
     With a best that others match there is nothing left to unlearn, and another round is no
     harmless one: a needless round was seen to bring back what the one before had removed.
