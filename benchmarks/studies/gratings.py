@@ -118,7 +118,7 @@ def _write(cells: dict[str, Cell]) -> None:
         "test_images": TEST_IMAGES,
         "cells": cells,
     }
-    write_whole(PATH, json.dumps(whole, indent=1) + "\n")
+    write_whole(PATH, json.dumps(whole, indent=1))
     write_whole(PATH.with_suffix(".md"), table(cells))
 
 

@@ -92,8 +92,8 @@ class Selection:
             f"gradients searched triggers to {len(self.searched)} of the {self.classes:,} classes: "
             f"those that stood out before ({names}), and {len(self.drawn)} drawn at random to "
             f"compare them with. The other {self.classes - len(self.searched):,} were not searched "
-            "by gradients: only the bank's patches were tried on them, and stamps that send images "
-            "to any one class"
+            "by gradients: only the banks of patches and gratings were tried on them, and stamps "
+            "that send images to any one class"
         )
 
     def summary(self) -> dict[str, Any]:
