@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, Self, TypeVar, runtime_checkable
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,13 +30,16 @@ IN_FULL = 12  # classes of which all are searched; of more, no more work is done
 FEWEST_KEPT = 8  # candidates of a class that go on, if any of it do
 
 
+S = TypeVar("S", bound="Stamps")
+
+
 @runtime_checkable
 class Stamps(Protocol):
     """Triggers that are few enough to try all of them; each is known by its row."""
 
     def __len__(self) -> int: ...
 
-    def kept(self, which: Bool[Tensor, " n"]) -> Self:
+    def kept(self: S, which: Bool[Tensor, " n"]) -> S:
         """Return the marked ones."""
         ...
 
@@ -53,9 +56,6 @@ class Stamps(Protocol):
     def trigger(self, row: int, height: int, width: int) -> Trigger:
         """Return one of them as a trigger for images of this size."""
         ...
-
-
-S = TypeVar("S", bound=Stamps)
 
 
 @dataclass(frozen=True, slots=True)
