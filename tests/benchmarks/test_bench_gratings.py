@@ -1,4 +1,4 @@
-"""The table of the study of gratings shows both classes that stripes lead to most, and the rates."""
+"""The table of the study of gratings: the two classes that stripes lead to most, and the rates."""
 
 from benchmarks.studies import gratings
 
