@@ -1,11 +1,13 @@
 """Purify a network, guided by its scan: search and unlearn in rounds, until nothing is cheap.
 
-Each round gathers triggers towards the plainly suspected classes: the scan's own,
-fresh gradient searches from new starts in the suspecting families, the best candidates of the
-discrete bank, and the best gratings where the scan suspects those. They are unlearned while they
-adapt (`unlearn`), with the network *as it came* as the teacher of clean images; from the second
-round on, not of the suspected classes (`unlearn.overruled`). The rounds end when a fresh search
-finds the suspected classes no cheaper than the others.
+The plainest suspect is unlearned first, and alone. Each round gathers triggers towards it: the
+scan's own, fresh gradient searches from new starts in the suspecting families, the best candidates
+of the discrete bank, and the best gratings where the scan suspects those. They are unlearned while
+they adapt (`unlearn`), with the network *as it came* as the teacher of clean images; from the
+second round on, not of the class that is unlearned (`unlearn.overruled`). The rounds end when a
+fresh search finds the class no cheaper than the others. Then the searches that suspected other
+classes look at them again (`rounds.still_suspected`); the plainest of those that are still
+suspected is unlearned next.
 
 Without a suspect, the network is only made consistent under random stamps of the bank, at a
 fraction of the strength, so that a network without a backdoor keeps its accuracy.
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -24,13 +27,15 @@ from torch import nn
 from edgeclean.backdoor.bank import IN_FULL, Stamps, build_bank
 from edgeclean.backdoor.families import FAMILIES
 from edgeclean.backdoor.findings import ScanReport
-from edgeclean.backdoor.gradient import Evidence
+from edgeclean.backdoor.gradient import ELSEWHERE, Evidence
 from edgeclean.backdoor.gratings import build_gratings
 from edgeclean.backdoor.population import TargetedTrigger
 from edgeclean.backdoor.rounds import (
+    Rescan,
     SearchContext,
     bank_triggers_of_round,
     family_triggers_of_round,
+    still_suspected,
     triggers_of_scan,
 )
 from edgeclean.backdoor.scan import predictions
@@ -66,7 +71,9 @@ class PurifySettings(Settings):
         mode: ``guided`` unlearns what the scan suspects, or runs the general defence if it
             suspects nothing; ``none`` and ``clean-compact`` pass the network on unchanged, the
             latter to be clamped, truncated and fine-tuned as in Clean & Compact (`pipeline`).
-        rounds: the most rounds of search and unlearning.
+        rounds: the most rounds of search and unlearning, for each class that is unlearned.
+        one_by_one: whether the plainest suspect is unlearned first and the others only if they are
+            suspected again afterwards; else all are unlearned together.
         restarts: gradient searches towards each suspected class in a round.
         search_steps: Adam steps of each of them.
         candidates: the number of the bank's candidates to try in a round.
@@ -82,6 +89,7 @@ class PurifySettings(Settings):
 
     mode: Literal["guided", "clean-compact", "none"] = "guided"
     rounds: int = setting(3, at_least=1, at_most=100)
+    one_by_one: bool = True
     restarts: int = setting(6, at_least=1, at_most=1000)
     search_steps: int = setting(80, at_least=1, at_most=10**6)
     candidates: int = setting(5000, at_least=1, at_most=10**6)
@@ -128,9 +136,7 @@ def purify(
         if report.suspects
         else purification.general_defence(progress)
     )
-    plain = _plain_suspects(report)
-    unlearned = tuple(target for target in report.targets if target in plain)
-    return _purified(network, purification.module(), settings, log, unlearned)
+    return _purified(network, purification.module(), settings, log, purification.unlearned)
 
 
 class _Purification:
@@ -144,7 +150,9 @@ class _Purification:
         settings: PurifySettings,
         seed: int,
     ) -> None:
-        self._settings, self._classes = settings, network.spec.classes
+        self._settings, self._classes, self._seed = settings, network.spec.classes, seed
+        self._synthetic = images.pixels
+        self.unlearned: list[int] = []  # the classes, in their order; `ELSEWHERE` among them
         self._generator = torch.Generator().manual_seed(seed)
         self._student: nn.Module = pixel_copy(network).requires_grad_(False)
         self._infected = inference_copy(self._student, images.pixels)
@@ -163,23 +171,62 @@ class _Purification:
         self._families = tuple(dict.fromkeys(["masked patch", *families]))
 
     def unlearn_suspects(self, report: ScanReport, progress: Progress) -> list[dict[str, Any]]:
-        """Run rounds towards the suspected classes; return what each found, for the history."""
-        plain = _plain_suspects(report)
-        store = triggers_of_scan(report, plain)
+        """Unlearn one suspected class after the other; return what each round found."""
+        waiting = list(_plain_suspects(report))
+        store: list[TargetedTrigger] = []
+        log: list[dict[str, Any]] = []
+        while waiting:
+            first = 1 if self._settings.one_by_one else len(waiting)
+            targets, waiting = tuple(waiting[:first]), waiting[first:]
+            self.unlearned += targets
+            suspected = _plain_suspects(report)
+            store += [one for one in triggers_of_scan(report, suspected) if one.target in targets]
+            log += self._rounds(targets, suspected, store, progress)
+            if waiting:
+                again = self._suspected_again(report, waiting, progress)
+                cleared = [target for target in waiting if target not in again]
+                log.append({"suspected_again": again, "no_longer_suspected": cleared})
+                waiting = again
+        return log
+
+    def _rounds(
+        self,
+        targets: tuple[int, ...],
+        suspected: tuple[int, ...],
+        store: list[TargetedTrigger],
+        progress: Progress,
+    ) -> list[dict[str, Any]]:
+        """Search and unlearn until nothing towards ``targets`` is cheap; ``store`` grows."""
         log: list[dict[str, Any]] = []
         for index in range(self._settings.rounds):
             progress(f"Searching, round {index + 1}", 0, 1)
-            found, facts = self._search(plain)
+            found, facts = self._search(targets, suspected)
             progress(f"Searching, round {index + 1}", 1, 1)
+            facts = {"round": index + 1, "targets": list(targets), "found": len(found), **facts}
+            log.append(facts)
             if index > 0 and not found:
-                log.append({"round": index + 1, "found": 0, **facts})
                 break
             store += found
-            log.append({"round": index + 1, "found": len(found), **facts})
             self._unlearn(store, self._settings.unlearn, f"Unlearning, round {index + 1}", progress)
             if self._settings.overrule:
-                self._inputs = overruled(self._inputs, self._infected, self._student, plain)
+                self._inputs = overruled(
+                    self._inputs, self._infected, self._student, self.unlearned
+                )
         return log
+
+    def _suspected_again(
+        self, report: ScanReport, waiting: list[int], progress: Progress
+    ) -> list[int]:
+        """Return the waiting classes that the scan's own searches suspect in the student too."""
+        progress("Searching the other suspects again", 0, 1)
+        pixels = self._synthetic[: report.images]
+        student = inference_copy(self._student, pixels)
+        evidence = Evidence(pixels, predictions(student, pixels))
+        asked = self._settings
+        length = Rescan(steps=asked.search_steps, candidates=asked.candidates, seed=self._seed)
+        again = still_suspected(student, evidence, report, waiting, length, self._generator)
+        progress("Searching the other suspects again", 1, 1)
+        return again
 
     def general_defence(self, progress: Progress) -> list[dict[str, Any]]:
         """Make the network consistent under random stamps, at a fraction of the learning rate."""
@@ -217,8 +264,10 @@ class _Purification:
             )
         )
 
-    def _search(self, targets: tuple[int, ...]) -> tuple[list[TargetedTrigger], dict[str, Any]]:
-        """Find triggers to the suspected classes that are cheaper than to the other classes."""
+    def _search(
+        self, targets: tuple[int, ...], suspected: tuple[int, ...]
+    ) -> tuple[list[TargetedTrigger], dict[str, Any]]:
+        """Find triggers to ``targets`` that are cheaper than to classes that are not suspected."""
         asked = self._settings
         pixels = self._inputs.pixels()
         student = inference_copy(self._student, pixels)
@@ -226,6 +275,7 @@ class _Purification:
             student=student,
             evidence=Evidence(pixels, predictions(student, pixels)),
             targets=targets,
+            suspected=suspected,
             classes=self._classes,
             generator=self._generator,
         )
@@ -272,8 +322,9 @@ def _purified(
     module: nn.Module,
     settings: PurifySettings,
     log: list[dict[str, Any]],
-    targets: tuple[int, ...],
+    unlearned: Sequence[int],
 ) -> PurifiedNetwork:
-    notes = {"targets": list(targets), "rounds": log}
+    targets = [target for target in unlearned if target != ELSEWHERE]
+    notes = {"targets": targets, "rounds": log}
     made_by = record("purify", module, network.spec, settings, notes)
     return following(network, PurifiedNetwork, module.to(device_of(network.module)), made_by)

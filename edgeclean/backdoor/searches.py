@@ -111,6 +111,7 @@ class Probe:
         seed: the seed of the bank and of the draw from it.
         run: the searches of the scan, which choose the classes that families search, where there
             are many; () for every class.
+        chosen: those classes, where an earlier scan has chosen them; None to choose them.
     """
 
     module: nn.Module
@@ -121,10 +122,13 @@ class Probe:
     candidates: int
     seed: int
     run: tuple[str, ...] = ()
+    chosen: Selection | None = None
 
     @cached_property
     def selection(self) -> Selection:
         """The classes that families search a trigger towards, chosen once for all searches."""
+        if self.chosen is not None:
+            return self.chosen
         families = {name: FAMILIES[name] for name in self.run if name in FAMILIES}
         if self.classes <= IN_FULL or not families:
             return Selection.of_all(self.classes)

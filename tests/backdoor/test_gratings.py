@@ -283,4 +283,4 @@ def test_rounds_look_for_gratings_only_where_the_scan_suspects_them(learned):
     report = ScanReport(verdict="suspected", suspects=(other,), searches=(), images=1)
     brief = replace(QUICK, unlearn=UnlearnSettings(steps=1))
     notes = purify(network, images, report, brief, seed=0).history[-1].notes
-    assert set(notes["rounds"][0]) == {"round", "found", "masked patch", "patch bank"}
+    assert not {"gratings", "additive"} & set(notes["rounds"][0])
