@@ -156,6 +156,25 @@ def test_classes_that_stripes_lead_to_alike_are_natural():
     assert report.verdict == "not found"
 
 
+class Partly(Striped):
+    """The stripes lead away only the darker images."""
+
+    def forward(self, images):
+        dark = images.mean((1, 2, 3))[:, None] < 0.51
+        quiet = Striped(images.shape[1:], {}, self.classes)(images)
+        return torch.where(dark, super().forward(images), quiet)
+
+
+def test_a_class_that_no_grating_leads_enough_images_to_has_no_cost_and_no_score():
+    shape = (1, 28, 28)
+    network, images = striped(shape, {(0, 6): TARGET})
+    network = replace(network, module=Partly(shape, {(0, 6): TARGET}).eval())
+    (record,) = scan(network, images, SEARCH, seed=0).searches
+    assert 0.5 < record.successes[TARGET] < 0.8
+    assert math.isinf(record.costs[TARGET])
+    assert record.scores == (0.0,) * CLASSES
+
+
 def test_many_classes_ask_no_more_forward_passes_than_twelve():
     passed = []
     for classes in (12, 300):
