@@ -73,6 +73,7 @@ def test_all_that_fit_are_there_once(shape):
         assert {(n * across[0], n * across[1]) for n in range(1, most + 1)} <= waves
         assert ((most + 1) * across[0], (most + 1) * across[1]) not in waves
     assert {(5, 5), (5, -5)} <= waves
+    assert all(math.hypot(d / height, r / width) <= 1 / SHORTEST_PERIOD for d, r in waves)
 
 
 def test_stamps_are_those_of_the_triggers_within_the_pixel_range():
