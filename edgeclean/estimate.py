@@ -20,6 +20,7 @@ from edgeclean.backdoor.bank import IN_FULL
 from edgeclean.backdoor.families import FAMILIES
 from edgeclean.backdoor.few_classes import FEW, SINGLES
 from edgeclean.backdoor.gratings import KEPT, MOST_GRATINGS
+from edgeclean.backdoor.purify import AGAIN
 from edgeclean.backdoor.scan import CHOOSING, ScanSettings
 from edgeclean.backdoor.searches import ALL_TO_ALL, BANK, FEWEST_RESTARTED, GRATINGS
 from edgeclean.backdoor.selection import SINK_IMAGES, STARTS
@@ -196,6 +197,8 @@ def _purification(settings: PipelineSettings, classes: int, each: PassSeconds) -
             seconds=passes + ascent,
             expected=number == 1,
         )
+    again = SEARCH_BATCH * chosen.search_steps * min(classes, IN_FULL) * each.images * SEARCH
+    yield Part(stage="purify", title=AGAIN, seconds=again, expected=False)
     yield Part(stage="purify", title="General defence", seconds=passes, expected=False)
 
 

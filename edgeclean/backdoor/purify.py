@@ -62,6 +62,8 @@ from edgeclean.networks.state import (
 from edgeclean.progress import Progress, silent
 from edgeclean.settings import Settings, setting
 
+AGAIN = "Searching the other suspects again"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PurifySettings(Settings):
@@ -179,9 +181,8 @@ class _Purification:
             first = 1 if self._settings.one_by_one else len(waiting)
             targets, waiting = tuple(waiting[:first]), waiting[first:]
             self.unlearned += targets
-            suspected = _plain_suspects(report)
-            store += [one for one in triggers_of_scan(report, suspected) if one.target in targets]
-            log += self._rounds(targets, suspected, store, progress)
+            store += triggers_of_scan(report, targets)
+            log += self._rounds(targets, store, progress)
             if waiting:
                 again = self._suspected_again(report, waiting, progress)
                 cleared = [target for target in waiting if target not in again]
@@ -192,7 +193,6 @@ class _Purification:
     def _rounds(
         self,
         targets: tuple[int, ...],
-        suspected: tuple[int, ...],
         store: list[TargetedTrigger],
         progress: Progress,
     ) -> list[dict[str, Any]]:
@@ -200,7 +200,7 @@ class _Purification:
         log: list[dict[str, Any]] = []
         for index in range(self._settings.rounds):
             progress(f"Searching, round {index + 1}", 0, 1)
-            found, facts = self._search(targets, suspected)
+            found, facts = self._search(targets)
             progress(f"Searching, round {index + 1}", 1, 1)
             facts = {"round": index + 1, "targets": list(targets), "found": len(found), **facts}
             log.append(facts)
@@ -218,14 +218,14 @@ class _Purification:
         self, report: ScanReport, waiting: list[int], progress: Progress
     ) -> list[int]:
         """Return the waiting classes that the scan's own searches suspect in the student too."""
-        progress("Searching the other suspects again", 0, 1)
+        progress(AGAIN, 0, 1)
         pixels = self._synthetic[: report.images]
         student = inference_copy(self._student, pixels)
         evidence = Evidence(pixels, predictions(student, pixels))
         asked = self._settings
         length = Rescan(steps=asked.search_steps, candidates=asked.candidates, seed=self._seed)
         again = still_suspected(student, evidence, report, waiting, length, self._generator)
-        progress("Searching the other suspects again", 1, 1)
+        progress(AGAIN, 1, 1)
         return again
 
     def general_defence(self, progress: Progress) -> list[dict[str, Any]]:
@@ -264,10 +264,8 @@ class _Purification:
             )
         )
 
-    def _search(
-        self, targets: tuple[int, ...], suspected: tuple[int, ...]
-    ) -> tuple[list[TargetedTrigger], dict[str, Any]]:
-        """Find triggers to ``targets`` that are cheaper than to classes that are not suspected."""
+    def _search(self, targets: tuple[int, ...]) -> tuple[list[TargetedTrigger], dict[str, Any]]:
+        """Find triggers to ``targets`` that are cheaper than to the other classes."""
         asked = self._settings
         pixels = self._inputs.pixels()
         student = inference_copy(self._student, pixels)
@@ -275,7 +273,6 @@ class _Purification:
             student=student,
             evidence=Evidence(pixels, predictions(student, pixels)),
             targets=targets,
-            suspected=suspected,
             classes=self._classes,
             generator=self._generator,
         )

@@ -56,7 +56,6 @@ class SearchContext:
         student: a function of pixels for inference, as the round before left it.
         evidence: images with the student's predictions.
         targets: the classes that triggers are searched towards; `ELSEWHERE` for an all-to-all.
-        suspected: all suspected classes, which none is compared with.
         classes: the number of classes.
         generator: the source of every draw.
     """
@@ -64,15 +63,13 @@ class SearchContext:
     student: nn.Module
     evidence: Evidence
     targets: tuple[int, ...]
-    suspected: tuple[int, ...]
     classes: int
     generator: torch.Generator
 
     @property
     def others(self) -> list[int]:
-        """The classes that are not suspected."""
-        known = {*self.targets, *self.suspected}
-        return [target for target in range(self.classes) if target not in known]
+        """The other classes, suspects that wait for their turn among them."""
+        return [target for target in range(self.classes) if target not in self.targets]
 
 
 def triggers_of_scan(report: ScanReport, targets: tuple[int, ...]) -> list[TargetedTrigger]:
