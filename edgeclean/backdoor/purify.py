@@ -1,12 +1,13 @@
 """Purify a network, guided by its scan: search and unlearn in rounds, until nothing is cheap.
 
 The plainest suspect is unlearned first, and alone. Each round gathers triggers towards it: the
-scan's own, fresh gradient searches from new starts in the suspecting families, and the best
-candidates of the discrete bank. They are unlearned while they adapt (`unlearn`), with the network
-*as it came* as the teacher of clean images; from the second round on, not of the class that is
-unlearned (`unlearn.overruled`). The rounds end when a fresh search finds the class no cheaper than
-the others. Then the searches that suspected other classes look at them again
-(`rounds.still_suspected`); the plainest of those that are still suspected is unlearned next.
+scan's own, fresh gradient searches from new starts in the suspecting families, the best candidates
+of the discrete bank, and the best gratings where the scan suspects those. They are unlearned while
+they adapt (`unlearn`), with the network *as it came* as the teacher of clean images; from the
+second round on, not of the class that is unlearned (`unlearn.overruled`). The rounds end when a
+fresh search finds the class no cheaper than the others. Then the searches that suspected other
+classes look at them again (`rounds.still_suspected`); the plainest of those that are still
+suspected is unlearned next.
 
 Without a suspect, the network is only made consistent under random stamps of the bank, at a
 fraction of the strength, so that a network without a backdoor keeps its accuracy.
@@ -23,10 +24,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from edgeclean.backdoor.bank import IN_FULL, build_bank
+from edgeclean.backdoor.bank import IN_FULL, Stamps, build_bank
 from edgeclean.backdoor.families import FAMILIES
 from edgeclean.backdoor.findings import ScanReport
 from edgeclean.backdoor.gradient import ELSEWHERE, Evidence
+from edgeclean.backdoor.gratings import build_gratings
 from edgeclean.backdoor.population import TargetedTrigger
 from edgeclean.backdoor.rounds import (
     Rescan,
@@ -37,7 +39,7 @@ from edgeclean.backdoor.rounds import (
     triggers_of_scan,
 )
 from edgeclean.backdoor.scan import predictions
-from edgeclean.backdoor.searches import target_of
+from edgeclean.backdoor.searches import BANK, GRATINGS, target_of
 from edgeclean.backdoor.unlearn import (
     MOST_RATE,
     UnlearningInputs,
@@ -60,6 +62,8 @@ from edgeclean.networks.state import (
 from edgeclean.progress import Progress, silent
 from edgeclean.settings import Settings, setting
 
+AGAIN = "Searching the other suspects again"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PurifySettings(Settings):
@@ -75,7 +79,8 @@ class PurifySettings(Settings):
         restarts: gradient searches towards each suspected class in a round.
         search_steps: Adam steps of each of them.
         candidates: the number of the bank's candidates to try in a round.
-        bank_triggers: the most of them kept for unlearning, for each suspected class.
+        bank_triggers: the most of them kept for unlearning, for each suspected class; and the most
+            gratings, where the scan suspects those.
         procedural: procedural images beside the synthetic ones.
         overrule: whether, from the second round on, the student gives the logits of suspected
             classes (`unlearn.overruled`).
@@ -136,6 +141,17 @@ def purify(
     return _purified(network, purification.module(), settings, log, purification.unlearned)
 
 
+def unlearned_classes(network: PurifiedNetwork) -> tuple[int, ...]:
+    """Return the classes that `purify` unlearned, () where none was or where every class was.
+
+    An all-to-all backdoor has no class of its own, so no class is left that it does not concern.
+    """
+    notes = network.history[-1].notes
+    if notes.get("all_to_all"):
+        return ()
+    return tuple(notes.get("targets", ()))
+
+
 class _Purification:
     """The rounds on one network, and the state that one leaves to the next."""
 
@@ -160,8 +176,12 @@ class _Purification:
             procedural=procedural_images(settings.procedural, shape, self._generator),
             bank=build_bank(shape, self._generator),
         )
-        suspecting = [s.search for s in report.suspects if s.search in FAMILIES]
-        self._families = tuple(dict.fromkeys(["masked patch", *suspecting]))
+        suspecting = [s.search for s in report.suspects]
+        self._gratings = build_gratings(shape) if GRATINGS in suspecting else None
+        # Stripes are additive, and what is left of them need not be a grating of the bank.
+        kinds = ["additive" if name == GRATINGS else name for name in suspecting]
+        families = [name for name in kinds if name in FAMILIES]
+        self._families = tuple(dict.fromkeys(["masked patch", *families]))
 
     def unlearn_suspects(self, report: ScanReport, progress: Progress) -> list[dict[str, Any]]:
         """Unlearn one suspected class after the other; return what each round found."""
@@ -172,9 +192,8 @@ class _Purification:
             first = 1 if self._settings.one_by_one else len(waiting)
             targets, waiting = tuple(waiting[:first]), waiting[first:]
             self.unlearned += targets
-            suspected = _plain_suspects(report)
-            store += [one for one in triggers_of_scan(report, suspected) if one.target in targets]
-            log += self._rounds(targets, suspected, store, progress)
+            store += triggers_of_scan(report, targets)
+            log += self._rounds(targets, store, progress)
             if waiting:
                 again = self._suspected_again(report, waiting, progress)
                 cleared = [target for target in waiting if target not in again]
@@ -185,7 +204,6 @@ class _Purification:
     def _rounds(
         self,
         targets: tuple[int, ...],
-        suspected: tuple[int, ...],
         store: list[TargetedTrigger],
         progress: Progress,
     ) -> list[dict[str, Any]]:
@@ -193,7 +211,7 @@ class _Purification:
         log: list[dict[str, Any]] = []
         for index in range(self._settings.rounds):
             progress(f"Searching, round {index + 1}", 0, 1)
-            found, facts = self._search(targets, suspected)
+            found, facts = self._search(targets)
             progress(f"Searching, round {index + 1}", 1, 1)
             facts = {"round": index + 1, "targets": list(targets), "found": len(found), **facts}
             log.append(facts)
@@ -211,14 +229,14 @@ class _Purification:
         self, report: ScanReport, waiting: list[int], progress: Progress
     ) -> list[int]:
         """Return the waiting classes that the scan's own searches suspect in the student too."""
-        progress("Searching the other suspects again", 0, 1)
+        progress(AGAIN, 0, 1)
         pixels = self._synthetic[: report.images]
         student = inference_copy(self._student, pixels)
         evidence = Evidence(pixels, predictions(student, pixels))
         asked = self._settings
         length = Rescan(steps=asked.search_steps, candidates=asked.candidates, seed=self._seed)
         again = still_suspected(student, evidence, report, waiting, length, self._generator)
-        progress("Searching the other suspects again", 1, 1)
+        progress(AGAIN, 1, 1)
         return again
 
     def general_defence(self, progress: Progress) -> list[dict[str, Any]]:
@@ -257,10 +275,8 @@ class _Purification:
             )
         )
 
-    def _search(
-        self, targets: tuple[int, ...], suspected: tuple[int, ...]
-    ) -> tuple[list[TargetedTrigger], dict[str, Any]]:
-        """Find triggers to ``targets`` that are cheaper than to classes that are not suspected."""
+    def _search(self, targets: tuple[int, ...]) -> tuple[list[TargetedTrigger], dict[str, Any]]:
+        """Find triggers to ``targets`` that are cheaper than to the other classes."""
         asked = self._settings
         pixels = self._inputs.pixels()
         student = inference_copy(self._student, pixels)
@@ -268,7 +284,6 @@ class _Purification:
             student=student,
             evidence=Evidence(pixels, predictions(student, pixels)),
             targets=targets,
-            suspected=suspected,
             classes=self._classes,
             generator=self._generator,
         )
@@ -280,8 +295,13 @@ class _Purification:
             )
             found += cheap
         drawn = self._inputs.bank.drawn(asked.candidates, self._generator)
-        cheap, facts["patch bank"] = bank_triggers_of_round(context, drawn, asked.bank_triggers)
-        return found + cheap, facts
+        banks: dict[str, Stamps] = {BANK: drawn}
+        if self._gratings is not None:
+            banks[GRATINGS] = self._gratings
+        for name, bank in banks.items():
+            cheap, facts[name] = bank_triggers_of_round(context, bank, asked.bank_triggers)
+            found += cheap
+        return found, facts
 
 
 def _plain_suspects(report: ScanReport) -> tuple[int, ...]:
@@ -313,6 +333,6 @@ def _purified(
     unlearned: Sequence[int],
 ) -> PurifiedNetwork:
     targets = [target for target in unlearned if target != ELSEWHERE]
-    notes = {"targets": targets, "rounds": log}
+    notes = {"targets": targets, "all_to_all": ELSEWHERE in unlearned, "rounds": log}
     made_by = record("purify", module, network.spec, settings, notes)
     return following(network, PurifiedNetwork, module.to(device_of(network.module)), made_by)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeclean.backdoor.bank import Bank, score_bank
+from edgeclean.backdoor.bank import Stamps, score_bank
 from edgeclean.backdoor.families import FAMILIES
 from edgeclean.backdoor.findings import ScanReport
 from edgeclean.backdoor.gradient import (
@@ -56,7 +56,6 @@ class SearchContext:
         student: a function of pixels for inference, as the round before left it.
         evidence: images with the student's predictions.
         targets: the classes that triggers are searched towards; `ELSEWHERE` for an all-to-all.
-        suspected: all suspected classes, which none is compared with.
         classes: the number of classes.
         generator: the source of every draw.
     """
@@ -64,15 +63,13 @@ class SearchContext:
     student: nn.Module
     evidence: Evidence
     targets: tuple[int, ...]
-    suspected: tuple[int, ...]
     classes: int
     generator: torch.Generator
 
     @property
     def others(self) -> list[int]:
-        """The classes that are not suspected."""
-        known = {*self.targets, *self.suspected}
-        return [target for target in range(self.classes) if target not in known]
+        """The other classes, suspects that wait for their turn among them."""
+        return [target for target in range(self.classes) if target not in self.targets]
 
 
 def triggers_of_scan(report: ScanReport, targets: tuple[int, ...]) -> list[TargetedTrigger]:
@@ -122,9 +119,9 @@ def family_triggers_of_round(
 
 
 def bank_triggers_of_round(
-    context: SearchContext, bank: Bank, most: int
+    context: SearchContext, bank: Stamps, most: int
 ) -> tuple[list[TargetedTrigger], dict[str, Any]]:
-    """Return bank candidates towards the targets, if the best is plainly better than to the others.
+    """Return candidates towards the targets, if the best is plainly better than to the others.
 
     With a best that others match there is nothing left to unlearn, and another round is no
     harmless one: a needless round was seen to bring back what the one before had removed.
