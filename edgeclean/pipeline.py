@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from edgeclean.backdoor.findings import ScanReport
-from edgeclean.backdoor.purify import purify
+from edgeclean.backdoor.purify import purify, unlearned_classes
 from edgeclean.backdoor.scan import scan
 from edgeclean.bundle.bundle import Bundle, hold_output, write_bundle
 from edgeclean.bundle.signing import Signer
@@ -258,8 +258,14 @@ def run_stages(  # noqa: PLR0913 - what a run is of, and what it tells
         images = run.once(
             "synthesize", synthesize, purified, drawn, seed=seed + 1, classifier=truncated
         )
+    unlearned = unlearned_classes(purified)
     compressed = run.once(
-        "finetune", finetune, truncated, purified, images, settings.finetune, seed=seed
+        "finetune",
+        finetune,
+        *(truncated, purified, images, settings.finetune),
+        seed=seed,
+        original=original if unlearned else None,
+        unlearned=unlearned,
     )
     device = target or load_target(settings.target, jetpack=settings.jetpack)
     files = _exported(original_model, compressed, images, settings, device, run)

@@ -141,6 +141,17 @@ def purify(
     return _purified(network, purification.module(), settings, log, purification.unlearned)
 
 
+def unlearned_classes(network: PurifiedNetwork) -> tuple[int, ...]:
+    """Return the classes that `purify` unlearned, () where none was or where every class was.
+
+    An all-to-all backdoor has no class of its own, so no class is left that it does not concern.
+    """
+    notes = network.history[-1].notes
+    if notes.get("all_to_all"):
+        return ()
+    return tuple(notes.get("targets", ()))
+
+
 class _Purification:
     """The rounds on one network, and the state that one leaves to the next."""
 
@@ -322,6 +333,6 @@ def _purified(
     unlearned: Sequence[int],
 ) -> PurifiedNetwork:
     targets = [target for target in unlearned if target != ELSEWHERE]
-    notes = {"targets": targets, "rounds": log}
+    notes = {"targets": targets, "all_to_all": ELSEWHERE in unlearned, "rounds": log}
     made_by = record("purify", module, network.spec, settings, notes)
     return following(network, PurifiedNetwork, module.to(device_of(network.module)), made_by)

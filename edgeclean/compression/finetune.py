@@ -2,6 +2,8 @@
 
 The student learns the teacher's logits, and its features behind some BatchNorms (FitNets, Romero
 et al. 2015), on synthetic images that are shifted, mirrored, recoloured, mixed and patched.
+Where a class was unlearned, the network as it came answers for all the other classes: purification
+costs accuracy, and nothing suspects what it says of those (`overrule`).
 Switches, off by default because they won no accuracy (``benchmarks/studies/ablations.py``): fresh
 BatchNorm statistics first, procedural images beside the synthetic ones, and the paper's adversarial
 versions, on which the student's answer to an attacked image is the teacher's answer to the image
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -31,7 +33,13 @@ from edgeclean.images.batchnorm import reestimate_batchnorm_
 from edgeclean.images.procedural import procedural_images
 from edgeclean.networks.autocast import device_of, mixed_precision
 from edgeclean.networks.batching import images_in_a_part
-from edgeclean.networks.distillation import Compare, OutputDistance, label_answers, logit_variance
+from edgeclean.networks.distillation import (
+    Compare,
+    OutputDistance,
+    label_answers,
+    logit_variance,
+    overruled,
+)
 from edgeclean.networks.finite import require_finite_loss
 from edgeclean.networks.folding import folding_norms, inference_copy
 from edgeclean.networks.pixels import pixel_copy
@@ -167,6 +175,7 @@ class FinetuneSettings(Settings):
         procedural: procedural images beside the synthetic ones.
         procedural_share: of each batch that is procedural.
         reestimate: whether BatchNorm statistics are set anew before the first step.
+        overrule: whether the network as it came answers for the classes that were not unlearned.
     """
 
     steps: int = setting(1800, at_least=0, at_most=10**6)
@@ -179,6 +188,7 @@ class FinetuneSettings(Settings):
     procedural: int = setting(512, at_least=1, at_most=10**5)
     procedural_share: float = setting(0.0, at_least=0, at_most=1)
     reestimate: bool = False
+    overrule: bool = True
 
     def check_together(self) -> None:
         """Refuse labels where something else is to be learned that has none."""
@@ -189,7 +199,7 @@ class FinetuneSettings(Settings):
             )
 
 
-def finetune(
+def finetune(  # noqa: PLR0913 - a student, who teaches it, on what
     network: Network,
     teacher: Network,
     images: SyntheticImages,
@@ -197,6 +207,8 @@ def finetune(
     *,
     seed: int,
     progress: Progress = silent,
+    original: Network | None = None,
+    unlearned: Sequence[int] = (),
 ) -> FinetunedNetwork:
     """``network`` taught by ``teacher`` on images that neither was trained on.
 
@@ -208,6 +220,9 @@ def finetune(
         settings: see `FinetuneSettings`.
         seed: of every draw.
         progress: told after each step.
+        original: the network as it came, which answers for the classes that were not
+            ``unlearned``, where the settings let it; None where the teacher answers for all.
+        unlearned: the classes that purification unlearned.
     """
     generator = torch.Generator().manual_seed(seed)
     procedural = procedural_images(settings.procedural, network.spec.input_shape, generator)
@@ -216,6 +231,8 @@ def finetune(
         reestimate_batchnorm_(learner, images.pixels)
     kept = network.channels if isinstance(network, TruncatedNetwork) else {}
     training = _Training(learner, master, (images, procedural), settings, kept)
+    if original is not None and settings.overrule:
+        training.overrule(pixel_copy(original), unlearned)
     first, last = training.run(generator, progress)
     module = copy.deepcopy(learner.get_submodule("1")).eval()
     for parameter in module.parameters():
@@ -240,6 +257,8 @@ class _Training:
         self._learner, self._settings = learner, settings
         self._taps = shared_taps(learner, master) if settings.feature_weight > 0 else []
         self._master = inference_copy(master, synthetic.pixels)
+        self._original: nn.Module | None = None
+        self._unlearned: tuple[int, ...] = ()
         self._synthetic, self._procedural = synthetic, procedural
         self._device = device_of(learner)
         self._kept = {
@@ -252,6 +271,11 @@ class _Training:
         self._classes = answers.shape[1]
         self._likeness = OutputDistance(settings.compare, logit_variance(answers))
         self._scales: dict[str, Tensor] = {}
+
+    def overrule(self, original: nn.Module, unlearned: Sequence[int]) -> None:
+        """Let another function of pixels answer for all classes but the ``unlearned`` ones."""
+        self._original = inference_copy(original, self._synthetic.pixels)
+        self._unlearned = tuple(unlearned)
 
     def run(
         self, generator: torch.Generator, progress: Progress
@@ -343,8 +367,11 @@ class _Training:
 
     @torch.no_grad()
     def _answers(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        placed = self._placed(pixels)
         with mixed_precision(self._device):
-            answers: Tensor = self._master(self._placed(pixels))
+            answers: Tensor = self._master(placed)
+            if self._original is not None:
+                answers = overruled(self._original(placed), answers, self._unlearned)
         return answers.float()
 
     def _attacked(

@@ -15,7 +15,7 @@ from edgeclean.backdoor import rounds as search_module
 from edgeclean.backdoor.bank import BankScore
 from edgeclean.backdoor.findings import ScanReport, Suspect
 from edgeclean.backdoor.gradient import Found, logits_of
-from edgeclean.backdoor.purify import PurifySettings, _plain_suspects, purify
+from edgeclean.backdoor.purify import PurifySettings, _plain_suspects, purify, unlearned_classes
 from edgeclean.backdoor.scan import ScanSettings, scan
 from edgeclean.backdoor.triggers import MaskedTrigger
 from edgeclean.backdoor.unlearn import UnlearnSettings, _distillation, _microbatches, unlearn
@@ -135,8 +135,10 @@ def test_only_classes_that_were_worked_on_are_recorded(backdoored, images, repor
     for suspects, worked_on in (((strong, weak), [TARGET]), ((anywhere, strong, weak), [TARGET])):
         found = replace(report, suspects=suspects)
         assert other in found.targets
-        notes = purify(backdoored, images, found, quick, seed=0).history[-1].notes
-        assert notes["targets"] == worked_on
+        purified = purify(backdoored, images, found, quick, seed=0)
+        assert purified.history[-1].notes["targets"] == worked_on
+        # Where every class may lead to another, none is left that the original may answer for.
+        assert unlearned_classes(purified) == (() if anywhere in suspects else (TARGET,))
 
 
 @pytest.mark.parametrize("one_by_one", [True, False])
