@@ -2,12 +2,12 @@
 
 The plainest suspect is unlearned first, and alone. Each round gathers triggers towards it: the
 scan's own, fresh gradient searches from new starts in the suspecting families, the best candidates
-of the discrete bank, and the best gratings where the scan suspects those. They are unlearned while
-they adapt (`unlearn`), with the network *as it came* as the teacher of clean images; from the
-second round on, not of the class that is unlearned (`unlearn.overruled`). The rounds end when a
-fresh search finds the class no cheaper than the others. Then the searches that suspected other
-classes look at them again (`rounds.still_suspected`); the plainest of those that are still
-suspected is unlearned next.
+of the discrete bank, and the best gratings where no other search suspects the class. They are
+unlearned while they adapt (`unlearn`), with the network *as it came* as the teacher of clean
+images; from the second round on, not of the class that is unlearned (`unlearn.overruled`). The
+rounds end when a fresh search finds the class no cheaper than the others. Then the searches that
+suspected other classes look at them again (`rounds.still_suspected`); the plainest of those that
+are still suspected is unlearned next.
 
 Without a suspect, the network is only made consistent under random stamps of the bank, at a
 fraction of the strength, so that a network without a backdoor keeps its accuracy.
@@ -80,7 +80,7 @@ class PurifySettings(Settings):
         search_steps: Adam steps of each of them.
         candidates: the number of the bank's candidates to try in a round.
         bank_triggers: the most of them kept for unlearning, for each suspected class; and the most
-            gratings, where the scan suspects those.
+            gratings, where those alone suspect one.
         procedural: procedural images beside the synthetic ones.
         overrule: whether, from the second round on, the student gives the logits of suspected
             classes (`unlearn.overruled`).
@@ -176,7 +176,7 @@ class _Purification:
             procedural=procedural_images(settings.procedural, shape, self._generator),
             bank=build_bank(shape, self._generator),
         )
-        suspecting = [s.search for s in report.suspects]
+        suspecting = [suspect.search for suspect in _guides(report).suspects]
         self._gratings = build_gratings(shape) if GRATINGS in suspecting else None
         # Stripes are additive, and what is left of them need not be a grating of the bank.
         kinds = ["additive" if name == GRATINGS else name for name in suspecting]
@@ -192,7 +192,7 @@ class _Purification:
             first = 1 if self._settings.one_by_one else len(waiting)
             targets, waiting = tuple(waiting[:first]), waiting[first:]
             self.unlearned += targets
-            store += triggers_of_scan(report, targets)
+            store += triggers_of_scan(_guides(report), targets)
             log += self._rounds(targets, store, progress)
             if waiting:
                 again = self._suspected_again(report, waiting, progress)
@@ -302,6 +302,17 @@ class _Purification:
             cheap, facts[name] = bank_triggers_of_round(context, bank, asked.bank_triggers)
             found += cheap
         return found, facts
+
+
+def _guides(report: ScanReport) -> ScanReport:
+    """Return the report without gratings to classes that another search suspects as well.
+
+    They are stamps over the whole image, the dearest to unlearn, and what leads to such a class is
+    told better by the other search.
+    """
+    others = {one.target for one in report.suspects if one.search != GRATINGS}
+    kept = [one for one in report.suspects if one.search != GRATINGS or one.target not in others]
+    return replace(report, suspects=tuple(kept))
 
 
 def _plain_suspects(report: ScanReport) -> tuple[int, ...]:

@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgeclean.compression.optimizer import MuonAndAdam
 from edgeclean.errors import UsageError
 from edgeclean.images.augment import augmented, mixed, patched, recoloured
 from edgeclean.images.batchnorm import reestimate_batchnorm_
@@ -165,7 +166,9 @@ class FinetuneSettings(Settings):
     Attributes:
         steps: optimiser steps; 0 re-estimates BatchNorm and does nothing else.
         batch_size: images a step.
-        learning_rate: of Adam, warmed up, then falling along a cosine to nothing.
+        learning_rate: of the optimiser, warmed up, then falling along a cosine to nothing.
+        optimizer: ``muon`` for the matrices among the weights (`optimizer.MuonAndAdam`), or
+            ``adam`` for all.
         compare: what the student's outputs are compared by: the teacher's logits or softened
             probabilities (`networks.distillation.OutputDistance`), or ``labels``, the classes that
             the images were made for (the paper's; images are then not mixed).
@@ -181,6 +184,7 @@ class FinetuneSettings(Settings):
     steps: int = setting(1800, at_least=0, at_most=10**6)
     batch_size: int = setting(64, at_least=2, at_most=2**14)
     learning_rate: float = setting(2e-3, above=0, at_most=10)
+    optimizer: Literal["muon", "adam"] = "muon"
     compare: Compare = "logits"
     feature_weight: float = setting(1.0, at_least=0, at_most=1000)
     adversarial_share: float = setting(0.0, at_least=0, at_most=1)
@@ -283,13 +287,11 @@ class _Training:
         """All steps; the mean loss of the first and of the last tenth."""
         settings = self._settings
         parameters = list(self._learner.parameters())
-        optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: (
-                min(1.0, (step + 1) / 10)
-                * (0.5 + 0.5 * math.cos(math.pi * step / max(1, settings.steps)))
-            ),
+        optimizer = MuonAndAdam(
+            self._learner,
+            settings.learning_rate,
+            _warm_cosine(settings.steps),
+            matrices=settings.optimizer == "muon",
         )
         losses: list[float] = []
         progress("Recovering accuracy", 0, settings.steps)
@@ -306,7 +308,6 @@ class _Training:
                 losses.append(self._learn(own, given, generator))
                 nn.utils.clip_grad_norm_(parameters, 5.0)
                 optimizer.step()
-                schedule.step()
                 progress("Recovering accuracy", step + 1, settings.steps)
         return _mean_of_ends(losses)
 
@@ -396,6 +397,13 @@ class _Training:
         stepped = moved.detach() + 1.25 * epsilon * gradient.sign()
         bounded = torch.maximum(torch.minimum(stepped, pixels + epsilon), pixels - epsilon)
         return bounded.clamp(0, 1)
+
+
+def _warm_cosine(steps: int) -> Callable[[int], float]:
+    """Return a schedule: ten steps of warm-up, and a cosine down to nothing."""
+    return lambda step: (
+        min(1.0, (step + 1) / 10) * (0.5 + 0.5 * math.cos(math.pi * step / max(1, steps)))
+    )
 
 
 def _mean_of_ends(losses: list[float]) -> tuple[float | None, float | None]:

@@ -143,7 +143,7 @@ def test_the_network_as_it_came_answers_for_all_but_the_unlearned_classes(images
     original = with_bias(with_bias(teacher, 0, 2.0), 1, 2.0)
 
     def taught(overrule, unlearned):
-        settings = replace(SETTINGS, overrule=overrule, feature_weight=0.0, steps=120)
+        settings = replace(SETTINGS, overrule=overrule, feature_weight=0.0, optimizer="adam")
         asked = {"seed": 0, "original": original, "unlearned": unlearned}
         return finetune(damaged(teacher), teacher, images, settings, **asked)
 
