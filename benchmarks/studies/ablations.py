@@ -86,7 +86,9 @@ RECOVERY = {
     "both forms": Recovery(forms=("tucker", "hidden")),
     "separable kernels alone": Recovery(forms=("separable",)),
     "separable kernels beside the others": Recovery(forms=("tucker", "hidden", "separable")),
-    "the purified network teaches alone": Recovery(settings=FinetuneSettings(overrule=False)),
+    "the network as it came teaches what was not unlearned": Recovery(
+        settings=FinetuneSettings(overrule=True)
+    ),
     "BatchNorm re-estimated first": Recovery(settings=FinetuneSettings(reestimate=True)),
     "a quarter procedural": Recovery(settings=FinetuneSettings(procedural_share=0.25)),
     "a quarter adversarial (the deck's)": Recovery(
