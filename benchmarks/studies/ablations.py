@@ -83,9 +83,8 @@ RECOVERY = {
     "defaults": Recovery(),
     "low-rank factors alone": Recovery(forms=("tucker",)),
     "fewer hidden channels alone": Recovery(forms=("hidden",)),
-    "both forms": Recovery(forms=("tucker", "hidden")),
+    "without separable kernels": Recovery(forms=("tucker", "hidden")),
     "separable kernels alone": Recovery(forms=("separable",)),
-    "separable kernels beside the others": Recovery(forms=("tucker", "hidden", "separable")),
     "the network as it came teaches what was not unlearned": Recovery(
         settings=FinetuneSettings(overrule=True)
     ),

@@ -70,7 +70,7 @@ class RankSettings(Settings):
     size_budget: int | None = setting(None, at_least=1, at_most=2**63 - 1)
     measure: Measure = "macs"
     rank_multiple: int = setting(1, at_least=1, at_most=MOST_RANK)
-    forms: tuple[Form, ...] = setting(("tucker", "hidden"), entries=(1, 3))
+    forms: tuple[Form, ...] = setting(("tucker", "hidden", "separable"), entries=(1, 3))
     keep: tuple[str, ...] = setting((), longest=MOST_LAYER_NAME, entries=(0, MOST_LAYERS))
     overrides: Mapping[str, tuple[int | Axis, int]] = setting(
         {}, at_least=1, at_most=MOST_RANK, entries=(0, MOST_LAYERS)
