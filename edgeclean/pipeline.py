@@ -17,6 +17,7 @@ from edgeclean.backdoor.findings import ScanReport
 from edgeclean.backdoor.purify import purify
 from edgeclean.backdoor.scan import scan
 from edgeclean.bundle.bundle import Bundle, hold_output, write_bundle
+from edgeclean.bundle.handover import check_handover
 from edgeclean.bundle.signing import Signer
 from edgeclean.compression.clamp import choose_tau, scale
 from edgeclean.compression.decompose import decompose
@@ -158,6 +159,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     runner = Runner(cache, progress)
     with hold_output(output) as held:
         original, model = open_network(checkpoint, spec, chosen, code_folder, runner)
+        check_handover(model, device)  # now: factoring adds no operator but Conv
         _check_reach(original, model, chosen, latency_table)
         beside = alongside(original)
         original = placed(original, chosen.compute)

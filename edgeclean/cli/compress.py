@@ -151,6 +151,11 @@ def _answer(reporter: Reporter, checkpoint: Path, written: WrittenCompression) -
     for row in written.report["runtimes"]:
         if row["latency"] is not None and row["latency"]["speedup"] < 1:
             reporter.note(f"in {row['name']} the compressed network is slower than the original")
+    for name in written.bundle.file_bytes:
+        if name.endswith("/README.md"):  # of a kit for a converter that its vendor alone has
+            reporter.note(
+                f"what is left to do with the vendor's converter: {written.bundle.path / name}"
+            )
     reporter.note(f"report: {written.bundle.path / 'report.html'}")
 
 

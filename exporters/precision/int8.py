@@ -5,6 +5,9 @@ points 0, int8 on both sides, weights per output channel, a pair of its own for 
 float32 weights before their pair, and nothing on biases (NVIDIA's guide to explicit quantisation;
 the options are those of ONNX Runtime's TensorRT examples). What is not a convolution computes in
 float32. Per-channel pairs exist in ONNX from opset 13 on.
+
+Or, for converters that want it so, with one scale for each tensor: weights stored as int8, biases
+as int32, and pairs at every operator that has them.
 """
 
 from __future__ import annotations
@@ -33,16 +36,26 @@ from exporters.onnx_check import drop_unread, open_onnx, opset_of
 
 INT8_OPSET = 13
 Calibration = Literal["minmax", "percentile", "entropy"]
+Scales = Literal["channel", "tensor"]
 CHUNK = 16  # runs whose activations a histogram holds at once
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "percentile": CalibrationMethod.Percentile,
     "entropy": CalibrationMethod.Entropy,
 }
+_AT_CONVOLUTIONS = {
+    "QuantizeBias": False,
+    "DedicatedQDQPair": True,
+    "OpTypesToExcludeOutputQuantization": ["Conv"],
+}
+_AT_EVERYTHING = {"QuantizeBias": True, "DedicatedQDQPair": False}
 
 
 def to_int8(
-    model: bytes, images: NDArray[np.float32], calibration: Calibration = "percentile"
+    model: bytes,
+    images: NDArray[np.float32],
+    calibration: Calibration = "percentile",
+    scales: Scales = "channel",
 ) -> bytes:
     """The network with every convolution between quantise-dequantise pairs.
 
@@ -50,6 +63,8 @@ def to_int8(
         model: a float32 ONNX file at opset 13 or above, of any batch.
         images: [n, c, h, w] normalised, from which the ranges of the activations are taken.
         calibration: how: the extremes, their 99.99th percentile, or the least divergence.
+        scales: of weights: one for each output channel; or one for each tensor, with pairs at
+            every operator that can have them and not at convolutions alone.
 
     Raises:
         UsageError: the opset is below 13, or there are no images.
@@ -66,24 +81,23 @@ def to_int8(
             path,
             reader,
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv"],
-            per_channel=True,
+            op_types_to_quantize=["Conv"] if scales == "channel" else None,
+            per_channel=scales == "channel",
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=METHODS[calibration],
             extra_options={
+                **(_AT_CONVOLUTIONS if scales == "channel" else _AT_EVERYTHING),
                 "ActivationSymmetric": True,
                 "WeightSymmetric": True,
-                "QuantizeBias": False,
                 "AddQDQPairToWeight": True,
-                "DedicatedQDQPair": True,
-                "OpTypesToExcludeOutputQuantization": ["Conv"],
                 "CalibStridedMinMax": CHUNK if len(reader) % CHUNK == 0 else 1,
                 "CalibPercentile": 99.99,
             },
         )
         quantised = onnx.load_model_from_string(path.read_bytes())
-    _take_out(quantised, lambda node: node.op_type != "Conv")  # shortcuts, say, stay in float32
+    if scales == "channel":
+        _take_out(quantised, lambda node: node.op_type != "Conv")  # shortcuts stay in float32
     return _finished(quantised, model)
 
 
@@ -202,8 +216,10 @@ def _take_out(proto: onnx.ModelProto, freed: Callable[[onnx.NodeProto], bool]) -
         if node.op_type in pairs or not freed(node):
             continue
         for place, name in enumerate(node.input):
-            if name in makers and _is_dequantise(makers[name]):
-                node.input[place] = makers[makers[name].input[0]].input[0]
+            pair = makers.get(name)
+            # A bias in int32 has no float32 to go back to; what it stands for is as close.
+            if pair is not None and _is_dequantise(pair) and pair.input[0] in makers:
+                node.input[place] = makers[pair.input[0]].input[0]
     drop_unread(proto)
 
 

@@ -28,6 +28,8 @@ def test_every_promised_target_is_there() -> None:
         *("agx-orin", "agx-xavier", "jetson", "jetson-nano", "orin-nano", "orin-nx"),
         *("thor", "tx2", "xavier-nx"),
         *("rtx", "rtx-20", "rtx-30", "rtx-40", "rtx-50"),
+        *("hailo-8", "hailo-8l", "rk3566", "rk3588"),
+        *("esp32-p4", "esp32-s3", "stm32"),
     ]
 
 
