@@ -23,10 +23,10 @@ from edgeclean.bundle.handover_texts import CONVERTERS, ConverterTexts, image_na
 from edgeclean.devices.targets import Target
 from edgeclean.errors import InputRejectedError, UsageError
 from exporters.onnx_check import open_onnx, opset_of
+from exporters.precision.int8 import PAIRS
 
 MOST_IMAGES = 64  # what the vendors' guides calibrate on: 20 to 100, or 64
 MOST_BYTES = 2**25  # of all images: a bundle is no place for data
-PAIRS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
 def check_handover(model: bytes, target: Target) -> None:

@@ -29,6 +29,7 @@ class ConverterTexts:
         feeds: what the converted network is fed with.
         needs: where the converter is to be had.
         read: how the operators that it takes were checked.
+        tried: whether the kit's commands were ever tried.
     """
 
     title: str
@@ -39,6 +40,7 @@ class ConverterTexts:
     feeds: str
     needs: str
     read: str
+    tried: str
 
 
 def written_texts(
@@ -104,9 +106,9 @@ def _readme(one: ConverterTexts) -> str:
     parts = [
         f"# Hand-over to {one.title}",
         _wrapped(
-            f"{one.title} has not run here: nothing of what it makes was checked, and this kit was "
-            "written by its documentation alone. Compare what it makes with "
-            "`golden.safetensors`, which holds images and logits, before you trust it."
+            f"{one.title} has not run here: nothing of what it makes of this network was checked. "
+            f"{one.tried} Compare what it makes with `golden.safetensors`, which holds images and "
+            "logits, before you trust it."
         ),
         "```sh",
         f"{one.run}\n```",
@@ -254,6 +256,7 @@ stedgeai generate --model model.onnx --type onnx --target <chip> --name network 
 """
 )
 
+_UNTRIED = "The commands follow its documentation and were never tried."
 _LISTED = "Its operators are among those that the converter's documentation lists."
 _PIXELS = (
     "Mean and standard deviation become part of the converted network: feed it with pixels from 0 "
@@ -270,6 +273,7 @@ CONVERTERS: Mapping[str, ConverterTexts] = {
         feeds=_PIXELS,
         needs="It needs `pip install rknn-toolkit2`, in a virtual environment of its own.",
         read=_LISTED,
+        tried="The commands were tried with RKNN-Toolkit2 2.5.0, on a small network.",
     ),
     "hailo": ConverterTexts(
         title="the Hailo Dataflow Compiler",
@@ -284,6 +288,7 @@ CONVERTERS: Mapping[str, ConverterTexts] = {
         needs="It needs the Dataflow Compiler of Hailo's developer zone.",
         read="Which operators the compiler takes is not public, so that was not checked: "
         "`hailo parser` says it within seconds.",
+        tried=_UNTRIED,
     ),
     "stedgeai": ConverterTexts(
         title="ST Edge AI Core",
@@ -299,6 +304,7 @@ CONVERTERS: Mapping[str, ConverterTexts] = {
         "convert.sh where you have one.",
         read="`stedgeai supported-ops --type onnx` lists the operators that it takes; that was not "
         "checked here.",
+        tried=_UNTRIED,
     ),
     "esp-dl": ConverterTexts(
         title="ESP-PPQ (Espressif)",
@@ -310,5 +316,6 @@ CONVERTERS: Mapping[str, ConverterTexts] = {
         "and std <std>, quantised by the input's own scale.",
         needs="It needs `pip install esp-ppq`, in a virtual environment of its own.",
         read=_LISTED,
+        tried="The commands were tried with ESP-PPQ 1.3.12, on a small network.",
     ),
 }

@@ -247,6 +247,13 @@ def _files(written: WrittenCompression) -> Table:
     from edgeclean.report.report import byte_size
 
     table = plain_table("file", ">size", title=printable(str(written.bundle.path)))
+    pictures: dict[str, list[int]] = {}
     for name, length in written.bundle.file_bytes.items():
-        table.add_row(*cells(name, byte_size(length)))
+        folder, _, file = name.rpartition("/")
+        if folder.endswith("/images"):  # to calibrate on: one row for all of them
+            pictures.setdefault(f"{folder}/*{file[-4:]}", []).append(length)
+        else:
+            table.add_row(*cells(name, byte_size(length)))
+    for name, lengths in pictures.items():
+        table.add_row(*cells(f"{name} ({len(lengths)})", byte_size(sum(lengths))))
     return table

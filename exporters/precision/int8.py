@@ -36,6 +36,7 @@ from exporters.onnx_check import drop_unread, open_onnx, opset_of
 
 INT8_OPSET = 13
 Calibration = Literal["minmax", "percentile", "entropy"]
+PAIRS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 Scales = Literal["channel", "tensor"]
 CHUNK = 16  # runs whose activations a histogram holds at once
 METHODS = {
@@ -102,20 +103,29 @@ def to_int8(
 
 
 def quantised_layers(model: bytes) -> tuple[str, ...]:
-    """The convolutions that stand between pairs."""
+    """What stands between pairs: the convolutions, or every operator where scales are tensors'."""
     proto = onnx.load_model_from_string(model)
-    pairs = {name for node in proto.graph.node for name in node.output if _is_dequantise(node)}
+    made = {name for node in proto.graph.node for name in node.output}
+    pairs = {  # and not what stores a constant, such as the bias of a layer that was kept
+        name
+        for node in proto.graph.node
+        if _is_dequantise(node) and node.input[0] in made
+        for name in node.output
+    }
     return tuple(
-        node.name for node in proto.graph.node if node.op_type == "Conv" and pairs & set(node.input)
+        node.name
+        for node in proto.graph.node
+        if node.op_type not in PAIRS and pairs & set(node.input)
     )
 
 
 def without(model: bytes, kept: frozenset[str]) -> bytes:
-    """The same file with the named convolutions back in float32: their pairs are taken out."""
+    """The same file with the named layers back in float32: their pairs are taken out."""
     if not kept:
         return model
     proto = onnx.load_model_from_string(model)
-    _take_out(proto, lambda node: node.op_type == "Conv" and node.name in kept)
+    _free_outputs(proto, kept)
+    _take_out(proto, lambda node: node.name in kept)
     return _finished(proto, model)
 
 
@@ -208,12 +218,29 @@ def _finished(proto: onnx.ModelProto, source: bytes) -> bytes:
     return contents
 
 
+def _free_outputs(proto: onnx.ModelProto, kept: frozenset[str]) -> None:
+    """Let a kept layer that makes the network's output give it as it is, in place."""
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    for output in proto.graph.output:
+        pair = makers.get(output.name)
+        if pair is None or not _is_dequantise(pair):
+            continue
+        own = makers[pair.input[0]].input[0]
+        if makers[own].name not in kept:
+            continue
+        proto.graph.node.remove(pair)
+        for node in proto.graph.node:
+            for names in (node.input, node.output):
+                for place, name in enumerate(names):
+                    if name == own:
+                        names[place] = output.name
+
+
 def _take_out(proto: onnx.ModelProto, freed: Callable[[onnx.NodeProto], bool]) -> None:
     """Let some nodes read what stands before the pairs, in place; drop pairs without readers."""
     makers = {name: node for node in proto.graph.node for name in node.output}
-    pairs = {"QuantizeLinear", "DequantizeLinear"}
     for node in proto.graph.node:
-        if node.op_type in pairs or not freed(node):
+        if node.op_type in PAIRS or not freed(node):
             continue
         for place, name in enumerate(node.input):
             pair = makers.get(name)
