@@ -38,6 +38,12 @@ INT8_OPSET = 13
 Calibration = Literal["minmax", "percentile", "entropy"]
 PAIRS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 Scales = Literal["channel", "tensor"]
+# What integer kernels exist for. Not norms: their factors would be stored as int8 for good.
+WITH_INTEGERS = (
+    *("Add", "AveragePool", "Clip", "Concat", "Conv", "ConvTranspose", "Flatten", "Gemm"),
+    *("GlobalAveragePool", "LeakyRelu", "MatMul", "MaxPool", "Mul", "Pad", "Relu", "Reshape"),
+    *("Resize", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Transpose", "Unsqueeze"),
+)
 CHUNK = 16  # runs whose activations a histogram holds at once
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
@@ -65,7 +71,7 @@ def to_int8(
         images: [n, c, h, w] normalised, from which the ranges of the activations are taken.
         calibration: how: the extremes, their 99.99th percentile, or the least divergence.
         scales: of weights: one for each output channel; or one for each tensor, with pairs at
-            every operator that can have them and not at convolutions alone.
+            every operator that has integer kernels and not at convolutions alone.
 
     Raises:
         UsageError: the opset is below 13, or there are no images.
@@ -82,7 +88,7 @@ def to_int8(
             path,
             reader,
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv"] if scales == "channel" else None,
+            op_types_to_quantize=["Conv"] if scales == "channel" else list(WITH_INTEGERS),
             per_channel=scales == "channel",
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
