@@ -37,7 +37,11 @@ from edgeclean.images.synthesize import joined, synthesize
 from edgeclean.load.checkpoint import load_checkpoint
 from edgeclean.measure.accuracy import evaluate
 from edgeclean.measure.latency import LatencyReport, measure_pair
-from edgeclean.measure.machine_table import is_of_this_machine, table_of_this_machine
+from edgeclean.measure.machine_table import (
+    is_of_runtime,
+    is_of_this_machine,
+    table_of_this_machine,
+)
 from edgeclean.measure.runtimes import (
     RuntimeInputs,
     Runtimes,
@@ -267,6 +271,9 @@ def run_stages(  # noqa: PLR0913 - what a run is of, and what it tells
     parity, lowered, latency, runtimes = files
     if table is not None and is_of_this_machine(table):
         refuse_slower(latency)
+    for one in runtimes.kept:
+        if table is not None and is_of_runtime(table, one.form.name, one.form.version):
+            refuse_slower(one.latency)
     return Compression(
         original=original,
         purified=purified,
