@@ -300,6 +300,7 @@ def bundled(form: CheckedForm, tolerance: float) -> BundledRuntime:
         files=form.files,
         golden=form.golden,
         tolerance=tolerance,
+        arena_bytes=form.arena_bytes,
     )
 
 

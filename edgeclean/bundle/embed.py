@@ -167,7 +167,8 @@ def _header(
         file=settings.file,
         sha256=texts.sha256(model),
         manifest_sha256=manifest_sha256,
-        order="last" if settings.file.startswith("litert/") else "first",
+        input=_input(settings.file, manifest),
+        arena=_arena(settings, manifest),
         channels=channels,
         height=height,
         width=width,
@@ -175,6 +176,29 @@ def _header(
         mean=_floats([*map(float, network["mean"])]),
         std=_floats([*map(float, network["std"])]),
     ).encode()
+
+
+def _runtime(file: str, manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = manifest.get("runtimes", {}).get(file.partition("/")[0], {})
+    return found
+
+
+def _input(file: str, manifest: Mapping[str, Any]) -> str:
+    """Return what the file's own input holds, in words."""
+    pixels = "(pixel in [0, 1] - mean) / std"
+    if not file.startswith("litert"):
+        return f"float32, channels first: {pixels}."
+    if _runtime(file, manifest).get("precision") == "int8":
+        return f"int8, channels last: {pixels}, by the input's own scale and zero point."
+    return f"float32, channels last: {pixels}."
+
+
+def _arena(settings: EmbedSettings, manifest: Mapping[str, Any]) -> str:
+    """Return the memory that its interpreter takes as a macro, where the manifest knows it."""
+    used = _runtime(settings.file, manifest).get("arena_bytes")
+    prefix = settings.symbol.upper()
+    note = "/* Of the interpreter, measured with pointers of 64 bits: enough for 32. */"
+    return "" if used is None else f"{note}\n#define {prefix}_ARENA_BYTES {used}\n\n"
 
 
 def _tag(model: bytes) -> str:
@@ -198,7 +222,7 @@ _HEADER = """\
 #define {prefix}_SHA256 "{sha256}"
 #define {prefix}_MANIFEST_SHA256 "{manifest_sha256}"
 
-/* One image, float32, channels {order}: (pixel in [0, 1] - mean) / std. */
+{arena}/* One image, {input} */
 #define {prefix}_CHANNELS {channels}
 #define {prefix}_HEIGHT {height}
 #define {prefix}_WIDTH {width}

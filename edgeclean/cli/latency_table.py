@@ -35,7 +35,8 @@ def latency_table(  # noqa: PLR0913 - the options are the interface
     runtime: Annotated[
         str,
         typer.Option(
-            help="onnxruntime, openvino, ncnn, mnn, litert or executorch, on this processor.",
+            help="onnxruntime, openvino, ncnn, mnn, litert, litert-micro or executorch, on "
+            "this processor.",
             rich_help_panel=opt.RUN,
         ),
     ] = "onnxruntime",

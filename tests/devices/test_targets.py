@@ -29,7 +29,7 @@ def test_every_promised_target_is_there() -> None:
         *("thor", "tx2", "xavier-nx"),
         *("rtx", "rtx-20", "rtx-30", "rtx-40", "rtx-50"),
         *("hailo-8", "hailo-8l", "rk3566", "rk3588"),
-        *("esp32-p4", "esp32-s3", "stm32"),
+        *("cortex-m", "esp32-p4", "esp32-s3", "stm32"),
     ]
 
 
