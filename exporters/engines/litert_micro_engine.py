@@ -37,7 +37,7 @@ class LiteRTMicroEngine(LiteRTEngine):
             ToolchainError: it is not installed.
         """
         del precision, threads  # they are the file's; it has no threads
-        runtime = imported("tflite_micro.runtime", NEEDS)
+        runtime = imported("tflite_micro", NEEDS).runtime
         try:
             contents = (folder / FILE).read_bytes()
             self._interpreter = runtime.Interpreter.from_bytes(contents, arena_size=ARENA)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from runtime_installed import installed_runtime
-from tiny_networks import tiny_network, tiny_pixels
+from tiny_networks import tiny_contents, tiny_network, tiny_pixels
 
+from edgeclean.bundle.bundle import write_bundle
+from edgeclean.bundle.embed import EmbedSettings, embed_bundle
+from edgeclean.bundle.verify import verify_bundle
 from edgeclean.config import settings_for
 from edgeclean.devices.targets import load_target
 from edgeclean.errors import EdgecleanError, InputRejectedError
 from edgeclean.measure.runtimes import FormInputs, checked_form
 from edgeclean.networks.pixels import normalize
+from edgeclean.outcome import bundled
 from exporters.engines.litert_engine import from_integers, to_integers
 from exporters.onnx_exporter import export_onnx
 from exporters.parity import ParitySettings
@@ -41,10 +48,10 @@ def test_a_microcontroller_is_given_int8() -> None:
 
 
 @pytest.mark.slow
-def test_all_is_int8_and_the_arena_is_measured(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_all_is_int8_and_the_arena_is_measured(tmp_path: Path) -> None:
     installed_runtime("litert-micro")
     model, pixels = export_onnx(NETWORK), tiny_pixels(32)
-    precision = PrecisionSettings(format="int8")
+    precision = PrecisionSettings(format="int8", int8_signal_db=5)  # its logits hardly differ
     given = FormInputs(
         network=NETWORK,
         model=model,
@@ -62,9 +69,19 @@ def test_all_is_int8_and_the_arena_is_measured(tmp_path) -> None:  # type: ignor
     phone = installed_runtime("litert", precision="int8").load(form.files).run(images)
     np.testing.assert_allclose(micro, phone, atol=np.ptp(phone) / 100)
     found = compare_logits(OnnxSession(model).predict(images), micro)
-    assert 20 < found.signal_to_noise_db < 60
+    assert found.top1_agreement == 1
+    assert 8 < found.signal_to_noise_db < 60
     steps = np.unique(np.abs(np.diff(np.unique(micro))).round(7))
     assert np.allclose(steps / steps[0], np.rint(steps / steps[0]), atol=1e-2)  # 256 levels
+    contents = replace(tiny_contents(), golden_pixels=pixels[:4], runtimes=(bundled(form, 0.1),))
+    bundle = write_bundle(tmp_path / "mit Ümläuten", contents).path
+    (check,) = verify_bundle(bundle).runtimes
+    assert (check.name, check.not_run) == ("litert-micro", None)
+    embedded = embed_bundle(bundle, EmbedSettings(symbol="net", file="litert-micro/model.tflite"))
+    header = embedded.files["net.h"].decode()
+    assert f"#define NET_ARENA_BYTES {form.arena_bytes}\n" in header
+    assert "One image, int8, channels last" in header
+    assert "ARENA" not in embed_bundle(bundle, EmbedSettings()).files["edgeclean_model.h"].decode()
 
 
 @pytest.mark.slow
