@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from edgeclean.backdoor.bank import IN_FULL
 from edgeclean.backdoor.families import FAMILIES
 from edgeclean.backdoor.few_classes import FEW, SINGLES
+from edgeclean.backdoor.gratings import KEPT, MOST_GRATINGS
+from edgeclean.backdoor.purify import AGAIN
 from edgeclean.backdoor.scan import CHOOSING, ScanSettings
-from edgeclean.backdoor.searches import ALL_TO_ALL, BANK, FEWEST_RESTARTED
+from edgeclean.backdoor.searches import ALL_TO_ALL, BANK, FEWEST_RESTARTED, GRATINGS
 from edgeclean.backdoor.selection import SINK_IMAGES, STARTS
 from edgeclean.config import PipelineSettings
 from edgeclean.networks.autocast import channels_last, device_of, mixed_precision
@@ -137,6 +139,8 @@ def _scan(settings: PipelineSettings, classes: int, each: PassSeconds) -> Iterat
         passes, forwards = SEARCH_BATCH * chosen.steps, 0
         if name == BANK:
             passes, forwards = 0, _bank(chosen.bank_candidates, classes)
+        elif name == GRATINGS:
+            passes, forwards = 0, _halving(MOST_GRATINGS, KEPT, classes)
         elif name == ALL_TO_ALL:
             passes *= 8 + few * 2 * classes  # two families, four starts each, and few classes' own
         else:  # later starts search ten classes
@@ -156,10 +160,15 @@ def _choice(chosen: ScanSettings, families: int, each: PassSeconds) -> Part:
 
 
 def _bank(candidates: int, classes: int) -> int:
+    """Return the forward passes that score so many candidates of the patch bank."""
+    return _halving(candidates, (max(64, candidates // (10 * classes)), 48), classes)
+
+
+def _halving(candidates: int, going_on: tuple[int, int], classes: int) -> int:
     """Return the forward passes of a successive halving; see `backdoor.bank.score_bank`."""
     kept = min(classes, IN_FULL) + 1
-    halved = min(candidates, max(64, candidates // (10 * classes)) * kept)
-    return 4 * candidates + 12 * halved + 32 * min(halved, 48 * kept)
+    halved = min(candidates, going_on[0] * kept)
+    return 4 * candidates + 12 * halved + 32 * min(halved, going_on[1] * kept)
 
 
 def _purification(settings: PipelineSettings, classes: int, each: PassSeconds) -> Iterator[Part]:
@@ -188,6 +197,8 @@ def _purification(settings: PipelineSettings, classes: int, each: PassSeconds) -
             seconds=passes + ascent,
             expected=number == 1,
         )
+    again = SEARCH_BATCH * chosen.search_steps * min(classes, IN_FULL) * each.images * SEARCH
+    yield Part(stage="purify", title=AGAIN, seconds=again, expected=False)
     yield Part(stage="purify", title="General defence", seconds=passes, expected=False)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from edgeclean.backdoor.findings import ScanReport
-from edgeclean.backdoor.purify import purify
+from edgeclean.backdoor.purify import purify, unlearned_classes
 from edgeclean.backdoor.scan import scan
 from edgeclean.bundle.bundle import Bundle, hold_output, write_bundle
 from edgeclean.bundle.handover import check_handover
@@ -33,6 +33,7 @@ from edgeclean.errors import UsageError
 from edgeclean.estimate import announce
 from edgeclean.gates import Policy, judge_scan, refuse_failed, refuse_larger, refuse_slower
 from edgeclean.images.labelled import LabelledImages
+from edgeclean.images.photographs import with_photographs
 from edgeclean.images.synthesize import joined, synthesize
 from edgeclean.load.checkpoint import load_checkpoint
 from edgeclean.measure.accuracy import evaluate
@@ -263,8 +264,14 @@ def run_stages(  # noqa: PLR0913 - what a run is of, and what it tells
         images = run.once(
             "synthesize", synthesize, purified, drawn, seed=seed + 1, classifier=truncated
         )
+    unlearned = unlearned_classes(purified)
     compressed = run.once(
-        "finetune", finetune, truncated, purified, images, settings.finetune, seed=seed
+        "finetune",
+        finetune,
+        *(truncated, purified, images, settings.finetune),
+        seed=seed,
+        original=original if unlearned else None,
+        unlearned=unlearned,
     )
     device = target or load_target(settings.target, jetpack=settings.jetpack)
     files = _exported(original_model, compressed, images, settings, device, run)
@@ -303,13 +310,15 @@ def scan_and_purify(
     found = run.once("scan", scan, original, images, settings.scan, seed=seed)
     refuse_failed(judge_scan(policy, found))
     purified = run.once("purify", purify, original, images, found, settings.purify, seed=seed)
-    if same_weights(original.module, purified.module):
-        return found, purified, images
-    # Images of a backdoored network may carry its trigger; the purified teacher's answers to them
-    # do not, and its own images add what the first ones miss.
-    more = settings.synthesize.recovery()
-    own = run.once("synthesize", synthesize, purified, more, seed=seed + 1)
-    return found, purified, joined(images, own)
+    if not same_weights(original.module, purified.module):
+        # Images of a backdoored network may carry its trigger; the purified teacher's answers to
+        # them do not, and its own images add what the first ones miss.
+        more = settings.synthesize.recovery()
+        own = run.once("synthesize", synthesize, purified, more, seed=seed + 1)
+        images = joined(images, own)
+    asked = images, purified, settings.photographs
+    images = run.once("photographs", with_photographs, *asked, seed=seed + 2)
+    return found, purified, images
 
 
 def _scaled(

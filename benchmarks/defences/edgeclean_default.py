@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from benchmarks.data.images import LabelledImages
 from edgeclean.backdoor.findings import ScanReport
-from edgeclean.backdoor.purify import PurifySettings, purify
+from edgeclean.backdoor.purify import PurifySettings, purify, unlearned_classes
 from edgeclean.backdoor.scan import ScanSettings, scan
 from edgeclean.compression.clamp import scale
 from edgeclean.compression.decompose import decompose
@@ -15,6 +15,7 @@ from edgeclean.compression.finetune import finetune
 from edgeclean.compression.plan import choose_ranks
 from edgeclean.compression.truncate import truncate
 from edgeclean.config import PipelineSettings
+from edgeclean.images.photographs import with_photographs
 from edgeclean.images.synthesize import SynthesizeSettings, joined, synthesize
 from edgeclean.networks.state import (
     FinetunedNetwork,
@@ -51,10 +52,13 @@ def edgeclean_default(
     purified, images = _purify(network, chosen.synthesize, chosen.scan, chosen.purify, seed)
     if not same_weights(network.module, purified.module):
         images = joined(images, synthesize(purified, chosen.synthesize.recovery(), seed=seed + 1))
+    images = with_photographs(images, purified, chosen.photographs, seed=seed + 2)
     scaled = scale(decompose(purified, chosen.decompose), chosen.scale)
     plan = choose_ranks(scaled, chosen.ranks, images=images)
     truncated = truncate(scaled, plan, chosen.truncate)
-    return finetune(truncated, purified, images, chosen.finetune, seed=seed)
+    unlearned = unlearned_classes(purified)
+    taught = {"original": network if unlearned else None, "unlearned": unlearned}
+    return finetune(truncated, purified, images, chosen.finetune, seed=seed, **taught)
 
 
 @lru_cache(maxsize=1)

@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,7 +24,7 @@ from benchmarks.environment import environment
 from benchmarks.rendering.ablations_table import write_ablations_table
 from benchmarks.studies.compress_zoo import KEPT, TEST_IMAGES, rates_of
 from benchmarks.studies.published import RESULTS, published_networks
-from edgeclean.backdoor.purify import PurifySettings, purify
+from edgeclean.backdoor.purify import PurifySettings, purify, unlearned_classes
 from edgeclean.backdoor.scan import scan
 from edgeclean.backdoor.unlearn import UnlearnSettings
 from edgeclean.compression.clamp import scale
@@ -69,6 +70,7 @@ UNLEARNING = {
     "triggers do not adapt": PurifySettings(unlearn=UnlearnSettings(ascent_steps=0)),
     "no bank": PurifySettings(candidates=1, bank_triggers=1, unlearn=UnlearnSettings(bank_share=0)),
     "one round": PurifySettings(rounds=1),
+    "all suspects at once": PurifySettings(one_by_one=False),
     "the network as it came teaches in every round": PurifySettings(overrule=False),
     "probabilities compared": PurifySettings(unlearn=UnlearnSettings(compare="probabilities")),
 }
@@ -79,6 +81,7 @@ RECOVERY = {
     "low-rank factors alone": Recovery(forms=("tucker",)),
     "fewer hidden channels alone": Recovery(forms=("hidden",)),
     "both forms": Recovery(forms=("tucker", "hidden")),
+    "the purified network teaches alone": Recovery(settings=FinetuneSettings(overrule=False)),
     "BatchNorm re-estimated first": Recovery(settings=FinetuneSettings(reestimate=True)),
     "a quarter procedural": Recovery(settings=FinetuneSettings(procedural_share=0.25)),
     "a quarter adversarial (the deck's)": Recovery(
@@ -171,10 +174,15 @@ class Study:
                 count = len(images)
                 labels = expected.new_zeros(count)  # answers are compared, not labels
                 images = SyntheticImages(pixels=real[:count], labels=labels, origin="real")
-            student = finetune(truncated, teacher, images, recovery.settings, seed=self._seed)
+            taught = truncated, teacher, images, recovery.settings
+            student = finetune(*taught, seed=self._seed, **self._original(teacher))
             agreed = (_classes(student, judges) == expected).double().mean()
             facts = {"agreement": round(100 * float(agreed), 2), "images": len(images)}
             self._keep(row, student, {**facts, "processor_seconds": _since(start)})
+
+    def _original(self, teacher: PurifiedNetwork) -> dict[str, Any]:
+        unlearned = unlearned_classes(teacher)
+        return {"original": self._network if unlearned else None, "unlearned": unlearned}
 
     def _recovery_images(self, teacher: Network, recovery: Recovery) -> SyntheticImages:
         chosen = recovery.synthesis.recovery()

@@ -75,15 +75,21 @@ def _parser() -> argparse.ArgumentParser:
 
 def networks() -> dict[str, tuple[Loaded, int | None]]:
     """Return a way to load each network, and the attacker's one class if it has one, by name."""
+    found = networks_of_ten_classes()
+    for name, (network, attack, _) in sign_networks().items():
+        target = None if name == "clean" else attack.target
+        found[f"signs {name}"] = (lambda network=network: network, target)  # type: ignore[misc]
+    return found
+
+
+def networks_of_ten_classes() -> dict[str, tuple[Loaded, int | None]]:
+    """Return those of `networks` that need no training: the published and the committed ones."""
     found: dict[str, tuple[Loaded, int | None]] = {
         f"zoo {name}": (one.load, one.target) for name, one in published_networks().items()
     }
     for path in sorted(CPU_ZOO.glob("*.safetensors")):
         target = None if path.stem == "clean" else _target_of(path.stem)
         found[f"cpu {path.stem}"] = (lambda path=path: _kept(path), target)  # type: ignore[misc]
-    for name, (network, attack, _) in sign_networks().items():
-        target = None if name == "clean" else attack.target
-        found[f"signs {name}"] = (lambda network=network: network, target)  # type: ignore[misc]
     return found
 
 

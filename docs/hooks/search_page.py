@@ -5,12 +5,20 @@ from __future__ import annotations
 from markdown_tables import code, table
 
 from edgeclean.backdoor.families import FAMILIES
-from edgeclean.backdoor.searches import ALL_TO_ALL, ALL_TO_ALL_SEES, BANK, BANK_SEES, SEARCHES
+from edgeclean.backdoor.searches import (
+    ALL_TO_ALL,
+    ALL_TO_ALL_SEES,
+    BANK,
+    BANK_SEES,
+    GRATINGS,
+    GRATINGS_SEES,
+    SEARCHES,
+)
 
 
 def reference() -> str:
     """One line for each search."""
     known = {name: (one.sees, one.blind_to) for name, one in FAMILIES.items()}
-    known |= {BANK: BANK_SEES, ALL_TO_ALL: ALL_TO_ALL_SEES}
+    known |= {BANK: BANK_SEES, ALL_TO_ALL: ALL_TO_ALL_SEES, GRATINGS: GRATINGS_SEES}
     rows = [(code(name), *known[name]) for name in SEARCHES]
     return table(["search", "sees", "is blind to"], rows)

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from edgeclean.backdoor.bank import IN_FULL, BankScore
+from edgeclean.backdoor.bank import IN_FULL, Bank, BankScore
 from edgeclean.backdoor.families import Family
 from edgeclean.backdoor.few_classes import FEW
 from edgeclean.backdoor.gradient import (
@@ -100,7 +100,7 @@ def stamps_of(
     return cheapest_triggers(module, evidence, slots, family, settings, generator)
 
 
-def bank_stamps(evidence: Evidence, score: BankScore | None) -> list[Found]:
+def bank_stamps(evidence: Evidence, score: BankScore[Bank] | None) -> list[Found]:
     """Return the bank's candidates that move most images; they also work on masked gradients."""
     if score is None:
         return []

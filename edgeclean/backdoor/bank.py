@@ -1,4 +1,4 @@
-"""A bank of discrete triggers, scored by forward passes alone.
+"""A bank of discrete triggers, and the scoring of any bank by forward passes alone.
 
 Gradient searches fail on a network that has just unlearned a trigger: the loss is flat around
 its own triggers, so they report nothing while a known patch still works. Published patch triggers
@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from edgeclean.backdoor.gradient import Evidence
-from edgeclean.backdoor.triggers import MaskedTrigger
+from edgeclean.backdoor.triggers import MaskedTrigger, Trigger
 from edgeclean.networks.autocast import device_of, mixed_precision
 from edgeclean.networks.batching import images_at_once
 
@@ -27,6 +28,34 @@ STRIDE = 3  # positions between two candidates of a 32x32 image, beside the bord
 FORWARD_BATCH = 1024
 IN_FULL = 12  # classes of which all are searched; of more, no more work is done than of these
 FEWEST_KEPT = 8  # candidates of a class that go on, if any of it do
+
+
+S = TypeVar("S", bound="Stamps")
+
+
+@runtime_checkable
+class Stamps(Protocol):
+    """Triggers that are few enough to try all of them; each is known by its row."""
+
+    def __len__(self) -> int: ...
+
+    def kept(self: S, which: Bool[Tensor, " n"]) -> S:
+        """Return the marked ones."""
+        ...
+
+    def going_on(self, classes: int) -> tuple[int, int]:
+        """Return how many of each class go on to the second, and to the last trial."""
+        ...
+
+    def stamp(
+        self, pixels: Float[Tensor, "m c h w"], rows: Int[Tensor, " m"]
+    ) -> Float[Tensor, "m c h w"]:
+        """Put ``rows[i]`` on image i."""
+        ...
+
+    def trigger(self, row: int, height: int, width: int) -> Trigger:
+        """Return one of them as a trigger for images of this size."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +80,10 @@ class Bank:
     def kept(self, which: Bool[Tensor, " n"]) -> Bank:
         """Return the bank of the marked candidates."""
         return Bank(self.textures, self.candidates[which])
+
+    def going_on(self, classes: int) -> tuple[int, int]:
+        """See `Stamps.going_on`."""
+        return max(64, len(self) // (10 * classes)), 48
 
     def masks_and_patterns(
         self, rows: Int[Tensor, " m"], height: int, width: int
@@ -99,7 +132,7 @@ def build_bank(shape: tuple[int, int, int], generator: torch.Generator) -> Bank:
 
 
 @dataclass(frozen=True, slots=True)
-class BankScore:
+class BankScore(Generic[S]):
     """The best candidates, and what each does to the images that it was tried on.
 
     Attributes:
@@ -108,7 +141,7 @@ class BankScore:
         moved: the share of all images that is sent to any class but its own.
     """
 
-    bank: Bank
+    bank: S
     success: Float[Tensor, "n classes"]
     moved: Float[Tensor, " n"]
 
@@ -117,12 +150,12 @@ class BankScore:
 def score_bank(
     module: nn.Module,
     evidence: Evidence,
-    bank: Bank,
+    bank: S,
     classes: int,
     generator: torch.Generator,
     *,
     asked: Sequence[int] = (),
-) -> BankScore:
+) -> BankScore[S]:
     """Halve successively: try all candidates on 4 images, the better on 12, the best on 32.
 
     Every forward pass tells of all classes, and no more of them are made for a thousand than for
@@ -137,7 +170,7 @@ def score_bank(
         asked: classes whose candidates go on, however many others are reached better.
     """
     best = bank
-    for images, keep in ((4, max(64, len(bank) // (10 * classes))), (12, 48)):
+    for images, keep in zip((4, 12), bank.going_on(classes), strict=True):
         score = _score(module, evidence, best, classes, images, generator)
         best = best.kept(leaders(score, keep, asked))
     return _score(module, evidence, best, classes, 32, generator)
@@ -146,11 +179,11 @@ def score_bank(
 def _score(
     module: nn.Module,
     evidence: Evidence,
-    bank: Bank,
+    bank: S,
     classes: int,
     images: int,
     generator: torch.Generator,
-) -> BankScore:
+) -> BankScore[S]:
     device = device_of(module)
     at_once = min(FORWARD_BATCH, images_at_once(evidence.pixels.shape[1:], module))
     hits, tries = torch.zeros(len(bank), classes), torch.zeros(len(bank), classes)
@@ -169,7 +202,7 @@ def _score(
     return BankScore(bank, hits / tries.clamp_min(1), hits.sum(1) / images)
 
 
-def leaders(score: BankScore, keep: int, asked: Sequence[int] = ()) -> Bool[Tensor, " n"]:
+def leaders(score: BankScore[S], keep: int, asked: Sequence[int] = ()) -> Bool[Tensor, " n"]:
     """Mark the ``keep`` best of every class, and those that move most images anywhere.
 
     The latter are ranked by the sum of their shares, in which a class of few images weighs as much

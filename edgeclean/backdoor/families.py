@@ -143,7 +143,8 @@ class AdditiveFamily(Family):
     sees = "noise, low-frequency patterns and blends that add the same, and little, to every image"
     blind_to = (
         "small bright patches (their root mean square is not small), warps, and patterns as strong "
-        "as those that lead a harmless network to other classes, such as plain sine stripes (SIG)"
+        "as those that lead a harmless network to other classes, such as sine stripes (SIG), for "
+        "which there are the gratings"
     )
     cost_unit = "grey levels (of 255), root mean square"
     strengthens = True

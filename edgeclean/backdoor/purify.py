@@ -1,11 +1,13 @@
 """Purify a network, guided by its scan: search and unlearn in rounds, until nothing is cheap.
 
-Each round gathers triggers towards the plainly suspected classes: the scan's own,
-fresh gradient searches from new starts in the suspecting families, and the best candidates of the
-discrete bank. They are unlearned while they adapt (`unlearn`), with the network *as it came* as the
-teacher of clean images; from the second round on, not of the suspected classes
-(`unlearn.overruled`). The rounds end when a fresh search finds the suspected classes no cheaper
-than the others.
+The plainest suspect is unlearned first, and alone. Each round gathers triggers towards it: the
+scan's own, fresh gradient searches from new starts in the suspecting families, the best candidates
+of the discrete bank, and the best gratings where no other search suspects the class. They are
+unlearned while they adapt (`unlearn`), with the network *as it came* as the teacher of clean
+images; from the second round on, not of the class that is unlearned (`unlearn.overruled`). The
+rounds end when a fresh search finds the class no cheaper than the others. Then the searches that
+suspected other classes look at them again (`rounds.still_suspected`); the plainest of those that
+are still suspected is unlearned next.
 
 Without a suspect, the network is only made consistent under random stamps of the bank, at a
 fraction of the strength, so that a network without a backdoor keeps its accuracy.
@@ -15,25 +17,29 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from edgeclean.backdoor.bank import IN_FULL, build_bank
+from edgeclean.backdoor.bank import IN_FULL, Stamps, build_bank
 from edgeclean.backdoor.families import FAMILIES
 from edgeclean.backdoor.findings import ScanReport
-from edgeclean.backdoor.gradient import Evidence
+from edgeclean.backdoor.gradient import ELSEWHERE, Evidence
+from edgeclean.backdoor.gratings import build_gratings
 from edgeclean.backdoor.population import TargetedTrigger
 from edgeclean.backdoor.rounds import (
+    Rescan,
     SearchContext,
     bank_triggers_of_round,
     family_triggers_of_round,
+    still_suspected,
     triggers_of_scan,
 )
 from edgeclean.backdoor.scan import predictions
-from edgeclean.backdoor.searches import target_of
+from edgeclean.backdoor.searches import BANK, GRATINGS, target_of
 from edgeclean.backdoor.unlearn import (
     MOST_RATE,
     UnlearningInputs,
@@ -56,6 +62,8 @@ from edgeclean.networks.state import (
 from edgeclean.progress import Progress, silent
 from edgeclean.settings import Settings, setting
 
+AGAIN = "Searching the other suspects again"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PurifySettings(Settings):
@@ -65,11 +73,14 @@ class PurifySettings(Settings):
         mode: ``guided`` unlearns what the scan suspects, or runs the general defence if it
             suspects nothing; ``none`` and ``clean-compact`` pass the network on unchanged, the
             latter to be clamped, truncated and fine-tuned as in Clean & Compact (`pipeline`).
-        rounds: the most rounds of search and unlearning.
+        rounds: the most rounds of search and unlearning, for each class that is unlearned.
+        one_by_one: whether the plainest suspect is unlearned first and the others only if they are
+            suspected again afterwards; else all are unlearned together.
         restarts: gradient searches towards each suspected class in a round.
         search_steps: Adam steps of each of them.
         candidates: the number of the bank's candidates to try in a round.
-        bank_triggers: the most of them kept for unlearning, for each suspected class.
+        bank_triggers: the most of them kept for unlearning, for each suspected class; and the most
+            gratings, where those alone suspect one.
         procedural: procedural images beside the synthetic ones.
         overrule: whether, from the second round on, the student gives the logits of suspected
             classes (`unlearn.overruled`).
@@ -80,6 +91,7 @@ class PurifySettings(Settings):
 
     mode: Literal["guided", "clean-compact", "none"] = "guided"
     rounds: int = setting(3, at_least=1, at_most=100)
+    one_by_one: bool = True
     restarts: int = setting(6, at_least=1, at_most=1000)
     search_steps: int = setting(80, at_least=1, at_most=10**6)
     candidates: int = setting(5000, at_least=1, at_most=10**6)
@@ -126,9 +138,18 @@ def purify(
         if report.suspects
         else purification.general_defence(progress)
     )
-    plain = _plain_suspects(report)
-    unlearned = tuple(target for target in report.targets if target in plain)
-    return _purified(network, purification.module(), settings, log, unlearned)
+    return _purified(network, purification.module(), settings, log, purification.unlearned)
+
+
+def unlearned_classes(network: PurifiedNetwork) -> tuple[int, ...]:
+    """Return the classes that `purify` unlearned, () where none was or where every class was.
+
+    An all-to-all backdoor has no class of its own, so no class is left that it does not concern.
+    """
+    notes = network.history[-1].notes
+    if notes.get("all_to_all"):
+        return ()
+    return tuple(notes.get("targets", ()))
 
 
 class _Purification:
@@ -142,7 +163,9 @@ class _Purification:
         settings: PurifySettings,
         seed: int,
     ) -> None:
-        self._settings, self._classes = settings, network.spec.classes
+        self._settings, self._classes, self._seed = settings, network.spec.classes, seed
+        self._synthetic = images.pixels
+        self.unlearned: list[int] = []  # the classes, in their order; `ELSEWHERE` among them
         self._generator = torch.Generator().manual_seed(seed)
         self._student: nn.Module = pixel_copy(network).requires_grad_(False)
         self._infected = inference_copy(self._student, images.pixels)
@@ -153,27 +176,68 @@ class _Purification:
             procedural=procedural_images(settings.procedural, shape, self._generator),
             bank=build_bank(shape, self._generator),
         )
-        suspecting = [s.search for s in report.suspects if s.search in FAMILIES]
-        self._families = tuple(dict.fromkeys(["masked patch", *suspecting]))
+        suspecting = [suspect.search for suspect in _guides(report).suspects]
+        self._gratings = build_gratings(shape) if GRATINGS in suspecting else None
+        # Stripes are additive, and what is left of them need not be a grating of the bank.
+        kinds = ["additive" if name == GRATINGS else name for name in suspecting]
+        families = [name for name in kinds if name in FAMILIES]
+        self._families = tuple(dict.fromkeys(["masked patch", *families]))
 
     def unlearn_suspects(self, report: ScanReport, progress: Progress) -> list[dict[str, Any]]:
-        """Run rounds towards the suspected classes; return what each found, for the history."""
-        plain = _plain_suspects(report)
-        store = triggers_of_scan(report, plain)
+        """Unlearn one suspected class after the other; return what each round found."""
+        waiting = list(_plain_suspects(report))
+        store: list[TargetedTrigger] = []
+        log: list[dict[str, Any]] = []
+        while waiting:
+            first = 1 if self._settings.one_by_one else len(waiting)
+            targets, waiting = tuple(waiting[:first]), waiting[first:]
+            self.unlearned += targets
+            store += triggers_of_scan(_guides(report), targets)
+            log += self._rounds(targets, store, progress)
+            if waiting:
+                again = self._suspected_again(report, waiting, progress)
+                cleared = [target for target in waiting if target not in again]
+                log.append({"suspected_again": again, "no_longer_suspected": cleared})
+                waiting = again
+        return log
+
+    def _rounds(
+        self,
+        targets: tuple[int, ...],
+        store: list[TargetedTrigger],
+        progress: Progress,
+    ) -> list[dict[str, Any]]:
+        """Search and unlearn until nothing towards ``targets`` is cheap; ``store`` grows."""
         log: list[dict[str, Any]] = []
         for index in range(self._settings.rounds):
             progress(f"Searching, round {index + 1}", 0, 1)
-            found, facts = self._search(plain)
+            found, facts = self._search(targets)
             progress(f"Searching, round {index + 1}", 1, 1)
+            facts = {"round": index + 1, "targets": list(targets), "found": len(found), **facts}
+            log.append(facts)
             if index > 0 and not found:
-                log.append({"round": index + 1, "found": 0, **facts})
                 break
             store += found
-            log.append({"round": index + 1, "found": len(found), **facts})
             self._unlearn(store, self._settings.unlearn, f"Unlearning, round {index + 1}", progress)
             if self._settings.overrule:
-                self._inputs = overruled(self._inputs, self._infected, self._student, plain)
+                self._inputs = overruled(
+                    self._inputs, self._infected, self._student, self.unlearned
+                )
         return log
+
+    def _suspected_again(
+        self, report: ScanReport, waiting: list[int], progress: Progress
+    ) -> list[int]:
+        """Return the waiting classes that the scan's own searches suspect in the student too."""
+        progress(AGAIN, 0, 1)
+        pixels = self._synthetic[: report.images]
+        student = inference_copy(self._student, pixels)
+        evidence = Evidence(pixels, predictions(student, pixels))
+        asked = self._settings
+        length = Rescan(steps=asked.search_steps, candidates=asked.candidates, seed=self._seed)
+        again = still_suspected(student, evidence, report, waiting, length, self._generator)
+        progress(AGAIN, 1, 1)
+        return again
 
     def general_defence(self, progress: Progress) -> list[dict[str, Any]]:
         """Make the network consistent under random stamps, at a fraction of the learning rate."""
@@ -212,7 +276,7 @@ class _Purification:
         )
 
     def _search(self, targets: tuple[int, ...]) -> tuple[list[TargetedTrigger], dict[str, Any]]:
-        """Find triggers to the suspected classes that are cheaper than to the other classes."""
+        """Find triggers to ``targets`` that are cheaper than to the other classes."""
         asked = self._settings
         pixels = self._inputs.pixels()
         student = inference_copy(self._student, pixels)
@@ -231,8 +295,24 @@ class _Purification:
             )
             found += cheap
         drawn = self._inputs.bank.drawn(asked.candidates, self._generator)
-        cheap, facts["patch bank"] = bank_triggers_of_round(context, drawn, asked.bank_triggers)
-        return found + cheap, facts
+        banks: dict[str, Stamps] = {BANK: drawn}
+        if self._gratings is not None:
+            banks[GRATINGS] = self._gratings
+        for name, bank in banks.items():
+            cheap, facts[name] = bank_triggers_of_round(context, bank, asked.bank_triggers)
+            found += cheap
+        return found, facts
+
+
+def _guides(report: ScanReport) -> ScanReport:
+    """Return the report without gratings to classes that another search suspects as well.
+
+    They are stamps over the whole image, the dearest to unlearn, and what leads to such a class is
+    told better by the other search.
+    """
+    others = {one.target for one in report.suspects if one.search != GRATINGS}
+    kept = [one for one in report.suspects if one.search != GRATINGS or one.target not in others]
+    return replace(report, suspects=tuple(kept))
 
 
 def _plain_suspects(report: ScanReport) -> tuple[int, ...]:
@@ -261,8 +341,9 @@ def _purified(
     module: nn.Module,
     settings: PurifySettings,
     log: list[dict[str, Any]],
-    targets: tuple[int, ...],
+    unlearned: Sequence[int],
 ) -> PurifiedNetwork:
-    notes = {"targets": list(targets), "rounds": log}
+    targets = [target for target in unlearned if target != ELSEWHERE]
+    notes = {"targets": targets, "all_to_all": ELSEWHERE in unlearned, "rounds": log}
     made_by = record("purify", module, network.spec, settings, notes)
     return following(network, PurifiedNetwork, module.to(device_of(network.module)), made_by)

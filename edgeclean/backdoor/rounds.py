@@ -2,13 +2,13 @@
 
 Every search compares the suspected classes with some others: what is as cheap towards those is
 natural for this network, and unlearning it would cost accuracy. `CHEAP` is how much cheaper a
-trigger has to be, in every search alike.
+trigger has to be, in every search alike. `still_suspected` asks the scan's own searches again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeclean.backdoor.bank import Bank, score_bank
+from edgeclean.backdoor.bank import Stamps, score_bank
 from edgeclean.backdoor.families import FAMILIES
 from edgeclean.backdoor.findings import ScanReport
 from edgeclean.backdoor.gradient import (
@@ -27,10 +27,25 @@ from edgeclean.backdoor.gradient import (
     cheapest_triggers,
 )
 from edgeclean.backdoor.population import TargetedTrigger
-from edgeclean.backdoor.searches import BANK_SUCCESS, target_of
+from edgeclean.backdoor.searches import BANK_SUCCESS, SEARCHES, Probe, target_of
 
 CHEAP = 0.6  # of what the other classes cost; a candidate of the bank succeeds as much more often
 _MOST_OTHERS = 5  # classes that a search compares the suspects with
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rescan:
+    """The length of the searches that look again at classes which were suspected.
+
+    Attributes:
+        steps: Adam steps of each gradient search.
+        candidates: the number of the bank's candidates to try.
+        seed: the seed of the bank's draw.
+    """
+
+    steps: int
+    candidates: int
+    seed: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +55,7 @@ class SearchContext:
     Attributes:
         student: a function of pixels for inference, as the round before left it.
         evidence: images with the student's predictions.
-        targets: suspected classes, `ELSEWHERE` among them for an all-to-all.
+        targets: the classes that triggers are searched towards; `ELSEWHERE` for an all-to-all.
         classes: the number of classes.
         generator: the source of every draw.
     """
@@ -53,12 +68,12 @@ class SearchContext:
 
     @property
     def others(self) -> list[int]:
-        """The classes that are not suspected."""
+        """The other classes, suspects that wait for their turn among them."""
         return [target for target in range(self.classes) if target not in self.targets]
 
 
 def triggers_of_scan(report: ScanReport, targets: tuple[int, ...]) -> list[TargetedTrigger]:
-    """Return the scan's own triggers towards ``targets``."""
+    """Return the scan's own triggers towards ``targets``, which are compared with the others."""
     costs = {record.name: record.costs for record in report.searches}
     triggers = []
     for suspect in report.suspects:
@@ -104,9 +119,9 @@ def family_triggers_of_round(
 
 
 def bank_triggers_of_round(
-    context: SearchContext, bank: Bank, most: int
+    context: SearchContext, bank: Stamps, most: int
 ) -> tuple[list[TargetedTrigger], dict[str, Any]]:
-    """Return bank candidates towards the targets, if the best is plainly better than to the others.
+    """Return candidates towards the targets, if the best is plainly better than to the others.
 
     With a best that others match there is nothing left to unlearn, and another round is no
     harmless one: a needless round was seen to bring back what the one before had removed.
@@ -136,6 +151,47 @@ def bank_triggers_of_round(
         if plain and float(rates[row]) > max(0.25, 0.8 * yardstick)
     ]
     return kept, {"most": _rounded(best), "others": _rounded(yardstick), "kept": len(kept)}
+
+
+def still_suspected(
+    student: nn.Module,
+    evidence: Evidence,
+    report: ScanReport,
+    waiting: Sequence[int],
+    settings: Rescan,
+    generator: torch.Generator,
+) -> list[int]:
+    """Return those of the ``waiting`` classes that a search which suspected them suspects again.
+
+    A network that reaches one class by a trigger often reaches its neighbours by something like
+    it, and they are suspected beside it. Once the trigger is unlearned they are as dear to reach as
+    any class, and unlearning them as well would cost accuracy for nothing.
+
+    Args:
+        student: a function of pixels for inference, after the unlearning of another class.
+        evidence: images with the student's predictions.
+        report: the scan of the network as it came.
+        waiting: suspected classes of it; `ELSEWHERE` for an all-to-all.
+        settings: the length of the searches.
+        generator: the source of starts and draws.
+    """
+    asked = [one for one in report.suspects if target_of(one) in waiting]
+    probe = Probe(
+        module=student,
+        evidence=evidence,
+        classes=len(report.searches[0].costs),
+        steps=settings.steps,
+        restarts=1,
+        candidates=settings.candidates,
+        seed=settings.seed,
+        chosen=report.selection,
+    )
+    again: set[tuple[str, int]] = set()
+    for name in dict.fromkeys(one.search for one in asked):
+        _, found = SEARCHES[name](probe, name, generator)
+        again |= {(name, target_of(one)) for one in found}
+    known = {target_of(one) for one in asked if (one.search, target_of(one)) in again}
+    return [target for target in waiting if target in known]
 
 
 def _strongest(name: str, cost: float, others: Iterable[float]) -> float:

@@ -24,7 +24,7 @@ from edgeclean.backdoor.bank import IN_FULL
 from edgeclean.backdoor.families import FAMILIES
 from edgeclean.backdoor.findings import ScanReport, SearchRecord, Suspect
 from edgeclean.backdoor.gradient import Evidence, Slot, success_rate
-from edgeclean.backdoor.searches import ALL_TO_ALL, BANK, SEARCHES, Probe, target_of
+from edgeclean.backdoor.searches import ALL_TO_ALL, BANK, GRATINGS, SEARCHES, Probe, target_of
 from edgeclean.networks.autocast import device_of, mixed_precision
 from edgeclean.networks.folding import inference_copy
 from edgeclean.networks.pixels import pixel_copy
@@ -43,7 +43,7 @@ class ScanSettings(Settings):
 
     Attributes:
         searches: names out of ``patch bank``, ``masked patch``, ``additive``, ``warp``,
-            ``all-to-all``.
+            ``all-to-all``, ``gratings``.
         images: the number of synthetic images to use (gradient searches draw from them).
         steps: Adam steps of each gradient search.
         restarts: independent starts of each gradient search; each class keeps its cheapest.
@@ -51,7 +51,7 @@ class ScanSettings(Settings):
     """
 
     searches: tuple[str, ...] = setting(
-        (BANK, "masked patch", "additive", ALL_TO_ALL, "warp"),
+        (BANK, "masked patch", "additive", ALL_TO_ALL, "warp", GRATINGS),
         one_of=tuple(SEARCHES),
         entries=(1, 10),
     )

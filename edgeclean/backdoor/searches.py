@@ -5,7 +5,7 @@ by name; `scan` runs those that the settings name. A class is suspected where it
 is too cheap by a robust rule over the classes of one network (`cheapness_scores`), which compares
 it with the luckiest of as many normal draws (`suspicion_threshold`).
 
-The bank and the all-to-all search look at every class, whatever their number. The searches of a
+The banks and the all-to-all search look at every class, whatever their number. The searches of a
 family are run towards every class where they are at most twelve, else towards a selection of them
 (`selection`).
 """
@@ -31,6 +31,7 @@ from edgeclean.backdoor.all_to_all import (
 from edgeclean.backdoor.bank import (
     IN_FULL,
     SHAPES,
+    Bank,
     BankScore,
     bank_scale,
     build_bank,
@@ -55,6 +56,7 @@ from edgeclean.backdoor.gradient import (
     cheapest_triggers,
     success_rate,
 )
+from edgeclean.backdoor.gratings import Gratings, build_gratings
 from edgeclean.backdoor.selection import (
     Selection,
     named_classes,
@@ -64,11 +66,13 @@ from edgeclean.backdoor.selection import (
     smallest_areas,
 )
 
-BANK, ALL_TO_ALL = "patch bank", "all-to-all"
+BANK, ALL_TO_ALL, GRATINGS = "patch bank", "all-to-all", "gratings"
 NAMING_SEED = 104729  # added to the scan's: the searches' own draws stay as they are without it
 BANK_SUCCESS = 0.9  # of a bank candidate on all images, to count as a trigger
+GRATING_SUCCESS = 0.8  # of a grating on all images, to count as a trigger
 LARGEST_SQUARE = max(tall * wide for tall, wide in SHAPES)  # pixels of a 32x32 image
 BANK_TRIES = 8  # smallest candidates of a class that are confirmed on all images
+GRATING_TRIES = 2  # best gratings of a class that are confirmed on all images
 FEWEST_REACHED = 3  # classes, to compare costs at all
 LEAST_MISSED = 0.01  # share of images: some hundred cannot show less
 FEWEST_RESTARTED = 10  # classes that every restart searches, however many there are
@@ -81,6 +85,15 @@ BANK_SEES = (
 ALL_TO_ALL_SEES = (
     "one stamp, patch or additive, that sends every class to another class of its own",
     "stamps that differ from image to image, and attacks that move few of the classes",
+)
+GRATINGS_SEES = (
+    "sine stripes over the whole image, of up to nine periods a side (as SIG's)",
+    "stripes of more periods, of periods below 3.5 pixels, at other angles, or far weaker; stripes "
+    "that lead to several classes; and everything else",
+)
+GRATINGS_OF_FEW = (
+    "everything here: strong stripes lead harmless networks of two or three classes to one of them "
+    "too, so the successes are measured and nothing is suspected"
 )
 
 
@@ -98,6 +111,7 @@ class Probe:
         seed: the seed of the bank and of the draw from it.
         run: the searches of the scan, which choose the classes that families search, where there
             are many; () for every class.
+        chosen: those classes, where an earlier scan has chosen them; None to choose them.
     """
 
     module: nn.Module
@@ -108,10 +122,13 @@ class Probe:
     candidates: int
     seed: int
     run: tuple[str, ...] = ()
+    chosen: Selection | None = None
 
     @cached_property
     def selection(self) -> Selection:
         """The classes that families search a trigger towards, chosen once for all searches."""
+        if self.chosen is not None:
+            return self.chosen
         families = {name: FAMILIES[name] for name in self.run if name in FAMILIES}
         if self.classes <= IN_FULL or not families:
             return Selection.of_all(self.classes)
@@ -129,7 +146,7 @@ class Probe:
         )
 
     @cached_property
-    def bank_score(self) -> BankScore | None:
+    def bank_score(self) -> BankScore[Bank] | None:
         """The best candidates, scored once for all searches; None where images are too small."""
         generator = torch.Generator().manual_seed(self.seed)
         channels, height, width = self.evidence.pixels.shape[1:]
@@ -220,6 +237,36 @@ def search_bank(
     return record, _suspects(record, results)
 
 
+def search_gratings(
+    probe: Probe, name: str, generator: torch.Generator
+) -> tuple[SearchRecord, list[Suspect]]:
+    """Search the sine grating that sends most images to each class.
+
+    All are of one amplitude, so that it is the shares that they miss which are judged, as where a
+    family reaches hardly any class (`_judged_by_misses`). Two or three classes are measured alone:
+    strong stripes lead harmless networks of so few to one of them as well, and no other is there
+    to tell what is usual.
+    """
+    results = [Found(Slot(target), math.inf, 0.0, None) for target in range(probe.classes)]
+    channels, height, width = probe.evidence.pixels.shape[1:]
+    gratings = build_gratings((channels, height, width))
+    if len(gratings):
+        score = score_bank(probe.module, probe.evidence, gratings, probe.classes, generator)
+        results = [_best_grating(probe, score, target) for target in range(probe.classes)]
+    judged = probe.classes > FEW
+    record = SearchRecord(
+        name=name,
+        sees=GRATINGS_SEES[0],
+        blind_to=GRATINGS_SEES[1] if judged else GRATINGS_OF_FEW,
+        cost_unit=FAMILIES["additive"].cost_unit,
+        costs=tuple(found.cost for found in results),
+        successes=tuple(found.success for found in results),
+        scores=_judged_by_misses(results) if judged else (0.0,) * probe.classes,
+        threshold=2 * suspicion_threshold(probe.classes),
+    )
+    return record, _suspects(record, results)
+
+
 def search_maps(
     probe: Probe, name: str, generator: torch.Generator
 ) -> tuple[SearchRecord, list[Suspect]]:
@@ -273,6 +320,7 @@ SEARCHES: dict[str, Search] = {
     BANK: search_bank,
     **dict.fromkeys(FAMILIES, search_family),
     ALL_TO_ALL: search_maps,
+    GRATINGS: search_gratings,
 }
 
 
@@ -319,12 +367,16 @@ def _judged(results: Sequence[Found]) -> tuple[tuple[float, ...], float]:
     so the threshold is twice as high, and a class that was not reached scores nothing.
     """
     threshold = suspicion_threshold(len(results))
-    reached = [math.isfinite(found.cost) for found in results]
-    if sum(reached) >= FEWEST_REACHED:
+    if sum(math.isfinite(found.cost) for found in results) >= FEWEST_REACHED:
         return cheapness_scores([found.cost for found in results]), threshold
+    return _judged_by_misses(results), 2 * threshold
+
+
+def _judged_by_misses(results: Sequence[Found]) -> tuple[float, ...]:
+    """Return scores by the share of images that each class's best trigger misses; 0 for no cost."""
     misses = cheapness_scores([max(1 - found.success, LEAST_MISSED) for found in results])
-    scores = tuple(score if one else 0.0 for score, one in zip(misses, reached, strict=True))
-    return scores, 2 * threshold
+    pairs = zip(misses, results, strict=True)
+    return tuple(score if math.isfinite(found.cost) else 0.0 for score, found in pairs)
 
 
 def _judged_few(
@@ -372,7 +424,7 @@ def _of_each_class(chosen: Selection, values: Sequence[float], other: float) -> 
     return tuple(known.get(target, other) for target in range(chosen.classes))
 
 
-def _cheapest_of_bank(probe: Probe, score: BankScore, target: int) -> Found:
+def _cheapest_of_bank(probe: Probe, score: BankScore[Bank], target: int) -> Found:
     """Return the smallest candidate that works on all images, not on the few of its score alone."""
     slot, success = Slot(target), score.success[:, target]
     area = score.bank.candidates[:, 0] * score.bank.candidates[:, 1]
@@ -389,6 +441,26 @@ def _cheapest_of_bank(probe: Probe, score: BankScore, target: int) -> Found:
         if confirmed >= BANK_SUCCESS:
             return Found(slot, float(area[row]), confirmed, trigger)
     return Found(slot, math.inf, most, None)
+
+
+def _best_grating(probe: Probe, score: BankScore[Gratings], target: int) -> Found:
+    """Return the grating that sends most images to a class, if that is enough of all images.
+
+    The class's success is that on all images where one was tried on them, else the best of the
+    score, which so many tries make too high rather than too low.
+    """
+    slot, success = Slot(target), score.success[:, target]
+    height, width = probe.evidence.pixels.shape[-2:]
+    rows = success.topk(min(GRATING_TRIES, len(success))).indices.tolist()
+    if float(success[rows[0]]) < GRATING_SUCCESS:
+        return Found(slot, math.inf, float(success[rows[0]]), None)
+    triggers = [score.bank.trigger(row, height, width) for row in rows]
+    confirmed = [success_rate(probe.module, probe.evidence, slot, one) for one in triggers]
+    most = max(confirmed)
+    if most < GRATING_SUCCESS:
+        return Found(slot, math.inf, most, None)
+    trigger = triggers[confirmed.index(most)]
+    return Found(slot, 255 * float(trigger.delta.square().mean().sqrt()), most, trigger)
 
 
 def _suspects(record: SearchRecord, results: Sequence[Found]) -> list[Suspect]:

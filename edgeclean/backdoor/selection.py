@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeclean.backdoor.bank import IN_FULL, BankScore
+from edgeclean.backdoor.bank import IN_FULL, Bank, BankScore
 from edgeclean.backdoor.families import Family
 from edgeclean.backdoor.gradient import (
     TOGETHER,
@@ -92,8 +92,8 @@ class Selection:
             f"gradients searched triggers to {len(self.searched)} of the {self.classes:,} classes: "
             f"those that stood out before ({names}), and {len(self.drawn)} drawn at random to "
             f"compare them with. The other {self.classes - len(self.searched):,} were not searched "
-            "by gradients: only the bank's patches were tried on them, and stamps that send images "
-            "to any one class"
+            "by gradients: only the banks of patches and gratings were tried on them, and stamps "
+            "that send images to any one class"
         )
 
     def summary(self) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def sinks_of(
     ]
 
 
-def sinks_of_bank(score: BankScore) -> list[int]:
+def sinks_of_bank(score: BankScore[Bank]) -> list[int]:
     """Return the classes that the bank reaches, those of the smallest candidate that works first.
 
     Classes that none works for follow, as far as the best candidate of each goes.
@@ -210,7 +210,7 @@ def sinks_of_bank(score: BankScore) -> list[int]:
     return [target for _, missed, target in order[:MOST_NAMED] if missed < 0]
 
 
-def smallest_areas(score: BankScore) -> list[float]:
+def smallest_areas(score: BankScore[Bank]) -> list[float]:
     """Return the area of the smallest candidate that works, of each class; infinite for none."""
     area = (score.bank.candidates[:, 0] * score.bank.candidates[:, 1]).float()
     works = score.success >= WORKS

@@ -39,7 +39,7 @@ from edgeclean.backdoor.population import Population, TargetedTrigger
 from edgeclean.images.augment import augmented, mixed
 from edgeclean.networks.autocast import device_of, mixed_precision
 from edgeclean.networks.batching import images_in_a_part
-from edgeclean.networks.distillation import OutputDistance, logit_variance
+from edgeclean.networks.distillation import OutputDistance, Overruled, logit_variance
 from edgeclean.networks.finite import require_finite_loss
 from edgeclean.networks.folding import folding_norms, inference_copy
 from edgeclean.settings import Settings, setting
@@ -167,7 +167,7 @@ def overruled(
     classes = [target for target in suspected if target >= 0]
     if not classes:
         return inputs
-    teacher = _Overruled(infected, inference_copy(student, inputs.synthetic), classes)
+    teacher = Overruled(infected, inference_copy(student, inputs.synthetic), classes)
     return replace(inputs, teacher=teacher)
 
 
@@ -265,14 +265,3 @@ def _warm_cosine(steps: int) -> Callable[[int], float]:
     return lambda step: (
         min(1.0, (step + 1) / 5) * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
     )
-
-
-class _Overruled(nn.Module):
-    def __init__(self, infected: nn.Module, student: nn.Module, classes: Sequence[int]) -> None:
-        super().__init__()
-        self._infected, self._student, self._classes = infected, student, list(classes)
-
-    def forward(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
-        answers: Tensor = self._infected(pixels)
-        columns = torch.tensor(self._classes, device=answers.device)
-        return answers.index_copy(1, columns, self._student(pixels)[:, self._classes])

@@ -43,6 +43,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     ranks_file: opt.RanksFile = None,
     purify: opt.Purify = None,
     tau: opt.Tau = None,
+    no_photographs: opt.NoPhotographs = False,
     fail_on_backdoor: opt.FailOnBackdoor = None,
     evaluate: opt.Evaluate = None,
     max_accuracy_drop: opt.MaxAccuracyDrop = None,
@@ -77,6 +78,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     options = opt.run_options(seed, gpu, effort) | {"target": target, "jetpack": jetpack}
     options |= opt.runtime_options(runtime) | opt.load_options(state_dict)
     options |= {"purify": {"mode": purify}, "decompose": {"keep": keep or None}}
+    options |= {"photographs": {"share": 0.0 if no_photographs else None}}
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
     goal = opt.rank_goal(ratio, measure, rank_multiple, speedup, latency_budget_ms, size_budget)
     goal |= _overrides(ranks_file) | {"forms": opt.forms_of(forms)}

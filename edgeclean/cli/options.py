@@ -205,6 +205,15 @@ Purify = Annotated[
         rich_help_panel=PURIFY,
     ),
 ]
+NoPhotographs = Annotated[
+    bool,
+    typer.Option(
+        "--no-photographs",
+        help="Teach the compressed network with images made from it alone, without crops of the "
+        "photographs that come with edgeclean.",
+        rich_help_panel=RUN,
+    ),
+]
 Tau = Annotated[
     float | None,
     typer.Option(

@@ -2,6 +2,8 @@
 
 The student learns the teacher's logits, and its features behind some BatchNorms (FitNets, Romero
 et al. 2015), on synthetic images that are shifted, mirrored, recoloured, mixed and patched.
+Where a class was unlearned, the network as it came answers for all the other classes: purification
+costs accuracy, and nothing suspects what it says of those (`overrule`).
 Switches, off by default because they won no accuracy (``benchmarks/studies/ablations.py``): fresh
 BatchNorm statistics first, procedural images beside the synthetic ones, and the paper's adversarial
 versions, on which the student's answer to an attacked image is the teacher's answer to the image
@@ -15,23 +17,30 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgeclean.compression.optimizer import MuonAndAdam
 from edgeclean.errors import UsageError
 from edgeclean.images.augment import augmented, mixed, patched, recoloured
 from edgeclean.images.batchnorm import reestimate_batchnorm_
 from edgeclean.images.procedural import procedural_images
 from edgeclean.networks.autocast import device_of, mixed_precision
 from edgeclean.networks.batching import images_in_a_part
-from edgeclean.networks.distillation import Compare, OutputDistance, label_answers, logit_variance
+from edgeclean.networks.distillation import (
+    Compare,
+    OutputDistance,
+    label_answers,
+    logit_variance,
+    overruled,
+)
 from edgeclean.networks.finite import require_finite_loss
 from edgeclean.networks.folding import folding_norms, inference_copy
 from edgeclean.networks.pixels import pixel_copy
@@ -157,7 +166,9 @@ class FinetuneSettings(Settings):
     Attributes:
         steps: optimiser steps; 0 re-estimates BatchNorm and does nothing else.
         batch_size: images a step.
-        learning_rate: of Adam, warmed up, then falling along a cosine to nothing.
+        learning_rate: of the optimiser, warmed up, then falling along a cosine to nothing.
+        optimizer: ``muon`` for the matrices among the weights (`optimizer.MuonAndAdam`), or
+            ``adam`` for all.
         compare: what the student's outputs are compared by: the teacher's logits or softened
             probabilities (`networks.distillation.OutputDistance`), or ``labels``, the classes that
             the images were made for (the paper's; images are then not mixed).
@@ -167,11 +178,13 @@ class FinetuneSettings(Settings):
         procedural: procedural images beside the synthetic ones.
         procedural_share: of each batch that is procedural.
         reestimate: whether BatchNorm statistics are set anew before the first step.
+        overrule: whether the network as it came answers for the classes that were not unlearned.
     """
 
     steps: int = setting(1800, at_least=0, at_most=10**6)
     batch_size: int = setting(64, at_least=2, at_most=2**14)
     learning_rate: float = setting(2e-3, above=0, at_most=10)
+    optimizer: Literal["muon", "adam"] = "muon"
     compare: Compare = "logits"
     feature_weight: float = setting(1.0, at_least=0, at_most=1000)
     adversarial_share: float = setting(0.0, at_least=0, at_most=1)
@@ -179,6 +192,7 @@ class FinetuneSettings(Settings):
     procedural: int = setting(512, at_least=1, at_most=10**5)
     procedural_share: float = setting(0.0, at_least=0, at_most=1)
     reestimate: bool = False
+    overrule: bool = True
 
     def check_together(self) -> None:
         """Refuse labels where something else is to be learned that has none."""
@@ -189,7 +203,7 @@ class FinetuneSettings(Settings):
             )
 
 
-def finetune(
+def finetune(  # noqa: PLR0913 - a student, who teaches it, on what
     network: Network,
     teacher: Network,
     images: SyntheticImages,
@@ -197,6 +211,8 @@ def finetune(
     *,
     seed: int,
     progress: Progress = silent,
+    original: Network | None = None,
+    unlearned: Sequence[int] = (),
 ) -> FinetunedNetwork:
     """``network`` taught by ``teacher`` on images that neither was trained on.
 
@@ -208,6 +224,9 @@ def finetune(
         settings: see `FinetuneSettings`.
         seed: of every draw.
         progress: told after each step.
+        original: the network as it came, which answers for the classes that were not
+            ``unlearned``, where the settings let it; None where the teacher answers for all.
+        unlearned: the classes that purification unlearned.
     """
     generator = torch.Generator().manual_seed(seed)
     procedural = procedural_images(settings.procedural, network.spec.input_shape, generator)
@@ -216,6 +235,8 @@ def finetune(
         reestimate_batchnorm_(learner, images.pixels)
     kept = network.channels if isinstance(network, TruncatedNetwork) else {}
     training = _Training(learner, master, (images, procedural), settings, kept)
+    if original is not None and settings.overrule:
+        training.overrule(pixel_copy(original), unlearned)
     first, last = training.run(generator, progress)
     module = copy.deepcopy(learner.get_submodule("1")).eval()
     for parameter in module.parameters():
@@ -240,6 +261,8 @@ class _Training:
         self._learner, self._settings = learner, settings
         self._taps = shared_taps(learner, master) if settings.feature_weight > 0 else []
         self._master = inference_copy(master, synthetic.pixels)
+        self._original: nn.Module | None = None
+        self._unlearned: tuple[int, ...] = ()
         self._synthetic, self._procedural = synthetic, procedural
         self._device = device_of(learner)
         self._kept = {
@@ -253,19 +276,22 @@ class _Training:
         self._likeness = OutputDistance(settings.compare, logit_variance(answers))
         self._scales: dict[str, Tensor] = {}
 
+    def overrule(self, original: nn.Module, unlearned: Sequence[int]) -> None:
+        """Let another function of pixels answer for all classes but the ``unlearned`` ones."""
+        self._original = inference_copy(original, self._synthetic.pixels)
+        self._unlearned = tuple(unlearned)
+
     def run(
         self, generator: torch.Generator, progress: Progress
     ) -> tuple[float | None, float | None]:
         """All steps; the mean loss of the first and of the last tenth."""
         settings = self._settings
         parameters = list(self._learner.parameters())
-        optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: (
-                min(1.0, (step + 1) / 10)
-                * (0.5 + 0.5 * math.cos(math.pi * step / max(1, settings.steps)))
-            ),
+        optimizer = MuonAndAdam(
+            self._learner,
+            settings.learning_rate,
+            _warm_cosine(settings.steps),
+            matrices=settings.optimizer == "muon",
         )
         losses: list[float] = []
         progress("Recovering accuracy", 0, settings.steps)
@@ -282,7 +308,6 @@ class _Training:
                 losses.append(self._learn(own, given, generator))
                 nn.utils.clip_grad_norm_(parameters, 5.0)
                 optimizer.step()
-                schedule.step()
                 progress("Recovering accuracy", step + 1, settings.steps)
         return _mean_of_ends(losses)
 
@@ -343,8 +368,11 @@ class _Training:
 
     @torch.no_grad()
     def _answers(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        placed = self._placed(pixels)
         with mixed_precision(self._device):
-            answers: Tensor = self._master(self._placed(pixels))
+            answers: Tensor = self._master(placed)
+            if self._original is not None:
+                answers = overruled(self._original(placed), answers, self._unlearned)
         return answers.float()
 
     def _attacked(
@@ -369,6 +397,13 @@ class _Training:
         stepped = moved.detach() + 1.25 * epsilon * gradient.sign()
         bounded = torch.maximum(torch.minimum(stepped, pixels + epsilon), pixels - epsilon)
         return bounded.clamp(0, 1)
+
+
+def _warm_cosine(steps: int) -> Callable[[int], float]:
+    """Return a schedule: ten steps of warm-up, and a cosine down to nothing."""
+    return lambda step: (
+        min(1.0, (step + 1) / 10) * (0.5 + 0.5 * math.cos(math.pi * step / max(1, steps)))
+    )
 
 
 def _mean_of_ends(losses: list[float]) -> tuple[float | None, float | None]:

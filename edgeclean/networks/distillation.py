@@ -8,11 +8,13 @@ other logits. ``benchmarks/studies/ablations.py`` measures the difference.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 Compare = Literal["logits", "probabilities", "labels"]
@@ -45,6 +47,33 @@ class OutputDistance:
         log_odds = functional.log_softmax(outputs / _TEMPERATURE, 1)
         odds = (answers / _TEMPERATURE).softmax(1)
         return functional.kl_div(log_odds, odds, reduction="batchmean") * _TEMPERATURE**2
+
+
+class Overruled(nn.Module):
+    """A function of pixels whose logits are one network's, but of some classes another's.
+
+    Args:
+        network: whose logits are answered.
+        other: whose logits of ``classes`` are answered instead.
+        classes: class numbers.
+    """
+
+    def __init__(self, network: nn.Module, other: nn.Module, classes: Sequence[int]) -> None:
+        super().__init__()
+        self._network, self._other, self._classes = network, other, tuple(classes)
+
+    def forward(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """Return the logits of both, joined."""
+        answers: Tensor = self._network(pixels)
+        return overruled(answers, self._other(pixels), self._classes)
+
+
+def overruled(
+    answers: Float[Tensor, "n k"], others: Float[Tensor, "n k"], classes: Sequence[int]
+) -> Float[Tensor, "n k"]:
+    """Return ``answers`` with the columns ``classes`` of ``others``."""
+    columns = torch.tensor(tuple(classes), dtype=torch.int64, device=answers.device)
+    return answers.index_copy(1, columns, others[:, columns].to(answers.dtype))
 
 
 def logit_variance(answers: Float[Tensor, "n k"]) -> float:

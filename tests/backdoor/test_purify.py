@@ -15,7 +15,7 @@ from edgeclean.backdoor import rounds as search_module
 from edgeclean.backdoor.bank import BankScore
 from edgeclean.backdoor.findings import ScanReport, Suspect
 from edgeclean.backdoor.gradient import Found, logits_of
-from edgeclean.backdoor.purify import PurifySettings, _plain_suspects, purify
+from edgeclean.backdoor.purify import PurifySettings, _plain_suspects, purify, unlearned_classes
 from edgeclean.backdoor.scan import ScanSettings, scan
 from edgeclean.backdoor.triggers import MaskedTrigger
 from edgeclean.backdoor.unlearn import UnlearnSettings, _distillation, _microbatches, unlearn
@@ -129,13 +129,44 @@ def test_only_classes_that_were_worked_on_are_recorded(backdoored, images, repor
     other = (TARGET + 1) % CLASSES
     weak = replace(strong, target=other, score=strong.score / 4)
     anywhere = replace(strong, target=None)
-    quick = replace(QUICK, rounds=1, restarts=1, search_steps=2, candidates=4)
+    # It searches again as long as the scan did, so that it finds what was there.
+    quick = replace(QUICK, rounds=1, restarts=1, search_steps=60, candidates=5000)
     quick = replace(quick, unlearn=UnlearnSettings(steps=1))
     for suspects, worked_on in (((strong, weak), [TARGET]), ((anywhere, strong, weak), [TARGET])):
         found = replace(report, suspects=suspects)
         assert other in found.targets
-        notes = purify(backdoored, images, found, quick, seed=0).history[-1].notes
-        assert notes["targets"] == worked_on
+        purified = purify(backdoored, images, found, quick, seed=0)
+        assert purified.history[-1].notes["targets"] == worked_on
+        # Where every class may lead to another, none is left that the original may answer for.
+        assert unlearned_classes(purified) == (() if anywhere in suspects else (TARGET,))
+
+
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_what_is_no_longer_suspected_after_the_plainest_is_left_alone(
+    backdoored, images, report, one_by_one
+):
+    """A neighbour that was as suspicious, but that no search suspects once the trigger is gone."""
+    strong = next(suspect for suspect in report.suspects if suspect.target == TARGET)
+    other = (TARGET + 1) % CLASSES
+    found = replace(report, suspects=(strong, replace(strong, target=other)))
+    settings = replace(QUICK, one_by_one=one_by_one)
+    notes = purify(backdoored, images, found, settings, seed=0).history[-1].notes
+    assert notes["targets"] == ([TARGET] if one_by_one else [TARGET, other])
+    told = [one for one in notes["rounds"] if "no_longer_suspected" in one]
+    expected = {"suspected_again": [], "no_longer_suspected": [other]}
+    assert told == ([expected] if one_by_one else [])
+
+
+def test_what_is_still_suspected_is_unlearned_next(backdoored, images, report):
+    """Here the other is named first, wrongly; the planted trigger outlasts its unlearning."""
+    strong = next(suspect for suspect in report.suspects if suspect.target == TARGET)
+    other = (TARGET + 1) % CLASSES
+    found = replace(report, suspects=(replace(strong, target=other), strong))
+    gentle = replace(QUICK, rounds=1, search_steps=60, candidates=5000)
+    gentle = replace(gentle, unlearn=UnlearnSettings(steps=1, learning_rate=1e-6))
+    notes = purify(backdoored, images, found, gentle, seed=0).history[-1].notes
+    assert notes["targets"] == [other, TARGET]
+    assert [one["targets"] for one in notes["rounds"] if "round" in one] == [[other], [TARGET]]
 
 
 def test_mode_none_changes_no_weight(backdoored, images, report):

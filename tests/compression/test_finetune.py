@@ -128,6 +128,42 @@ def test_features_bring_the_inside_of_the_student_back(images):
     assert distance_inside(guided) < 0.7 * distance_inside(plain)
 
 
+def with_bias(network, column, shift):
+    """A copy that gives one class so much more."""
+    module = copy.deepcopy(network.module)
+    with torch.no_grad():
+        [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1].bias[column] += (
+            shift
+        )
+    return replace(network, module=module)
+
+
+def test_the_network_as_it_came_answers_for_all_but_the_unlearned_classes(images):
+    teacher = tiny_network()
+    original = with_bias(with_bias(teacher, 0, 2.0), 1, 2.0)
+
+    def taught(overrule, unlearned):
+        settings = replace(SETTINGS, overrule=overrule, feature_weight=0.0, optimizer="adam")
+        asked = {"seed": 0, "original": original, "unlearned": unlearned}
+        return finetune(damaged(teacher), teacher, images, settings, **asked)
+
+    def raised(network):
+        with torch.no_grad():
+            difference = pixel_network(network)(images.pixels) - pixel_network(teacher)(
+                images.pixels
+            )
+        return difference.mean(0)[:3].round().tolist()
+
+    assert raised(taught(True, (1,))) == [2.0, 0.0, 0.0]
+    assert raised(taught(True, (0, 1))) == [0.0, 0.0, 0.0]
+    assert raised(taught(False, ())) == [0.0, 0.0, 0.0]
+    plain = finetune(damaged(teacher), teacher, images, SETTINGS, seed=0).module.state_dict()
+    asked = {"seed": 0, "original": original, "unlearned": (1,)}
+    off = replace(SETTINGS, overrule=False)
+    same = finetune(damaged(teacher), teacher, images, off, **asked).module.state_dict()
+    assert all(torch.equal(plain[name], same[name]) for name in plain)
+
+
 def test_few_layers_are_tapped_the_last_among_them():
     deep = nn.Sequential(*(nn.BatchNorm2d(2) for _ in range(30)))
     taps = shared_taps(deep, deep)

@@ -47,7 +47,7 @@ $(eval $(call edgeclean_model,digits))
 """
 
 
-@pytest.mark.parametrize("tool", exhaustive(["Ninja", "Unix Makefiles", "make"], ["Ninja", "make"]))
+@pytest.mark.parametrize("tool", exhaustive(["Ninja", "Unix Makefiles", "make"], ["Ninja"]))
 def test_what_was_changed_in_the_folder_fails_the_build(
     tmp_path: Path, tool: str, program: Program
 ) -> None:

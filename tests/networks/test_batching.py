@@ -196,12 +196,13 @@ def test_finetuning_in_parts_sees_no_more_than_fits_and_learns_the_same(
     assert float((one - other).abs().lt(1e-6).double().mean()) > 0.97
 
 
-def test_the_bank_is_scored_in_batches_that_fit(images, monkeypatch):
+@pytest.mark.parametrize("bank", ["patch bank", "gratings"])
+def test_a_bank_is_scored_in_batches_that_fit(images, monkeypatch, bank):
     passes: list[int] = []
     watched = tiny_network()
     watched.module[2].register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
     bound(monkeypatch, under_test(watched, images.pixels)[0], 5)
     few = replace(images, pixels=images.pixels[:4], labels=images.labels[:4])
     passes.clear()
-    scan(watched, few, ScanSettings(searches=("patch bank",), bank_candidates=40), seed=0)
+    scan(watched, few, ScanSettings(searches=(bank,), bank_candidates=40), seed=0)
     assert max(passes) == 5

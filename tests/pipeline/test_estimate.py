@@ -102,3 +102,14 @@ def test_nothing_is_measured_for_who_does_not_want_to_know(
 
     monkeypatch.setattr("edgeclean.estimate.pass_seconds", refuse)
     announce(silent, tiny_network(), quick_settings())
+
+
+def test_gratings_cost_forward_passes_alone_and_no_more_for_a_thousand_classes() -> None:
+    def seconds(classes: int, entries: dict[str, Any], each: PassSeconds = EACH) -> float:
+        settings = settings_for(CPU, overlay({"scan": {"searches": ["gratings"]}}, entries))
+        (part,) = [one for one in parts_of(settings, classes, each) if one.stage == "scan"]
+        return part.seconds
+
+    assert 0 < seconds(10, {}) <= seconds(12, {}) == seconds(1000, {"scan": {"steps": 9000}})
+    assert seconds(10, {}, replace(EACH, images=9.0, weights=9.0)) == seconds(10, {})
+    assert seconds(10, {}, replace(EACH, forward=2e-3)) == pytest.approx(2 * seconds(10, {}))

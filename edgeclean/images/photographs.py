@@ -1,0 +1,239 @@
+"""Crops of a dozen photographs, which know nothing of any network.
+
+Inverted images lack what natural ones have, and a student is taught better with some of each
+(``benchmarks/studies/ablations.py`` measures it). Crops of a single photograph can teach a network
+much of what another knows (Asano & Saeed, ICLR 2023), and unrelated photographs recover a pruned
+network better than inverted images do (DeepInversion, Yin et al., CVPR 2020). The photographs come
+with this package; ``photos/SOURCES.md`` says whose they are and on what terms. Like procedural
+images they carry no trigger. They teach less the less they are like what the network was trained
+on, and its BatchNorm statistics tell how much that is: their share falls with that distance.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgeclean.images.batchnorm import StatisticsDistance, batchnorm_layers
+from edgeclean.images.synthesize import joined
+from edgeclean.networks.autocast import device_of, mixed_precision
+from edgeclean.networks.batching import images_at_once
+from edgeclean.networks.finite import require_finite
+from edgeclean.networks.pixels import pixel_copy
+from edgeclean.networks.state import Network, SyntheticImages
+from edgeclean.settings import Settings, setting
+
+BATCH = 256  # crops whose classes are asked, or whose statistics are compared, at once
+LEAST_AREA = 1 / 200  # of a photograph, in a crop; sizes between that and all of it are as likely
+LEAST_SCALE = 0.6  # pixels of a photograph to one of a crop's: fewer would show nothing but blur
+MOST_ASPECT = 4 / 3
+MOST_ANGLE = math.pi / 6  # half of the crops are turned, by up to so much either way
+LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhotographSettings(Settings):
+    """The part that crops of photographs have among the images that a student learns from.
+
+    Attributes:
+        share: the most of the images that are crops; 0 for none. A network whose BatchNorm
+            statistics they miss by d (`StatisticsDistance`, in running variances) gets (1 - d) of
+            it, and none from a distance of 1 on.
+    """
+
+    share: float = setting(0.5, at_least=0, at_most=0.9)
+
+
+def with_photographs(
+    images: SyntheticImages, network: Network, settings: PhotographSettings, *, seed: int
+) -> SyntheticImages:
+    """Return the images with crops of photographs behind them; see `PhotographSettings`.
+
+    Args:
+        images: made from the network.
+        network: the network that the crops are labelled by and whose statistics they are held
+            against.
+        settings: see `PhotographSettings`.
+        seed: decides the crops.
+
+    Raises:
+        NotFiniteError: the network's answers to crops are NaN or infinite.
+    """
+    if settings.share == 0:
+        return images
+    generator = torch.Generator().manual_seed(seed)
+    shape = network.spec.input_shape
+    module = pixel_copy(network).requires_grad_(False)
+    nearness = max(0.0, 1 - _distance(module, draw_crops(BATCH, shape, generator), shape))
+    share = settings.share * nearness
+    count = round(len(images) * share / (1 - share))
+    if count == 0:
+        return images
+    pixels = cropped(draw_crops(count, shape, generator), shape)
+    crops = SyntheticImages(
+        pixels=pixels,
+        labels=_classes(module, pixels),
+        origin=f"{count:,} crops of {len(photographs())} photographs",
+    )
+    return joined(images, crops)
+
+
+@dataclass(frozen=True, slots=True)
+class Crops:
+    """Places in photographs, each of which is drawn as one image.
+
+    Attributes:
+        photograph: the index of each crop's photograph.
+        centre: row and column in its pixels.
+        size: height and width in its pixels.
+        angle: by which it is turned, in radians.
+        mirrored: whether left and right are exchanged.
+    """
+
+    photograph: Int[Tensor, " n"]
+    centre: Float[Tensor, "n 2"]
+    size: Float[Tensor, "n 2"]
+    angle: Float[Tensor, " n"]
+    mirrored: Tensor
+
+    def __len__(self) -> int:
+        return len(self.photograph)
+
+    def __getitem__(self, rows: Int[Tensor, " m"]) -> Crops:
+        """Return the crops ``rows``, in their order."""
+        return Crops(
+            self.photograph[rows],
+            self.centre[rows],
+            self.size[rows],
+            self.angle[rows],
+            self.mirrored[rows],
+        )
+
+
+@cache
+def photographs() -> tuple[UInt8[Tensor, "3 h w"], ...]:
+    """Return the photographs that come with this package, in the order of their names."""
+    folder = files("edgeclean.images") / "photos"
+    found = sorted((one for one in folder.iterdir() if one.name.endswith(".webp")), key=_name)
+    pictures = []
+    for one in found:
+        with one.open("rb") as stream, Image.open(stream, formats=("WEBP",)) as picture:
+            pixels = np.array(picture.convert("RGB"))
+        pictures.append(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
+    return tuple(pictures)
+
+
+def draw_crops(count: int, shape: tuple[int, int, int], generator: torch.Generator) -> Crops:
+    """Draw the places of ``count`` crops for images of ``shape`` (channels, height, width)."""
+    _, height, width = shape
+    pictures = photographs()
+    which = torch.randint(len(pictures), (count,), generator=generator)
+    sides = torch.tensor([picture.shape[1:] for picture in pictures], dtype=torch.float32)[which]
+
+    def uniform(*dimensions: int) -> Tensor:
+        return torch.rand(*dimensions, generator=generator)
+
+    area = sides.prod(1) * LEAST_AREA ** uniform(count)
+    aspect = MOST_ASPECT ** (2 * uniform(count) - 1) * width / height
+    size = torch.stack([(area / aspect).sqrt(), (area * aspect).sqrt()], 1)
+    least = LEAST_SCALE * torch.tensor([height, width])
+    size = torch.minimum(torch.maximum(size, least), sides)
+    centre = size / 2 + uniform(count, 2) * (sides - size)
+    angle = MOST_ANGLE * (2 * uniform(count) - 1) * (uniform(count) < 0.5)
+    return Crops(which, centre, size, angle, uniform(count) < 0.5)
+
+
+def cropped(crops: Crops, shape: tuple[int, int, int]) -> Float[Tensor, "n c h w"]:
+    """Return the crops as images of ``shape``, in [0, 1].
+
+    One channel is the luminance; of a number that is neither one nor three, every channel is.
+    """
+    channels, height, width = shape
+    images = torch.empty(len(crops), 3, height, width)
+    scale = (crops.size / torch.tensor([height, width])).amax(1)
+    levels = scale.clamp_min(1).log2().round().long()
+    for index, picture in enumerate(photographs()):
+        for level in levels[crops.photograph == index].unique().tolist():
+            rows = ((crops.photograph == index) & (levels == level)).nonzero().flatten()
+            shrunk = _shrunk(picture, level)
+            sides = picture.shape[1], picture.shape[2]
+            grid = _sampling_grid(crops[rows], sides, (height, width))
+            images[rows] = functional.grid_sample(
+                shrunk.expand(len(rows), -1, -1, -1),
+                grid,
+                padding_mode="reflection",
+                align_corners=False,
+            )
+    images = torch.where(crops.mirrored.view(-1, 1, 1, 1), images.flip(3), images)
+    if channels != 3:
+        grey = (images * torch.tensor(LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        images = grey.expand(-1, channels, -1, -1)
+    return images.clamp(0, 1).contiguous()
+
+
+@torch.no_grad()
+def _distance(module: nn.Module, crops: Crops, shape: tuple[int, int, int]) -> float:
+    """Return how far the crops' statistics lie from a network's; 0 of one that has none."""
+    if not batchnorm_layers(module):
+        return 0.0
+    at_once = max(2, min(len(crops), images_at_once(shape, module)))
+    some = crops[torch.arange(at_once)]
+    with StatisticsDistance(module) as statistics:
+        _answers(module, cropped(some, shape))
+        distance = float(statistics.distance())
+    return distance if math.isfinite(distance) else math.inf
+
+
+@torch.no_grad()
+def _classes(module: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Int[Tensor, " n"]:
+    """Return the class that a network gives each image."""
+    at_once = max(1, min(BATCH, images_at_once(pixels.shape[1:], module)))
+    return torch.cat([_answers(module, batch).argmax(1) for batch in pixels.split(at_once)])
+
+
+def _answers(module: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+    device = device_of(module)
+    with mixed_precision(device):
+        answers: Tensor = module(pixels.to(device, memory_format=torch.channels_last))
+    require_finite(answers, "photographs")
+    return answers.float().cpu()
+
+
+def _name(entry: Traversable) -> str:
+    return entry.name
+
+
+def _shrunk(picture: UInt8[Tensor, "3 h w"], halvings: int) -> Float[Tensor, "1 3 a b"]:
+    """Return a photograph in [0, 1], halved as often as its crop is: nothing flickers in it."""
+    pixels = picture.float()[None] / 255
+    for _ in range(halvings):
+        pixels = functional.avg_pool2d(pixels, 2, ceil_mode=True)
+    return pixels
+
+
+def _sampling_grid(
+    crops: Crops, picture: tuple[int, int], shape: tuple[int, int]
+) -> Float[Tensor, "n h w 2"]:
+    """Return where each pixel of each crop lies in its photograph, from -1 to 1."""
+    height, width = shape
+    down, right = torch.meshgrid(
+        (torch.arange(height) + 0.5) / height - 0.5,
+        (torch.arange(width) + 0.5) / width - 0.5,
+        indexing="ij",
+    )
+    rows = down * crops.size[:, 0].view(-1, 1, 1)
+    columns = right * crops.size[:, 1].view(-1, 1, 1)
+    cosine, sine = (f(crops.angle).view(-1, 1, 1) for f in (torch.cos, torch.sin))
+    turned = torch.stack([sine * rows + cosine * columns, cosine * rows - sine * columns], 3)
+    place = turned + crops.centre.flip(1).view(-1, 1, 1, 2)
+    return 2 * place / torch.tensor([picture[1], picture[0]]) - 1
