@@ -31,18 +31,21 @@ from edgeclean.config import PipelineSettings, check_goal
 from edgeclean.devices.targets import Target, load_target, require
 from edgeclean.errors import UsageError
 from edgeclean.estimate import announce
-from edgeclean.gates import Policy, judge_scan, refuse_failed, refuse_larger, refuse_slower
+from edgeclean.gates import (
+    Policy,
+    judge_scan,
+    refuse_failed,
+    refuse_larger,
+    refuse_slower,
+    refuse_slower_than_planned,
+)
 from edgeclean.images.labelled import LabelledImages
 from edgeclean.images.photographs import with_photographs
 from edgeclean.images.synthesize import joined, synthesize
 from edgeclean.load.checkpoint import load_checkpoint
 from edgeclean.measure.accuracy import evaluate
 from edgeclean.measure.latency import LatencyReport, measure_pair
-from edgeclean.measure.machine_table import (
-    is_of_runtime,
-    is_of_this_machine,
-    table_of_this_machine,
-)
+from edgeclean.measure.machine_table import is_of_this_machine, table_of_this_machine
 from edgeclean.measure.runtimes import (
     RuntimeInputs,
     Runtimes,
@@ -276,11 +279,7 @@ def run_stages(  # noqa: PLR0913 - what a run is of, and what it tells
     device = target or load_target(settings.target, jetpack=settings.jetpack)
     files = _exported(original_model, compressed, images, settings, device, run)
     parity, lowered, latency, runtimes = files
-    if table is not None and is_of_this_machine(table):
-        refuse_slower(latency)
-    for one in runtimes.kept:
-        if table is not None and is_of_runtime(table, one.form.name, one.form.version):
-            refuse_slower(one.latency)
+    refuse_slower_than_planned(table, latency, runtimes)
     return Compression(
         original=original,
         purified=purified,

@@ -51,7 +51,7 @@ def test_a_microcontroller_is_given_int8() -> None:
 def test_all_is_int8_and_the_arena_is_measured(tmp_path: Path) -> None:
     installed_runtime("litert-micro")
     model, pixels = export_onnx(NETWORK), tiny_pixels(32)
-    precision = PrecisionSettings(format="int8", int8_signal_db=5)  # its logits hardly differ
+    precision = PrecisionSettings(format="int8", int8_signal_db=5.0)  # its logits hardly differ
     given = FormInputs(
         network=NETWORK,
         model=model,
