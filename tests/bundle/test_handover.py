@@ -203,6 +203,11 @@ def test_the_images_come_out_as_they_went_in(
     np.testing.assert_array_equal(levels_of(name, files), drawn[:MOST_IMAGES])
     manifest = {"target": asdict(target), "model": about, "versions": {}}
     handover_check.check_handover_files(manifest, files)
+    array = f"{TARGETS[name]}/calibration.npy"
+    for content in (files[array] + b"\0", files[array][:-1]) if array in files else ():
+        if height * width * channels > 1:  # else it is a whole image more or less
+            with pytest.raises(InputRejectedError, match="does not hold bytes"):
+                handover_check.check_handover_files(manifest, {**files, array: content})
     other = {**about, "input_shape": [channels, height + 1, width]}
     with pytest.raises(InputRejectedError):
         handover_check.check_handover_files({**manifest, "model": other}, files)
