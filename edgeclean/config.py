@@ -36,7 +36,6 @@ from edgeclean.effort import Effort, lengths_of
 from edgeclean.errors import UsageError
 from edgeclean.files.reading import read_small_toml
 from edgeclean.files.text import shown
-from edgeclean.images.photographs import PhotographSettings
 from edgeclean.images.synthesize import SynthesizeSettings
 from edgeclean.load.limits import LoadLimits
 from edgeclean.measure.latency import LatencySettings
@@ -69,7 +68,6 @@ class PipelineSettings(Settings):
         compute: the device that the stages run on: ``cpu``, or ``cuda`` for this machine's GPU.
         load: the most that the input may cost.
         synthesize: the images that are made from the network.
-        photographs: the crops of photographs beside them, for what follows the purification.
         scan: the searches for a backdoor.
         purify: the unlearning of found triggers.
         decompose: the choice of layers that are factored.
@@ -91,7 +89,6 @@ class PipelineSettings(Settings):
     compute: Compute = "cpu"
     load: LoadLimits = field(default_factory=LoadLimits)
     synthesize: SynthesizeSettings = field(default_factory=SynthesizeSettings)
-    photographs: PhotographSettings = field(default_factory=PhotographSettings)
     scan: ScanSettings = field(default_factory=ScanSettings)
     purify: PurifySettings = field(default_factory=PurifySettings)
     decompose: DecomposeSettings = field(default_factory=DecomposeSettings)
@@ -106,12 +103,15 @@ class PipelineSettings(Settings):
     runtime: RuntimeChoice = field(default_factory=RuntimeChoice)
 
 
-# What differs in this mode: leading ranks of the clamped weights, labels, attacked images, and
-# nothing that the paper does not have.
+# What differs in this mode: leading ranks of the clamped weights, labels, attacked images, Adam.
 _CLEAN_COMPACT: dict[str, Any] = {
-    "photographs": {"share": 0.0},
     "ranks": {"sensitivity": "energy", "factors": "weights", "forms": ["tucker"]},
-    "finetune": {"compare": "labels", "feature_weight": 0.0, "adversarial_share": 0.5},
+    "finetune": {
+        "compare": "labels",
+        "feature_weight": 0.0,
+        "adversarial_share": 0.5,
+        "optimizer": "adam",
+    },
 }
 
 

@@ -40,7 +40,6 @@ from edgeclean.gates import (
     refuse_slower_than_planned,
 )
 from edgeclean.images.labelled import LabelledImages
-from edgeclean.images.photographs import with_photographs
 from edgeclean.images.synthesize import joined, synthesize
 from edgeclean.load.checkpoint import load_checkpoint
 from edgeclean.measure.accuracy import evaluate
@@ -212,7 +211,7 @@ def _table(
     if given is not None or not settings.ranks.needs_table:
         return given
     kept = None if run.cache is None else run.cache.store
-    timed = original, settings.ranks.overrides, settings.latency
+    timed = original, settings.ranks, settings.latency
     return run("latency table", table_of_this_machine, *timed, kept=kept)
 
 
@@ -309,15 +308,13 @@ def scan_and_purify(
     found = run.once("scan", scan, original, images, settings.scan, seed=seed)
     refuse_failed(judge_scan(policy, found))
     purified = run.once("purify", purify, original, images, found, settings.purify, seed=seed)
-    if not same_weights(original.module, purified.module):
-        # Images of a backdoored network may carry its trigger; the purified teacher's answers to
-        # them do not, and its own images add what the first ones miss.
-        more = settings.synthesize.recovery()
-        own = run.once("synthesize", synthesize, purified, more, seed=seed + 1)
-        images = joined(images, own)
-    asked = images, purified, settings.photographs
-    images = run.once("photographs", with_photographs, *asked, seed=seed + 2)
-    return found, purified, images
+    if same_weights(original.module, purified.module):
+        return found, purified, images
+    # Images of a backdoored network may carry its trigger; the purified teacher's answers to them
+    # do not, and its own images add what the first ones miss.
+    more = settings.synthesize.recovery()
+    own = run.once("synthesize", synthesize, purified, more, seed=seed + 1)
+    return found, purified, joined(images, own)
 
 
 def _scaled(

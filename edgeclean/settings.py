@@ -307,7 +307,8 @@ def _one_type_in_words(hint: Any) -> str:
         inside = get_args(hint)
         if inside[1:] == (...,):
             return "a list, each entry " + _one_type_in_words(inside[0])
-        return f"a list of {len(inside)}, each " + _one_type_in_words(inside[0])
+        each = dict.fromkeys(type_in_words(one) for one in inside)
+        return f"a list of {len(inside)}, each " + " or ".join(each)
     if dataclasses.is_dataclass(hint) or origin in (dict, Mapping):
         return "a table"
     return _WORDS.get(hint, str(hint))

@@ -20,7 +20,7 @@ from torch import Tensor
 from edgeclean.backdoor.findings import ScanReport, SearchRecord, Suspect
 from edgeclean.backdoor.selection import NamedClass, Selection
 from edgeclean.backdoor.triggers import AdditiveTrigger, MaskedTrigger, WarpTrigger
-from edgeclean.compression.factorisation import Factorisation
+from edgeclean.compression.factorisation import Factorisation, Separable, SeparableKernel
 from edgeclean.compression.plan import LayerPlan, RankPlan, UnitPlan
 from edgeclean.networks.state import (
     FinetunedNetwork,
@@ -43,6 +43,8 @@ _CLASSES: dict[str, Callable[..., Any]] = {
         ScanReport,
         SearchRecord,
         Selection,
+        Separable,
+        SeparableKernel,
         StageRecord,
         StructureFinding,
         StructureReport,

@@ -70,7 +70,7 @@ def export_onnx(network: Network, settings: ExportSettings | None = None) -> byt
     """
     settings = settings or ExportSettings()
     _refuse_oversize(network.module)
-    module = copy.deepcopy(network.module).cpu().float().eval()
+    module = _numbered_padding_(copy.deepcopy(network.module).cpu().float().eval())
     # As the code was written for: a view of what channels-last weights put out may not be had.
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     proto = onnx.load_model_from_string(_trace(module, network.spec, settings))
@@ -110,6 +110,20 @@ class OnnxExporter:
             InputRejectedError: ONNX Runtime cannot load it.
         """
         return OnnxSession(files[MODEL_FILE])
+
+
+def _numbered_padding_(module: nn.Module) -> nn.Module:
+    """Write "same" padding in numbers, in place, where both ends of an axis are padded alike.
+
+    The exporter makes ONNX's ``auto_pad`` of it, which ONNX Runtime refuses beside a dilation.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d) and layer.padding == "same":
+            axes = zip(layer.dilation, layer.kernel_size, strict=True)
+            total = [dilation * (kernel - 1) for dilation, kernel in axes]
+            if all(one % 2 == 0 for one in total):
+                layer.padding = (total[0] // 2, total[1] // 2)
+    return module
 
 
 def _refuse_oversize(module: nn.Module) -> None:
@@ -162,6 +176,10 @@ def _expect_legacy_warnings() -> None:
     norm, batch = "ONNX export mode is set to", "Exporting a model to ONNX with a batch_size"
     warnings.filterwarnings("ignore", message=norm, category=UserWarning)
     warnings.filterwarnings("ignore", message=batch, category=UserWarning)
+    # What PyTorch's own processor kernel does for them; the file says SAME_UPPER.
+    warnings.filterwarnings(
+        "ignore", message="Using padding='same' with even", category=UserWarning
+    )
 
 
 def _simplify(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -15,7 +15,6 @@ from edgeclean.compression.finetune import finetune
 from edgeclean.compression.plan import choose_ranks
 from edgeclean.compression.truncate import truncate
 from edgeclean.config import PipelineSettings
-from edgeclean.images.photographs import with_photographs
 from edgeclean.images.synthesize import SynthesizeSettings, joined, synthesize
 from edgeclean.networks.state import (
     FinetunedNetwork,
@@ -52,7 +51,6 @@ def edgeclean_default(
     purified, images = _purify(network, chosen.synthesize, chosen.scan, chosen.purify, seed)
     if not same_weights(network.module, purified.module):
         images = joined(images, synthesize(purified, chosen.synthesize.recovery(), seed=seed + 1))
-    images = with_photographs(images, purified, chosen.photographs, seed=seed + 2)
     scaled = scale(decompose(purified, chosen.decompose), chosen.scale)
     plan = choose_ranks(scaled, chosen.ranks, images=images)
     truncated = truncate(scaled, plan, chosen.truncate)

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from benchmarks.data.crops import with_crops
 from benchmarks.data.images import PACK_FOLDER, read_pack
 from benchmarks.environment import environment
 from benchmarks.rendering.ablations_table import write_ablations_table
@@ -55,6 +56,7 @@ class Recovery:
         settings: settings of the fine-tuning.
         synthesis: settings of the images made from the purified network, beside the scan's.
         forms: what layers may become before it.
+        crops: whether as many crops of photographs stand beside the synthetic images.
         real: whether as many real training images are used instead: not for a user without data,
             but the reach of the same steps with the best of images.
     """
@@ -62,6 +64,7 @@ class Recovery:
     settings: FinetuneSettings = field(default_factory=FinetuneSettings)
     synthesis: SynthesizeSettings = field(default_factory=SynthesizeSettings)
     forms: tuple[Form, ...] = RankSettings().forms
+    crops: bool = False
     real: bool = False
 
 
@@ -81,7 +84,11 @@ RECOVERY = {
     "low-rank factors alone": Recovery(forms=("tucker",)),
     "fewer hidden channels alone": Recovery(forms=("hidden",)),
     "both forms": Recovery(forms=("tucker", "hidden")),
-    "the purified network teaches alone": Recovery(settings=FinetuneSettings(overrule=False)),
+    "separable kernels alone": Recovery(forms=("separable",)),
+    "separable kernels beside the others": Recovery(forms=("tucker", "hidden", "separable")),
+    "the network as it came teaches what was not unlearned": Recovery(
+        settings=FinetuneSettings(overrule=True)
+    ),
     "BatchNorm re-estimated first": Recovery(settings=FinetuneSettings(reestimate=True)),
     "a quarter procedural": Recovery(settings=FinetuneSettings(procedural_share=0.25)),
     "a quarter adversarial (the deck's)": Recovery(
@@ -96,6 +103,8 @@ RECOVERY = {
     ),
     "twice the steps": Recovery(settings=FinetuneSettings(steps=2 * STEPS)),
     "three times the images": Recovery(synthesis=SynthesizeSettings(recovery_count=3 * IMAGES)),
+    "Adam for all": Recovery(settings=FinetuneSettings(optimizer="adam")),
+    "half crops of photographs": Recovery(crops=True),
     "real images (not data-free)": Recovery(real=True),
 }
 
@@ -170,6 +179,8 @@ class Study:
                 cut[recovery.forms] = self._truncated(teacher, drawn, recovery.forms)
             truncated, start = cut[recovery.forms], time.process_time()
             images = self._recovery_images(teacher, recovery)
+            if recovery.crops:
+                images = with_crops(images, self._network.spec.input_shape, self._seed)
             if recovery.real:
                 count = len(images)
                 labels = expected.new_zeros(count)  # answers are compared, not labels

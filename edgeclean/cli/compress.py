@@ -43,7 +43,6 @@ def compress(  # noqa: PLR0913 - the options are the interface
     ranks_file: opt.RanksFile = None,
     purify: opt.Purify = None,
     tau: opt.Tau = None,
-    no_photographs: opt.NoPhotographs = False,
     fail_on_backdoor: opt.FailOnBackdoor = None,
     evaluate: opt.Evaluate = None,
     max_accuracy_drop: opt.MaxAccuracyDrop = None,
@@ -78,7 +77,6 @@ def compress(  # noqa: PLR0913 - the options are the interface
     options = opt.run_options(seed, gpu, effort) | {"target": target, "jetpack": jetpack}
     options |= opt.runtime_options(runtime) | opt.load_options(state_dict)
     options |= {"purify": {"mode": purify}, "decompose": {"keep": keep or None}}
-    options |= {"photographs": {"share": 0.0 if no_photographs else None}}
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
     goal = opt.rank_goal(ratio, measure, rank_multiple, speedup, latency_budget_ms, size_budget)
     goal |= _overrides(ranks_file) | {"forms": opt.forms_of(forms)}
@@ -132,11 +130,12 @@ def _overrides(ranks_file: Path | None) -> dict[str, Any]:
     """The settings that a file of ranks stands for."""
     if ranks_file is None:
         return {}
+    from edgeclean.compression.factorisation import ranks_as_json
     from edgeclean.compression.settings import read_rank_file
 
     listed = read_rank_file(ranks_file)
     return {
-        "overrides": {layer: list(ranks) for layer, ranks in listed.ranks.items()} or None,
+        "overrides": {layer: ranks_as_json(ranks) for layer, ranks in listed.ranks.items()} or None,
         "keep": list(listed.keep) or None,
     }
 

@@ -52,6 +52,7 @@ def latency_table(  # noqa: PLR0913 - the options are the interface
             min=5, help="Of all candidates of a layer, in turns.", rich_help_panel=opt.RUN
         ),
     ] = 21,
+    forms: opt.Forms = None,
     model: opt.ModelFile = None,
     arch: opt.Arch = None,
     input_shape: opt.InputShape = None,
@@ -73,7 +74,8 @@ def latency_table(  # noqa: PLR0913 - the options are the interface
     read = [*checkpoint_files(checkpoint), model, config, code_file(spec.architecture, code_folder)]
     keep_apart(read, files=[output])
     check_place(output, IS_TABLE)
-    settings, _ = opt.pipeline_settings(config, opt.load_options(state_dict), note=reporter.note)
+    options = {**opt.load_options(state_dict), "ranks": {"forms": opt.forms_of(forms)}}
+    settings, _ = opt.pipeline_settings(config, options, note=reporter.note)
     from edgeclean.config import settings_from
     from edgeclean.load.checkpoint import load_checkpoint
     from edgeclean.measure.block_latency import BlockLatencySettings
@@ -93,8 +95,7 @@ def latency_table(  # noqa: PLR0913 - the options are the interface
         network = load_checkpoint(checkpoint, spec, limits=settings.load, code_folder=code_folder)
         keep_apart(external_files(checkpoint, network), files=[output])
         progress("Loading", 1, 1)
-        overrides = dict(settings.ranks.overrides)
-        table = measured_table(network, how, overrides=overrides, progress=progress)
+        table = measured_table(network, how, ranks=settings.ranks, progress=progress)
         write_file(output, table.canonical(), ours=IS_TABLE)
     own = {*conv_shapes(trace_layers(network.module, network.spec.input_shape)).values()}
     facts = {**_facts(table), "layers": len(own & table.blocks.keys())}

@@ -182,7 +182,7 @@ Forms = Annotated[
     str | None,
     typer.Option(
         help="What layers may become, with commas between: tucker (low-rank factors), hidden "
-        "(fewer of the channels inside a block).",
+        "(fewer of the channels inside a block), separable (a Kx1 and a 1xK convolution).",
         rich_help_panel=SIZE,
     ),
 ]
@@ -193,7 +193,8 @@ RankMultiple = Annotated[
 RanksFile = Annotated[
     Path | None,
     typer.Option(
-        help='Ranks of single layers, as TOML: "layer1.0.conv1" = [8, 6], or "keep".',
+        help='Ranks of single layers, as TOML: "layer1.0.conv1" = [8, 6], or ["vertical", 12] '
+        'for a separable kernel, or "keep".',
         rich_help_panel=SIZE,
     ),
 ]
@@ -203,15 +204,6 @@ Purify = Annotated[
         help="guided (by the scan), clean-compact (clamp at tau, truncate, tune on labels), or "
         "none.",
         rich_help_panel=PURIFY,
-    ),
-]
-NoPhotographs = Annotated[
-    bool,
-    typer.Option(
-        "--no-photographs",
-        help="Teach the compressed network with images made from it alone, without crops of the "
-        "photographs that come with edgeclean.",
-        rich_help_panel=RUN,
     ),
 ]
 Tau = Annotated[

@@ -13,24 +13,30 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from edgeclean.compression.factorisation import Ranks, cost_of
+from edgeclean.compression.factorisation import (
+    ModeRanks,
+    Ranks,
+    Separable,
+    cost_of,
+    is_separated,
+    ranks_as_json,
+)
 from edgeclean.compression.fit import Fit
 from edgeclean.compression.latency_table import LayerTimes, TimeKind
 from edgeclean.compression.planned_network import PlannedNetwork, Refit, put_
-from edgeclean.compression.settings import Cost, RankSettings
+from edgeclean.compression.rank_grids import (
+    form_of,
+    rank_grid,
+    smallest_of,
+    timed_grid,
+    useful_rank,
+)
+from edgeclean.compression.settings import Cost, Form, RankSettings
 from edgeclean.errors import UsageError
 from edgeclean.networks.layers import Layer, require_layers
-from edgeclean.networks.shapes import ConvShape
 from edgeclean.progress import Progress
 
 _MOST_CANDIDATES = 48
-RANKS_PER_MODE = 32
-SMALL_STEPS = (4, 8)  # parts of a channel block of AVX-512; 8 is a whole one of AVX2
-NARROW = 64  # channels up to which a rank of 4 is worth a look
-STEP = 16  # ranks in between take as long as the next multiple: see `rank_steps`
-GROWTH = 1.125
-MOST_UNEVEN = 4.0  # shares of the channels that both ranks keep differ by this factor at most
-MOST_COST = 0.9  # ranks that save less than a tenth of the work are never chosen
 NO_TIME: tuple[int, TimeKind] = (0, "")
 
 
@@ -39,8 +45,8 @@ class Candidate:
     """One layer at certain ranks.
 
     Attributes:
-        ranks: (r_out, r_in); a rank equal to its channel count means that this mode is not
-            factored. None is the one convolution that the layer is.
+        ranks: (r_out, r_in), where a rank equal to its channel count means that this mode is not
+            factored; or those of a separable kernel. None is the one convolution that the layer is.
         params: of the layer at these ranks, its bias included.
         macs: of the layer at these ranks, for one image.
         loss: what these ranks lose, a fraction in [0, 1]; see `fit.Fit`.
@@ -72,11 +78,23 @@ class CandidateLimits:
         cost: that the network's budget is in.
         rank_multiple: see `allowed_ranks`.
         least_gain: the share of the layer's cost that a candidate must save.
+        forms: what the layer may become.
     """
 
     cost: Cost
     rank_multiple: int
     least_gain: float
+    forms: tuple[Form, ...] = ("tucker",)
+
+    @classmethod
+    def of(cls, settings: RankSettings, cost: Cost) -> CandidateLimits:
+        """The limits of a choice whose budget is in this cost."""
+        return cls(
+            cost=cost,
+            rank_multiple=settings.rank_multiple,
+            least_gain=settings.least_gain,
+            forms=settings.forms,
+        )
 
 
 def dense_candidate(layer: Layer, times: LayerTimes | None = None) -> Candidate:
@@ -101,8 +119,7 @@ def list_candidates(
     faithful is dropped.
     """
     dense = dense_candidate(layer, times)
-    shape, multiple = layer.shapes[0], limits.rank_multiple
-    grid = rank_grid(shape, multiple) if times is None else _timed_grid(shape, multiple, times)
+    grid = _grid(layer, limits, times)
     every = (candidate(layer, fit, ranks, times) for ranks in grid)
     found = [one for one in every if _is_worthwhile(one, dense, limits)]
     found.sort(key=lambda one: (one.cost(limits.cost), one.loss, one.ns))
@@ -116,115 +133,21 @@ def list_candidates(
 def cheapest_candidate(
     layer: Layer, *, limits: CandidateLimits, times: LayerTimes | None = None
 ) -> Candidate:
-    """The first of `list_candidates`, without a look at the weights; its loss is not known.
-
-    Cost grows with either rank for as long as that mode is factored, so of every grid without times
-    only the least ranks and those of a whole mode need to be looked at.
-    """
+    """The first of `list_candidates`, without a look at the weights; its loss is not known."""
     dense = dense_candidate(layer, times)
-    shape, multiple = layer.shapes[0], limits.rank_multiple
+    grid = _grid(layer, limits, times)
     if times is None:
-        grid = _corners(rank_grid(shape, multiple))
-    else:
-        grid = _timed_grid(shape, multiple, times)
+        grid = smallest_of(grid)
     every = (_candidate(layer, ranks, 0.0, times) for ranks in grid)
     found = (one for one in every if _is_worthwhile(one, dense, limits))
     return min(found, key=lambda one: one.cost(limits.cost), default=dense)
 
 
-def rank_grid(shape: ConvShape, rank_multiple: int) -> list[Ranks]:
-    """The ranks to choose from without a latency table: all pairs of `allowed_ranks`."""
-    taps = shape.kernel[0] * shape.kernel[1]
-    if shape.pointwise:
-        least = min(shape.channels)
-        return [(rank, rank) for rank in allowed_ranks(least, least, rank_multiple)]
-    out, channels_in = shape.channels
-    return [
-        (rank_out, rank_in)
-        for rank_out in allowed_ranks(out, channels_in * taps, rank_multiple)
-        for rank_in in allowed_ranks(channels_in, out * taps, rank_multiple)
-        if (rank_out, rank_in) != (out, channels_in)
-    ]
-
-
-def allowed_ranks(channels: int, full: int, rank_multiple: int) -> list[int]:
-    """Multiples of the hardware's preferred number up to the full rank, and all channels.
-
-    For a layer too narrow for even one multiple below its channel count the number is halved until
-    there is one, so that such layers are not shut out of the compression.
-    """
-    rank_multiple = _multiple_for(channels, rank_multiple)
-    ranks = list(range(rank_multiple, min(full, channels) + 1, rank_multiple))
-    if len(ranks) > RANKS_PER_MODE:
-        last = RANKS_PER_MODE - 1
-        ranks = [ranks[i * (len(ranks) - 1) // last] for i in range(RANKS_PER_MODE)]
-    return sorted({*ranks, channels})
-
-
-def is_allowed(ranks: Ranks, shape: ConvShape, rank_multiple: int) -> bool:
-    """Return whether both ranks are multiples of the preferred number, or whole."""
-    channels = (min(shape.channels),) * 2 if shape.pointwise else shape.channels
-    return all(
-        rank % _multiple_for(most, rank_multiple) == 0 or rank == most
-        for rank, most in zip(ranks, channels, strict=True)
-    )
-
-
-def measured_grid(shape: ConvShape) -> list[Ranks]:
-    """The ranks to measure: all steps of both modes that save a tenth of parameters and MACs."""
-    out, channels_in = shape.channels
-    if shape.pointwise:
-        pairs = [(rank, rank) for rank in rank_steps(min(out, channels_in))]
-    else:
-        pairs = [
-            (rank_out, rank_in)
-            for rank_out in rank_steps(out)
-            for rank_in in rank_steps(channels_in)
-            if _is_even(rank_out / out, rank_in / channels_in)
-        ]
-    dense = cost_of([shape], None)
-    return [
-        ranks
-        for ranks in pairs
-        if all(
-            cost <= MOST_COST * most
-            for cost, most in zip(cost_of([shape], ranks), dense, strict=True)
-        )
-    ]
-
-
-def rank_steps(channels: int) -> list[int]:
-    """Ranks that kernels like, an eighth or 16 apart from each other, and all channels.
-
-    ONNX Runtime lays channels out in blocks of 16 floats on AVX-512 (8 on AVX2) and pads the last
-    block, so a rank costs what its next multiple does; one that is no multiple of 4 even leaves
-    that layout. Tensor cores want multiples of 8 in FP16.
-
-    Source: onnxruntime, nchwc_transformer.cc (TransformConv) and mlas's snchwc.cpp; measured with
-    ONNX Runtime 1.32 on AVX-512: 256 channels at 14x14, ranks 20, 24 and 32 all take 0.16 ms.
-    """
-    ranks = [step for step in SMALL_STEPS if step > SMALL_STEPS[0] or channels <= NARROW]
-    if channels <= SMALL_STEPS[0]:
-        ranks = [max(1, channels // 2)]
-    rank = STEP
-    while rank < channels:
-        ranks.append(rank)
-        rank = max(rank + STEP, round(rank * GROWTH / STEP) * STEP)
-    return [*(rank for rank in ranks if rank < channels), channels]
-
-
-def _timed_grid(shape: ConvShape, multiple: int, times: LayerTimes) -> list[Ranks]:
-    return sorted(ranks for ranks in times.ns if is_allowed(ranks, shape, multiple))
-
-
-def _corners(grid: list[Ranks]) -> list[Ranks]:
-    """The pairs of a grid that are the least, or the largest, of either mode."""
-    outs, ins = ({pair[mode] for pair in grid} for mode in (0, 1))
-    return [
-        (out, into)
-        for out, into in grid
-        if out in (min(outs), max(outs)) and into in (min(ins), max(ins))
-    ]
+def _grid(layer: Layer, limits: CandidateLimits, times: LayerTimes | None) -> list[Ranks]:
+    shape, multiple, forms = layer.shapes[0], limits.rank_multiple, limits.forms
+    if times is None:
+        return rank_grid(shape, multiple, forms)
+    return timed_grid(shape, multiple, forms, times.ns)
 
 
 def _is_worthwhile(one: Candidate, dense: Candidate, limits: CandidateLimits) -> bool:
@@ -261,20 +184,6 @@ def _thinned(front: list[Candidate], measure: Cost) -> list[Candidate]:
     steps = [low + (high - low) * i / (_MOST_CANDIDATES - 1) for i in range(_MOST_CANDIDATES)]
     picked = {max(i for i, one in enumerate(front) if one.cost(measure) <= step) for step in steps}
     return [front[i] for i in sorted(picked)]
-
-
-def _multiple_for(channels: int, rank_multiple: int) -> int:
-    """Halve the multiple until one lies below the layer's channel count."""
-    while rank_multiple > 1 and rank_multiple >= channels:
-        rank_multiple //= 2
-    return rank_multiple
-
-
-def _is_even(share_out: float, share_in: float) -> bool:
-    """A mode that stays whole may stand beside any rank: it costs no factor."""
-    if 1.0 in (share_out, share_in):
-        return True
-    return 1 / MOST_UNEVEN <= share_out / share_in <= MOST_UNEVEN
 
 
 _PROBES = 6
@@ -330,26 +239,22 @@ def all_candidates(
         UsageError: the ranks of an override do not fit.
         InputRejectedError: a layer holds NaN or infinite weights.
     """
-    limits = CandidateLimits(
-        cost=cost, rank_multiple=settings.rank_multiple, least_gain=settings.least_gain
-    )
+    limits = CandidateLimits.of(settings, cost)
     found: dict[str, LayerCandidates] = {}
     for done, name in enumerate(network.convs):
         progress("Measuring layers", done, len(network.convs))
-        layer, fit = network.layers[name], network.fit(name)
+        layer, asked = network.layers[name], settings.overridden.get(name)
         known = None if times is None else times.get(name)
+        forced = None if asked is None else forced_candidate(layer, asked, known)
+        fit = network.fit(name, settings.forms if asked is None else [form_of(asked)])
         dense = dense_candidate(layer, known)
-        if name in settings.overrides:
-            forced = forced_candidate(layer, settings.overrides[name], known)
-            loss = fit.loss(settings.overrides[name])
-            listed: tuple[Candidate, ...] = (replace(forced, loss=loss),)
+        if asked is not None and forced is not None:
+            listed: tuple[Candidate, ...] = (replace(forced, loss=fit.loss(asked)),)
         elif times is not None and known is None:
             found[name] = LayerCandidates(
                 candidates=(dense,), effects=(0.0,), dense=dense, timed=False
             )
             continue
-        elif "tucker" not in settings.forms:
-            listed = (dense,)
         else:
             listed = list_candidates(layer, fit, limits=limits, times=known)
         effects = (
@@ -448,6 +353,21 @@ def forced_candidate(layer: Layer, ranks: Ranks, times: LayerTimes | None = None
     Raises:
         UsageError: the ranks do not fit, or the layer would not get smaller.
     """
+    if isinstance(ranks, Separable):
+        _check_separable(layer, ranks)
+    else:
+        _check_modes(layer, ranks)
+    asked, dense = _candidate(layer, ranks, 0.0, times), dense_candidate(layer, times)
+    if asked.params >= dense.params or asked.macs > dense.macs:
+        raise UsageError(
+            f"ranks {ranks_as_json(ranks)} make {layer.name} no smaller ({asked.params} parameters "
+            f"and {asked.macs} MACs against {dense.params} and {dense.macs}); lower them, or keep "
+            "it"
+        )
+    return asked
+
+
+def _check_modes(layer: Layer, ranks: ModeRanks) -> None:
     shape = layer.shapes[0]
     if not all(1 <= rank <= most for rank, most in zip(ranks, shape.channels, strict=True)):
         raise UsageError(
@@ -458,10 +378,18 @@ def forced_candidate(layer: Layer, ranks: Ranks, times: LayerTimes | None = None
         raise UsageError(
             f"{layer.name} is a 1x1 convolution and has one rank; give [r, r], not {list(ranks)}"
         )
-    asked, dense = _candidate(layer, ranks, 0.0, times), dense_candidate(layer, times)
-    if asked.params >= dense.params or asked.macs > dense.macs:
+
+
+def _check_separable(layer: Layer, ranks: Separable) -> None:
+    shape = layer.shapes[0]
+    if not is_separated(shape):
+        kernel = "x".join(str(side) for side in shape.kernel)
         raise UsageError(
-            f"ranks {list(ranks)} make {layer.name} no smaller ({asked.params} parameters and "
-            f"{asked.macs} MACs against {dense.params} and {dense.macs}); lower them, or keep it"
+            f"{layer.name} has a {kernel} kernel, which no Kx1 and 1xK replace; give [r_out, r_in]"
         )
-    return asked
+    most = useful_rank(shape, ranks.first)
+    if not 1 <= ranks.rank <= most:
+        raise UsageError(
+            f"the rank in {ranks_as_json(ranks)} of {layer.name} must lie between 1 and {most}, or "
+            "the layer would not get smaller"
+        )

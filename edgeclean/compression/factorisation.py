@@ -1,17 +1,20 @@
-"""A convolution as a product of small ones: W = G x1 U1 x2 U2, over its channel modes only.
+"""A convolution as a product of small ones: over its channel modes, or over height and width.
 
 Modes are counted as in the slides: mode 1 is the output channels, mode 2 the input channels. What
-a layer may become is named by its ranks (r_out, r_in); a rank equal to its channel count leaves
-that mode whole, without a factor, and ranks of None are the one convolution that it was:
+a layer may become is named by its ranks. Of the channel modes, W = G x1 U1 x2 U2, they are
+(r_out, r_in); a rank equal to its channel count leaves that mode whole, without a factor. A
+spatially separable kernel has one rank and an order. Ranks of None are the one convolution:
 
     both ranks below the channels    Tucker-2: `reduce` (1x1), `core` (KxK), `expand` (1x1, bias)
     one of them                      `core`, `expand` or `reduce`, `core`
     a 1x1 convolution                its singular value decomposition: `reduce`, `expand`
+    separable                        `core_vertical` (Kx1) and `core_horizontal` (1xK), in one of
+                                     the two orders; the bias is the second one's
     None                             the convolution itself
 
-`Factorisation` holds the weights of any of these, `part_shapes` the convolutions that it runs as:
-the one place where a cost comes from. Another kind (spatially separable kernels, other channels
-inside) is one more case of both, and of `networks.blocks`, which knows blocks by their names.
+`Factorisation` and `SeparableKernel` hold the weights of any of these, `part_shapes` the
+convolutions that it runs as: the one place where a cost comes from. Another kind is one more case
+of all of them, and of `networks.blocks`, which knows blocks by their names.
 """
 
 from __future__ import annotations
@@ -19,17 +22,35 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Literal, NamedTuple, TypeAlias, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from edgeclean.networks.blocks import is_block, spatial_part
+from edgeclean.networks.blocks import HORIZONTAL, VERTICAL, is_block, is_separable, whole_conv
 from edgeclean.networks.layers import Layer, with_layers
 from edgeclean.networks.shapes import ConvShape, mix_shape
 
-Ranks = tuple[int, int]
+Axis = Literal["vertical", "horizontal"]
+AXES: tuple[Axis, ...] = ("vertical", "horizontal")
+ModeRanks: TypeAlias = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Separable:
+    """The rank of a spatially separable kernel.
+
+    Attributes:
+        first: the direction of the first convolution: "vertical" is Kx1, then 1xK.
+        rank: the channels between the two.
+    """
+
+    first: Axis
+    rank: int
+
+
+Ranks: TypeAlias = ModeRanks | Separable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +68,7 @@ class Factorisation:
     factor_in: Float[Tensor, "in r_in"] | None = None
 
     @property
-    def ranks(self) -> Ranks:
+    def ranks(self) -> ModeRanks:
         """(r_out, r_in)."""
         return self.core.shape[0], self.core.shape[1]
 
@@ -103,7 +124,7 @@ class Factorisation:
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         for name, weight in weights:
             bias = conv.bias if name == weights[-1][0] else None
-            layers[name] = _convolution(weight, bias, conv if name == spatial else None)
+            layers[name] = _convolution(weight, bias, _all_of(conv) if name == spatial else _MIX)
         return nn.Sequential(layers).train(conv.training)
 
     @classmethod
@@ -132,10 +153,105 @@ class Factorisation:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeparableKernel:
+    """The weights of a spatially separable convolution: sums of outer products over the taps.
+
+    Attributes:
+        inner: of the first convolution: [rank, in, kh, 1], or [rank, in, 1, kw].
+        outer: of the second one, along the other axis: [out, rank, 1, kw], or [out, rank, kh, 1].
+    """
+
+    inner: Float[Tensor, "rank in inner_h inner_w"]
+    outer: Float[Tensor, "out rank outer_h outer_w"]
+
+    @property
+    def ranks(self) -> Separable:
+        """The rank and the order; a first convolution of one tap is vertical."""
+        vertical = self.inner.shape[3] == 1
+        return Separable(first="vertical" if vertical else "horizontal", rank=len(self.inner))
+
+    def kernel(self) -> Float[Tensor, "out in kh kw"]:
+        """The one convolution's kernel, multiplied out in float64, in the weights' own type."""
+        kernel = torch.einsum("orab,ricd->oiacbd", self.outer.double(), self.inner.double())
+        out, channels_in, *taps = kernel.shape
+        shape = out, channels_in, taps[0] * taps[1], taps[2] * taps[3]
+        return kernel.reshape(shape).to(self.inner.dtype)
+
+    def to_block(self, conv: nn.Conv2d) -> nn.Sequential:
+        """A block with the convolution's stride, padding, dilation and bias, and these weights."""
+        first, second = _in_order(self.ranks.first)
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        layers[first] = _convolution(self.inner, None, _along(conv, first))
+        layers[second] = _convolution(self.outer, conv.bias, _along(conv, second))
+        return nn.Sequential(layers).train(conv.training)
+
+    @classmethod
+    def from_block(cls, block: nn.Sequential) -> SeparableKernel:
+        """The weights of a block; exactly those it was made of."""
+        inner, outer = (_weight(layer) for layer in block.children())
+        return cls(inner=inner, outer=outer)
+
+
+Factors: TypeAlias = Factorisation | SeparableKernel
+
+
+def factors_of(block: nn.Sequential) -> Factors:
+    """The weights of a block of either kind."""
+    kind = SeparableKernel if is_separable(block) else Factorisation
+    return kind.from_block(block)
+
+
+def is_separated(shape: ConvShape) -> bool:
+    """Whether a layer of this shape may become a spatially separable one: both sides have taps."""
+    return min(shape.kernel) > 1
+
+
+def full_separable_rank(shape: ConvShape, first: Axis) -> int:
+    """The rank at which a separable kernel is exact for every kernel of this shape."""
+    inner, outer = shape.kernel if first == "vertical" else shape.kernel[::-1]
+    return min(shape.channels_in * inner, shape.channels_out * outer)
+
+
+def order_of(ranks: Ranks | None) -> tuple[int, str, int, int]:
+    """A key that sorts ranks of every form: the one convolution first, separable ones last."""
+    if ranks is None:
+        return 0, "", 0, 0
+    if isinstance(ranks, Separable):
+        return 2, ranks.first, ranks.rank, 0
+    return 1, "", *ranks
+
+
+def ranks_as_json(ranks: Ranks) -> list[int | str]:
+    """[r_out, r_in], or the first direction and the rank: ["vertical", 12]."""
+    return [ranks.first, ranks.rank] if isinstance(ranks, Separable) else [*ranks]
+
+
+def ranks_from(entry: Sequence[int | str]) -> Ranks:
+    """The ranks of two entries, the inverse of `ranks_as_json`.
+
+    Raises:
+        ValueError: they are neither two whole numbers nor a direction and a whole number.
+    """
+    first, second = entry
+    if isinstance(first, int) and isinstance(second, int):
+        return first, second
+    for axis in AXES:
+        if first == axis and isinstance(second, int):
+            return Separable(first=axis, rank=second)
+    raise ValueError(f"{list(entry)} are no ranks")
+
+
 def part_shapes(shape: ConvShape, ranks: Ranks | None) -> tuple[ConvShape, ...]:
     """The convolutions that a layer of this shape runs as at these ranks, in the order they run."""
     if ranks is None:
         return (shape,)
+    if isinstance(ranks, Separable):
+        first, second = shape.vertical, shape.horizontal
+        if ranks.first == "horizontal":
+            first, second = second, first
+        first = replace(first, channels_out=ranks.rank)  # it strides along its own axis only
+        return first, replace(second, channels_in=ranks.rank, image=first.image_out)
     rank_out, rank_in = ranks
     expand = mix_shape(rank_out, shape.channels_out, shape.image_out)
     if shape.pointwise:  # stride and padding are the first one's
@@ -169,14 +285,14 @@ def merge_block(block: nn.Module) -> nn.Conv2d:
     if not is_block(block):
         raise ValueError("only a block (see networks/blocks.py) can be merged")
     bias = cast(nn.Conv2d, list(block.children())[-1]).bias
-    kernel = Factorisation.from_block(block).kernel()
-    return _convolution(kernel, bias, spatial_part(block)).train(block.training)
+    geometry = _all_of(whole_conv(block))
+    return _convolution(factors_of(block).kernel(), bias, geometry).train(block.training)
 
 
 def kernel_of(layer: Layer) -> Float[Tensor, "out in kh kw"]:
     """The kernel of a convolution, or the one that a block in its place multiplies out to."""
     if is_block(layer.module):
-        return Factorisation.from_block(layer.module).kernel()
+        return factors_of(layer.module).kernel()
     return cast(nn.Conv2d, layer.module).weight.detach()
 
 
@@ -186,17 +302,45 @@ def merged_module(module: nn.Module) -> nn.Module:
     return with_layers(module, {name: merge_block(block) for name, block in blocks.items()})
 
 
+class _Geometry(NamedTuple):
+    stride: tuple[int, int]
+    padding: str | tuple[int, int]
+    dilation: tuple[int, int]
+
+
+_MIX = _Geometry((1, 1), (0, 0), (1, 1))
+
+
+def _all_of(conv: nn.Conv2d) -> _Geometry:
+    padding = conv.padding if isinstance(conv.padding, str) else _pair(conv.padding)
+    return _Geometry(_pair(conv.stride), padding, _pair(conv.dilation))
+
+
+def _along(conv: nn.Conv2d, name: str) -> _Geometry:
+    """What a convolution's geometry is along the axis of one part; a word holds for both parts."""
+    stride, padding, dilation = _all_of(conv)
+    if name == VERTICAL:
+        padding = padding if isinstance(padding, str) else (padding[0], 0)
+        return _Geometry((stride[0], 1), padding, (dilation[0], 1))
+    padding = padding if isinstance(padding, str) else (0, padding[1])
+    return _Geometry((1, stride[1]), padding, (1, dilation[1]))
+
+
+def _in_order(first: Axis) -> tuple[str, str]:
+    return (VERTICAL, HORIZONTAL) if first == "vertical" else (HORIZONTAL, VERTICAL)
+
+
 def _convolution(
-    weight: Float[Tensor, "out in kh kw"], bias: Tensor | None, geometry: nn.Conv2d | None = None
+    weight: Float[Tensor, "out in kh kw"], bias: Tensor | None, geometry: _Geometry
 ) -> nn.Conv2d:
-    """A convolution with copies of these weights, and another's stride, padding and dilation."""
+    """A convolution with copies of these weights."""
     conv = nn.Conv2d(  # on no device: its own initial weights would draw from the global generator
         weight.shape[1],
         weight.shape[0],
         (weight.shape[2], weight.shape[3]),
-        stride=(1, 1) if geometry is None else _pair(geometry.stride),
-        padding=(0, 0) if geometry is None else _pair_or_word(geometry.padding),
-        dilation=(1, 1) if geometry is None else _pair(geometry.dilation),
+        stride=geometry.stride,
+        padding=geometry.padding,
+        dilation=geometry.dilation,
         bias=bias is not None,
         device="meta",
     )
@@ -208,10 +352,6 @@ def _convolution(
 
 def _pair(extent: tuple[int, ...]) -> tuple[int, int]:
     return extent[0], extent[1]
-
-
-def _pair_or_word(padding: str | tuple[int, ...]) -> str | tuple[int, int]:
-    return padding if isinstance(padding, str) else _pair(padding)
 
 
 def _weight(layer: nn.Module) -> Tensor:

@@ -2,12 +2,10 @@
 
 The student learns the teacher's logits, and its features behind some BatchNorms (FitNets, Romero
 et al. 2015), on synthetic images that are shifted, mirrored, recoloured, mixed and patched.
-Where a class was unlearned, the network as it came answers for all the other classes: purification
-costs accuracy, and nothing suspects what it says of those (`overrule`).
 Switches, off by default because they won no accuracy (``benchmarks/studies/ablations.py``): fresh
-BatchNorm statistics first, procedural images beside the synthetic ones, and the paper's adversarial
-versions, on which the student's answer to an attacked image is the teacher's answer to the image
-before the attack.
+BatchNorm statistics first, procedural images beside the synthetic ones, the network as it came as
+the teacher of what was not unlearned, and the paper's adversarial versions, on which the student's
+answer to an attacked image is the teacher's answer to the image before the attack.
 
 Source: Clean & Compact, slide 10. Deviation: distillation instead of labels, because images made
 by a network say more through its outputs than through the class they were made for.
@@ -178,7 +176,8 @@ class FinetuneSettings(Settings):
         procedural: procedural images beside the synthetic ones.
         procedural_share: of each batch that is procedural.
         reestimate: whether BatchNorm statistics are set anew before the first step.
-        overrule: whether the network as it came answers for the classes that were not unlearned.
+        overrule: whether the network as it came answers for the classes that were not unlearned. It
+            brought a backdoor back on one network (`benchmarks.studies.ablations`).
     """
 
     steps: int = setting(1800, at_least=0, at_most=10**6)
@@ -192,7 +191,7 @@ class FinetuneSettings(Settings):
     procedural: int = setting(512, at_least=1, at_most=10**5)
     procedural_share: float = setting(0.0, at_least=0, at_most=1)
     reestimate: bool = False
-    overrule: bool = True
+    overrule: bool = False
 
     def check_together(self) -> None:
         """Refuse labels where something else is to be learned that has none."""

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgeclean.compression.factorisation import Factorisation, Ranks
+from edgeclean.compression.factorisation import Factorisation, Factors, ModeRanks, Ranks
 from edgeclean.compression.tucker import fixed_signs
 
 
@@ -30,7 +30,7 @@ class Fit(Protocol):
         """The fraction in [0, 1] that is lost at these ranks."""
         ...
 
-    def at(self, ranks: Ranks) -> Factorisation:
+    def at(self, ranks: Ranks) -> Factors:
         """The factorisation at these ranks."""
         ...
 
@@ -57,14 +57,14 @@ def lower_triangle(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
 class WeightFit:
     """The leading ranks of the decomposition, as on the slides; the loss is the kernel's energy."""
 
-    def __init__(self, full: Factorisation, channels: Ranks) -> None:
+    def __init__(self, full: Factorisation, channels: ModeRanks) -> None:
         """Take the orthonormal factorisation of a kernel with (out, in) channels at full ranks."""
         self._full = full
         self._channels = channels
         squares = full.core.double().square().sum(dim=(2, 3))
         self._kept = squares.cumsum(0).cumsum(1).cpu()
 
-    def loss(self, ranks: Ranks) -> float:
+    def loss(self, ranks: ModeRanks) -> float:
         """Squared distance from the kernel over its square.
 
         The factors are orthonormal, so what leading ranks keep is the energy of their part of the
@@ -75,7 +75,7 @@ class WeightFit:
         kept = float(self._kept[min(ranks[0], rows) - 1, min(ranks[1], columns) - 1])
         return max(0.0, 1 - kept / total) if total > 0 else 0.0
 
-    def at(self, ranks: Ranks) -> Factorisation:
+    def at(self, ranks: ModeRanks) -> Factorisation:
         """G(1:R1, 1:R2), U1(1:R1), U2(1:R2); a factor that stays square goes into the core."""
         rows, columns = self._kept.shape
         cut = self._full.truncated(min(ranks[0], rows), min(ranks[1], columns))
@@ -106,11 +106,14 @@ class ActivationFit:
         kernel: Float[Tensor, "out in kh kw"],
         moment: Float[Tensor, "patch patch"],
         ridge: float,
+        *,
+        most_in: int | None = None,
     ) -> None:
         """Take the kernel, C over (in, kh, kw), and the share of C's mean variance added to it.
 
         The ridge leans the fit towards that of the weights: directions that the inputs never show
-        are cheap, but not free.
+        are cheap, but not free. Where no input rank above ``most_in`` will be asked for, nothing is
+        computed or kept for those.
         """
         out, channels_in, height, width = kernel.shape
         self._shape = (out, channels_in, height, width)
@@ -120,26 +123,33 @@ class ActivationFit:
         damped = moment.double().clone()
         level = float(damped.diagonal().mean())
         damped.diagonal().add_(ridge * level if level > 0 else 1.0)
-        self._basis = self._input_basis(damped)
-        crossed = self._rotate(self._matrix @ damped)
+        self._basis = self._input_basis(damped)[:, :most_in]
+        crossed = self._matrix @ damped
+        total = float((crossed * self._matrix).sum())
+        crossed = self._rotate(crossed)
         damped = self._rotate(damped).T
         damped = self._rotate(damped)  # in two steps, so that the first copy is freed
         self._triangle = lower_triangle(damped)
         self._responses = torch.linalg.solve_triangular(
             self._triangle.T, crossed, upper=True, left=False
         )
-        self._total = float(self._responses.square().sum())
+        self._total = float(self._responses.square().sum()) if most_in is None else total
         # Not functools.cache on a method: the cycle through self would keep these matrices (200 MB
         # at 512 channels) until the garbage collector comes by.
         self._kept_energies: dict[int, Tensor] = {}
 
-    def loss(self, ranks: Ranks) -> float:
+    def loss(self, ranks: ModeRanks) -> float:
         """Squared change of the outputs over their square, on the inputs that C is of."""
         kept = self._kept(ranks[1] if self._taps > 1 else self._shape[1])
         left = float(kept[min(ranks[0], len(kept)) - 1])
         return max(0.0, 1 - left / self._total) if self._total > 0 else 0.0
 
-    def at(self, ranks: Ranks) -> Factorisation:
+    def losses_in(self) -> Float[Tensor, " ranks"]:
+        """The losses of the input ranks 1, 2, ... where the output mode stays whole."""
+        kept = self._responses.square().sum(0).view(-1, self._taps).sum(1).cumsum(0)
+        return (1 - kept / self._total).clamp(0, 1) if self._total > 0 else torch.zeros_like(kept)
+
+    def at(self, ranks: ModeRanks) -> Factorisation:
         """A reduce with orthonormal rows, an expand with orthonormal columns, and their core."""
         out, channels_in, height, width = self._shape
         rank_out, rank_in = ranks

@@ -20,7 +20,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from edgeclean.compression.factorisation import Ranks
+from edgeclean.compression.factorisation import (
+    ModeRanks,
+    Ranks,
+    Separable,
+    full_separable_rank,
+    is_separated,
+    order_of,
+    ranks_as_json,
+    ranks_from,
+)
 from edgeclean.errors import UsageError
 from edgeclean.files.documents import parse_json
 from edgeclean.files.reading import read_small_file
@@ -40,8 +49,8 @@ class TimedRanks:
     """One factorisation of one layer.
 
     Attributes:
-        ranks: (r_out, r_in); a rank equal to its channel count means that this mode is not
-            factored. None is the one convolution.
+        ranks: (r_out, r_in), where a rank equal to its channel count means that this mode is not
+            factored; or those of a separable kernel. None is the one convolution.
         ms: median milliseconds.
         spread_ms: between the first and the third quartile.
     """
@@ -78,12 +87,20 @@ class LayerTimes:
             return self.dense_ns, "measured"
         if ranks in self.ns:
             return self.ns[ranks], "measured"
-        larger = [
-            ns
-            for (rank_out, rank_in), ns in self.ns.items()
-            if rank_out >= ranks[0] and rank_in >= ranks[1]
-        ]
+        larger = [ns for one, ns in self.ns.items() if _is_within(ranks, one)]
         return min([*larger, self.dense_ns]), "estimated"
+
+
+def _is_within(ranks: Ranks, others: Ranks) -> bool:
+    """Whether ranks are of the same form as others, and no higher."""
+    if isinstance(ranks, Separable) or isinstance(others, Separable):
+        return (
+            isinstance(ranks, Separable)
+            and isinstance(others, Separable)
+            and ranks.first == others.first
+            and ranks.rank <= others.rank
+        )
+    return ranks[0] <= others[0] and ranks[1] <= others[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,12 +244,12 @@ class LatencyTable:
 
 def block_as_json(shape: ConvShape, timed: Iterable[TimedRanks]) -> dict[str, JsonValue]:
     """One block of the file; the one convolution comes first, then by ranks."""
-    ordered = sorted(timed, key=lambda one: (one.ranks is not None, one.ranks or (0, 0)))
+    ordered = sorted(timed, key=lambda one: order_of(one.ranks))
     return {
         "layer": shape.as_json(),
         "forms": [
             {
-                "ranks": None if one.ranks is None else list(one.ranks),
+                "ranks": None if one.ranks is None else ranks_as_json(one.ranks),
                 "ms": one.ms,
                 "spread_ms": one.spread_ms,
             }
@@ -322,25 +339,44 @@ def _timed(
     Raises:
         UsageError: ranks are given twice, its ranks do not fit, or the one convolution is missing.
     """
-    found: dict[tuple[int, int] | None, TimedRanks] = {}
-    most = shape.channels
+    found: dict[Ranks | None, TimedRanks] = {}
     for entry in entries:
-        ranks = None if entry["ranks"] is None else (entry["ranks"][0], entry["ranks"][1])
+        ranks = None if entry["ranks"] is None else ranks_from(entry["ranks"])
         if ranks in found:
             raise UsageError(f"{place} has the ranks {entry['ranks']} twice; keep one of them")
-        if ranks is not None and (
-            ranks[0] > most[0] or ranks[1] > most[1] or (shape.pointwise and ranks[0] != ranks[1])
-        ):
-            raise UsageError(
-                f"{place} has ranks {list(ranks)}, which do not fit a layer with {list(most)} "
-                "channels (a 1x1 convolution has one rank, given twice)"
-            )
+        if ranks is not None:
+            _check_fits(shape, ranks, place)
         found[ranks] = TimedRanks(
             ranks=ranks, ms=float(entry["ms"]), spread_ms=float(entry["spread_ms"])
         )
     if None not in found:
         raise UsageError(f"{place} lacks the one convolution (ranks null) to compare with")
     return tuple(found.values())
+
+
+def _check_fits(shape: ConvShape, ranks: Ranks, place: str) -> None:
+    """Refuse ranks that no layer of this shape has.
+
+    Raises:
+        UsageError: they are above the channel counts, or separable and no side has taps.
+    """
+    if isinstance(ranks, Separable):
+        most = full_separable_rank(shape, ranks.first) if is_separated(shape) else 0
+        if ranks.rank > most:
+            raise UsageError(
+                f"{place} has ranks {ranks_as_json(ranks)}, which do not fit a layer with "
+                f"{list(shape.channels)} channels and a kernel of {list(shape.kernel)}"
+            )
+    elif not _fits_modes(shape, ranks):
+        raise UsageError(
+            f"{place} has ranks {list(ranks)}, which do not fit a layer with "
+            f"{list(shape.channels)} channels (a 1x1 convolution has one rank, given twice)"
+        )
+
+
+def _fits_modes(shape: ConvShape, ranks: ModeRanks) -> bool:
+    within = all(rank <= most for rank, most in zip(ranks, shape.channels, strict=True))
+    return within and not (shape.pointwise and ranks[0] != ranks[1])
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

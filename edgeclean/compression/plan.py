@@ -15,7 +15,7 @@ from edgeclean.compression.candidates import (
     check_overrides,
     output_effect,
 )
-from edgeclean.compression.factorisation import Factorisation, Ranks
+from edgeclean.compression.factorisation import Factors, Ranks, ranks_as_json
 from edgeclean.compression.goals import (
     FileSize,
     Goal,
@@ -50,7 +50,8 @@ class LayerPlan:
 
     Attributes:
         layer: dotted name.
-        ranks: (r_out, r_in), or None: it stays, or becomes again, what it was.
+        ranks: (r_out, r_in), or those of a separable kernel; None: it stays, or becomes again, what
+            it was.
         reason: why it is not factored; empty if it is.
         params_before: of the layer as it was, its bias included; 0 of a layer not looked at.
         macs_before: of one image.
@@ -75,7 +76,7 @@ class LayerPlan:
     time_kind: TimeKind = ""
     loss: float = 0.0
     effect: float = 0.0
-    factors: Factorisation | None = field(default=None, repr=False)
+    factors: Factors | None = field(default=None, repr=False)
     channels: tuple[int, int] | None = None
 
     def as_json(self) -> dict[str, JsonValue]:
@@ -86,7 +87,7 @@ class LayerPlan:
             times = {"ms": ms, "time_kind": self.time_kind}
         return {
             "layer": self.layer,
-            "ranks": None if self.ranks is None else list(self.ranks),
+            "ranks": None if self.ranks is None else ranks_as_json(self.ranks),
             "channels": None if self.channels is None else list(self.channels),
             "reason": self.reason,
             "params": [self.params_before, self.params_after],
@@ -298,7 +299,7 @@ def _layer_plan(
     layer: Layer,
     listed: LayerCandidates | None,
     picked: Candidate | None,
-    fitted: Factorisation | None,
+    fitted: Factors | None,
 ) -> LayerPlan:
     if listed is None or picked is None:
         return LayerPlan(layer=layer.name, ranks=None, reason=layer.reason)

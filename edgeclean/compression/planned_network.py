@@ -10,17 +10,26 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from edgeclean.compression.factorisation import Factorisation, Ranks, merged_module
+from edgeclean.compression.factorisation import (
+    AXES,
+    Factorisation,
+    Factors,
+    Ranks,
+    is_separated,
+    merged_module,
+)
 from edgeclean.compression.fit import (
     ActivationFit,
     Covariances,
-    Fit,
     WeightFit,
     corrected_kernel,
     input_covariances,
     input_moments,
 )
 from edgeclean.compression.hidden import HiddenFit, refitted
+from edgeclean.compression.rank_grids import form_of, useful_rank
+from edgeclean.compression.separable import LayerFit, SeparableFit
+from edgeclean.compression.settings import Form
 from edgeclean.compression.tucker import factorise
 from edgeclean.compression.units import Unit, find_units
 from edgeclean.errors import InputRejectedError
@@ -31,6 +40,7 @@ from edgeclean.networks.pixels import normalize
 from edgeclean.networks.state import DecomposedNetwork, Network, SyntheticImages
 from edgeclean.progress import Progress, silent
 
+MODES: tuple[Form, ...] = ("tucker",)
 _MOST_MACS = 36_000_000_000  # in one pass over the images, of which there are some per layer
 _LEAST_IMAGES = 8
 _LEFT_WHOLE = "kept whole when the network was decomposed"
@@ -61,7 +71,7 @@ class Fitted:
             images.
     """
 
-    factors: Mapping[str, Factorisation]
+    factors: Mapping[str, Factors]
     refits: Mapping[str, Refit]
     change: float
 
@@ -101,8 +111,8 @@ class PlannedNetwork:
             if not layer.reason
         }
 
-    def fit(self, name: str) -> Fit:
-        """A way to factor one layer, as it stands in the network.
+    def fit(self, name: str, forms: Collection[Form] = MODES) -> LayerFit:
+        """A way to factor one layer, as it stands in the network, in these forms.
 
         Raises:
             InputRejectedError: the layer holds NaN or infinite weights.
@@ -113,14 +123,30 @@ class PlannedNetwork:
                 f"layer {name} holds NaN or infinite weights, so it cannot be decomposed; check "
                 "the checkpoint"
             )
-        if self.batch is not None and self.ridge is not None:
-            moments = input_moments(self.module, name, self.batch)
-            return ActivationFit(conv.weight, moments.own, self.ridge)
-        if name in self.blocks:
-            full = Factorisation.from_block(self.blocks[name])
-        else:
-            full = factorise(conv.weight)
-        return WeightFit(full, (conv.out_channels, conv.in_channels))
+        moment = None
+        if self.batch is not None and self.ridge is not None and {*forms} - {"hidden"}:
+            moment = input_moments(self.module, name, self.batch).own
+        return self._fit(name, conv.weight, moment, forms)
+
+    def _fit(
+        self, name: str, kernel: Tensor, moment: Tensor | None, forms: Collection[Form]
+    ) -> LayerFit:
+        """Fits of a kernel in a layer's place; without a moment it is the layer's own."""
+        shape, ridge = self.layers[name].shapes[0], self.ridge or 0.0
+        separable = {
+            first: SeparableFit(
+                kernel, first, most=useful_rank(shape, first), moment=moment, ridge=ridge
+            )
+            for first in (AXES if "separable" in forms and is_separated(shape) else ())
+        }
+        modes: WeightFit | ActivationFit | None = None
+        if "tucker" in forms and moment is not None:
+            modes = ActivationFit(kernel, moment, ridge)
+        elif "tucker" in forms:
+            block = self.blocks.get(name)
+            full = factorise(kernel) if block is None else Factorisation.from_block(block)
+            modes = WeightFit(full, shape.channels)
+        return LayerFit(modes, separable)
 
     def hidden_fit(self, unit: Unit, least: int) -> HiddenFit:
         """The order in which a unit's channels go, by its consumer as it stands in the network.
@@ -184,7 +210,7 @@ class PlannedNetwork:
 
         Source: the asymmetric reconstruction of Zhang et al. (2015), section 3.3.
         """
-        fitted: dict[str, Factorisation] = {}
+        fitted: dict[str, Factors] = {}
         refits: dict[str, Refit] = {}
         consumed = {unit.consumer: unit for unit in self.units if unit.producer in cuts}
         truncated = copy.deepcopy(self.module)
@@ -204,14 +230,19 @@ class PlannedNetwork:
                     refits[name] = Refit(weight=kernel, bias=None)
                     put_(truncated.get_submodule(name), refits[name])
                     continue
-                fitted[name] = ActivationFit(kernel, moments.own, self.ridge).at(ranks[name])
+                fitted[name] = self._at(name, kernel, moments.own, ranks[name])
                 _copy_(truncated, name, fitted[name])
             elif (
                 self.batch is not None and name in ranks
             ):  # to be judged, as it will be cut from the weights
-                _copy_(truncated, name, self.fit(name).at(ranks[name]))
+                kernel = self.convs[name].weight
+                _copy_(truncated, name, self._at(name, kernel, None, ranks[name]))
         progress("Fitting layers", len(tasks), len(tasks))
         return Fitted(factors=fitted, refits=refits, change=self._change(truncated))
+
+    def _at(self, name: str, kernel: Tensor, moment: Tensor | None, ranks: Ranks) -> Factors:
+        forms: tuple[Form, ...] = (form_of(ranks),)
+        return self._fit(name, kernel, moment, forms).at(ranks)
 
     def _change(self, truncated: nn.Module) -> float:
         if self.others is None:
@@ -232,7 +263,7 @@ class PlannedNetwork:
         return input_covariances(module, name, self.batch, reference)
 
 
-def _copy_(module: nn.Module, name: str, factors: Factorisation) -> None:
+def _copy_(module: nn.Module, name: str, factors: Factors) -> None:
     with torch.no_grad():
         module.get_parameter(f"{name}.weight").copy_(factors.kernel())
 

@@ -80,17 +80,15 @@ def _smallest(
     times: dict[str, LayerTimes] | None,
 ) -> dict[str, LayerCandidates]:
     """Of every layer that may be factored the smallest form, and the one convolution."""
-    limits = CandidateLimits(
-        cost=goal.cost, rank_multiple=settings.rank_multiple, least_gain=settings.least_gain
-    )
+    limits, overridden = CandidateLimits.of(settings, goal.cost), settings.overridden
     found: dict[str, LayerCandidates] = {}
     for name in planned.convs:
         layer, known = planned.layers[name], None if times is None else times.get(name)
         dense = dense_candidate(layer, known)
         forms: tuple[Candidate, ...] = (dense,)
-        if name in settings.overrides:
-            forms = (forced_candidate(layer, settings.overrides[name], known),)
-        elif (times is None or known is not None) and "tucker" in settings.forms:
+        if name in overridden:
+            forms = (forced_candidate(layer, overridden[name], known),)
+        elif times is None or known is not None:
             forms = (cheapest_candidate(layer, limits=limits, times=known), dense)
         found[name] = LayerCandidates(candidates=forms, effects=(0.0,) * len(forms), dense=dense)
     return found

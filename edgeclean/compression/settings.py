@@ -4,8 +4,9 @@ A file of ranks for single layers: what `RankSettings` takes as overrides and ke
 
 ::
 
-    "layer1.0.conv1" = [8, 6]      # r_out, r_in
-    "layer1.0.conv2" = "keep"      # stays one convolution
+    "layer1.0.conv1" = [8, 6]            # r_out, r_in
+    "layer1.0.conv2" = ["vertical", 12]  # Kx1 to 12 channels, then 1xK; or "horizontal"
+    "layer1.1.conv1" = "keep"            # stays one convolution
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeGuard
 
-from edgeclean.compression.factorisation import Ranks
+from edgeclean.compression.factorisation import AXES, Axis, Ranks, ranks_from
 from edgeclean.errors import UsageError
 from edgeclean.files.reading import read_small_toml
 from edgeclean.files.text import printable, shown
@@ -23,7 +24,7 @@ from edgeclean.settings import Settings, setting
 
 Measure = Literal["macs", "params"]
 Cost = Literal["macs", "params", "latency"]
-Form = Literal["tucker", "hidden"]
+Form = Literal["tucker", "hidden", "separable"]
 
 DEFAULT_RATIO = 2.0
 GOALS = ("ratio", "speedup", "latency_budget_ms", "size_budget")
@@ -46,11 +47,12 @@ class RankSettings(Settings):
         size_budget: bytes that the ONNX file may have.
         measure: the cost: multiply-accumulates of one image, or parameters.
         rank_multiple: ranks are multiples of this where the layer is wide enough.
-        forms: what layers may become: low-rank factors (the slides), and fewer of the channels
-            that one convolution makes and one layer reads.
+        forms: what layers may become: low-rank factors (the slides), fewer of the channels that
+            one convolution makes and one layer reads, and a Kx1 and a 1xK convolution.
         keep: layers that stay as they are.
-        overrides: (r_out, r_in) of single layers; a rank equal to the channel count leaves that
-            mode whole.
+        overrides: (r_out, r_in) of single layers, where a rank equal to the channel count leaves
+            that mode whole; or of a separable kernel the direction of the first convolution, and
+            the channels between the two.
         sensitivity: weigh layers by the energy that their ranks discard, or by how much the
             network's outputs change on synthetic images.
         factors: cut the leading ranks of the weights' decomposition (the slides), or fit the
@@ -68,9 +70,9 @@ class RankSettings(Settings):
     size_budget: int | None = setting(None, at_least=1, at_most=2**63 - 1)
     measure: Measure = "macs"
     rank_multiple: int = setting(1, at_least=1, at_most=MOST_RANK)
-    forms: tuple[Form, ...] = setting(("tucker", "hidden"), entries=(1, 2))
+    forms: tuple[Form, ...] = setting(("tucker", "hidden"), entries=(1, 3))
     keep: tuple[str, ...] = setting((), longest=MOST_LAYER_NAME, entries=(0, MOST_LAYERS))
-    overrides: Mapping[str, tuple[int, int]] = setting(
+    overrides: Mapping[str, tuple[int | Axis, int]] = setting(
         {}, at_least=1, at_most=MOST_RANK, entries=(0, MOST_LAYERS)
     )
     sensitivity: Literal["energy", "output"] = "output"
@@ -101,6 +103,11 @@ class RankSettings(Settings):
             )
 
     @property
+    def overridden(self) -> dict[str, Ranks]:
+        """The overrides as ranks."""
+        return {name: ranks_from(entry) for name, entry in self.overrides.items()}
+
+    @property
     def needs_table(self) -> bool:
         """Whether the goal is one of time."""
         return self.speedup is not None or self.latency_budget_ms is not None
@@ -119,7 +126,7 @@ class RankOverrides:
     """What the file says.
 
     Attributes:
-        ranks: (r_out, r_in) by layer.
+        ranks: by layer.
         keep: layers that stay whole.
     """
 
@@ -132,7 +139,7 @@ def read_rank_file(path: Path) -> RankOverrides:
 
     Raises:
         UsageError: the file cannot be read, is over 1 MiB, is not TOML, or an entry is neither two
-            whole numbers from 1 nor "keep".
+            whole numbers from 1, nor a direction and a rank, nor "keep".
     """
     ranks: dict[str, Ranks] = {}
     keep: list[str] = []
@@ -141,19 +148,25 @@ def read_rank_file(path: Path) -> RankOverrides:
         if entry == "keep":
             keep.append(layer)
         elif _is_ranks(entry):
-            ranks[layer] = (entry[0], entry[1])
+            ranks[layer] = ranks_from(entry)
         else:
             hint = "; write dotted names in quotes" if isinstance(entry, dict) else ""
             raise UsageError(
                 f"{path}: {printable(layer[:80])} = {shown(entry)}; give [r_out, r_in], whole "
-                f'numbers from 1 to {MOST_RANK}, or "keep"{hint}'
+                f'numbers from 1 to {MOST_RANK}, ["vertical", r] or ["horizontal", r] for a '
+                f'separable kernel, or "keep"{hint}'
             )
     return RankOverrides(ranks=ranks, keep=tuple(keep))
 
 
-def _is_ranks(entry: object) -> TypeGuard[list[int]]:
+def _is_ranks(entry: object) -> TypeGuard[list[int | str]]:
     return (
         isinstance(entry, list)
         and len(entry) == 2
-        and all(type(rank) is int and 1 <= rank <= MOST_RANK for rank in entry)
+        and (_is_rank(entry[0]) or (isinstance(entry[0], str) and entry[0] in AXES))
+        and _is_rank(entry[1])
     )
+
+
+def _is_rank(entry: object) -> bool:
+    return type(entry) is int and 1 <= entry <= MOST_RANK

@@ -7,11 +7,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from edgeclean.compression.factorisation import Factorisation, merge_block
+from edgeclean.compression.factorisation import (
+    Factorisation,
+    Ranks,
+    Separable,
+    merge_block,
+    ranks_as_json,
+)
 from edgeclean.compression.fit import WeightFit
 from edgeclean.compression.latency_table import NS_PER_MS
 from edgeclean.compression.plan import LayerPlan, RankPlan
 from edgeclean.compression.planned_network import Refit, put_
+from edgeclean.compression.separable import SeparableFit
 from edgeclean.compression.units import cut_, find_units
 from edgeclean.errors import RatioError, UsageError
 from edgeclean.files.text import printable
@@ -63,13 +70,14 @@ def truncate(
     Source: Clean & Compact (ECCV 2024), step 4.
     """
     blocks = {name: module for name, module in network.module.named_modules() if is_block(module)}
-    factored = {layer.layer: layer for layer in plan.layers if layer.ranks is not None}
+    factored = {one.layer: (one, one.ranks) for one in plan.layers if one.ranks is not None}
     require_layers("the rank plan's layer", factored, blocks)
     replacements: dict[str, nn.Module] = {}
     for done, (name, block) in enumerate(blocks.items()):
         progress("Truncating", done, len(blocks))
-        layer = factored.get(name)
-        replacements[name] = merge_block(block) if layer is None else _truncated(block, layer)
+        replacements[name] = (
+            _truncated(block, *factored[name]) if name in factored else merge_block(block)
+        )
     module = with_layers(network.module, replacements).eval()
     channels = _cut_units(module, plan, network.spec.input_shape)
     progress("Truncating", len(blocks), len(blocks))
@@ -114,20 +122,25 @@ def _cut_units(
     return kept
 
 
-def _truncated(block: nn.Sequential, layer: LayerPlan) -> nn.Sequential:
+def _truncated(block: nn.Sequential, layer: LayerPlan, ranks: Ranks) -> nn.Sequential:
     dense = merge_block(block)
     channels = (dense.out_channels, dense.in_channels)
-    if layer.ranks is None or any(
-        rank > most for rank, most in zip(layer.ranks, channels, strict=True)
-    ):
+    if isinstance(ranks, Separable):
+        fits = 1 not in dense.kernel_size
+    else:
+        fits = all(rank <= most for rank, most in zip(ranks, channels, strict=True))
+    if not fits:
         raise UsageError(
-            f"the plan's ranks {layer.ranks} do not fit {layer.layer} with {channels} channels; "
-            "choose the ranks for this network"
+            f"the plan's ranks {(*ranks_as_json(ranks),)} do not fit {layer.layer} with {channels} "
+            f"channels and a kernel of {dense.kernel_size}; choose the ranks for this network"
         )
     if layer.factors is not None:
         return layer.factors.to_block(dense)
+    if isinstance(ranks, Separable):
+        fit = SeparableFit(dense.weight, ranks.first, most=ranks.rank)
+        return fit.at(ranks.rank).to_block(dense)
     full = Factorisation.from_block(block)
-    return WeightFit(full, channels).at(layer.ranks).to_block(dense)
+    return WeightFit(full, channels).at(ranks).to_block(dense)
 
 
 def _record(

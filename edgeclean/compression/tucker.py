@@ -12,12 +12,12 @@ from jaxtyping import Float
 from tensorly.tenalg import mode_dot, multi_mode_dot
 from torch import Tensor
 
-from edgeclean.compression.factorisation import Factorisation, Ranks
+from edgeclean.compression.factorisation import Factorisation, ModeRanks
 
 
 def tucker2(
     kernel: Float[Tensor, "out in kh kw"],
-    ranks: Ranks | None = None,
+    ranks: ModeRanks | None = None,
     *,
     sweeps: int = 0,
 ) -> Factorisation:
@@ -66,7 +66,7 @@ def tucker2(
     return Factorisation(core=core, factor_out=factor_out, factor_in=factor_in)
 
 
-def full_ranks(kernel: Float[Tensor, "out in kh kw"]) -> Ranks:
+def full_ranks(kernel: Float[Tensor, "out in kh kw"]) -> ModeRanks:
     """The ranks at which Tucker-2 is exact for every kernel of this shape."""
     out, channels_in = kernel.shape[0], kernel.shape[1]
     taps = kernel.shape[2] * kernel.shape[3]
@@ -90,20 +90,20 @@ def factorise(kernel: Float[Tensor, "out in kh kw"]) -> Factorisation:
 def singular_values(kernel: Float[Tensor, "out in kh kw"], mode: int) -> Float[Tensor, " full"]:
     """All singular values of the kernel's unfolding along mode 1 (out) or 2 (in), descending."""
     exact = kernel.detach().double().transpose(0, mode - 1)
-    return _left_singular(exact.flatten(1))[1].to(kernel.dtype)
+    return left_singular(exact.flatten(1))[1].to(kernel.dtype)
 
 
 def _orthogonal_iteration(
     kernel: Tensor, rank_out: int, rank_in: int, sweeps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Core and factors of both modes: the truncated SVD, then the sweeps."""
-    factor_out = _left_singular(tensorly.unfold(kernel, 0))[0][:, :rank_out]
-    factor_in = _left_singular(tensorly.unfold(kernel, 1))[0][:, :rank_in]
+    factor_out = left_singular(tensorly.unfold(kernel, 0))[0][:, :rank_out]
+    factor_in = left_singular(tensorly.unfold(kernel, 1))[0][:, :rank_in]
     for _ in range(sweeps):
         projected = mode_dot(kernel, factor_in, 1, transpose=True)
-        factor_out = _left_singular(tensorly.unfold(projected, 0))[0][:, :rank_out]
+        factor_out = left_singular(tensorly.unfold(projected, 0))[0][:, :rank_out]
         projected = mode_dot(kernel, factor_out, 0, transpose=True)
-        factor_in = _left_singular(tensorly.unfold(projected, 1))[0][:, :rank_in]
+        factor_in = left_singular(tensorly.unfold(projected, 1))[0][:, :rank_in]
     core = multi_mode_dot(kernel, [factor_out, factor_in], [0, 1], transpose=True)
     return core, factor_out, factor_in
 
@@ -114,7 +114,7 @@ def _pointwise(kernel: Tensor, rank_out: int, rank_in: int) -> tuple[Tensor, Ten
     if matrix.shape[0] > matrix.shape[1]:
         core, factor_in, factor_out = _pointwise(kernel.transpose(0, 1), rank_in, rank_out)
         return core.transpose(0, 1), factor_out, factor_in
-    basis, _ = _left_singular(matrix)
+    basis, _ = left_singular(matrix)
     images = matrix.T @ basis[:, : max(rank_out, rank_in)]  # orthogonal, as long as the values
     factor, triangle = torch.linalg.qr(images)
     signs = torch.where(_largest(factor) < 0, -1.0, 1.0).to(factor.dtype)
@@ -132,7 +132,7 @@ def _largest(vectors: Tensor) -> Tensor:
     return vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
 
 
-def _left_singular(
+def left_singular(
     unfolding: Float[Tensor, "channels rest"],
 ) -> tuple[Float[Tensor, "channels rank"], Float[Tensor, " rank"]]:
     """Left singular vectors and values, descending, with fixed signs."""

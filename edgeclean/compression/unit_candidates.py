@@ -20,11 +20,11 @@ from edgeclean.compression.candidates import (
     Candidate,
     LayerCandidates,
     OutputEffect,
-    allowed_ranks,
 )
 from edgeclean.compression.hidden import HiddenFit
 from edgeclean.compression.latency_table import CutTimes, LatencyTable
 from edgeclean.compression.planned_network import PlannedNetwork
+from edgeclean.compression.rank_grids import allowed_ranks
 from edgeclean.compression.settings import Cost, RankSettings
 from edgeclean.compression.units import Unit
 from edgeclean.networks.layers import Layer

@@ -116,5 +116,6 @@ def _table_key(files: NetworkFiles, cell: CellPlan) -> str:
     """
     settings = cell.options.settings
     named = files.model_sha256 if files.is_state_dict else files.sha256
-    overrides = sorted((settings.ranks.overrides or {}).items())
-    return digest([named, overrides, settings.latency, settings.ranks.rank_multiple])
+    ranks = settings.ranks
+    overrides = sorted(ranks.overrides.items())
+    return digest([named, overrides, settings.latency, ranks.rank_multiple, ranks.forms])

@@ -83,7 +83,7 @@ def _table(job: Job) -> dict[str, JsonValue]:
     run = Runner(_cache(job, []))
     network, _ = _opened(job, run)
     settings = job.settings
-    timed = network, settings.ranks.overrides, settings.latency
+    timed = network, settings.ranks, settings.latency
     table = run("table", table_of_this_machine, *timed, kept=_cache(job, []).store)
     return {"device": table.device, "runtime": table.runtime, "blocks": len(table.blocks)}
 

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclean.compression.candidates import measured_grid
-from edgeclean.compression.factorisation import Ranks, part_shapes
+from edgeclean.compression.factorisation import Ranks, order_of, part_shapes, ranks_as_json
 from edgeclean.compression.latency_table import (
     FORMAT,
     LatencyTable,
@@ -27,6 +26,8 @@ from edgeclean.compression.latency_table import (
     TimedRanks,
     layers_digest,
 )
+from edgeclean.compression.rank_grids import measured_grid
+from edgeclean.compression.settings import Form, RankSettings
 from edgeclean.environment import versions
 from edgeclean.errors import UsageError
 from edgeclean.measure.block_backends import Backend, Run, chain_model, open_backend
@@ -97,6 +98,7 @@ def measure_table(  # noqa: PLR0913 - what is timed, and how
     *,
     model: bytes,
     settings: BlockLatencySettings,
+    forms: Collection[Form] = RankSettings().forms,
     cuts: Mapping[ConvShape, Sequence[ConvShape]] | None = None,
     kept: Rows | None = None,
     progress: Progress = silent,
@@ -108,6 +110,7 @@ def measure_table(  # noqa: PLR0913 - what is timed, and how
         layers: names of the convolutions, each with ranks to measure besides `measured_grid`.
         model: the network as ONNX.
         settings: the length and the conditions of the measurement.
+        forms: what layers may become; see `measured_grid`.
         cuts: layers with fewer channels, by the shape of the layer that they are timed beside.
         kept: store of earlier measurements: rows measured on this device before are taken from
             it, and new rows are added.
@@ -130,7 +133,7 @@ def measure_table(  # noqa: PLR0913 - what is timed, and how
     blocks: dict[ConvShape, tuple[TimedRanks, ...]] = {}
     for done, (shape, ranks) in enumerate(extra.items()):
         progress("Timing layers", done, steps)
-        blocks[shape] = measure.block(shape, ranks)
+        blocks[shape] = measure.block(shape, {*measured_grid(shape, forms), *ranks})
     for done, (shape, shapes) in enumerate(smaller.items(), start=len(extra)):
         progress("Timing layers", done, steps)
         blocks = measure.cuts(shape, [one for one in shapes if one not in blocks]) | blocks
@@ -161,11 +164,12 @@ class _Measuring:
     settings: BlockLatencySettings
     kept: Rows | None
 
-    def block(self, shape: ConvShape, extra: set[Ranks]) -> tuple[TimedRanks, ...]:
+    def block(self, shape: ConvShape, every: Collection[Ranks]) -> tuple[TimedRanks, ...]:
         """Time the one convolution and its factorisations, in turns."""
-        ranks = sorted({*measured_grid(shape), *extra})
+        ranks = sorted(every, key=order_of)
         groups = [ranks[start : start + GROUP] for start in range(0, len(ranks), GROUP)] or [[]]
-        key = self._key("block", shape.as_json(), groups)
+        named = [[ranks_as_json(one) for one in group] for group in groups]
+        key = self._key("block", shape.as_json(), named)
         chains = [[part_shapes(shape, one) for one in group] for group in groups]
         whole, *rows = self._row(key, lambda: self._groups(shape, chains))
         timed = zip([None, *ranks], [whole, *rows], strict=True)

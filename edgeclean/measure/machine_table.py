@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from edgeclean.compression.factorisation import Ranks
 from edgeclean.compression.latency_table import LatencyTable
 from edgeclean.compression.planned_network import planned_network
@@ -24,7 +22,7 @@ def measured_table(
     network: LoadedNetwork,
     settings: BlockLatencySettings,
     *,
-    overrides: dict[str, Ranks] | None = None,
+    ranks: RankSettings | None = None,
     kept: Store | None = None,
     progress: Progress = silent,
 ) -> LatencyTable:
@@ -33,7 +31,8 @@ def measured_table(
     Args:
         network: the network as it was loaded.
         settings: the length and the conditions of the measurement.
-        overrides: ranks of single layers that must be in the table as well, by layer name.
+        ranks: the choice that the table is for: of the forms that it may choose, and of its
+            overrides. None is the default one.
         kept: store of earlier measurements: rows measured on this device before are taken from
             it, so that a second run plans by the same numbers, and new rows are added.
         progress: called after every layer.
@@ -41,10 +40,11 @@ def measured_table(
     Raises:
         ToolchainError: the backend's device is not there.
     """
+    chosen = ranks or RankSettings()
     layers: dict[str, tuple[Ranks, ...]] = {}
     for layer in trace_layers(network.module, network.spec.input_shape):
         if not layer.reason:
-            forced = (overrides or {}).get(layer.name)
+            forced = chosen.overridden.get(layer.name)
             layers[layer.name] = () if forced is None else (forced,)
     model = export_onnx(network, ExportSettings(batch=settings.batch))
     planned = planned_network(network, (), None, most_images=1, ridge=None, hidden=True)
@@ -52,6 +52,7 @@ def measured_table(
         *(network, layers),
         model=model,
         settings=settings,
+        forms=chosen.forms,
         cuts=cut_shapes(planned, RankSettings()),
         kept=kept,
         progress=progress,
@@ -60,17 +61,15 @@ def measured_table(
 
 def table_of_this_machine(
     network: LoadedNetwork,
-    overrides: Mapping[str, Ranks],
+    ranks: RankSettings,
     latency: LatencySettings,
     *,
     kept: Store | None = None,
     progress: Progress = silent,
 ) -> LatencyTable:
-    """Call `measured_table` with the threads and the batch that the networks are measured with."""
+    """Call `measured_table` for a choice of ranks, as the networks themselves are measured."""
     settings = BlockLatencySettings(threads=latency.threads, batch=latency.batch)
-    return measured_table(
-        network, settings, overrides=dict(overrides), kept=kept, progress=progress
-    )
+    return measured_table(network, settings, ranks=ranks, kept=kept, progress=progress)
 
 
 def is_of_this_machine(table: LatencyTable) -> bool:

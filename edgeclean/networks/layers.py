@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeclean.errors import UsageError
-from edgeclean.networks.blocks import block_shape, is_block, spatial_part
+from edgeclean.networks.blocks import block_shape, is_block, whole_conv
 from edgeclean.networks.shapes import ConvShape, conv_shape
 
 Image = tuple[int, ...]
@@ -79,7 +79,7 @@ class Layer:
 
         A block has that of the one convolution that it stands for.
         """
-        conv = spatial_part(self.module) if is_block(self.module) else self.module
+        conv = whole_conv(self.module) if is_block(self.module) else self.module
         if not isinstance(conv, nn.Conv2d):
             return ()
         out, channels_in = self.weight_shape[0], self.weight_shape[1] * conv.groups

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
@@ -65,6 +65,32 @@ class ConvShape:
     def macs(self) -> int:
         """The multiply-accumulates of one image."""
         return self.params * prod(self.image_out)
+
+    @property
+    def vertical(self) -> ConvShape:
+        """The same convolution along the height alone: its kernel is one pixel wide."""
+        (kernel, _), (stride, _), (dilation, _) = self.kernel, self.stride, self.dilation
+        top, _, bottom, _ = self.padding
+        return replace(
+            self,
+            kernel=(kernel, 1),
+            stride=(stride, 1),
+            dilation=(dilation, 1),
+            padding=(top, 0, bottom, 0),
+        )
+
+    @property
+    def horizontal(self) -> ConvShape:
+        """The same convolution along the width alone: its kernel is one pixel high."""
+        (_, kernel), (_, stride), (_, dilation) = self.kernel, self.stride, self.dilation
+        _, left, _, right = self.padding
+        return replace(
+            self,
+            kernel=(1, kernel),
+            stride=(1, stride),
+            dilation=(1, dilation),
+            padding=(0, left, 0, right),
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as a JSON object; pairs become lists."""

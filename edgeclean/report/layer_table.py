@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from edgeclean.compression.factorisation import Factorisation, kernel_of
+from edgeclean.compression.factorisation import Axis, SeparableKernel, factors_of, kernel_of
 from edgeclean.compression.tucker import singular_values
 from edgeclean.networks.blocks import is_block
 from edgeclean.networks.cost import count_params
@@ -43,6 +43,8 @@ class LayerRow:
         time_kind: whether the table holds that candidate's time or estimates it from others.
         kept_out: output channels that are left; None where all are.
         kept_in: input channels that are left; likewise.
+        separable_first: of a separable block, the direction of the first convolution.
+        separable_rank: of a separable block, the channels between its two convolutions.
     """
 
     name: str
@@ -61,10 +63,17 @@ class LayerRow:
     time_kind: Literal["measured", "estimated"] | None = None
     kept_out: int | None = None
     kept_in: int | None = None
+    separable_first: Axis | None = None
+    separable_rank: int | None = None
 
     @property
     def becomes(self) -> str:
         """The layer after the compression in a few words; empty for one that stays as it is."""
+        if self.separable_rank is not None:
+            parts = [f"{self.shape[2]}x1", f"1x{self.shape[3]}"]
+            if self.separable_first == "horizontal":
+                parts.reverse()
+            return f"{parts[0]} to {self.separable_rank}, {parts[1]}"
         if self.fate == "factored":
             return f"ranks {self.rank_out or 'whole'} x {self.rank_in or 'whole'}"
         sides = ((self.kept_out, self.shape[0]), (self.kept_in, self.shape[1]))
@@ -101,7 +110,6 @@ def layer_rows(before: Network, after: Network) -> tuple[LayerRow, ...]:
     for layer in _layers(before):
         other = changed[layer.name]
         described = layer.describe()
-        rank_out, rank_in = _ranks(other.module)
         left = other.describe()
         kept_out, kept_in = (left[side] if left[side] < described[side] else None
                              for side in ("out", "in"))  # fmt: skip
@@ -115,14 +123,13 @@ def layer_rows(before: Network, after: Network) -> tuple[LayerRow, ...]:
                 reason=""
                 if is_cut or is_block(other.module)
                 else reasons.get(layer.name, layer.reason),
-                rank_out=rank_out,
-                rank_in=rank_in,
                 params_before=count_params(layer.module),
                 params_after=count_params(other.module),
                 macs_before=layer.macs,
                 macs_after=other.macs,
                 kept_out=kept_out,
                 kept_in=kept_in,
+                **_ranks(other.module),
                 **times.get(layer.name, {}),
             )
         )
@@ -138,7 +145,7 @@ def spectra(before: Network, scaled: Network | None, compressed: Network) -> tup
         compressed: the compressed network.
     """
     values = [_singular_values(one) for one in (before, scaled, compressed) if one is not None]
-    ranks = {layer.name: _ranks(layer.module)[0] for layer in _layers(compressed)}
+    ranks = {layer.name: _ranks(layer.module)["rank_out"] for layer in _layers(compressed)}
     saved = {row.name: row.macs_before - row.macs_after for row in layer_rows(before, compressed)}
     found = []
     for name in sorted(values[0], key=lambda name: -saved[name]):
@@ -190,15 +197,20 @@ def _fate(before: Layer, after: Layer) -> Fate:
     return "kept" if before.reason else "one convolution"
 
 
-def _ranks(module: nn.Module) -> tuple[int | None, int | None]:
-    """Return a block's ranks; None for a mode without a factor, and for anything but a block."""
+def _ranks(module: nn.Module) -> dict[str, Any]:
+    """Return a row's ranks; None for a mode without a factor, and for anything but a block."""
+    found: dict[str, Any] = {"rank_out": None, "rank_in": None}
     if not is_block(module):
-        return None, None
-    weights = Factorisation.from_block(module)
-    return (
-        None if weights.factor_out is None else weights.ranks[0],
-        None if weights.factor_in is None else weights.ranks[1],
-    )
+        return found
+    weights = factors_of(module)
+    if isinstance(weights, SeparableKernel):
+        ranks = weights.ranks
+        return {**found, "separable_first": ranks.first, "separable_rank": ranks.rank}
+    rank_out, rank_in = weights.ranks
+    return {
+        "rank_out": None if weights.factor_out is None else rank_out,
+        "rank_in": None if weights.factor_in is None else rank_in,
+    }
 
 
 def _singular_values(network: Network) -> dict[str, Float[Tensor, " values"]]:

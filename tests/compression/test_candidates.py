@@ -7,13 +7,13 @@ from factor_networks import plain
 
 from edgeclean.compression.candidates import (
     CandidateLimits,
-    allowed_ranks,
     dense_candidate,
     list_candidates,
 )
 from edgeclean.compression.decompose import DecomposeSettings, decompose
 from edgeclean.compression.fit import WeightFit
 from edgeclean.compression.plan import RankSettings, choose_ranks
+from edgeclean.compression.rank_grids import allowed_ranks
 from edgeclean.compression.truncate import TruncateSettings, truncate
 from edgeclean.compression.tucker import factorise
 from edgeclean.networks.cost import count_macs, count_params

@@ -7,9 +7,9 @@ import torch
 from factor_networks import seeded
 from torch import nn
 
-from edgeclean.compression.candidates import measured_grid, rank_steps
 from edgeclean.compression.factorisation import Factorisation, cost_of, part_shapes
 from edgeclean.compression.fit import WeightFit
+from edgeclean.compression.rank_grids import measured_grid, rank_steps
 from edgeclean.compression.tucker import factorise
 from edgeclean.measure.block_backends import chain_module
 from edgeclean.networks.cost import count_macs, count_params

@@ -48,6 +48,22 @@ def test_batchnorm_is_folded_and_pooling_stays_what_a_dla_takes() -> None:
     assert operators.count("Conv") == 5
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even")  # said by the reference
+@pytest.mark.parametrize("opset", [11, 17])
+@pytest.mark.parametrize(("kernel", "dilation"), [(3, 1), (3, 2), ((1, 5), (1, 2)), (2, 2), (2, 1)])
+def test_same_padding_computes_the_same_whatever_the_dilation(
+    kernel: int | tuple[int, int], dilation: int | tuple[int, int], opset: int
+) -> None:
+    layer = nn.Conv2d(8, 8, kernel, dilation=dilation, padding="same")
+    network, pixels = tiny_network(layer), tiny_pixels()
+    session = OnnxSession(export_onnx(network, ExportSettings(opset=opset)))
+    images = normalize(pixels[:1], network.spec)
+    with torch.no_grad():
+        expected = network.module(images).numpy()
+    np.testing.assert_allclose(session.predict(images.numpy()), expected, atol=1e-5)
+    assert layer.padding == "same"
+
+
 def test_a_batchnorm_after_a_sum_stays() -> None:
     network = tiny_network(Block(8), PreActivation(8))
     assert _operators(export_onnx(network)).count("BatchNormalization") == 1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
-from edgeclean.compression.candidates import measured_grid
-from edgeclean.compression.factorisation import part_shapes
+from edgeclean.compression.factorisation import Ranks, part_shapes, ranks_as_json
 from edgeclean.compression.latency_table import LatencyTable, NetworkTime, TimedRanks, layers_digest
 from edgeclean.compression.planned_network import planned_network
-from edgeclean.compression.settings import RankSettings
+from edgeclean.compression.rank_grids import measured_grid
+from edgeclean.compression.settings import Form, RankSettings
 from edgeclean.compression.unit_candidates import cut_shapes
 from edgeclean.networks.layers import conv_shapes, trace_layers
 from edgeclean.networks.shapes import ConvShape
@@ -18,9 +19,10 @@ CALL_MS = 0.004  # each convolution of a form has its own cost, so that small on
 MS_PER_MAC = 2e-7
 
 
-def made_up_ms(shape: ConvShape, ranks: tuple[int, int] | None) -> float:
+def made_up_ms(shape: ConvShape, ranks: Ranks | None) -> float:
     macs = sum(part.macs for part in part_shapes(shape, ranks))
-    odd = 1.7 if ranks is not None and (ranks[0] + ranks[1]) % 3 == 0 else 1.0
+    numbers = [] if ranks is None else [one for one in ranks_as_json(ranks) if isinstance(one, int)]
+    odd = 1.7 if numbers and sum(numbers) % 3 == 0 else 1.0
     return round(odd * macs * MS_PER_MAC + CALL_MS * len(part_shapes(shape, ranks)), 6)
 
 
@@ -35,12 +37,14 @@ def table_with_cuts(of: Network, /, **changes: object) -> LatencyTable:
     return replace(whole, blocks={**cuts, **whole.blocks})
 
 
-def made_up_table(of: Network, /, **changes: object) -> LatencyTable:
+def made_up_table(
+    of: Network, /, *, forms: Collection[Form] = (), **changes: object
+) -> LatencyTable:
     shapes = conv_shapes(trace_layers(of.module, of.spec.input_shape))
     blocks = {
         one: tuple(
             TimedRanks(ranks=ranks, ms=made_up_ms(one, ranks), spread_ms=0.001)
-            for ranks in [None, *measured_grid(one)]
+            for ranks in [None, *measured_grid(one, forms)]
         )
         for one in set(shapes.values())
     }

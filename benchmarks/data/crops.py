@@ -1,12 +1,10 @@
-"""Crops of a dozen photographs, which know nothing of any network.
+"""Crops of a dozen photographs, which know nothing of any network: tried as images that teach.
 
-Inverted images lack what natural ones have, and a student is taught better with some of each
-(``benchmarks/studies/ablations.py`` measures it). Crops of a single photograph can teach a network
-much of what another knows (Asano & Saeed, ICLR 2023), and unrelated photographs recover a pruned
-network better than inverted images do (DeepInversion, Yin et al., CVPR 2020). The photographs come
-with this package; ``photos/SOURCES.md`` says whose they are and on what terms. Like procedural
-images they carry no trigger. They teach less the less they are like what the network was trained
-on, and its BatchNorm statistics tell how much that is: their share falls with that distance.
+Inverted images lack what natural ones have. Crops of a single photograph can teach a network much
+of what another knows (Asano & Saeed, ICLR 2023), and unrelated photographs recover a pruned network
+better than inverted images do (DeepInversion, Yin et al., CVPR 2020). Beside the synthetic images
+of a recovery these earned nothing (`benchmarks.studies.ablations`), so the product has none.
+``photographs/SOURCES.md`` says whose the photographs are and on what terms.
 """
 
 from __future__ import annotations
@@ -14,26 +12,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
-from importlib.resources.abc import Traversable
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from edgeclean.images.batchnorm import StatisticsDistance, batchnorm_layers
 from edgeclean.images.synthesize import joined
-from edgeclean.networks.autocast import device_of, mixed_precision
-from edgeclean.networks.batching import images_at_once
-from edgeclean.networks.finite import require_finite
-from edgeclean.networks.pixels import pixel_copy
-from edgeclean.networks.state import Network, SyntheticImages
-from edgeclean.settings import Settings, setting
+from edgeclean.networks.state import SyntheticImages
 
-BATCH = 256  # crops whose classes are asked, or whose statistics are compared, at once
+FOLDER = Path(__file__).parent / "photographs"
 LEAST_AREA = 1 / 200  # of a photograph, in a crop; sizes between that and all of it are as likely
 LEAST_SCALE = 0.6  # pixels of a photograph to one of a crop's: fewer would show nothing but blur
 MOST_ASPECT = 4 / 3
@@ -41,49 +32,12 @@ MOST_ANGLE = math.pi / 6  # half of the crops are turned, by up to so much eithe
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PhotographSettings(Settings):
-    """The part that crops of photographs have among the images that a student learns from.
-
-    Attributes:
-        share: the most of the images that are crops; 0 for none. A network whose BatchNorm
-            statistics they miss by d (`StatisticsDistance`, in running variances) gets (1 - d) of
-            it, and none from a distance of 1 on.
-    """
-
-    share: float = setting(0.5, at_least=0, at_most=0.9)
-
-
-def with_photographs(
-    images: SyntheticImages, network: Network, settings: PhotographSettings, *, seed: int
-) -> SyntheticImages:
-    """Return the images with crops of photographs behind them; see `PhotographSettings`.
-
-    Args:
-        images: made from the network.
-        network: the network that the crops are labelled by and whose statistics they are held
-            against.
-        settings: see `PhotographSettings`.
-        seed: decides the crops.
-
-    Raises:
-        NotFiniteError: the network's answers to crops are NaN or infinite.
-    """
-    if settings.share == 0:
-        return images
+def with_crops(images: SyntheticImages, shape: tuple[int, int, int], seed: int) -> SyntheticImages:
+    """Return the images with as many crops behind them, which have no label."""
     generator = torch.Generator().manual_seed(seed)
-    shape = network.spec.input_shape
-    module = pixel_copy(network).requires_grad_(False)
-    nearness = max(0.0, 1 - _distance(module, draw_crops(BATCH, shape, generator), shape))
-    share = settings.share * nearness
-    count = round(len(images) * share / (1 - share))
-    if count == 0:
-        return images
-    pixels = cropped(draw_crops(count, shape, generator), shape)
+    pixels = cropped(draw_crops(len(images), shape, generator), shape)
     crops = SyntheticImages(
-        pixels=pixels,
-        labels=_classes(module, pixels),
-        origin=f"{count:,} crops of {len(photographs())} photographs",
+        pixels=pixels, labels=torch.zeros(len(pixels), dtype=torch.int64), origin="photographs"
     )
     return joined(images, crops)
 
@@ -122,12 +76,10 @@ class Crops:
 
 @cache
 def photographs() -> tuple[UInt8[Tensor, "3 h w"], ...]:
-    """Return the photographs that come with this package, in the order of their names."""
-    folder = files("edgeclean.images") / "photos"
-    found = sorted((one for one in folder.iterdir() if one.name.endswith(".webp")), key=_name)
+    """Return the photographs, in the order of their names."""
     pictures = []
-    for one in found:
-        with one.open("rb") as stream, Image.open(stream, formats=("WEBP",)) as picture:
+    for path in sorted(FOLDER.glob("*.webp")):
+        with Image.open(path, formats=("WEBP",)) as picture:
             pixels = np.array(picture.convert("RGB"))
         pictures.append(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
     return tuple(pictures)
@@ -179,38 +131,6 @@ def cropped(crops: Crops, shape: tuple[int, int, int]) -> Float[Tensor, "n c h w
         grey = (images * torch.tensor(LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)
         images = grey.expand(-1, channels, -1, -1)
     return images.clamp(0, 1).contiguous()
-
-
-@torch.no_grad()
-def _distance(module: nn.Module, crops: Crops, shape: tuple[int, int, int]) -> float:
-    """Return how far the crops' statistics lie from a network's; 0 of one that has none."""
-    if not batchnorm_layers(module):
-        return 0.0
-    at_once = max(2, min(len(crops), images_at_once(shape, module)))
-    some = crops[torch.arange(at_once)]
-    with StatisticsDistance(module) as statistics:
-        _answers(module, cropped(some, shape))
-        distance = float(statistics.distance())
-    return distance if math.isfinite(distance) else math.inf
-
-
-@torch.no_grad()
-def _classes(module: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Int[Tensor, " n"]:
-    """Return the class that a network gives each image."""
-    at_once = max(1, min(BATCH, images_at_once(pixels.shape[1:], module)))
-    return torch.cat([_answers(module, batch).argmax(1) for batch in pixels.split(at_once)])
-
-
-def _answers(module: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
-    device = device_of(module)
-    with mixed_precision(device):
-        answers: Tensor = module(pixels.to(device, memory_format=torch.channels_last))
-    require_finite(answers, "photographs")
-    return answers.float().cpu()
-
-
-def _name(entry: Traversable) -> str:
-    return entry.name
 
 
 def _shrunk(picture: UInt8[Tensor, "3 h w"], halvings: int) -> Float[Tensor, "1 3 a b"]:
