@@ -135,6 +135,10 @@ def settings_for(
     purify = entries.get("purify")
     if isinstance(purify, Mapping) and purify.get("mode") == "clean-compact":
         decided = overlay(decided, _CLEAN_COMPACT)
+    if target.kind == "mcu":  # its precision is no choice of speed: nothing else may fit
+        decided["precision"] = {"format": target.default_precision}
+    if target.scales != "channel":
+        decided = overlay(decided, {"precision": {"scales": target.scales}})
     decided = overlay(decided, lengths_of(entries.get("effort")))
     settings = settings_from(PipelineSettings, overlay(decided, entries), where=where)
     require(target, opset=settings.export.opset)

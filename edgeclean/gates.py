@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeclean.backdoor.findings import ScanReport
+from edgeclean.compression.latency_table import LatencyTable
 from edgeclean.config import overlay, read_config, settings_from
 from edgeclean.errors import (
     AccuracyGateError,
@@ -38,6 +39,8 @@ from edgeclean.errors import (
 from edgeclean.files.text import shown
 from edgeclean.measure.accuracy import Evaluation
 from edgeclean.measure.latency import LatencyReport
+from edgeclean.measure.machine_table import is_of_runtime, is_of_this_machine
+from edgeclean.measure.runtimes import Runtimes
 from edgeclean.settings import Settings, setting
 
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(B|kB|MB|GB|KiB|MiB|GiB)?", re.IGNORECASE)
@@ -218,6 +221,21 @@ def refuse_slower(latency: LatencyReport) -> None:
             "measure the table again on a quiet machine (`edgeclean latency-table`), or ask for a "
             "higher --speedup"
         )
+
+
+def refuse_slower_than_planned(
+    table: LatencyTable | None, latency: LatencyReport, runtimes: Runtimes
+) -> None:
+    """Refuse a network that is slower than the original in the runtime that its table is of.
+
+    Raises:
+        BudgetError: it is, on this machine.
+    """
+    if table is not None and is_of_this_machine(table):
+        refuse_slower(latency)
+    for one in runtimes.kept:
+        if table is not None and is_of_runtime(table, one.form.name, one.form.version):
+            refuse_slower(one.latency)
 
 
 def refuse_larger(size_budget: int | None, onnx_bytes: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from edgeclean.backdoor.findings import ScanReport
 from edgeclean.backdoor.scan import trigger_success
 from edgeclean.bundle.bundle import BundleContents
+from edgeclean.bundle.handover import check_handover, handover_files
 from edgeclean.bundle.kit import kit_files
 from edgeclean.bundle.runtimes import BundledRuntime
 from edgeclean.config import PipelineSettings
@@ -38,6 +39,7 @@ from edgeclean.report.layer_table import LayerRow, Spectrum, layer_rows, spectra
 from edgeclean.report.page import render_html, trigger_files
 from edgeclean.report.report import ReportInputs, changed_settings
 from edgeclean.runner import peak_memory_mib
+from exporters.onnx_check import open_onnx, opset_of
 from exporters.parity import ParityRecord
 from exporters.precision.lower import GOLDEN_TOLERANCE, LoweredModel
 
@@ -207,7 +209,13 @@ def contents_of(
     target: Target,
     report: dict[str, JsonValue],
 ) -> BundleContents:
-    """Return the contents of the bundle, with a kit for a target that builds its own engines."""
+    """Return the contents of the bundle, with a kit for what is built elsewhere.
+
+    That is an engine, which the device builds, or what only the vendor's converter can make.
+
+    Raises:
+        EdgecleanError: the vendor's converter does not take the network.
+    """
     kit: dict[str, bytes] = {}
     if target.runtime == "tensorrt":  # engines are built on the device, by the kit
         kit = kit_files(
@@ -216,6 +224,8 @@ def contents_of(
             precision=settings.precision.format,
             batch=settings.export.batch,
         )
+    check_handover(compression.model, target)
+    kit |= handover_files(target, _about(compression), compression.images.pixels)
     precision = settings.precision.format
     golden_tolerance = max(settings.parity.tolerance, GOLDEN_TOLERANCE.get(precision, 0.0))
     return BundleContents(
@@ -233,6 +243,17 @@ def contents_of(
         reproducible_files={**trigger_files(compression.scan), **kit},
         runtimes=tuple(bundled(one.form, golden_tolerance) for one in compression.runtimes.kept),
     )
+
+
+def _about(compression: Compression) -> dict[str, JsonValue]:
+    """Return what a hand-over kit says of the network, as the manifest says it."""
+    spec = compression.compressed.spec
+    return {
+        "input_shape": list(spec.input_shape),
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "opset": opset_of(open_onnx(compression.model)),
+    }
 
 
 def form_inputs(
@@ -279,6 +300,7 @@ def bundled(form: CheckedForm, tolerance: float) -> BundledRuntime:
         files=form.files,
         golden=form.golden,
         tolerance=tolerance,
+        arena_bytes=form.arena_bytes,
     )
 
 

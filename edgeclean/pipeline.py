@@ -17,6 +17,7 @@ from edgeclean.backdoor.findings import ScanReport
 from edgeclean.backdoor.purify import purify, unlearned_classes
 from edgeclean.backdoor.scan import scan
 from edgeclean.bundle.bundle import Bundle, hold_output, write_bundle
+from edgeclean.bundle.handover import check_handover
 from edgeclean.bundle.signing import Signer
 from edgeclean.compression.clamp import choose_tau, scale
 from edgeclean.compression.decompose import decompose
@@ -30,7 +31,14 @@ from edgeclean.config import PipelineSettings, check_goal
 from edgeclean.devices.targets import Target, load_target, require
 from edgeclean.errors import UsageError
 from edgeclean.estimate import announce
-from edgeclean.gates import Policy, judge_scan, refuse_failed, refuse_larger, refuse_slower
+from edgeclean.gates import (
+    Policy,
+    judge_scan,
+    refuse_failed,
+    refuse_larger,
+    refuse_slower,
+    refuse_slower_than_planned,
+)
 from edgeclean.images.labelled import LabelledImages
 from edgeclean.images.synthesize import joined, synthesize
 from edgeclean.load.checkpoint import load_checkpoint
@@ -158,6 +166,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     runner = Runner(cache, progress)
     with hold_output(output) as held:
         original, model = open_network(checkpoint, spec, chosen, code_folder, runner)
+        check_handover(model, device)  # now: factoring adds no operator but Conv
         _check_reach(original, model, chosen, latency_table)
         beside = alongside(original)
         original = placed(original, chosen.compute)
@@ -269,8 +278,7 @@ def run_stages(  # noqa: PLR0913 - what a run is of, and what it tells
     device = target or load_target(settings.target, jetpack=settings.jetpack)
     files = _exported(original_model, compressed, images, settings, device, run)
     parity, lowered, latency, runtimes = files
-    if table is not None and is_of_this_machine(table):
-        refuse_slower(latency)
+    refuse_slower_than_planned(table, latency, runtimes)
     return Compression(
         original=original,
         purified=purified,

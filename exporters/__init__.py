@@ -11,5 +11,6 @@ EXPORTERS = {
     "ncnn": "exporters.ncnn_exporter:NcnnExporter",
     "mnn": "exporters.mnn_exporter:MNNExporter",
     "litert": "exporters.litert_exporter:LiteRTExporter",
+    "litert-micro": "exporters.litert_micro_exporter:LiteRTMicroExporter",
     "executorch": "exporters.executorch_exporter:ExecuTorchExporter",
 }

@@ -86,6 +86,7 @@ class ConfinedExporter:
         engine: the class that works in the confined process, as ``module:name``.
         computes: how each precision is stored and computed, in words, for the report.
         reproducible: whether converting twice gives the same bytes.
+        calibrates: whether it makes INT8 of a float32 file by itself, on images.
     """
 
     name: str
@@ -96,6 +97,7 @@ class ConfinedExporter:
     engine: ClassVar[str]
     computes: ClassVar[Mapping[str, str]]
     reproducible: ClassVar[bool] = True
+    calibrates: ClassVar[bool] = False
 
     def __init__(
         self, settings: HeldSettings | None = None, limits: ConfinedLimits = DEFAULT_LIMITS
@@ -164,12 +166,21 @@ class ConfinedExporter:
         del network
         return dict(self.converted(model).files)
 
-    def converted(self, model: bytes) -> Parcel:
-        """Convert as `convert` does; the facts say in "confined" what the process was held to."""
+    def converted(self, model: bytes, calibration: NDArray[np.float32] | None = None) -> Parcel:
+        """Convert as `convert` does; the facts say in "confined" what the process was held to.
+
+        Args:
+            model: the ONNX file.
+            calibration: [n, c, h, w] normalised images, for a runtime that ``calibrates`` in INT8.
+        """
         self.require()
         model = self.prepared(model)
         facts = {**self.facts(), "files": list(self.files), "shape": input_sides(model)}
-        given = Parcel(facts=facts, files={MODEL: model})
+        files = {MODEL: model}
+        if calibration is not None:
+            facts["images"] = list(calibration.shape)
+            files[IMAGES] = np.ascontiguousarray(calibration, np.float32).tobytes()
+        given = Parcel(facts=facts, files=files)
         doing = f"{self.title}: converting the network"
         answer = run_confined(CONVERT, given, doing, self.limits)
         if tuple(answer.files) != self.files:
@@ -183,6 +194,16 @@ class ConfinedExporter:
             InputRejectedError: it is not plain, valid ONNX.
         """
         return model
+
+    def arena_bytes(self, files: Mapping[str, bytes]) -> int | None:
+        """The memory that the runtime takes for a network; None where it asks the system for it.
+
+        Raises:
+            InputRejectedError: the runtime cannot load the files.
+            ToolchainError: the runtime is not installed, or crashed.
+        """
+        del files
+        return None
 
     def load(self, files: Mapping[str, bytes]) -> ConfinedRun:
         """The files, ready to be run in confined processes; they may be a stranger's.

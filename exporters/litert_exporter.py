@@ -18,10 +18,12 @@ class LiteRTExporter(ConfinedExporter):
         "litert-torch": ((0, 10), (0, 11)),
         "ai-edge-quantizer": ((0, 10), (0, 11)),
     }
-    precisions = ("fp32", "fp16")
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "int8")
+    calibrates = True
     files = (FILE,)
     engine = "exporters.engines.litert_engine:LiteRTEngine"
     computes: ClassVar = {
         "fp32": "weights in FP32, computed in FP32 by XNNPACK; the input is [n, h, w, c]",
         "fp16": "weights stored in FP16, computed in FP32 by XNNPACK; the input is [n, h, w, c]",
+        "int8": "all in INT8, from the input to the logits; the input is [n, h, w, c]",
     }

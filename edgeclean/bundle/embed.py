@@ -1,7 +1,7 @@
-"""Write a bundle's network as source code that firmware links: a C array or ``.incbin``.
+"""Write a file of a bundle as source code that firmware links: a C array or ``.incbin``.
 
-The bytes are those of ``model.onnx``, aligned, with a header that says their size, their SHA-256
-and the network's input. The text depends on the bundle alone: no time, no path.
+The bytes are those of ``model.onnx`` or of any other file, aligned, with a header that says their
+size, their SHA-256 and the network's input. The text depends on the bundle alone: no time, no path.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from edgeclean.bundle import manifest as texts
-from edgeclean.bundle.verify import open_bundle
+from edgeclean.bundle.verify import VerifiedBundle, open_bundle
 from edgeclean.errors import UsageError
 from edgeclean.files.text import shown
 from edgeclean.settings import Settings, setting
@@ -21,6 +21,7 @@ from edgeclean.settings import Settings, setting
 Form = Literal["c", "incbin"]
 BYTES_PER_LINE = 12
 MAX_ALIGNMENT = 4096
+TAKEN = frozenset({"", ".h", ".c", ".s", ".o", ".d"})  # of what is written, and what is made of it
 # C, C++ and assemblers reserve names: those with __, and the keywords below.
 _SYMBOL = re.compile(r"(?!.*__)[A-Za-z][A-Za-z0-9_]{0,99}")
 _KEYWORDS = """
@@ -41,11 +42,13 @@ class EmbedSettings(Settings):
         align: alignment of the array's first byte, in bytes, a power of two.
         form: "c" for an array that any compiler takes, "incbin" for an assembler file that takes
             the bytes from a file beside it (GNU as or clang, ELF), which compiles at once.
+        file: name of the bundle's file, such as ``litert/model.tflite``.
     """
 
     symbol: str = setting("edgeclean_model", longest=100)
     align: int = setting(64, at_least=1, at_most=MAX_ALIGNMENT)
     form: Form = "c"
+    file: str = setting(texts.MODEL, longest=400)
 
     def check_together(self) -> None:
         """Refuse a name that no compiler takes, and an alignment that is no power of two.
@@ -60,12 +63,24 @@ class EmbedSettings(Settings):
             )
         if self.align & (self.align - 1):
             raise UsageError(f"align is {self.align}; it must be a power of two")
+        if not texts.is_file_name(self.file):
+            raise UsageError(
+                f"file is {shown(self.file)}; it must name a file of the bundle, such as "
+                "litert/model.tflite"
+            )
 
     @property
     def file_names(self) -> tuple[str, ...]:
         """The names of the files that are written, the header first."""
-        suffixes = ("h", "c") if self.form == "c" else ("h", "onnx", "S")
-        return tuple(f"{self.symbol}.{suffix}" for suffix in suffixes)
+        if self.form == "c":
+            return f"{self.symbol}.h", f"{self.symbol}.c"
+        return f"{self.symbol}.h", self.bytes_name, f"{self.symbol}.S"
+
+    @property
+    def bytes_name(self) -> str:
+        """The name of the file of bytes that ``.incbin`` takes; not one that is written beside."""
+        suffix = PurePosixPath(self.file).suffix
+        return f"{self.symbol}{suffix if suffix.lower() not in TAKEN else '.bin'}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +89,7 @@ class EmbeddedFiles:
 
     Attributes:
         files: contents by file name, the header first.
-        model_bytes: the size of the network's ONNX file.
+        model_bytes: the size of the file, the network's ONNX file if no other was named.
         model_sha256: the SHA-256 of that file.
     """
 
@@ -84,23 +99,36 @@ class EmbeddedFiles:
 
 
 def embed_bundle(bundle: Path, settings: EmbedSettings) -> EmbeddedFiles:
-    """Return the source files of a bundle's network; nothing is written.
+    """Return the source files of a file of a bundle; nothing is written.
 
     They are of the bytes that were verified, whatever becomes of the folder meanwhile.
 
     Raises:
         InputRejectedError: the bundle does not verify.
+        UsageError: the bundle has no such file, or its manifest does not bind it.
     """
     opened = open_bundle(bundle)
-    model, manifest = opened.model, opened.manifest
+    manifest = opened.manifest
+    model = _chosen(opened, settings.file)
     symbol = settings.symbol
     files = {f"{symbol}.h": _header(model, manifest, opened.record.manifest_sha256, settings)}
     if settings.form == "c":
         files[f"{symbol}.c"] = _c_source(model, settings)
     else:
-        files[f"{symbol}.onnx"] = model
+        files[settings.bytes_name] = model
         files[f"{symbol}.S"] = _assembler_source(model, settings)
     return EmbeddedFiles(files=files, model_bytes=len(model), model_sha256=texts.sha256(model))
+
+
+def _chosen(opened: VerifiedBundle, name: str) -> bytes:
+    bound = opened.manifest["files"]  # reports are none of them: no hash of the manifest is theirs
+    if name not in bound:
+        raise UsageError(
+            f"the bundle has no file {shown(name)} to embed; it has {', '.join(sorted(bound))}"
+        )
+    if not opened.files[name]:
+        raise UsageError(f"{name} is empty; C has no array without elements")
+    return opened.files[name]
 
 
 def _c_source(model: bytes, settings: EmbedSettings) -> bytes:
@@ -116,7 +144,12 @@ def _c_source(model: bytes, settings: EmbedSettings) -> bytes:
 def _assembler_source(model: bytes, settings: EmbedSettings) -> bytes:
     symbol, prefix = settings.symbol, settings.symbol.upper()
     return _ASSEMBLER.format(
-        symbol=symbol, prefix=prefix, align=settings.align, tag=_tag(model), size=len(model)
+        symbol=symbol,
+        prefix=prefix,
+        align=settings.align,
+        tag=_tag(model),
+        size=len(model),
+        bytes_name=settings.bytes_name,
     ).encode()
 
 
@@ -131,8 +164,11 @@ def _header(
         tag=_tag(model),
         size=len(model),
         align=settings.align,
+        file=settings.file,
         sha256=texts.sha256(model),
         manifest_sha256=manifest_sha256,
+        input=_input(settings.file, manifest),
+        arena=_arena(settings, manifest),
         channels=channels,
         height=height,
         width=width,
@@ -140,6 +176,29 @@ def _header(
         mean=_floats([*map(float, network["mean"])]),
         std=_floats([*map(float, network["std"])]),
     ).encode()
+
+
+def _runtime(file: str, manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = manifest.get("runtimes", {}).get(file.partition("/")[0], {})
+    return found
+
+
+def _input(file: str, manifest: Mapping[str, Any]) -> str:
+    """Return what the file's own input holds, in words."""
+    pixels = "(pixel in [0, 1] - mean) / std"
+    if not file.startswith("litert"):
+        return f"float32, channels first: {pixels}."
+    if _runtime(file, manifest).get("precision") == "int8":
+        return f"int8, channels last: {pixels}, by the input's own scale and zero point."
+    return f"float32, channels last: {pixels}."
+
+
+def _arena(settings: EmbedSettings, manifest: Mapping[str, Any]) -> str:
+    """Return the memory that its interpreter takes as a macro, where the manifest knows it."""
+    used = _runtime(settings.file, manifest).get("arena_bytes")
+    prefix = settings.symbol.upper()
+    note = "/* Of the interpreter, measured with pointers of 64 bits: enough for 32. */"
+    return "" if used is None else f"{note}\n#define {prefix}_ARENA_BYTES {used}\n\n"
 
 
 def _tag(model: bytes) -> str:
@@ -159,10 +218,11 @@ _HEADER = """\
 #define {prefix}_OF_{tag} 1
 #define {prefix}_SIZE {size}
 #define {prefix}_ALIGN {align}
+#define {prefix}_FILE "{file}"
 #define {prefix}_SHA256 "{sha256}"
 #define {prefix}_MANIFEST_SHA256 "{manifest_sha256}"
 
-/* One image, float32, channels first: (pixel in [0, 1] - mean) / std. */
+{arena}/* One image, {input} */
 #define {prefix}_CHANNELS {channels}
 #define {prefix}_HEIGHT {height}
 #define {prefix}_WIDTH {width}
@@ -218,11 +278,11 @@ _ASSEMBLER = """\
     .global {symbol}
     .type {symbol}, %object
 {symbol}:
-    .incbin "{symbol}.onnx"
+    .incbin "{bytes_name}"
 .L{symbol}_end:
     .size {symbol}, .L{symbol}_end - {symbol}
     .if (.L{symbol}_end - {symbol}) != {size}
-    .error "{symbol}.onnx is another network; run edgeclean embed again"
+    .error "{bytes_name} is another network; run edgeclean embed again"
     .endif
 
     .section .note.GNU-stack, "", %progbits

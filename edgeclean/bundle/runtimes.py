@@ -37,6 +37,7 @@ class BundledRuntime:
         files: contents by name.
         golden: [n, classes] logits of the golden images.
         tolerance: the largest relative difference from these that is allowed elsewhere.
+        arena_bytes: memory that the runtime takes for it; None where it asks the system for it.
     """
 
     name: str
@@ -48,6 +49,7 @@ class BundledRuntime:
     files: Mapping[str, bytes]
     golden: NDArray[np.float32]
     tolerance: float
+    arena_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +92,7 @@ def runtime_entries(runtimes: Sequence[BundledRuntime]) -> dict[str, Any]:
             "reproducible": one.reproducible,
             "tolerance": one.tolerance,
             "version": one.version,
+            **({} if one.arena_bytes is None else {"arena_bytes": one.arena_bytes}),
         }
         for one in runtimes
     }

@@ -21,6 +21,7 @@ from safetensors.numpy import load
 
 from edgeclean.bundle import manifest as texts
 from edgeclean.bundle.golden import GoldenRun, run_isolated
+from edgeclean.bundle.handover_check import check_handover_files
 from edgeclean.bundle.kit import ORIGINAL
 from edgeclean.bundle.materials import model_hash
 from edgeclean.bundle.runtimes import RuntimeCheck, check_runtimes, is_of_runtime
@@ -131,6 +132,7 @@ def open_bundle(path: Path, trusted: Trusted | None = None) -> VerifiedBundle:
     bill = texts.read_json(files[texts.MATERIALS], texts.MATERIALS)
     if model_hash(bill) != texts.sha256(files[texts.MODEL]):
         raise InputRejectedError(f"{texts.MATERIALS} is of another network than {texts.MODEL}")
+    check_handover_files(manifest, files)
     difference, runtimes = _check_golden(files, manifest)
     record = VerifyRecord(
         manifest_sha256=manifest_sha256,

@@ -67,6 +67,7 @@ RUNTIMES = (
     ("mnn", "mnn", "phones and other Arm processors"),
     ("ai-edge-litert", "litert", "phones, boards and microcontrollers"),
     ("litert-torch", "litert", "converting for LiteRT"),
+    ("tflite-micro", "litert-micro", "microcontrollers"),
     ("executorch", "executorch", "phones, with PyTorch's own runtime"),
 )
 PROGRAMS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.errors import UsageError
+from edgeclean.files.reading import is_regular
 from edgeclean.files.text import shown
 from edgeclean.files.writing import check_place, in_place, is_our_onnx, keep_apart, marked
 
@@ -121,16 +123,21 @@ def embed(  # noqa: PLR0913 - the options are the interface
     form: Annotated[
         str, typer.Option(help="c: an array. incbin: an assembler file for GNU as or clang.")
     ] = "c",
+    file: Annotated[
+        str, typer.Option(help="Of the bundle, such as litert/model.tflite.")
+    ] = "model.onnx",
     as_json: opt.AsJson = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Verify a bundle, and write its network as an aligned C array or assembler .incbin."""
+    """Verify a bundle, and write its network, or any file, as an aligned C array or .incbin."""
     reporter = Reporter(as_json=as_json, quiet=quiet)
     from edgeclean.bundle.embed import EmbedSettings, embed_bundle
     from edgeclean.config import settings_from
 
     settings = settings_from(
-        EmbedSettings, {"symbol": symbol, "align": align, "form": form}, where="options"
+        EmbedSettings,
+        {"symbol": symbol, "align": align, "form": form, "file": file},
+        where="options",
     )
     places = [output / name for name in settings.file_names]
     keep_apart([bundle], files=places)
@@ -154,6 +161,7 @@ def embed(  # noqa: PLR0913 - the options are the interface
             "symbol": symbol,
             "align": align,
             "form": form,
+            "file": file,
             "bytes": embedded.model_bytes,
             "sha256": embedded.model_sha256,
         },
@@ -185,4 +193,13 @@ def _moment(text: str) -> datetime:
 
 
 def _is_ours(path: Path) -> bool:
-    return is_our_onnx(path) if path.suffix == ".onnx" else _is_written(path)
+    """Whether this command wrote a file; one of bytes is told by the header beside it."""
+    if path.suffix == ".onnx":
+        return is_our_onnx(path)
+    if path.suffix in (".h", ".c", ".S"):
+        return _is_written(path)
+    header = path.with_suffix(".h")
+    if not is_regular(header) or not _is_written(header):
+        return False
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return marked(f'_SHA256 "{digest}"'.encode())(header)

@@ -152,6 +152,11 @@ def _answer(reporter: Reporter, checkpoint: Path, written: WrittenCompression) -
     for row in written.report["runtimes"]:
         if row["latency"] is not None and row["latency"]["speedup"] < 1:
             reporter.note(f"in {row['name']} the compressed network is slower than the original")
+    for name in written.bundle.file_bytes:
+        if name.endswith("/README.md"):  # of a kit for a converter that its vendor alone has
+            reporter.note(
+                f"what is left to do with the vendor's converter: {written.bundle.path / name}"
+            )
     reporter.note(f"report: {written.bundle.path / 'report.html'}")
 
 
@@ -243,6 +248,13 @@ def _files(written: WrittenCompression) -> Table:
     from edgeclean.report.report import byte_size
 
     table = plain_table("file", ">size", title=printable(str(written.bundle.path)))
+    pictures: dict[str, list[int]] = {}
     for name, length in written.bundle.file_bytes.items():
-        table.add_row(*cells(name, byte_size(length)))
+        folder, _, file = name.rpartition("/")
+        if folder.endswith("/images"):  # to calibrate on: one row for all of them
+            pictures.setdefault(f"{folder}/*{file[-4:]}", []).append(length)
+        else:
+            table.add_row(*cells(name, byte_size(length)))
+    for name, lengths in pictures.items():
+        table.add_row(*cells(f"{name} ({len(lengths)})", byte_size(sum(lengths))))
     return table

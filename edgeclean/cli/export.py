@@ -32,8 +32,8 @@ def export(  # noqa: PLR0913 - the options are the interface
         str | None,
         typer.Option(
             "--runtime",
-            help="Also for openvino, ncnn, mnn, litert or executorch, several with commas, each "
-            "into a folder beside the file: OUTPUT-NAME.",
+            help="Also for openvino, ncnn, mnn, litert, litert-micro or executorch, several with "
+            "commas, each into a folder beside the file: OUTPUT-NAME.",
             rich_help_panel=opt.RUN,
         ),
     ] = None,

@@ -28,12 +28,20 @@ def latency_table(  # noqa: PLR0913 - the options are the interface
     backend: Annotated[
         str,
         typer.Option(
-            help="cpu: ONNX Runtime here; torch-cuda: PyTorch with CUDA graphs on this GPU.",
+            help="cpu: the runtime here; torch-cuda: PyTorch with CUDA graphs on this GPU.",
             rich_help_panel=opt.RUN,
         ),
     ] = "cpu",
+    runtime: Annotated[
+        str,
+        typer.Option(
+            help="onnxruntime, openvino, ncnn, mnn, litert, litert-micro or executorch, on "
+            "this processor.",
+            rich_help_panel=opt.RUN,
+        ),
+    ] = "onnxruntime",
     threads: Annotated[
-        int, typer.Option(min=1, max=1024, help="Of ONNX Runtime.", rich_help_panel=opt.RUN)
+        int, typer.Option(min=1, max=1024, help="Of the runtime.", rich_help_panel=opt.RUN)
     ] = 1,
     batch: Annotated[
         int, typer.Option(min=1, help="Images in one run.", rich_help_panel=opt.RUN)
@@ -76,7 +84,10 @@ def latency_table(  # noqa: PLR0913 - the options are the interface
 
     how = settings_from(
         BlockLatencySettings,
-        {"backend": backend, "threads": threads, "batch": batch, "rounds": rounds},
+        {
+            **{"backend": backend, "runtime": runtime, "threads": threads},
+            **{"batch": batch, "rounds": rounds},
+        },
         where="options",
     )
     with reporter.progress() as progress:

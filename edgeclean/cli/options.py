@@ -97,8 +97,8 @@ RuntimeNames = Annotated[
     str | None,
     typer.Option(
         "--runtime",
-        help="What will run it: openvino, ncnn, mnn, litert, executorch, several with commas, or "
-        "fastest of those installed; the target's own if not given.",
+        help="What will run it: openvino, ncnn, mnn, litert, litert-micro, executorch, several "
+        "with commas, or fastest of those installed; the target's own if not given.",
         rich_help_panel=RUN,
     ),
 ]

@@ -27,5 +27,7 @@ def runtime_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
         milliseconds = (f"{times[one]['p50_ms']:.3g} ms" for one in ("original", "compressed"))
         parity = "" if row["parity"] is None else f"{row['parity']:.1e}"
         size = byte_size(row["bytes"]["compressed"])
+        if row.get("arena_bytes") is not None:
+            size += f", arena {byte_size(row['arena_bytes'])}"
         table.add_row(*cells(name, size, parity, *milliseconds, f"{times['speedup']:.2f}x"))
     return [table]

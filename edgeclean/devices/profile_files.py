@@ -16,9 +16,10 @@ from typing import Any
 from edgeclean.errors import UsageError
 from edgeclean.files.reading import read_small_toml
 from edgeclean.files.schema import first_violation
+from edgeclean.files.text import shown
 
 MAX_TARGET_FILE_BYTES = 2**20
-TABLES = frozenset({"gpu", "jetpack"})  # shared by the profiles beside them
+TABLES = frozenset({"converters", "gpu", "jetpack"})  # shared by the profiles beside them
 
 
 @cache
@@ -104,6 +105,23 @@ def gpu_facts(profile: Mapping[str, Any]) -> dict[str, Any]:
     facts["dla_rank_multiples"] = table["dla_rank_multiples"]
     precisions = table["compute_capability"].get(profile["compute_capability"]["value"])
     return facts if precisions is None else {**facts, "precisions": precisions}
+
+
+def converter_facts(profile: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts that follow from the vendor's converter that a profile names.
+
+    Raises:
+        UsageError: no converter has this name.
+    """
+    if "converter" not in profile:
+        return {}
+    table = _read_table("converters")
+    if profile["converter"] not in table:
+        raise UsageError(
+            f"target {profile['name']!r} names the converter {shown(profile['converter'])}; known "
+            f"are {', '.join(table)}"
+        )
+    return dict(table[profile["converter"]])
 
 
 def _covers(generation: Mapping[str, Any], release: str) -> bool:

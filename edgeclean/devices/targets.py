@@ -14,6 +14,7 @@ from typing import Any
 
 from edgeclean.devices.profile_files import (
     choose_generation,
+    converter_facts,
     generations,
     gpu_facts,
     profile_names,
@@ -24,7 +25,8 @@ from edgeclean.errors import UsageError
 
 PRECISION_BITS = {"fp32": 32, "tf32": 19, "bf16": 16, "fp16": 16, "int8": 8, "fp8": 8, "fp4": 4}
 GENERATION_FACTS = ("tensorrt", "cuda", "opset", "opset_min", "opset_max")
-KIND_ORDER = ("cpu", "jetson", "rtx")
+KIND_ORDER = ("cpu", "jetson", "rtx", "npu", "mcu")
+CONVERTERS = ("rknn", "hailo", "stedgeai", "esp-dl")  # which their vendors alone have
 _EXPORTER = {
     "value": "torchscript",
     "source": "measured: the newer exporter cannot go below opset 18 and writes ReduceMean for "
@@ -39,7 +41,7 @@ class Target:
     Attributes:
         name: the name that the user gave.
         title: the device's name in words.
-        kind: "cpu", "jetson" or "rtx".
+        kind: "cpu", "jetson", "rtx", "npu" for other accelerators or "mcu" for microcontrollers.
         alias_of: the target that the name stands for; None where it is no alias.
         module: the Jetson module, which decides about the accelerator.
         jetpack: the generation of JetPack; None where there is no JetPack.
@@ -47,7 +49,8 @@ class Target:
         chip: the name of its chip; None where it is not known.
         compute_capability: the GPU's compute capability; None without a GPU.
         runtime: "onnxruntime", "tensorrt", "tensorrt-rtx", or another that a bundle holds files of:
-            "openvino", "ncnn" or "mnn".
+            "openvino", "ncnn" or "mnn"; or the vendor's converter that a hand-over kit is for:
+            "rknn", "hailo", "stedgeai" or "esp-dl".
         tensorrt: version range of TensorRT; None without it.
         cuda: version of CUDA; None without it.
         opset: opset of the ONNX file that is written.
@@ -60,6 +63,10 @@ class Target:
         dla_cores: accelerators that this generation's TensorRT can build for.
         dla_rank_multiples: the same multiples on the accelerator, by the precisions that it has.
         memory_gb: memory in GB, by module variant; empty where it is not known.
+        converter_target: the chip's name for the vendor's converter; None without one.
+        operators: the ONNX operators that the converter's documentation lists; empty where there
+            is no converter, or no list that can be read.
+        scales: what has a scale of its own in INT8: "channel" of the weights, or "tensor".
         sources: the source of each fact, by field; "unverified" for none.
     """
 
@@ -85,6 +92,9 @@ class Target:
     dla_cores: int
     dla_rank_multiples: dict[str, int]
     memory_gb: tuple[int, ...]
+    converter_target: str | None
+    operators: tuple[str, ...]
+    scales: str
     sources: dict[str, str]
 
     @property
@@ -168,6 +178,11 @@ def _refuse_precision(target: Target, precision: str) -> None:
     enough = [other for other in target.precisions if PRECISION_BITS[other] >= bits]
     nearest = min(enough, key=PRECISION_BITS.__getitem__)
     having = [other.name for other in list_targets() if precision in other.precisions]
+    if target.runtime in CONVERTERS:
+        raise UsageError(
+            f"the kit for {target.name} takes a network in {' or '.join(target.precisions)}, and "
+            f"{precision} was asked: use {nearest}; the vendor's converter quantises it"
+        )
     raise UsageError(
         f"{target.name} (compute capability {target.compute_capability or 'none'}) does not "
         f"compute in {precision}; it has {', '.join(target.precisions)}: use {nearest}, or "
@@ -208,7 +223,11 @@ def _refuse_dla(target: Target) -> None:
 
 def _resolve(profile: Mapping[str, Any], jetpack: str | None) -> Target:
     """Join the facts of GPU, generation of JetPack and profile; the later one wins."""
-    facts: dict[str, Any] = {"exporter": _EXPORTER, **gpu_facts(profile)}
+    facts: dict[str, Any] = {
+        "exporter": _EXPORTER,
+        **gpu_facts(profile),
+        **converter_facts(profile),
+    }
     generation = choose_generation(profile, jetpack)
     if generation is not None:
         facts["runtime"] = {"value": "tensorrt", "source": "part of JetPack"}
@@ -248,6 +267,13 @@ def _refuse_contradictions(name: str, facts: Mapping[str, Any]) -> None:
         raise UsageError(
             f"target {name!r} asks for opset {opset}, outside of the {low} to {high} that it reads"
         )
+    if facts.get("runtime", {"value": ""})["value"] in CONVERTERS and (
+        "converter_target" not in facts
+    ):
+        raise UsageError(
+            f"target {name!r} does not say 'converter_target', the chip's name for the vendor's "
+            "converter; add it with its source"
+        )
 
 
 def _target(profile: Mapping[str, Any], jetpack: str | None, facts: Mapping[str, Any]) -> Target:
@@ -278,5 +304,8 @@ def _target(profile: Mapping[str, Any], jetpack: str | None, facts: Mapping[str,
         dla_cores=value("dla_cores", 0),
         dla_rank_multiples=dict(value("dla_rank_multiples", {})) if value("dla_cores", 0) else {},
         memory_gb=tuple(value("memory_gb", ())),
+        converter_target=value("converter_target"),
+        operators=tuple(value("operators", ())),
+        scales=value("scales", "channel"),
         sources={name: fact["source"] for name, fact in sorted(facts.items())},
     )

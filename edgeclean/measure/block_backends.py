@@ -136,10 +136,16 @@ class CudaBackend:
         return run
 
 
-def chain_model(chain: Chain, batch: int) -> bytes:
+def chain_model(chain: Chain, batch: int, *, pooled: bool = False) -> bytes:
     """Return a chain of convolutions as ONNX, with random weights, a bias and a ReLU at the end.
 
     The weights' scale keeps the numbers at any depth near one: denormal numbers are slow.
+
+    Args:
+        chain: the convolutions in order.
+        batch: images in one run.
+        pooled: whether the output is averaged to [n, channels], as runtimes want it that know
+            nothing but logits; that is the same for every form of a layer.
     """
     generator = np.random.default_rng(0)
     nodes, weights = [], []
@@ -154,9 +160,12 @@ def chain_model(chain: Chain, batch: int) -> bytes:
             weights.append(numpy_helper.from_array(bias, "bias"))
             inputs.append("bias")
         nodes.append(helper.make_node("Conv", inputs, [f"at{place + 1}"], **_attributes(conv)))
-    nodes.append(helper.make_node("Relu", [f"at{len(chain)}"], ["out"]))
+    nodes.append(helper.make_node("Relu", [f"at{len(chain)}"], ["plane" if pooled else "out"]))
+    if pooled:
+        nodes.append(helper.make_node("GlobalAveragePool", ["plane"], ["mean"]))
+        nodes.append(helper.make_node("Flatten", ["mean"], ["out"]))
     first = [batch, chain[0].channels_in, *chain[0].image]
-    last = [batch, chain[-1].channels_out, *chain[-1].image_out]
+    last = [batch, chain[-1].channels_out, *(() if pooled else chain[-1].image_out)]
     graph = helper.make_graph(
         nodes,
         "candidate",

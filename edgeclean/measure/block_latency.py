@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -30,14 +29,19 @@ from edgeclean.compression.latency_table import (
 from edgeclean.compression.rank_grids import measured_grid
 from edgeclean.compression.settings import Form, RankSettings
 from edgeclean.environment import versions
-from edgeclean.measure.block_backends import Backend, Run, open_backend
+from edgeclean.errors import UsageError
+from edgeclean.measure.block_backends import Backend, Run, chain_model, open_backend
+from edgeclean.measure.block_runtimes import ConfinedBackend
+from edgeclean.measure.block_turns import take_rounds
 from edgeclean.networks.layers import conv_shapes, trace_layers
 from edgeclean.networks.shapes import ConvShape
 from edgeclean.networks.state import Network
 from edgeclean.progress import Progress, silent
 from edgeclean.settings import Settings, setting
+from exporters import EXPORTERS
 
-FEWEST_ROUNDS = 5
+ONNX_RUNTIME = "onnxruntime"
+RUNTIMES = tuple(name for name in EXPORTERS if name != "tensorrt")
 GROUP = 48  # candidates that are held in memory at once
 
 
@@ -46,18 +50,33 @@ class BlockLatencySettings(Settings):
     """Settings of the measurement of a latency table.
 
     Attributes:
-        backend: "cpu" is ONNX Runtime's CPU provider, "torch-cuda" PyTorch with CUDA graphs.
-        threads: threads of ONNX Runtime inside one operator.
+        backend: "cpu" is the runtime on this machine's processor, "torch-cuda" PyTorch with CUDA
+            graphs.
+        runtime: "onnxruntime", or another that networks are converted for.
+        threads: threads of the runtime inside one operator.
         batch: images in one run.
         rounds: rounds of a layer, in each of which every candidate runs once.
         layer_seconds: rounds of a layer end after about this time, but at least 5 are made.
     """
 
     backend: Literal["cpu", "torch-cuda"] = "cpu"
+    runtime: str = setting(ONNX_RUNTIME, one_of=RUNTIMES)
     threads: int = setting(1, at_least=1, at_most=1024)
     batch: int = setting(1, at_least=1, at_most=2**16)
     rounds: int = setting(21, at_least=1, at_most=10**6)
     layer_seconds: float = setting(6.0, above=0, at_most=10**6)
+
+    def check_together(self) -> None:
+        """Refuse a runtime of the processor beside a GPU.
+
+        Raises:
+            UsageError: both were asked.
+        """
+        if self.backend != "cpu" and self.runtime != ONNX_RUNTIME:
+            raise UsageError(
+                f"{self.runtime} computes on the processor, and the backend {self.backend} was "
+                "asked; leave one of the two out"
+            )
 
 
 @runtime_checkable
@@ -98,10 +117,10 @@ def measure_table(  # noqa: PLR0913 - what is timed, and how
         progress: called after every shape.
 
     Raises:
-        ToolchainError: the backend needs a device that is not there.
-        InputRejectedError: ONNX Runtime cannot load ``model``.
+        ToolchainError: the backend needs a device or a runtime that is not there.
+        InputRejectedError: the runtime cannot load ``model``.
     """
-    backend = open_backend(settings.backend, threads=settings.threads, batch=settings.batch)
+    backend = _opened(settings)
     found = conv_shapes(trace_layers(network.module, network.spec.input_shape))
     extra: dict[ConvShape, set[Ranks]] = {
         one: set() for one in sorted(found[name] for name in layers if name in found)
@@ -133,9 +152,15 @@ def measure_table(  # noqa: PLR0913 - what is timed, and how
     )
 
 
+def _opened(settings: BlockLatencySettings) -> Backend | ConfinedBackend:
+    if settings.runtime == ONNX_RUNTIME:
+        return open_backend(settings.backend, threads=settings.threads, batch=settings.batch)
+    return ConfinedBackend(settings.runtime, threads=settings.threads, batch=settings.batch)
+
+
 @dataclass(frozen=True, slots=True)
 class _Measuring:
-    backend: Backend
+    backend: Backend | ConfinedBackend
     settings: BlockLatencySettings
     kept: Rows | None
 
@@ -173,20 +198,32 @@ class _Measuring:
         """
         rows: list[list[float]] = []
         for group in groups:
-            runs = self.backend.open([part_shapes(shape, None), *group])
-            medians = _medians(_rounds(runs, self.settings, share=1 / len(groups)))
+            medians = _medians(self._turns([part_shapes(shape, None), *group], 1 / len(groups)))
             first = rows[0][0] if rows else medians[0][0]
             scale = first / medians[0][0]
             scaled = [[round(scale * number, 6) for number in row] for row in medians]
             rows += scaled if not rows else scaled[1:]
         return rows
 
+    def _turns(self, chains: Sequence[Sequence[ConvShape]], share: float) -> NDArray[np.float64]:
+        """Return milliseconds [rounds, chains] within this share of the layer's time."""
+        backend, settings = self.backend, self.settings
+        if not isinstance(backend, ConfinedBackend):
+            return _rounds(backend.open(chains), settings, share=share)
+        models = [chain_model(chain, settings.batch, pooled=True) for chain in chains]
+        return backend.rounds(models, settings.rounds, share * settings.layer_seconds)
+
+    def _alone(self, model: bytes) -> NDArray[np.float64]:
+        """Return milliseconds [rounds, 1] of a whole network."""
+        backend, settings = self.backend, self.settings
+        if not isinstance(backend, ConfinedBackend):
+            return _rounds([backend.open_model(model)], settings)
+        return backend.rounds([model], settings.rounds, settings.layer_seconds)
+
     def network(self, model: bytes, digest: str) -> NetworkTime:
         """Time the whole network alone."""
         key = self._key("network", digest)
-        ((ms, spread),) = self._row(
-            key, lambda: _medians(_rounds([self.backend.open_model(model)], self.settings))
-        )
+        ((ms, spread),) = self._row(key, lambda: _medians(self._alone(model)))
         return NetworkTime(layers_sha256=digest, ms=ms, spread_ms=spread)
 
     def _key(self, *names: Any) -> str:
@@ -206,21 +243,8 @@ class _Measuring:
 def _rounds(
     runs: Sequence[Run], settings: BlockLatencySettings, *, share: float = 1.0
 ) -> NDArray[np.float64]:
-    """Return milliseconds [rounds, runs] within ``share`` of the layer's time, after a warm-up.
-
-    Each round starts with another run than the one before.
-    """
-    for run in runs:
-        run()
-    deadline = time.perf_counter() + share * settings.layer_seconds
-    latencies = np.empty((settings.rounds, len(runs)))
-    for row in range(settings.rounds):
-        if row >= FEWEST_ROUNDS and time.perf_counter() >= deadline:
-            return latencies[:row]
-        for place in range(len(runs)):
-            column = (place + row) % len(runs)
-            latencies[row, column] = runs[column]()
-    return latencies
+    """Return milliseconds [rounds, runs] within ``share`` of the layer's time, after a warm-up."""
+    return take_rounds(runs, settings.rounds, share * settings.layer_seconds)
 
 
 def _medians(latencies_ms: NDArray[np.float64]) -> list[list[float]]:

@@ -79,6 +79,12 @@ def is_of_this_machine(table: LatencyTable) -> bool:
     return table.device == here.processor and table.runtime.startswith(f"{runtime},")
 
 
+def is_of_runtime(table: LatencyTable, name: str, version: str) -> bool:
+    """Return whether the table was measured with this runtime on this processor."""
+    here = describe_environment().processor
+    return table.device == here and table.runtime.startswith(f"{name} {version},")
+
+
 def check_table(table: LatencyTable, *, precision: str, threads: int, batch: int) -> None:
     """Refuse a table measured under other conditions than this run computes and measures in.
 

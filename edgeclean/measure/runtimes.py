@@ -27,6 +27,7 @@ from edgeclean.networks.state import JsonValue, Network
 from edgeclean.progress import Progress, silent
 from edgeclean.settings import Settings, setting
 from exporters import EXPORTERS
+from exporters.confined import Parcel
 from exporters.confined_runtime import ConfinedExporter, HeldSettings
 from exporters.parity import ParityRecord, ParitySettings, compare_with_pytorch
 from exporters.precision.lower import LoweredModel, PrecisionSettings, split_images
@@ -85,6 +86,8 @@ class CheckedForm:
         golden: [n, classes] logits of the golden images, in this precision.
         parity: agreement of the files in float32 with PyTorch.
         agreement: of these files with the float32 ONNX file; None in float32.
+        arena_bytes: memory that the runtime takes for the network, measured on this machine; None
+            where it asks the system for it.
     """
 
     name: str
@@ -98,6 +101,7 @@ class CheckedForm:
     golden: NDArray[np.float32]
     parity: ParityRecord
     agreement: Agreement | None
+    arena_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,9 +315,7 @@ def checked_form(name: str, given: FormInputs) -> CheckedForm:
     parity = compare_with_pytorch(given.network, golden, run, given.parity, names=words)
     made, agreement = in_float, None
     if given.precision.format != "fp32":
-        # int8 is in the file; what is half a float, the runtime makes of the float32 one itself.
-        lowered = given.precision.format == "int8"
-        made = exporter.converted(given.lowered.model if lowered else given.model)
+        made = _lowered(exporter, given)
         agreement = _agreement(exporter, made.files, given)
     images = normalize(golden.detach().cpu().float(), given.network.spec).numpy()
     return CheckedForm(
@@ -328,7 +330,22 @@ def checked_form(name: str, given: FormInputs) -> CheckedForm:
         golden=exporter.load(made.files).run(images),
         parity=parity,
         agreement=agreement,
+        arena_bytes=exporter.arena_bytes(made.files),
     )
+
+
+def _lowered(exporter: ConfinedExporter, given: FormInputs) -> Parcel:
+    """The files in a lowered precision.
+
+    INT8 is in the ONNX file; what is half a float, a runtime makes of the float32 one itself, and
+    some make INT8 as well, on images.
+    """
+    if given.precision.format != "int8":
+        return exporter.converted(given.model)
+    if not exporter.calibrates:
+        return exporter.converted(given.lowered.model)
+    pixels = normalize(given.pixels.detach().cpu().float(), given.network.spec)
+    return exporter.converted(given.model, split_images(pixels, given.precision.images)[0])
 
 
 def _converted(name: str, given: RuntimeInputs) -> ConvertedNetwork:
@@ -384,6 +401,7 @@ def _row(one: ConvertedNetwork, *, kept: bool) -> dict[str, JsonValue]:
         "reproducible": form.reproducible,
         "confined": dict(form.confined),
         "bytes": {"original": one.original_bytes, "compressed": _size(form.files)},
+        "arena_bytes": form.arena_bytes,
         "parity": form.parity.max_relative_difference,
         "tolerance": form.parity.tolerance,
         "agreement": None if form.agreement is None else asdict(form.agreement),
@@ -407,6 +425,7 @@ def _onnx_row(given: RuntimeInputs) -> dict[str, JsonValue]:
         "reproducible": True,
         "confined": None,
         "bytes": {"original": len(given.original), "compressed": len(form.lowered.model)},
+        "arena_bytes": None,
         "parity": None,
         "tolerance": form.parity.tolerance,
         "agreement": asdict(form.lowered.agreement) if lowered else None,
@@ -423,7 +442,7 @@ def _failed_row(name: str, why: str) -> dict[str, JsonValue]:
         "name": name,
         "version": exporter.version() or "",
         "made_by": exporter.made_by(),
-        **{key: None for key in (*empty, "tolerance", "agreement", "latency")},
+        **{key: None for key in (*empty, "arena_bytes", "tolerance", "agreement", "latency")},
         "kept": False,
         "problem": why,
     }

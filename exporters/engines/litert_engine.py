@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.text import first_line
 from exporters.confined import imported
-from exporters.engines.tasks import fixed
+from exporters.engines.tasks import CALIBRATION, fixed
 
 FILE = "model.tflite"
 NEEDS = "edgeclean[litert]"
@@ -55,7 +55,7 @@ class LiteRTEngine:
         ((batch, height, width, channels),) = shapes
         self.batch: int | None = batch
         self.input_shape = channels, height, width
-        self._input, self._output = inputs[0]["index"], outputs[0]["index"]
+        self._input, self._output = inputs[0], outputs[0]
 
     @staticmethod
     def write(model: bytes, precision: str, shape: Sequence[int | None], folder: Path) -> None:
@@ -83,6 +83,8 @@ class LiteRTEngine:
             ) from error
         if precision == "fp16":
             (folder / FILE).write_bytes(_in_half(folder / FILE))
+        elif precision == "int8":
+            (folder / FILE).write_bytes(_in_integers(folder))
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """The logits [n, classes] of exactly one batch [n, c, h, w].
@@ -92,12 +94,53 @@ class LiteRTEngine:
         """
         try:
             last = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
-            self._interpreter.set_tensor(self._input, last)
+            given = to_integers(last, self._input["dtype"], *self._input["quantization"])
+            self._interpreter.set_tensor(self._input["index"], given)
             self._interpreter.invoke()
-            logits: NDArray[np.float32] = self._interpreter.get_tensor(self._output)
+            made = self._interpreter.get_tensor(self._output["index"])
+            logits = from_integers(made, *self._output["quantization"])
         except Exception as error:  # its exceptions share no narrower base class
             raise InputRejectedError(f"LiteRT cannot run it: {first_line(error)}") from error
         return logits
+
+
+def to_integers(images: NDArray[np.float32], kind: Any, scale: float, zero: int) -> NDArray[Any]:
+    """The images as the file's input holds them; as they are where it holds floats."""
+    if np.dtype(kind).kind != "i":
+        return images
+    limits = np.iinfo(kind)
+    levels = np.rint(images / np.float32(scale)) + zero
+    held: NDArray[Any] = np.clip(levels, limits.min, limits.max).astype(kind)
+    return held
+
+
+def from_integers(logits: NDArray[Any], scale: float, zero: int) -> NDArray[np.float32]:
+    """The logits as floats, whatever the file's output holds."""
+    found = np.array(logits, np.float32)
+    return found if logits.dtype.kind != "i" else (found - zero) * np.float32(scale)
+
+
+def _in_integers(folder: Path) -> bytes:
+    """The file all in INT8, weights by channel, by LiteRT's own quantiser on the images given.
+
+    Raises:
+        InputRejectedError: there are no images, or the quantiser does not take the network.
+    """
+    quantizer = imported("ai_edge_quantizer.quantizer", NEEDS)
+    recipe = imported("ai_edge_quantizer.recipe", NEEDS)
+    runtime = imported("ai_edge_litert.interpreter", NEEDS)
+    if not (folder / CALIBRATION).is_file():
+        raise InputRejectedError("LiteRT calibrates INT8 on images, and none were given")
+    images = np.load(folder / CALIBRATION, allow_pickle=False).transpose(0, 2, 3, 1)
+    try:
+        signatures = runtime.Interpreter(str(folder / FILE)).get_signature_list()
+        ((name, ends),) = signatures.items()
+        batch = [{ends["inputs"][0]: np.ascontiguousarray(one[None])} for one in images]
+        work = quantizer.Quantizer(str(folder / FILE))
+        work.load_quantization_recipe(recipe.static_wi8_ai8())
+        return bytes(work.quantize(work.calibrate({name: batch})).quantized_model)
+    except Exception as error:  # its exceptions share no narrower base class
+        raise InputRejectedError(f"LiteRT cannot write it in INT8: {first_line(error)}") from error
 
 
 def _in_half(path: Path) -> bytes:

@@ -19,6 +19,7 @@ from edgeclean.errors import InputRejectedError
 from exporters.confined import Parcel
 
 MODEL, IMAGES, SHAPE = "model.onnx", "images", "input.json"
+CALIBRATION = "calibration.npy"  # in the folder that `Engine.write` works in
 
 
 @runtime_checkable
@@ -73,6 +74,9 @@ def convert_task(given: Parcel) -> Parcel:
     folder = Path("made")
     folder.mkdir()
     facts, model = given.facts, given.files[MODEL]
+    if IMAGES in given.files:  # to calibrate on
+        images = np.frombuffer(given.files[IMAGES], np.float32).reshape(facts["images"])
+        np.save(folder / CALIBRATION, images, allow_pickle=False)
     engine_named(facts["engine"]).write(model, facts["precision"], facts["shape"], folder)
     made = {}
     for name in given.facts["files"]:

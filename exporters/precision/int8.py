@@ -5,6 +5,9 @@ points 0, int8 on both sides, weights per output channel, a pair of its own for 
 float32 weights before their pair, and nothing on biases (NVIDIA's guide to explicit quantisation;
 the options are those of ONNX Runtime's TensorRT examples). What is not a convolution computes in
 float32. Per-channel pairs exist in ONNX from opset 13 on.
+
+Or, for converters that want it so, with one scale for each tensor: weights stored as int8, biases
+as int32, and pairs at every operator that has them.
 """
 
 from __future__ import annotations
@@ -33,16 +36,33 @@ from exporters.onnx_check import drop_unread, open_onnx, opset_of
 
 INT8_OPSET = 13
 Calibration = Literal["minmax", "percentile", "entropy"]
+PAIRS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+Scales = Literal["channel", "tensor"]
+# What integer kernels exist for. Not norms: their factors would be stored as int8 for good.
+WITH_INTEGERS = (
+    *("Add", "AveragePool", "Clip", "Concat", "Conv", "ConvTranspose", "Flatten", "Gemm"),
+    *("GlobalAveragePool", "LeakyRelu", "MatMul", "MaxPool", "Mul", "Pad", "Relu", "Reshape"),
+    *("Resize", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Transpose", "Unsqueeze"),
+)
 CHUNK = 16  # runs whose activations a histogram holds at once
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "percentile": CalibrationMethod.Percentile,
     "entropy": CalibrationMethod.Entropy,
 }
+_AT_CONVOLUTIONS = {
+    "QuantizeBias": False,
+    "DedicatedQDQPair": True,
+    "OpTypesToExcludeOutputQuantization": ["Conv"],
+}
+_AT_EVERYTHING = {"QuantizeBias": True, "DedicatedQDQPair": False}
 
 
 def to_int8(
-    model: bytes, images: NDArray[np.float32], calibration: Calibration = "percentile"
+    model: bytes,
+    images: NDArray[np.float32],
+    calibration: Calibration = "percentile",
+    scales: Scales = "channel",
 ) -> bytes:
     """The network with every convolution between quantise-dequantise pairs.
 
@@ -50,6 +70,8 @@ def to_int8(
         model: a float32 ONNX file at opset 13 or above, of any batch.
         images: [n, c, h, w] normalised, from which the ranges of the activations are taken.
         calibration: how: the extremes, their 99.99th percentile, or the least divergence.
+        scales: of weights: one for each output channel; or one for each tensor, with pairs at
+            every operator that has integer kernels and not at convolutions alone.
 
     Raises:
         UsageError: the opset is below 13, or there are no images.
@@ -66,42 +88,50 @@ def to_int8(
             path,
             reader,
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv"],
-            per_channel=True,
+            op_types_to_quantize=["Conv"] if scales == "channel" else list(WITH_INTEGERS),
+            per_channel=scales == "channel",
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=METHODS[calibration],
             extra_options={
+                **(_AT_CONVOLUTIONS if scales == "channel" else _AT_EVERYTHING),
                 "ActivationSymmetric": True,
                 "WeightSymmetric": True,
-                "QuantizeBias": False,
                 "AddQDQPairToWeight": True,
-                "DedicatedQDQPair": True,
-                "OpTypesToExcludeOutputQuantization": ["Conv"],
                 "CalibStridedMinMax": CHUNK if len(reader) % CHUNK == 0 else 1,
                 "CalibPercentile": 99.99,
             },
         )
         quantised = onnx.load_model_from_string(path.read_bytes())
-    _take_out(quantised, lambda node: node.op_type != "Conv")  # shortcuts, say, stay in float32
+    if scales == "channel":
+        _take_out(quantised, lambda node: node.op_type != "Conv")  # shortcuts stay in float32
     return _finished(quantised, model)
 
 
 def quantised_layers(model: bytes) -> tuple[str, ...]:
-    """The convolutions that stand between pairs."""
+    """What stands between pairs: the convolutions, or every operator where scales are tensors'."""
     proto = onnx.load_model_from_string(model)
-    pairs = {name for node in proto.graph.node for name in node.output if _is_dequantise(node)}
+    made = {name for node in proto.graph.node for name in node.output}
+    pairs = {  # and not what stores a constant, such as the bias of a layer that was kept
+        name
+        for node in proto.graph.node
+        if _is_dequantise(node) and node.input[0] in made
+        for name in node.output
+    }
     return tuple(
-        node.name for node in proto.graph.node if node.op_type == "Conv" and pairs & set(node.input)
+        node.name
+        for node in proto.graph.node
+        if node.op_type not in PAIRS and pairs & set(node.input)
     )
 
 
 def without(model: bytes, kept: frozenset[str]) -> bytes:
-    """The same file with the named convolutions back in float32: their pairs are taken out."""
+    """The same file with the named layers back in float32: their pairs are taken out."""
     if not kept:
         return model
     proto = onnx.load_model_from_string(model)
-    _take_out(proto, lambda node: node.op_type == "Conv" and node.name in kept)
+    _free_outputs(proto, kept)
+    _take_out(proto, lambda node: node.name in kept)
     return _finished(proto, model)
 
 
@@ -194,16 +224,35 @@ def _finished(proto: onnx.ModelProto, source: bytes) -> bytes:
     return contents
 
 
+def _free_outputs(proto: onnx.ModelProto, kept: frozenset[str]) -> None:
+    """Let a kept layer that makes the network's output give it as it is, in place."""
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    for output in proto.graph.output:
+        pair = makers.get(output.name)
+        if pair is None or not _is_dequantise(pair):
+            continue
+        own = makers[pair.input[0]].input[0]
+        if makers[own].name not in kept:
+            continue
+        proto.graph.node.remove(pair)
+        for node in proto.graph.node:
+            for names in (node.input, node.output):
+                for place, name in enumerate(names):
+                    if name == own:
+                        names[place] = output.name
+
+
 def _take_out(proto: onnx.ModelProto, freed: Callable[[onnx.NodeProto], bool]) -> None:
     """Let some nodes read what stands before the pairs, in place; drop pairs without readers."""
     makers = {name: node for node in proto.graph.node for name in node.output}
-    pairs = {"QuantizeLinear", "DequantizeLinear"}
     for node in proto.graph.node:
-        if node.op_type in pairs or not freed(node):
+        if node.op_type in PAIRS or not freed(node):
             continue
         for place, name in enumerate(node.input):
-            if name in makers and _is_dequantise(makers[name]):
-                node.input[place] = makers[makers[name].input[0]].input[0]
+            pair = makers.get(name)
+            # A bias in int32 has no float32 to go back to; what it stands for is as close.
+            if pair is not None and _is_dequantise(pair) and pair.input[0] in makers:
+                node.input[place] = makers[pair.input[0]].input[0]
     drop_unread(proto)
 
 

@@ -23,7 +23,15 @@ from edgeclean.progress import Progress, silent
 from edgeclean.settings import Settings, setting
 from exporters.onnx_exporter import ExportSettings, OnnxExporter
 from exporters.precision.half import BF16_OPSET, layers_of, out_of_range, to_bf16, to_fp16
-from exporters.precision.int8 import INT8_OPSET, Calibration, quantised_layers, to_int8, without
+from exporters.precision.int8 import (
+    INT8_OPSET,
+    Calibration,
+    Scales,
+    quantised_layers,
+    stored_in_int8,
+    to_int8,
+    without,
+)
 from exporters.precision.sensitivity import Agreement, Choice, Judge, Threshold, choose_kept
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -46,6 +54,8 @@ class PrecisionSettings(Settings):
     Attributes:
         format: fp32, fp16, bf16 or int8.
         calibration: how INT8 ranges are taken from the synthetic images.
+        scales: of weights in INT8: one for each output channel, or one for each whole tensor,
+            which some converters ask for.
         images: most synthetic images to calibrate on, and as many others to judge by.
         agreement: least fraction of synthetic images that must keep their class.
         int8_signal_db: least signal-to-noise ratio of the logits in INT8, in decibels.
@@ -55,6 +65,7 @@ class PrecisionSettings(Settings):
 
     format: Precision = "fp32"
     calibration: Calibration = "percentile"
+    scales: Scales = "channel"
     images: int = setting(128, at_least=1, at_most=10**5)
     agreement: float = setting(0.98, at_least=0, at_most=1)
     int8_signal_db: float = setting(20.0, at_least=0, at_most=150)
@@ -126,6 +137,11 @@ def check_precision(settings: PrecisionSettings, export: ExportSettings, target:
             f"bf16 needs opset {BF16_OPSET}, from which on ONNX has convolutions in it, and "
             f"{target.name} reads up to opset {target.opset_max}; use fp16"
         )
+    if settings.format == "int8" and target.scales == "tensor" != settings.scales:
+        raise UsageError(
+            f"{target.name} takes INT8 with one scale for each tensor, and one for each "
+            f"{settings.scales} was asked; leave precision.scales out"
+        )
     if settings.format == "int8" and export.opset < INT8_OPSET:
         raise UsageError(
             f"int8 needs opset {INT8_OPSET} or above, and {export.opset} was asked; use "
@@ -167,10 +183,10 @@ def lower_precision(
         choice = Choice(model=model, kept=(), sensitivity_db={}, agreement=judge(model))
         layers: tuple[str, ...] = ()
     elif settings.format == "int8":
-        whole = to_int8(model, calibrating, settings.calibration)
+        whole = to_int8(model, calibrating, settings.calibration, settings.scales)
         layers = quantised_layers(whole)
         choice = choose_kept(
-            lambda kept: without(whole, kept),
+            lambda kept: _int8_file(whole, kept, settings.scales),
             layers,
             judge,
             settings.threshold,
@@ -188,6 +204,12 @@ def lower_precision(
             progress=progress,
         )
     return _lowered(choice, settings, layers)
+
+
+def _int8_file(whole: bytes, kept: frozenset[str], scales: Scales) -> bytes:
+    """The INT8 file with some layers in float32, its weights as the reader of such scales wants."""
+    file = without(whole, kept)
+    return stored_in_int8(file) if scales == "tensor" else file
 
 
 def split_images(

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,12 @@ int main(void) {
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("b") / "bundle", tiny_contents()).path
+
+
+def with_files(folder: Path, **files: bytes) -> Path:
+    """A bundle with further files, whose names have / for __."""
+    own = {name.replace("__", "/", 1): content for name, content in files.items()}
+    return write_bundle(folder, replace(tiny_contents(), reproducible_files=own)).path
 
 
 def write_files(folder: Path, files: Mapping[str, bytes], *, last: str) -> None:
@@ -91,6 +98,55 @@ def test_a_program_holds_the_very_bytes(
     assert finished.stdout == (bundle / "model.onnx").read_bytes()
     assert hashlib.sha256(finished.stdout).hexdigest() == embedded.model_sha256
     assert f'NET_SHA256 "{embedded.model_sha256}"' in embedded.files["net.h"].decode()
+
+
+@pytest.mark.parametrize(("form", "source"), [("c", "net.c"), ("incbin", "net.S")])
+@pytest.mark.parametrize("ending", [".tflite", ".c", "", ".S"])
+def test_any_file_of_the_bundle_can_be_held(
+    tmp_path: Path, compiler: Compiler, form: Any, source: str, ending: str
+) -> None:
+    content = bytes(range(256)) * 3 + b'"; // */ \n'
+    held = with_files(tmp_path / "mit Ümläuten", **{f"own__net{ending}": content})
+    settings = EmbedSettings(symbol="net", form=form, align=16, file=f"own/net{ending}")
+    embedded = embed_bundle(held, settings)
+    assert tuple(embedded.files) == settings.file_names
+    assert len(set(settings.file_names)) == len(settings.file_names)
+    write_files(tmp_path, embedded.files, last="net.h")
+    compiled = compiler(source)
+    assert compiled.returncode == 0, compiled.stderr
+    finished = subprocess.run([str(tmp_path / "main")], capture_output=True, check=True)
+    assert finished.stdout == content
+    header = embedded.files["net.h"].decode()
+    assert f'NET_FILE "own/net{ending}"' in header
+    assert f'NET_SHA256 "{hashlib.sha256(content).hexdigest()}"' in header
+    assert "float32, channels first" in header
+
+
+def test_what_a_header_says_of_the_layout_is_the_files_own(tmp_path: Path) -> None:
+    held = with_files(tmp_path / "b", kit__x=b"x")
+    for name, order in (("kit/x", "first"), ("model.onnx", "first")):
+        header = embed_bundle(held, EmbedSettings(file=name)).files["edgeclean_model.h"]
+        assert f"channels {order}:".encode() in header
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("manifest.json", "has no file 'manifest.json' to embed; it has bom.cdx.json, golden"),
+        ("report.html", "has no file 'report.html' to embed"),
+        ("SHA256SUMS", "has no file"),
+        ("own/other", "has no file 'own/other' to embed"),
+        ("own/empty", "own/empty is empty; C has no array without elements"),
+        *((bad, "it must name a file of the bundle") for bad in ("../x", "/etc/passwd", "", "a b")),
+        ("a\x1b[2J", "it must name a file of the bundle"),
+    ],
+)
+def test_a_file_that_the_manifest_does_not_bind_is_not_embedded(
+    tmp_path: Path, name: str, words: str
+) -> None:
+    held = with_files(tmp_path / "b", own__empty=b"", own__x=b"x")
+    with pytest.raises(UsageError, match=words):
+        embed_bundle(held, EmbedSettings(file=name))
 
 
 @pytest.mark.parametrize(("form", "source"), [("c", "net.c"), ("incbin", "net.S")])

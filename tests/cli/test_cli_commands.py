@@ -69,6 +69,29 @@ def test_embed_writes_into_a_folder_that_holds_other_things(
     assert "edgeclean_model.S" in said.out
 
 
+def test_embed_replaces_bytes_that_it_wrote_and_no_others(
+    terminal: Terminal, bundle: Path, tmp_path: Path
+) -> None:
+    words = ["embed", bundle, "-o", tmp_path, "--form", "incbin", "--symbol", "net"]
+    words += ["--file", "golden.safetensors"]
+    for _ in range(2):
+        said = terminal(*words, "--json")
+        assert said.code == 0, said.err
+    document = json.loads(said.out)
+    content = (bundle / "golden.safetensors").read_bytes()
+    assert (document["file"], document["bytes"]) == ("golden.safetensors", len(content))
+    assert (tmp_path / "net.safetensors").read_bytes() == content
+    (tmp_path / "net.safetensors").write_bytes(b"mine")
+    said = terminal(*words)
+    assert said.code == 2
+    assert "net.safetensors exists and was not written by this command" in said.err
+    assert (tmp_path / "net.safetensors").read_bytes() == b"mine"
+    said = terminal("embed", bundle, "-o", tmp_path / "x", "--file", "litert/model.tflite")
+    assert said.code == 2
+    assert "the bundle has no file 'litert/model.tflite' to embed; it has" in said.err
+    assert not (tmp_path / "x").exists()
+
+
 def test_compress_ends_in_a_table_and_the_reports_path(
     terminal: Terminal, network: list[object], tmp_path: Path
 ) -> None:

@@ -28,6 +28,8 @@ def test_every_promised_target_is_there() -> None:
         *("agx-orin", "agx-xavier", "jetson", "jetson-nano", "orin-nano", "orin-nx"),
         *("thor", "tx2", "xavier-nx"),
         *("rtx", "rtx-20", "rtx-30", "rtx-40", "rtx-50"),
+        *("hailo-8", "hailo-8l", "rk3566", "rk3588"),
+        *("cortex-m", "esp32-p4", "esp32-s3", "stm32"),
     ]
 
 
@@ -298,3 +300,24 @@ def test_a_file_that_is_not_there_or_huge_is_refused(tmp_path: Path) -> None:
     (tmp_path / "huge.toml").write_bytes(b"#" * (2**20 + 1))
     with pytest.raises(UsageError, match="larger than"):
         load_target(target_file=tmp_path / "huge.toml")
+
+
+def test_a_chip_of_the_same_family_is_a_target_of_the_users_own(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    text = 'name = "rk3576"\ntitle = "Our board"\nextends = "rk3588"\n'
+    chip = 'converter_target = { value = "%s", source = "the manual" }\n'
+    file.write_text(text + chip % "rk3576", encoding="utf-8")
+    own, shipped = load_target(target_file=file), load_target("rk3588")
+    assert (own.converter_target, own.runtime) == ("rk3576", "rknn")
+    assert own.operators == shipped.operators
+    assert "Conv" in own.operators
+    for bad in ("RK 3576", "x'; import os", "", "-rf"):
+        file.write_text(text + chip % bad, encoding="utf-8")
+        with pytest.raises(UsageError, match="converter_target"):
+            load_target(target_file=file)
+    file.write_text('name = "x"\ntitle = "x"\nconverter = "tvm"\n', encoding="utf-8")
+    with pytest.raises(UsageError, match="names the converter 'tvm'; known are rknn, hailo, st"):
+        load_target(target_file=file)
+    file.write_text('name = "x"\ntitle = "x"\nconverter = "hailo"\n', encoding="utf-8")
+    with pytest.raises(UsageError, match="does not say 'converter_target', the chip's name"):
+        load_target(target_file=file)

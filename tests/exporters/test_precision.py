@@ -1,19 +1,28 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 from tiny_networks import Block, PreActivation, tiny_network, tiny_pixels
 
+from edgeclean.config import settings_for
+from edgeclean.devices.targets import load_target
 from edgeclean.errors import ParityError, UsageError
 from edgeclean.networks.pixels import normalize
 from exporters.onnx_check import open_onnx, opset_of
 from exporters.onnx_exporter import ExportSettings, export_onnx
 from exporters.precision.activations import all_activations
 from exporters.precision.half import layers_of, out_of_range, to_bf16, to_fp16
-from exporters.precision.int8 import quantised_layers, to_int8, without
-from exporters.precision.lower import Precision, PrecisionSettings, lower_precision
+from exporters.precision.int8 import PAIRS, quantised_layers, to_int8, without
+from exporters.precision.lower import (
+    Precision,
+    PrecisionSettings,
+    check_precision,
+    lower_precision,
+)
 from exporters.precision.sensitivity import Judge, Threshold, choose_kept, compare_logits
 from exporters.session import OnnxSession, runnable
 
@@ -248,3 +257,41 @@ def test_impossible_settings_are_refused(model: bytes) -> None:
         lower_precision(model, NETWORK.spec, tiny_pixels(0))
     with pytest.raises(UsageError, match="needs opset 13"):
         to_int8(export_onnx(NETWORK, ExportSettings(opset=11)), IMAGES)
+
+
+def test_with_a_scale_for_each_tensor_everything_is_int8_and_any_layer_can_be_kept(
+    model: bytes,
+) -> None:
+    whole = to_int8(model, IMAGES, scales="tensor")
+    graph = open_onnx(whole).graph
+    constants = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
+    pairs = [node for node in graph.node if node.op_type in PAIRS]
+    assert all(constants[node.input[1]].size == 1 for node in pairs)
+    assert not any(constants[node.input[2]].any() for node in pairs)
+    layers = quantised_layers(whole)
+    assert set(layers) > set(quantised_layers(to_int8(model, IMAGES)))
+    judge = Judge(model, IMAGES)
+    assert judge(without(whole, frozenset(layers))).signal_to_noise_db > 60  # biases, in int32
+    some = without(whole, frozenset(layers[::2]))
+    assert set(quantised_layers(some)) == set(layers[1::2])
+    assert judge(some).signal_to_noise_db > judge(whole).signal_to_noise_db
+    stored = lower_precision(
+        model, NETWORK.spec, tiny_pixels(48), PrecisionSettings(format="int8", scales="tensor")
+    )
+    assert TensorProto.INT8 in kinds(stored.model)
+    assert len(stored.model) < len(whole)
+
+
+def test_a_target_that_takes_a_scale_for_each_tensor_is_given_no_other() -> None:
+    settings, target = PrecisionSettings(format="int8"), load_target("stm32")
+    with pytest.raises(UsageError, match="stm32 takes INT8 with one scale for each tensor"):
+        check_precision(settings, ExportSettings(), target)
+    check_precision(replace(settings, scales="tensor"), ExportSettings(), target)
+    made = settings_for(target, {})
+    assert (made.precision.format, made.precision.scales) == ("int8", "tensor")
+    assert settings_for(target, {"precision": {"format": "fp32"}}).precision.format == "fp32"
+    other = settings_for(load_target("cpu"), {"precision": {"format": "int8"}})
+    assert other.precision.scales == "channel"
+    assert settings_for(load_target("esp32-p4"), {}).precision.format == "fp32"
+    with pytest.raises(UsageError, match="kit for rk3588 takes a network in fp32, and int8 was"):
+        settings_for(load_target("rk3588"), {"precision": {"format": "int8"}})

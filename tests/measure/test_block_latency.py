@@ -2,9 +2,11 @@
 
 import gc
 import math
+import threading
 import time
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -13,18 +15,23 @@ import pytest
 import torch
 from factor_networks import plain
 from onnx import numpy_helper
+from runtime_installed import installed_runtime
 from torch import nn
 
 from edgeclean.compression.factorisation import part_shapes
 from edgeclean.compression.latency_table import parse_latency_table
 from edgeclean.compression.plan import RankSettings, choose_ranks
-from edgeclean.errors import UsageError
-from edgeclean.measure import block_backends, block_latency
+from edgeclean.config import settings_from
+from edgeclean.errors import ToolchainError, UsageError
+from edgeclean.measure import block_backends, block_latency, block_runtimes, block_turns
 from edgeclean.measure.block_backends import OnnxBackend, chain_model, chain_module, open_backend
 from edgeclean.measure.block_latency import BlockLatencySettings, measure_table
+from edgeclean.measure.block_runtimes import ConfinedBackend
 from edgeclean.measure.cuda_latency import Replay
+from edgeclean.measure.machine_table import is_of_runtime, is_of_this_machine
 from edgeclean.networks.layers import conv_shapes, trace_layers
 from edgeclean.networks.shapes import conv_shape
+from exporters.confined import Parcel
 from exporters.onnx_exporter import ExportSettings, export_onnx
 
 
@@ -173,3 +180,93 @@ def test_fewer_channels_are_timed_beside_the_whole_layer():
     assert times.at((24, 8)) == (times.ns[32, 8], "estimated")
     assert times.at((40, 8)) == (times.ns[whole.channels], "estimated")
     assert parse_latency_table(table.canonical(), where="table").blocks == table.blocks
+
+
+@pytest.mark.parametrize("name", ["openvino", "ncnn", "mnn"])
+def test_a_table_is_measured_in_another_runtime(name):
+    exporter = installed_runtime(name)
+    network, kept = plain(), Counted()
+    model = export_onnx(network, ExportSettings())
+    settings = replace(QUICK, runtime=name)
+    told = {"model": model, "settings": settings, "kept": kept}
+    table, again = (measure_table(network, {"point": ()}, **told) for _ in range(2))
+    assert table == again == parse_latency_table(table.canonical(), where="table")
+    assert table.runtime == f"{exporter.title}, CPU"
+    assert not is_of_this_machine(table)  # of this processor, and of another runtime
+    assert is_of_runtime(table, name, exporter.version())
+    assert not is_of_runtime(table, name, exporter.version()[:-1])
+    assert not is_of_runtime(replace(table, device="another"), name, exporter.version())
+    (forms,) = table.blocks.values()
+    assert len(forms) > 1
+    assert all(one.ms > 0 for one in forms)
+    assert table.network.ms > 0
+    other = measure_table(network, {"point": ()}, model=model, settings=QUICK, kept=kept)
+    assert other.runtime.startswith("onnxruntime")
+    assert len(kept.rows) == 4  # none was taken for the other runtime's
+
+
+def test_in_another_runtime_too_a_larger_layer_takes_longer():
+    installed_runtime("mnn")
+    backend = ConfinedBackend("mnn", threads=1, batch=1)
+    small, large = ((conv_shape(nn.Conv2d(c, c, 3, padding=1), (28, 28)),) for c in (16, 128))
+    models = [chain_model(chain, 1, pooled=True) for chain in (small, large)]
+    times = backend.rounds(models, 9, 5.0)
+    assert times.shape == (9, 2)
+    assert np.median(times[:, 1]) > 5 * np.median(times[:, 0])
+
+
+def test_rounds_end_with_their_time_and_not_before_five():
+    runs = [lambda: time.sleep(0.001) or 1.0]
+    assert len(block_turns.take_rounds(runs, 100, 0.0)) == 5
+    assert len(block_turns.take_rounds(runs, 7, 60.0)) == 7
+
+
+def test_a_runtimes_own_threads_are_timed(monkeypatch):
+    """What a thread of its own computes counts; a run that was interrupted is made again."""
+
+    def run():
+        thread = threading.Thread(target=busy, args=(0.05,))
+        thread.start()
+        thread.join()
+
+    assert block_turns.undisturbed_milliseconds(run) > 45
+    counts = iter([0, 1, 1, 1])  # before and after each run
+    seen = SimpleNamespace(
+        RUSAGE_SELF=0, getrusage=lambda _: SimpleNamespace(ru_nivcsw=next(counts))
+    )
+    made = []
+    monkeypatch.setattr(block_turns, "resource", seen)
+    block_turns.undisturbed_milliseconds(lambda: made.append(1))
+    assert made == [1, 1]
+    assert next(counts, None) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"runtime": "tensorrt"}, "one of onnxruntime, openvino, ncnn, mnn"),
+        ({"runtime": "tvm"}, "one of onnxruntime"),
+        ({"runtime": "mnn", "backend": "torch-cuda"}, "mnn computes on the processor, and the ba"),
+    ],
+)
+def test_runtimes_that_cannot_be_timed_here_are_refused(changes, words):
+    with pytest.raises(UsageError, match=words):
+        settings_from(BlockLatencySettings, changes)
+
+
+def test_a_runtime_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr("exporters.confined_runtime.installed_version", lambda _package: None)
+    with pytest.raises(ToolchainError, match="the runtime mnn was asked, and mnn is not installed"):
+        measure_table(plain(), {}, model=b"", settings=replace(QUICK, runtime="mnn"))
+
+
+def test_what_a_runtime_answers_is_not_believed(monkeypatch):
+    installed_runtime("mnn")
+    for answer in ({}, {"latencies_ms": b"x"}, {"latencies_ms": np.full(2, np.nan).tobytes()}):
+        parcel = Parcel(files=answer)
+        monkeypatch.setattr(block_runtimes, "run_confined", lambda *_, given=parcel: given)
+        backend = ConfinedBackend("mnn", threads=1, batch=1)
+        shape = conv_shape(nn.Conv2d(4, 4, 1), (4, 4))
+        model = chain_model((shape,), 1, pooled=True)
+        with pytest.raises(ToolchainError, match="timing layers answered nonsense"):
+            backend.rounds([model, model], 9, 1.0)

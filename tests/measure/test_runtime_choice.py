@@ -8,15 +8,19 @@ import pytest
 from runtime_installed import installed_runtime
 from tiny_networks import tiny_network, tiny_pixels
 
+from edgeclean.compression.latency_table import LatencyTable
 from edgeclean.devices.targets import load_target
-from edgeclean.errors import ParityError, ToolchainError, UsageError
-from edgeclean.measure.latency import LatencySettings, measure_pair
+from edgeclean.environment import describe_environment, versions
+from edgeclean.errors import BudgetError, ParityError, ToolchainError, UsageError
+from edgeclean.gates import refuse_slower_than_planned
+from edgeclean.measure.latency import LatencyReport, LatencySettings, measure_pair
 from edgeclean.measure.runtime_latency import measure_runtime_pair
 from edgeclean.measure.runtimes import (
     CONVERTED,
     FormInputs,
     RuntimeChoice,
     RuntimeInputs,
+    Runtimes,
     chosen_runtimes,
     convert_and_measure,
     require_runtimes,
@@ -190,3 +194,37 @@ def test_two_networks_of_different_images_are_not_compared() -> None:
         measure_runtime_pair(exporter, small, large, SHORT)
     with pytest.raises(Exception, match="batch 2 was asked, and the original is fixed to batch 1"):
         measure_runtime_pair(exporter, small, small, replace(SHORT, batch=2))
+
+
+def test_who_is_planned_by_a_runtimes_table_must_not_be_slower_in_it() -> None:
+    installed_runtime("mnn")
+    given = inputs()
+    (one,) = convert_and_measure(RuntimeChoice(names=("mnn",)), CPU, given).kept
+
+    def at(latency: LatencyReport, speedup: float) -> LatencyReport:
+        low, high = speedup * 0.9, speedup * 1.1
+        return replace(latency, speedup=speedup, speedup_low=low, speedup_high=high)
+
+    table = LatencyTable(
+        device=describe_environment().processor,
+        runtime=f"mnn {one.form.version}, CPU",
+        threads=1,
+        batch=1,
+        precision="fp32",
+        versions={},
+        network=None,
+        blocks={},
+    )
+    slow, quick = (
+        Runtimes(kept=(replace(one, latency=at(one.latency, speedup)),)) for speedup in (0.5, 2.0)
+    )
+    in_onnx_runtime = at(given.measured, 0.5)  # which nothing was planned by
+    with pytest.raises(BudgetError, match="slower than the original on the machine that its lat"):
+        refuse_slower_than_planned(table, in_onnx_runtime, slow)
+    refuse_slower_than_planned(table, in_onnx_runtime, quick)
+    refuse_slower_than_planned(None, in_onnx_runtime, slow)
+    refuse_slower_than_planned(replace(table, device="a board"), in_onnx_runtime, slow)
+    refuse_slower_than_planned(replace(table, runtime="ncnn 1.0, CPU"), in_onnx_runtime, slow)
+    own = f"onnxruntime {versions()['onnxruntime']}, CPU"
+    with pytest.raises(BudgetError):
+        refuse_slower_than_planned(replace(table, runtime=own), in_onnx_runtime, Runtimes())

@@ -20,7 +20,7 @@ def installed_runtime(name: str, **held: object) -> ConfinedExporter:
     return exporter
 
 
-SLOW = {"litert", "executorch"}  # their converters take tens of seconds to start
+SLOW = {"litert", "litert-micro", "executorch"}  # their converters take tens of seconds to start
 every_runtime = pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CONVERTED],

@@ -36,6 +36,8 @@ set(EDGECLEAN_COMMAND "edgeclean" CACHE STRING
 #   MAX_ACCURACY_DROP, MIN_SPEEDUP, MAX_SIZE  gates; they win over the policy file
 #   SYMBOL, ALIGN                             of the array; <name> and 64 if not given
 #   FORM                                      c (if not given), incbin, or none for no library
+#   FILE                                      of the bundle, such as litert/model.tflite;
+#                                             model.onnx if not given
 #   OUTPUT_DIRECTORY                          <current binary folder>/edgeclean/<name>
 # Switch: FAIL_ON_BACKDOOR. Many values: OPTIONS, further options of `edgeclean compress`;
 # DEPENDS, further files or targets that the network depends on.
@@ -46,7 +48,7 @@ function(edgeclean_add_model name)
   set(files MODEL_FILE CONFIG POLICY TARGET_FILE EVALUATE)
   set(values TARGET JETPACK RATIO SEED THREADS MAX_ACCURACY_DROP MIN_SPEEDUP MAX_SIZE)
   cmake_parse_arguments(PARSE_ARGV 1 ARG "FAIL_ON_BACKDOOR"
-    "CHECKPOINT;SYMBOL;ALIGN;FORM;OUTPUT_DIRECTORY;${files};${values}" "OPTIONS;DEPENDS")
+    "CHECKPOINT;SYMBOL;ALIGN;FORM;FILE;OUTPUT_DIRECTORY;${files};${values}" "OPTIONS;DEPENDS")
   if(ARG_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "edgeclean_add_model(${name}): unknown ${ARG_UNPARSED_ARGUMENTS}")
   endif()
@@ -57,7 +59,7 @@ function(edgeclean_add_model name)
   if(NOT DEFINED ARG_CHECKPOINT)
     message(FATAL_ERROR "edgeclean_add_model(${name}): give CHECKPOINT")
   endif()
-  foreach(default "SYMBOL=${name}" "ALIGN=64" "FORM=c"
+  foreach(default "SYMBOL=${name}" "ALIGN=64" "FORM=c" "FILE=model.onnx"
           "OUTPUT_DIRECTORY=${CMAKE_CURRENT_BINARY_DIR}/edgeclean/${name}")
     string(REGEX MATCH "^[A-Z_]+" key "${default}")
     if(NOT DEFINED ARG_${key})
@@ -114,22 +116,30 @@ function(edgeclean_add_model name)
   add_custom_target(${name}_bundle ${verified} DEPENDS "${bundle}/model.onnx")
   set_target_properties(${name}_bundle PROPERTIES EDGECLEAN_BUNDLE "${bundle}")
   if(NOT ARG_FORM STREQUAL "none")
-    _edgeclean_library(${name} "${folder}" "${ARG_SYMBOL}" "${ARG_ALIGN}" "${ARG_FORM}")
+    _edgeclean_library(${name} "${folder}" "${ARG_SYMBOL}" "${ARG_ALIGN}" "${ARG_FORM}"
+                       "${ARG_FILE}")
   endif()
 endfunction()
 
-function(_edgeclean_library name folder symbol align form)
+function(_edgeclean_library name folder symbol align form file)
   set(bundle "${folder}/bundle")
   set(source "${folder}/source/${symbol}")
   if(form STREQUAL "c")
     set(made "${source}.c" "${source}.h")
   else()
-    set(made "${source}.S" "${source}.h" "${source}.onnx")
+    # As edgeclean names it: with the file's own ending, unless that is one of the sources'.
+    string(REGEX MATCH "[.][^./]+$" ending "${file}")
+    string(TOLOWER "${ending}" small)
+    if(small MATCHES "^([.][hcsod])?$")
+      set(ending ".bin")
+    endif()
+    set(bytes "${source}${ending}")
+    set(made "${source}.S" "${source}.h" "${bytes}")
   endif()
   add_custom_command(
     OUTPUT ${made}
     COMMAND ${EDGECLEAN_COMMAND} embed "${bundle}" -o "${folder}/source" --symbol "${symbol}"
-            --align "${align}" --form "${form}" --quiet
+            --align "${align}" --form "${form}" --file "${file}" --quiet
     DEPENDS "${bundle}/model.onnx"
     COMMENT "edgeclean: embedding ${name}"
     VERBATIM)
@@ -139,7 +149,7 @@ function(_edgeclean_library name folder symbol align form)
   set_target_properties(${name} PROPERTIES EDGECLEAN_BUNDLE "${bundle}" LINKER_LANGUAGE C)
   if(form STREQUAL "incbin")
     # The compiler does not see through .incbin.
-    set_source_files_properties("${source}.S" PROPERTIES OBJECT_DEPENDS "${source}.onnx")
+    set_source_files_properties("${source}.S" PROPERTIES OBJECT_DEPENDS "${bytes}")
   endif()
 endfunction()
 

@@ -15,6 +15,7 @@
 #   NAME_OPTIONS      of `edgeclean compress`, gates included
 #   NAME_FORM         c (if not given) or incbin
 #   NAME_ALIGN        of the array, 64 if not given
+#   NAME_FILE         of the bundle, such as litert/model.tflite; model.onnx if not given
 # and, once the function was called, NAME_BUNDLE, NAME_SOURCE, NAME_HEADER, NAME_OBJECT and
 # NAME_INCLUDE say where things are. The target NAME_bundle makes the bundle and verifies it, each
 # time, for who takes it without embedding. EDGECLEAN is how to run edgeclean, EDGECLEAN_OUT where to write.
@@ -42,6 +43,7 @@ define edgeclean_model
 $(call edgeclean_check,$(1)_CHECKPOINT,$($(1)_CHECKPOINT))
 $(1)_FORM ?= c
 $(1)_ALIGN ?= 64
+$(1)_FILE ?= model.onnx
 $(1)_BUNDLE := $$(EDGECLEAN_OUT)/$(1)/bundle
 $(1)_INCLUDE := $$(EDGECLEAN_OUT)/$(1)/source
 $(1)_HEADER := $$($(1)_INCLUDE)/$(1).h
@@ -61,7 +63,7 @@ $(1)_bundle: $$($(1)_BUNDLE)/model.onnx
 # The header is put in place last, and is the oldest: where it is there, the others are.
 $$($(1)_HEADER): $$($(1)_BUNDLE)/model.onnx
 	$$(EDGECLEAN) embed $$($(1)_BUNDLE) -o $$($(1)_INCLUDE) --symbol $(1) --align $$($(1)_ALIGN) \
-		--form $$($(1)_FORM) --quiet
+		--form $$($(1)_FORM) --file $$($(1)_FILE) --quiet
 $$($(1)_SOURCE): $$($(1)_HEADER) ;
 
 $$($(1)_OBJECT): $$($(1)_SOURCE) $$($(1)_HEADER)
