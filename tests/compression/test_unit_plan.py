@@ -297,7 +297,7 @@ def test_recovery_compares_the_channels_that_are_left(kind):
     plan = choose_ranks(network, RankSettings(ratio=1.5, forms=HIDDEN), images=images)
     student = truncated(network, plan)
     assert student.channels
-    length = FinetuneSettings(steps=40, batch_size=8, learning_rate=1e-2)
+    length = FinetuneSettings(steps=40, batch_size=8)
     tuned = finetune(student, network, images, length, seed=0)
     notes = tuned.history[-1].notes
     assert notes["loss_last"] < notes["loss_first"]
