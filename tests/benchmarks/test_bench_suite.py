@@ -238,7 +238,8 @@ def test_every_defence_runs_against_every_family_of_attacks(families, tmp_path, 
     assert "not yet run" not in text
 
 
-@pytest.mark.parametrize("name", exhaustive(["table2", "table4"], ["table2"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["table2", "table4"])
 def test_the_papers_tables_run_small_and_stand_beside_its_numbers(name, tmp_path, monkeypatch):
     whole = SUITES[name]
     small = tuple(

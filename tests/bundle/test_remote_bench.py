@@ -96,6 +96,7 @@ def test_a_second_time_copies_and_builds_nothing(bundle: Path, server: Loopback)
     assert again["engines"]["original"]["key"] == first["engines"]["original"]["key"]
 
 
+@pytest.mark.slow
 def test_an_engine_of_another_tensorrt_is_not_used(bundle: Path, server: Loopback) -> None:
     place_trtexec(server.tools, "10.3.0")
     first, _ = bench(bundle, server)
@@ -141,6 +142,7 @@ def test_a_dropped_connection_is_said_and_the_next_run_goes_on(
     assert len(calls(server)) - before < 1 + 6  # some rounds were there
 
 
+@pytest.mark.slow
 def test_no_trtexec_is_one_clear_error_and_the_copy_stays(bundle: Path, server: Loopback) -> None:
     with pytest.raises(ToolchainError, match=r"trtexec was not found.*libnvinfer-bin"):
         bench(bundle, server)

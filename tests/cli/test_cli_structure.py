@@ -45,6 +45,7 @@ def test_inspect_names_the_side_path(tmp_path: Path, terminal: Terminal) -> None
     assert finding["path"][-1] == "hidden_join (Add)"
 
 
+@pytest.mark.slow
 def test_inspect_counts_the_layers_of_an_honest_graph(tmp_path: Path, terminal: Terminal) -> None:
     words = written(tmp_path, hidden=False)
     said = terminal("inspect", *words)

@@ -176,7 +176,11 @@ def test_finetuning_in_parts_sees_no_more_than_fits_and_learns_the_same(
     with torch.no_grad():
         student.module[0].weight.mul_(1.5)
     asked = FinetuneSettings(
-        steps=1, batch_size=32, procedural=8, adversarial_share=adversarial_share
+        steps=1,
+        batch_size=32,
+        procedural=8,
+        adversarial_share=adversarial_share,
+        optimizer="adam",
     )
     whole = finetune(student, network, images, asked, seed=0)
     bound(monkeypatch, pixel_network(network), 6)

@@ -167,8 +167,8 @@ def is_bounded(kind: Any, limits: Limits) -> bool:
     if get_origin(kind) is tuple:
         return limits.entries is not None and is_bounded(get_args(kind)[0], limits)
     if get_origin(kind) is Mapping:
-        inside = get_args(get_args(kind)[1])[0]
-        return limits.entries is not None and is_bounded(inside, limits)
+        inside = choices_of(get_args(get_args(kind)[1])[0])
+        return limits.entries is not None and all(is_bounded(one, limits) for one in inside)
     return kind in (bool, type(None)) or get_origin(kind) is Literal or issubclass(kind, object)
 
 
