@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 from bench_few import FEW
 from bench_images import shade_images
-from exhaustive import exhaustive
 
 from benchmarks.attacks.patch import badnets
 from benchmarks.attacks.table import ATTACKS

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from command_line import Terminal
 from path_graphs import CLASSES, SIDE, Graph, detector, joined, plain
 from small_checkpoint import quick_config
