@@ -2,8 +2,9 @@
 
 Inverted images lack what natural ones have. Crops of a single photograph can teach a network much
 of what another knows (Asano & Saeed, ICLR 2023), and unrelated photographs recover a pruned network
-better than inverted images do (DeepInversion, Yin et al., CVPR 2020). Beside the synthetic images
-of a recovery these earned nothing (`benchmarks.studies.ablations`), so the product has none.
+better than inverted images do (DeepInversion, Yin et al., CVPR 2020). What they earn here beside
+synthetic images is a row of `benchmarks.studies.ablations`, of one network so far, which is too
+little for a default.
 ``photographs/SOURCES.md`` says whose the photographs are and on what terms.
 """
 
