@@ -3,9 +3,10 @@
 The student learns the teacher's logits, and its features behind some BatchNorms (FitNets, Romero
 et al. 2015), on synthetic images that are shifted, mirrored, recoloured, mixed and patched.
 Switches, off by default because they won no accuracy (``benchmarks/studies/ablations.py``): fresh
-BatchNorm statistics first, procedural images beside the synthetic ones, the network as it came as
-the teacher of what was not unlearned, and the paper's adversarial versions, on which the student's
-answer to an attacked image is the teacher's answer to the image before the attack.
+BatchNorm statistics first, procedural images beside the synthetic ones, and the paper's adversarial
+versions, on which the student's answer to an attacked image is the teacher's answer to the image
+before the attack. Another, off for safety, lets the network as it came teach what was not
+unlearned (`overrule`).
 
 Source: Clean & Compact, slide 10. Deviation: distillation instead of labels, because images made
 by a network say more through its outputs than through the class they were made for.
@@ -176,8 +177,8 @@ class FinetuneSettings(Settings):
         procedural: procedural images beside the synthetic ones.
         procedural_share: of each batch that is procedural.
         reestimate: whether BatchNorm statistics are set anew before the first step.
-        overrule: whether the network as it came answers for the classes that were not unlearned. It
-            brought a backdoor back on one network (`benchmarks.studies.ablations`).
+        overrule: whether the network as it came answers for the classes that were not unlearned. A
+            student may learn the backdoor again from it; `benchmarks.studies.ablations` tries it.
     """
 
     steps: int = setting(1800, at_least=0, at_most=10**6)
