@@ -68,16 +68,19 @@ def _zoo(zoo: Whole) -> Iterator[str]:
     equal = sum(one["sha256"] == cells[one["cell"]]["sha256"] for one in alone)
     yield ""
     yield (
-        f"Measured of the separate runs: {measured}; the others are multiplied, by what their "
-        f"tasks took in the fleet. `model.onnx` and `manifest.json` of {equal} of these "
-        f"{len(alone)} are those of the fleet{_between(engines)}."
+        f"`{zoo['command']}`, one thread a task. Measured of the separate runs: {measured}; the "
+        "others are multiplied, by what their tasks took in the fleet. Two side by side would take "
+        "about half. The same bytes of `model.onnx` and `manifest.json`: "
+        f"{equal} of {len(alone)} separate runs and the fleet{_between(engines)}."
     )
 
 
 def separate_seconds(zoo: Whole) -> float:
     """Return what separate runs of all cells would take: their tasks, scaled as those measured."""
     cells = zoo["engines"]["local"]["cells"]
-    tasks = {name: (one["network_seconds"] or 0) + one["seconds"] for name, one in cells.items()}
+    tasks = {
+        name: (one["network_seconds"] or 0) + (one["seconds"] or 0) for name, one in cells.items()
+    }
     alone = {one["cell"]: one["wall_s"] for one in zoo["alone"]}
     scale = sum(alone.values()) / sum(tasks[name] for name in alone)
     return scale * sum(tasks.values())
@@ -90,7 +93,7 @@ def _between(engines: Whole) -> str:
     first, second = (one["cells"] for one in engines.values())
     done = [name for name in first if first[name]["state"] == second[name]["state"] == "done"]
     equal = sum(first[name]["sha256"] == second[name]["sha256"] for name in done)
-    return f", and of {equal} of {len(done)} cells alike on both engines"
+    return f", {equal} of {len(done)} cells on both engines"
 
 
 if __name__ == "__main__":
