@@ -54,23 +54,28 @@ def _zoo(zoo: Whole) -> Iterator[str]:
         yield "The published networks as a fleet: not yet measured."
         return
     whole = separate_seconds(zoo)
-    yield "| the published networks | cells done | scans | wall s | of the separate runs |"
-    yield "|---|---|---|---|---|"
+    yield (
+        "| the published networks | cells done | scans | wall s | of the separate runs | "
+        "places busy | beside tasks, s a cell |"
+    )
+    yield "|---|---|---|---|---|---|---|"
     cells = engines["local"]["cells"]
-    yield f"| {len(cells)} separate runs, one after another (multiplied) | - | {len(cells)} | {whole:.0f} | 100% |"  # noqa: E501
+    yield f"| {len(cells)} separate runs, one after another (multiplied) | - | {len(cells)} | {whole:.0f} | 100% | - | - |"  # noqa: E501
     for name, run in engines.items():
-        counts = run["counts"]
+        counts, jobs = run["counts"], zoo["asked"]["jobs"]
+        busy = _task_seconds(run) / (jobs * run["wall_s"])
+        beside = (jobs * run["wall_s"] - _task_seconds(run)) / counts["cells"]
         yield (
             f"| a fleet, engine {name} | {counts['done']} of {counts['cells']} | {run['scans']} | "
-            f"{wall_seconds(run)} | {run['wall_s'] / whole:.0%} |"
+            f"{wall_seconds(run)} | {run['wall_s'] / whole:.0%} | {busy:.0%} | {beside:.1f} |"
         )
     measured = ", ".join(f"{one['cell']} {wall_seconds(one)} s" for one in alone)
     equal = sum(one["sha256"] == cells[one["cell"]]["sha256"] for one in alone)
     yield ""
     yield (
         f"`{zoo['command']}`, one thread a task. Measured of the separate runs: {measured}; the "
-        "others are multiplied, by what their tasks took in the fleet. Two side by side would take "
-        "about half. The same bytes of `model.onnx` and `manifest.json`: "
+        "others are multiplied, by what their tasks took in the fleet. A loop of two at once would take "
+        "less. The same bytes of `model.onnx` and `manifest.json`: "
         f"{equal} of {len(alone)} separate runs and the fleet{_between(engines)}."
     )
 
@@ -84,6 +89,15 @@ def separate_seconds(zoo: Whole) -> float:
     alone = {one["cell"]: one["wall_s"] for one in zoo["alone"]}
     scale = sum(alone.values()) / sum(tasks[name] for name in alone)
     return scale * sum(tasks.values())
+
+
+def _task_seconds(run: Whole) -> float:
+    """Return what all tasks of a fleet took; a network's is one."""
+    networks = {
+        name.partition("/")[0]: one["network_seconds"] for name, one in run["cells"].items()
+    }
+    cells = [one["seconds"] for one in run["cells"].values()]
+    return sum(one or 0.0 for one in (*networks.values(), *cells))
 
 
 def _between(engines: Whole) -> str:

@@ -46,12 +46,14 @@ class Asked:
         targets: the names of the targets.
         ratios: the ratios of MACs.
         options: those of every cell, by their names in a catalogue: strings and whole numbers.
+        jobs: how many tasks work side by side.
     """
 
     networks: Mapping[str, tuple[Path, Path]]
     targets: Sequence[str]
     ratios: Sequence[float]
     options: Mapping[str, str | int]
+    jobs: int = 2
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it, without paths: parts of one study have this in common."""
@@ -60,6 +62,7 @@ class Asked:
             "targets": list(self.targets),
             "ratios": list(self.ratios),
             "options": dict(self.options),
+            "jobs": self.jobs,
         }
 
     def catalogue(self) -> str:
@@ -98,6 +101,7 @@ def run_engine(asked: Asked, engine: str) -> Part:
         folder = Path(temporary)
         (folder / "catalogue.toml").write_text(asked.catalogue(), encoding="utf-8")
         words = ["fleet", str(folder / "catalogue.toml"), "--engine", engine]
+        words += ["--jobs", str(asked.jobs)]
         seconds = _run([*words, "--cache", str(folder / "cache")], folder / "out")
         document = json.loads((folder / "out" / "fleet.json").read_text("utf-8"))
         networks = {one["name"]: one for one in document["networks"]}
@@ -163,6 +167,7 @@ def main() -> None:
     parser.add_argument("--network", nargs="+", help="only these")
     parser.add_argument("--target", nargs="+", default=list(TARGETS))
     parser.add_argument("--ratio", nargs="+", type=float, default=list(RATIOS))
+    parser.add_argument("--jobs", type=int, default=2, help="tasks side by side")
     parser.add_argument("--alone", nargs="*", default=list(ALONE), help="networks made alone too")
     parser.add_argument("--again", action="store_true", help="also what is there already")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -176,6 +181,7 @@ def main() -> None:
         targets=given.target,
         ratios=given.ratio,
         options={"effort": "quick", "seed": 0},
+        jobs=given.jobs,
     )
     path = given.results / "fleet.json"
     whole: Part = json.loads(path.read_text()) if path.exists() else {}
@@ -193,7 +199,7 @@ def _command(given: argparse.Namespace) -> str:
     words = ["python -m benchmarks.studies.fleet_zoo"]
     words += ["--network", *given.network] if given.network else []
     words += ["--target", *given.target, "--ratio", *(f"{one:g}" for one in given.ratio)]
-    return " ".join([*words, "--alone", *given.alone])
+    return " ".join([*words, "--jobs", str(given.jobs), "--alone", *given.alone])
 
 
 def _run(words: Sequence[str], out: Path) -> float:

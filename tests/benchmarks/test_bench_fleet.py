@@ -54,14 +54,14 @@ def part(cells: dict[str, float], wall: float, sha256: str = "a") -> dict[str, A
 def test_separate_runs_are_what_was_measured_times_what_their_tasks_took(tmp_path: Path) -> None:
     cells = {"n/cpu/ratio-2": 10.0, "n/cpu/ratio-3": 30.0}
     alone = {"cell": "n/cpu/ratio-2", "wall_s": 30.0, "sha256": "a", "environment": {}}
-    zoo: dict[str, Any] = {"command": "measure", "alone": [alone]}
+    zoo: dict[str, Any] = {"command": "measure", "alone": [alone], "asked": {"jobs": 2}}
     zoo["engines"] = {"local": part(cells, 30.0), "ray": part(cells, 45.0, "b")}
     (tmp_path / "fleet.json").write_text(json.dumps({"zoo": zoo}))
     write_fleet_table(tmp_path)
     table = (tmp_path / "fleet.md").read_text()
-    assert "| 2 | 90 | 100% |" in table  # 20 s of tasks took 30 s alone, so 60 s take 90
-    assert "| a fleet, engine local | 2 of 2 | 1 | 30 | 33% |" in table
-    assert "| a fleet, engine ray | 2 of 2 | 1 | 45 | 50% |" in table
+    assert "| 2 | 90 | 100% | - | - |" in table  # 20 s of tasks took 30 s alone, so 60 s take 90
+    assert "| a fleet, engine local | 2 of 2 | 1 | 30 | 33% | 83% | 5.0 |" in table  # 50 s of tasks
+    assert "| a fleet, engine ray | 2 of 2 | 1 | 45 | 50% | 56% | 20.0 |" in table
     assert "1 of 1 separate runs and the fleet, 0 of 2 cells on both engines." in table
 
 
