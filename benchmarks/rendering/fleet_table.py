@@ -74,8 +74,8 @@ def _zoo(zoo: Whole) -> Iterator[str]:
     yield ""
     yield (
         f"`{zoo['command']}`, one thread a task. Measured of the separate runs: {measured}; the "
-        "others are multiplied, by what their tasks took in the fleet. A loop of two at once would take "
-        "less. The same bytes of `model.onnx` and `manifest.json`: "
+        "others are multiplied, by what their tasks took in the fleet. A loop of two at once would "
+        "take less. The same bytes of `model.onnx` and `manifest.json`: "
         f"{equal} of {len(alone)} separate runs and the fleet{_between(engines)}."
     )
 
