@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -111,14 +112,13 @@ def test_another_edgeclean_on_a_node_is_refused_and_a_strangers_path_is_not_told
     assert (refused.exit_code, refused.kind) == (7, "ToolchainError")
 
 
-def test_a_ray_without_tokens_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "ray.py").write_text('__version__ = "2.51.2"', encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "ray", raising=False)
+def test_a_ray_without_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = ModuleType("ray")
+    old.__version__ = "2.51.2"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ray", old)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     with pytest.raises(ToolchainError, match=r"2\.51\.2 .* 2\.52 or later"):
         RayEngine(address="10.0.0.1:6379", jobs=None)
-    monkeypatch.delitem(sys.modules, "ray")
 
 
 def patiently(start: Callable[[], Any]) -> Any:
