@@ -263,7 +263,7 @@ def strike(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.parametrize(("strikes", "count"), [(3, 4), (10, 10)], ids=["three", "ten"])
+@pytest.mark.parametrize(("strikes", "count"), [(3, 4), (10, 10)], ids=["three_times", "ten_times"])
 def test_nodes_that_go_at_random_moments_lose_nothing(
     cluster: Any, expected: tuple[Path, Bundles], tmp_path: Path, strikes: int, count: int
 ) -> None:
