@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -275,12 +275,14 @@ def test_nodes_that_go_at_random_moments_lose_nothing(
     folder, bundles = expected
     plan = plan_networks(read_catalogue(networks(folder, count)))
     engine = WatchedEngine(cluster.address)
-    with ThreadPoolExecutor(1) as pool, ExitStack() as last:  # Ray adds nodes in the main thread
+    with ThreadPoolExecutor(1) as pool:  # Ray adds nodes in the main thread alone
         out, cache = tmp_path / "out", tmp_path / "cache"
         fleet = pool.submit(run_fleet, plan, out, engine, cache=cache)
-        struck = strike(cluster, tmp_path, lambda: not fleet.done(), strikes=strikes, seed=0)
-        last.enter_context(second_node(cluster))
-        made = fleet.result()
+        try:
+            struck = strike(cluster, tmp_path, lambda: not fleet.done(), strikes=strikes, seed=0)
+        finally:
+            with second_node(cluster):  # on which it comes to its end
+                made = fleet.result()
     assert made.failures == {}
     assert struck == {"node": strikes, "worker": strikes // 3}
     check_bundles(out, count, bundles)
