@@ -289,7 +289,6 @@ def _import_ray(*, alone: bool) -> Any:
     own would stay in the home folder.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it tells stderr of lost nodes
     if alone:
         os.environ[ONE_MACHINE] = "0"
         os.environ.setdefault("RAY_AUTH_MODE", "token")

