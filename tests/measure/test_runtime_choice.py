@@ -138,7 +138,13 @@ def test_a_runtime_that_was_asked_for_is_checked_and_measured() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [("openvino", "fp16"), ("openvino", "int8"), ("ncnn", "fp16"), ("mnn", "fp16")],
+    [
+        ("openvino", "fp16"),
+        ("openvino", "int8"),
+        ("ncnn", "fp16"),
+        ("mnn", "fp16"),
+        ("mnn", "int8"),
+    ],
 )
 def test_a_lowered_precision_is_judged_beside_parity(name: str, precision: str) -> None:
     installed_runtime(name, precision=precision)
