@@ -240,13 +240,13 @@ def test_the_kit_runs_from_the_bundle_alone_in(name: str, tmp_path: Path) -> Non
     if not has_kit(name):
         pytest.skip(f"{name} has no kit")
     bundle = runtime_bundle(tmp_path / "a bundle", name)
-    finished = run_kit(bundle, "--work", str(tmp_path / "w"), *ONE, "--threads", "2")
+    finished = run_kit(bundle, "--work", str(tmp_path / "w"), *ONE)
     assert finished.returncode == 0, finished.stderr
     record = json.loads((tmp_path / "w/result.json").read_text())
     assert first_violation(record, "device-runtime") is None
     assert record["runtime"]["name"] == name
     assert record["parity"]["max_relative_difference"] <= 1e-5
-    assert record["latency"]["original"]["runs"] > 1
+    assert record["latency"]["original"]["runs"] >= 1
     assert not list(bundle.rglob("__pycache__"))
 
 
@@ -266,10 +266,12 @@ def test_a_file_that_the_runtime_does_not_take_is_one_sentence(name: str, tmp_pa
 
 def spoil(bundle: Path, name: str) -> None:
     """Another content of a file, whose hash fits."""
-    before = storage.file_hash(bundle / name)
+    before = f"{storage.file_hash(bundle / name)}  {name}\n"
     (bundle / name).write_bytes(b"nothing that a runtime takes")
     sums = bundle / "SHA256SUMS"
-    sums.write_text(sums.read_text().replace(before, storage.file_hash(bundle / name)))
+    sums.write_text(
+        sums.read_text().replace(before, f"{storage.file_hash(bundle / name)}  {name}\n")
+    )
 
 
 def run_kit(bundle: Path, *words: str) -> subprocess.CompletedProcess[str]:
