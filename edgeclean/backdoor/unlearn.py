@@ -6,7 +6,9 @@ gradient steps at a time. Both halves:
 
 * ascent: every trigger moves to send images to its target, and may not grow past its cap;
 * descent: the student gives a stamped image the *teacher's* answer for the image without it; an
-  additive trigger is also stamped more strongly than it was found (`population`).
+  additive trigger is also stamped more strongly than it was found (`population`). Of images without
+  a stamp it keeps the answer, and the features that the network as it came has of them; those of
+  stamped images are left free.
 
 Source: the alternation of I-BAU (Zeng et al., ICLR 2022), with patch, additive and warp families
 instead of one additive perturbation, on synthetic and procedural images, distilled not labelled.
@@ -40,6 +42,7 @@ from edgeclean.images.augment import augmented, mixed
 from edgeclean.networks.autocast import device_of, mixed_precision
 from edgeclean.networks.batching import images_in_a_part
 from edgeclean.networks.distillation import OutputDistance, Overruled, logit_variance
+from edgeclean.networks.features import Features, feature_distance, feature_scales, shared_taps
 from edgeclean.networks.finite import require_finite_loss
 from edgeclean.networks.folding import folding_norms, inference_copy
 from edgeclean.settings import Settings, setting
@@ -62,6 +65,7 @@ class UnlearnSettings(Settings):
         ascent_steps: Adam steps of the triggers in a turn; 0 leaves them as they were found.
         growth: the most that a trigger's cost may grow to, over the cost it was found with.
         compare: the form in which outputs are compared; see `distillation.OutputDistance`.
+        feature_weight: the weight of the features' loss beside the outputs', on clean images.
     """
 
     steps: int = setting(120, at_least=1, at_most=10**6)
@@ -73,6 +77,7 @@ class UnlearnSettings(Settings):
     ascent_steps: int = setting(3, at_least=0, at_most=10**6)
     growth: float = setting(1.2, at_least=1, at_most=1000)
     compare: Literal["logits", "probabilities"] = "logits"
+    feature_weight: float = setting(1.0, at_least=0, at_most=1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +85,15 @@ class UnlearningInputs:
     """The teacher, images and bank of a round.
 
     Attributes:
+        source: the network as it came, a function of pixels whose features are kept; the teacher
+            answers by running it.
         teacher: function of pixels whose answers to clean images are kept.
         synthetic: images made from it, three quarters of each batch.
         procedural: images that do not depend on it, one quarter.
         bank: the source of random stamps.
     """
 
+    source: nn.Module
     teacher: nn.Module
     synthetic: Float[Tensor, "n c h w"]
     procedural: Float[Tensor, "m c h w"]
@@ -127,12 +135,19 @@ def unlearn(
         growth=settings.growth,
         at_once=at_once,
     )
-    distance = OutputDistance(settings.compare, logit_variance(_answers(inputs)))
-    with folding_norms(learner, inputs.synthetic):
+    taps = shared_taps(learner, learner) if settings.feature_weight > 0 else []
+    with (
+        Features(inputs.source, taps) as given,
+        folding_norms(learner, inputs.synthetic),
+        Features(learner, taps) as own,
+    ):
+        distance = OutputDistance(settings.compare, logit_variance(_answers(inputs)))
+        scales = feature_scales(given.take())
         for step in range(settings.steps):
             if settings.ascent_steps and step % settings.ascent_every == 0:
                 learner.requires_grad_(False)
                 population.ascend(learner, generator)
+                own.take()  # those of the ascent
                 learner.requires_grad_(True)
             clean = _batch(inputs, settings.batch_size, generator)
             shown = torch.randperm(len(clean), generator=generator)
@@ -143,6 +158,8 @@ def unlearn(
             optimizer.zero_grad()
             for piece in _microbatches(clean, stamped, shown, at_once):
                 loss = _distillation(learner, inputs.teacher, piece, distance)
+                kept = feature_distance(own.take(), given.take(), scales, len(piece.clean))
+                loss = loss + settings.feature_weight * piece.clean_share * kept.to(loss.device)
                 require_finite_loss(loss, "purify")
                 loss.backward()
             nn.utils.clip_grad_norm_(parameters, 5.0)
