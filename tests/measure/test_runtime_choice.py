@@ -8,8 +8,8 @@ import pytest
 from runtime_installed import installed_runtime
 from tiny_networks import tiny_network, tiny_pixels
 
-from edgeclean.compression.latency_table import LatencyTable
 from edgeclean.cli.runtimes import fastest_line
+from edgeclean.compression.latency_table import LatencyTable
 from edgeclean.devices.targets import load_target
 from edgeclean.environment import describe_environment, versions
 from edgeclean.errors import BudgetError, ParityError, ToolchainError, UsageError
