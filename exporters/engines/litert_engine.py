@@ -123,11 +123,17 @@ def from_integers(logits: NDArray[Any], scale: float, zero: int) -> NDArray[np.f
 def _in_integers(folder: Path) -> bytes:
     """The file all in INT8, weights by channel, by LiteRT's own quantiser on the images given.
 
+    Ranges are the extremes over all images. The quantiser's default, a moving average of each
+    image's extremes, clips what few images reach.
+
     Raises:
         InputRejectedError: there are no images, or the quantiser does not take the network.
     """
     quantizer = imported("ai_edge_quantizer.quantizer", NEEDS)
-    recipe = imported("ai_edge_quantizer.recipe", NEEDS)
+    calibrator = imported("ai_edge_quantizer.calibrator", NEEDS)
+    recipes = imported("ai_edge_quantizer.recipe_manager", NEEDS)
+    extremes = imported("ai_edge_quantizer.utils.qsv_utils", NEEDS).min_max_update
+    recipe = imported("ai_edge_quantizer.recipe", NEEDS).static_wi8_ai8()
     runtime = imported("ai_edge_litert.interpreter", NEEDS)
     if not (folder / CALIBRATION).is_file():
         raise InputRejectedError("LiteRT calibrates INT8 on images, and none were given")
@@ -136,9 +142,13 @@ def _in_integers(folder: Path) -> bytes:
         signatures = runtime.Interpreter(str(folder / FILE)).get_signature_list()
         ((name, ends),) = signatures.items()
         batch = [{ends["inputs"][0]: np.ascontiguousarray(one[None])} for one in images]
+        asked = recipes.RecipeManager()
+        asked.load_quantization_recipe(recipe)
+        found = calibrator.Calibrator(str(folder / FILE), qsv_update_func=extremes)
+        found.calibrate({name: batch}, asked)
         work = quantizer.Quantizer(str(folder / FILE))
-        work.load_quantization_recipe(recipe.static_wi8_ai8())
-        return bytes(work.quantize(work.calibrate({name: batch})).quantized_model)
+        work.load_quantization_recipe(recipe)
+        return bytes(work.quantize(found.get_model_qsvs()).quantized_model)
     except Exception as error:  # its exceptions share no narrower base class
         raise InputRejectedError(f"LiteRT cannot write it in INT8: {first_line(error)}") from error
 

@@ -48,6 +48,19 @@ def test_a_microcontroller_is_given_int8() -> None:
 
 
 @pytest.mark.slow
+def test_ranges_hold_what_one_image_alone_reaches() -> None:
+    installed_runtime("litert")
+    model, pixels = export_onnx(NETWORK), tiny_pixels(32)
+    pixels[1:] = 0.5 + 0.02 * (pixels[1:] - 0.5)  # one image has contrast
+    images = normalize(pixels, NETWORK.spec).numpy()
+    exporter = installed_runtime("litert", precision="int8")
+    files = exporter.converted(model, images).files
+    expected = OnnxSession(model).predict(images)
+    found = compare_logits(expected[:1], exporter.load(files).run(images)[:1])
+    assert found.signal_to_noise_db > 15
+
+
+@pytest.mark.slow
 def test_all_is_int8_and_the_arena_is_measured(tmp_path: Path) -> None:
     installed_runtime("litert-micro")
     model, pixels = export_onnx(NETWORK), tiny_pixels(32)
