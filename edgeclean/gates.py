@@ -169,9 +169,9 @@ def judge_scan(policy: Policy, found: ScanReport) -> tuple[GateVerdict, ...]:
 def judge_result(
     policy: Policy,
     evaluation: Evaluation | None,
-    forecast: Forecast,
     onnx_bytes: int,
     latency: LatencyReport,
+    forecast: Forecast | None = None,
 ) -> tuple[GateVerdict, ...]:
     """Judge the gates on the result: accuracy, its forecast, size, speed, in this order.
 
@@ -179,9 +179,10 @@ def judge_result(
         policy: the gates that are asked.
         evaluation: the accuracy of both networks on the user's images; needed if accuracy is asked
             for.
-        forecast: what the compressed network probably lost; one that does not apply does not pass.
         onnx_bytes: the size of ``model.onnx``.
         latency: the latency of both networks; the gain in the median is judged.
+        forecast: what the compressed network probably lost; none, or one that does not apply, does
+            not pass.
     """
     verdicts = []
     if policy.max_accuracy_drop is not None and evaluation is not None:
@@ -278,15 +279,15 @@ def _judge_accuracy(most: float, evaluation: Evaluation) -> GateVerdict:
     )
 
 
-def _judge_forecast(most: float, forecast: Forecast) -> GateVerdict:
-    expected = forecast.expected_points
+def _judge_forecast(most: float, forecast: Forecast | None) -> GateVerdict:
+    expected = None if forecast is None else forecast.expected_points
     return GateVerdict(
         gate="max-expected-drop",
         asked=most,
         measured=100.0 if expected is None else expected,
         unit="percentage points",
         passed=expected is not None and expected <= most,
-        detail=f"forecast {forecast.in_words()}",
+        detail="no forecast" if forecast is None else f"forecast {forecast.in_words()}",
     )
 
 

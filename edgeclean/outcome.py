@@ -147,8 +147,8 @@ def judged(compression: Compression, policy: Policy, evaluation: Evaluation | No
         EdgecleanError: of the kind of the first gate that failed.
     """
     gates = judge_scan(policy, compression.scan)
-    found = evaluation, compression.forecasts.compressed
-    gates += judge_result(policy, *found, len(compression.model), compression.latency)
+    found = evaluation, len(compression.model), compression.latency
+    gates += judge_result(policy, *found, compression.forecasts.compressed)
     refuse_failed(gates)
     return replace(compression, evaluation=evaluation, gates=gates)
 

@@ -213,25 +213,24 @@ def _plain(name: str) -> LoadedNetwork:
 
 
 def main() -> None:
-    """Make the students that are missing, ratio by ratio over all networks."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--network", action="append", help="only this one; may be repeated")
+    """Take up what earlier runs left."""
+    parser = argparse.ArgumentParser(description="Take up students of earlier runs.")
     parser.add_argument("--kept", type=Path, help="folder of compress_zoo's kept stages")
     parser.add_argument("--bundle", type=Path, help="a bundle that was made of --network")
+    parser.add_argument("--network", choices=networks())
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.kept is not None:
         take_up(options.kept)
-        return
     if options.bundle is not None:
-        take_up_bundle(options.network[0], options.bundle)
-        return
-    known = networks()
-    asked = options.network or list(known)
-    for name in asked:
-        for ratio in known[name].ratios:
-            if not _facts_path(name, _point(ratio, STEPS[-1])).exists():
-                _make(name, known[name], ratio)
+        take_up_bundle(options.network, options.bundle)
+
+
+def make_students(name: str, measured: Measured) -> None:
+    """Make the students of a network that are missing."""
+    for ratio in measured.ratios:
+        if not _facts_path(name, _point(ratio, STEPS[-1])).exists():
+            _make(name, measured, ratio)
 
 
 def _make(name: str, measured: Measured, ratio: float) -> None:
