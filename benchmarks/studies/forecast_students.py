@@ -66,13 +66,14 @@ from exporters.onnx_exporter import export_onnx
 NOT_SCANNED = ScanReport(verdict="not found", suspects=(), searches=(), images=0)
 BENCH = Path(__file__).parents[2] / ".bench" / "forecast"
 STUDENTS = BENCH / "students"
-TEST_IMAGES = 3000
+TEST_IMAGES = 2000
 PLAIN_IMAGES = 10_000
 SEED = 0
-IMAGES = SynthesizeSettings(count=256, steps=12)  # of short recoveries
+BATCH = 48
+IMAGES = SynthesizeSettings(count=160, steps=10)  # of short recoveries
 SEAL_BYTES = 32  # before each kept result, see `edgeclean.files.store`
-RATIOS = (2.0, 4.0, 3.0, 1.5, 6.0)
-STEPS = (25, 75)  # of a recovery that goes on: each end is a student
+RATIOS = (3.0, 1.5, 6.0, 2.0, 4.0)
+STEPS = (20, 60)  # of a recovery that goes on: each end is a student
 SUITE_RATIOS = {  # of networks that are much alike, a few ratios each
     "clean": (2.0, 4.0),
     "sig": (1.5, 3.0),
@@ -201,7 +202,7 @@ def _plain(name: str) -> LoadedNetwork:
     if not path.exists():
         mirror = plain.data_set == "cifar10"
         asked = TrainingSettings(
-            epochs=6, peak_rate=0.2, flip=mirror, padding=2, mixed=False, seed=SEED
+            epochs=5, peak_rate=0.2, flip=mirror, padding=2, mixed=False, seed=SEED
         )
         whole = nn.Sequential(Normalize(spec.mean, spec.std), inner)
         train(whole, train_set, NoAttack(classes=spec.classes), asked)
@@ -236,7 +237,7 @@ def make_students(name: str, measured: Measured) -> None:
 def _make(name: str, measured: Measured, ratio: float) -> None:
     """Compress a network as it came, at ``--effort quick``, with short recoveries."""
     started, network = time.process_time(), measured.load()
-    asked = {"effort": "quick", "ranks": {"ratio": ratio, "images": 16}}
+    asked = {"effort": "quick", "ranks": {"ratio": ratio, "images": 8}}
     settings = settings_for(load_target("cpu"), asked)
     images = _images(name, network)
     nothing = PurifySettings(mode="none")
@@ -246,7 +247,7 @@ def _make(name: str, measured: Measured, ratio: float) -> None:
     truncated = truncate(scaled, plan, settings.truncate)
     done = 0
     for steps in STEPS:
-        recovery = replace(settings.finetune, steps=steps - done)
+        recovery = replace(settings.finetune, steps=steps - done, batch_size=BATCH)
         student = finetune(truncated, teacher, images, recovery, seed=SEED + done)
         facts = {"state": "compressed", "ratio": ratio, "steps": steps, "unlearned": []}
         facts["processor_s"] = round(time.process_time() - started, 1)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 NETWORK = "The network"
 RUN = "The run"
 OUTPUT = "The output on the terminal"
-SIZE = "The goal: one of --ratio, --speedup, --latency-budget-ms and --size-budget"
+SIZE = "The goal: one of --ratio, --keep-accuracy, --speedup, --latency-budget-ms and --size-budget"
 PURIFY = "Purification"
 GATES = "Gates: a bundle that fails one is not written"
 

@@ -46,8 +46,8 @@ class HeldOutSettings(Settings):
             largest ratio is looked for that keeps an accuracy.
     """
 
-    synthetic: int = setting(192, at_least=1, at_most=10**5)
-    steps: int = setting(20, at_least=1, at_most=10**6)
+    synthetic: int = setting(160, at_least=1, at_most=10**5)
+    steps: int = setting(12, at_least=1, at_most=10**6)
     procedural: int = setting(512, at_least=1, at_most=10**5)
     probe_share: float = setting(0.15, above=0, at_most=1)
 

@@ -18,8 +18,11 @@ from edgeclean.compression.settings import SEARCHED_RATIOS, RankSettings
 from edgeclean.config import PipelineSettings, overlay, settings_from
 from edgeclean.errors import AccuracyGateError, RatioError, UsageError
 from edgeclean.gates import Policy, judge_result, refuse_failed
+from edgeclean.images.batchnorm import reestimate_batchnorm_
+from edgeclean.images.procedural import procedural_images
 from edgeclean.measure.agreement import KINDS, Agreement
 from edgeclean.measure.forecast import Forecast, calibration, forecast, without_number
+from edgeclean.networks.pixels import normalize
 from edgeclean.networks.state import LoadedNetwork, ModelSpec
 from edgeclean.outcome import Compression
 from edgeclean.pipeline import run_stages
@@ -61,10 +64,10 @@ def test_a_loss_that_no_ratio_keeps_is_refused(lost: float | None, word: str) ->
 def test_an_accuracy_is_a_goal_like_the_others() -> None:
     for other in ("ratio", "speedup", "latency_budget_ms", "size_budget"):
         with pytest.raises(UsageError, match="a network has one goal"):
-            RankSettings(**{"keep_accuracy": 1.0, other: 2})  # type: ignore[arg-type]
-    for wrong in (0, -1, 101, float("nan")):
-        with pytest.raises(UsageError, match="keep_accuracy"):
-            RankSettings(keep_accuracy=wrong)
+            settings_from(RankSettings, {"keep_accuracy": 1.0, other: 2})
+    for wrong in (0, -1, 101, float("nan"), "1"):
+        with pytest.raises(UsageError, match=r"keep_accuracy is .*; it must be a number above 0"):
+            settings_from(RankSettings, {"keep_accuracy": wrong})
     assert RankSettings(keep_accuracy=1.0, measure="params").ratio_or_default == SEARCHED_RATIOS[0]
 
 
@@ -79,7 +82,7 @@ def test_the_gate_compares_the_expected_loss() -> None:
     with pytest.raises(AccuracyGateError, match=r"max-expected-drop: .*forecast .* points lost"):
         refuse_failed([verdict])
     for none in (None, without_number(calibration(), ["images are of another kind"])):
-        (verdict,) = judge_result(Policy(max_expected_drop=100), **facts, forecast=none)
+        (verdict,) = judge_result(Policy(max_expected_drop=100.0), **facts, forecast=none)
         assert not verdict.passed
     assert "images are of another kind" in verdict.detail
 
@@ -92,16 +95,20 @@ def test_the_finished_network_keeps_what_was_asked_or_is_refused() -> None:
     with pytest.raises(AccuracyGateError, match="is not met by the finished network"):
         refuse_not_kept(told.expected_points - 0.01, told)
     with pytest.raises(AccuracyGateError, match="none: of another kind"):
-        refuse_not_kept(100, without_number(calibration(), ["of another kind"]))
+        refuse_not_kept(100.0, without_number(calibration(), ["of another kind"]))
 
 
 @pytest.mark.parametrize("option", ["--max-expected-drop", "--keep-accuracy"])
 def test_what_needs_a_forecast_is_refused_at_once_where_there_is_none(
-    terminal: Terminal, tmp_path: Path, option: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    option: str,
 ) -> None:
     """The small checkpoint has 4 classes and 12 pixels."""
+    monkeypatch.chdir(tmp_path)
     words = [write_checkpoint(tmp_path), *OPTIONS, "-o", tmp_path / "build", option, "2"]
-    code, _, told = terminal("compress", *words)
+    code, _, told = Terminal(monkeypatch, capsys)("compress", *words)
     assert code == 5
     assert f"{option} needs a forecast" in told
     assert "12x12 pixels" in told
@@ -109,29 +116,29 @@ def test_what_needs_a_forecast_is_refused_at_once_where_there_is_none(
 
 
 def small_network() -> LoadedNetwork:
+    """Untrained, but with the statistics of images, and classes that come equally often."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        module = nn.Sequential(
-            nn.Conv2d(3, 16, 3, 2, 1, bias=False),
-            nn.BatchNorm2d(16),
-            nn.ReLU(),
-            nn.Conv2d(16, 24, 3, 2, 1, bias=False),
-            nn.BatchNorm2d(24),
-            nn.ReLU(),
-            nn.Conv2d(24, 24, 3, 2, 1, bias=False),
-            nn.BatchNorm2d(24),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(24, 10),
-        )
+        layers: list[nn.Module] = []
+        for given, made in ((3, 16), (16, 24), (24, 24)):
+            conv = nn.Conv2d(given, made, 3, 2, 1, bias=False)
+            layers += [conv, nn.BatchNorm2d(made), nn.ReLU()]
+        head = nn.Linear(24, 10)
+    module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    images = procedural_images(128, SPEC.input_shape, torch.Generator().manual_seed(2))
+    reestimate_batchnorm_(module, normalize(images, SPEC))
+    with torch.no_grad():
+        answers = module(normalize(images, SPEC))
+        head.bias -= answers.mean(0)
+        head.weight /= answers.std(0)[:, None]
+        head.bias /= answers.std(0)
     return LoadedNetwork(module=module.eval(), spec=SPEC, source_sha256="0" * 64)
 
 
 def searched(points: float) -> PipelineSettings:
     changed = {
         "ranks": {"keep_accuracy": points},
-        "finetune": {"steps": 12},
+        "finetune": {"steps": 4, "learning_rate": 1e-5},
         "purify": {"mode": "none"},
         "scan": {"searches": ["patch bank"]},
         "forecast": {"synthetic": 100, "steps": 1, "procedural": 100, "probe_share": 0.25},

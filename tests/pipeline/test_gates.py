@@ -104,6 +104,8 @@ def test_a_policy_file_is_read_and_options_win(tmp_path: Path) -> None:
         ('max-size = "0.2 B"', "1 byte or more"),
         ("max-accuracy-drop = -1", "from 0 to 100"),
         ("max-accuracy-drop = nan", "from 0 to 100"),
+        ("max-expected-drop = -1", "from 0 to 100"),
+        ("max-expected-drop = nan", "from 0 to 100"),
         ("min-speedup = 0", "above 0"),
         ("min-speedup = inf", "above 0"),
         ("min-speedup = nan", "above 0"),
