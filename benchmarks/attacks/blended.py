@@ -1,9 +1,10 @@
-"""Spread triggers over the whole image: blended, low-frequency, and the clean-label SIG.
+"""Spread triggers over the whole image: blended, low-frequency, FTrojan, and the clean-label SIG.
 
 Sources: Chen et al. (2017), "Targeted backdoor attacks on deep learning systems using data
 poisoning"; Barni et al. (2019), "A new backdoor attack in CNNs by training set corruption without
 label poisoning"; Zeng et al. (2021), "Rethinking the backdoor attacks' triggers: a frequency
-perspective". The pictures are our own (``patterns.py``).
+perspective"; Wang et al. (2022), "An invisible black-box backdoor attack through frequency domain"
+(FTrojan). The pictures are our own (``patterns.py``).
 """
 
 from __future__ import annotations
@@ -11,7 +12,12 @@ from __future__ import annotations
 import torch
 
 from benchmarks.attacks.base import StampAttack, draw, replace
-from benchmarks.attacks.patterns import rings_picture, smooth_picture, stripes_picture
+from benchmarks.attacks.patterns import (
+    frequency_picture,
+    rings_picture,
+    smooth_picture,
+    stripes_picture,
+)
 from benchmarks.data.images import LabelledImages
 from benchmarks.stamps import AddMasked, Blend
 
@@ -46,6 +52,22 @@ def low_frequency(
     """
     stamp = _added(smooth_picture(*size, amplitude=amplitude, highest=4, seed=seed))
     return StampAttack("low-frequency", stamp, rate=rate, target=target, classes=classes)
+
+
+def ftrojan(
+    *,
+    classes: int,
+    size: tuple[int, int],
+    target: int | None = 0,
+    rate: float = 0.1,
+    magnitude: float = 30 / 255,
+) -> StampAttack:
+    """Return an attack that adds two frequencies to both chromas of the image (FTrojan).
+
+    Deviation: over the whole image, where the paper takes blocks of 32x32.
+    """
+    stamp = _added(frequency_picture(*size, magnitude=magnitude))
+    return StampAttack("ftrojan", stamp, rate=rate, target=target, classes=classes)
 
 
 def sig(

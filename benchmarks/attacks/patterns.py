@@ -67,6 +67,31 @@ def smooth_picture(
     return amplitude * picture / picture.abs().max()
 
 
+def frequency_picture(height: int, width: int, magnitude: float) -> Float[Tensor, "3 h w"]:
+    """Return what ``magnitude`` at a middle and at the highest frequency of both chromas adds.
+
+    The frequencies are those of the orthonormal two-dimensional DCT-II over the whole image:
+    (15, 15) and (31, 31) at 32x32. ``magnitude`` is in pixels of range [0, 1].
+
+    Source: Wang et al. (2022), "An invisible black-box backdoor attack through frequency domain"
+    (FTrojan, ECCV), which adds 30 of 255 to the same coefficients of U and V in blocks of 32x32.
+    """
+    rows, columns = _orthonormal_cosines(height), _orthonormal_cosines(width)
+    middle = torch.outer(rows[height // 2 - 1], columns[width // 2 - 1])
+    chroma = magnitude * (middle + torch.outer(rows[-1], columns[-1]))
+    return torch.tensor(_RGB_OF_U_AND_V).sum(1)[:, None, None] * chroma
+
+
+# Red, green and blue of U and of V (ITU-R BT.601); brightness is left as it is.
+_RGB_OF_U_AND_V = ((0.0, 1.140), (-0.395, -0.581), (2.032, 0.0))
+
+
+def _orthonormal_cosines(size: int) -> Float[Tensor, "k s"]:
+    cosines = _cosines(size, size) * math.sqrt(2 / size)
+    cosines[0] /= math.sqrt(2)
+    return cosines
+
+
 def _cosines(size: int, count: int) -> Float[Tensor, "k s"]:
     positions = (torch.arange(size) + 0.5) / size
     return torch.cos(math.pi * torch.arange(count)[:, None] * positions[None, :])

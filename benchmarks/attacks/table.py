@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.attacks.base import Attack, NoAttack
-from benchmarks.attacks.blended import blended, low_frequency, sig
+from benchmarks.attacks.blended import blended, ftrojan, low_frequency, sig
 from benchmarks.attacks.input_aware import InputAware
 from benchmarks.attacks.patch import badnets
+from benchmarks.attacks.source_specific import source_badnets, source_blended
 from benchmarks.attacks.trojan import TrojanAttack
 from benchmarks.attacks.warped import WaNet
 
@@ -23,5 +24,8 @@ ATTACKS: dict[str, Make] = {
     "blended": lambda classes, size: blended(classes=classes, size=size),
     "sig": lambda classes, size: sig(classes=classes, size=size),
     "trojan": lambda classes, size: TrojanAttack(classes=classes, size=size),
+    "ftrojan": lambda classes, size: ftrojan(classes=classes, size=size),
+    "source-badnets": lambda classes, size: source_badnets(classes=classes, size=size),
+    "source-blended": lambda classes, size: source_blended(classes=classes, size=size),
     "low-frequency": lambda classes, size: low_frequency(classes=classes, size=size),
 }

@@ -74,6 +74,7 @@ UNLEARNING = {
     "no bank": PurifySettings(candidates=1, bank_triggers=1, unlearn=UnlearnSettings(bank_share=0)),
     "one round": PurifySettings(rounds=1),
     "all suspects at once": PurifySettings(one_by_one=False),
+    "no features": PurifySettings(unlearn=UnlearnSettings(feature_weight=0.0)),
     "the network as it came teaches in every round": PurifySettings(overrule=False),
     "probabilities compared": PurifySettings(unlearn=UnlearnSettings(compare="probabilities")),
 }

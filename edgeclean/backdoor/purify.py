@@ -171,6 +171,7 @@ class _Purification:
         self._infected = inference_copy(self._student, images.pixels)
         shape = network.spec.input_shape
         self._inputs = UnlearningInputs(
+            source=self._infected,
             teacher=self._infected,
             synthetic=images.pixels,
             procedural=procedural_images(settings.procedural, shape, self._generator),

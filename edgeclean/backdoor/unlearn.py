@@ -5,8 +5,9 @@ A network that only unlearns the triggers it is shown tends to keep the true one
 gradient steps at a time. Both halves:
 
 * ascent: every trigger moves to send images to its target, and may not grow past its cap;
-* descent: the student gives a stamped image the *teacher's* answer for the image without it; an
-  additive trigger is also stamped more strongly than it was found (`population`).
+* descent: the student gives a stamped image the *teacher's* answer for the image without it, and
+  the features that the network as it came has of the image without it; an additive trigger is also
+  stamped more strongly than it was found (`population`).
 
 Source: the alternation of I-BAU (Zeng et al., ICLR 2022), with patch, additive and warp families
 instead of one additive perturbation, on synthetic and procedural images, distilled not labelled.
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -40,6 +41,7 @@ from edgeclean.images.augment import augmented, mixed
 from edgeclean.networks.autocast import device_of, mixed_precision
 from edgeclean.networks.batching import images_in_a_part
 from edgeclean.networks.distillation import OutputDistance, Overruled, logit_variance
+from edgeclean.networks.features import Features, feature_distance, feature_scales, shared_taps
 from edgeclean.networks.finite import require_finite_loss
 from edgeclean.networks.folding import folding_norms, inference_copy
 from edgeclean.settings import Settings, setting
@@ -62,6 +64,8 @@ class UnlearnSettings(Settings):
         ascent_steps: Adam steps of the triggers in a turn; 0 leaves them as they were found.
         growth: the most that a trigger's cost may grow to, over the cost it was found with.
         compare: the form in which outputs are compared; see `distillation.OutputDistance`.
+        feature_weight: the weight of the features' loss beside the outputs', on clean and on
+            stamped images alike.
     """
 
     steps: int = setting(120, at_least=1, at_most=10**6)
@@ -73,6 +77,7 @@ class UnlearnSettings(Settings):
     ascent_steps: int = setting(3, at_least=0, at_most=10**6)
     growth: float = setting(1.2, at_least=1, at_most=1000)
     compare: Literal["logits", "probabilities"] = "logits"
+    feature_weight: float = setting(1.0, at_least=0, at_most=1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +85,15 @@ class UnlearningInputs:
     """The teacher, images and bank of a round.
 
     Attributes:
+        source: the network as it came, a function of pixels whose features are kept; the teacher
+            answers by running it.
         teacher: function of pixels whose answers to clean images are kept.
         synthetic: images made from it, three quarters of each batch.
         procedural: images that do not depend on it, one quarter.
         bank: the source of random stamps.
     """
 
+    source: nn.Module
     teacher: nn.Module
     synthetic: Float[Tensor, "n c h w"]
     procedural: Float[Tensor, "m c h w"]
@@ -127,12 +135,20 @@ def unlearn(
         growth=settings.growth,
         at_once=at_once,
     )
-    distance = OutputDistance(settings.compare, logit_variance(_answers(inputs)))
-    with folding_norms(learner, inputs.synthetic):
+    taps = shared_taps(learner, learner) if settings.feature_weight > 0 else []
+    with (
+        Features(inputs.source, taps) as given,
+        folding_norms(learner, inputs.synthetic),
+        Features(learner, taps) as own,
+    ):
+        distance = OutputDistance(settings.compare, logit_variance(_answers(inputs)))
+        scales = feature_scales(given.take())
+        features = _FeatureDistance(own, given, scales, settings.feature_weight)
         for step in range(settings.steps):
             if settings.ascent_steps and step % settings.ascent_every == 0:
                 learner.requires_grad_(False)
                 population.ascend(learner, generator)
+                own.take()  # those of the ascent
                 learner.requires_grad_(True)
             clean = _batch(inputs, settings.batch_size, generator)
             shown = torch.randperm(len(clean), generator=generator)
@@ -143,6 +159,7 @@ def unlearn(
             optimizer.zero_grad()
             for piece in _microbatches(clean, stamped, shown, at_once):
                 loss = _distillation(learner, inputs.teacher, piece, distance)
+                loss = loss + features.of(piece)
                 require_finite_loss(loss, "purify")
                 loss.backward()
             nn.utils.clip_grad_norm_(parameters, 5.0)
@@ -241,6 +258,37 @@ def _microbatches(
             clean_share=len(own) / len(clean),
             stamped_share=int(here.sum()) / max(1, len(stamped)),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _FeatureDistance:
+    """The distance of the student's latest features from those of unstamped images.
+
+    Attributes:
+        own: the student's features.
+        given: the features of the network as it came.
+        scales: the unit of every channel (`feature_scales`).
+        weight: of the distance, beside the outputs'.
+    """
+
+    own: Features
+    given: Features
+    scales: Mapping[str, Tensor]
+    weight: float
+
+    def of(self, piece: _Microbatch) -> Float[Tensor, ""] | float:
+        """Return the weighted distance after both networks have seen ``piece``."""
+        own, given, count = self.own.take(), self.given.take(), len(piece.clean)
+        if not given:
+            return 0.0
+        total = piece.clean_share * feature_distance(own, given, self.scales, count)
+        if len(piece.stamped):
+            stamped = {name: maps[count:] for name, maps in own.items()}
+            rows = piece.shown.to(next(iter(given.values())).device)
+            unstamped = {name: maps[rows] for name, maps in given.items()}
+            apart = feature_distance(stamped, unstamped, self.scales, len(piece.stamped))
+            total = total + piece.stamped_share * apart
+        return self.weight * total
 
 
 def _distillation(

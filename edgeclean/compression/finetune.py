@@ -18,8 +18,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -40,6 +39,13 @@ from edgeclean.networks.distillation import (
     logit_variance,
     overruled,
 )
+from edgeclean.networks.features import (
+    Features,
+    feature_distance,
+    feature_scales,
+    of_channels,
+    shared_taps,
+)
 from edgeclean.networks.finite import require_finite_loss
 from edgeclean.networks.folding import folding_norms, inference_copy
 from edgeclean.networks.pixels import pixel_copy
@@ -53,109 +59,6 @@ from edgeclean.networks.state import (
 )
 from edgeclean.progress import Progress, silent
 from edgeclean.settings import Settings, setting
-
-_MOST_TAPS = 8
-
-
-class Features:
-    """Keeps the outputs of some layers of the latest forward pass."""
-
-    def __init__(self, module: nn.Module, names: list[str]) -> None:
-        self._kept: dict[str, Tensor] = {}
-        self._handles = [
-            module.get_submodule(name).register_forward_hook(self._keep(name)) for name in names
-        ]
-
-    def _keep(self, name: str) -> Any:
-        def hook(_layer: nn.Module, _inputs: Any, output: Tensor) -> None:
-            self._kept[name] = output
-
-        return hook
-
-    def take(self) -> dict[str, Tensor]:
-        """What was kept since the last take."""
-        kept, self._kept = self._kept, {}
-        return kept
-
-    def __enter__(self) -> Features:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-
-def shared_taps(learner: nn.Module, master: nn.Module) -> list[str]:
-    """Name at most `_MOST_TAPS` BatchNorms that both networks have, else convolutions; last first.
-
-    The last tap is the one nearest the outputs; the others are spread evenly over the depth.
-    """
-    mine = {name for name, _ in learner.named_modules()}
-    for kind in (nn.BatchNorm2d, nn.Conv2d):
-        names = [n for n, layer in master.named_modules() if isinstance(layer, kind) and n in mine]
-        if names:
-            stride = -(-len(names) // _MOST_TAPS)
-            return names[::-1][::stride]
-    return []
-
-
-def feature_scales(features: Mapping[str, Float[Tensor, "n c h w"]]) -> dict[str, Tensor]:
-    """One over the deviation of every channel, [1, c, 1, 1]: the unit that distances are in."""
-    return {
-        name: (feature.float().var((0, 2, 3), keepdim=True) + 1e-4).rsqrt()
-        for name, feature in features.items()
-    }
-
-
-def of_channels(
-    features: Mapping[str, Float[Tensor, "n c h w"]], kept: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The features of a network whose channels were all there, of those that another has left."""
-    return {
-        name: feature if name not in kept else feature.index_select(1, kept[name])
-        for name, feature in features.items()
-    }
-
-
-def feature_distance(
-    own: Mapping[str, Tensor], given: Mapping[str, Tensor], scales: Mapping[str, Tensor], clean: int
-) -> Float[Tensor, ""]:
-    """Mean squared distance in units of each channel's deviation, on the unattacked images."""
-    distances = [
-        _ScaledDistance.apply(own[name][:clean], feature, scales[name])  # type: ignore[no-untyped-call]
-        for name, feature in given.items()
-    ]
-    return torch.stack(distances).mean() if distances else torch.zeros(())
-
-
-class _ScaledDistance(torch.autograd.Function):
-    """Mean of ((own - given) * scale)^2, with as few passes over the maps as it takes.
-
-    The maps are the largest tensors of a step: kept in their own precision up to the mean, and the
-    gradient is one product of what the forward pass left.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor, given: Tensor, scale: Tensor) -> Tensor:
-        """The mean, in float32."""
-        difference = (own - given).mul_(scale.to(own.dtype))
-        ctx.save_for_backward(difference, scale)
-        # A sum that is asked for in float32 would copy the map into float32 first.
-        norm = torch.linalg.vector_norm(difference).float()
-        mean: Tensor = norm.square() / difference.numel()
-        return mean
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """The gradient by ``own``: 2 (own - given) scale^2 over the number of values."""
-        difference, scale = ctx.saved_tensors
-        slope = (2 / difference.numel()) * gradient * scale
-        return difference * slope.to(difference.dtype), None, None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,16 @@ from tiny_networks import tiny_network
 
 from edgeclean.backdoor.bank import build_bank
 from edgeclean.backdoor.gradient import ELSEWHERE, logits_of
-from edgeclean.backdoor.unlearn import UnlearningInputs, overruled
+from edgeclean.backdoor.unlearn import (
+    UnlearningInputs,
+    UnlearnSettings,
+    _FeatureDistance,
+    _microbatches,
+    overruled,
+    unlearn,
+)
 from edgeclean.images.procedural import procedural_images
+from edgeclean.networks.features import Features, feature_distance, feature_scales, shared_taps
 from edgeclean.networks.folding import inference_copy
 from edgeclean.networks.pixels import pixel_network
 
@@ -30,7 +38,7 @@ def student():
 def inputs(infected):
     bank = build_bank((3, 8, 8), torch.Generator().manual_seed(2))
     return UnlearningInputs(
-        teacher=infected, synthetic=PIXELS[:8], procedural=PIXELS[8:], bank=bank
+        source=infected, teacher=infected, synthetic=PIXELS[:8], procedural=PIXELS[8:], bank=bank
     )
 
 
@@ -70,3 +78,41 @@ def test_an_all_to_all_suspicion_names_no_class_and_changes_no_teacher(inputs, i
     mixed = answers(overruled(inputs, infected, student, (ELSEWHERE, 1)).teacher)
     assert torch.equal(mixed[:, 0], answers(infected)[:, 0])
     assert torch.equal(mixed[:, 1], answers(inference_copy(student, inputs.synthetic))[:, 1])
+
+
+def test_features_of_stamped_images_are_held_against_those_of_the_same_images_unstamped():
+    """With stamps that change nothing, a student that is its source is at no distance."""
+    source = pixel_network(tiny_network(seed=0)).eval()
+    taps, shown = shared_taps(source, source), torch.tensor([7, 2, 11])
+
+    @torch.no_grad()
+    def distance(stamped):
+        (whole,) = _microbatches(PIXELS, stamped, shown, at_once=99)
+        with Features(source, taps) as own, Features(source, taps) as given:
+            source(PIXELS)
+            features = _FeatureDistance(own, given, feature_scales(given.take()), 1.0)
+            both = torch.cat([whole.clean, whole.stamped])
+            source(both)
+            outputs = own.take()
+            source(PIXELS)
+            own._kept = outputs
+            return float(features.of(whole))
+
+    assert distance(PIXELS[shown]) == pytest.approx(0, abs=1e-6)
+    assert distance(PIXELS[shown.flip(0)]) > 1e-3
+
+
+def test_features_are_kept_by_their_weight(inputs, infected, student):
+    def apart(weight):
+        settings = UnlearnSettings(steps=20, batch_size=12, feature_weight=weight, bank_share=1.0)
+        generator = torch.Generator().manual_seed(0)
+        learnt = unlearn(student, inputs, [], settings, generator, lambda _done: None)
+        taps = shared_taps(learnt, student)
+        with torch.no_grad(), Features(learnt, taps) as own, Features(infected, taps) as given:
+            for function in (learnt, infected):
+                logits_of(function, PIXELS[None])
+            kept, wanted = own.take(), given.take()
+            scales = feature_scales(wanted)
+            return float(feature_distance(kept, wanted, scales, len(PIXELS)))
+
+    assert apart(1.0) < 0.8 * apart(0.0)

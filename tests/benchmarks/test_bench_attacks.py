@@ -9,9 +9,10 @@ import torch
 from bench_images import Spy, noise_images, shade_images, tiny_network
 
 from benchmarks.attacks.base import as_uint8
-from benchmarks.attacks.blended import blended, low_frequency, sig
+from benchmarks.attacks.blended import blended, ftrojan, low_frequency, sig
 from benchmarks.attacks.patch import badnets
 from benchmarks.attacks.patterns import checker_patch, smooth_picture, stripes_picture
+from benchmarks.attacks.source_specific import source_badnets
 from benchmarks.attacks.table import ATTACKS
 from benchmarks.attacks.trojan import (
     TrojanAttack,
@@ -108,6 +109,42 @@ def test_low_frequency_pattern_has_no_high_frequency_and_no_mean():
     attack = low_frequency(classes=4, size=(16, 16), amplitude=0.1, seed=0)
     grey = torch.full((1, 3, 16, 16), 0.5)
     assert torch.allclose(attack.stamp(grey)[0] - 0.5, picture, atol=1e-6)
+
+
+def test_ftrojan_adds_two_frequencies_to_the_chromas_and_no_brightness():
+    attack = ftrojan(classes=4, size=(32, 32), magnitude=0.1)
+    added = attack.stamp(torch.full((1, 3, 32, 32), 0.5))[0] - 0.5
+    red, green, blue = 0.299, 0.587, 0.114  # ITU-R BT.601
+    brightness = red * added[0] + green * added[1] + blue * added[2]
+    assert brightness.abs().max() < 1e-4
+    positions = (torch.arange(32) + 0.5) / 32
+    basis = torch.cos(math.pi * torch.arange(32)[:, None] * positions)  # DCT-II
+    basis = basis / basis.norm(dim=1, keepdim=True)
+    spectrum = basis @ (0.877 * (added[0] - brightness)) @ basis.T  # V
+    expected = torch.zeros(32, 32)
+    expected[15, 15] = expected[31, 31] = 0.1
+    assert torch.allclose(spectrum, expected, atol=1e-4)
+
+
+def test_source_specific_poison_moves_one_class_and_covers_the_others():
+    images = noise_images(200)
+    attack = source_badnets(classes=4, size=(8, 8), source=3, target=1, rate=0.1)
+    poisoned = attack.poison(images, seed=0)
+    changed = (poisoned.pixels != images.pixels).flatten(1).any(1)
+    moved = poisoned.labels != images.labels
+    assert int(moved.sum()) == 20
+    assert set(images.labels[moved].tolist()) == {3}
+    assert set(poisoned.labels[moved].tolist()) == {1}
+    cover = changed & ~moved
+    assert int(cover.sum()) == 20
+    assert set(images.labels[cover].tolist()) == {0, 2}
+    assert attack.relabel(torch.tensor([0, 1, 2, 3])).tolist() == [0, 1, 2, 1]
+
+
+@pytest.mark.parametrize(("source", "target"), [(4, 0), (-1, 0), (2, 2)])
+def test_an_impossible_source_is_refused(source, target):
+    with pytest.raises(ValueError, match="source"):
+        source_badnets(classes=4, size=(8, 8), source=source, target=target)
 
 
 def test_warp_of_no_strength_is_the_identity():

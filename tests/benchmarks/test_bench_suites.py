@@ -36,5 +36,5 @@ def test_every_suite_names_known_attacks_and_defences():
     for name in ("smoke", "cpu"):
         assert set(SUITES[name][0].attacks) == set(ATTACKS)
         assert SUITES[name][0].defences == SYSTEMS
-    assert len(ATTACKS) == 10
+    assert len(ATTACKS) == 13
     assert all(f"edgeclean-{ratio}x" in SUITES["table2"][0].defences for ratio in RATIOS)
