@@ -18,23 +18,20 @@ def write_tables(folder: Path = RESULTS) -> None:
 def tables(document: dict[str, Any]) -> str:
     """Return the summary, what was tried, and every student."""
     learnt, machine = document["calibration"], document["environment"]
-    weights = " + ".join(
-        f"{weight:.1f} x {kind}" for kind, weight in learnt["weights"].items() if weight
-    )
     columns = (
-        "| network | state | ratio | steps | agree: synthetic / procedural, % | ACC before | "
-        "lost | expected |"
+        "| network | state | ratio | steps | agree where sure: synthetic / procedural, % | "
+        "ACC before | lost | expected |"
     )
     lines = [
         f"`{document['command']}` on {machine['processor']} (one thread), seed {document['seed']}, "
         f"code {machine['code']}. {learnt['points']} states of {learnt['networks']} networks. On "
         f"networks left out: mean error {learnt['mean_error_points']:.2f} points, coverage of the "
         f"{learnt['level']:.0%} interval {learnt['coverage']:.1%}. What ships: "
-        f"{learnt['slope']:.1f} x ({weights})^{learnt['power']:g} points, of the shares that "
-        f"disagree; half width {learnt['quantile']:.2f} x ({learnt['floor']:g} + "
-        f"{learnt['share']:g} x expected).",
+        f"{learnt['slope']:.1f} x ({learnt['weight']:.1f} x share + {1 - learnt['weight']:.1f} x "
+        f"distance)^{learnt['power']:g} points; half width {learnt['quantile']:.2f} x "
+        f"({learnt['floor']:g} + {learnt['share']:g} x expected).",
         "",
-        "| images that agreement is measured on | mean error | of losses to 10 points | coverage | "
+        "| images, and what is looked at | mean error | of losses to 10 points | coverage | "
         "of losses to 10 points | mean half width |",
         "|---|---|---|---|---|---|",
     ]
@@ -59,7 +56,7 @@ def tables(document: dict[str, Any]) -> str:
 
 
 def _row(one: dict[str, Any]) -> str:
-    agreed = {found["kind"]: 100 * found["agreed"] for found in one["agreements"]}
+    agreed = {found["kind"]: 100 * found["agreed_where_sure"] for found in one["agreements"]}
     if "half_width" in one:
         expected = f"{one['expected_left_out']:.1f} ± {one['half_width']:.1f}"
         if abs(one["expected_left_out"] - one["lost"]) > one["half_width"]:

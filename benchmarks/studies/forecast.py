@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,14 +48,16 @@ from edgeclean.measure.agreement import (
     procedural_distance,
 )
 from edgeclean.measure.forecast import FORMAT, Calibration, Seen
-from edgeclean.networks.state import ModelSpec, SyntheticImages
+from edgeclean.networks.state import SyntheticImages
 
 SHIPPED = Path(__file__).parents[2] / "edgeclean" / "measure" / "forecast.json"
+DISTANCE = "procedural distance"  # beside the answers of an original
 CROPS = 512  # of photographs; measured here alone
 LEVEL = 0.9
 FLOOR, SHARE = 1.0, 0.3  # of an interval's width: points, and of the expected loss
-POWERS = (1.0, 1.25, 1.5)
-PARTS = 10  # weights are tenths
+POWERS = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+WEIGHTS = tuple(tenth / 10 for tenth in range(11))
+SURE = "agreed_where_sure"
 SLACK = 1.25  # by which a network's distance may pass the largest that was seen
 FEWEST_CLASSES = 5
 Row = dict[str, Any]
@@ -66,18 +68,23 @@ class Fit:
     """A relation of disagreement and loss.
 
     Attributes:
-        weights: of each kind of images; they add up to 1.
-        power: of the weighted share.
-        slope: percentage points for a share of 1.
+        weight: of the first feature, the share that disagrees; the rest of 1 is of the distance.
+        power: of the weighted sum.
+        slope: percentage points for a sum of 1.
     """
 
-    weights: tuple[float, ...]
+    weight: float
     power: float
     slope: float
 
-    def expected(self, shares: np.ndarray) -> np.ndarray:
-        """Return the expected losses of shares [n, kinds]."""
-        return np.minimum(100.0, self.slope * (shares @ np.array(self.weights)) ** self.power)
+    def expected(self, features: np.ndarray) -> np.ndarray:
+        """Return the expected losses of features [n, 2]."""
+        return np.minimum(100.0, self.slope * _weighed(features, self.weight) ** self.power)
+
+
+def _weighed(features: np.ndarray, weight: float) -> np.ndarray:
+    mixed: np.ndarray = weight * features[:, 0] + (1 - weight) * features[:, 1]
+    return mixed
 
 
 def main() -> None:
@@ -98,98 +105,92 @@ def main() -> None:
 
 
 def measure_students(name: str, measured: Measured) -> None:
-    """Put into the facts of a network's students their agreement with the original."""
-    settings = HeldOutSettings()
-    asked = asdict(settings)
-    paths = [path for path in sorted(STUDENTS.glob("*.json")) if _is_of(path, name, asked)]
-    if paths:
-        original = _original(name, measured, settings)
-        for path in paths:
-            facts = json.loads(path.read_text())
+    """Put into the facts of a network's students their agreement with the original.
+
+    Answers are kept, so that another measure of agreement costs no pass of a network.
+    """
+    asked = asdict(HeldOutSettings())
+    for path in sorted(STUDENTS.glob("*.json")):
+        facts = json.loads(path.read_text())
+        if facts["network"] != name:
+            continue
+        original = _original_answers(name, measured)
+        given = _answers(path.stem)
+        if given is None:
+            network = measured.load()
+            images = _images(name, measured)
             model = path.with_suffix(".onnx").read_bytes()
-            answers = answers_of_file(model, original.spec, original.images)
-            found = agreements(original.answers, answers, facts["unlearned"])
-            facts["agreements"] = [asdict(one) for one in found]
-            facts["divergence"] = {
-                kind: _divergence(original.answers[kind], answers[kind]) for kind in answers
-            }
-            facts |= {"measured_with": asked, "procedural_distance": original.distance}
-            facts |= {"classes": original.spec.classes, "input": original.spec.input_shape}
-            path.write_text(json.dumps(facts, indent=1) + "\n")
-            print(path.stem, facts["lost"], [round(one.agreed, 3) for one in found], flush=True)
+            given = _kept(path.stem, dict(answers_of_file(model, network.spec, images)))
+        unlearned = facts["unlearned"]
+        kinds = [kind for kind in original if kind != DISTANCE]
+        found = agreements({kind: original[kind] for kind in kinds}, given, unlearned)
+        facts["agreements"] = [asdict(one) for one in found]
+        distance = float(original[DISTANCE])
+        facts |= {"measured_with": asked, "procedural_distance": distance}
+        facts["classes"] = original[kinds[0]].shape[1]
+        facts["input"] = list(_images(name, measured)["procedural"].pixels.shape[1:])
+        path.write_text(json.dumps(facts, indent=1) + "\n")
 
 
-@dataclass(frozen=True, slots=True)
-class _Original:
-    spec: ModelSpec
-    images: dict[str, SyntheticImages]
-    answers: dict[str, Tensor]
-    distance: float | None
+def _original_answers(name: str, measured: Measured) -> dict[str, Tensor]:
+    """Return a network's answers to its held-out images, with their distance."""
+    kept = _answers(f"original-{name}")
+    if kept is not None:
+        return kept
+    network, images = measured.load(), _images(name, measured)
+    distance = procedural_distance(network, images)
+    answers = dict(answers_of(network, images))
+    answers[DISTANCE] = torch.tensor(0.0 if distance is None else distance)
+    return _kept(f"original-{name}", answers)
 
 
-def _original(name: str, measured: Measured, settings: HeldOutSettings) -> _Original:
-    """Return the held-out images of a network, with its answers to them."""
-    network = measured.load()
+def _answers(stem: str) -> dict[str, Tensor] | None:
+    path = BENCH / "answers" / f"{stem}.safetensors"
+    return safetensors.torch.load_file(path) if path.exists() else None
+
+
+def _kept(stem: str, answers: dict[str, Tensor]) -> dict[str, Tensor]:
+    path = BENCH / "answers" / f"{stem}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file({key: one.contiguous() for key, one in answers.items()}, path)
+    return answers
+
+
+def _images(name: str, measured: Measured) -> dict[str, SyntheticImages]:
+    """Return the held-out images of a network, made once."""
     path = BENCH / "held-out" / f"{name}.safetensors"
-    if path.exists():
-        read = safetensors.torch.load_file(path)
-        images = {
-            kind: SyntheticImages(pixels=read[kind], labels=_none(read[kind]), origin=kind)
-            for kind in read
-        }
-    else:
-        images = held_out(network, settings, seed=SEED)
+    if not path.exists():
+        network = measured.load()
+        images = held_out(network, HeldOutSettings(), seed=SEED)
+        pixels = {kind: one.pixels for kind, one in images.items()}
         if network.spec.input_shape[0] == 3:
             generator = torch.Generator().manual_seed(SEED)
             crops = draw_crops(CROPS, network.spec.input_shape, generator)
-            pixels = cropped(crops, network.spec.input_shape)
-            images["crops"] = SyntheticImages(pixels=pixels, labels=_none(pixels), origin="crops")
+            pixels["crops"] = cropped(crops, network.spec.input_shape)
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file({kind: one.pixels for kind, one in images.items()}, path)
-    answers = dict(answers_of(network, images))
-    return _Original(network.spec, images, answers, procedural_distance(network, images))
+        safetensors.torch.save_file(pixels, path)
+    return {
+        kind: SyntheticImages(pixels=pixels, labels=_none(pixels), origin=kind)
+        for kind, pixels in safetensors.torch.load_file(path).items()
+    }
 
 
 def _none(pixels: Tensor) -> Tensor:
     return torch.zeros(len(pixels), dtype=torch.int64)
 
 
-def _is_of(path: Path, name: str, asked: dict[str, Any]) -> bool:
-    facts = json.loads(path.read_text())
-    return bool(facts["network"] == name and facts.get("measured_with") != asked)
-
-
-def _divergence(first: Tensor, second: Tensor) -> float:
-    """Return the mean Kullback-Leibler divergence of the answers, in nats."""
-    odds, others = first.log_softmax(1), second.log_softmax(1)
-    return float((odds.exp() * (odds - others)).sum(1).mean())
-
-
-def fitted(shares: np.ndarray, lost: np.ndarray) -> Fit:
+def fitted(features: np.ndarray, lost: np.ndarray, weights: Sequence[float] = WEIGHTS) -> Fit:
     """Return the relation of least mean absolute error: a grid, and a slope by weighted median."""
     best, least = None, math.inf
-    for weights in _mixtures(shares.shape[1]):
-        weighed = shares @ np.array(weights)
+    for weight in weights:
         for power in POWERS:
-            fit = Fit(weights=weights, power=power, slope=_slope(weighed**power, lost))
-            error = float(np.abs(fit.expected(shares) - lost).mean())
+            slope = _slope(_weighed(features, weight) ** power, lost)
+            fit = Fit(weight=weight, power=power, slope=slope)
+            error = float(np.abs(fit.expected(features) - lost).mean())
             if error < least - 1e-9:
                 best, least = fit, error
     assert best is not None
     return best
-
-
-def _mixtures(kinds: int) -> list[tuple[float, ...]]:
-    if kinds == 1:
-        return [(1.0,)]
-    first = range(PARTS + 1)
-    if kinds == 2:
-        return [(a / PARTS, 1 - a / PARTS) for a in first]
-    return [
-        (a / PARTS, b / PARTS, (PARTS - a - b) / PARTS)
-        for a in first
-        for b in first[: PARTS - a + 1]
-    ]
 
 
 def _slope(x: np.ndarray, lost: np.ndarray) -> float:
@@ -203,25 +204,30 @@ def _slope(x: np.ndarray, lost: np.ndarray) -> float:
 
 
 def left_out(
-    shares: np.ndarray, lost: np.ndarray, names: Sequence[str]
+    features: np.ndarray,
+    lost: np.ndarray,
+    names: Sequence[str],
+    weights: Sequence[float] = WEIGHTS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the expected loss of each state by a fit without its network, and its half width."""
-    names_of = np.array(names)
+    of = np.array(names)
     expected, half = np.zeros(len(lost)), np.zeros(len(lost))
     for name in dict.fromkeys(names):
-        out = names_of == name
+        out = of == name
         rest = ~out
-        expected[out] = fitted(shares[rest], lost[rest]).expected(shares[out])
-        inner = _expected_left_out(shares[rest], lost[rest], names_of[rest])
+        expected[out] = fitted(features[rest], lost[rest], weights).expected(features[out])
+        inner = _expected_left_out(features[rest], lost[rest], of[rest], weights)
         half[out] = quantile(inner, lost[rest]) * (FLOOR + SHARE * expected[out])
     return expected, half
 
 
-def _expected_left_out(shares: np.ndarray, lost: np.ndarray, names: np.ndarray) -> np.ndarray:
+def _expected_left_out(
+    features: np.ndarray, lost: np.ndarray, of: np.ndarray, weights: Sequence[float]
+) -> np.ndarray:
     expected = np.zeros(len(lost))
-    for name in dict.fromkeys(names):
-        out = names == name
-        expected[out] = fitted(shares[~out], lost[~out]).expected(shares[out])
+    for name in dict.fromkeys(of):
+        out = of == name
+        expected[out] = fitted(features[~out], lost[~out], weights).expected(features[out])
     return expected
 
 
@@ -232,24 +238,26 @@ def quantile(expected: np.ndarray, lost: np.ndarray) -> float:
     return float(scores[place])
 
 
-def shares_of(rows: Sequence[Row], kinds: Sequence[str]) -> np.ndarray:
-    """Return the shares [n, kinds] of images that students answer unlike their originals."""
-    found = [{one["kind"]: 1 - one["agreed"] for one in row["agreements"]} for row in rows]
-    return np.array([[one[kind] for kind in kinds] for one in found])
+def features_of(rows: Sequence[Row], kinds: Sequence[str], share: str = SURE) -> np.ndarray:
+    """Return [n, 2]: the share that disagrees, and the distance; each a mean over the kinds."""
+    found = [[one for one in row["agreements"] if one["kind"] in kinds] for row in rows]
+    means = [
+        (np.mean([1 - one[share] for one in ones]), np.mean([one["distance"] for one in ones]))
+        for ones in found
+    ]
+    return np.array(means)
 
 
-def _divergences(rows: Sequence[Row], kinds: Sequence[str]) -> np.ndarray:
-    return np.array([[row["divergence"][kind] for kind in kinds] for row in rows])
-
-
-Features = Callable[[Sequence[Row], Sequence[str]], np.ndarray]
-TRIED: dict[str, tuple[Features, tuple[str, ...]]] = {
-    "synthetic": (shares_of, ("synthetic",)),
-    "procedural": (shares_of, ("procedural",)),
-    "crops of photographs": (shares_of, ("crops",)),
-    "synthetic and procedural (ships)": (shares_of, tuple(KINDS)),
-    "synthetic, procedural and crops": (shares_of, (*KINDS, "crops")),
-    "divergence instead of shares": (_divergences, tuple(KINDS)),
+BOTH = tuple(KINDS)
+TRIED: dict[str, dict[str, Any]] = {
+    "synthetic and procedural: share where sure, and distance (ships)": {"kinds": BOTH},
+    "the same, share alone": {"kinds": BOTH, "weights": (1.0,)},
+    "the same, distance alone": {"kinds": BOTH, "weights": (0.0,)},
+    "the same, share of all images alone": {"kinds": BOTH, "weights": (1.0,), "share": "agreed"},
+    "synthetic alone": {"kinds": ("synthetic",)},
+    "procedural alone": {"kinds": ("procedural",)},
+    "crops of photographs alone": {"kinds": ("crops",)},
+    "all three": {"kinds": (*BOTH, "crops")},
 }
 
 
@@ -263,17 +271,16 @@ def write_results(rows: Sequence[Row]) -> None:
     lost = np.array([row["lost"] for row in learnt])
     names = [row["network"] for row in learnt]
     tried = {}
-    for title, (features, kinds) in TRIED.items():
-        expected, half = left_out(features(learnt, kinds), lost, names)
-        tried[title] = _errors(expected, half, lost)
-    kinds = tuple(KINDS)
-    shares = shares_of(learnt, kinds)
-    fit = fitted(shares, lost)
-    expected, half = left_out(shares, lost, names)
+    for title, one in TRIED.items():
+        features = features_of(learnt, one["kinds"], one.get("share", SURE))
+        tried[title] = _errors(*left_out(features, lost, names, one.get("weights", WEIGHTS)), lost)
+    features = features_of(learnt, BOTH)
+    fit = fitted(features, lost)
+    expected, half = left_out(features, lost, names)
     for row, one, width in zip(learnt, expected, half, strict=True):
         row |= {"expected_left_out": round(float(one), 2), "half_width": round(float(width), 2)}
-    for row, one in zip(outside, fit.expected(shares_of(outside, kinds)), strict=True):
-        row["expected"] = round(float(one), 2)
+    for row in outside:
+        row["expected"] = round(float(fit.expected(features_of([row], BOTH))[0]), 2)
     learnt_fit = _calibration(fit, learnt, expected, half, lost)
     document = {
         "command": "python -m benchmarks.studies.forecast",
@@ -314,7 +321,8 @@ def _calibration(
     sides = [side for row in rows for side in row["input"][1:]]
     classes = [row["classes"] for row in rows]
     return Calibration(
-        weights=dict(zip(KINDS, fit.weights, strict=True)),
+        kinds=BOTH,
+        weight=fit.weight,
         slope=round(fit.slope, 3),
         power=fit.power,
         floor=FLOOR,

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from edgeclean.images.batchnorm import StatisticsDistance, batchnorm_layers
 from edgeclean.images.procedural import procedural_images
 from edgeclean.images.synthesize import SynthesizeSettings, synthesize
 from edgeclean.networks.autocast import device_of, exact_float32
+from edgeclean.networks.distillation import logit_variance
 from edgeclean.networks.pixels import normalize, pixel_copy
 from edgeclean.networks.state import ModelSpec, Network, SyntheticImages
 from edgeclean.progress import Progress, silent
@@ -99,11 +100,18 @@ class Agreement:
         images: that were counted: those that the original gives an unlearned class are left out,
             for they may carry what was unlearned.
         agreed: the share of them, in [0, 1], that both networks give the same class; 1 of none.
+        agreed_where_sure: the same share of the half that the original is surest of, by the margin
+            of its largest logit over the second. Real images are more like that half: the others
+            lie near boundaries between classes, where a harmless change decides.
+        distance: mean squared difference of the logits over the variance of the original's, each
+            image's mean logit taken off; 0 for the same answers.
     """
 
     kind: str
     images: int
     agreed: float
+    agreed_where_sure: float
+    distance: float
 
 
 Answers = Mapping[str, Float[Tensor, "n k"]]
@@ -151,18 +159,38 @@ def agreements(
         other: those of the network after purification, or compression.
         unlearned: the classes that purification unlearned.
     """
-    found = []
+    found, gone = [], torch.tensor(tuple(unlearned), dtype=torch.int64)
     for kind, answers in original.items():
-        counted = _counted(answers, unlearned)
-        same = answers.argmax(1)[counted] == other[kind].argmax(1)[counted]
-        agreed = float(same.double().mean()) if len(same) else 1.0
-        found.append(Agreement(kind=kind, images=len(same), agreed=agreed))
+        counted = ~torch.isin(answers.argmax(1), gone)
+        own, others = answers[counted], other[kind][counted]
+        same = own.argmax(1) == others.argmax(1)
+        found.append(
+            Agreement(
+                kind=kind,
+                images=len(same),
+                agreed=_share(same),
+                agreed_where_sure=_share(same[_surer_half(own)]),
+                distance=_distance(own, others),
+            )
+        )
     return tuple(found)
 
 
-def _counted(answers: Float[Tensor, "n k"], unlearned: Sequence[int]) -> Bool[Tensor, " n"]:
-    """Say of each image whether the original gives it a class that was not unlearned."""
-    return ~torch.isin(answers.argmax(1), torch.tensor(tuple(unlearned), dtype=torch.int64))
+def _share(same: Bool[Tensor, " n"]) -> float:
+    return float(same.double().mean()) if len(same) else 1.0
+
+
+def _distance(own: Float[Tensor, "n k"], others: Float[Tensor, "n k"]) -> float:
+    if not len(own):
+        return 0.0
+    first, second = (one.double() - one.double().mean(1, keepdim=True) for one in (own, others))
+    return float((first - second).square().mean()) / logit_variance(first)
+
+
+def _surer_half(answers: Float[Tensor, "n k"]) -> Int[Tensor, " m"]:
+    """Return the images of the larger margins; of equal ones the earlier."""
+    first, second = answers.topk(2, dim=1).values.unbind(1)
+    return (first - second).argsort(descending=True, stable=True)[: -(-len(answers) // 2)]
 
 
 @torch.no_grad()

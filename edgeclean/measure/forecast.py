@@ -4,8 +4,8 @@ Without labels nobody can measure accuracy. What can be measured is how often th
 network answers as the original does on held-out images (`agreement`). How much accuracy such a
 disagreement went with was learnt, once, from networks whose loss is known on real test images
 (``benchmarks/studies/forecast.py``); the file beside this module, ``forecast.json``, holds what
-was learnt. A weight for each kind of images and a power, none below zero: less agreement never
-forecasts less loss.
+was learnt: one weight between the share of answers that differ and the distance of the logits, a
+slope and a power, none below zero. So less agreement never forecasts less loss.
 
 The interval is split-conformal (Lei et al., JASA 2018) over whole networks: its width is a quantile
 of the errors on networks that were left out of the fit, in units that grow with the loss.
@@ -60,9 +60,11 @@ class Calibration:
     """What was learnt of disagreement and loss.
 
     Attributes:
-        weights: of each kind of images, at least 0: they add up the shares that disagree.
-        slope: percentage points for a weighted share of 1.
-        power: of the weighted share, above 0.
+        kinds: of the images that are looked at, all alike.
+        weight: of the share that is answered otherwise where the original is sure; the rest of 1
+            is that of the distance of the logits.
+        slope: percentage points for a weighted sum of 1.
+        power: of the weighted sum, above 0.
         floor: percentage points that widen every interval.
         share: of the expected loss that widens it further.
         quantile: the interval's half width is this times (floor + share x expected).
@@ -75,7 +77,8 @@ class Calibration:
         held_out: the settings that it was learnt with.
     """
 
-    weights: Mapping[str, float]
+    kinds: tuple[str, ...]
+    weight: float
     slope: float
     power: float
     floor: float
@@ -91,8 +94,13 @@ class Calibration:
 
     def expected_points(self, found: Sequence[Agreement]) -> float:
         """Return the expected loss in percentage points, at least 0."""
-        weighed = sum(self.weights.get(one.kind, 0.0) * (1 - one.agreed) for one in found)
-        return float(min(100.0, self.slope * weighed**self.power))
+        of_kinds = [one for one in found if one.kind in self.kinds]
+        weighed = sum(
+            self.weight * (1 - one.agreed_where_sure) + (1 - self.weight) * one.distance
+            for one in of_kinds
+        )
+        mean = weighed / max(1, len(of_kinds))
+        return float(min(100.0, self.slope * mean**self.power))
 
     def half_width(self, expected: float) -> float:
         """Return half of the interval's width around an expected loss, in percentage points."""
@@ -150,12 +158,12 @@ def calibration() -> Calibration:
 
 def read_calibration(document: Mapping[str, Any]) -> Calibration:
     """Return the calibration in a document of ``benchmarks/studies/forecast.py``."""
-    fields = {key: value for key, value in document.items() if key not in ("format", "seen")}
-    seen: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in document["seen"].items()
-    }
-    return Calibration(**fields, seen=Seen(**seen))
+    fields, seen = (
+        {key: tuple(one) if isinstance(one, list) else one for key, one in part.items()}
+        for part in (document, document["seen"])
+    )
+    del fields["format"]
+    return Calibration(**{**fields, "seen": Seen(**seen)})
 
 
 def outside_by_form(spec: ModelSpec, learnt: Calibration) -> tuple[str, ...]:
@@ -209,7 +217,7 @@ def forecast(
         distance: the original's `procedural_distance`.
     """
     reasons = [*outside_of(spec, distance, learnt)]
-    few = [one for one in found if one.images < FEWEST_IMAGES and learnt.weights.get(one.kind)]
+    few = [one for one in found if one.images < FEWEST_IMAGES and one.kind in learnt.kinds]
     if few:
         reasons.append(f"only {few[0].images} {few[0].kind} images could be counted")
     expected = learnt.expected_points(found)

@@ -43,17 +43,27 @@ FEW = HeldOutSettings(synthetic=12, steps=1, procedural=120)
 SHARES = st.floats(0, 1)
 
 
-def found(*agreed: float) -> tuple[Agreement, ...]:
+def found(*agreed: float, distance: float | None = None) -> tuple[Agreement, ...]:
     return tuple(
-        Agreement(kind=kind, images=FEWEST_IMAGES, agreed=one)
+        Agreement(
+            kind=kind,
+            images=FEWEST_IMAGES,
+            agreed=one,
+            agreed_where_sure=one,
+            distance=1 - one if distance is None else distance,
+        )
         for kind, one in zip(KINDS, agreed, strict=True)
     )
 
 
-@given(SHARES, SHARES, SHARES, SHARES)
-def test_less_agreement_never_forecasts_less_loss(a: float, b: float, c: float, d: float) -> None:
-    """Nor does it lower either end of the interval, which always holds the expected loss."""
-    more, less = found(max(a, b), max(c, d)), found(min(a, b), min(c, d))
+@given(st.lists(SHARES, min_size=4, max_size=4), st.lists(st.floats(0, 9), min_size=2, max_size=2))
+def test_less_agreement_never_forecasts_less_loss(
+    shares: list[float], distances: list[float]
+) -> None:
+    """Nor does a larger distance, and neither lowers an end of the interval."""
+    a, b, c, d = shares
+    more = found(max(a, b), max(c, d), distance=min(distances))
+    less = found(min(a, b), min(c, d), distance=max(distances))
     learnt = calibration()
     first, second = learnt.expected_points(more), learnt.expected_points(less)
     assert 0 <= first <= second <= 100
@@ -106,16 +116,28 @@ def test_images_of_an_unlearned_class_are_not_counted() -> None:
     other = {"synthetic": nn.functional.one_hot(torch.tensor([0, 1, 0, 1]), 3).float()}
     (all_of_them,) = agreements(original, other)
     assert (all_of_them.images, all_of_them.agreed) == (4, 0.5)
+    assert all_of_them.distance > 0
     (counted,) = agreements(original, other, [2])
-    assert (counted.images, counted.agreed) == (2, 1.0)
+    assert (counted.images, counted.agreed, counted.distance) == (2, 1.0, 0.0)
     (none,) = agreements(original, other, [0, 1, 2])
     assert none.images == 0
+
+
+def test_only_the_surer_half_weighs_in_the_share() -> None:
+    """Margins of 4, 3, 2 and 1: the other network differs on the two smallest alone."""
+    margins = torch.tensor([1.0, 4.0, 2.0, 3.0])
+    original = {"synthetic": torch.stack([margins, torch.zeros(4)], 1)}
+    flipped = {"synthetic": original["synthetic"] * torch.tensor([[-1.0], [1.0], [-1.0], [1.0]])}
+    (one,) = agreements(original, flipped)
+    assert (one.agreed, one.agreed_where_sure) == (0.5, 1.0)
+    (shifted,) = agreements(original, {"synthetic": original["synthetic"] + 7})
+    assert shifted.distance < 1e-9
 
 
 def test_held_out_images_are_of_every_kind_and_of_no_other_stage() -> None:
     network = tiny_network()
     images = held_out(network, FEW, seed=3)
-    assert set(images) == set(KINDS) == set(calibration().weights)
+    assert set(images) == set(KINDS) == set(calibration().kinds)
     again = held_out(network, FEW, seed=3)
     for kind, one in images.items():
         assert torch.equal(one.pixels, again[kind].pixels)
