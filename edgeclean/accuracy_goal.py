@@ -44,6 +44,11 @@ class Probe:
     ratio: float
     expected_points: float | None
 
+    def __str__(self) -> str:
+        """Return the ratio and what was forecast of it."""
+        lost = "-" if self.expected_points is None else f"{self.expected_points:.1f} points"
+        return f"{self.ratio:g}x {lost}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecasts:

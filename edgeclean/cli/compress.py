@@ -232,7 +232,9 @@ def _checks(written: WrittenCompression) -> Table:
         accuracy = f"{own.original_accuracy:.2%} -> {own.compressed_accuracy:.2%}"
         table.add_row(*cells(f"accuracy on {own.images} images", accuracy))
     forecasts = written.compression.forecasts
-    table.add_row(*cells("forecast of the loss", forecasts.compressed.in_words()))
+    table.add_row(*cells("forecast of accuracy lost", forecasts.compressed.in_words()))
+    if forecasts.probes:
+        table.add_row(*cells("ratios tried for it", "; ".join(map(str, forecasts.probes))))
     for gate in written.compression.gates:
         words = f"passed: {gate.measured:.6g} {gate.unit}, asked {gate.asked:.6g}"
         table.add_row(*cells(gate.gate, words))
