@@ -76,7 +76,7 @@ class ParityError(EdgecleanError):
 
 
 class AccuracyGateError(ParityError):
-    """Accuracy fell further than allowed on the user's images, or by the forecast, or none applies."""
+    """Accuracy fell further than allowed: on the user's images, or by a forecast that is needed."""
 
 
 class BudgetError(EdgecleanError):
