@@ -1,4 +1,4 @@
-"""What a process asks of the system: to end with its parent, and to keep memory that it freed."""
+"""What a process asks of the system: to end with its parent, and to keep or return freed memory."""
 
 from __future__ import annotations
 
@@ -45,3 +45,18 @@ def keep_freed_memory() -> None:
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(_M_MMAP_MAX, 0)
             mallopt(_M_TRIM_THRESHOLD, _MOST_INT)
+
+
+def return_freed_memory() -> None:
+    """Return all whole pages that this process has freed, where the C library is glibc.
+
+    After `keep_freed_memory` what one stage has freed lies in pieces between what is left of it,
+    and the next stage, whose blocks have other sizes, would take new memory beside it.
+
+    Source: malloc_trim(3).
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        with suppress(AttributeError, OSError):
+            ctypes.CDLL(None).malloc_trim(0)

@@ -32,6 +32,7 @@ from edgeclean.environment import versions
 from edgeclean.files.store import Notify, Store
 from edgeclean.networks.finite import require_finite
 from edgeclean.networks.state import Network
+from edgeclean.processes import return_freed_memory
 from edgeclean.progress import Progress, silent
 from edgeclean.stage_results import from_bytes, to_bytes
 
@@ -153,6 +154,7 @@ class Runner:
         try:
             yield
         finally:
+            return_freed_memory()
             elapsed = time.perf_counter() - start
             self.seconds[name] = round(self.seconds.get(name, 0.0) + elapsed, 3)
             if title:

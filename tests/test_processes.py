@@ -27,3 +27,27 @@ def test_freed_memory_is_used_again():
     }
     assert faults["kept"] < 100
     assert faults["kept"] < faults["plain"]
+
+
+RESIDENT = """
+import numpy as np
+from edgeclean.processes import keep_freed_memory, return_freed_memory
+def resident():
+    with open("/proc/self/statm") as numbers:
+        return int(numbers.read().split()[1]) * 4096
+keep_freed_memory()
+before = resident()
+blocks = [np.ones(2**22, dtype=np.uint8) for _ in range(32)]
+del blocks[:-1]  # the last one holds the top of the heap
+kept = resident() - before
+return_freed_memory()
+print(kept, resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_freed_memory_is_returned_between_what_is_left():
+    answer = subprocess.check_output([sys.executable, "-c", RESIDENT])
+    kept, returned = (int(number) for number in answer.split())
+    assert kept > 31 * 2**22
+    assert returned < 2 * 2**22

@@ -5,9 +5,10 @@ A network that only unlearns the triggers it is shown tends to keep the true one
 gradient steps at a time. Both halves:
 
 * ascent: every trigger moves to send images to its target, and may not grow past its cap;
-* descent: the student gives a stamped image the *teacher's* answer for the image without it, and
-  the features that the network as it came has of the image without it; an additive trigger is also
-  stamped more strongly than it was found (`population`).
+* descent: the student gives a stamped image the *teacher's* answer for the image without it; an
+  additive trigger is also stamped more strongly than it was found (`population`). Of images without
+  a stamp it keeps the answer, and the features that the network as it came has of them; those of
+  stamped images are left free.
 
 Source: the alternation of I-BAU (Zeng et al., ICLR 2022), with patch, additive and warp families
 instead of one additive perturbation, on synthetic and procedural images, distilled not labelled.
@@ -26,7 +27,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -64,8 +65,7 @@ class UnlearnSettings(Settings):
         ascent_steps: Adam steps of the triggers in a turn; 0 leaves them as they were found.
         growth: the most that a trigger's cost may grow to, over the cost it was found with.
         compare: the form in which outputs are compared; see `distillation.OutputDistance`.
-        feature_weight: the weight of the features' loss beside the outputs', on clean and on
-            stamped images alike.
+        feature_weight: the weight of the features' loss beside the outputs', on clean images.
     """
 
     steps: int = setting(120, at_least=1, at_most=10**6)
@@ -143,7 +143,6 @@ def unlearn(
     ):
         distance = OutputDistance(settings.compare, logit_variance(_answers(inputs)))
         scales = feature_scales(given.take())
-        features = _FeatureDistance(own, given, scales, settings.feature_weight)
         for step in range(settings.steps):
             if settings.ascent_steps and step % settings.ascent_every == 0:
                 learner.requires_grad_(False)
@@ -159,7 +158,8 @@ def unlearn(
             optimizer.zero_grad()
             for piece in _microbatches(clean, stamped, shown, at_once):
                 loss = _distillation(learner, inputs.teacher, piece, distance)
-                loss = loss + features.of(piece)
+                kept = feature_distance(own.take(), given.take(), scales, len(piece.clean))
+                loss = loss + settings.feature_weight * piece.clean_share * kept.to(loss.device)
                 require_finite_loss(loss, "purify")
                 loss.backward()
             nn.utils.clip_grad_norm_(parameters, 5.0)
@@ -258,37 +258,6 @@ def _microbatches(
             clean_share=len(own) / len(clean),
             stamped_share=int(here.sum()) / max(1, len(stamped)),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _FeatureDistance:
-    """The distance of the student's latest features from those of unstamped images.
-
-    Attributes:
-        own: the student's features.
-        given: the features of the network as it came.
-        scales: the unit of every channel (`feature_scales`).
-        weight: of the distance, beside the outputs'.
-    """
-
-    own: Features
-    given: Features
-    scales: Mapping[str, Tensor]
-    weight: float
-
-    def of(self, piece: _Microbatch) -> Float[Tensor, ""] | float:
-        """Return the weighted distance after both networks have seen ``piece``."""
-        own, given, count = self.own.take(), self.given.take(), len(piece.clean)
-        if not given:
-            return 0.0
-        total = piece.clean_share * feature_distance(own, given, self.scales, count)
-        if len(piece.stamped):
-            stamped = {name: maps[count:] for name, maps in own.items()}
-            rows = piece.shown.to(next(iter(given.values())).device)
-            unstamped = {name: maps[rows] for name, maps in given.items()}
-            apart = feature_distance(stamped, unstamped, self.scales, len(piece.stamped))
-            total = total + piece.stamped_share * apart
-        return self.weight * total
 
 
 def _distillation(

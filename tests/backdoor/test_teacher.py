@@ -11,8 +11,6 @@ from edgeclean.backdoor.gradient import ELSEWHERE, logits_of
 from edgeclean.backdoor.unlearn import (
     UnlearningInputs,
     UnlearnSettings,
-    _FeatureDistance,
-    _microbatches,
     overruled,
     unlearn,
 )
@@ -78,28 +76,6 @@ def test_an_all_to_all_suspicion_names_no_class_and_changes_no_teacher(inputs, i
     mixed = answers(overruled(inputs, infected, student, (ELSEWHERE, 1)).teacher)
     assert torch.equal(mixed[:, 0], answers(infected)[:, 0])
     assert torch.equal(mixed[:, 1], answers(inference_copy(student, inputs.synthetic))[:, 1])
-
-
-def test_features_of_stamped_images_are_held_against_those_of_the_same_images_unstamped():
-    """With stamps that change nothing, a student that is its source is at no distance."""
-    source = pixel_network(tiny_network(seed=0)).eval()
-    taps, shown = shared_taps(source, source), torch.tensor([7, 2, 11])
-
-    @torch.no_grad()
-    def distance(stamped):
-        (whole,) = _microbatches(PIXELS, stamped, shown, at_once=99)
-        with Features(source, taps) as own, Features(source, taps) as given:
-            source(PIXELS)
-            features = _FeatureDistance(own, given, feature_scales(given.take()), 1.0)
-            both = torch.cat([whole.clean, whole.stamped])
-            source(both)
-            outputs = own.take()
-            source(PIXELS)
-            own._kept = outputs
-            return float(features.of(whole))
-
-    assert distance(PIXELS[shown]) == pytest.approx(0, abs=1e-6)
-    assert distance(PIXELS[shown.flip(0)]) > 1e-3
 
 
 def test_features_are_kept_by_their_weight(inputs, infected, student):

@@ -14,19 +14,13 @@ from edgeclean.backdoor.population import Population, TargetedTrigger
 from edgeclean.backdoor.purify import PurifySettings, purify
 from edgeclean.backdoor.scan import ScanSettings, scan, under_test
 from edgeclean.backdoor.triggers import AdditiveTrigger
-from edgeclean.backdoor.unlearn import (
-    UnlearnSettings,
-    _distillation,
-    _FeatureDistance,
-    _microbatches,
-)
+from edgeclean.backdoor.unlearn import UnlearnSettings, _distillation, _microbatches
 from edgeclean.compression.finetune import FinetuneSettings, finetune
 from edgeclean.images.procedural import procedural_images
 from edgeclean.images.synthesize import SynthesizeSettings, synthesize
 from edgeclean.networks import batching
 from edgeclean.networks.batching import images_at_once, images_in_a_part
 from edgeclean.networks.distillation import OutputDistance
-from edgeclean.networks.features import Features, feature_scales, shared_taps
 from edgeclean.networks.pixels import pixel_network
 from edgeclean.networks.state import SyntheticImages
 
@@ -142,16 +136,9 @@ def test_losses_of_unlearnings_parts_add_up_to_that_of_the_whole(at_once):
     stamped = clean[shown].flip(1)
     likeness = OutputDistance("logits", 1.0)
 
-    taps = shared_taps(student, teacher)
-
     def loss(parts):
-        with torch.no_grad(), Features(student, taps) as own, Features(teacher, taps) as given:
-            teacher(clean)
-            features = _FeatureDistance(own, given, feature_scales(given.take()), 2.0)
-            return sum(
-                float(_distillation(student, teacher, part, likeness) + features.of(part))
-                for part in parts
-            )
+        with torch.no_grad():
+            return sum(float(_distillation(student, teacher, part, likeness)) for part in parts)
 
     parts = list(_microbatches(clean, stamped, shown, at_once))
     assert max(len(part.clean) + len(part.stamped) for part in parts) <= max(2, at_once)
