@@ -1,4 +1,4 @@
-"""From a purified network to a small one: decompose, scale, choose ranks, truncate, recover.
+"""Make a purified network small: decompose, scale, choose ranks, truncate, recover.
 
 `pipeline` runs these stages once; the search for a ratio (`accuracy_goal`) tries several.
 """

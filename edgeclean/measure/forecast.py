@@ -158,12 +158,13 @@ def calibration() -> Calibration:
 
 def read_calibration(document: Mapping[str, Any]) -> Calibration:
     """Return the calibration in a document of ``benchmarks/studies/forecast.py``."""
-    fields, seen = (
-        {key: tuple(one) if isinstance(one, list) else one for key, one in part.items()}
-        for part in (document, document["seen"])
-    )
-    del fields["format"]
-    return Calibration(**{**fields, "seen": Seen(**seen)})
+    fields, seen = _plain(document), _plain(document["seen"])
+    del fields["format"], fields["seen"]
+    return Calibration(**fields, seen=Seen(**seen))
+
+
+def _plain(part: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(one) if isinstance(one, list) else one for key, one in part.items()}
 
 
 def outside_by_form(spec: ModelSpec, learnt: Calibration) -> tuple[str, ...]:
