@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from command_line import Terminal
-from report_evidence import evidence
+from report_evidence import evidence, scan_report, synthetic_images
 from small_checkpoint import OPTIONS, QUICK, write_checkpoint
 from torch import nn
 
-from edgeclean.accuracy_goal import largest_ratio, refuse_not_kept
+from edgeclean.accuracy_goal import Forecasts, Probe, largest_ratio, refuse_not_kept
 from edgeclean.compression.settings import SEARCHED_RATIOS, RankSettings
 from edgeclean.config import PipelineSettings, overlay, settings_from
 from edgeclean.errors import AccuracyGateError, RatioError, UsageError
@@ -26,6 +26,8 @@ from edgeclean.networks.pixels import normalize
 from edgeclean.networks.state import LoadedNetwork, ModelSpec
 from edgeclean.outcome import Compression
 from edgeclean.pipeline import run_stages
+from edgeclean.report.page import render_html
+from edgeclean.report.report import build_report
 
 SPEC = ModelSpec(
     architecture="code", input_shape=(3, 32, 32), classes=10, mean=(0.5,) * 3, std=(0.25,) * 3
@@ -192,3 +194,40 @@ def test_a_search_is_what_its_ratio_alone_would_be(kept: Compression) -> None:
     assert alone.model == kept.model
     assert alone.forecasts.probes == ()
     assert alone.forecasts.compressed == kept.forecasts.compressed
+
+
+def page_of(told: Forecast, probes: tuple[Probe, ...] = ()) -> str:
+    whole = Forecasts(purified=told, compressed=told, probes=probes)
+    facts = evidence(suspected=False)
+    gates = judge_result(Policy(max_expected_drop=100.0), None, 1, facts.latency, told)
+    gates = tuple(one for one in gates if one.passed)
+    document = build_report(replace(facts, forecast=whole.summary(), gates=gates))
+    document["manifest_sha256"] = "ef" * 32
+    manifest = {"files": {"model.onnx": {"bytes": 500_000, "sha256": "cd" * 32}}}
+    found = scan_report(suspected=False)
+    return render_html(manifest, document, images=synthetic_images(), scan=found)
+
+
+def test_the_page_gives_the_forecast_and_how_far_it_is_to_be_trusted() -> None:
+    told, learnt = of(0.97), calibration()
+    page = page_of(
+        told, (Probe(ratio=2.0, expected_points=0.4), Probe(ratio=4.0, expected_points=None))
+    )
+    for words in (
+        "What was probably lost: a forecast",
+        f"{told.expected_points:.1f} percentage points",
+        f"{told.low_points:.1f} to {told.high_points:.1f}",
+        "It is no measurement.",
+        f"erred by {learnt.mean_error_points:.1f} points on average",
+        f"held {100 * learnt.coverage:.0f} % of the losses",
+        "0.4 points; 4",
+        "out of reach.",
+        "max-expected-drop",
+    ):
+        assert words in page, words
+
+
+def test_the_page_says_why_there_is_no_forecast() -> None:
+    page = page_of(without_number(calibration(), ["images are <b>of another kind</b>"]))
+    assert "There is no forecast for this network: images are &lt;b&gt;of another" in page
+    assert "percentage points of accuracy are expected" not in page

@@ -210,6 +210,7 @@ def test_the_documented_policy_is_one(tmp_path: Path) -> None:
     policy = read_policy(path, {})
     assert policy.fail_on_backdoor
     assert None not in (policy.max_accuracy_drop, policy.max_size, policy.min_speedup)
+    assert policy.max_expected_drop == 2.0
 
 
 def test_verdicts_and_accuracy_stand_in_the_report_and_on_the_page() -> None:
