@@ -60,9 +60,10 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 # Real clusters of Ray on this machine, whose nodes and workers are killed; needs the extra "ray".
+# RAY_TESTS chooses among them, as -k of pytest does.
 test-ray: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[ray]'
-	$(BIN)/python -m pytest -m "slow and not gpu" tests/fleet/test_fleet_ray.py
+	$(BIN)/python -m pytest -m "slow and not gpu" -k "$(RAY_TESTS)" tests/fleet/test_fleet_ray.py
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu

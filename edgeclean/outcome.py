@@ -14,6 +14,7 @@ from edgeclean.backdoor.scan import trigger_success
 from edgeclean.bundle.bundle import BundleContents
 from edgeclean.bundle.handover import check_handover, handover_files
 from edgeclean.bundle.kit import kit_files
+from edgeclean.bundle.runtime_kit import has_kit, runtime_kit_files
 from edgeclean.bundle.runtimes import BundledRuntime
 from edgeclean.config import PipelineSettings
 from edgeclean.devices.targets import Target
@@ -229,10 +230,10 @@ def contents_of(
             precision=settings.precision.format,
             batch=settings.export.batch,
         )
+    kit |= _runtime_kit(compression, settings, target)
     check_handover(compression.model, target)
     kit |= handover_files(target, _about(compression), compression.images.pixels)
-    precision = settings.precision.format
-    golden_tolerance = max(settings.parity.tolerance, GOLDEN_TOLERANCE.get(precision, 0.0))
+    golden_tolerance = _golden_tolerance(settings)
     return BundleContents(
         model=compression.model,
         network=compression.compressed,
@@ -248,6 +249,27 @@ def contents_of(
         reproducible_files={**trigger_files(compression.scan), **kit},
         runtimes=tuple(bundled(one.form, golden_tolerance) for one in compression.runtimes.kept),
     )
+
+
+def _runtime_kit(
+    compression: Compression, settings: PipelineSettings, target: Target
+) -> dict[str, bytes]:
+    """Return the kit for the target's own runtime, where that is a wheel on a board's processor."""
+    own = [one for one in compression.runtimes.kept if one.form.name == target.runtime]
+    if target.kind != "cpu" or not own or not has_kit(target.runtime):
+        return {}
+    return runtime_kit_files(
+        target.runtime,
+        own[0].original,
+        precision=own[0].form.precision,
+        batch=settings.export.batch,
+        tolerance=_golden_tolerance(settings),
+    )
+
+
+def _golden_tolerance(settings: PipelineSettings) -> float:
+    """Return the largest relative difference from stored logits that is allowed elsewhere."""
+    return max(settings.parity.tolerance, GOLDEN_TOLERANCE.get(settings.precision.format, 0.0))
 
 
 def _about(compression: Compression) -> dict[str, JsonValue]:

@@ -65,7 +65,8 @@ def test_every_option_in_the_texts_exists() -> None:
     main = typer.main.get_command(cli.app)
     known = {"--help", "--install-completion", "--version"}
     known |= {"--check", "--network"}  # of sha256sum, and of a study in benchmarks/
-    known |= {"--generate", "--head", "--node-ip-address", "--port"}  # of Ray
+    known |= {"--generate", "--head", "--include-dashboard", "--node-ip-address", "--port"}  # Ray's
+    known |= {"--follow", "--watch"}  # of kubectl
     for name in commands():
         for parameter in main.commands[name].params:  # type: ignore[attr-defined]
             known |= set(parameter.opts)

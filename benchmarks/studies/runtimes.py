@@ -3,14 +3,18 @@
 ResNet-18 and MobileNetV2 for 224x224 images with random weights, and the published ResNet-20; 2x
 and 4x fewer MACs; one and two threads; batch 1, FP32. Ranks are planned by energy, without a
 latency table: this shows what a ratio of MACs is worth in each runtime, and where it is worth
-nothing. Both networks of a cell take turns in one process. Each cell is kept in ``.bench/runtimes``
-once done, so an interrupted run goes on; a runtime that is not installed is left out.
+nothing. A last row of each network and runtime, with one thread, is planned for a speed-up by that
+runtime's own latency table, short: by it no layer is made slower, and what is out of reach is
+refused. Both networks of a cell take turns in one process. Each cell, and each shape of a table, is
+kept in ``.bench/runtimes`` once done, so an interrupted run goes on; a runtime that is not
+installed is left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -28,7 +32,10 @@ from edgeclean.compression.decompose import DecomposeSettings, decompose
 from edgeclean.compression.plan import RankSettings, choose_ranks
 from edgeclean.compression.truncate import TruncateSettings, truncate
 from edgeclean.errors import EdgecleanError, ParityError
+from edgeclean.files.store import Store
+from edgeclean.measure.block_latency import BlockLatencySettings
 from edgeclean.measure.latency import LatencyReport, LatencySample, LatencySettings, measure_pair
+from edgeclean.measure.machine_table import measured_table
 from edgeclean.measure.runtime_latency import measure_runtime_pair
 from edgeclean.measure.runtimes import CONVERTED, ONNX_RUNTIME
 from edgeclean.networks.cost import count_macs
@@ -46,6 +53,8 @@ ZOO = "resnet20-clean"
 NETWORKS = ("resnet18", "mobilenet-v2", ZOO)
 RATIOS = (2.0, 4.0)
 THREADS = (1, 2)
+SPEEDUP = 1.2  # asked of the rows that are planned by a table
+TABLE = {"rounds": 7, "layer_seconds": 1.0}
 RUNTIMES = (ONNX_RUNTIME, *CONVERTED)
 RUNS = 100
 SECONDS = 120.0  # of one cell
@@ -58,26 +67,43 @@ def main() -> None:
     options = _parser().parse_args()
     torch.set_num_threads(1)
     settings = LatencySettings(runs=options.runs, time_budget_s=options.seconds)
-    chosen = product(
-        options.network or NETWORKS,
-        options.ratio or RATIOS,
-        options.threads or THREADS,
-        options.runtime or RUNTIMES,
-    )
-    for name, ratio, threads, runtime in chosen:
-        path = options.folder / f"cell-{name}-{ratio:g}-{threads}-{runtime}.json"
-        if path.exists() or exporter_named(runtime).version() is None:
+    for name, ratio, threads, runtime in every_cell():
+        how = f"{ratio:g}" if ratio else "table"
+        path = options.folder / f"cell-{name}-{how}-{threads}-{runtime}.json"
+        asked = zip(
+            (name, how, threads, runtime),
+            (options.network, options.plan, options.threads, options.runtime),
+            strict=True,
+        )
+        if path.exists() or not all(not some or one in some for one, some in asked):
             continue
-        cell = measure(name, ratio, runtime, replace(settings, threads=threads))
+        if exporter_named(runtime).version() is None:
+            continue
+        started = time.perf_counter()
+        measured = replace(settings, threads=threads)
+        cell = measure(name, ratio, runtime, measured, options.folder / "tables")
+        cell["seconds"] = round(time.perf_counter() - started, 1)
         write_whole(path, json.dumps(cell, indent=1, sort_keys=True))
-        print(path.name, cell.get("problem") or round(cell["speedup"], 2), flush=True)
+        said = cell.get("problem") or round(cell["speedup"], 2)
+        print(f"{path.name} {said} in {cell['seconds']} s", flush=True)
     write_table(options.folder, options.results)
+
+
+def every_cell() -> list[tuple[str, float | None, int, str]]:
+    """Return network, ratio of MACs (None: planned by a table), threads and runtime of every cell.
+
+    The quick ones come first.
+    """
+    by_ratio: list[tuple[str, float | None, int, str]] = []
+    by_ratio += product(NETWORKS, RATIOS, THREADS, RUNTIMES)
+    return by_ratio + [(name, None, 1, runtime) for name in NETWORKS for runtime in RUNTIMES]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", action="append", choices=NETWORKS)
-    parser.add_argument("--ratio", action="append", type=float, choices=RATIOS)
+    plans = [*(f"{ratio:g}" for ratio in RATIOS), "table"]
+    parser.add_argument("--plan", action="append", choices=plans, help="a ratio of MACs, or table")
     parser.add_argument("--threads", action="append", type=int, choices=THREADS)
     parser.add_argument("--runtime", action="append", choices=RUNTIMES)
     parser.add_argument("--runs", type=int, default=RUNS, help="of each network of a cell")
@@ -106,19 +132,41 @@ def compressed(name: str, ratio: float) -> Network:
     return truncate(decomposed, choose_ranks(decomposed, settings), TruncateSettings())
 
 
+def planned_by_table(name: str, runtime: str, folder: Path) -> Network:
+    """Return the network at a speed-up by the runtime's own latency table, with one thread.
+
+    Raises:
+        BudgetError: the table has no ranks that reach it.
+    """
+    network, kept = network_named(name), Store(folder, notify=print)
+    how = BlockLatencySettings(runtime=runtime, **TABLE)
+    settings = RankSettings(
+        speedup=SPEEDUP, forms=("tucker",), sensitivity="energy", factors="weights"
+    )
+    table = measured_table(network, how, ranks=settings, kept=kept)
+    decomposed = decompose(network, DecomposeSettings())  # type: ignore[arg-type]
+    return truncate(decomposed, choose_ranks(decomposed, settings, table=table), TruncateSettings())
+
+
 @cache
 def _file(name: str, ratio: float | None) -> bytes:
     return export_onnx(network_named(name) if ratio is None else compressed(name, ratio))
 
 
-def measure(name: str, ratio: float, runtime: str, settings: LatencySettings) -> Cell:
+def measure(
+    name: str, ratio: float | None, runtime: str, settings: LatencySettings, tables: Path
+) -> Cell:
     """Measure one cell: parity of the compressed network, and both in turns."""
     cell: Cell = {"network": name, "ratio": ratio, "threads": settings.threads, "runtime": runtime}
     cell["environment"] = environment()  # the load before measuring
     cell["version"] = exporter_named(runtime).version()
     try:
-        network, original = compressed(name, ratio), _file(name, None)
-        sizes, parity, report = _measured(network, original, _file(name, ratio), runtime, settings)
+        if ratio is None:
+            network = planned_by_table(name, runtime, tables)
+            model = export_onnx(network)
+        else:
+            network, model = compressed(name, ratio), _file(name, ratio)
+        sizes, parity, report = _measured(network, _file(name, None), model, runtime, settings)
     except (EdgecleanError, ParityError) as error:
         return {**cell, "problem": str(error)}
     shape = network.spec.input_shape
@@ -179,7 +227,7 @@ def write_table(folder: Path = FOLDER, results: Path = RESULTS) -> None:
     cells = [json.loads(path.read_text()) for path in sorted(folder.glob("cell-*.json"))]
     if not cells:
         return
-    order = [*product(NETWORKS, RATIOS, THREADS, RUNTIMES)]
+    order = sorted(every_cell(), key=lambda one: NETWORKS.index(one[0]))
     keys = ("network", "ratio", "threads", "runtime")
     cells.sort(key=lambda cell: order.index(tuple(cell[key] for key in keys)))
     whole = {"command": COMMAND, "asked": len(order), "cells": cells}
@@ -196,7 +244,9 @@ def write_table(folder: Path = FOLDER, results: Path = RESULTS) -> None:
 
 def line_of(cell: Cell) -> str:
     """Return one line of the table: medians and the speed-up, each with its 95 % interval."""
-    about = f"| {cell['network']} | {cell['ratio']:g}x | {cell['threads']} "
+    ratio = cell["ratio"]
+    planned = f"own table, {SPEEDUP:g}x asked" if ratio is None else f"{ratio:g}x"
+    about = f"| {cell['network']} | {planned} | {cell['threads']} "
     about += f"| {cell['runtime']} {cell['version']} "
     if "problem" in cell:
         return f"{about}| | | | | {cell['problem']} |"

@@ -149,12 +149,7 @@ def unlearn(
                 population.ascend(learner, generator)
                 own.take()  # those of the ascent
                 learner.requires_grad_(True)
-            clean = _batch(inputs, settings.batch_size, generator)
-            shown = torch.randperm(len(clean), generator=generator)
-            shown = shown[: int(len(clean) * settings.stamped_share)]
-            stamped = _stamped(
-                clean[shown], population, inputs.bank, settings.bank_share, generator
-            )
+            clean, stamped, shown = _drawn(inputs, population, settings, generator)
             optimizer.zero_grad()
             for piece in _microbatches(clean, stamped, shown, at_once):
                 loss = _distillation(learner, inputs.teacher, piece, distance)
@@ -186,6 +181,20 @@ def overruled(
         return inputs
     teacher = Overruled(infected, inference_copy(student, inputs.synthetic), classes)
     return replace(inputs, teacher=teacher)
+
+
+def _drawn(
+    inputs: UnlearningInputs,
+    population: Population,
+    settings: UnlearnSettings,
+    generator: torch.Generator,
+) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "m c h w"], Int[Tensor, " m"]]:
+    """Draw a batch, its stamped images, and which of the batch those are."""
+    clean = _batch(inputs, settings.batch_size, generator)
+    shown = torch.randperm(len(clean), generator=generator)
+    shown = shown[: int(len(clean) * settings.stamped_share)]
+    stamped = _stamped(clean[shown], population, inputs.bank, settings.bank_share, generator)
+    return clean, stamped, shown
 
 
 def _stamped(

@@ -1,9 +1,9 @@
-"""Write the ``kit/`` folder of a bundle, which builds and measures its engines on the device."""
+"""Write the ``kit/`` folder of a bundle for TensorRT, which builds and measures its engines."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -14,7 +14,13 @@ ORIGINAL = "kit/original.onnx"
 PROGRAM = "kit/edgeclean_device.py"
 SCRIPT = "kit/run.sh"
 SETTINGS = "kit/kit.json"
-MODULES = ("storage.py", "trtexec_lines.py", "device_state.py", "edgeclean_device.py")
+MODULES = (
+    "storage.py",
+    "checked_files.py",
+    "trtexec_lines.py",
+    "device_state.py",
+    "edgeclean_device.py",
+)
 _LEFT_OUT = re.compile(r"^# <joined>\n.*?^# </joined>\n", re.DOTALL | re.MULTILINE)
 
 
@@ -44,7 +50,7 @@ def kit_files(
     }
     return {
         PROGRAM: program().encode(),
-        SCRIPT: _source("run.sh").encode(),
+        SCRIPT: source("run.sh").encode(),
         SETTINGS: texts.canonical_json(settings),
         ORIGINAL: original,
     }
@@ -74,11 +80,12 @@ def first_difference(files: Mapping[str, bytes], shipped: Mapping[str, bytes]) -
     return next((name for name in names if own.get(name) != shipped.get(name)), None)
 
 
-def program() -> str:
-    """Return the kit's modules joined into one file, so that a device has one file to run."""
-    modules = (_LEFT_OUT.sub("", _source(name)) for name in MODULES)
-    return "\n\n".join(module.strip() for module in modules) + "\n"
+def program(modules: Sequence[str] = MODULES) -> str:
+    """Return modules of ``devices/kit`` joined into one file, so that a device has one to run."""
+    joined = (_LEFT_OUT.sub("", source(name)) for name in modules)
+    return "\n\n".join(module.strip() for module in joined) + "\n"
 
 
-def _source(name: str) -> str:
+def source(name: str) -> str:
+    """Return a file of ``devices/kit`` as it is shipped with this installation."""
     return resources.files("edgeclean").joinpath(f"devices/kit/{name}").read_text("utf-8")

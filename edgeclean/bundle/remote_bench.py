@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import math
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,31 +89,59 @@ def bench_on_device(
         ToolchainError: no connection, no trtexec, no room, or an engine cannot be built; another
             run goes on from there.
     """
-    settings = settings or RemoteSettings()
-    opened = open_bundle(bundle)
+    return bench_opened(open_bundle(bundle), device, settings or RemoteSettings(), log)
+
+
+def bench_opened(
+    opened: VerifiedBundle, device: Device, settings: RemoteSettings, log: Log
+) -> dict[str, JsonValue]:
+    """Measure as `bench_on_device` does, with a bundle that was verified already.
+
+    Raises:
+        EdgecleanError: see `bench_on_device`.
+    """
     manifest_sha256 = opened.record.manifest_sha256
     files = _files_to_send(opened, log)
     for name in (kit.ORIGINAL, MODEL):
         try_network(files[name], name)
     place = f"{HOME}/{manifest_sha256[:16]}"
-    _copy(files, device, place, log)
-    log("measuring on the device")
+    copy_files(files, device, place, log)
     rounds = 2 * settings.rounds
-    finished = device.run(
-        ["sh", f"{place}/bundle/{kit.SCRIPT}", *_words(settings, place)],
-        log=log,
-        limits=AnswerLimits(
-            messages=MAX_MESSAGE_BYTES + 200 * rounds,
-            seconds=2 * ENGINE_SECONDS + rounds * (settings.seconds + ROUND_SECONDS),
-        ),
-    )
+    words = ["sh", f"{place}/bundle/{kit.SCRIPT}", *_words(settings, place)]
+    seconds = 2 * ENGINE_SECONDS + rounds * (settings.seconds + ROUND_SECONDS)
+    content = answer_of(words, device, place, limits_of(rounds, seconds), log)
+    return read_record(content, manifest_sha256)
+
+
+def limits_of(rounds: int, seconds: int) -> AnswerLimits:
+    """Return the most that is taken from a kit at work: a line for each round, and the time."""
+    return AnswerLimits(messages=MAX_MESSAGE_BYTES + 200 * rounds, seconds=seconds)
+
+
+def answer_of(
+    words: Sequence[str], device: Device, place: str, limits: AnswerLimits, log: Log
+) -> bytes:
+    """Run a kit that was copied, and return the record that it wrote, which nobody checked yet.
+
+    Args:
+        words: that start it.
+        device: where it was copied.
+        place: the folder there, with the bundle's copy and the work folder.
+        limits: the most that is taken from it.
+        log: called with each line of progress.
+
+    Raises:
+        EdgecleanError: the kit's own sentence, as the error that its exit code stands for.
+    """
+    log("measuring on the device")
+    finished = device.run(words, log=log, limits=limits)
     if finished.returncode != 0:
         _raise_from_kit(finished.returncode, finished.stderr, device)
     answer = device.run(
         ["head", "-c", str(MAX_ANSWER_BYTES + 1), f"{place}/{WORK}/result.json"],
         limits=AnswerLimits(answer=MAX_ANSWER_BYTES + 1),
     )
-    return read_record(answer.stdout, manifest_sha256)
+    return answer.stdout
 
 
 def _files_to_send(opened: VerifiedBundle, log: Log) -> dict[str, bytes]:
@@ -125,14 +153,29 @@ def _files_to_send(opened: VerifiedBundle, log: Log) -> dict[str, bytes]:
             installed here, writes.
     """
     held = opened.files
-    if not any(name.startswith(f"{kit.FOLDER}/") for name in held):
+    own = [name for name in held if name.startswith(f"{kit.FOLDER}/")]
+    if not own or any(name.startswith(f"{kit.FOLDER}/original/") for name in own):
         raise UsageError(
             "the bundle has no kit for a device: it was made for a target without TensorRT; make "
-            "it again with --target jetson, say"
+            "it again with --target jetson, say, or measure it there in another --runtime"
         )
     if kit.ORIGINAL not in held:
         raise InputRejectedError(f"{kit.ORIGINAL} is missing from the bundle's kit")
     shipped = kit.shipped_kit(opened.manifest, held[kit.ORIGINAL])
+    refuse_other_programs(opened, shipped, log)
+    files = {MODEL: opened.model, MANIFEST: held[MANIFEST], **shipped}
+    return {**files, CHECKSUMS: checksum_lines(files)}
+
+
+def refuse_other_programs(opened: VerifiedBundle, shipped: Mapping[str, bytes], log: Log) -> None:
+    """Refuse a bundle whose kit is not the one that its own version, installed here, writes.
+
+    Of a bundle by another version that is said, and the shipped kit goes to the device.
+
+    Raises:
+        InputRejectedError: the manifest names this version, and a file of the kit differs.
+    """
+    held = opened.files
     different = kit.first_difference(held, shipped)
     if different is not None:
         maker = opened.manifest["versions"].get("edgeclean")
@@ -144,12 +187,17 @@ def _files_to_send(opened: VerifiedBundle, log: Log) -> dict[str, bytes]:
             )
         whose = "no named version" if maker is None else f"version {shown(maker)}"
         log(f"{said}, and the bundle is by {whose}: the kit installed here is sent")
-    files = {MODEL: opened.model, MANIFEST: held[MANIFEST], **shipped}
-    return {**files, CHECKSUMS: checksum_lines(files)}
 
 
-def read_record(content: bytes, manifest_sha256: str) -> dict[str, JsonValue]:
+def read_record(
+    content: bytes, manifest_sha256: str, schema: str = "device"
+) -> dict[str, JsonValue]:
     """Check the answer of a device, which is as untrusted as any input, and return it.
+
+    Args:
+        content: what came back.
+        manifest_sha256: of the bundle that was sent.
+        schema: name of the schema that the answer keeps to.
 
     Raises:
         InputRejectedError: the answer is too large, is not JSON of finite numbers, does not keep
@@ -165,7 +213,7 @@ def read_record(content: bytes, manifest_sha256: str) -> dict[str, JsonValue]:
         raise InputRejectedError(
             "the device's answer is not JSON of finite numbers; run again"
         ) from None
-    violation = first_violation(document, "device")
+    violation = first_violation(document, schema)
     if violation is not None:
         raise InputRejectedError(f"the device's answer does not fit its schema {violation}")
     if document["manifest_sha256"] != manifest_sha256:
@@ -185,8 +233,12 @@ def _finite_int(text: str) -> int:
     return int(text) if len(text) < 20 else int(_finite(text))
 
 
-def _copy(files: Mapping[str, bytes], device: Device, place: str, log: Log) -> None:
-    """Copy the files if they are not there; the name ``bundle`` is only ever a whole copy."""
+def copy_files(files: Mapping[str, bytes], device: Device, place: str, log: Log) -> None:
+    """Copy the files if they are not there; the name ``bundle`` is only ever a whole copy.
+
+    Raises:
+        ToolchainError: no connection, or no room.
+    """
     there = device.run(["cat", f"{place}/bundle/{CHECKSUMS}"])
     if there.returncode == 0 and there.stdout == files[CHECKSUMS]:
         log("the bundle is on the device already")  # its own kit checks every hash again

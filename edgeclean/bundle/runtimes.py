@@ -153,6 +153,33 @@ def check_runtimes(
     return tuple(_checked(name, entry, own[name], images, golden[name]) for name, entry in entries)
 
 
+def try_files(
+    name: str,
+    files: Mapping[str, bytes],
+    entry: Mapping[str, Any],
+    images: NDArray[np.float32],
+) -> dict[str, bytes]:
+    """Run an original that a bundle carries in a runtime's form, and return the runtime's files.
+
+    Args:
+        name: name of the runtime, which is installed.
+        files: the original's files, by the runtime's names.
+        entry: the manifest's entry of the runtime.
+        images: [n, c, h, w] golden images, normalised.
+
+    Raises:
+        InputRejectedError: the files are not all there, or cannot be run.
+    """
+    exporter = _exporter(name, entry)
+    try:
+        exporter.load(files).run(images)
+    except (InputRejectedError, ToolchainError) as error:  # a bundle is a stranger's
+        raise InputRejectedError(
+            f"the original in the bundle's kit cannot be run in {name}: {error}"
+        ) from None
+    return {file: files[file] for file in exporter.files}
+
+
 def _exporter(name: str, entry: Mapping[str, Any]) -> Any:
     # By its name: it brings PyTorch, which a bundle for ONNX Runtime alone is verified without.
     runtime = importlib.import_module("exporters.confined_runtime")

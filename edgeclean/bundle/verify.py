@@ -22,7 +22,7 @@ from safetensors.numpy import load
 from edgeclean.bundle import manifest as texts
 from edgeclean.bundle.golden import GoldenRun, run_isolated
 from edgeclean.bundle.handover_check import check_handover_files
-from edgeclean.bundle.kit import ORIGINAL
+from edgeclean.bundle.kit import FOLDER, ORIGINAL
 from edgeclean.bundle.materials import model_hash
 from edgeclean.bundle.runtimes import RuntimeCheck, check_runtimes, is_of_runtime
 from edgeclean.bundle.signing import Trusted, check_signature, is_signature_of
@@ -202,11 +202,12 @@ def read_folder(path: Path) -> tuple[dict[str, bytes], list[Path]]:
 
 
 def _read_file(path: Path, name: str) -> bytes:
+    is_network = is_of_runtime(name) or name.startswith(f"{FOLDER}/original/")
     limit = {
         texts.MODEL: MAX_FILE_BYTES,
         ORIGINAL: MAX_FILE_BYTES,
         texts.CHECKSUMS: MAX_LIST_BYTES,
-    }.get(name, MAX_FILE_BYTES if is_of_runtime(name) else MAX_TEXT_BYTES)
+    }.get(name, MAX_FILE_BYTES if is_network else MAX_TEXT_BYTES)
     try:
         with open_regular(path, follow=False) as file:
             # A file that is one hole takes memory only when it is read.

@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeclean.cli import options as opt
-from edgeclean.cli.console import Reporter, cells, plain_table
+from edgeclean.cli.bench_device import bench_there, times_table
+from edgeclean.cli.console import Reporter, cells
 from edgeclean.errors import BudgetError, UsageError
 from edgeclean.files.text import printable
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from edgeclean.measure.latency import LatencyReport
 
 HERE = "On this machine"
 THERE = "On a device"
-UNSTEADY = 0.025  # the same mark as in `edgeclean.measure.latency`
+ONNX_RUNTIME = "onnxruntime"
 
 
 def bench(  # noqa: PLR0913 - the options are the interface
@@ -31,7 +30,6 @@ def bench(  # noqa: PLR0913 - the options are the interface
         typer.Option(
             help="The original as ONNX (`edgeclean export CHECKPOINT -o original.onnx`); a bundle "
             "with a kit brings its own.",
-            rich_help_panel=HERE,
         ),
     ] = None,
     provider: Annotated[
@@ -42,16 +40,15 @@ def bench(  # noqa: PLR0913 - the options are the interface
         ),
     ] = "cpu",
     runtime: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="What runs both: onnxruntime, or one that the bundle holds files of, such as "
-            "openvino.",
-            rich_help_panel=HERE,
+            "openvino. Here onnxruntime if not given, on a device that of the bundle's target.",
         ),
-    ] = "onnxruntime",
+    ] = None,
     threads: Annotated[
-        int, typer.Option(min=1, max=1024, help="Of the runtime.", rich_help_panel=HERE)
-    ] = 1,
+        int | None, typer.Option(min=1, max=1024, help="Of the runtime; 1 if not given.")
+    ] = None,
     runs: Annotated[
         int, typer.Option(min=1, help="Measured runs of each network.", rich_help_panel=HERE)
     ] = 200,
@@ -72,9 +69,20 @@ def bench(  # noqa: PLR0913 - the options are the interface
     seconds: Annotated[
         int, typer.Option(min=1, help="Each network in each round.", rich_help_panel=THERE)
     ] = 2,
+    python: Annotated[
+        str | None,
+        typer.Option(
+            help="The device's Python that has the runtime, such as env/bin/python; python3 if "
+            "not given.",
+            rich_help_panel=THERE,
+        ),
+    ] = None,
     workspace_mib: Annotated[
-        int, typer.Option(min=1, help="For TensorRT's builder.", rich_help_panel=THERE)
-    ] = 1024,
+        int | None,
+        typer.Option(
+            min=1, help="For TensorRT's builder; 1024 if not given.", rich_help_panel=THERE
+        ),
+    ] = None,
     dla_core: Annotated[
         int | None, typer.Option(min=0, help="Build for this DLA core.", rich_help_panel=THERE)
     ] = None,
@@ -90,28 +98,26 @@ def bench(  # noqa: PLR0913 - the options are the interface
     """Measure a bundle's network and the original in turns, here or on a device over ssh."""
     reporter = Reporter(as_json=as_json, quiet=quiet)
     if device is not None:
-        if against is not None or provider != "cpu" or runtime != "onnxruntime":
+        if provider != "cpu":
             raise UsageError(
-                "--device measures with TensorRT against the kit's own original; leave --against, "
-                "--provider and --runtime out"
+                "--device takes no --provider: with TensorRT, whose kit brings its original, leave "
+                "--against, --provider and --runtime out; in another runtime, --provider"
             )
-        document = _there(
-            reporter,
-            bundle,
-            (device, ssh_config),
-            {
-                "rounds": rounds,
-                "seconds": seconds,
-                "workspace_mib": workspace_mib,
-                "dla_core": dla_core,
-                "trtexec": trtexec,
-            },
-        )
+        asked: dict[str, Any] = {
+            "rounds": rounds,
+            "seconds": seconds,
+            "threads": threads,
+            "against": against,
+        }
+        asked |= {"python": python, "workspace_mib": workspace_mib}
+        asked |= {"dla_core": dla_core, "trtexec": trtexec}
+        document = bench_there(reporter, bundle, (device, ssh_config), runtime, asked)
         speedup, where = document["latency"]["speedup"], "this device"
     else:
+        means, threads = runtime or ONNX_RUNTIME, threads or 1
         settings = {"threads": threads, "runs": runs, "seed": seed, "provider": provider}
-        report = _here(reporter, bundle, against, settings, runtime)
-        means = provider if runtime == "onnxruntime" else runtime
+        report = _here(reporter, bundle, against, settings, means)
+        means = provider if means == ONNX_RUNTIME else means
         speedup, where = report.speedup, f"{threads} threads of this machine with {means}"
     if min_speedup is not None and speedup < min_speedup:
         raise BudgetError(
@@ -136,7 +142,7 @@ def _here(
     from edgeclean.measure.untrusted_latency import measure_untrusted_pair
 
     on_torch = settings["provider"] == "torch-cuda"
-    if runtime != "onnxruntime" and settings["provider"] != "cpu":
+    if runtime != ONNX_RUNTIME and settings["provider"] != "cpu":
         raise UsageError(
             f"{runtime} is measured on the CPU; leave --provider out, which is ONNX Runtime's"
         )
@@ -148,7 +154,7 @@ def _here(
         original, name = _original(opened.files, against)
         progress("Verifying", 1, 1)
         progress("Measuring", 0, 1)
-        if runtime != "onnxruntime":
+        if runtime != ONNX_RUNTIME:
             report = measure_bundled(opened.manifest, opened.files, original, runtime, how)
         elif on_torch:
             report = measure_pair_on_cuda(original, opened.model, how)
@@ -156,7 +162,7 @@ def _here(
             report = measure_untrusted_pair(original, opened.model, how, names=(name, MODEL))
         progress("Measuring", 1, 1)
     samples = {"original": asdict(report.original), "compressed": asdict(report.compressed)}
-    table = _table(samples, report.kind)
+    table = times_table(samples, report.kind)
     interval = f"{report.speedup_low:.2f} to {report.speedup_high:.2f}"
     table.add_row(*cells("speed-up", f"{report.speedup:.2f}x", interval))
     reporter.answer(asdict(report), table)
@@ -178,40 +184,3 @@ def _original(files: Mapping[str, bytes], against: Path | None) -> tuple[bytes, 
             "`edgeclean export CHECKPOINT -o original.onnx` writes"
         )
     return files[ORIGINAL], ORIGINAL
-
-
-def _there(
-    reporter: Reporter, bundle: Path, place: tuple[str, Path | None], settings: dict[str, Any]
-) -> dict[str, Any]:
-    from edgeclean.bundle.remote_bench import RemoteSettings, bench_on_device
-    from edgeclean.devices.ssh import parse_device
-
-    reached = parse_device(place[0], configuration=place[1])
-    document = bench_on_device(bundle, reached, RemoteSettings(**settings), log=reporter.note)
-    latency = document["latency"]
-    table = _table(latency, latency["kind"])
-    table.add_row(*cells("speed-up", f"{latency['speedup']:.2f}x"))
-    about = plain_table("", "")
-    about.add_row(*cells("device", document["device"]["model"]))
-    about.add_row(*cells("TensorRT", document["tensorrt"]))
-    about.add_row(*cells("power mode", document["power_mode"]))
-    for name, engine in document["engines"].items():
-        found = engine["layer_precisions"]
-        layers = found and ", ".join(f"{count} {kind}" for kind, count in found.items())
-        about.add_row(*cells(f"layers of the {name} engine", layers))
-    reporter.answer(document, table, about)
-    spread = max(latency[one]["coefficient_of_variation"] for one in ("original", "compressed"))
-    if spread > UNSTEADY:
-        reporter.note(
-            "the device was not steady: read the spread, and pin its clocks (jetson_clocks)"
-        )
-    return document
-
-
-def _table(samples: dict[str, Any], kind: str) -> Table:
-    table = plain_table("ms", ">p50", ">p90", ">p99", ">least", ">spread", "row")
-    for name in ("original", "compressed"):
-        sample = samples[name]
-        times = (f"{sample[key]:.3g}" for key in ("p50_ms", "p90_ms", "p99_ms", "min_ms"))
-        table.add_row(*cells(name, *times, f"{sample['coefficient_of_variation']:.1%}", kind))
-    return table

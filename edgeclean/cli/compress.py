@@ -9,7 +9,7 @@ from edgeclean.cli import options as opt
 from edgeclean.cli.caches import stage_cache
 from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.dependencies import InputFiles, checkpoint_files, code_file
-from edgeclean.cli.runtimes import runtime_tables
+from edgeclean.cli.runtimes import fastest_line, runtime_tables
 from edgeclean.cli.scan import verdict_in_words
 from edgeclean.cli.structure import layers_in_words, structure_warning
 from edgeclean.errors import UsageError
@@ -152,6 +152,9 @@ def _answer(reporter: Reporter, checkpoint: Path, written: WrittenCompression) -
         reporter.note(structure_warning(written.compression.scan.structure))
     if written.compression.scan.caveat:
         reporter.note(written.compression.scan.caveat)
+    fastest = fastest_line(written.report["runtimes"])
+    if fastest is not None:
+        reporter.note(fastest)
     for row in written.report["runtimes"]:
         if row["latency"] is not None and row["latency"]["speedup"] < 1:
             reporter.note(f"in {row['name']} the compressed network is slower than the original")

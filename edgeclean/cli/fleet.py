@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,7 +100,7 @@ def fleet(  # noqa: PLR0913 - the options are the interface
         raise UsageError("there is no home folder to keep finished stages in; give --cache FOLDER")
     keep_apart([*_inputs(read, networks), stages.folder], folder=output)
     note_output(output)
-    with reporter.progress() as progress:
+    with reporter.progress() as progress, _stdout_kept():
         made = run_fleet(
             networks,
             output,
@@ -134,6 +137,13 @@ def _engine(
     return LocalEngine(jobs or (1 if gpu else jobs_that_fit(threads)))
 
 
+@contextmanager
+def _stdout_kept() -> Iterator[None]:
+    """Keep stdout for the answer: Ray prints there what befell its workers."""
+    with Path(os.devnull).open("w", encoding="utf-8") as nothing, redirect_stdout(nothing):
+        yield
+
+
 def _inputs(catalogue: Catalogue, networks: tuple[NetworkPlan, ...]) -> list[Path]:
     """Every file that the catalogue names, each once."""
     named: dict[Path | None, None] = {catalogue.path: None}
@@ -164,6 +174,7 @@ class _Told:
                 self._reporter.note(f"{name} failed ({answer.exit_code}): {answer.message}")
             elif self._failed == MOST_TOLD + 1:
                 self._reporter.note("further failed cells are in fleet.json")
+            return
         counts, now = moment.counts, time.monotonic()
         over = counts.done + counts.failed
         if now - self._last < self._every and over < counts.cells:
@@ -199,9 +210,10 @@ def _answer(reporter: Reporter, output: Path, made: Fleet) -> None:
     if not reporter.as_json:
         reporter.answer(document, _summary(made))
     name, first = ordered[0]
+    others = ", and the others are in place" if made.counts.done else ""
     raise CellsFailedError(
-        f"{len(ordered)} of {made.counts.cells} cells failed, and the others are in place; the "
-        f"first, {name}: {first.message}; {page} has the reason of each, and the same command "
+        f"{len(ordered)} of {made.counts.cells} cells failed{others}; the first, {name}: "
+        f"{first.message}; {page} has the reason of each, and the same command "
         "tries them again",
         exit_code=first.exit_code,
         **document,

@@ -11,6 +11,24 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+def fastest_line(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """What `--runtime fastest` kept, in words; None where every runtime was named.
+
+    Those that were named are kept, or the run ended: one that is not was only tried.
+    """
+    if all(row["kept"] for row in rows):
+        return None
+    best = min((row for row in rows if row["kept"]), key=_median)
+    return (
+        f"the fastest runtime on this machine is {best['name']} {best['version']} "
+        f"({_median(best):.3g} ms), and the bundle holds its files; a device may have another one"
+    )
+
+
+def _median(row: Mapping[str, Any]) -> float:
+    return float(row["latency"]["compressed"]["p50_ms"])
+
+
 def runtime_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
     """One table of the report's rows; none where there is nothing but ONNX Runtime."""
     if not rows:

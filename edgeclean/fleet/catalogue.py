@@ -141,10 +141,13 @@ class TargetEntry(Settings):
     """One entry of ``[[targets]]``.
 
     Attributes:
-        name: the target's name in the names of cells; those of device and precision if not given.
+        name: the target's name in the names of cells; those of device, runtime and precision
+            if not given.
         target: the device, as `edgeclean targets` lists them; ``cpu`` if not given.
         target_file: a target profile of your own.
         jetpack: the release of JetPack of a Jetson.
+        runtime: what will run it, such as "openvino, ncnn", or "fastest" of those installed; the
+            target's own if not given.
         opset: the ONNX opset; the target has its own.
         precision: fp32, fp16, bf16 or int8.
         latency_table: a table measured on the device.
@@ -156,6 +159,7 @@ class TargetEntry(Settings):
     target: str | None = setting(None, longest=80)
     target_file: str | None = setting(None, longest=MOST_PATH)
     jetpack: str | None = setting(None, longest=80)
+    runtime: str | None = setting(None, longest=200)
     opset: int | None = setting(None, at_least=1, at_most=1000)
     precision: str | None = setting(None, longest=80)
     latency_table: str | None = setting(None, longest=MOST_PATH)
@@ -168,10 +172,15 @@ class TargetEntry(Settings):
         _check_size("max_size", self.max_size)
 
     @property
+    def runtimes(self) -> list[str]:
+        """The names of the runtimes that were asked for."""
+        return [] if self.runtime is None else [one.strip() for one in self.runtime.split(",")]
+
+    @property
     def label(self) -> str:
-        """The name that it was given, or that of the device and the precision."""
+        """The name that it was given, or that of the device, its runtime and the precision."""
         device = self.target or (Path(self.target_file).stem if self.target_file else "cpu")
-        words = [device, self.jetpack, self.precision]
+        words = [device, self.jetpack, *self.runtimes, self.precision]
         return self.name or as_name("-".join(word for word in words if word))
 
 

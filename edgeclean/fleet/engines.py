@@ -43,6 +43,7 @@ def drive(
     engine: Engine,
     job_of: Callable[[str], Job],
     over: Callable[[str, Done | Failed], None],
+    begun: Callable[[], None] = lambda: None,
 ) -> None:
     """Take tasks as they become ready, until all are over.
 
@@ -51,10 +52,12 @@ def drive(
         engine: where.
         job_of: makes the job of a task when it is begun, and not before: there may be thousands.
         over: told of every task that is over, in the order in which they end.
+        begun: told whenever all is in flight that there is room for.
     """
     while not schedule.over:
         while (name := schedule.take(engine.room())) is not None:
             engine.submit(name, job_of(name))
+        begun()
         for name, answer in engine.wait():
             for ended, final in schedule.end(name, answer):
                 over(ended, final)

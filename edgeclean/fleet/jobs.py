@@ -97,9 +97,11 @@ class Lost:
 
     Attributes:
         reason: in words, as what follows "its process".
+        with_its_node: whether its whole machine went: that says little of the job.
     """
 
     reason: str
+    with_its_node: bool = False
 
 
 Answer = Done | Failed | Lost

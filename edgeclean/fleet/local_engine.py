@@ -15,6 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from edgeclean.files.atomic import clear_up_after
@@ -37,7 +38,7 @@ class _Place:
     """A pool of one process, and what it does."""
 
     pool: ProcessPoolExecutor
-    pid: Future[int]
+    process: BaseProcess
     name: str = ""
     output: Path | None = None
     future: Future[Answer] = field(default_factory=Future)
@@ -137,7 +138,11 @@ def _new_place() -> _Place:
     # A new process inherits what is blocked: Ctrl-C does not end it while it is importing.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return _Place(pool=pool, pid=pool.submit(os.getpid))
+        pool.submit(os.getpid)  # starts it
+        # Known now, and not when it has imported everything, for it may have to be ended before. A
+        # pool keeps its processes to itself until Python 3.14.
+        (process,) = pool._processes.values()
+        return _Place(pool=pool, process=process)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -164,8 +169,9 @@ def _do(job: Job) -> Answer:
 
 def _send(place: _Place, number: signal.Signals) -> None:
     """Send a signal to a worker, unless it is already gone."""
-    with suppress(BrokenProcessPool, ProcessLookupError, TimeoutError):
-        os.kill(place.pid.result(timeout=GRACE_SECONDS), number)
+    with suppress(ProcessLookupError):
+        if place.process.is_alive() and place.process.pid is not None:
+            os.kill(place.process.pid, number)
 
 
 def _clear_up(place: _Place) -> None:

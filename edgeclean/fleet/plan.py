@@ -234,6 +234,7 @@ class _Planned:
                 "effort": entry.effort,
                 "target": target.target,
                 "jetpack": target.jetpack,
+                "runtime": {"names": target.runtimes or None},
                 "load": {"state_dict": entry.state_dict},
                 "purify": {"mode": entry.purify},
                 "decompose": {"keep": list(entry.keep) or None},

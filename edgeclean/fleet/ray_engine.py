@@ -33,10 +33,13 @@ from edgeclean.fleet.local_engine import JOB_BYTES
 from edgeclean.load.hub_folder import files_of
 from edgeclean.runner import own_code
 
+OLDEST = (2, 52)  # an older one knows no token, and lets in whoever asks
 ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 AHEAD = 2  # tasks in flight for each processor of the cluster: it grows by what waits
 FEWEST_IN_FLIGHT = 8
 WAIT_SECONDS = 1.0
+# What Ray says where a node took the task along, or the answer that had not been fetched yet.
+GONE = ("NodeDiedError", "LocalRayletDiedError", "ObjectLostError")
 STARTS = 3
 MOST_TRAVELLING = 8 * 2**30  # bytes of a file
 ROOT = "inputs"  # in a task's folder
@@ -90,7 +93,7 @@ class RayEngine:
             gpu: whether a task needs a GPU of its own.
 
         Raises:
-            ToolchainError: Ray is not installed.
+            ToolchainError: Ray is not installed, or older than its tokens.
         """
         self._ray = _import_ray(alone=address is None)
         self._address, self._jobs, self._threads, self._gpu = address, jobs, threads, gpu
@@ -182,7 +185,9 @@ class RayEngine:
             line = first_line(defect.cause or defect)
             return Failed(kind="defect", message=f"a defect, or no edgeclean: {line}", exit_code=1)
         except self._ray.exceptions.RayError as error:
-            return Lost(reason=f"or its node is gone ({type(error).__name__})")
+            told = type(error).__name__
+            gone = isinstance(error, tuple(getattr(self._ray.exceptions, one) for one in GONE))
+            return Lost(reason=f"or its node is gone ({told})", with_its_node=gone)
         store = Store(job.cache, lambda _line: None)
         for key, contents in came.kept.items():
             store.put(key, contents)
@@ -289,11 +294,17 @@ def _import_ray(*, alone: bool) -> Any:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
-        return import_module("ray")
+        ray = import_module("ray")
     except ImportError:
         raise ToolchainError(
             "the engine ray needs Ray: pip install 'edgeclean[ray]', or take --engine local"
         ) from None
+    if tuple(map(int, ray.__version__.split(".")[:2])) < OLDEST:
+        raise ToolchainError(
+            f"Ray {ray.__version__} asks nobody for a token; the engine ray needs "
+            f"{OLDEST[0]}.{OLDEST[1]} or later: pip install 'edgeclean[ray]'"
+        )
+    return ray
 
 
 def _packed(files: dict[str, bytes], part: str, path: Path) -> Path:

@@ -46,7 +46,8 @@ class Moment:
     Attributes:
         counts: of its cells.
         running: how many tasks are in flight.
-        seconds_left: the time that the rest will take; None before anything was measured.
+        seconds_left: the time that the rest will take; None before anything was measured, and at
+            the end.
         failed: the name of a cell that has just failed, with its reason; None for none.
     """
 
@@ -76,7 +77,7 @@ def run_fleet(
         engine: where jobs are done; it is closed at the end, whatever happens.
         cache: the folder of finished stages.
         tries: how often a job is begun whose process is lost.
-        watch: told whenever something is over.
+        watch: told whenever tasks were begun, of every cell that fails, and at the end.
 
     Returns:
         The fleet as it is at the end.
@@ -221,8 +222,8 @@ class Fleet:
             self._left[node.kind] += 1
         tasks = (node.task for node in self._nodes.values())
         self._schedule = Schedule(tasks, tries=tries, careful=self._engine.careful)
+        drive(self._schedule, self._engine, self._job, self._over, self._tell)
         self._tell()
-        drive(self._schedule, self._engine, self._job, self._over)
 
     def _job(self, name: str) -> Job:
         node = self._nodes[name]
@@ -261,7 +262,8 @@ class Fleet:
                 self._done += 1
         if time.monotonic() - self._written > max(60.0, WRITE_SHARE * self._writing):
             self._write()
-        self._tell(failed)
+        if failed is not None:
+            self._tell(failed)
 
     def _refuse(self, network: NetworkPlan, error: InputRejectedError) -> None:
         """Let all cells of a network fail whose files cannot be taken."""
@@ -286,7 +288,9 @@ class Fleet:
         )
 
     def _seconds_left(self) -> float | None:
-        """Estimate the rest by the mean time of each kind of task; None before one is over."""
+        """Estimate the rest by the mean time of each kind of task; None where nothing tells."""
+        if not self._nodes:
+            return None
         means = {kind: self._took[kind] / count for kind, count in self._ended.items()}
         if not means:
             return None

@@ -5,8 +5,9 @@ given network by network, the fleet goes on with the cells of one before it open
 what a network leaves in memory and in caches is small and short-lived.
 
 A task whose worker was lost is tried again, `tries` times in all, where `careful` alone on the
-machine, since memory is what most often ends a worker. A task that failed takes along those that
-need it, and nothing else.
+machine, since memory is what most often ends a worker. Machines of a cluster come and go, and a
+task that goes with one is not to blame: it is begun `NODES` times as often before it is given up. A
+task that failed takes along those that need it, and nothing else.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from edgeclean.fleet.jobs import Answer, Done, Failed, Lost
+
+NODES = 10  # machines that a task may lose for each try that it has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,7 @@ class Schedule:
     Attributes:
         in_flight: the names of the tasks that were taken and are not over.
         tried: how often a task's worker was lost, by name.
+        moved: how often it went with its machine.
     """
 
     def __init__(self, tasks: Iterable[Task], *, tries: int = 3, careful: bool = True) -> None:
@@ -57,6 +61,7 @@ class Schedule:
         """
         self.in_flight: set[str] = set()
         self.tried: dict[str, int] = {}
+        self.moved: dict[str, int] = {}
         self._tries, self._careful = tries, careful
         self._tasks: dict[str, Task] = {}
         self._rank: dict[str, int] = {}
@@ -108,14 +113,18 @@ class Schedule:
         """
         self.in_flight.remove(name)
         if isinstance(answer, Lost):
-            self.tried[name] = tries = self.tried.get(name, 0) + 1
-            if tries < self._tries:
-                self._alone.add(name)
+            counted, most = self.tried, self._tries
+            if answer.with_its_node:
+                counted, most = self.moved, NODES * self._tries
+            counted[name] = times = counted.get(name, 0) + 1
+            if times < most:
+                if not answer.with_its_node:
+                    self._alone.add(name)
                 heapq.heappush(self._ready, self._rank[name])
                 return
             answer = Failed(
                 kind="EndedBySignalError",
-                message=f"its process {answer.reason}, {tries} times; run the same command again "
+                message=f"its process {answer.reason}, {times} times; run the same command again "
                 "to try once more, with fewer --jobs or more memory",
                 exit_code=1,
             )

@@ -18,7 +18,7 @@ import torch
 from edgeclean import pipeline
 from edgeclean.backdoor.findings import ScanReport
 from edgeclean.compression.latency_table import read_latency_table
-from edgeclean.errors import EdgecleanError, InputRejectedError
+from edgeclean.errors import EdgecleanError, InputRejectedError, UsageError
 from edgeclean.files.text import one_line, shown, without_folder
 from edgeclean.fleet.jobs import Answer, Done, Failed, Job, Kind, Lost
 from edgeclean.fleet.rows import gates_in_short
@@ -137,7 +137,16 @@ def _opened(job: Job, run: Runner) -> tuple[LoadedNetwork, bytes]:
 
 
 def _spec(job: Job) -> tuple[ModelSpec, Path | None]:
-    spec = spec_from_options(checkpoint=job.checkpoint, model_file=job.model)
+    try:
+        spec = spec_from_options(checkpoint=job.checkpoint, model_file=job.model)
+    except UsageError:
+        if job.model is not None:
+            raise
+        raise UsageError(
+            f"{job.checkpoint} does not say all of its architecture, input shape, classes, mean "
+            f"and std; put a model file {job.checkpoint.stem}.toml beside it, or name one in the "
+            "catalogue (model = ...)"
+        ) from None
     library = spec.architecture.partition(":")[0]
     if not job.code and ":" in spec.architecture and library not in NO_CODE:
         raise InputRejectedError(

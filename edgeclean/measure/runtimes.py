@@ -110,12 +110,12 @@ class ConvertedNetwork:
 
     Attributes:
         form: its files, checked.
-        original_bytes: size of the original's files, in float32.
+        original: the original's files by name, in float32.
         latency: of original and compressed network in turns, in this runtime.
     """
 
     form: CheckedForm
-    original_bytes: int
+    original: Mapping[str, bytes]
     latency: LatencyReport
 
 
@@ -358,9 +358,7 @@ def _converted(name: str, given: RuntimeInputs) -> ConvertedNetwork:
     form = checked_form(name, given.form)
     held = HeldSettings(precision=form.precision, threads=given.latency.threads)
     timed = confined_exporter(name, held), original, form.files, given.latency
-    return ConvertedNetwork(
-        form=form, original_bytes=_size(original), latency=measure_runtime_pair(*timed)
-    )
+    return ConvertedNetwork(form=form, original=original, latency=measure_runtime_pair(*timed))
 
 
 def _agreement(
@@ -400,7 +398,7 @@ def _row(one: ConvertedNetwork, *, kept: bool) -> dict[str, JsonValue]:
         "computes": form.computes,
         "reproducible": form.reproducible,
         "confined": dict(form.confined),
-        "bytes": {"original": one.original_bytes, "compressed": _size(form.files)},
+        "bytes": {"original": _size(one.original), "compressed": _size(form.files)},
         "arena_bytes": form.arena_bytes,
         "parity": form.parity.max_relative_difference,
         "tolerance": form.parity.tolerance,

@@ -3,6 +3,9 @@
 ``MNN.tools`` is never imported: importing its converter installs packages by pip and sends a log
 with an identifier of the machine. The native converter beneath it is called itself. Whatever that
 does, the process that it runs in has no network and writes nowhere else.
+
+INT8 is of the weights alone. Its quantiser, which makes all of INT8, aborts when it is called as
+MNN's own wrapper calls it, and crashes where a folder of its images lacks a file (MNN 3.6.1).
 """
 
 from __future__ import annotations
@@ -74,7 +77,7 @@ class MNNEngine:
         source.write_bytes(model)
         words = ["MNNConvert", "-f", "ONNX", "--modelFile", str(source)]
         words += ["--MNNModel", str(folder / FILE), "--bizCode", "edgeclean"]
-        words += ["--fp16"] if precision == "fp16" else []
+        words += {"fp16": ["--fp16"], "int8": ["--weightQuantBits", "8"]}.get(precision, [])
         tools: Any = imported("_tools", NEEDS)  # the package's, at the top of its wheel
         try:
             tools.mnnconvert(words)

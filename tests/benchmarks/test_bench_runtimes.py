@@ -45,6 +45,8 @@ def test_a_line_says_where_compression_made_it_slower_or_why_there_is_none() -> 
     slow = runtimes.line_of(cell("ncnn", speedup=0.8, speedup_interval=[0.7, 0.9], steady=False))
     assert "0.80 [0.70, 0.90] **slower** ~" in slow
     assert "slower" not in runtimes.line_of(cell("ncnn", speedup_interval=[0.9, 1.1]))
+    by_table = runtimes.line_of(cell("ncnn", ratio=None))
+    assert "| own table, 1.2x asked | 1 | ncnn 1.2 |" in by_table
     assert "it crashed" in runtimes.line_of(cell("mnn", problem="it crashed"))
 
 
@@ -65,9 +67,9 @@ def test_the_table_is_of_the_cells_alone_in_their_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_cell_is_measured_for_real() -> None:
+def test_a_cell_is_measured_for_real(tmp_path: Path) -> None:
     settings = runtimes.LatencySettings(runs=2, warmup_runs=1, time_budget_s=5.0)
-    found = runtimes.measure("mobilenet-v2", 2.0, runtimes.ONNX_RUNTIME, settings)
+    found = runtimes.measure("mobilenet-v2", 2.0, runtimes.ONNX_RUNTIME, settings, tmp_path)
     assert found.get("problem") is None
     assert found["parity"] <= 1e-4
     assert found["macs_ratio"] == pytest.approx(2, rel=0.1)

@@ -25,6 +25,7 @@ from edgeclean.errors import InputRejectedError
 from edgeclean.files.schema import validator
 from edgeclean.measure.runtimes import CONVERTED
 from edgeclean.networks.pixels import normalize
+from exporters.mnn_exporter import MNNExporter
 from exporters.onnx_exporter import export_onnx
 
 
@@ -140,7 +141,10 @@ def test_a_manifest_that_says_nonsense_of_a_runtime_is_refused(
         verify_bundle(bundle)
 
 
-def test_a_precision_that_the_runtime_lacks_is_refused(bundle: Path) -> None:
+def test_a_precision_that_the_runtime_lacks_is_refused(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MNNExporter, "precisions", ("fp32", "fp16"))
     change_manifest(bundle, lambda one: one["runtimes"]["mnn"].update(precision="int8"))
     with pytest.raises(InputRejectedError, match="int8 was asked of mnn"):
         verify_bundle(bundle)

@@ -132,6 +132,20 @@ def test_int8_in_openvino_is_that_of_the_files_own_pairs() -> None:
     assert found.signal_to_noise_db > 20
 
 
+def test_int8_in_mnn_is_of_the_weights_alone() -> None:
+    network = tiny_network(channels=16)
+    model, images = export_onnx(network), normalize(tiny_pixels(8), network.spec).numpy()
+    exporter = installed_runtime("mnn", precision="int8")
+    made = exporter.converted(model, images).files
+    assert made == exporter.converted(model).files
+    whole = installed_runtime("mnn").converted(model).files
+    assert len(made["model.mnn"]) < 0.7 * len(whole["model.mnn"])
+    expected = OnnxSession(model).predict(images)
+    found = compare_logits(expected, exporter.load(made).run(images))
+    assert found.top1_agreement == 1
+    assert 25 < found.signal_to_noise_db < 60
+
+
 @every_runtime
 def test_a_precision_that_a_runtime_lacks_is_refused_before_any_work(name: str) -> None:
     for precision in ("fp32", "fp16", "bf16", "int8"):

@@ -51,7 +51,7 @@ def test_settings_are_those_of_compress_with_the_same_options(written: Written) 
     path = written(
         BASE + 'seed = 7\nthreads = 2\npurify = "none"\ntau = 0.5\nkeep = ["0"]\neffort = "quick"\n'
         'fail-on-backdoor = true\nmax-size = "1 MB"\n'
-        '[[targets]]\ntarget = "xavier-nx"\nopset = 13\nmax-size = 9000\n'
+        '[[targets]]\ntarget = "xavier-nx"\nopset = 13\nmax-size = 9000\nruntime = "ncnn, mnn"\n'
         '[[goals]]\nratio = 3.0\nmeasure = "params"\n'
         '[[networks]]\ncheckpoint = "a.safetensors"\nseed = 8\n'
     )
@@ -59,11 +59,13 @@ def test_settings_are_those_of_compress_with_the_same_options(written: Written) 
     ranks = opt.rank_goal(3.0, "params", None, None, None, None)
     options = opt.run_options(8, False, "quick") | {"target": "xavier-nx", "jetpack": None}
     options |= {"purify": {"mode": "none"}, "decompose": {"keep": ["0"]}, "scale": {"tau": 0.5}}
+    options |= opt.runtime_options("ncnn,mnn")
     options |= {"export": {"opset": 13}, "latency": {"threads": 2}, "ranks": ranks}
     config = path.with_name("quick.toml")
     expected, device = opt.pipeline_settings(config, options, note=lambda _line: None)
     assert cell.options.settings == expected
     assert cell.options.target == device
+    assert cell.target == "xavier-nx-ncnn-mnn"
     assert cell.options.threads == 2
     assert cell.options.policy.fail_on_backdoor
     assert cell.options.policy.max_size_bytes == 9000  # the target's wins
@@ -115,6 +117,7 @@ def test_a_glob_takes_the_model_file_beside_each_and_no_code_by_it(
         ("[[networks]]\nglob = '*.safe*'\n[[networks]]\ncheckpoint = 'a.safetensors'\n", "two"),
         ("[[targets]]\n[[targets]]\ntarget = 'cpu'\n[[networks]]\nglob = 'a.*'\n", "two targets"),
         ("[[targets]]\ntarget = 'toaster'\n[[networks]]\nglob = 'a.safe*'\n", "toaster"),
+        ("[[targets]]\nruntime = 'dcnn'\n[[networks]]\nglob = 'a.safe*'\n", "dcnn"),
         ("[[targets]]\nlatency-table = 'no'\n[[networks]]\nglob = 'a.safe*'\n", "no"),
         ("[[goals]]\nratio = 2\nspeedup = 2\n[[networks]]\nglob = 'a.safe*'\n", "speedup"),
         ("[[goals]]\nspeedup = 2\n[[targets]]\ntarget = 'jetson'\n[[networks]]\nglob = 'a.safe*'\n",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -19,6 +20,11 @@ from kept_stages import BOUND
 from small_checkpoint import OPTIONS
 
 from edgeclean.files.schema import validator
+from edgeclean.fleet import local_engine
+from edgeclean.fleet.catalogue import read_catalogue
+from edgeclean.fleet.graph import graph, job_of
+from edgeclean.fleet.inputs import look_at
+from edgeclean.fleet.plan import plan_networks
 from edgeclean.fleet.run import DOCUMENT, PAGE
 
 CATALOGUE = """
@@ -202,6 +208,22 @@ def test_ctrl_c_is_one_line_and_leaves_no_process(place: Path, tmp_path: Path) -
     document = json.loads((tmp_path / "out" / DOCUMENT).read_text("utf-8"))
     assert states(document)["a/cpu/ratio-2"] == "waiting"
     assert not list((tmp_path / "out").rglob(".edgeclean-*"))
+
+
+def test_a_worker_that_has_not_even_started_is_ended_too(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_engine, "GRACE_SECONDS", 0.01)  # less than its imports take
+    (place / "catalogue.toml").write_text(CATALOGUE, encoding="utf-8")
+    (network, _) = plan_networks(read_catalogue(place / "catalogue.toml"))
+    (files, cells) = look_at(network, {}), {network.name: network.cells}
+    first = next(graph([network], {network.name: files}, cells))
+    job = job_of(first, files, cache=tmp_path / "cache", bundles=tmp_path / "bundles")
+    engine = local_engine.LocalEngine(1)
+    engine.submit("first", job)
+    engine.close()
+    assert multiprocessing.active_children() == []
+    assert list(tmp_path.iterdir()) == []  # it did nothing
 
 
 def test_a_users_folder_is_refused_and_stays(terminal: Terminal, place: Path) -> None:

@@ -146,3 +146,20 @@ def test_the_page_allows_its_own_script_alone_and_holds_rows_as_text() -> None:
     assert "\u202e" not in page
     inside = re.findall(r'<script type="application/json" id="fleet">(.*?)</script>', page)
     assert len(json.loads(inside[0])["cells"]) == 8
+
+
+def test_a_reason_is_in_sight_and_a_phone_needs_no_sideways_scrolling(
+    tab: Tab, tmp_path: Path
+) -> None:
+    page = tmp_path / "index.html"
+    page.write_bytes(render_page(document(8)))
+    for width in (1280, 390):
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 1000}
+        tab("Emulation.setDeviceMetricsOverride", **size)
+        tab.show(page.as_uri())
+        right = "document.querySelector('tr.failed td[data-title=reason]').getBoundingClientRect()"
+        assert 0 < tab.value(f"{right}.right") <= width
+        assert tab.value("document.querySelector('.scroll').scrollWidth") <= width
+    titles = "[...document.querySelectorAll('tr.done')][0].querySelectorAll('td')"
+    shown = f"[...{titles}].filter(one => one.offsetHeight).map(one => one.dataset.title)"
+    assert {"network", "state", "verdict", "model.onnx"} <= set(tab.value(shown))

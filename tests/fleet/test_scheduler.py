@@ -9,19 +9,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeclean.fleet.jobs import Answer, Done, Failed, Lost
-from edgeclean.fleet.scheduler import Schedule, Task
+from edgeclean.fleet.scheduler import NODES, Schedule, Task
 
 DONE = Done(facts={}, seconds=1.0)
 FAILED = Failed(kind="ParityError", message="it is another network", exit_code=5)
 LOST = Lost(reason="is gone")
+MOVED = Lost(reason="went", with_its_node=True)
 TRIES = 3
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A graph, and what becomes of each task: how often it is lost, and how it ends then."""
+    """A graph, and what becomes of each task: how often it is lost, and how it ends then.
+
+    First it goes with its machine so many times, then its process alone dies.
+    """
 
     graph: tuple[tuple[str, tuple[str, ...], tuple[str, ...], bool], ...]
+    moves: dict[str, int]
     losses: dict[str, int]
     failing: frozenset[str]
     room: int
@@ -44,9 +49,12 @@ def graphs(draw: st.DrawFn) -> Drawn:
         needs, after = draw(some), draw(some)
         graph.append((f"t{number}", tuple(needs), tuple(after), draw(st.booleans())))
     names = [one[0] for one in graph]
+    most = NODES * TRIES
+    moves = {name: draw(st.sampled_from([0, 0, 0, 1, 4, most - 1, most])) for name in names}
     losses = {name: draw(st.sampled_from([0, 0, 0, 1, 2, 3])) for name in names}
     failing = draw(st.frozensets(st.sampled_from(names))) if names else frozenset()
-    return Drawn(tuple(graph), losses, failing, draw(st.integers(1, 4)), draw(st.booleans()))
+    room, careful = draw(st.integers(1, 4)), draw(st.booleans())
+    return Drawn(tuple(graph), moves, losses, failing, room, careful)
 
 
 def played(drawn: Drawn, draw: st.DataObject) -> tuple[dict[str, Done | Failed], dict[str, int]]:
@@ -55,6 +63,7 @@ def played(drawn: Drawn, draw: st.DataObject) -> tuple[dict[str, Done | Failed],
     schedule = Schedule(drawn.tasks, tries=TRIES, careful=drawn.careful)
     ended: dict[str, Done | Failed] = {}
     begun: dict[str, int] = dict.fromkeys(by_name, 0)
+    dead: dict[str, int] = dict.fromkeys(by_name, 0)
     flying: list[str] = []
     while not schedule.over:
         while (name := schedule.take(drawn.room)) is not None:
@@ -65,13 +74,15 @@ def played(drawn: Drawn, draw: st.DataObject) -> tuple[dict[str, Done | Failed],
             begun[name] += 1
             flying.append(name)
             assert len(flying) <= drawn.room
-            quiet = [one for one in flying if by_name[one].alone or begun[one] > 1]
+            quiet = [one for one in flying if by_name[one].alone or dead[one]]
             assert not (drawn.careful and quiet and len(flying) > 1)
         assert flying, "nothing is in flight, and something is left"
         name = flying.pop(draw.draw(st.integers(0, len(flying) - 1)))
         answer: Answer = FAILED if name in drawn.failing else DONE
-        if begun[name] <= drawn.losses[name]:
-            answer = LOST
+        if begun[name] <= drawn.moves[name]:
+            answer = MOVED
+        elif dead[name] < drawn.losses[name]:
+            answer, dead[name] = LOST, dead[name] + 1
         for one, how in schedule.end(name, answer):
             assert one not in ended
             ended[one] = how
@@ -92,13 +103,17 @@ def test_every_task_ends_once_and_only_what_needs_a_failed_one_fails_with_it(
         if reasons:
             assert own in reasons
             assert begun[task.name] == 0
+        elif drawn.moves[task.name] >= NODES * TRIES:
+            assert isinstance(own, Failed)
+            assert (own.exit_code, begun[task.name]) == (1, NODES * TRIES)
+            assert "went, 30 times" in own.message
         elif drawn.losses[task.name] >= TRIES:
             assert isinstance(own, Failed)
-            assert (own.exit_code, begun[task.name]) == (1, TRIES)
+            assert (own.exit_code, begun[task.name]) == (1, drawn.moves[task.name] + TRIES)
             assert "is gone, 3 times" in own.message
         else:
             assert own == (FAILED if task.name in drawn.failing else DONE)
-            assert begun[task.name] == drawn.losses[task.name] + 1
+            assert begun[task.name] == drawn.moves[task.name] + drawn.losses[task.name] + 1
 
 
 def test_the_first_given_is_the_first_taken_so_that_networks_follow_each_other() -> None:

@@ -8,6 +8,7 @@ import pytest
 from runtime_installed import installed_runtime
 from tiny_networks import tiny_network, tiny_pixels
 
+from edgeclean.cli.runtimes import fastest_line
 from edgeclean.compression.latency_table import LatencyTable
 from edgeclean.devices.targets import load_target
 from edgeclean.environment import describe_environment, versions
@@ -138,7 +139,13 @@ def test_a_runtime_that_was_asked_for_is_checked_and_measured() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [("openvino", "fp16"), ("openvino", "int8"), ("ncnn", "fp16"), ("mnn", "fp16")],
+    [
+        ("openvino", "fp16"),
+        ("openvino", "int8"),
+        ("ncnn", "fp16"),
+        ("mnn", "fp16"),
+        ("mnn", "int8"),
+    ],
 )
 def test_a_lowered_precision_is_judged_beside_parity(name: str, precision: str) -> None:
     installed_runtime(name, precision=precision)
@@ -183,6 +190,8 @@ def test_fastest_keeps_the_one_with_the_least_median_or_none(
     best = min(times, key=lambda name: times[name])
     assert len(times) > 1
     assert [one.form.name for one in made.kept] == ([] if best == "onnxruntime" else [best])
+    assert f"the fastest runtime on this machine is {best} " in (fastest_line(made.rows) or "")
+    assert fastest_line([row for row in made.rows if row["kept"]]) is None
 
 
 def test_two_networks_of_different_images_are_not_compared() -> None:

@@ -40,7 +40,7 @@ def test_a_runtime_that_is_not_here_is_one_line_before_the_checkpoint_is_read(
     [
         (["--runtime", "ncnn,tvm"], "the runtime 'tvm' is unknown; it must be one of onnxrunt"),
         (["--runtime", "mnn,mnn"], "a runtime was asked twice: mnn, mnn"),
-        (["--runtime", "mnn", "--precision", "int8"], "int8 was asked of mnn, which is given"),
+        (["--runtime", "ncnn", "--precision", "int8"], "int8 was asked of ncnn, which is given"),
         (["--runtime", f"{HOSTILE}"], "the runtime '<script>"),
     ],
 )

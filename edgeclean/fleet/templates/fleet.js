@@ -27,8 +27,8 @@ const COLUMNS = [
   ["accuracy", cell => pair(cell[ACC], percent), "number", cell => cell[ACC] && cell[ACC][1]],
   ["gates", cell => (cell[GATES] || []).map(gate).join("; "), "reason"],
   ["seconds", cell => cell[SECONDS] === null ? "" : cell[SECONDS].toFixed(1), "number", cell => cell[SECONDS]],
-  ["reason", cell => cell[ERROR] ? `exit code ${cell[ERROR][0]}: ${cell[ERROR][1]}` : "", "reason"],
 ];
+const FIRST_NUMBER = 5, NUMBERS = 4; // columns that a failed cell has nothing for: its reason stands there
 const words = cell => COLUMNS.slice(0, 5).map(column => column[1](cell)).concat(network(cell)[2], cell[ERROR] ? cell[ERROR][1] : "").join(" ").toLowerCase();
 let texts = null, order = 0, falling = false, page = 0, shown = [];
 
@@ -56,6 +56,17 @@ function filled(cell, [title, value, kind]) {
     if (own[1] && cell[PURIFIED]) made.append(element("span", ", purified", "muted"));
   } else if (kind === "state") made.append(element("span", text, ["good", "alarm", "muted"][cell[STATE]]));
   else made.textContent = text || "";
+  made.dataset.title = title; // which a narrow page puts before it
+  return made;
+}
+function filledRow(cell) {
+  const made = COLUMNS.map(column => filled(cell, column));
+  if (cell[ERROR]) {
+    const reason = element("td", `exit code ${cell[ERROR][0]}: ${cell[ERROR][1]}`, "reason");
+    reason.colSpan = NUMBERS;
+    reason.dataset.title = "reason";
+    made.splice(FIRST_NUMBER, NUMBERS, reason);
+  }
   return made;
 }
 function draw() {
@@ -63,7 +74,7 @@ function draw() {
   page = Math.min(Math.max(page, 0), pages - 1);
   body.replaceChildren(...shown.slice(page * PAGE, (page + 1) * PAGE).map(index => {
     const cell = fleet.cells[index], row = element("tr", null, STATES[cell[STATE]]);
-    row.append(...COLUMNS.map(column => filled(cell, column)));
+    row.append(...filledRow(cell));
     return row;
   }));
   byId("place").textContent = `${shown.length} of ${fleet.cells.length} cells, page ${page + 1} of ${pages}`;

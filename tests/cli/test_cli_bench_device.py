@@ -1,0 +1,119 @@
+"""`edgeclean bench --device`: which kit is taken, what it refuses, and what is told of a board."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Terminal
+from tiny_networks import tiny_contents
+
+from edgeclean.bundle import remote_runtime
+from edgeclean.bundle.bundle import write_bundle
+from edgeclean.cli import bench_device
+
+NOWHERE = ("--device", "ssh://nowhere.invalid")
+NCNN = ("--runtime", "ncnn")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("bundle") / "bundle", tiny_contents()).path
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    """What a board answers."""
+    sample = {name: 2.0 for name in ("p50_ms", "p90_ms", "p99_ms", "min_ms", "mean_ms")}
+    sample |= {"coefficient_of_variation": 0.01, "runs": 9, "rounds_p50_ms": [2.0]}
+    state = {"clocks_mhz": {"cpu0": 2400.0, "cpu1": 1500.0}, "temperatures_c": {"cpu": 61.25}}
+    state |= {"governor": "ondemand", "throttled": 0, "memory_available_mib": 9, "uptime_s": 1.0}
+    whole = {
+        "device": {"model": "Raspberry Pi 5 Model B", "machine": "aarch64"},
+        "runtime": {"name": "ncnn", "version": "1.0"},
+        "settings": {"threads": 4},
+        "parity": {"images": 16, "max_relative_difference": 2e-6, "tolerance": 1e-4},
+        "before": state,
+        "after": state,
+        "latency": {
+            "original": sample,
+            "compressed": {**sample, "p50_ms": 1.0},
+            "speedup": 2.0,
+            "kind": "measured",
+        },
+    }
+    return {**whole, **changes}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--runtime", "ncnn", "--trtexec", "x"], "both networks run in ncnn on this device; leav"),
+        (
+            ["--runtime", "mnn", "--dla-core", "0", "--workspace-mib", "9"],
+            "--workspace-mib and --d",
+        ),
+        (
+            ["--runtime", "tensorrt", "--python", "p"],
+            "builds engines of TensorRT on this device; l",
+        ),
+        (["--runtime", "tensorrt", "--threads", "2"], "leave --threads out"),
+        (["--runtime", "tensorrt"], "has no kit for a device"),
+        (
+            ["--runtime", "ncnn"],
+            "the bundle has no files of the runtime ncnn; it has those of onnx",
+        ),
+        (
+            ["--runtime", "onnxruntime"],
+            "this bundle has no original to compare with in onnxruntime",
+        ),
+        (["--runtime", "onnxruntime", "--against", "no-such.onnx"], "no-such.onnx"),
+    ],
+)
+def test_what_a_device_cannot_do_is_refused_before_it_is_reached(
+    terminal: Terminal, bundle: Path, words: list[str], said: str
+) -> None:
+    answer = terminal("bench", bundle, *NOWHERE, *words)
+    assert answer.code in (2, 3)
+    assert said in answer.err
+
+
+def test_a_board_is_told_with_its_state_and_its_parity(
+    terminal: Terminal, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = record()
+    monkeypatch.setattr(remote_runtime, "bench_in_runtime", lambda *_, **__: found)
+    answer = terminal("bench", bundle, *NOWHERE, *NCNN)
+    assert answer.code == 0
+    for words in (
+        "Raspberry Pi 5",
+        "ncnn 1.0",
+        "2.0e-06, allowed 1e-04",
+        "61 °C, 1500 to 2400 MHz",
+    ):
+        assert words in answer.out
+    assert terminal("bench", bundle, *NOWHERE, *NCNN, "--min-speedup", "2.5").code == 6
+    found["parity"]["max_relative_difference"] = 2e-4
+    answer = terminal("bench", bundle, *NOWHERE, *NCNN, "--json")
+    assert answer.code == 5
+    assert "differ from the bundle's by 0.0002" in answer.err
+    assert json.loads(answer.out)["parity"]["tolerance"] == 1e-4  # the numbers were told before
+
+
+@pytest.mark.parametrize(
+    ("bits", "said"),
+    [
+        (0, []),
+        (0x1, ["its voltage is too low"]),
+        (0x50005, ["its voltage is too low", "it is throttled"]),
+        (0x80000, ["it is too warm, or was since it was started"]),
+    ],
+)
+def test_what_holds_a_raspberry_pi_back_is_said_in_words(bits: int, said: list[str]) -> None:
+    assert bench_device._held_back(bits) == said
+
+
+def test_a_state_that_is_not_told_is_none() -> None:
+    nothing = {"temperatures_c": {}, "clocks_mhz": {}, "governor": None}
+    assert bench_device._state(nothing) == "not told"
