@@ -19,7 +19,7 @@ def tables(document: dict[str, Any]) -> str:
     """Return the summary, what was tried, and every student."""
     learnt, machine = document["calibration"], document["environment"]
     columns = (
-        "| network | state | ratio | steps | agree where sure: synthetic / procedural, % | "
+        "| network | state | ratio | steps | agree: synthetic / procedural, % | "
         "ACC before | lost | expected |"
     )
     lines = [
@@ -57,7 +57,7 @@ def tables(document: dict[str, Any]) -> str:
 
 
 def _row(one: dict[str, Any]) -> str:
-    agreed = {found["kind"]: 100 * found["agreed_where_sure"] for found in one["agreements"]}
+    agreed = {found["kind"]: 100 * found["agreed"] for found in one["agreements"]}
     if "half_width" in one:
         expected = f"{one['expected_left_out']:.1f} ± {one['half_width']:.1f}"
         if abs(one["expected_left_out"] - one["lost"]) > one["half_width"]:

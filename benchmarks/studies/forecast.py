@@ -59,7 +59,7 @@ POWERS = (
     1.5,
 )  # losses grow faster than disagreement; with more powers to choose from it erred more
 WEIGHTS = tuple(tenth / 10 for tenth in range(11))
-SURE = "agreed_where_sure"
+ALL, SURE = "agreed", "agreed_where_sure"
 SLACK = 1.25  # by which a network's distance may pass the largest that was seen
 FEWEST_CLASSES = 5
 MOST_LOST = 25.0  # points: nobody ships a network that lost more, and no forecast tells how much
@@ -241,7 +241,7 @@ def quantile(expected: np.ndarray, lost: np.ndarray) -> float:
     return float(scores[place])
 
 
-def features_of(rows: Sequence[Row], kinds: Sequence[str], share: str = SURE) -> np.ndarray:
+def features_of(rows: Sequence[Row], kinds: Sequence[str], share: str = ALL) -> np.ndarray:
     """Return [n, 2]: the share that disagrees, and the distance; each a mean over the kinds."""
     found = [[one for one in row["agreements"] if one["kind"] in kinds] for row in rows]
     means = [
@@ -252,15 +252,17 @@ def features_of(rows: Sequence[Row], kinds: Sequence[str], share: str = SURE) ->
 
 
 BOTH = tuple(KINDS)
+SHIPS = "synthetic and procedural: share and distance (ships)"
 TRIED: dict[str, dict[str, Any]] = {
-    "synthetic and procedural: share where sure, and distance (ships)": {"kinds": BOTH},
+    SHIPS: {"kinds": BOTH},
     "the same, share alone": {"kinds": BOTH, "weights": (1.0,)},
     "the same, distance alone": {"kinds": BOTH, "weights": (0.0,)},
-    "the same, share of all images alone": {"kinds": BOTH, "weights": (1.0,), "share": "agreed"},
+    "the same, share where the original is sure, and distance": {"kinds": BOTH, "share": SURE},
     "synthetic alone": {"kinds": ("synthetic",)},
     "procedural alone": {"kinds": ("procedural",)},
     "crops of photographs alone": {"kinds": ("crops",)},
     "all three": {"kinds": (*BOTH, "crops")},
+    "all three, share alone": {"kinds": (*BOTH, "crops"), "weights": (1.0,)},
 }
 
 
@@ -276,7 +278,7 @@ def write_results(rows: Sequence[Row]) -> None:
     whole = np.array([row["state"].startswith("purified") for row in learnt])
     tried = {}
     for title, one in TRIED.items():
-        features = features_of(learnt, one["kinds"], one.get("share", SURE))
+        features = features_of(learnt, one["kinds"], one.get("share", ALL))
         found = left_out(features, lost, names, one.get("weights", WEIGHTS))
         tried[title] = _errors(*found, lost, whole)
     features = features_of(learnt, BOTH)

@@ -72,16 +72,20 @@ SEED = 0
 BATCH = 48
 IMAGES = SynthesizeSettings(count=160, steps=10)  # of short recoveries
 SEAL_BYTES = 32  # before each kept result, see `edgeclean.files.store`
-RATIOS = (3.0, 1.5, 6.0, 2.0, 4.0)
-STEPS = (20, 60)  # of a recovery that goes on: each end is a student
-SUITE_RATIOS = {  # of networks that are much alike, a few ratios each
-    "clean": (2.0, 4.0),
-    "sig": (1.5, 3.0),
-    "blended": (2.0, 4.0),
-    "wanet": (1.5, 3.0),
-    "trojan": (2.0, 4.0),
+RATIOS = {  # that each network is compressed by, as it came
+    "smallvgg-badnets": (4.0,),
+    "smallvgg-l0-invisible": (2.0,),
+    "smallvgg-trojan-square": (2.0, 3.0),
+    "lenet-badnets-nobn": (3.0,),
+    "resnet20-badnets-rgb5x5": (2.0, 4.0),
+    "resnet20-clean": (3.0,),
+    "plain-cifar10": (1.5, 2.0, 3.0),
+    "plain-signs": (1.5, 3.0),
+    "wide-cifar10": (2.0, 4.0),
 }
-FEW = ("plane-frog-truck-rgb64-clean-1", "car-deer-frog-rgb32-clean-0", "plane-ship-rgb32-clean-0")
+STEPS = (20, 60)  # of a recovery that goes on: each end is a student
+SUITE_RATIOS = {"clean": (3.0,), "sig": (2.0,), "wanet": (1.5,), "trojan": (2.0,)}
+FEW = ("car-deer-frog-rgb32-clean-0",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +102,7 @@ class Measured:
     load: Callable[[], LoadedNetwork]
     test: Callable[[], LabelledImages]
     domain: str
-    ratios: tuple[float, ...] = RATIOS
+    ratios: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +144,6 @@ def _read(data_set: str) -> tuple[LabelledImages, LabelledImages]:
 PLAIN = {
     "plain-cifar10": Plain(data_set="cifar10", classes=10),
     "plain-signs": Plain(data_set="gtsrb-roi", classes=43),
-    "plain-cifar6": Plain(data_set="cifar10", classes=6),
     "wide-cifar10": Plain(data_set="cifar10", classes=10, widths=(24, 48, 64, 96)),
 }
 
@@ -148,17 +151,17 @@ PLAIN = {
 def networks() -> dict[str, Measured]:
     """Return the networks by name: the zoo's, those trained here, and those of other domains."""
     found = {
-        name: Measured(load=one.load, test=cifar, domain="CIFAR-10", ratios=(3.0,))
+        name: Measured(load=one.load, test=cifar, domain="CIFAR-10", ratios=RATIOS[name])
         for name, one in published_networks().items()
     }
     found["demo"] = Measured(
-        load=published_demo().load, test=cifar, domain="CIFAR-10", ratios=(3.0, 1.5)
+        load=published_demo().load, test=cifar, domain="CIFAR-10", ratios=(2.0,)
     )
     found["mobile-badnets"] = Measured(
         load=lambda: _committed("mobile", "badnets"),
         test=cifar,
         domain="CIFAR-10",
-        ratios=(2.0,),
+        ratios=(1.5,),
     )
     for attack, ratios in SUITE_RATIOS.items():
         found[f"cpu-{attack}"] = Measured(
@@ -172,6 +175,7 @@ def networks() -> dict[str, Measured]:
             load=lambda name=name: _plain(name),  # type: ignore[misc]
             test=lambda plain=plain: plain.images()[1],  # type: ignore[misc]
             domain="GTSRB" if plain.data_set == "gtsrb-roi" else "CIFAR-10",
+            ratios=RATIOS[name],
         )
     for one in all_networks():
         if one.name in FEW:
@@ -179,7 +183,7 @@ def networks() -> dict[str, Measured]:
                 load=lambda one=one: prepared(one, BENCH / "few-classes")[0],  # type: ignore[misc]
                 test=lambda one=one: data_of(one)[1],  # type: ignore[misc]
                 domain="few classes",
-                ratios=(2.0, 4.0),
+                ratios=(2.0,),
             )
     return found
 

@@ -101,8 +101,7 @@ class Agreement:
             for they may carry what was unlearned.
         agreed: the share of them, in [0, 1], that both networks give the same class; 1 of none.
         agreed_where_sure: the same share of the half that the original is surest of, by the margin
-            of its largest logit over the second. Real images are more like that half: the others
-            lie near boundaries between classes, where a harmless change decides.
+            of its largest logit over the second; told, and not forecast by.
         distance: mean squared difference of the logits over the variance of the original's, each
             image's mean logit taken off; 0 for the same answers.
     """

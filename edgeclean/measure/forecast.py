@@ -61,8 +61,8 @@ class Calibration:
 
     Attributes:
         kinds: of the images that are looked at, all alike.
-        weight: of the share that is answered otherwise where the original is sure; the rest of 1
-            is that of the distance of the logits.
+        weight: of the share that is answered otherwise; the rest of 1 is that of the distance of
+            the logits.
         slope: percentage points for a weighted sum of 1.
         power: of the weighted sum, above 0.
         floor: percentage points that widen every interval.
@@ -96,8 +96,7 @@ class Calibration:
         """Return the expected loss in percentage points, at least 0."""
         of_kinds = [one for one in found if one.kind in self.kinds]
         weighed = sum(
-            self.weight * (1 - one.agreed_where_sure) + (1 - self.weight) * one.distance
-            for one in of_kinds
+            self.weight * (1 - one.agreed) + (1 - self.weight) * one.distance for one in of_kinds
         )
         mean = weighed / max(1, len(of_kinds))
         return float(min(100.0, self.slope * mean**self.power))
