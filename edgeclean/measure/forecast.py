@@ -222,7 +222,9 @@ def forecast(
         reasons.append(f"only {few[0].images} {few[0].kind} images could be counted")
     expected = learnt.expected_points(found)
     if not reasons and expected > learnt.seen.most_points:
-        reasons.append(f"more was lost than was ever seen ({learnt.seen.most_points:.0f} points)")
+        reasons.append(
+            f"more than {learnt.seen.most_points:.0f} points are expected to be lost, the most that it tells of"
+        )
     if reasons:
         return without_number(learnt, reasons, found)
     half = learnt.half_width(expected)

@@ -105,7 +105,7 @@ def test_other_reasons_for_no_number() -> None:
     assert forecast(learnt, found(1.0, 1.0), SPEC, far).applies
     assert "photographs" in forecast(learnt, found(1.0, 1.0), SPEC, far * 1.01).outside[0]
     assert "statistics" in forecast(learnt, found(1.0, 1.0), SPEC, float("nan")).outside[0]
-    assert "ever seen" in forecast(learnt, found(0.0, 0.0), SPEC, None).outside[0]
+    assert "the most that it tells of" in forecast(learnt, found(0.0, 0.0), SPEC, None).outside[0]
     few = [dataclasses.replace(one, images=FEWEST_IMAGES - 1) for one in found(1.0, 1.0)]
     assert "could be counted" in forecast(learnt, few, SPEC, None).outside[0]
 
