@@ -284,7 +284,7 @@ def write_results(rows: Sequence[Row]) -> None:
     fit = fitted(features, lost)
     expected, half = left_out(features, lost, names)
     for row, one, width in zip(learnt, expected, half, strict=True):
-        row |= {"expected_left_out": round(float(one), 2), "half_width": round(float(width), 2)}
+        row |= {"expected_left_out": round(float(one), 4), "half_width": round(float(width), 4)}
     for row in outside:
         row["expected"] = round(float(fit.expected(features_of([row], BOTH))[0]), 2)
     learnt_fit = _calibration(fit, learnt, expected, half, lost)

@@ -223,8 +223,8 @@ def forecast(
     expected = learnt.expected_points(found)
     if not reasons and expected > learnt.seen.most_points:
         reasons.append(
-            f"more than {learnt.seen.most_points:.0f} points are expected to be lost, the most that "
-            "it tells of"
+            f"more than {learnt.seen.most_points:.0f} points are expected to be lost, the most "
+            "that it tells of"
         )
     if reasons:
         return without_number(learnt, reasons, found)
