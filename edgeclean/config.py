@@ -38,6 +38,7 @@ from edgeclean.files.reading import read_small_toml
 from edgeclean.files.text import shown
 from edgeclean.images.synthesize import SynthesizeSettings
 from edgeclean.load.limits import LoadLimits
+from edgeclean.measure.agreement import HeldOutSettings
 from edgeclean.measure.latency import LatencySettings
 from edgeclean.measure.machine_table import check_table
 from edgeclean.measure.runtimes import RuntimeChoice
@@ -75,6 +76,8 @@ class PipelineSettings(Settings):
         ranks: the size or speed that the network is to have.
         truncate: the shortfall from the asked ratio that is allowed.
         finetune: the recovery of accuracy.
+        forecast: the images that the loss of accuracy is forecast by, and how short a search's
+            recoveries are.
         export: the form of the ONNX file.
         parity: the tolerance between the file's outputs and the network's.
         precision: the number format that the file computes in.
@@ -96,6 +99,7 @@ class PipelineSettings(Settings):
     ranks: RankSettings = field(default_factory=RankSettings)
     truncate: TruncateSettings = field(default_factory=TruncateSettings)
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
+    forecast: HeldOutSettings = field(default_factory=HeldOutSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
     parity: ParitySettings = field(default_factory=ParitySettings)
     precision: PrecisionSettings = field(default_factory=PrecisionSettings)

@@ -76,7 +76,7 @@ class ParityError(EdgecleanError):
 
 
 class AccuracyGateError(ParityError):
-    """The accuracy measured on the user's images fell further than allowed."""
+    """Accuracy fell further than allowed: on the user's images, or by a forecast that is needed."""
 
 
 class BudgetError(EdgecleanError):

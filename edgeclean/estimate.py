@@ -24,7 +24,10 @@ from edgeclean.backdoor.purify import AGAIN
 from edgeclean.backdoor.scan import CHOOSING, ScanSettings
 from edgeclean.backdoor.searches import ALL_TO_ALL, BANK, FEWEST_RESTARTED, GRATINGS
 from edgeclean.backdoor.selection import SINK_IMAGES, STARTS
+from edgeclean.compression.settings import SEARCHED_RATIOS
 from edgeclean.config import PipelineSettings
+from edgeclean.measure.agreement import HOLDING_OUT
+from edgeclean.measure.forecast import calibration, outside_by_form
 from edgeclean.networks.autocast import channels_last, device_of, mixed_precision
 from edgeclean.networks.batching import images_at_once
 from edgeclean.networks.folding import inference_copy
@@ -93,11 +96,19 @@ def announce(
     """Give ``progress`` the parts to come, if it takes them; only then is anything measured."""
     if isinstance(progress, PlannedProgress):
         each = pass_seconds(network)
-        progress.expect(parts_of(settings, network.spec.classes, each, only_scan=only_scan))
+        foreseeable = not outside_by_form(network.spec, calibration())
+        classes = network.spec.classes
+        parts = parts_of(settings, classes, each, only_scan=only_scan, foreseeable=foreseeable)
+        progress.expect(parts)
 
 
 def parts_of(
-    settings: PipelineSettings, classes: int, each: PassSeconds, *, only_scan: bool = False
+    settings: PipelineSettings,
+    classes: int,
+    each: PassSeconds,
+    *,
+    only_scan: bool = False,
+    foreseeable: bool = False,
 ) -> tuple[Part, ...]:
     """Return the run's parts in order, under the titles that the stages report.
 
@@ -106,15 +117,24 @@ def parts_of(
         classes: the number of the network's classes.
         each: see `pass_seconds`.
         only_scan: whether the run ends with the scan.
+        foreseeable: whether images are held out for a forecast of the loss.
     """
-    drawn = settings.synthesize
-    parts = [_synthesis(drawn.count * drawn.steps, each)]
+    drawn, held = settings.synthesize, settings.forecast
+    parts = []
+    if foreseeable and not only_scan:
+        seconds = held.synthetic * held.steps * each.images * STATISTICS
+        parts.append(Part(stage="forecast", title=HOLDING_OUT, seconds=seconds))
+    parts.append(_synthesis(drawn.count * drawn.steps, each))
     parts += _scan(settings, classes, each)
     if only_scan:
         return tuple(parts)
     if settings.purify.mode == "guided":
         parts += _purification(settings, classes, each)
         parts.append(_synthesis(drawn.recovery_count * drawn.recovery_steps, each))
+    if settings.ranks.keep_accuracy is not None:
+        for _ in range(len(SEARCHED_RATIOS).bit_length()):  # a bisection
+            parts += _ranks(settings, each)
+            parts.append(_recovery(settings, each, share=held.probe_share))
     parts += _ranks(settings, each)
     if settings.purify.mode == "clean-compact":
         parts.append(_synthesis(drawn.count * drawn.steps, each))
@@ -211,11 +231,11 @@ def _ranks(settings: PipelineSettings, each: PassSeconds) -> Iterator[Part]:
     yield Part(stage="ranks", title="Fitting layers", seconds=FITTED * passes)
 
 
-def _recovery(settings: PipelineSettings, each: PassSeconds) -> Part:
+def _recovery(settings: PipelineSettings, each: PassSeconds, share: float = 1.0) -> Part:
     """Plan a student that takes as long as the network: it is smaller, but of more layers."""
     chosen = settings.finetune
     image = each.weights + each.forward + chosen.adversarial_share * (each.weights + each.images)
-    seconds = chosen.steps * chosen.batch_size * image * RECOVERY
+    seconds = share * chosen.steps * chosen.batch_size * image * RECOVERY
     return Part(stage="finetune", title="Recovering accuracy", seconds=seconds)
 
 

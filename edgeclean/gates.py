@@ -4,6 +4,7 @@ A policy comes from ``policy.toml`` or from options::
 
     fail-on-backdoor = true
     max-accuracy-drop = 1.5      # percentage points, on the images of --evaluate
+    max-expected-drop = 2.0      # percentage points, of the forecast's expected loss
     min-speedup = 1.2            # of the median latency on the machine that builds
     max-size = "2 MiB"           # of model.onnx
 
@@ -38,6 +39,7 @@ from edgeclean.errors import (
 )
 from edgeclean.files.text import shown
 from edgeclean.measure.accuracy import Evaluation
+from edgeclean.measure.forecast import Forecast
 from edgeclean.measure.latency import LatencyReport
 from edgeclean.measure.machine_table import is_of_runtime, is_of_this_machine
 from edgeclean.measure.runtimes import Runtimes
@@ -48,11 +50,14 @@ _UNITS = {
     **{"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9},
     **{"kib": 2**10, "mib": 2**20, "gib": 2**30},
 }
-_NOTHING_WRITTEN = "no bundle was written, and one that was there is unchanged"
-GateName = Literal["fail-on-backdoor", "max-accuracy-drop", "max-size", "min-speedup"]
+NOTHING_WRITTEN = "no bundle was written, and one that was there is unchanged"
+GateName = Literal[
+    "fail-on-backdoor", "max-accuracy-drop", "max-expected-drop", "max-size", "min-speedup"
+]
 _ERRORS: dict[GateName, type[EdgecleanError]] = {
     "fail-on-backdoor": BackdoorSuspectedError,
     "max-accuracy-drop": AccuracyGateError,
+    "max-expected-drop": AccuracyGateError,
     "max-size": BudgetError,
     "min-speedup": BudgetError,
 }
@@ -65,6 +70,8 @@ class Policy(Settings):
     Attributes:
         fail_on_backdoor: refuse a network that the scan suspects.
         max_accuracy_drop: percentage points that the compressed network may lose to the original.
+        max_expected_drop: percentage points that the forecast may expect to be lost: its expected
+            value is compared, not an end of its interval.
         min_speedup: median latency of the original over that of the compressed network.
         max_size: the size of ``model.onnx``: bytes, or a text with a unit such as "500 kB" or "2
             MiB".
@@ -72,6 +79,7 @@ class Policy(Settings):
 
     fail_on_backdoor: bool = False
     max_accuracy_drop: float | None = setting(None, at_least=0, at_most=100)
+    max_expected_drop: float | None = setting(None, at_least=0, at_most=100)
     min_speedup: float | None = setting(None, above=0, at_most=10**6)
     max_size: int | str | None = setting(None, at_least=1, at_most=2**63 - 1, longest=40)
 
@@ -159,9 +167,13 @@ def judge_scan(policy: Policy, found: ScanReport) -> tuple[GateVerdict, ...]:
 
 
 def judge_result(
-    policy: Policy, evaluation: Evaluation | None, onnx_bytes: int, latency: LatencyReport
+    policy: Policy,
+    evaluation: Evaluation | None,
+    onnx_bytes: int,
+    latency: LatencyReport,
+    forecast: Forecast | None = None,
 ) -> tuple[GateVerdict, ...]:
-    """Judge the gates on the result: accuracy, size, speed, in this order.
+    """Judge the gates on the result: accuracy, its forecast, size, speed, in this order.
 
     Args:
         policy: the gates that are asked.
@@ -169,10 +181,14 @@ def judge_result(
             for.
         onnx_bytes: the size of ``model.onnx``.
         latency: the latency of both networks; the gain in the median is judged.
+        forecast: what the compressed network probably lost; none, or one that does not apply, does
+            not pass.
     """
     verdicts = []
     if policy.max_accuracy_drop is not None and evaluation is not None:
         verdicts.append(_judge_accuracy(policy.max_accuracy_drop, evaluation))
+    if policy.max_expected_drop is not None:
+        verdicts.append(_judge_forecast(policy.max_expected_drop, forecast))
     if policy.max_size is not None:
         verdicts.append(
             GateVerdict(
@@ -194,7 +210,7 @@ def refuse_failed(verdicts: Sequence[GateVerdict]) -> None:
 
     Raises:
         BackdoorSuspectedError: the scan's gate failed.
-        AccuracyGateError: accuracy fell further than allowed.
+        AccuracyGateError: accuracy fell further than allowed, or the forecast is of more.
         BudgetError: the file is too large or the gain in speed too small.
     """
     failed = [verdict for verdict in verdicts if not verdict.passed]
@@ -202,7 +218,7 @@ def refuse_failed(verdicts: Sequence[GateVerdict]) -> None:
         return
     failures = "; ".join(_in_words(verdict) for verdict in failed)
     raise _ERRORS[failed[0].gate](
-        f"{failures}; {_NOTHING_WRITTEN}",
+        f"{failures}; {NOTHING_WRITTEN}",
         gates=[asdict(verdict) for verdict in verdicts],
     )
 
@@ -217,7 +233,7 @@ def refuse_slower(latency: LatencyReport) -> None:
         raise BudgetError(
             "the compressed network is slower than the original on the machine that its latency "
             f"table was measured on ({latency.speedup:.2f}x, 95 % interval "
-            f"{latency.speedup_low:.2f} to {latency.speedup_high:.2f}): {_NOTHING_WRITTEN}; "
+            f"{latency.speedup_low:.2f} to {latency.speedup_high:.2f}): {NOTHING_WRITTEN}; "
             "measure the table again on a quiet machine (`edgeclean latency-table`), or ask for a "
             "higher --speedup"
         )
@@ -247,7 +263,7 @@ def refuse_larger(size_budget: int | None, onnx_bytes: int) -> None:
     if size_budget is not None and onnx_bytes > size_budget:
         raise BudgetError(
             f"model.onnx has {onnx_bytes} bytes, and --size-budget {size_budget} was asked: "
-            f"{_NOTHING_WRITTEN}; ask for a little less"
+            f"{NOTHING_WRITTEN}; ask for a little less"
         )
 
 
@@ -260,6 +276,18 @@ def _judge_accuracy(most: float, evaluation: Evaluation) -> GateVerdict:
         passed=evaluation.drop_points <= most,
         detail=f"{evaluation.original_accuracy:.2%} to {evaluation.compressed_accuracy:.2%} on "
         f"{evaluation.images} images, standard error {evaluation.drop_standard_error_points:.2f}",
+    )
+
+
+def _judge_forecast(most: float, forecast: Forecast | None) -> GateVerdict:
+    expected = None if forecast is None else forecast.expected_points
+    return GateVerdict(
+        gate="max-expected-drop",
+        asked=most,
+        measured=100.0 if expected is None else expected,
+        unit="percentage points",
+        passed=expected is not None and expected <= most,
+        detail="no forecast" if forecast is None else f"forecast {forecast.in_words()}",
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from jaxtyping import Float
 from torch import Tensor
 
+from edgeclean.accuracy_goal import Forecasts
 from edgeclean.backdoor.findings import ScanReport
 from edgeclean.backdoor.scan import trigger_success
 from edgeclean.bundle.bundle import BundleContents
@@ -64,6 +65,7 @@ class Compression:
         parity: agreement of the ONNX file in float32 with the compressed network.
         lowered: agreement of the file in its final precision with the one in float32.
         latency: latencies of both ONNX files, measured in turns.
+        forecasts: what purification and the whole run probably lost of the accuracy.
         runtimes: the network in the form of other runtimes, and how it did in each.
         evaluation: accuracy of both on the user's images; None if none were given.
         gates: the verdict on each gate of the policy; all passed.
@@ -80,6 +82,7 @@ class Compression:
     parity: ParityRecord
     lowered: LoweredModel
     latency: LatencyReport
+    forecasts: Forecasts
     runtimes: Runtimes = NO_RUNTIMES
     evaluation: Evaluation | None = None
     gates: tuple[GateVerdict, ...] = ()
@@ -145,7 +148,8 @@ def judged(compression: Compression, policy: Policy, evaluation: Evaluation | No
         EdgecleanError: of the kind of the first gate that failed.
     """
     gates = judge_scan(policy, compression.scan)
-    gates += judge_result(policy, evaluation, len(compression.model), compression.latency)
+    found = evaluation, len(compression.model), compression.latency
+    gates += judge_result(policy, *found, compression.forecasts.compressed)
     refuse_failed(gates)
     return replace(compression, evaluation=evaluation, gates=gates)
 
@@ -193,6 +197,7 @@ def report_inputs(
         latency=compression.latency,
         runtimes=compression.runtimes.rows,
         evaluation=compression.evaluation,
+        forecast=compression.forecasts.summary(),
         gates=compression.gates,
         target={"name": target.name, "description": target.description},
         stage_seconds=seconds,

@@ -8,20 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from edgeclean.accuracy_goal import (
+    forecasts_of,
+    refuse_not_kept,
+    refuse_unforeseeable,
+    with_ratio,
+    yardstick_of,
+)
 from edgeclean.backdoor.findings import ScanReport
-from edgeclean.backdoor.purify import purify, unlearned_classes
+from edgeclean.backdoor.purify import purify
 from edgeclean.backdoor.scan import scan
 from edgeclean.bundle.bundle import Bundle, hold_output, write_bundle
 from edgeclean.bundle.handover import check_handover
 from edgeclean.bundle.signing import Signer
-from edgeclean.compression.clamp import choose_tau, scale
+from edgeclean.compression.clamp import scale
 from edgeclean.compression.decompose import decompose
-from edgeclean.compression.finetune import finetune
 from edgeclean.compression.goals import FileSize
 from edgeclean.compression.latency_table import LatencyTable
 from edgeclean.compression.plan import choose_ranks
@@ -36,7 +42,6 @@ from edgeclean.gates import (
     judge_scan,
     refuse_failed,
     refuse_larger,
-    refuse_slower,
     refuse_slower_than_planned,
 )
 from edgeclean.images.labelled import LabelledImages
@@ -44,7 +49,7 @@ from edgeclean.images.synthesize import joined, synthesize
 from edgeclean.load.checkpoint import load_checkpoint
 from edgeclean.measure.accuracy import evaluate
 from edgeclean.measure.latency import LatencyReport, measure_pair
-from edgeclean.measure.machine_table import is_of_this_machine, table_of_this_machine
+from edgeclean.measure.machine_table import table_of_this_machine
 from edgeclean.measure.runtimes import (
     RuntimeInputs,
     Runtimes,
@@ -60,9 +65,7 @@ from edgeclean.networks.state import (
     LoadedNetwork,
     ModelSpec,
     PurifiedNetwork,
-    ScaledNetwork,
     SyntheticImages,
-    TruncatedNetwork,
     same_weights,
 )
 from edgeclean.networks.structure import read_structure
@@ -80,6 +83,12 @@ from edgeclean.progress import Progress, silent
 from edgeclean.report.layer_table import layer_rows, spectra
 from edgeclean.report.report import build_report, command_line
 from edgeclean.runner import Cache, Runner
+from edgeclean.shrinking import (
+    recovered_network,
+    refuse_slower_early,
+    scaled_network,
+    truncated_network,
+)
 from exporters.exportable import exportable
 from exporters.file_size import foretell_size
 from exporters.onnx_exporter import export_onnx
@@ -87,8 +96,6 @@ from exporters.parity import ParityRecord, check_parity
 from exporters.precision.lower import LoweredModel, check_precision, lower_precision
 
 NO_GATES = Policy()
-EARLY_RUNS = 40  # measured of the truncated network, before the minutes of fine-tuning
-TAU_IMAGES = 256
 PARITY_IMAGES = 32  # random ones, for an export that makes no others
 
 Alongside = Callable[[LoadedNetwork], AbstractContextManager[None]]
@@ -168,6 +175,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
         original, model = open_network(checkpoint, spec, chosen, code_folder, runner)
         check_handover(model, device)  # now: factoring adds no operator but Conv
         _check_reach(original, model, chosen, latency_table)
+        refuse_unforeseeable(original.spec, chosen, policy)
         beside = alongside(original)
         original = placed(original, chosen.compute)
         table = _table(latency_table, original, chosen, runner)
@@ -253,32 +261,28 @@ def run_stages(  # noqa: PLR0913 - what a run is of, and what it tells
         BackdoorSuspectedError: the policy forbids what the scan suspects.
         BudgetError: with a latency table of this machine, the network is slower than the original;
             or the file is above the size budget.
+        AccuracyGateError: a forecast is needed and does not apply, or the goal is an accuracy that
+            the finished network did not keep.
     """
-    run, seed = runner or Runner(), settings.seed
+    run, asked = runner or Runner(), settings.ranks.keep_accuracy
     if original_model is None:
         original_model = run("export", export_onnx, original, settings.export)
     file = _check_reach(original, original_model, settings, table)
+    stick = yardstick_of(original, settings, policy, run)
     found, purified, images = scan_and_purify(original, settings, policy, run)
-    scaled = _scaled(purified, images, settings, run)
-    truncated = _truncated(original, scaled, images, settings, table, file, run)
-    if settings.purify.mode == "clean-compact":  # the constrained network takes their class loss
-        drawn = settings.synthesize
-        images = run.once(
-            "synthesize", synthesize, purified, drawn, seed=seed + 1, classifier=truncated
-        )
-    unlearned = unlearned_classes(purified)
-    compressed = run.once(
-        "finetune",
-        finetune,
-        *(truncated, purified, images, settings.finetune),
-        seed=seed,
-        original=original if unlearned else None,
-        unlearned=unlearned,
-    )
+    scaled = scaled_network(purified, images, settings, run)
+    networks = original, purified, scaled
+    settings, probes = with_ratio(settings, stick, networks, images, table, run)
+    truncated = truncated_network(scaled, images, settings, table, file, run)
+    refuse_slower_early(original, truncated, settings, table, run)
+    made = original, purified, truncated, images, settings
+    compressed, images = recovered_network(*made, run)
     device = target or load_target(settings.target, jetpack=settings.jetpack)
     files = _exported(original_model, compressed, images, settings, device, run)
     parity, lowered, latency, runtimes = files
     refuse_slower_than_planned(table, latency, runtimes)
+    forecasts = run("forecast", forecasts_of, stick, purified, lowered.model, probes)
+    refuse_not_kept(asked, forecasts.compressed)
     return Compression(
         original=original,
         purified=purified,
@@ -292,6 +296,7 @@ def run_stages(  # noqa: PLR0913 - what a run is of, and what it tells
         lowered=lowered,
         latency=latency,
         runtimes=runtimes,
+        forecasts=forecasts,
     )
 
 
@@ -315,39 +320,6 @@ def scan_and_purify(
     more = settings.synthesize.recovery()
     own = run.once("synthesize", synthesize, purified, more, seed=seed + 1)
     return found, purified, joined(images, own)
-
-
-def _scaled(
-    purified: PurifiedNetwork, images: SyntheticImages, settings: PipelineSettings, run: Runner
-) -> ScaledNetwork:
-    """Decomposed, and clamped at a tau that is given or, for clean-compact, chosen."""
-    decomposed = run("decompose", decompose, purified, settings.decompose)
-    clamp = settings.scale
-    if clamp.tau is None and settings.purify.mode == "clean-compact":
-        some = images.pixels[:TAU_IMAGES]
-        clamp = run("choose_tau", choose_tau, decomposed, some, clamp)
-    return run("scale", scale, decomposed, clamp)
-
-
-def _truncated(  # noqa: PLR0913 - what ranks are chosen for, and by
-    original: LoadedNetwork,
-    scaled: ScaledNetwork,
-    images: SyntheticImages,
-    settings: PipelineSettings,
-    table: LatencyTable | None,
-    file: FileSize | None,
-    run: Runner,
-) -> TruncatedNetwork:
-    """Ranks chosen on the images, and the network cut to them."""
-    plan = run.once(
-        "ranks", choose_ranks, scaled, settings.ranks, images=images, table=table, file=file
-    )
-    truncated = run("truncate", truncate, scaled, plan, settings.truncate)
-    if table is not None and is_of_this_machine(table):  # now: what follows takes minutes
-        early = replace(settings.latency, runs=min(EARLY_RUNS, settings.latency.runs))
-        whole, cut = (export_onnx(one, settings.export) for one in (original, truncated))
-        refuse_slower(run("early latency", measure_pair, whole, cut, early))
-    return truncated
 
 
 def _exported(

@@ -32,6 +32,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     jetpack: opt.JetPack = None,
     runtime: opt.RuntimeNames = None,
     ratio: opt.Ratio = None,
+    keep_accuracy: opt.KeepAccuracy = None,
     speedup: opt.Speedup = None,
     latency_budget_ms: opt.LatencyBudget = None,
     size_budget: opt.SizeBudget = None,
@@ -46,6 +47,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     fail_on_backdoor: opt.FailOnBackdoor = None,
     evaluate: opt.Evaluate = None,
     max_accuracy_drop: opt.MaxAccuracyDrop = None,
+    max_expected_drop: opt.MaxExpectedDrop = None,
     max_size: opt.MaxSize = None,
     min_speedup: opt.MinSpeedup = None,
     policy: opt.PolicyFile = None,
@@ -79,10 +81,11 @@ def compress(  # noqa: PLR0913 - the options are the interface
     options |= {"purify": {"mode": purify}, "decompose": {"keep": keep or None}}
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
     goal = opt.rank_goal(ratio, measure, rank_multiple, speedup, latency_budget_ms, size_budget)
-    goal |= _overrides(ranks_file) | {"forms": opt.forms_of(forms)}
+    goal |= {"keep_accuracy": keep_accuracy, "forms": opt.forms_of(forms)} | _overrides(ranks_file)
     options |= {"precision": {"format": precision}, "ranks": goal}
     settings, device = opt.pipeline_settings(config, options, target_file, note=reporter.note)
-    gates = opt.read_gates(policy, fail_on_backdoor, max_accuracy_drop, max_size, min_speedup)
+    drops = max_accuracy_drop, max_expected_drop
+    gates = opt.read_gates(policy, fail_on_backdoor, *drops, max_size, min_speedup)
     stages = stage_cache(cache, no_cache, reporter.note)
     read = [*checkpoint_files(checkpoint), model, code_file(spec.architecture, code_folder)]
     read += [config, target_file, policy, ranks_file, latency_table]
@@ -186,6 +189,7 @@ def _document(written: WrittenCompression) -> dict[str, Any]:
         },
         "runtimes": report["runtimes"],
         "evaluation": report["evaluation"],
+        "forecast": report["forecast"],
         "gates": report["gates"],
         "seconds": {stage["stage"]: stage["seconds"] for stage in report["stages"]},
         "peak_memory_mib": report["peak_memory_mib"],
@@ -230,6 +234,10 @@ def _checks(written: WrittenCompression) -> Table:
         own = written.compression.evaluation
         accuracy = f"{own.original_accuracy:.2%} -> {own.compressed_accuracy:.2%}"
         table.add_row(*cells(f"accuracy on {own.images} images", accuracy))
+    forecasts = written.compression.forecasts
+    table.add_row(*cells("forecast of accuracy lost", forecasts.compressed.in_words()))
+    if forecasts.probes:
+        table.add_row(*cells("ratios tried for it", "; ".join(map(str, forecasts.probes))))
     for gate in written.compression.gates:
         words = f"passed: {gate.measured:.6g} {gate.unit}, asked {gate.asked:.6g}"
         table.add_row(*cells(gate.gate, words))

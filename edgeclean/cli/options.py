@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 NETWORK = "The network"
 RUN = "The run"
 OUTPUT = "The output on the terminal"
-SIZE = "The goal: one of --ratio, --speedup, --latency-budget-ms and --size-budget"
+SIZE = "The goal: one of --ratio, --keep-accuracy, --speedup, --latency-budget-ms and --size-budget"
 PURIFY = "Purification"
 GATES = "Gates: a bundle that fails one is not written"
 
@@ -150,6 +150,14 @@ Speedup = Annotated[
         rich_help_panel=SIZE,
     ),
 ]
+KeepAccuracy = Annotated[
+    float | None,
+    typer.Option(
+        help="In place of --ratio: the largest ratio, of 1.25 to 8, whose forecast expects a loss "
+        "of at most so many percentage points.",
+        rich_help_panel=SIZE,
+    ),
+]
 LatencyBudget = Annotated[
     float | None,
     typer.Option(
@@ -262,6 +270,14 @@ MaxAccuracyDrop = Annotated[
     float | None,
     typer.Option(
         help="Percentage points of accuracy that may be lost on --evaluate (exit code 5).",
+        rich_help_panel=GATES,
+    ),
+]
+MaxExpectedDrop = Annotated[
+    float | None,
+    typer.Option(
+        help="Percentage points of accuracy that the forecast may expect to be lost; its expected "
+        "value is compared. Refuses too where the forecast does not apply (exit code 5).",
         rich_help_panel=GATES,
     ),
 ]
@@ -412,6 +428,7 @@ def read_gates(
     path: Path | None,
     fail_on_backdoor: bool | None,
     max_accuracy_drop: float | None,
+    max_expected_drop: float | None,
     max_size: str | None,
     min_speedup: float | None,
 ) -> Policy:
@@ -421,6 +438,7 @@ def read_gates(
     options = {
         "fail_on_backdoor": fail_on_backdoor,
         "max_accuracy_drop": max_accuracy_drop,
+        "max_expected_drop": max_expected_drop,
         "max_size": max_size,
         "min_speedup": min_speedup,
     }

@@ -27,7 +27,8 @@ Cost = Literal["macs", "params", "latency"]
 Form = Literal["tucker", "hidden", "separable"]
 
 DEFAULT_RATIO = 2.0
-GOALS = ("ratio", "speedup", "latency_budget_ms", "size_budget")
+GOALS = ("ratio", "keep_accuracy", "speedup", "latency_budget_ms", "size_budget")
+SEARCHED_RATIOS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)  # to keep an accuracy
 LEAST_RIDGE = 1e-3  # moments are summed in float32, which settles nothing finer
 MOST_RANK = 2**20  # no convolution that is loaded has as many channels
 MOST_LAYERS = 20_000
@@ -40,7 +41,9 @@ class RankSettings(Settings):
 
     Attributes:
         ratio: cost of the whole original network over that of the whole truncated one; >= 1. None
-            is 2, where no other goal is set; at most one of the four goals is.
+            is 2, where no other goal is set; at most one of the five goals is.
+        keep_accuracy: percentage points of accuracy that a forecast may expect to be lost, for the
+            largest ratio that keeps within (`edgeclean.accuracy_goal`).
         speedup: latency of the whole original network over that of the truncated one, by a latency
             table; >= 1.
         latency_budget_ms: what the whole truncated network may take by a latency table.
@@ -65,6 +68,7 @@ class RankSettings(Settings):
     """
 
     ratio: float | None = setting(None, at_least=1, at_most=10**6)
+    keep_accuracy: float | None = setting(None, above=0, at_most=100)
     speedup: float | None = setting(None, at_least=1, at_most=10**6)
     latency_budget_ms: float | None = setting(None, above=0, at_most=10**9)
     size_budget: int | None = setting(None, at_least=1, at_most=2**63 - 1)
@@ -90,7 +94,7 @@ class RankSettings(Settings):
             raise UsageError(
                 f"{first} and {second} were both asked; a network has one goal: give one of them"
             )
-        if self.measure != "macs" and asked and asked != ["ratio"]:
+        if self.measure != "macs" and asked and asked[0] not in ("ratio", "keep_accuracy"):
             raise UsageError(
                 f"--measure {self.measure} is of a ratio; leave it out with "
                 f"--{asked[0].replace('_', '-')}"
@@ -114,7 +118,9 @@ class RankSettings(Settings):
 
     @property
     def ratio_or_default(self) -> float:
-        """The ratio, where that is the goal."""
+        """The ratio, where that is the goal; the smallest that is tried where it is searched."""
+        if self.keep_accuracy is not None:
+            return SEARCHED_RATIOS[0]
         return DEFAULT_RATIO if self.ratio is None else self.ratio
 
 

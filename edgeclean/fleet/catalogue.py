@@ -75,6 +75,7 @@ class NetworkOptions(Settings):
         policy: a file of gates; the gates beside it win over it.
         fail_on_backdoor: refuse a network that the scan suspects.
         max_accuracy_drop: percentage points that may be lost on the labelled images.
+        max_expected_drop: percentage points that the forecast may expect to be lost.
         max_size: the most that ``model.onnx`` may have, in bytes or as "2 MiB".
         min_speedup: the least gain in median latency on the machine that builds.
         targets: the names of the targets that it is for; all if none is named.
@@ -94,6 +95,7 @@ class NetworkOptions(Settings):
     policy: str | None = setting(None, longest=MOST_PATH)
     fail_on_backdoor: bool | None = None
     max_accuracy_drop: float | None = setting(None, at_least=0, at_most=100)
+    max_expected_drop: float | None = setting(None, at_least=0, at_most=100)
     max_size: int | str | None = setting(None, at_least=1, at_most=2**63 - 1, longest=40)
     min_speedup: float | None = setting(None, above=0, at_most=10**6)
     targets: tuple[str, ...] = setting((), longest=80, entries=(0, 1000))
@@ -184,10 +186,12 @@ class TargetEntry(Settings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoalEntry(Settings):
-    """One entry of ``[[goals]]``: how much smaller or faster; one of the first four.
+    """One entry of ``[[goals]]``: how much smaller or faster; one of the first five.
 
     Attributes:
         ratio: how many times fewer MACs (or parameters).
+        keep_accuracy: percentage points that the forecast may expect to be lost, for the largest
+            ratio that keeps within.
         speedup: how many times faster, by a latency table.
         latency_budget_ms: the time that one run may take, by a latency table.
         size_budget: the size that ``model.onnx`` may have, in bytes or as "500kB".
@@ -197,6 +201,7 @@ class GoalEntry(Settings):
     """
 
     ratio: float | None = setting(None, above=0, at_most=10**6)
+    keep_accuracy: float | None = setting(None, above=0, at_most=100)
     speedup: float | None = setting(None, above=0, at_most=10**6)
     latency_budget_ms: float | None = setting(None, above=0, at_most=10**9)
     size_budget: int | str | None = setting(None, at_least=1, at_most=2**63 - 1, longest=40)
@@ -214,6 +219,7 @@ class GoalEntry(Settings):
         """The name that it was given, or one that says what is asked."""
         asked = {
             "ratio": self.ratio,
+            "keep": self.keep_accuracy,
             "speedup": self.speedup,
             "latency-ms": self.latency_budget_ms,
             "size": self.size_budget,

@@ -200,6 +200,7 @@ class _Planned:
         own = {
             "fail_on_backdoor": entry.fail_on_backdoor,
             "max_accuracy_drop": entry.max_accuracy_drop,
+            "max_expected_drop": entry.max_expected_drop,
             "max_size": target.max_size or entry.max_size,
             "min_speedup": target.min_speedup or entry.min_speedup,
         }
@@ -243,6 +244,7 @@ class _Planned:
                 "precision": {"format": target.precision},
                 "ranks": {
                     "ratio": goal.ratio,
+                    "keep_accuracy": goal.keep_accuracy,
                     "measure": goal.measure,
                     "rank_multiple": goal.rank_multiple,
                     "speedup": goal.speedup,
@@ -293,6 +295,6 @@ def _key(entry: NetworkEntry) -> str:
 def _digests(settings: PipelineSettings, threads: int, table: str | None) -> tuple[str, str]:
     """Return what names the scan and the purification, and what names the tuned network."""
     first = ("seed", "compute", "load", "synthesize", "scan", "purify")
-    then = ("decompose", "scale", "ranks", "truncate", "finetune")
+    then = ("decompose", "scale", "ranks", "truncate", "finetune", "forecast")
     shared = digest([threads, *(getattr(settings, name) for name in first)])
     return shared, digest([shared, table, *(getattr(settings, name) for name in then)])

@@ -62,6 +62,7 @@ class ReportInputs:
         settings_toml: the settings that are not the defaults, as a configuration file.
         warnings: sentences that the reader should know.
         evaluation: accuracy on the user's images; None if none were given.
+        forecast: `edgeclean.accuracy_goal.Forecasts.summary`.
         gates: the verdict on each gate of the policy.
         trigger_success: success of each suspect's trigger on the three networks
             (`edgeclean.backdoor.scan.trigger_success`).
@@ -87,6 +88,7 @@ class ReportInputs:
     settings_toml: str
     warnings: tuple[str, ...] = ()
     evaluation: Evaluation | None = None
+    forecast: Mapping[str, JsonValue] | None = None
     gates: tuple[GateVerdict, ...] = ()
     precision: Mapping[str, JsonValue] | None = None
     trigger_success: tuple[Mapping[str, float], ...] = ()
@@ -123,6 +125,7 @@ def build_report(evidence: ReportInputs) -> dict[str, JsonValue]:
         "latency": None if evidence.latency is None else asdict(evidence.latency),
         "runtimes": [dict(row) for row in evidence.runtimes],
         "evaluation": None if evidence.evaluation is None else asdict(evidence.evaluation),
+        "forecast": None if evidence.forecast is None else dict(evidence.forecast),
         "gates": [asdict(verdict) for verdict in evidence.gates],
         "latency_table": _latency_table(compressed),
         "layers": [asdict(row) for row in evidence.layers],

@@ -71,6 +71,19 @@ def test_settings_are_those_of_compress_with_the_same_options(written: Written) 
     assert cell.options.policy.max_size_bytes == 9000  # the target's wins
 
 
+def test_a_forecast_is_a_goal_and_a_gate_of_a_fleet_too(written: Written) -> None:
+    path = written(
+        BASE + "max-expected-drop = 3\n[[goals]]\nkeep-accuracy = 1.5\n[[goals]]\nratio = 2.0\n"
+        '[[networks]]\ncheckpoint = "a.safetensors"\nmax-expected-drop = 2\n'
+    )
+    searched, asked = planned(path)["a"].cells
+    assert (searched.goal, asked.goal) == ("keep-1.5", "ratio-2")
+    assert searched.options.settings.ranks.keep_accuracy == 1.5
+    assert asked.options.settings.ranks.keep_accuracy is None
+    assert searched.options.policy.max_expected_drop == 2.0
+    assert searched.options.shared == asked.options.shared
+
+
 def test_a_glob_takes_the_model_file_beside_each_and_no_code_by_it(
     written: Written, folder: Path
 ) -> None:

@@ -104,6 +104,8 @@ def test_a_policy_file_is_read_and_options_win(tmp_path: Path) -> None:
         ('max-size = "0.2 B"', "1 byte or more"),
         ("max-accuracy-drop = -1", "from 0 to 100"),
         ("max-accuracy-drop = nan", "from 0 to 100"),
+        ("max-expected-drop = -1", "from 0 to 100"),
+        ("max-expected-drop = nan", "from 0 to 100"),
         ("min-speedup = 0", "above 0"),
         ("min-speedup = inf", "above 0"),
         ("min-speedup = nan", "above 0"),
@@ -208,6 +210,7 @@ def test_the_documented_policy_is_one(tmp_path: Path) -> None:
     policy = read_policy(path, {})
     assert policy.fail_on_backdoor
     assert None not in (policy.max_accuracy_drop, policy.max_size, policy.min_speedup)
+    assert policy.max_expected_drop == 2.0
 
 
 def test_verdicts_and_accuracy_stand_in_the_report_and_on_the_page() -> None:
