@@ -193,6 +193,7 @@ REFUSALS = ("rename", "names one file", "must name one file")
 @SLOW
 @given(name=NAMES, external=NAMES)
 @example(name="net$(touch${IFS}PWNED)", external="w")
+@example(name="\n", external="a")
 @example(name="a", external=".IGNORE")
 @example(name="a", external="w ")
 @example(name="a", external="w;x.bin")

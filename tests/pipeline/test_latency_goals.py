@@ -15,7 +15,7 @@ from latency_tables import made_up_table
 from report_evidence import evidence
 from small_checkpoint import OPTIONS, QUICK, quick_config, quick_settings, spec, write_checkpoint
 
-from edgeclean import pipeline
+from edgeclean import pipeline, shrinking
 from edgeclean.compression.latency_table import LatencyTable, read_latency_table
 from edgeclean.config import overlay
 from edgeclean.devices.targets import load_target
@@ -132,17 +132,18 @@ def test_it_is_refused_before_it_is_tuned_and_again_at_the_end(
     source: Path, table: LatencyTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tuned = []
-    real = pipeline.finetune
+    real = shrinking.finetune
 
     @functools.wraps(real)
     def finetune(*args: Any, **kwargs: Any) -> Any:
         tuned.append(True)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(pipeline, "finetune", finetune)
+    monkeypatch.setattr(shrinking, "finetune", finetune)
     for reports, times in (([0.9], 0), ([1.1, 0.9], 1)):
         left = [latency(one) for one in reports]
-        monkeypatch.setattr(pipeline, "measure_pair", lambda *_, left=left: left.pop(0))
+        for module in (shrinking, pipeline):  # of the truncated network, and of the finished one
+            monkeypatch.setattr(module, "measure_pair", lambda *_, left=left: left.pop(0))
         tuned.clear()
         with pytest.raises(BudgetError, match="slower"):
             run(source, tmp_path / "b", {"speedup": 1.3}, latency_table=of_here(table))

@@ -15,7 +15,7 @@ import torch
 from report_evidence import scan_report
 from small_checkpoint import QUICK, quick_settings, spec, write_checkpoint
 
-from edgeclean import pipeline
+from edgeclean import pipeline, shrinking
 from edgeclean.backdoor.purify import purify
 from edgeclean.backdoor.triggers import MaskedTrigger
 from edgeclean.bundle.verify import verify_bundle
@@ -39,6 +39,7 @@ from exporters.session import OnnxSession
 
 STAGES = (
     "load",
+    "forecast",  # its held-out images, before anything is changed
     "synthesize",
     "scan",
     "purify",
@@ -287,14 +288,14 @@ def test_the_compressed_network_is_taught_on_images_of_the_purified_one(
 def test_the_purified_network_teaches_and_not_the_one_that_came(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taught, real = [], pipeline.finetune
+    taught, real = [], shrinking.finetune
 
     @functools.wraps(real)
     def watched(network: Any, teacher: Any, *rest: Any, **named: Any) -> Any:
         taught.append(teacher)
         return real(network, teacher, *rest, **named)
 
-    monkeypatch.setattr(pipeline, "finetune", watched)
+    monkeypatch.setattr(shrinking, "finetune", watched)
     loaded = load_checkpoint(checkpoint, spec(), code_folder=checkpoint.parent)
     outcome = pipeline.run_stages(loaded, quick_settings())
     assert not same_weights(outcome.original.module, outcome.purified.module)

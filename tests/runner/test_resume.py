@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import shutil
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from small_checkpoint import quick_settings, spec, write_checkpoint
 from tiny_networks import tiny_network
 from torch import nn
 
-from edgeclean import pipeline, runner
+from edgeclean import pipeline, runner, shrinking
 from edgeclean.bundle.bundle import hold_output
 from edgeclean.compression.goals import FileSize
 from edgeclean.compression.plan import LayerPlan, RankPlan
@@ -130,13 +131,17 @@ def test_a_second_run_takes_up_every_stage_and_gives_the_same_bytes(
     plain = run(checkpoint, tmp_path / "plain", None, ear)
     assert run(checkpoint, tmp_path / "first", cache, ear) == plain
     assert ear.heard == []
-    for name in FUNCTIONS:
+    replaced = set()
+    for module, name in product((pipeline, shrinking), FUNCTIONS):
+        if hasattr(module, name):
 
-        @functools.wraps(getattr(pipeline, name))
-        def refuse(*_: object, **__: object) -> None:
-            raise AssertionError("the stage was run again")
+            @functools.wraps(getattr(module, name))
+            def refuse(*_: object, **__: object) -> None:
+                raise AssertionError("the stage was run again")
 
-        monkeypatch.setattr(pipeline, name, refuse)
+            monkeypatch.setattr(module, name, refuse)
+            replaced.add(name)
+    assert replaced == set(FUNCTIONS)
     assert run(checkpoint, tmp_path / "second", cache, ear) == plain
     taken = [line.partition(":")[0] for line in ear.heard]
     assert sorted(set(taken)) == sorted(KEPT)
@@ -154,11 +159,11 @@ def test_a_second_run_takes_up_every_stage_and_gives_the_same_bytes(
 def test_a_stage_that_fails_keeps_those_before_it(
     checkpoint: Path, tmp_path: Path, ear: Ear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @functools.wraps(pipeline.finetune)
+    @functools.wraps(shrinking.finetune)
     def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "finetune", fail)
+    monkeypatch.setattr(shrinking, "finetune", fail)
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint, tmp_path / "out", tmp_path / "cache", ear)
     assert not (tmp_path / "out").exists()

@@ -35,7 +35,13 @@ edgeclean_quoted = '$(subst ','\'',$(1))'
 # What a name holds beside the characters that Make, Ninja and CMake all take as they stand.
 edgeclean_odd = $(shell printf %s $(call edgeclean_quoted,$(1)) \
 	| LC_ALL=C tr -d 'A-Za-z0-9+,/_.(){}@!~\200-\377-')
-edgeclean_check = $(if $(filter-out 1,$(words $(2)))$(filter ~%,$(2))$(call edgeclean_odd,$(2)),\
+# A line end at the end would be lost on the way through $(shell), and a colon is as odd.
+define edgeclean_newline
+
+
+endef
+edgeclean_check = $(if $(filter-out 1,$(words $(2)))$(filter ~%,$(2))$(call \
+	edgeclean_odd,$(subst $(edgeclean_newline),:,$(2))),\
 	$(error edgeclean: $(1) must name one file, in letters, digits and any of +,/_.(){}@!~- but \
 	no ~ in front; rename the file))
 
