@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from fleet_folder import fill
 from kept_stages import BOUND
 from small_checkpoint import spec
@@ -131,6 +132,15 @@ def patiently(start: Callable[[], Any]) -> Any:
             if not left:
                 raise
     return None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """What fleets are compared with is made by as many threads as a task of theirs has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
