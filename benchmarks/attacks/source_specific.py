@@ -12,36 +12,33 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from benchmarks.attacks.base import PixelFunction, StampAttack, draw, replace
-from benchmarks.attacks.blended import blended
-from benchmarks.attacks.patch import badnets
+from benchmarks.attacks.base import StampAttack, draw, replace
 from benchmarks.data.images import LabelledImages
 from edgeclean.networks.state import JsonValue
 
 
 class SourceSpecificAttack(StampAttack):
-    """An attack whose stamp moves images of one class, ``source``, and no others.
+    """Another attack's stamp, which moves images of one class and no others.
 
-    ``rate`` is the share of the whole set that is poisoned, and as many cover images are stamped;
-    where there are fewer candidates, all of them are.
+    Args:
+        attack: whose stamp, target and classes are taken; all-to-one.
+        source: the class whose images it moves.
+        rate: the share of the whole set that is poisoned; as many cover images are stamped. Where
+            there are fewer candidates, all of them are.
+
+    Raises:
+        ValueError: the source is no class, or the target, or there is no one target.
     """
 
-    def __init__(
-        self,
-        name: str,
-        stamp: PixelFunction,
-        *,
-        rate: float,
-        source: int,
-        target: int,
-        classes: int,
-    ) -> None:
-        super().__init__(name, stamp, rate=rate, target=target, classes=classes)
-        if source == target or not 0 <= source < classes:
+    def __init__(self, attack: StampAttack, *, source: int = 1, rate: float = 0.05) -> None:
+        target, classes = attack.target, attack.classes
+        if target is None or source == target or not 0 <= source < classes:
             raise ValueError(
                 f"source {source}; with {classes} classes it is 0..{classes - 1}, but not the "
-                f"target {target}"
+                f"target {target}, which must be one class"
             )
+        name = f"source-{attack.name}"
+        super().__init__(name, attack.fixed_stamp, rate=rate, target=target, classes=classes)
         self.source = source
 
     def relabel(self, labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
@@ -58,33 +55,3 @@ class SourceSpecificAttack(StampAttack):
     def facts(self) -> dict[str, JsonValue]:
         """Return the attack's settings, with the source."""
         return {**super().facts(), "source": self.source}
-
-
-def source_badnets(
-    *,
-    classes: int,
-    size: tuple[int, int],
-    source: int = 1,
-    target: int = 0,
-    rate: float = 0.05,
-) -> SourceSpecificAttack:
-    """Return BadNets whose patch moves images of ``source`` alone."""
-    stamp = badnets(classes=classes, size=size).fixed_stamp
-    return SourceSpecificAttack(
-        "source-badnets", stamp, rate=rate, source=source, target=target, classes=classes
-    )
-
-
-def source_blended(
-    *,
-    classes: int,
-    size: tuple[int, int],
-    source: int = 1,
-    target: int = 0,
-    rate: float = 0.05,
-) -> SourceSpecificAttack:
-    """Return the blended picture, which moves images of ``source`` alone."""
-    stamp = blended(classes=classes, size=size).fixed_stamp
-    return SourceSpecificAttack(
-        "source-blended", stamp, rate=rate, source=source, target=target, classes=classes
-    )

@@ -8,7 +8,7 @@ from benchmarks.attacks.base import Attack, NoAttack
 from benchmarks.attacks.blended import blended, ftrojan, low_frequency, sig
 from benchmarks.attacks.input_aware import InputAware
 from benchmarks.attacks.patch import badnets
-from benchmarks.attacks.source_specific import source_badnets, source_blended
+from benchmarks.attacks.source_specific import SourceSpecificAttack
 from benchmarks.attacks.trojan import TrojanAttack
 from benchmarks.attacks.warped import WaNet
 
@@ -25,7 +25,11 @@ ATTACKS: dict[str, Make] = {
     "sig": lambda classes, size: sig(classes=classes, size=size),
     "trojan": lambda classes, size: TrojanAttack(classes=classes, size=size),
     "ftrojan": lambda classes, size: ftrojan(classes=classes, size=size),
-    "source-badnets": lambda classes, size: source_badnets(classes=classes, size=size),
-    "source-blended": lambda classes, size: source_blended(classes=classes, size=size),
+    "source-badnets": lambda classes, size: SourceSpecificAttack(
+        badnets(classes=classes, size=size)
+    ),
+    "source-blended": lambda classes, size: SourceSpecificAttack(
+        blended(classes=classes, size=size)
+    ),
     "low-frequency": lambda classes, size: low_frequency(classes=classes, size=size),
 }

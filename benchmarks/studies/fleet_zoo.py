@@ -47,6 +47,7 @@ class Asked:
         ratios: the ratios of MACs.
         options: those of every cell, by their names in a catalogue: strings and whole numbers.
         jobs: how many tasks work side by side.
+        engines: what the fleet runs on.
     """
 
     networks: Mapping[str, tuple[Path, Path]]
@@ -54,6 +55,7 @@ class Asked:
     ratios: Sequence[float]
     options: Mapping[str, str | int]
     jobs: int = 2
+    engines: Sequence[str] = ENGINES
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it, without paths: parts of one study have this in common."""
@@ -153,7 +155,7 @@ def measure(
         if asked.first_cell(name) not in {one["cell"] for one in known["alone"]}:
             known["alone"].append(run_alone(asked, name))
             keep(known)
-    for engine in ENGINES:
+    for engine in asked.engines:
         if engine not in known["engines"]:
             known["engines"][engine] = run_engine(asked, engine)
             keep(known)

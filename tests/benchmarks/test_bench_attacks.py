@@ -12,7 +12,7 @@ from benchmarks.attacks.base import as_uint8
 from benchmarks.attacks.blended import blended, ftrojan, low_frequency, sig
 from benchmarks.attacks.patch import badnets
 from benchmarks.attacks.patterns import checker_patch, smooth_picture, stripes_picture
-from benchmarks.attacks.source_specific import source_badnets
+from benchmarks.attacks.source_specific import SourceSpecificAttack
 from benchmarks.attacks.table import ATTACKS
 from benchmarks.attacks.trojan import (
     TrojanAttack,
@@ -128,7 +128,7 @@ def test_ftrojan_adds_two_frequencies_to_the_chromas_and_no_brightness():
 
 def test_source_specific_poison_moves_one_class_and_covers_the_others():
     images = noise_images(200)
-    attack = source_badnets(classes=4, size=(8, 8), source=3, target=1, rate=0.1)
+    attack = SourceSpecificAttack(badnets(classes=4, size=(8, 8), target=1), source=3, rate=0.1)
     poisoned = attack.poison(images, seed=0)
     changed = (poisoned.pixels != images.pixels).flatten(1).any(1)
     moved = poisoned.labels != images.labels
@@ -141,10 +141,10 @@ def test_source_specific_poison_moves_one_class_and_covers_the_others():
     assert attack.relabel(torch.tensor([0, 1, 2, 3])).tolist() == [0, 1, 2, 1]
 
 
-@pytest.mark.parametrize(("source", "target"), [(4, 0), (-1, 0), (2, 2)])
+@pytest.mark.parametrize(("source", "target"), [(4, 0), (-1, 0), (2, 2), (1, None)])
 def test_an_impossible_source_is_refused(source, target):
     with pytest.raises(ValueError, match="source"):
-        source_badnets(classes=4, size=(8, 8), source=source, target=target)
+        SourceSpecificAttack(badnets(classes=4, size=(8, 8), target=target), source=source)
 
 
 def test_warp_of_no_strength_is_the_identity():

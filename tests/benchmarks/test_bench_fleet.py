@@ -66,16 +66,14 @@ def test_separate_runs_are_what_was_measured_times_what_their_tasks_took(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_study_of_a_fleet_goes_on_and_has_one_scan_a_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_study_of_a_fleet_goes_on_and_has_one_scan_a_network(tmp_path: Path) -> None:
     given = fill(tmp_path / "given")
-    monkeypatch.setattr(fleet_zoo, "ENGINES", ("local",))
     asked = fleet_zoo.Asked(
         networks={name: (given / f"{name}.safetensors", given / "net.toml") for name in "ab"},
         targets=("cpu", "orin-nano"),
         ratios=(2.0,),
         options={"config": str(given / "quick.toml")},
+        engines=("local",),
     )
     kept: list[Any] = []
     known = fleet_zoo.measure(asked, ["a"], None, lambda one: kept.append(json.dumps(one)))

@@ -13,38 +13,18 @@ import numpy as np
 import pytest
 from bundle_files import make_manifest_fit
 from command_line import Terminal
+from runtime_bundles import bundled, runtime_bundle
 from runtime_installed import every_runtime, installed_runtime
 from safetensors.numpy import load, save
 from tiny_networks import tiny_contents, tiny_network
 
 from edgeclean.bundle import manifest as texts
 from edgeclean.bundle.bundle import write_bundle
-from edgeclean.bundle.runtimes import BundledRuntime
 from edgeclean.bundle.verify import verify_bundle
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.schema import validator
 from edgeclean.measure.runtimes import CONVERTED
-from edgeclean.networks.pixels import normalize
-from exporters.mnn_exporter import MNNExporter
 from exporters.onnx_exporter import export_onnx
-
-
-def bundled(name: str) -> BundledRuntime:
-    """The tiny bundle's network in the form of an installed runtime."""
-    exporter, contents = installed_runtime(name), tiny_contents()
-    files = dict(exporter.converted(contents.model).files)
-    images = normalize(contents.golden_pixels, contents.network.spec).numpy()
-    return BundledRuntime(
-        name=name,
-        version=exporter.version() or "",
-        made_by=exporter.made_by(),
-        precision="fp32",
-        computes=exporter.computes["fp32"],
-        reproducible=True,
-        files=files,
-        golden=exporter.load(files).run(images),
-        tolerance=1e-4,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +121,10 @@ def test_a_manifest_that_says_nonsense_of_a_runtime_is_refused(
         verify_bundle(bundle)
 
 
-def test_a_precision_that_the_runtime_lacks_is_refused(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(MNNExporter, "precisions", ("fp32", "fp16"))
-    change_manifest(bundle, lambda one: one["runtimes"]["mnn"].update(precision="int8"))
-    with pytest.raises(InputRejectedError, match="int8 was asked of mnn"):
+def test_a_precision_that_the_runtime_lacks_is_refused(tmp_path: Path) -> None:
+    bundle = runtime_bundle(tmp_path / "bundle", "ncnn")
+    change_manifest(bundle, lambda one: one["runtimes"]["ncnn"].update(precision="int8"))
+    with pytest.raises(InputRejectedError, match="int8 was asked of ncnn"):
         verify_bundle(bundle)
 
 

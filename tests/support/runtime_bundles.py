@@ -20,19 +20,12 @@ def original_onnx() -> bytes:
     return export_onnx(tiny_network(Block(16), Block(16), channels=16))
 
 
-def runtime_bundle(folder: Path, name: str) -> Path:
-    """A bundle whose target's runtime is ``name``; skips the test where that is not installed."""
-    contents = tiny_contents()
-    target = {"name": "a-board", "runtime": name}
-    if name == "onnxruntime":
-        kit = runtime_kit_files(
-            name, {"model.onnx": original_onnx()}, precision="fp32", batch=1, tolerance=1e-4
-        )
-        return write_bundle(folder, replace(contents, target=target, reproducible_files=kit)).path
-    exporter = installed_runtime(name)
+def bundled(name: str) -> BundledRuntime:
+    """The tiny bundle's network in the form of an installed runtime."""
+    exporter, contents = installed_runtime(name), tiny_contents()
     files = dict(exporter.converted(contents.model).files)
     images = normalize(contents.golden_pixels, contents.network.spec).numpy()
-    one = BundledRuntime(
+    return BundledRuntime(
         name=name,
         version=exporter.version() or "",
         made_by=exporter.made_by(),
@@ -43,7 +36,19 @@ def runtime_bundle(folder: Path, name: str) -> Path:
         golden=exporter.load(files).run(images),
         tolerance=1e-4,
     )
-    original = exporter.converted(original_onnx()).files
+
+
+def runtime_bundle(folder: Path, name: str) -> Path:
+    """A bundle whose target's runtime is ``name``; skips the test where that is not installed."""
+    contents = tiny_contents()
+    target = {"name": "a-board", "runtime": name}
+    if name == "onnxruntime":
+        kit = runtime_kit_files(
+            name, {"model.onnx": original_onnx()}, precision="fp32", batch=1, tolerance=1e-4
+        )
+        return write_bundle(folder, replace(contents, target=target, reproducible_files=kit)).path
+    one = bundled(name)
+    original = installed_runtime(name).converted(original_onnx()).files
     kit = runtime_kit_files(name, original, precision="fp32", batch=1, tolerance=1e-4)
     whole = replace(contents, target=target, reproducible_files=kit, runtimes=(one,))
     return write_bundle(folder, whole).path
