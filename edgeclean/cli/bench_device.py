@@ -90,6 +90,16 @@ def _in_runtime(
     against = None if path is None else read_input(path, LoadLimits().file_bytes)
     how = RuntimeRemoteSettings(**settings)
     document = bench_in_runtime(opened, device, runtime, how, against=against, log=reporter.note)
+    tell_board(reporter, document, device.host)
+    return document
+
+
+def tell_board(reporter: Reporter, document: dict[str, Any], host: str) -> None:
+    """Tell what a board measured in its runtime.
+
+    Raises:
+        ParityError: it computes something else; the numbers were told before.
+    """
     latency, parity, board = (document[one] for one in ("latency", "parity", "device"))
     difference, allowed = parity["max_relative_difference"], parity["tolerance"]
     about = plain_table("", "")
@@ -105,11 +115,10 @@ def _in_runtime(
     _say_unsteady(reporter, latency, "and let nothing else run there")
     if difference > allowed:
         raise ParityError(
-            f"on {device.host} {runtime} gives logits that differ from the bundle's by "
-            f"{difference:.3g} of max(1, largest logit), and {allowed:.3g} is allowed; do not ship "
-            "it there: use a higher precision, or another version of the runtime"
+            f"on {host} {document['runtime']['name']} gives logits that differ from the bundle's "
+            f"by {difference:.3g} of max(1, largest logit), and {allowed:.3g} is allowed; do not "
+            "ship it there: use a higher precision, or another version of the runtime"
         )
-    return document
 
 
 def _given(asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeclean.networks.autocast import device_of, mixed_precision
+from edgeclean.networks.features import Hooks
 
 EPSILON = 1e-6  # added to variances before a root or a quotient
 
@@ -48,7 +48,7 @@ def running_batchnorm_layers(
     return [layer for layer in layers if layer in ran]
 
 
-class StatisticsDistance:
+class StatisticsDistance(Hooks):
     """A context that compares the *inputs* of every BatchNorm with its running statistics.
 
     Inputs, because pairing the n-th convolution's output with the n-th BatchNorm, as the public
@@ -58,7 +58,7 @@ class StatisticsDistance:
     def __init__(self, module: nn.Module) -> None:
         self._layers = batchnorm_layers(module)
         self._inputs: dict[nn.Module, Tensor] = {}
-        self._handles = [
+        self.handles = [
             layer.register_forward_pre_hook(self._keep, with_kwargs=True) for layer in self._layers
         ]
 
@@ -87,18 +87,6 @@ class StatisticsDistance:
             total = total.to(layer_distance.device) + layer_distance.mean()
         self._inputs.clear()
         return total / max(1, len(ran))
-
-    def __enter__(self) -> StatisticsDistance:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
 
 
 class BatchMoments(torch.autograd.Function):

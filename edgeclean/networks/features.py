@@ -7,23 +7,49 @@ maps than through its few logits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 _MOST_TAPS = 8
 
 
-class Features:
+H = TypeVar("H", bound="Hooks")
+
+
+class Hooks:
+    """A context at whose end hooks are removed.
+
+    Attributes:
+        handles: of the hooks.
+    """
+
+    handles: Sequence[RemovableHandle] = ()
+
+    def __enter__(self: H) -> H:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+class Features(Hooks):
     """Keeps the outputs of some layers of the latest forward pass."""
 
     def __init__(self, module: nn.Module, names: list[str]) -> None:
         self._kept: dict[str, Tensor] = {}
-        self._handles = [
+        self.handles = [
             module.get_submodule(name).register_forward_hook(self._keep(name)) for name in names
         ]
 
@@ -37,18 +63,6 @@ class Features:
         """What was kept since the last take."""
         kept, self._kept = self._kept, {}
         return kept
-
-    def __enter__(self) -> Features:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
 
 
 def shared_taps(learner: nn.Module, master: nn.Module) -> list[str]:

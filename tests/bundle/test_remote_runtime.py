@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from bundle_files import make_manifest_fit
+from command_line import Terminal
 from loopback_sshd import Loopback
 from runtime_bundles import original_onnx, runtime_bundle
 from tiny_networks import tiny_contents
@@ -76,6 +77,25 @@ def test_a_board_runs_the_runtimes_own_files_and_answers(
         line.split()[1].strip(",") for line in log if line.startswith("measuring ") and "," in line
     ]
     assert order == ["original", "compressed", "compressed", "original"]
+
+
+@pytest.mark.slow
+def test_the_command_tells_a_board_and_then_holds_its_gate(
+    bundle: Path,
+    server: Loopback,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    original = tmp_path / "original.onnx"
+    original.write_bytes(original_onnx())
+    there = ("--device", server.url, "--ssh-config", server.configuration)
+    asked = ("--runtime", "onnxruntime", "--against", original, "--python", sys.executable)
+    answer = Terminal(monkeypatch, capsys)("bench", bundle, *there, *asked, "--min-speedup", 1000)
+    assert answer.code == 6, answer.err
+    assert "at least 1000 was asked" in answer.err
+    for words in ("parity with the bundle", "onnxruntime", "speed-up", "state before"):
+        assert words in answer.out
 
 
 @pytest.mark.slow

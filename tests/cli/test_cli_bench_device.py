@@ -10,12 +10,12 @@ import pytest
 from command_line import Terminal
 from tiny_networks import tiny_contents
 
-from edgeclean.bundle import remote_runtime
 from edgeclean.bundle.bundle import write_bundle
 from edgeclean.cli import bench_device
+from edgeclean.cli.console import Reporter
+from edgeclean.errors import ParityError
 
 NOWHERE = ("--device", "ssh://nowhere.invalid")
-NCNN = ("--runtime", "ncnn")
 
 
 @pytest.fixture(scope="module")
@@ -79,26 +79,28 @@ def test_what_a_device_cannot_do_is_refused_before_it_is_reached(
     assert said in answer.err
 
 
-def test_a_board_is_told_with_its_state_and_its_parity(
-    terminal: Terminal, bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = record()
-    monkeypatch.setattr(remote_runtime, "bench_in_runtime", lambda *_, **__: found)
-    answer = terminal("bench", bundle, *NOWHERE, *NCNN)
-    assert answer.code == 0
+def test_a_board_is_told_with_its_state_and_its_parity(capsys: pytest.CaptureFixture[str]) -> None:
+    bench_device.tell_board(Reporter(), record(), "pi")
+    told = capsys.readouterr().out
     for words in (
         "Raspberry Pi 5",
         "ncnn 1.0",
         "2.0e-06, allowed 1e-04",
         "61 °C, 1500 to 2400 MHz",
     ):
-        assert words in answer.out
-    assert terminal("bench", bundle, *NOWHERE, *NCNN, "--min-speedup", "2.5").code == 6
-    found["parity"]["max_relative_difference"] = 2e-4
-    answer = terminal("bench", bundle, *NOWHERE, *NCNN, "--json")
-    assert answer.code == 5
-    assert "differ from the bundle's by 0.0002" in answer.err
-    assert json.loads(answer.out)["parity"]["tolerance"] == 1e-4  # the numbers were told before
+        assert words in told
+
+
+def test_a_board_that_computes_something_else_is_refused_after_its_numbers_were_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    far = {"images": 16, "max_relative_difference": 2e-4, "tolerance": 1e-4}
+    with pytest.raises(
+        ParityError, match=r"on pi ncnn .* differ from the bundle's by 0.0002"
+    ) as end:
+        bench_device.tell_board(Reporter(as_json=True), record(parity=far), "pi")
+    assert end.value.exit_code == 5
+    assert json.loads(capsys.readouterr().out)["parity"] == far
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import kit_runs
 import pytest
 from standin_trtexec import FLAGS, banner, place_trtexec
 from tiny_networks import tiny_contents, tiny_network
@@ -178,13 +179,7 @@ def kit_bundle(folder: Path) -> Path:
 
 
 def run_kit(bundle: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["sh", str(bundle / "kit/run.sh"), *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"},
-    )
+    return kit_runs.run_kit(bundle, *words, PATH=f"{Path(sys.executable).parent}:/usr/bin:/bin")
 
 
 @pytest.mark.parametrize("release", ["8.6.1", "10.16", "11.1"])

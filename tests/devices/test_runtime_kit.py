@@ -6,19 +6,18 @@ import ast
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from kit_runs import run_kit
 from runtime_bundles import runtime_bundle
-from runtime_installed import every_runtime
 from safetensors.numpy import load, save
 
 from edgeclean.bundle.kit import program
-from edgeclean.bundle.runtime_kit import MODULES, has_kit
+from edgeclean.bundle.runtime_kit import MODULES
 from edgeclean.devices.kit import runtime_device, runtime_engines, storage
 from edgeclean.files.schema import first_violation
 
@@ -35,25 +34,24 @@ class Parts:
 
     def __init__(self, folder: Path, bundle: Path) -> None:
         self.work, self.bundle = folder / "work", bundle
+        self.place = ["--bundle", str(bundle)]
 
     def __call__(self, *words: str) -> int:
-        return runtime_device.main(["--work", str(self.work), *ONE, *words])
+        return runtime_device.main([*self.place, "--work", str(self.work), *ONE, *words])
 
     def child(self, folder: Path, *words: str) -> dict[str, Any]:
         answer = folder / "answer.json"
-        assert runtime_device.main([*ONE, "--output", str(answer), *words]) == 0
+        assert runtime_device.main([*self.place, *ONE, "--output", str(answer), *words]) == 0
         return dict(json.loads(answer.read_text()))
 
     def program(self, text: str) -> None:
         """Another program in the place of the processes that measure."""
-        (self.bundle / runtime_device.PROGRAM).write_text(text)
+        replace(self.bundle, runtime_device.PROGRAM, text.encode())
 
 
 @pytest.fixture
-def parts(tmp_path: Path, pristine: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
-    bundle = Path(shutil.copytree(pristine, tmp_path / "bundle"))
-    monkeypatch.setattr(runtime_device, "BUNDLE", bundle)
-    return Parts(tmp_path, bundle)
+def parts(tmp_path: Path, pristine: Path) -> Parts:
+    return Parts(tmp_path, Path(shutil.copytree(pristine, tmp_path / "bundle")))
 
 
 def test_the_program_is_one_file_for_python_3_9_and_a_runtimes_wheel() -> None:
@@ -93,7 +91,8 @@ def test_the_golden_images_and_the_times_are_those_of_the_networks(
     (parts.bundle / "golden.safetensors").write_bytes(save(changed))
     network = runtime_engines.open_network("onnxruntime", parts.bundle, "fp32", 1)
     images = runtime_engines.golden_tensor(parts.bundle / "golden.safetensors", "input")
-    far = runtime_device.compare(network, images, config)["max_relative_difference"]
+    logits = runtime_engines.golden_tensor(parts.bundle / "golden.safetensors", "logits")
+    far = runtime_device.compare(network, images, logits, 1)["max_relative_difference"]
     largest = np.maximum(1, np.abs(changed["logits"]).max(axis=1))
     assert far == pytest.approx(0.5 / largest.min(), rel=1e-3)
     times = runtime_device.take_times(network, images, config, 0)
@@ -113,13 +112,13 @@ def test_golden_images_that_are_none_are_said(tmp_path: Path, tensors: Any, word
 
 
 def test_logits_that_are_none_are_said(parts: Parts) -> None:
-    config = json.loads((parts.bundle / "kit/kit.json").read_bytes())
     images = runtime_engines.golden_tensor(parts.bundle / "golden.safetensors", "input")
-    classes = runtime_engines.golden_tensor(parts.bundle / "golden.safetensors", "logits").shape[1]
+    logits = runtime_engines.golden_tensor(parts.bundle / "golden.safetensors", "logits")
+    classes = logits.shape[1]
     with pytest.raises(ValueError, match="not finite"):
-        runtime_device.compare(lambda _: np.full((1, classes), np.nan), images, config)
+        runtime_device.compare(lambda _: np.full((1, classes), np.nan), images, logits, 1)
     with pytest.raises(ValueError, match=r"it gives .* logits; .* are stored"):
-        runtime_device.compare(lambda _: np.zeros((1, classes + 1)), images, config)
+        runtime_device.compare(lambda _: np.zeros((1, classes + 1)), images, logits, 1)
 
 
 @pytest.mark.parametrize(
@@ -151,46 +150,43 @@ def test_a_runtime_that_ends_otherwise_is_one_sentence(
     parts: Parts, text: str, code: int, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parts.program(text)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime_device, "check_files", lambda *_: None)
-        assert parts() == code
+    assert parts() == code
     (last,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert words in last
     assert not (parts.work / "result.json").exists()
 
 
-def test_one_that_hangs_is_ended(
-    parts: Parts, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_that_hangs_is_ended(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
     parts.program("import time; time.sleep(60)")
-    monkeypatch.setattr(runtime_device, "check_files", lambda *_: None)
-    monkeypatch.setattr(runtime_device, "SPARE_SECONDS", -0.5)
-    assert parts() == 8
+    assert parts("--spare", "1") == 8
     assert "did not end with the compressed network in time" in capsys.readouterr().err
 
 
-def test_rounds_that_are_kept_are_not_measured_again(
-    parts: Parts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
+# In the place of the processes that measure: tells what it was asked, and ends the fourth time.
+COUNTING = """
+import json, pathlib, sys
+words = sys.argv[1:]
+answer = pathlib.Path(words[words.index("--output") + 1])
+told, golden = answer.with_name("asked"), "--golden" in words
+asked = told.read_text().splitlines() if told.exists() else []
+asked.append(words[words.index("--child") + 1] + " --golden" * golden)
+told.write_text("\\n".join(asked))
+if len(asked) == 4:
+    sys.exit("error: cut off")
+found = {"images": 1, "max_relative_difference": 0.0}
+answer.write_text(json.dumps(found if golden else {"times_ms": [float(len(asked)), 2.0]}))
+"""
 
-    def answer(kit: runtime_device.RuntimeKit, role: str, words: list[str]) -> dict[str, Any]:
-        asked.append((role, *words))
-        if len(asked) == 4:
-            raise storage.Stop(8, "cut off")
-        golden = {"images": 1, "max_relative_difference": 0.0}
-        return golden if words else {"times_ms": [float(len(asked)), 2.0]}
 
-    monkeypatch.setattr(runtime_device, "answer_of", answer)
+def test_rounds_that_are_kept_are_not_measured_again(parts: Parts) -> None:
+    def asked() -> list[str]:
+        return (parts.work / "asked").read_text().splitlines()
+
+    parts.program(COUNTING)
     assert parts("--rounds", "2") == 8
-    assert asked == [
-        ("compressed", "--golden"),
-        ("original",),
-        ("compressed",),
-        ("compressed",),
-    ]
+    assert asked() == ["compressed --golden", "original", "compressed", "compressed"]
     assert parts("--rounds", "2") == 0
-    assert asked[4:] == [("compressed", "--golden"), ("compressed",), ("original",)]
+    assert asked()[4:] == ["compressed --golden", "compressed", "original"]
     record = json.loads((parts.work / "result.json").read_text())
     assert record["resumed"] is True
     assert first_violation(record, "device-runtime") is None
@@ -215,7 +211,7 @@ def test_a_python_without_the_runtime_is_told_what_to_do(
     assert not parts.work.exists()
 
 
-@pytest.mark.parametrize("option", ["--rounds", "--seconds", "--threads"])
+@pytest.mark.parametrize("option", ["--rounds", "--seconds", "--threads", "--spare"])
 def test_an_impossible_length_is_refused(parts: Parts, option: str) -> None:
     assert parts(option, "0") == 2
 
@@ -235,12 +231,10 @@ def test_a_raspberry_pi_says_what_holds_it_back(
 
 
 @pytest.mark.slow
-@every_runtime
+@pytest.mark.parametrize("name", runtime_engines.PACKAGES)
 def test_the_kit_runs_from_the_bundle_alone_in(name: str, tmp_path: Path) -> None:
-    if not has_kit(name):
-        pytest.skip(f"{name} has no kit")
     bundle = runtime_bundle(tmp_path / "a bundle", name)
-    finished = run_kit(bundle, "--work", str(tmp_path / "w"), *ONE)
+    finished = run_kit(bundle, "--work", str(tmp_path / "w"), *ONE, PYTHON=sys.executable)
     assert finished.returncode == 0, finished.stderr
     record = json.loads((tmp_path / "w/result.json").read_text())
     assert first_violation(record, "device-runtime") is None
@@ -256,29 +250,19 @@ def test_a_file_that_the_runtime_does_not_take_is_one_sentence(name: str, tmp_pa
     bundle = runtime_bundle(tmp_path / "bundle", name)
     config = json.loads((bundle / "kit/kit.json").read_bytes())
     for one in config["networks"]["original"]:
-        spoil(bundle, one)
-    finished = run_kit(bundle, "--work", str(tmp_path / "w"), *ONE)
+        replace(bundle, one, b"nothing that a runtime takes")
+    finished = run_kit(bundle, "--work", str(tmp_path / "w"), *ONE, PYTHON=sys.executable)
     assert finished.returncode == 8, finished.stderr
     last = finished.stderr.splitlines()[-1]
     assert last.startswith(f"error: {name} ")
     assert "the original network" in last
 
 
-def spoil(bundle: Path, name: str) -> None:
+def replace(bundle: Path, name: str, content: bytes) -> None:
     """Another content of a file, whose hash fits."""
     before = f"{storage.file_hash(bundle / name)}  {name}\n"
-    (bundle / name).write_bytes(b"nothing that a runtime takes")
+    (bundle / name).write_bytes(content)
     sums = bundle / "SHA256SUMS"
     sums.write_text(
         sums.read_text().replace(before, f"{storage.file_hash(bundle / name)}  {name}\n")
-    )
-
-
-def run_kit(bundle: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["sh", str(bundle / "kit/run.sh"), *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable},
     )

@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -27,19 +26,19 @@ from edgeclean.devices.kit.device_state import (
     summarise,
 )
 from edgeclean.devices.kit.storage import (
-    FULL,
     SPARE_BYTES,
     Stop,
     engine_key,
     engine_name,
+    exit_code,
     file_hash,
     find_trtexec,
     full_disk,
-    hold,
     log,
     nearly_full,
     need_space,
     write_json,
+    write_result,
 )
 from edgeclean.devices.kit.trtexec_lines import (
     build_line,
@@ -95,27 +94,14 @@ class Kit:
 
 def main(words: Optional[List[str]] = None) -> int:
     """Verify, build, measure, write ``result.json``; return the exit code."""
-    try:
-        options = _parser().parse_args(words)
+    options = _parser().parse_args(words)
+
+    def work() -> None:
         verify_bundle(BUNDLE)
         kit = Kit(options)
-        with (kit.work / "lock").open("w") as lock:
-            hold(lock)
-            result = run(kit)
-        write_json(kit.work / "result.json", result)
-        shutil.rmtree(str(kit.work / "rounds"), ignore_errors=True)
-        log("done: %s" % (kit.work / "result.json"))
-        return 0
-    except Stop as stop:
-        sys.stderr.write("error: %s\n" % stop)
-        return stop.code
-    except BrokenPipeError:
-        return 1  # nobody listens any more; finished work is kept
-    except OSError as error:
-        if error.errno in FULL:
-            sys.stderr.write("error: %s\n" % full_disk(error.filename or "the work folder"))
-            return 9
-        raise
+        write_result(kit.work, lambda: run(kit))
+
+    return exit_code(work)
 
 
 def run(kit: Kit) -> Dict[str, Any]:

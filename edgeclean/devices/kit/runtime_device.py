@@ -31,15 +31,14 @@ from edgeclean.devices.kit.runtime_engines import (
     runtime_version,
 )
 from edgeclean.devices.kit.storage import (
-    FULL,
     SPARE_BYTES,
     Stop,
+    exit_code,
     file_hash,
-    full_disk,
-    hold,
     log,
     need_space,
     write_json,
+    write_result,
 )
 
 # </joined>
@@ -49,7 +48,6 @@ PROGRAM = "kit/edgeclean_device.py"  # what the processes run that measure
 GOLDEN = "golden.safetensors"
 WARMUP_MS = 500
 MOST_RUNS = 100000  # of one network in one round
-SPARE_SECONDS = 500  # for a process to start, load and warm up, beside what it measures
 CPU = "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
 
 
@@ -57,13 +55,13 @@ class RuntimeKit:
     """One run of the kit: the bundle, the work folder and this Python's runtime."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
-        self.config = json.loads((BUNDLE / "kit" / "kit.json").read_text(encoding="utf-8"))
+        self.options, self.bundle = options, options.bundle
+        self.config = kit_config(self.bundle)
         self.name: str = self.config["runtime"]
         self.version = runtime_version(self.name)
         if self.version is None:
             raise Stop(7, missing_runtime(self.name))
-        self.manifest = file_hash(BUNDLE / "manifest.json")
+        self.manifest = file_hash(self.bundle / "manifest.json")
         named = "%s-%s" % (self.manifest[:16], self.name)
         self.work = Path(options.work or Path.home() / ".edgeclean" / named)
         self.work.mkdir(parents=True, exist_ok=True)
@@ -84,6 +82,12 @@ class RuntimeKit:
         return list(self.config["networks"][role])
 
 
+def kit_config(bundle: Path) -> Dict[str, Any]:
+    """Return what the kit of a bundle is for."""
+    config: Dict[str, Any] = json.loads((bundle / "kit" / "kit.json").read_text(encoding="utf-8"))
+    return config
+
+
 def missing_runtime(name: str) -> str:
     """Return the sentence for a Python that has no such runtime."""
     package = PACKAGES[name]
@@ -97,35 +101,22 @@ def missing_runtime(name: str) -> str:
 
 def main(words: Optional[List[str]] = None) -> int:
     """Verify, measure, write ``result.json``; return the exit code."""
-    try:
+    options = _parser().parse_args(words)
+
+    def work() -> None:
         if sys.version_info < (3, 9):
             raise Stop(7, "Python %s is too old; 3.9 is needed" % platform.python_version())
-        options = _parser().parse_args(words)
-        if min(options.rounds, options.seconds, options.threads) < 1:
-            raise Stop(2, "--rounds, --seconds and --threads must each be 1 or more")
+        if min(options.rounds, options.seconds, options.threads, options.spare) < 1:
+            raise Stop(2, "--rounds, --seconds, --threads and --spare must each be 1 or more")
         if options.child:
             return child(options)
-        config = json.loads((BUNDLE / "kit" / "kit.json").read_text(encoding="utf-8"))
-        networks = config["networks"]
-        check_files(BUNDLE, [*networks["compressed"], GOLDEN], networks["original"])
+        networks = kit_config(options.bundle)["networks"]
+        check_files(options.bundle, [*networks["compressed"], GOLDEN], networks["original"])
         kit = RuntimeKit(options)
-        with (kit.work / "lock").open("w") as lock:
-            hold(lock)
-            result = run(kit)
-        write_json(kit.work / "result.json", result)
-        shutil.rmtree(str(kit.work / "rounds"), ignore_errors=True)
-        log("done: %s" % (kit.work / "result.json"))
-        return 0
-    except Stop as stop:
-        sys.stderr.write("error: %s\n" % stop)
-        return stop.code
-    except BrokenPipeError:
-        return 1  # nobody listens any more; finished work is kept
-    except OSError as error:
-        if error.errno in FULL:
-            sys.stderr.write("error: %s\n" % full_disk(error.filename or "the work folder"))
-            return 9
-        raise
+        write_result(kit.work, lambda: run(kit))
+        return None
+
+    return exit_code(work)
 
 
 def run(kit: RuntimeKit) -> Dict[str, Any]:
@@ -199,7 +190,7 @@ def round_key(kit: RuntimeKit) -> str:
     """Return what a round's times belong to: both networks, the runtime and every setting."""
     names = [*kit.files("original"), *kit.files("compressed")]
     belongs = {
-        "files": {name: file_hash(BUNDLE / name) for name in names},
+        "files": {name: file_hash(kit.bundle / name) for name in names},
         "runtime": [kit.name, kit.version, sys.version],
         "settings": {**kit.settings(), "rounds": None},
     }
@@ -238,7 +229,7 @@ def checked_times(times: Any) -> List[float]:
 def answer_of(kit: RuntimeKit, role: str, words: List[str]) -> Dict[str, Any]:
     """Have a process of its own load a network and do one thing; return what it wrote."""
     options, answer = kit.options, kit.work / "answer.json"
-    line = [sys.executable, "-I", "-B", str(BUNDLE / PROGRAM), "--child", role, *words]
+    line = [sys.executable, "-I", "-B", str(kit.bundle / PROGRAM), "--child", role, *words]
     line += ["--output", str(answer), "--seconds", str(options.seconds)]
     line += ["--threads", str(options.threads)]
     output = kit.work / "runtime.log"
@@ -251,7 +242,7 @@ def answer_of(kit: RuntimeKit, role: str, words: List[str]) -> Dict[str, Any]:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                timeout=options.seconds + SPARE_SECONDS,
+                timeout=options.seconds + options.spare,
             )
     except subprocess.TimeoutExpired:
         raise Stop(8, "%s did not end with the %s network in time" % (title(kit), role)) from None
@@ -272,30 +263,30 @@ def title(kit: RuntimeKit) -> str:
     return "%s %s" % (kit.name, kit.version)
 
 
-def child(options: argparse.Namespace) -> int:
+def child(options: argparse.Namespace) -> None:
     """Load one network, run the golden images or take times, and write what was found."""
-    config = json.loads((BUNDLE / "kit" / "kit.json").read_text(encoding="utf-8"))
-    folder = (BUNDLE / config["networks"][options.child][0]).parent
+    bundle = options.bundle
+    config = kit_config(bundle)
+    folder = (bundle / config["networks"][options.child][0]).parent
     try:
-        images = golden_tensor(BUNDLE / GOLDEN, "input")
+        images = golden_tensor(bundle / GOLDEN, "input")
         network = open_network(config["runtime"], folder, config["precision"], options.threads)
         if options.golden:
-            found = compare(network, images, config)
+            expected = golden_tensor(bundle / GOLDEN, config["golden"])
+            found = compare(network, images, expected, config["batch"])
         else:
             found = {"times_ms": take_times(network, images, config, options.seconds)}
     except Exception as error:  # noqa: BLE001 - the runtimes' exceptions share no base class
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise Stop(8, said[0]) from None
     write_json(Path(options.output), found)
-    return 0
 
 
-def compare(network: Any, images: Any, config: Dict[str, Any]) -> Dict[str, Any]:
+def compare(network: Any, images: Any, expected: Any, batch: int) -> Dict[str, Any]:
     """Return how far the logits of the golden images are from those in the bundle."""
     import numpy as np
 
-    expected = golden_tensor(BUNDLE / GOLDEN, config["golden"])
-    batch, rows = config["batch"], []
+    rows = []
     for first in range(0, len(images), batch):
         part = images[first : first + batch]
         filling = np.zeros((batch - len(part), *images.shape[1:]), np.float32)
@@ -330,10 +321,12 @@ def take_times(network: Any, images: Any, config: Dict[str, Any], seconds: int) 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Measure a bundle in a runtime on this device.")
+    parser.add_argument("--bundle", type=Path, default=BUNDLE, help="its folder, if not this one")
     parser.add_argument("--work", help="where results are kept")
     parser.add_argument("--rounds", type=int, default=5, help="of original and compressed")
     parser.add_argument("--seconds", type=int, default=2, help="each network in each round")
     parser.add_argument("--threads", type=int, default=1, help="of the runtime")
+    parser.add_argument("--spare", type=int, default=500, help="seconds to start, load, warm up")
     for name in ("--child", "--output"):  # of the processes that measure
         parser.add_argument(name, help=argparse.SUPPRESS)
     parser.add_argument("--golden", action="store_true", help=argparse.SUPPRESS)

@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Dict, Optional
 
 SPARE_BYTES = 64 * 2**20
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -49,6 +49,33 @@ def hold(lock_file: Any) -> None:
             log("another run is at work here; waiting")
             time.sleep(1)
     raise Stop(2, "another run is at work in this folder; wait for it, or give another --work")
+
+
+def exit_code(work: Callable[[], None]) -> int:
+    """Do the work and return 0; where it ends otherwise, say so in a sentence."""
+    try:
+        work()
+        return 0
+    except Stop as stop:
+        sys.stderr.write("error: %s\n" % stop)
+        return stop.code
+    except BrokenPipeError:
+        return 1  # nobody listens any more; finished work is kept
+    except OSError as error:
+        if error.errno in FULL:
+            sys.stderr.write("error: %s\n" % full_disk(error.filename or "the work folder"))
+            return 9
+        raise
+
+
+def write_result(folder: Path, run: Callable[[], Dict[str, Any]]) -> None:
+    """Write what the run finds, alone in the work folder, and forget its rounds."""
+    with (folder / "lock").open("w") as lock:
+        hold(lock)
+        result = run()
+    write_json(folder / "result.json", result)
+    shutil.rmtree(str(folder / "rounds"), ignore_errors=True)
+    log("done: %s" % (folder / "result.json"))
 
 
 def file_hash(path: Path) -> str:
