@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from contextvars import copy_context
+from contextvars import Context
 from typing import Annotated
 
 import typer
@@ -77,9 +77,10 @@ def main() -> None:
     """Entry point: an EdgecleanError is one line and an exit code; a defect keeps its traceback.
 
     Under ``--json`` stdout holds one document whatever happens: the answer, or what failed. Long
-    commands run in a process of their own (`supervisor`).
+    commands run in a process of their own (`supervisor`). A command begins with a context of its
+    own: what one has answered is not what the next one has.
     """
-    copy_context().run(_run, "--json" in sys.argv)
+    Context().run(_run, "--json" in sys.argv)
 
 
 def _run(as_json: bool) -> None:

@@ -13,7 +13,7 @@ from small_checkpoint import OPTIONS
 
 from edgeclean import cli
 from edgeclean.cli.caches import stage_cache
-from edgeclean.cli.console import Reporter
+from edgeclean.cli.console import ANSWERED, Reporter
 from edgeclean.errors import (
     AccuracyGateError,
     BackdoorSuspectedError,
@@ -207,6 +207,15 @@ def test_under_json_an_error_is_a_document_too(
     assert message in error["message"]
     assert said.err.splitlines()[-1] == f"error: {error['message']}"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_one_command_answered_is_not_what_the_next_one_has(terminal: Terminal) -> None:
+    before = ANSWERED.set(True)  # as a caller does who spoke through a reporter in this process
+    try:
+        said = terminal("verify", "no", "--json")
+    finally:
+        ANSWERED.reset(before)
+    assert json.loads(said.out)["error"]["exit_code"] == said.code
 
 
 def test_under_json_a_defect_is_told_and_keeps_its_traceback(
