@@ -22,6 +22,7 @@ from edgeclean.compression.factorisation import (
     ranks_as_json,
 )
 from edgeclean.compression.fit import Fit
+from edgeclean.compression.flow import Flow
 from edgeclean.compression.latency_table import LayerTimes, TimeKind
 from edgeclean.compression.planned_network import PlannedNetwork, Refit, put_
 from edgeclean.compression.rank_grids import (
@@ -275,7 +276,7 @@ class OutputEffect:
     def __init__(self, module: nn.Module, images: Float[Tensor, "n c h w"]) -> None:
         """Take a network in its original shape (it is changed while measuring, and put back)."""
         self._module = module
-        self._images = images
+        self._flow = Flow(module, images)
         self._outputs = self._run()
         self._square = float(self._outputs.square().sum())
 
@@ -312,7 +313,7 @@ class OutputEffect:
         try:
             for name, refit in refits.items():
                 put_(kept[name], refit)
-            return self._effect()
+            return self._effect(min(refits, key=self._flow.place))
         finally:
             for name, (weight, bias) in before.items():
                 kept[name].weight, kept[name].bias = weight, bias
@@ -325,18 +326,18 @@ class OutputEffect:
         try:
             with torch.no_grad():
                 weight.copy_(fit.at(ranks).kernel())
-            return self._effect()
+            return self._effect(layer)
         finally:
             with torch.no_grad():
                 weight.copy_(original)
 
-    def _effect(self) -> float:
-        change = self._run() - self._outputs
+    def _effect(self, first: str) -> float:
+        """The effect of what was changed, of which this layer runs first."""
+        change = self._run(first) - self._outputs
         return float(change.square().sum()) / self._square if self._square > 0 else 0.0
 
-    def _run(self) -> Tensor:
-        with torch.no_grad():
-            outputs: Tensor = self._module(self._images).flatten(1).double()
+    def _run(self, first: str = "") -> Tensor:
+        outputs = self._flow.outputs(first).flatten(1).double()
         return outputs - outputs.mean(dim=1, keepdim=True) if outputs.shape[1] > 1 else outputs
 
 
@@ -344,7 +345,7 @@ def output_effect(network: PlannedNetwork, settings: RankSettings) -> OutputEffe
     """What weighs candidates by the outputs; None where losses do, or there are no images."""
     if network.batch is None or settings.sensitivity != "output":
         return None
-    return OutputEffect(network.module, network.batch)
+    return OutputEffect(network.module, network.heard)
 
 
 def forced_candidate(layer: Layer, ranks: Ranks, times: LayerTimes | None = None) -> Candidate:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeclean.compression.factorisation import Factorisation, Factors, ModeRanks, Ranks
+from edgeclean.compression.flow import Flow
 from edgeclean.compression.tucker import fixed_signs
 
 
@@ -208,7 +209,6 @@ class ActivationFit:
         return self._kept_energies[rank_in]
 
 
-_IMAGES_AT_ONCE = 16
 _PATCHES_PER_ENTRY = 6  # a moment of n x n entries is settled by a few times n patches
 _LEAST_PATCHES = 8192
 
@@ -245,25 +245,19 @@ class Covariances:
     patches: int
 
 
-def input_moments(
-    module: nn.Module,
-    layer: str,
-    images: Float[Tensor, "n c h w"],
-    reference: nn.Module | None = None,
-) -> Moments:
+def input_moments(flow: Flow, layer: str, reference: Flow | None = None) -> Moments:
     """The moments of one layer's input patches.
 
     Args:
-        module: holds the convolution or linear ``layer``; evaluated up to it.
+        flow: a network that holds the convolution or linear ``layer``, with images; run up to it.
         layer: its dotted name.
-        images: normalised.
-        reference: a network of the same layers; None for ``module`` itself.
+        reference: a network of the same layers with the same images; None for the one itself.
     """
-    size = _multiplying(module, layer).weight[0].numel()
-    own = torch.zeros(size, size, device=images.device, dtype=torch.float64)
+    size = _multiplying(flow.module, layer).weight[0].numel()
+    own = torch.zeros(size, size, device=flow.device, dtype=torch.float64)
     crossed = own if reference is None else torch.zeros_like(own)
     patches = 0
-    for mine, theirs in _batches_of_patches(module, layer, images, reference):
+    for mine, theirs in _batches_of_patches(flow, layer, reference):
         own += mine @ mine.T
         if reference is not None:
             crossed += theirs @ mine.T
@@ -274,12 +268,7 @@ def input_moments(
     return Moments(own=own, crossed=crossed)
 
 
-def input_covariances(
-    module: nn.Module,
-    layer: str,
-    images: Float[Tensor, "n c h w"],
-    reference: nn.Module | None = None,
-) -> Covariances:
+def input_covariances(flow: Flow, layer: str, reference: Flow | None = None) -> Covariances:
     """The covariances of one layer's input patches; see `input_moments`.
 
     Patches are taken about the mean of the first batch, for a moment about zero settles no variance
@@ -288,7 +277,7 @@ def input_covariances(
     near: tuple[Tensor, Tensor] | None = None
     sums: list[Tensor] = []
     patches = 0
-    for mine, theirs in _batches_of_patches(module, layer, images, reference):
+    for mine, theirs in _batches_of_patches(flow, layer, reference):
         if near is None:
             near = (_means(mine), _means(theirs))
         p, q = mine - near[0].to(mine), theirs - near[1].to(theirs)
@@ -326,18 +315,16 @@ def _means(patches: Tensor) -> Float[Tensor, "patch 1"]:
 
 
 def _batches_of_patches(
-    module: nn.Module, layer: str, images: Tensor, reference: nn.Module | None
+    flow: Flow, layer: str, reference: Flow | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield [patch, patches] of this network and of the reference, a few images at a time."""
-    conv = _multiplying(module, layer)
+    conv = _multiplying(flow.module, layer)
     size = conv.weight[0].numel()
-    for batch in torch.split(images, _IMAGES_AT_ONCE):
-        most = max(_PATCHES_PER_ENTRY * size, _LEAST_PATCHES) * len(batch) // len(images)
-        mine = _patches(conv, _input_of(module, layer, batch), most)
-        if reference is None:
-            yield mine, mine
-        else:
-            yield mine, _patches(conv, _input_of(reference, layer, batch), most)
+    others = None if reference is None else reference.inputs(layer)
+    for mine in flow.inputs(layer):
+        most = max(_PATCHES_PER_ENTRY * size, _LEAST_PATCHES) * len(mine) // flow.images
+        patches = _patches(conv, mine, most)
+        yield patches, patches if others is None else _patches(conv, next(others), most)
 
 
 def corrected_kernel(
@@ -356,28 +343,6 @@ def corrected_kernel(
     own.diagonal().add_(damping)
     solved = torch.cholesky_solve(target.T, lower_triangle(own)).T
     return solved.reshape(kernel.shape).to(kernel.dtype)
-
-
-class _ReachedError(Exception):
-    """The layer whose input was asked for has been reached; the rest need not run."""
-
-
-def _input_of(module: nn.Module, layer: str, batch: Tensor) -> Tensor:
-    seen: list[Tensor] = []
-
-    def stop(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0])
-        raise _ReachedError
-
-    handle = module.get_submodule(layer).register_forward_pre_hook(stop)
-    try:
-        with torch.no_grad():
-            module(batch)
-    except _ReachedError:
-        return seen[0]
-    finally:
-        handle.remove()
-    raise ValueError(f"layer {layer} does not run in the forward pass")
 
 
 def _patches(conv: nn.Conv2d | nn.Linear, entered: Tensor, most: int) -> Tensor:

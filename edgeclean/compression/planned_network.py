@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import cast
 
 import torch
@@ -26,6 +27,7 @@ from edgeclean.compression.fit import (
     input_covariances,
     input_moments,
 )
+from edgeclean.compression.flow import Flow
 from edgeclean.compression.hidden import HiddenFit, refitted
 from edgeclean.compression.rank_grids import form_of, useful_rank
 from edgeclean.compression.separable import LayerFit, SeparableFit
@@ -38,11 +40,15 @@ from edgeclean.networks.cost import count_params
 from edgeclean.networks.layers import Layer, trace_layers
 from edgeclean.networks.pixels import normalize
 from edgeclean.networks.state import DecomposedNetwork, Network, SyntheticImages
+from edgeclean.networks.steps import StepNetwork
 from edgeclean.progress import Progress, silent
 
 MODES: tuple[Form, ...] = ("tucker",)
 _MOST_MACS = 36_000_000_000  # in one pass over the images, of which there are some per layer
 _LEAST_IMAGES = 8
+_FITTED = 4
+_HEARD = 16
+_KEPT_BYTES = 2**30
 _LEFT_WHOLE = "kept whole when the network was decomposed"
 
 
@@ -89,7 +95,8 @@ class PlannedNetwork:
         params: of the whole network.
         macs: of one image.
         units: whose hidden channels may go; none where that form was not asked for.
-        others: as many normalised images as `batch` has, between those, to judge by.
+        others: normalised images that are not in `batch`, where there are others, to judge by.
+        flow: `batch` on its way through `module`.
     """
 
     module: nn.Module
@@ -101,6 +108,14 @@ class PlannedNetwork:
     macs: int
     units: tuple[Unit, ...] = ()
     others: Tensor | None = None
+    flow: Flow | None = None
+
+    @property
+    def heard(self) -> Tensor | None:
+        """Those of `batch` on which effects are measured."""
+        if self.batch is None or not isinstance(self.module, StepNetwork):
+            return self.batch
+        return self.batch[:: max(1, len(self.batch) // _HEARD)][:_HEARD]
 
     @property
     def convs(self) -> dict[str, nn.Conv2d]:
@@ -124,8 +139,8 @@ class PlannedNetwork:
                 "the checkpoint"
             )
         moment = None
-        if self.batch is not None and self.ridge is not None and {*forms} - {"hidden"}:
-            moment = input_moments(self.module, name, self.batch).own
+        if self.flow is not None and self.ridge is not None and {*forms} - {"hidden"}:
+            moment = input_moments(self.flow, name).own
         return self._fit(name, conv.weight, moment, forms)
 
     def _fit(
@@ -148,8 +163,19 @@ class PlannedNetwork:
             modes = WeightFit(full, shape.channels)
         return LayerFit(modes, separable)
 
-    def hidden_fit(self, unit: Unit, least: int) -> HiddenFit:
+    def covariances(self, unit: Unit) -> dict[str, Covariances]:
+        """What a unit's readers are fed, by their names; empty where nothing is fitted to it."""
+        if self.flow is None or self.ridge is None:
+            return {}
+        return {name: input_covariances(self.flow, name) for name in unit.readers}
+
+    def hidden_fit(self, unit: Unit, least: int, moments: Mapping[str, Covariances]) -> HiddenFit:
         """The order in which a unit's channels go, by its consumer as it stands in the network.
+
+        Args:
+            unit: whose channels go.
+            least: how many stay at least.
+            moments: of its readers; see `covariances`.
 
         Raises:
             InputRejectedError: the consumer holds NaN or infinite weights.
@@ -160,14 +186,14 @@ class PlannedNetwork:
                 f"layer {unit.consumer} holds NaN or infinite weights, so nothing can be fitted to "
                 "it; check the checkpoint"
             )
-        moments = self._covariances(self.module, unit.consumer)
+        fed = moments.get(unit.consumer)
         channels, ridge = unit.channels, self.ridge or 0.0
         return HiddenFit(
-            weight.flatten(1), moments, channels=channels, ridge=ridge, least=min(least, channels)
+            weight.flatten(1), fed, channels=channels, ridge=ridge, least=min(least, channels)
         )
 
     def refit(
-        self, unit: Unit, reader: str, kept: Sequence[int], module: nn.Module | None = None
+        self, unit: Unit, reader: str, kept: Sequence[int], moments: Covariances | None
     ) -> Refit:
         """One of a unit's readers on the kept channels alone.
 
@@ -175,13 +201,12 @@ class PlannedNetwork:
             unit: whose channels go.
             reader: one of its readers.
             kept: the channels that stay.
-            module: what feeds the reader now; its outputs are to come back to this network's. None
-                for the network itself.
+            moments: of what feeds the reader now, crossed with what does in this network, whose
+                outputs are to come back; None keeps the weights.
         """
         layer, weight = self.module.get_submodule(reader), _weight(self.module, reader)
         matrix = weight.flatten(1)
         entries = unit.entries(reader, torch.tensor(kept), matrix.shape[1]).to(weight.device)
-        moments = self._covariances(module or self.module, reader)
         solved, bias = refitted(matrix, moments, entries, self.ridge or 0.0)
         whole = solved.new_zeros(matrix.shape)
         whole[:, entries] = solved
@@ -214,17 +239,20 @@ class PlannedNetwork:
         refits: dict[str, Refit] = {}
         consumed = {unit.consumer: unit for unit in self.units if unit.producer in cuts}
         truncated = copy.deepcopy(self.module)
+        theirs, mine = self.flow, None if self.batch is None else Flow(truncated, self.batch)
+        fits = mine is not None and self.ridge is not None
         tasks = [name for name in self.layers if name in ranks or name in consumed or name in cuts]
         for done, name in enumerate(tasks):
             progress("Fitting layers", done, len(tasks))
             if name in consumed:
                 unit = consumed[name]
                 for reader in unit.readers:  # squeezes first: the gates change what follows
-                    refit = self.refit(unit, reader, cuts[unit.producer], truncated)
+                    moments = input_covariances(mine, reader, theirs) if fits else None
+                    refit = self.refit(unit, reader, cuts[unit.producer], moments)
                     put_(truncated.get_submodule(reader), refit)
                     refits[reader] = refit
-            elif self.batch is not None and self.ridge is not None:
-                moments = input_moments(truncated, name, self.batch, self.module)
+            elif fits:
+                moments = input_moments(mine, name, theirs)
                 kernel = corrected_kernel(self.convs[name].weight, moments, self.ridge)
                 if name in cuts:
                     refits[name] = Refit(weight=kernel, bias=None)
@@ -255,12 +283,6 @@ class PlannedNetwork:
             before, after = (one - one.mean(1, keepdim=True) for one in (before, after))
         square = float(before.square().sum())
         return float((after - before).square().sum()) / square if square > 0 else 0.0
-
-    def _covariances(self, module: nn.Module, name: str) -> Covariances | None:
-        if self.batch is None or self.ridge is None:
-            return None
-        reference = None if module is self.module else self.module
-        return input_covariances(module, name, self.batch, reference)
 
 
 def _copy_(module: nn.Module, name: str, factors: Factors) -> None:
@@ -312,14 +334,12 @@ def planned_network(
     macs = sum(layer.macs for layer in layers)
     batch, others = None, None
     if images is not None:
-        most = min(most_images, max(_LEAST_IMAGES, _MOST_MACS // max(1, macs)))
-        step = max(1, len(images) // most)
         weight = next(module.parameters())
         batch, others = (
-            normalize(images.pixels[first::step][:most], network.spec).to(
+            normalize(images.pixels[rows], network.spec).to(
                 device=weight.device, dtype=weight.dtype
             )
-            for first in (0, step // 2)
+            for rows in _rows(len(images), module, by_name.values(), most_images)
         )
     return PlannedNetwork(
         module=module,
@@ -331,7 +351,24 @@ def planned_network(
         macs=macs,
         units=units,
         others=others,
+        flow=None if batch is None else Flow(module, batch),
     )
+
+
+def _rows(
+    count: int, module: nn.Module, layers: Collection[Layer], most_images: int
+) -> tuple[Tensor, Tensor]:
+    """Which images to fit to, and which others to judge by, both spread evenly over all."""
+    macs = sum(layer.macs for layer in layers)
+    most = min(most_images, max(_LEAST_IMAGES, _MOST_MACS // max(1, macs)))
+    every, step = torch.arange(count), max(1, count // most)
+    if not isinstance(module, StepNetwork) or step < 2:
+        return every[::step][:most], every[step // 2 :: step][:most]
+    others = every[step // 2 :: step][:most]
+    left = every[~torch.isin(every, others)]
+    largest = max(prod(one.weight_shape[1:2]) * one.pixels_in for one in layers)
+    most = max(most, min(_FITTED * most, _KEPT_BYTES // (4 * largest)))
+    return left[:: max(1, len(left) // most)][:most], others
 
 
 def _kept_before(network: Network) -> set[str]:

@@ -84,7 +84,8 @@ def unit_candidates(
     for done, costs in enumerate(asked):
         progress("Measuring hidden channels", done, len(asked))
         unit, counts = costs.unit, costs.counts
-        fit = network.hidden_fit(unit, counts[0])
+        moments = network.covariances(unit)
+        fit = network.hidden_fit(unit, counts[0], moments)
         losses = tuple(fit.loss(count) for count in counts)
         effects = losses
         if effect is not None:
@@ -95,7 +96,10 @@ def unit_candidates(
             points = []
             for place in probes:
                 kept = fit.kept(counts[place])
-                refits = {name: network.refit(unit, name, kept) for name in unit.readers}
+                refits = {
+                    name: network.refit(unit, name, kept, moments.get(name))
+                    for name in unit.readers
+                }
                 points.append((losses[place], effect.of_refits(refits)))
             effects = (*effect.between(points, [losses[place] for place in cut]), 0.0)
         found.append(replace(costs, losses=losses, effects=effects, fit=fit))
