@@ -343,7 +343,7 @@ class OutputEffect:
 
 def output_effect(network: PlannedNetwork, settings: RankSettings) -> OutputEffect | None:
     """What weighs candidates by the outputs; None where losses do, or there are no images."""
-    if network.batch is None or settings.sensitivity != "output":
+    if network.heard is None or settings.sensitivity != "output":
         return None
     return OutputEffect(network.module, network.heard)
 

@@ -46,9 +46,10 @@ from edgeclean.progress import Progress, silent
 MODES: tuple[Form, ...] = ("tucker",)
 _MOST_MACS = 36_000_000_000  # in one pass over the images, of which there are some per layer
 _LEAST_IMAGES = 8
-_FITTED = 4
-_HEARD = 16
-_KEPT_BYTES = 2**30
+# Of a network that is a list of steps, which images pass once for all layers:
+_FITTED = 4  # times as many images are fitted to,
+_KEPT_BYTES = 2**30  # where no more than this is kept of them between two steps;
+_HEARD = 16  # images are enough to weigh one choice against another
 _LEFT_WHOLE = "kept whole when the network was decomposed"
 
 
@@ -112,10 +113,14 @@ class PlannedNetwork:
 
     @property
     def heard(self) -> Tensor | None:
-        """Those of `batch` on which effects are measured."""
-        if self.batch is None or not isinstance(self.module, StepNetwork):
-            return self.batch
-        return self.batch[:: max(1, len(self.batch) // _HEARD)][:_HEARD]
+        """The images on which effects are measured: some of `others`.
+
+        On those that a layer was fitted to, few of them, its loss is a third of what it is on
+        others: a choice by that would take most from the layers that are known worst.
+        """
+        if self.others is None or not isinstance(self.module, StepNetwork):
+            return self.others
+        return self.others[:: max(1, len(self.others) // _HEARD)][:_HEARD]
 
     @property
     def convs(self) -> dict[str, nn.Conv2d]:
@@ -239,21 +244,23 @@ class PlannedNetwork:
         refits: dict[str, Refit] = {}
         consumed = {unit.consumer: unit for unit in self.units if unit.producer in cuts}
         truncated = copy.deepcopy(self.module)
-        theirs, mine = self.flow, None if self.batch is None else Flow(truncated, self.batch)
-        fits = mine is not None and self.ridge is not None
+        ridge = None if self.batch is None else self.ridge
+        mine = None if self.batch is None else Flow(truncated, self.batch)
         tasks = [name for name in self.layers if name in ranks or name in consumed or name in cuts]
         for done, name in enumerate(tasks):
             progress("Fitting layers", done, len(tasks))
             if name in consumed:
                 unit = consumed[name]
                 for reader in unit.readers:  # squeezes first: the gates change what follows
-                    moments = input_covariances(mine, reader, theirs) if fits else None
-                    refit = self.refit(unit, reader, cuts[unit.producer], moments)
+                    fed = None
+                    if mine is not None and ridge is not None:
+                        fed = input_covariances(mine, reader, self.flow)
+                    refit = self.refit(unit, reader, cuts[unit.producer], fed)
                     put_(truncated.get_submodule(reader), refit)
                     refits[reader] = refit
-            elif fits:
-                moments = input_moments(mine, name, theirs)
-                kernel = corrected_kernel(self.convs[name].weight, moments, self.ridge)
+            elif mine is not None and ridge is not None:
+                moments = input_moments(mine, name, self.flow)
+                kernel = corrected_kernel(self.convs[name].weight, moments, ridge)
                 if name in cuts:
                     refits[name] = Refit(weight=kernel, bias=None)
                     put_(truncated.get_submodule(name), refits[name])

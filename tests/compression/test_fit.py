@@ -18,6 +18,7 @@ from edgeclean.compression.fit import (
     input_moments,
     lower_triangle,
 )
+from edgeclean.compression.flow import Flow
 from edgeclean.compression.tucker import factorise
 
 
@@ -139,7 +140,7 @@ def test_moments_give_the_outputs_energy(geometry):
     conv = seeded(lambda: nn.Conv2d(3, 4, 3, bias=False, **geometry))
     module = nn.Sequential(nn.ReLU(), conv)
     images = torch.randn(21, 3, 9, 10, generator=torch.Generator().manual_seed(0))
-    moment = input_moments(module, "1", images).own
+    moment = input_moments(Flow(module, images), "1").own
     matrix = conv.weight.detach().double().flatten(1)
     with torch.no_grad():
         energy = module(images).double().square().sum(dim=1).mean()
@@ -154,7 +155,7 @@ def test_a_corrected_kernel_undoes_a_change_before_it():
             layer.bias.zero_()
         changed[0].weight.mul_(torch.linspace(0.3, 2, 6)[:, None, None, None])
     images = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    moments = input_moments(changed, "1", images, reference)
+    moments = input_moments(Flow(changed, images), "1", Flow(reference, images))
     kernel = corrected_kernel(reference[1].weight, moments, 1e-4)
     before = (changed(images) - reference(images)).detach().norm()
     with torch.no_grad():
@@ -165,7 +166,7 @@ def test_a_corrected_kernel_undoes_a_change_before_it():
 def test_what_is_no_convolution_of_a_known_form_has_no_factors():
     module = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
     with pytest.raises(TypeError, match="layer 0 is a Flatten, not a convolution or linear"):
-        input_moments(module, "0", torch.rand(2, 3, 2, 2))
+        input_moments(Flow(module, torch.rand(2, 3, 2, 2)), "0")
     for conv in (nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, padding_mode="circular")):
         with pytest.raises(ValueError, match="groups="):
             factored_block(conv)

@@ -230,7 +230,7 @@ def test_the_loss_in_a_plan_is_what_the_layers_outputs_lose(images):
         weight = planned.convs[layer.layer].weight.detach().double()
         weigh = torch.eye(weight[0].numel(), dtype=torch.float64)
         if planned.batch is not None:
-            weigh = input_moments(planned.module, layer.layer, planned.batch).own
+            weigh = input_moments(planned.flow, layer.layer).own
             weigh = weigh + 0.001 * weigh.diagonal().mean() * torch.eye(len(weigh)).double()
         kernel = planned.fit(layer.layer, ["separable"]).at(layer.ranks).kernel().double()
         before, gap = weight.flatten(1), (weight - kernel).flatten(1)

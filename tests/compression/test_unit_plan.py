@@ -98,7 +98,8 @@ def test_the_loss_foretold_is_that_of_the_consumers_outputs(kind):
         network, (), images_of(network, 200), most_images=200, ridge=1e-3, hidden=True
     )
     for unit in (one for one in planned.units if one.spread == 1):
-        fit = planned.hidden_fit(unit, 1)
+        moments = planned.covariances(unit)
+        fit = planned.hidden_fit(unit, 1, moments)
         consumer = planned.module.get_submodule(unit.consumer)
         seen: list[torch.Tensor] = []
         handle = consumer.register_forward_hook(_appending(seen))
@@ -106,7 +107,7 @@ def test_the_loss_foretold_is_that_of_the_consumers_outputs(kind):
         with torch.no_grad():
             planned.module(planned.batch)
             weight, own = consumer.weight, consumer.bias
-            put_(consumer, planned.refit(unit, unit.consumer, fit.kept(8)))
+            put_(consumer, planned.refit(unit, unit.consumer, fit.kept(8), moments[unit.consumer]))
             planned.module(planned.batch)
         handle.remove()
         consumer.weight, consumer.bias = weight, own
