@@ -62,7 +62,8 @@ class RankSettings(Settings):
             factors to what flows through the layer on synthetic images.
         ridge: how far such a fit leans back to the weights; at least 0.001.
         least_gain: a layer is factored only if that saves at least this share of its cost.
-        images: synthetic images to measure on, at most; large networks are given fewer.
+        images: synthetic images to fit layers to, and as many others to measure on, at most; large
+            networks are given fewer, and one that is a list of steps fits to four times as many.
         time_allowance: with a ratio and a latency table, the share by which the sum of effects may
             grow for a choice that is quicker.
     """
