@@ -373,7 +373,7 @@ def _rows(
         return every[::step][:most], every[step // 2 :: step][:most]
     others = every[step // 2 :: step][:most]
     left = every[~torch.isin(every, others)]
-    largest = max(prod(one.weight_shape[1:2]) * one.pixels_in for one in layers)
+    largest = max([1, *(prod(one.weight_shape[1:2]) * one.pixels_in for one in layers)])
     most = max(most, min(_FITTED * most, _KEPT_BYTES // (4 * largest)))
     return left[:: max(1, len(left) // most)][:most], others
 

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from edgeclean.compression.flow import Flow
+from edgeclean.compression.planned_network import _rows
+from edgeclean.networks.layers import trace_layers
 from edgeclean.networks.operations import Given, Operation
 from edgeclean.networks.steps import Call, StepNetwork
 
@@ -82,3 +84,12 @@ def test_any_other_network_runs_from_its_beginning():
     torch.testing.assert_close(found, inputs_of(module, "2", pixels))
     with torch.no_grad():
         torch.testing.assert_close(flow.outputs("2"), module(pixels))
+
+
+@pytest.mark.parametrize("count", [97, 256, 512])
+def test_steps_are_judged_on_images_that_nothing_was_fitted_to(count):
+    module = steps()
+    fitted, others = _rows(count, module, trace_layers(module, (3, 5, 5)), 48)
+    assert not set(fitted.tolist()) & set(others.tolist())
+    assert len(others) == 48
+    assert 48 <= len(fitted) <= 192
