@@ -52,6 +52,13 @@ class Evidence:
     pixels: Float[Tensor, "n c h w"]
     predictions: Int[Tensor, " n"]
 
+    def of_source(self, source: int) -> Evidence:
+        """Return the evidence of one class's images alone; of all with `ANY`."""
+        if source == ANY:
+            return self
+        own = self.predictions == source
+        return Evidence(self.pixels[own], self.predictions[own])
+
     def usable(self, slot: Slot) -> Bool[Tensor, " n"]:
         """Mark the images that a slot may use: not yet of the target, and of its source."""
         usable = self.predictions != slot.target
