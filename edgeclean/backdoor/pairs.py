@@ -15,8 +15,8 @@ classes are searched by K-Arm (Shen et al., ICML 2021), with a bandit; ours are 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,23 +52,18 @@ _LEAST_SPREAD = 0.05  # of log costs, where nearly all pairs cost the same
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """The plainest trigger from one class to another.
+    """The cheapest trigger from one class to another.
 
     Attributes:
         found: the trigger of the family in which the pair stands out most.
+        family: that family's name.
         score: robust deviations below the other pairs, the mean of the families, as far as the way
             back does not tell it.
-        spilt: the trigger's success on images of all other classes.
     """
 
     found: Found
+    family: str
     score: float
-    spilt: float
-
-    @property
-    def is_specific(self) -> bool:
-        """Whether the trigger moves its own class far more than the others."""
-        return self.spilt < MOST_SPILT * self.found.success
 
 
 def has_pairs(classes: int) -> bool:
@@ -92,9 +87,10 @@ def judged_pairs(
 ) -> tuple[SearchRecord, list[Suspect]]:
     """Search every pair of classes; return the record, and the pairs that are suspected.
 
-    The record has of each class the plainest pair that leads there: its cost, its success on images
-    of its own source, and its score, which is 0 where it moves the other classes as well. Networks
-    of fewer than six classes, or of more than twelve, are not searched.
+    The pairs that stand out are searched again at full length. The record has of each class the
+    plainest pair that leads there: its cost, its success on images of its own source, and its
+    score, which is 0 where the trigger moves the other classes as well. Networks of fewer than six
+    classes, or of more than twelve, are not searched.
 
     Args:
         name: the search's name.
@@ -104,33 +100,30 @@ def judged_pairs(
         steps: Adam steps of a search towards every class, of which a share is taken.
         generator: the source of starts and draws.
     """
-    searched = has_pairs(classes)
+    searched, threshold = has_pairs(classes), pair_threshold(classes)
     pairs = search_every_pair(module, evidence, classes, steps, generator) if searched else []
     plainest = plainest_of_targets(pairs)
-    threshold = pair_threshold(classes)
+    apart = [pair for pair in plainest.values() if pair.score > threshold]
+    specific: list[Pair] = []
+    for pair in searched_again(module, evidence, apart, steps, generator):
+        is_specific = is_of_source_alone(module, evidence, pair.found)
+        specific += [pair] * is_specific
+        plainest[pair.found.slot.target] = pair if is_specific else replace(pair, score=0.0)
     unsearched = f"everything here: pairs of {FEWEST_PAIRED} to {MOST_PAIRED} classes are searched"
+    nothing = Pair(found=Found(Slot(0), math.inf, 0.0, None), family="", score=0.0)
+    of_class = [plainest.get(target, nothing) for target in range(classes)]
     record = SearchRecord(
         name=name,
         sees=PAIRS_SEE[0],
         blind_to=PAIRS_SEE[1] if searched else unsearched,
         cost_unit="pixels of a patch, or grey levels of an additive stamp",
-        costs=tuple(
-            plainest[target].found.cost if target in plainest else math.inf
-            for target in range(classes)
-        ),
-        successes=tuple(
-            plainest[target].found.success if target in plainest else 0.0
-            for target in range(classes)
-        ),
-        scores=tuple(
-            plainest[target].score if target in plainest and plainest[target].is_specific else 0.0
-            for target in range(classes)
-        ),
+        costs=tuple(pair.found.cost for pair in of_class),
+        successes=tuple(pair.found.success for pair in of_class),
+        scores=tuple(pair.score for pair in of_class),
         threshold=threshold,
         searched=None if searched else (),
     )
-    suspected = [one for one in plainest.values() if one.is_specific and one.score > threshold]
-    return record, [_suspect(name, one) for one in suspected]
+    return record, [_suspect(name, pair) for pair in specific]
 
 
 def search_every_pair(
@@ -163,12 +156,41 @@ def search_every_pair(
     pairs = []
     for slot, *each in zip(slots, *of_family, strict=True):
         place = (slot.source, slot.target)
-        ranked = sorted(zip(scores, each, strict=True), key=lambda one: -float(one[0][place]))
-        working = [found for _, found in ranked if found.trigger is not None]
+        ranked = sorted(
+            zip(scores, each, PAIR_FAMILIES, strict=True), key=lambda one: -float(one[0][place])
+        )
+        working = [(found, family) for _, found, family in ranked if found.trigger is not None]
         if working:
-            spilt = _spilt(module, evidence, working[0])
-            pairs.append(Pair(found=working[0], score=float(score[place]), spilt=spilt))
+            found, family = working[0]
+            pairs.append(Pair(found=found, family=family, score=float(score[place])))
     return pairs
+
+
+def searched_again(
+    module: nn.Module,
+    evidence: Evidence,
+    pairs: Sequence[Pair],
+    steps: int,
+    generator: torch.Generator,
+) -> list[Pair]:
+    """Return the pairs with a trigger from a search of full length, where one was found.
+
+    The search of all pairs is too short to make a trigger small: what it comes to moves other
+    classes too, whatever the pair.
+    """
+    settings = GradientSettings(steps=steps)
+    again: list[Pair] = []
+    for name in PAIR_FAMILIES:
+        those = [pair for pair in pairs if pair.family == name]
+        if not those:
+            continue
+        slots = [pair.found.slot for pair in those]
+        results = cheapest_triggers(module, evidence, slots, FAMILIES[name], settings, generator)
+        again += [
+            replace(pair, found=pair.found if found.trigger is None else found)
+            for pair, found in zip(those, results, strict=True)
+        ]
+    return again
 
 
 def one_way(scores: Float[Tensor, "k k"]) -> Float[Tensor, "k k"]:
@@ -222,7 +244,7 @@ def pair_threshold(classes: int) -> float:
     return 0.5 + math.sqrt(2 * math.log(classes * (classes - 1)))
 
 
-def plainest_of_targets(pairs: Sequence[Pair]) -> Mapping[int, Pair]:
+def plainest_of_targets(pairs: Sequence[Pair]) -> dict[int, Pair]:
     """Return the pair with the highest score to each target."""
     plainest: dict[int, Pair] = {}
     for pair in pairs:
@@ -258,9 +280,10 @@ def _suspect(name: str, pair: Pair) -> Suspect:
     )
 
 
-def _spilt(module: nn.Module, evidence: Evidence, found: Found) -> float:
-    """Return the success of a trigger on images of the classes that it was not searched for."""
-    assert found.trigger is not None  # noqa: S101 - the caller checked
+def is_of_source_alone(module: nn.Module, evidence: Evidence, found: Found) -> bool:
+    """Return whether a trigger moves its source far more than it moves the other classes."""
+    assert found.trigger is not None  # noqa: S101 - `search_every_pair` leaves others out
     rest = evidence.predictions != found.slot.source
     others = Evidence(evidence.pixels[rest], evidence.predictions[rest])
-    return success_rate(module, others, Slot(found.slot.target), found.trigger)
+    spilt = success_rate(module, others, Slot(found.slot.target), found.trigger)
+    return spilt < MOST_SPILT * found.success
