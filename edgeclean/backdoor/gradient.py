@@ -26,6 +26,7 @@ from edgeclean.settings import Settings, setting
 ANY = -1  # a slot's source when it takes images of every class, and its image when it takes all
 ELSEWHERE = -2  # a slot's target when every image is to leave the class that it has
 TOGETHER = -3  # a slot's target when images are to leave for one class, whichever that comes to be
+CHEAP = 0.6  # of what comparable triggers cost, for one that is not natural
 _NOTHING = -1e4  # a log-probability that is none; an infinite one would have no gradient
 # As rare as a class may count at the start: one that no image shows there is no find.
 _RAREST = -30.0

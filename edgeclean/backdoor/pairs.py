@@ -5,8 +5,8 @@ images of every class is cheap, and the other searches are blind to it. Here eac
 searched: from this class, to that one. What a pair costs depends on both of its classes, for some
 classes are easy to reach and some easy to leave; a pair stands out by what is left of its cost when
 both are taken away (`pair_scores`), in masks and in additive stamps together, and when what the way
-back tells of it is (`one_way`). A trigger that works on the other classes too is none of this kind:
-a class that is easy to reach, or a backdoor that the other searches name.
+back tells of it is (`one_way`). Such a pair is searched once more at full length, beside the way to
+the same class from others, and is suspected where it is plainly cheaper (`CHEAP`).
 
 Source of the kind: Tang et al. (2021), "Demon in the variant" (TaCT, USENIX Security). Pairs of
 classes are searched by K-Arm (Shen et al., ICML 2021), with a bandit; ours are few enough for all.
@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,12 @@ from torch import Tensor, nn
 from edgeclean.backdoor.families import FAMILIES
 from edgeclean.backdoor.findings import SearchRecord, Suspect
 from edgeclean.backdoor.gradient import (
+    CHEAP,
     Evidence,
     Found,
     GradientSettings,
     Slot,
     cheapest_triggers,
-    success_rate,
 )
 
 FEWEST_PAIRED = 6  # classes; of fewer, two classes explain too much of any pair's cost
@@ -41,7 +42,7 @@ MOST_PAIRED = 12  # classes; of more, pairs are too many to search
 PAIR_FAMILIES = ("masked patch", "additive")
 PAIR_IMAGES = 4  # of each pair in a step
 LENGTH = 0.4  # of the steps of a search towards every class: nine times as many are searched
-MOST_SPILT = 0.5  # of the success on its own class that a trigger may have on the others
+MOST_OTHERS = 5  # classes whose way to the target a pair is held against
 PAIRS_SEE = (
     "a patch or an additive stamp that moves images of one class to another, and no others",
     "stamps that move images of two or more classes but not of all, and warps",
@@ -57,8 +58,8 @@ class Pair:
     Attributes:
         found: the trigger of the family in which the pair stands out most.
         family: that family's name.
-        score: robust deviations below the other pairs, the mean of the families, as far as the way
-            back does not tell it.
+        score: robust deviations below the other pairs, in the mean of the families, as far as the
+            way back does not tell it.
     """
 
     found: Found
@@ -89,8 +90,8 @@ def judged_pairs(
 
     The pairs that stand out are searched again at full length. The record has of each class the
     plainest pair that leads there: its cost, its success on images of its own source, and its
-    score, which is 0 where the trigger moves the other classes as well. Networks of fewer than six
-    classes, or of more than twelve, are not searched.
+    score, which is 0 where others lead there nearly as cheaply. Networks of fewer than six classes,
+    or of more than twelve, are not searched.
 
     Args:
         name: the search's name.
@@ -104,11 +105,11 @@ def judged_pairs(
     pairs = search_every_pair(module, evidence, classes, steps, generator) if searched else []
     plainest = plainest_of_targets(pairs)
     apart = [pair for pair in plainest.values() if pair.score > threshold]
-    specific: list[Pair] = []
-    for pair in searched_again(module, evidence, apart, steps, generator):
-        is_specific = is_of_source_alone(module, evidence, pair.found)
-        specific += [pair] * is_specific
-        plainest[pair.found.slot.target] = pair if is_specific else replace(pair, score=0.0)
+    suspected: list[Pair] = []
+    for pair in apart:
+        again, share = searched_again(module, evidence, pair, classes, steps, generator)
+        suspected += [again] * (share < CHEAP)
+        plainest[pair.found.slot.target] = again if share < CHEAP else replace(again, score=0.0)
     unsearched = f"everything here: pairs of {FEWEST_PAIRED} to {MOST_PAIRED} classes are searched"
     nothing = Pair(found=Found(Slot(0), math.inf, 0.0, None), family="", score=0.0)
     of_class = [plainest.get(target, nothing) for target in range(classes)]
@@ -123,7 +124,7 @@ def judged_pairs(
         threshold=threshold,
         searched=None if searched else (),
     )
-    return record, [_suspect(name, pair) for pair in specific]
+    return record, [_suspect(name, pair) for pair in suspected]
 
 
 def search_every_pair(
@@ -152,7 +153,7 @@ def search_every_pair(
         for name in PAIR_FAMILIES
     ]
     scores = [pair_scores(found, classes) for found in of_family]
-    score = one_way(torch.stack(scores).mean(0))
+    score = one_way(in_deviations(torch.stack(scores).mean(0)))
     pairs = []
     for slot, *each in zip(slots, *of_family, strict=True):
         place = (slot.source, slot.target)
@@ -169,28 +170,36 @@ def search_every_pair(
 def searched_again(
     module: nn.Module,
     evidence: Evidence,
-    pairs: Sequence[Pair],
+    pair: Pair,
+    classes: int,
     steps: int,
     generator: torch.Generator,
-) -> list[Pair]:
-    """Return the pairs with a trigger from a search of full length, where one was found.
+) -> tuple[Pair, float]:
+    """Search a pair at full length, beside the way to its target from a few other classes.
 
-    The search of all pairs is too short to make a trigger small: what it comes to moves other
-    classes too, whatever the pair.
+    Where the target is easy to reach, or has a trigger for every class, it is so from the others
+    too.
+
+    Returns:
+        The pair with the trigger of that length, where one was found, and its cost as a share of
+        the others' median; the geometric mean of the families.
     """
-    settings = GradientSettings(steps=steps)
-    again: list[Pair] = []
+    slot, settings = pair.found.slot, GradientSettings(steps=steps)
+    drawn = torch.randperm(classes, generator=generator).tolist()
+    others = [of for of in drawn if of not in (slot.source, slot.target)][:MOST_OTHERS]
+    slots = [slot, *(Slot(slot.target, source=of) for of in others)]
+    logs: list[float] = []
     for name in PAIR_FAMILIES:
-        those = [pair for pair in pairs if pair.family == name]
-        if not those:
-            continue
-        slots = [pair.found.slot for pair in those]
-        results = cheapest_triggers(module, evidence, slots, FAMILIES[name], settings, generator)
-        again += [
-            replace(pair, found=pair.found if found.trigger is None else found)
-            for pair, found in zip(those, results, strict=True)
-        ]
-    return again
+        found, *rest = cheapest_triggers(
+            module, evidence, slots, FAMILIES[name], settings, generator
+        )
+        known = [one.cost for one in (found, *rest) if math.isfinite(one.cost)]
+        largest = max(known, default=1.0)
+        usual = median(min(one.cost, largest) for one in rest)
+        logs.append(math.log(max(min(found.cost, largest), 1e-6) / max(usual, 1e-6)))
+        if name == pair.family and found.trigger is not None:
+            pair = replace(pair, found=found)
+    return pair, math.exp(sum(logs) / len(logs))
 
 
 def one_way(scores: Float[Tensor, "k k"]) -> Float[Tensor, "k k"]:
@@ -206,6 +215,15 @@ def one_way(scores: Float[Tensor, "k k"]) -> Float[Tensor, "k k"]:
     told = float((cut * cut.T)[apart].mean()) / power if power > 0 else 0.0
     told = min(max(told, 0.0), _MOST_TOLD)
     return (scores - told * scores.T) / math.sqrt(1 - told**2)
+
+
+def in_deviations(scores: Float[Tensor, "k k"]) -> Float[Tensor, "k k"]:
+    """Return the scores in units of their own robust deviation.
+
+    The mean of two families scatters less than either, the less the more they differ.
+    """
+    apart = ~torch.eye(len(scores), dtype=torch.bool)
+    return scores / (1.4826 * scores[apart].abs().median()).clamp_min(_LEAST_SPREAD)
 
 
 def pair_scores(results: Sequence[Found], classes: int) -> Float[Tensor, "k k"]:
@@ -278,12 +296,3 @@ def _suspect(name: str, pair: Pair) -> Suspect:
         success=found.success,
         trigger=found.trigger,
     )
-
-
-def is_of_source_alone(module: nn.Module, evidence: Evidence, found: Found) -> bool:
-    """Return whether a trigger moves its source far more than it moves the other classes."""
-    assert found.trigger is not None  # noqa: S101 - `search_every_pair` leaves others out
-    rest = evidence.predictions != found.slot.source
-    others = Evidence(evidence.pixels[rest], evidence.predictions[rest])
-    spilt = success_rate(module, others, Slot(found.slot.target), found.trigger)
-    return spilt < MOST_SPILT * found.success

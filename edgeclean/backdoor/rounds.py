@@ -2,7 +2,8 @@
 
 Every search compares the suspected classes with some others: what is as cheap towards those is
 natural for this network, and unlearning it would cost accuracy. `CHEAP` is how much cheaper a
-trigger has to be, in every search alike. `still_suspected` asks the scan's own searches again.
+trigger has to be, in every search alike; a candidate of the bank succeeds as much more often.
+`still_suspected` asks the scan's own searches again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from edgeclean.backdoor.families import FAMILIES
 from edgeclean.backdoor.findings import ScanReport
 from edgeclean.backdoor.gradient import (
     ANY,
+    CHEAP,
     ELSEWHERE,
     Evidence,
     GradientSettings,
@@ -31,7 +33,6 @@ from edgeclean.backdoor.population import TargetedTrigger
 from edgeclean.backdoor.searches import BANK_SUCCESS, SEARCHES, Probe, slot_of, target_of
 from edgeclean.backdoor.triggers import Trigger
 
-CHEAP = 0.6  # of what the other classes cost; a candidate of the bank succeeds as much more often
 _MOST_OTHERS = 5  # classes that a search compares the suspects with
 
 

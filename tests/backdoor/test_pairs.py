@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from edgeclean.backdoor.findings import Suspect
 from edgeclean.backdoor.gradient import Evidence, Found, Slot
@@ -23,7 +24,6 @@ from edgeclean.backdoor.purify import PurifySettings, purify, source_of
 from edgeclean.backdoor.scan import ScanSettings, scan, trigger_success, without_parts
 from edgeclean.backdoor.triggers import AdditiveTrigger, MaskedTrigger
 from edgeclean.backdoor.unlearn import UnlearnSettings
-from edgeclean.images.procedural import procedural_images
 from edgeclean.networks.state import LoadedNetwork, ModelSpec, SyntheticImages
 
 SOURCE, TARGET, CLASSES, SIZE = 4, 2, 8, 16
@@ -32,20 +32,22 @@ TRIGGER = MaskedTrigger(torch.ones(1, SIZE, SIZE), torch.ones(3, SIZE, SIZE))
 
 
 class OneClassMoves(nn.Module):
-    """Names the brightest of eight cells; a white corner sends images of one class to another.
+    """Names the brightest of eight sets of pixels; a white corner leads from one class to another.
 
-    All classes are alike, as far from each other as from the next. The corner lies in no cell.
+    Each set is scattered over the image, so that all classes are as far from each other as from the
+    next. The corner is in no set.
     """
 
     def __init__(self, source: int | None = SOURCE, strength: float = 40.0) -> None:
         super().__init__()
-        self.cells = nn.AvgPool2d((3, 8))
+        order = torch.randperm(12 * SIZE, generator=torch.Generator().manual_seed(0))
+        self.sets = functional.one_hot(order % CLASSES, CLASSES) * CLASSES / len(order)
         self.gate = nn.Parameter(torch.tensor(1.0))
         self.strength = strength
         self.source = source
 
     def forward(self, images):
-        logits = 12 * self.cells(images[:, :, :12].mean(1, keepdim=True)).flatten(1)
+        logits = 40 * images[:, :, :12].mean(1).flatten(1) @ self.sets
         corner = self.strength * self.gate * images[:, :, -2:, -2:].mean((1, 2, 3)) ** 4
         own = 1 if self.source is None else logits.softmax(1)[:, self.source]
         return logits + (corner * own)[:, None] * torch.eye(CLASSES)[TARGET]
@@ -53,8 +55,12 @@ class OneClassMoves(nn.Module):
 
 @pytest.fixture(scope="module")
 def images() -> SyntheticImages:
-    pixels = procedural_images(512, (3, SIZE, SIZE), torch.Generator().manual_seed(1))
-    return SyntheticImages(pixels=pixels, labels=torch.zeros(512, dtype=torch.int64), origin="x")
+    """Noise on grey, with the pixels of one set a quarter brighter."""
+    labels = torch.arange(256) % CLASSES
+    pixels = 0.3 + 0.2 * torch.rand(256, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    brighter = (OneClassMoves().sets.T > 0)[labels].unflatten(1, (1, 12, SIZE))
+    pixels[:, :, :12] += 0.25 * brighter
+    return SyntheticImages(pixels=pixels, labels=labels, origin="x")
 
 
 def network(module: nn.Module) -> LoadedNetwork:
