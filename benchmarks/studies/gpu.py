@@ -74,7 +74,7 @@ class GpuRun:
             for part in self.suites[name]:
                 self._part(name, part)
         finally:
-            write_tables(name, self.results)
+            write_tables(name, self.results, self.suites)
 
     def latencies(self) -> None:
         """Measure the latencies that are missing, and write their table after each."""

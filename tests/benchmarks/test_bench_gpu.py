@@ -6,14 +6,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from bench_few import FEW
 from bench_images import shade_images, write_pack
 from test_bench_suite import TINY
 
-from benchmarks.studies import gpu, gpu_latency
+from benchmarks.studies import gpu
 from benchmarks.studies.gpu_latency import LatencyPlan
 from benchmarks.suite.columns import finished_cells
 from benchmarks.suite.commands import OUT_OF_TIME
