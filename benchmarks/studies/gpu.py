@@ -26,7 +26,7 @@ from benchmarks.suite.columns import write_tables
 from benchmarks.suite.commands import OUT_OF_TIME, OutOfTimeError, reporter
 from benchmarks.suite.suite_run import BENCH_FOLDER, Report, SuiteRun
 from benchmarks.suite.suites import SUITES, Suite, at_ratios
-from edgeclean.errors import EdgecleanError
+from edgeclean.errors import EdgecleanError, ToolchainError
 
 PARTS = ("table2", "table4", "latency")
 ROUNDS = {
@@ -89,6 +89,10 @@ class GpuRun:
                     key, self.latency, self.device, folder
                 ):
                     continue
+            except ToolchainError as what:
+                missing[key[1]] = str(what)
+                self._lacks(f"latencies in {key[1]} are left out: {_line(what)}")
+                continue
             except LACKING as what:
                 self._lacks(f"latency of {where} is left out: {_line(what)}")
                 continue

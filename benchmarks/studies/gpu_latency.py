@@ -31,7 +31,7 @@ from benchmarks.studies import latency_models as models
 from benchmarks.studies.latency import in_turns, speedups
 from benchmarks.studies.runtimes import compressed
 from benchmarks.suite.cells import Cell, write_whole
-from edgeclean.errors import EdgecleanError
+from edgeclean.errors import EdgecleanError, ToolchainError
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx.importer import check_computed_as_written, import_onnx
 from edgeclean.measure.block_backends import Run, milliseconds
@@ -91,7 +91,8 @@ def measure(
     """Measure a cell and keep it; None where it is kept already.
 
     Raises:
-        EdgecleanError: a runtime cannot load or run a network.
+        ToolchainError: the runtime cannot start on the device.
+        EdgecleanError: it cannot load or run a network.
         RuntimeError: the device cannot.
     """
     path = cell_path(key, device, folder)
@@ -235,7 +236,7 @@ def _onnx_run(model: bytes, precision: str, batch: int, device: str) -> Run:
         to_fp16(model) if precision == "fp16" else model, options, providers=[(provider, how)]
     )
     if session.get_providers()[0] != provider:
-        raise RuntimeError(f"ONNX Runtime could not start its {provider} here")
+        raise ToolchainError(f"ONNX Runtime could not start its {provider}; check its libraries")
     (entry,), (exit_,) = session.get_inputs(), session.get_outputs()
     bound = session.io_binding()
     images = _images(batch, tuple(entry.shape[1:]))

@@ -12,7 +12,7 @@ from bench_few import FEW
 from bench_images import shade_images, write_pack
 from test_bench_suite import TINY
 
-from benchmarks.studies import gpu
+from benchmarks.studies import gpu, gpu_latency
 from benchmarks.studies.gpu_latency import LatencyPlan
 from benchmarks.suite.columns import finished_cells
 from benchmarks.suite.commands import OUT_OF_TIME
@@ -123,3 +123,15 @@ def test_everything_runs_small_stops_in_time_and_goes_on(
     assert (results / "gpu-latency.md").read_text().count("| cifar-resnet18 32x32 |") == 12
     gpu.main(words, SMALL, LATENCY)
     assert capsys.readouterr().out.count("\n") == 1  # the data set that is lacking, nothing else
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", gpu_latency.PRECISIONS)
+def test_a_graph_is_timed_in_the_precision_that_is_asked(precision: str, tmp_path: Path) -> None:
+    key = ("cifar-resnet18", "torch", precision, 1)
+    before = torch.backends.cudnn.allow_tf32
+    cell = gpu_latency.measure(key, LATENCY, "cuda", tmp_path)
+    assert cell is not None
+    assert all(row["p50_ms"] > 0 for row in cell["rows"].values())
+    assert torch.backends.cudnn.allow_tf32 == before
+    assert gpu_latency.measure(key, LATENCY, "cuda", tmp_path) is None  # it is kept
