@@ -116,9 +116,11 @@ def test_everything_runs_small_stops_in_time_and_goes_on(
     assert {tuple(cell[key] for key in keys) for cell in latencies} == set(LATENCY.cells())
     for cell in latencies:
         assert not cell["refused"]
+        whose = ("ours", gpu_latency.PEER, gpu_latency.ROUNDED)
         assert set(cell["rows"]) == {
-            "original", "ours 2x", "ours 4x", "torch-pruning 2x", "torch-pruning 4x",
-        }  # fmt: skip
+            "original",
+            *(f"{who} {ratio}x" for who in whose for ratio in (2, 4)),
+        }
         assert cell["rows"]["ours 2x"]["macs_ratio"] == pytest.approx(2, rel=0.1)
     assert (results / "gpu-latency.md").read_text().count("| cifar-resnet18 32x32 |") == 12
     gpu.main(words, SMALL, LATENCY)
