@@ -31,7 +31,7 @@ def tiny(part: Suite) -> Suite:
         train_images=64,
         test_images=32,
         clean_images=16,
-        seeds=(0, 1) if part.name == "table2" else (0,),
+        seeds=(0,),
         attacks={name: QUICK_ATTACKS[name] for name in part.attacks},
         settings=FEW,
         timed_runs=min(part.timed_runs, 1),
@@ -103,9 +103,9 @@ def test_everything_runs_small_stops_in_time_and_goes_on(
     assert (results / "table2.md").exists()
     code = gpu.main(words, SMALL, LATENCY)
     said = capsys.readouterr().out
-    assert [line for line in said.splitlines() if "left out" in line] == [
-        f"table4-cifar100 is left out: {tmp_path / 'cifar-100-binary.tar.gz'} is missing"
-    ]
+    (lacking,) = [line for line in said.splitlines() if "left out" in line]
+    assert lacking.startswith("table4-cifar100 is left out: no file at ")
+    assert "CIFAR-100 binary version" in lacking
     assert code == 1
     (table2,), signs = SMALL["table2"], SMALL["table4"][0]
     for part in (table2, signs):
