@@ -19,7 +19,6 @@ from benchmarks.suite.commands import OUT_OF_TIME
 from benchmarks.suite.suites import QUICK_ATTACKS, SUITES, Suite
 
 LATENCY = LatencyPlan(networks=("cifar-resnet18",), batches=(1, 2), runs=1, seconds=0.1)
-NO_LATENCY = LatencyPlan(networks=())
 
 
 def tiny(part: Suite) -> Suite:
