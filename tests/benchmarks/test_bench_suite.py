@@ -238,7 +238,7 @@ def test_every_defence_runs_against_every_family_of_attacks(families, tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["table2", "table4"])
+@pytest.mark.parametrize("name", ["table2", "table2-cpu", "table4"])
 def test_the_papers_tables_run_small_and_stand_beside_its_numbers(name, tmp_path, monkeypatch):
     whole = SUITES[name]
     small = tuple(
@@ -268,9 +268,13 @@ def test_the_papers_tables_run_small_and_stand_beside_its_numbers(name, tmp_path
     text = (tmp_path / f"{name}.md").read_text()
     cells = record_of(name, tmp_path)["cells"]
     assert len(cells) == sum(2 * len(part.defences) for part in small)
-    if name == "table2":
-        assert all("ms_batch_100" in cell for cell in cells)
-        rows = [line for line in text.splitlines() if line.startswith("| anp+pruning-2x")]
+    if name != "table4":
+        for cell in cells:
+            assert cell["speedup_interval"][0] <= cell["speedup"] <= cell["speedup_interval"][1]
+            assert cell["ms_batch_100"] > 0 < cell["ms_batch_100_undefended"]
+        (none,) = [line for line in text.splitlines() if line.startswith("| none")]
+        assert none.count(" / ") == 2  # ACC, ASR and RA
+        rows = [line for line in text.splitlines() if line.startswith("| clp+pruning-2x")]
         assert rows
         assert rows[0].endswith("| 10 |")
     else:
