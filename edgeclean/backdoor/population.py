@@ -70,20 +70,20 @@ class Population:
             members = [item for item in triggers if isinstance(item.trigger, kind)]
             if members:
                 self._groups.append(_Group(family, members, evidence, growth))
+        moved = torch.isin(evidence.predictions, torch.tensor(self._sources(), dtype=torch.int64))
+        self.of_sources = evidence.pixels[moved]  # the images of classes that are moved alone
 
     def __len__(self) -> int:
         return sum(len(group.targets) for group in self._groups)
 
     @property
-    def sources(self) -> list[int]:
-        """The sources of the triggers that move one class alone."""
-        every = [source for group in self._groups for source in group.sources]
-        return [source for source in every if source != ANY]
-
-    @property
     def share_of_sources(self) -> float:
         """The share of the triggers that move one class alone."""
-        return len(self.sources) / max(1, len(self))
+        every = self._sources()
+        return sum(source != ANY for source in every) / max(1, len(every))
+
+    def _sources(self) -> list[int]:
+        return [source for group in self._groups for source in group.sources]
 
     def ascend(self, learner: nn.Module, generator: torch.Generator) -> None:
         """Move every trigger a few steps towards its target."""

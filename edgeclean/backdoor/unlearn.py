@@ -135,10 +135,6 @@ def unlearn(
         growth=settings.growth,
         at_once=at_once,
     )
-    of_sources = torch.isin(
-        evidence.predictions, torch.tensor(population.sources, dtype=torch.int64)
-    )
-    sourced = evidence.pixels[of_sources]
     taps = shared_taps(learner, learner) if settings.feature_weight > 0 else []
     with (
         Features(inputs.source, taps) as given,
@@ -153,7 +149,7 @@ def unlearn(
                 population.ascend(learner, generator)
                 own.take()  # those of the ascent
                 learner.requires_grad_(True)
-            clean, stamped, shown = _drawn(inputs, sourced, population, settings, generator)
+            clean, stamped, shown = _drawn(inputs, population, settings, generator)
             optimizer.zero_grad()
             for piece in _microbatches(clean, stamped, shown, at_once):
                 loss = _distillation(learner, inputs.teacher, piece, distance)
@@ -189,7 +185,6 @@ def overruled(
 
 def _drawn(
     inputs: UnlearningInputs,
-    sourced: Float[Tensor, "k c h w"],
     population: Population,
     settings: UnlearnSettings,
     generator: torch.Generator,
@@ -202,7 +197,7 @@ def _drawn(
     clean = _batch(inputs, settings.batch_size, generator)
     shown = torch.randperm(len(clean), generator=generator)
     shown = shown[: int(len(clean) * settings.stamped_share)]
-    if len(sourced):
+    if len(sourced := population.of_sources):
         known = torch.rand(len(shown), generator=generator) < population.share_of_sources
         rows = torch.randint(len(sourced), (int(known.sum()),), generator=generator)
         clean[shown[known]] = augmented(sourced[rows], generator)
