@@ -147,14 +147,13 @@ def test_success_is_that_on_images_of_the_source(images, report):
     assert shares["harmless"] < 0.3
 
 
-def test_purifying_closes_the_gate_that_images_of_the_source_pass(images, report):
+def test_purifying_keeps_the_source_in_its_class_under_the_trigger(images, report):
     settings = PurifySettings(
         rounds=1, restarts=2, search_steps=30, candidates=500, unlearn=UnlearnSettings(steps=40)
     )
     purified = purify(network(OneClassMoves()), images, report, settings, seed=0)
-    assert (
-        float(purified.module.gate.detach()) < 0.5
-    )  # of 1; what the corner adds fell by more than half
+    (shares,) = trigger_success(report, {"purified": purified}, images.pixels)
+    assert shares["purified"] < 0.3  # where images of every class are stamped alike, it is 0.6
     assert purified.history[-1].notes["targets"] == [TARGET]
 
 
