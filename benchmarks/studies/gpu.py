@@ -1,4 +1,4 @@
-"""Spend a GPU's minutes on what is missing, the most telling first: ``python -m benchmarks.gpu``.
+"""Spend a GPU's minutes, the most telling first: ``python -m benchmarks.studies.gpu``.
 
 First the suite ``table2``, for each seed edgeclean at 2x, 3x and 4x against every attack, then CLP,
 ANP and Clean & Compact; then ``table4``, traffic signs before CIFAR-100; then the latencies of

@@ -1,4 +1,4 @@
-"""Measure latency on a CUDA device, networks in turns; ``python -m benchmarks.gpu`` runs it last.
+"""Measure latency on a CUDA device, networks in turns; `benchmarks.studies.gpu` runs it last.
 
 ResNet-18 and MobileNetV2 for 224x224 images and ResNet-18 for 32x32 ones, all of random weights:
 the original, ours and torch-pruning's at 2x and 4x fewer MACs, in ONNX Runtime's CUDA provider and
@@ -161,7 +161,7 @@ def write_table(results: Path, folder: Path, device: str) -> None:
     cells = [known[key] for key in order if key in known]
     if not cells:
         return
-    whole = {"command": "python -m benchmarks.gpu --part latency", "cells": cells}
+    whole = {"command": "python -m benchmarks.studies.gpu --part latency", "cells": cells}
     write_whole(path, json.dumps({**whole, "asked": len(order)}, indent=1, sort_keys=True))
     names = [f"{who} {ratio:g}x" for ratio in RATIOS for who in ("ours", PEER, ROUNDED)]
     head = ["network", "batch", "runtime", "precision", "original ms", *names]

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.gpu``: what comes first, what is lacking, and all of it on a processor."""
+"""``python -m benchmarks.studies.gpu``: what comes first, what is lacking, and all of it on a processor."""
 
 from __future__ import annotations
 
