@@ -1,4 +1,4 @@
-"""``python -m benchmarks.studies.gpu``: what comes first, what is lacking, and all of it on a processor."""
+"""The command for a GPU: what comes first, what is lacking, and all of it on a processor."""
 
 from __future__ import annotations
 
