@@ -54,11 +54,9 @@ class Evidence:
     predictions: Int[Tensor, " n"]
 
     def of_source(self, source: int) -> Evidence:
-        """Return the evidence of one class's images alone; of all with `ANY`."""
-        if source == ANY:
-            return self
+        """Return the evidence of one class's images alone; of all with `ANY`, or if it has none."""
         own = self.predictions == source
-        return Evidence(self.pixels[own], self.predictions[own])
+        return Evidence(self.pixels[own], self.predictions[own]) if bool(own.any()) else self
 
     def usable(self, slot: Slot) -> Bool[Tensor, " n"]:
         """Mark the images that a slot may use: not yet of the target, and of its source."""

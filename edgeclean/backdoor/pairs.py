@@ -42,7 +42,7 @@ MOST_PAIRED = 12  # classes; of more, pairs are too many to search
 PAIR_FAMILIES = ("masked patch", "additive")
 PAIR_IMAGES = 4  # of each pair in a step
 LENGTH = 0.4  # of the steps of a search towards every class: nine times as many are searched
-MOST_OTHERS = 5  # classes whose way to the target a pair is held against
+MOST_OTHERS = 5  # that what is suspected is held against
 PAIRS_SEE = (
     "a patch or an additive stamp that moves images of one class to another, and no others",
     "stamps that move images of two or more classes but not of all, and warps",

@@ -29,11 +29,10 @@ from edgeclean.backdoor.gradient import (
     Slot,
     cheapest_triggers,
 )
+from edgeclean.backdoor.pairs import MOST_OTHERS
 from edgeclean.backdoor.population import TargetedTrigger
 from edgeclean.backdoor.searches import BANK_SUCCESS, SEARCHES, Probe, slot_of, target_of
 from edgeclean.backdoor.triggers import Trigger
-
-_MOST_OTHERS = 5  # classes that a search compares the suspects with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +106,7 @@ def family_triggers_of_round(
         The cheap triggers, and for the history the least cost, the others' median and how many
         were kept.
     """
-    drawn = torch.randperm(len(context.others), generator=context.generator)[:_MOST_OTHERS]
+    drawn = torch.randperm(len(context.others), generator=context.generator)[:MOST_OTHERS]
     others = [Slot(context.others[index]) for index in drawn.tolist()]
     slots = [Slot(target) for target in context.targets for _ in range(restarts)]
     results = cheapest_triggers(

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from edgeclean.backdoor.findings import Suspect
-from edgeclean.backdoor.gradient import Evidence, Found, Slot
+from edgeclean.backdoor.gradient import ANY, Evidence, Found, Slot
 from edgeclean.backdoor.pairs import (
     FEWEST_PAIRED,
     MOST_PAIRED,
@@ -172,6 +172,14 @@ def test_too_few_and_too_many_classes_are_not_searched_and_the_record_says_so(cl
     assert record.scores == (0.0,) * classes
     assert pair_passes(classes, 100) == 0
     assert not has_pairs(classes)
+
+
+def test_a_class_that_no_image_is_given_any_more_leaves_all_images_to_search_on():
+    pixels = torch.rand(3, 3, 4, 4)
+    evidence = Evidence(pixels, torch.tensor([0, 1, 1]))
+    assert torch.equal(evidence.of_source(1).pixels, pixels[1:])
+    assert torch.equal(evidence.of_source(2).pixels, pixels)
+    assert torch.equal(evidence.of_source(ANY).pixels, pixels)
 
 
 def suspect(target, source=None):
