@@ -20,9 +20,10 @@ from edgeclean.backdoor.bank import IN_FULL
 from edgeclean.backdoor.families import FAMILIES
 from edgeclean.backdoor.few_classes import FEW, SINGLES
 from edgeclean.backdoor.gratings import KEPT, MOST_GRATINGS
+from edgeclean.backdoor.pairs import pair_passes
 from edgeclean.backdoor.purify import AGAIN
 from edgeclean.backdoor.scan import CHOOSING, ScanSettings
-from edgeclean.backdoor.searches import ALL_TO_ALL, BANK, FEWEST_RESTARTED, GRATINGS
+from edgeclean.backdoor.searches import ALL_TO_ALL, BANK, FEWEST_RESTARTED, GRATINGS, ONE_SOURCE
 from edgeclean.backdoor.selection import SINK_IMAGES, STARTS
 from edgeclean.compression.settings import SEARCHED_RATIOS
 from edgeclean.config import PipelineSettings
@@ -161,6 +162,8 @@ def _scan(settings: PipelineSettings, classes: int, each: PassSeconds) -> Iterat
             passes, forwards = 0, _bank(chosen.bank_candidates, classes)
         elif name == GRATINGS:
             passes, forwards = 0, _halving(MOST_GRATINGS, KEPT, classes)
+        elif name == ONE_SOURCE:
+            passes = pair_passes(classes, chosen.steps)
         elif name == ALL_TO_ALL:
             passes *= 8 + few * 2 * classes  # two families, four starts each, and few classes' own
         else:  # later starts search ten classes

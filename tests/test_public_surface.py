@@ -64,7 +64,12 @@ def test_the_texts_name_every_command_and_no_other() -> None:
 def test_every_option_in_the_texts_exists() -> None:
     main = typer.main.get_command(cli.app)
     known = {"--help", "--install-completion", "--version"}
-    known |= {"--check", "--network"}  # of sha256sum, and of a study in benchmarks/
+    known |= {
+        "--alone",
+        "--check",
+        "--network",
+        "--part",
+    }  # of sha256sum, and of studies in benchmarks/
     known |= {"--generate", "--head", "--include-dashboard", "--node-ip-address", "--port"}  # Ray's
     known |= {"--follow", "--watch"}  # of kubectl
     for name in commands():

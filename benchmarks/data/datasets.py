@@ -10,6 +10,7 @@ from benchmarks.data.archives import read_cifar10, read_cifar100, read_gtsrb, re
 from benchmarks.data.images import LabelledImages, read_pack
 
 SIGNS_TRAINED_ON = 10_000  # they lie in no order of classes, and each class is in both parts
+PACKED_AS = {"gtsrb": ("gtsrb-roi",)}  # the same images under another name
 GTSRB_ZIPS = ("Training_Images", "Test_Images", "Test_GT")
 
 
@@ -19,22 +20,24 @@ def read_dataset(
     """Read the training set and the test set, or prefixes of them.
 
     Args:
-        name: ``cifar10``, ``cifar100``, ``gtsrb``; ``gtsrb-roi``, a pack of GTSRB's test set whose
-            first 10,000 images are trained on here; or a folder of pictures in ``folder`` with
-            ``train`` and ``test`` in it.
-        folder: holds ``NAME-train.npz`` and ``NAME-test.npz``, or the archives under the names
-            that their makers give them.
+        name: ``cifar10``, ``cifar100``, ``gtsrb`` (each sign cut to its box); ``gtsrb-roi``, its
+            packs, of which that of the test set will do: its first 10,000 images are then trained
+            on; or a folder of pictures in ``folder`` with ``train`` and ``test`` in it.
+        folder: holds ``NAME-train.npz`` and ``NAME-test.npz`` (of ``gtsrb``, packs of either of
+            its names), or the archives under the names that their makers give them.
         train_images: number of training images to read, from the first on; None for all.
         test_images: number of test images to read, from the first on; None for all.
 
     Raises:
         InputRejectedError: a file is missing (the message says what to get) or is broken.
     """
-    packs = [folder / f"{name}-{part}.npz" for part in ("train", "test")]
     limits = (train_images, test_images)
-    if all(pack.is_file() for pack in packs):
-        train, test = (read_pack(pack, limit) for pack, limit in zip(packs, limits, strict=True))
-        return train, test
+    for known in (name, *PACKED_AS.get(name, ())):
+        packs = [folder / f"{known}-{part}.npz" for part in ("train", "test")]
+        if all(pack.is_file() for pack in packs):
+            both = zip(packs, limits, strict=True)
+            train, test = (read_pack(pack, limit) for pack, limit in both)
+            return train, test
     whole = _halves_of_signs(folder) if name == "gtsrb-roi" else _from_archives(name, folder)
     train, test = (
         part if limit is None else part.first(limit)

@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch_pruning
 from torch import nn
 
 from benchmarks.data.images import LabelledImages
@@ -77,6 +76,8 @@ def prune_channels(network: Network, settings: PruningSettings | None = None) ->
 
 def _without(network: Network, share: float) -> nn.Module:
     """Return a copy that lacks this share of every layer's channels; the classes stay."""
+    import torch_pruning  # of the extra "bench": a machine without it runs the other defences
+
     module = copied(network)
     device = next(module.parameters()).device
     pruner = torch_pruning.pruner.BasePruner(

@@ -90,6 +90,7 @@ def _at_ratio(settings: DefenceSettings, ratio: float) -> dict[str, DefenceEntry
     ours = settings.edgeclean
     smaller = replace(ours, ranks=replace(ours.ranks, ratio=ratio))
     return {
+        f"plain-tucker-{ratio:g}x": _blind(plain_tucker, replace(settings.plain, ratio=ratio)),
         f"clp+pruning-{ratio:g}x": _pruned(_blind(clp, settings.clp), ratio),
         f"deck-{ratio:g}x": _blind(clean_compact, replace(settings.clean_compact, ratio=ratio)),
         f"edgeclean-{ratio:g}x": _blind(edgeclean_default, smaller),

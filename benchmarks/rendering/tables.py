@@ -1,8 +1,8 @@
 """Render Markdown from a suite's columns alone; ``python -m benchmarks.suite.columns`` does it.
 
 `smoke`, `cpu` and `signs` become one matrix, defences by attacks, with a picture of each attack;
-`table2` and `table4` look like those of Clean & Compact, with its own numbers where the public
-slides give them. Over several seeds a cell is the mean.
+`table2`, `table2-cpu` and `table4` look like those of Clean & Compact, with its own numbers where
+the public slides give them. Over several seeds a cell is the mean.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ RESULTS = Path(__file__).parents[1] / "results"
 BYTES_A_WEIGHT = 4
 MEBI = 2**20
 NOT_RUN = "not yet run"
+RATES = ("acc", "asr")
 
 
 def markdown(record: Record) -> str:
     """Return a suite's tables and pictures, with the environment they were measured in."""
-    body = _TABLES.get(record["suite"], _matrix)(record)
+    body = _TABLES.get(record["suite"], _matrix)(record) if record["cells"] else []
     return "\n".join([*_heading(record), "", *body, *_pictures(record)]) + "\n"
 
 
@@ -157,25 +158,29 @@ def _table_2(record: Record) -> list[str]:
     lines = _table_head(
         [
             "system",
-            *(f"{attack}: ACC / ASR" for attack in attacks),
+            *(f"{attack}: ACC / ASR / RA" for attack in attacks),
             "MACs left",
             "size, MiB",
             "ms for 100 images",
+            "speed-up",
             "the deck's ACC",
         ]
     )
     for defence in _in_order(cells, "defence"):
         row = _only(cells, defence=defence)
-        rates = [_rates(_only(row, attack=attack)) for attack in attacks]
+        rates = [_rates(_only(row, attack=attack), keys=(*RATES, "ra")) for attack in attacks]
         theirs = f"{TABLE_2_ACC[defence]:.0f}" if defence in TABLE_2_ACC else "-"
         macs = fmean(cell["macs"] / cell["macs_before"] for cell in row)
         size = fmean(cell["params"] for cell in row) * BYTES_A_WEIGHT / MEBI
         times = [cell["ms_batch_100"] for cell in row if "ms_batch_100" in cell]
         time = f"{fmean(times):.2f}" if times else "-"
-        lines.append(_line([defence, *rates, f"{macs:.2f}", f"{size:.2f}", time, theirs]))
+        faster = [cell["speedup"] for cell in row if "speedup" in cell]
+        gain = f"{fmean(faster):.2f}" if faster else "-"
+        lines.append(_line([defence, *rates, f"{macs:.2f}", f"{size:.2f}", time, gain, theirs]))
     return [
         *lines,
         "",
+        "Speed-up: against the undefended network, which took turns with it on the same images. "
         "The public slides give no other number of their Table 2, and do not name its attack; "
         "theirs was timed on an RTX 3090.",
     ]
@@ -222,13 +227,13 @@ def _pictures(record: Record) -> list[str]:
     return lines[:-1]
 
 
-def _rates(cells: Sequence[Cell], missing: str = "-") -> str:
-    """Write the mean ACC / ASR of the cells; ACC alone where nothing was stamped."""
+def _rates(cells: Sequence[Cell], missing: str = "-", *, keys: Sequence[str] = RATES) -> str:
+    """Write the mean rates of the cells; ACC alone where nothing was stamped."""
     if not cells:
         return missing
     means = [
         fmean(cell[rate]["percent"] for cell in cells)
-        for rate in ("acc", "asr")
+        for rate in keys
         if all(rate in cell for cell in cells)
     ]
     stale = "*" if any(cell.get("stale") for cell in cells) else ""
@@ -251,4 +256,8 @@ def _line(values: Sequence[str]) -> str:
     return f"| {' | '.join(values)} |"
 
 
-_TABLES: dict[str, Callable[[Record], list[str]]] = {"table2": _table_2, "table4": _table_4}
+_TABLES: dict[str, Callable[[Record], list[str]]] = {
+    "table2": _table_2,
+    "table2-cpu": _table_2,
+    "table4": _table_4,
+}

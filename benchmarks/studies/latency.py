@@ -15,7 +15,8 @@ import argparse
 import gc
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from benchmarks.studies import latency_models as models
 from benchmarks.suite.cells import write_whole
 from edgeclean.compression.latency_table import read_latency_table
 from edgeclean.errors import RatioError
-from edgeclean.measure.block_backends import milliseconds
+from edgeclean.measure.block_backends import Run, milliseconds
 from edgeclean.measure.block_latency import BlockLatencySettings
 from edgeclean.measure.latency import speedup_interval, summarise
 from edgeclean.measure.machine_table import measured_table
@@ -150,20 +151,25 @@ def latencies_in_turns(files: Mapping[str, bytes], threads: int) -> NDArray[np.f
     gc.collect()
     shape = (1, *sessions[0].input_shape)
     images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    deadline = time.perf_counter() + SECONDS
-    latencies = np.empty((WARM_UP + RUNS, len(sessions)))
+    return in_turns(
+        [partial(milliseconds, partial(one.run, images), threads=threads) for one in sessions]
+    )
+
+
+def in_turns(
+    timed: Sequence[Run], *, runs: int = RUNS, warm_up: int = WARM_UP, seconds: float = SECONDS
+) -> NDArray[np.float64]:
+    """Return milliseconds [runs, networks] of what times itself; each round starts with another."""
+    deadline = time.perf_counter() + seconds
+    latencies = np.empty((warm_up + runs, len(timed)))
     for row in range(len(latencies)):
-        if row >= WARM_UP + FEWEST and time.perf_counter() > deadline:
+        if row >= warm_up + FEWEST and time.perf_counter() > deadline:
             latencies = latencies[:row]
             break
-        for place in range(len(sessions)):
-            column = (place + row) % len(sessions)
-            session = sessions[column]
-            latencies[row, column] = milliseconds(
-                lambda one=session: one.run(images),  # type: ignore[misc]
-                threads=threads,
-            )
-    return latencies[WARM_UP:]
+        for place in range(len(timed)):
+            column = (place + row) % len(timed)
+            latencies[row, column] = timed[column]()
+    return latencies[warm_up:]
 
 
 def _rows(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from benchmarks.defences.base import DefenceEntry
 from benchmarks.defences.table import every_defence
 from benchmarks.metrics import defence_effectiveness
 from benchmarks.rendering import tables
-from benchmarks.suite.cells import Cell
+from benchmarks.suite.cells import Cell, write_whole
 from benchmarks.suite.suites import SUITES, Suite
 from edgeclean.networks.state import JsonValue, settings_as_json
 
@@ -87,9 +88,11 @@ def with_der(cells: list[Cell]) -> list[Cell]:
     return [{**c, "der": _der(before.get((c["attack"], c["seed"])), c)} for c in cells]
 
 
-def record_of(name: str, results: Path) -> tables.Record:
+def record_of(
+    name: str, results: Path, known: Mapping[str, tuple[Suite, ...]] = SUITES
+) -> tables.Record:
     """Return all that the tables of a suite show, from its columns."""
-    suites, whole = SUITES[name], results / name / "whole.json"
+    suites, whole = known[name], results / name / "whole.json"
     return {
         "suite": name,
         "command": f"python -m benchmarks.suite {name}",
@@ -106,9 +109,12 @@ def record_of(name: str, results: Path) -> tables.Record:
     }
 
 
-def write_tables(name: str, results: Path = tables.RESULTS) -> None:
+def write_tables(
+    name: str, results: Path = tables.RESULTS, known: Mapping[str, tuple[Suite, ...]] = SUITES
+) -> None:
     """Write ``NAME.md`` from the columns of a suite, which can have several data sets."""
-    (results / f"{name}.md").write_text(tables.markdown(record_of(name, results)))
+    text = tables.markdown(record_of(name, results, known))
+    write_whole(results / f"{name}.md", text.removesuffix("\n"))
 
 
 def identity(suite: Suite) -> dict[str, JsonValue]:

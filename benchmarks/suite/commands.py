@@ -116,7 +116,7 @@ def _run(suite: Suite, options: argparse.Namespace) -> None:
         *sets,
         options.folder,
         options.results,
-        report=_reporter(options.minutes),
+        report=reporter(options.minutes),
         device=torch.device(options.device),
     ).run(columns)
 
@@ -131,7 +131,7 @@ def _forget(suite: Suite, attacks: list[str], *roots: Path) -> None:
                 path.with_suffix(".json").unlink(missing_ok=True)
 
 
-def _reporter(minutes: float) -> Callable[[str], None]:
+def reporter(minutes: float) -> Callable[[str], None]:
     """Return a function that prints lines, and ends the run after ``minutes`` (0 for never)."""
     started = time.monotonic()
 

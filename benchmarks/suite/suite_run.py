@@ -19,7 +19,7 @@ from benchmarks.metrics import accuracy, stamped_rates
 from benchmarks.networks.training import TrainingRecord, train
 from benchmarks.rendering.pictures import PICTURED, attack_picture
 from benchmarks.rendering.tables import RESULTS
-from benchmarks.speed import inference_ms
+from benchmarks.speed import inference_in_turns
 from benchmarks.suite.cells import Cell, write_whole
 from benchmarks.suite.columns import (
     Column,
@@ -213,7 +213,8 @@ class SuiteRun:
             asr, ra = stamped_rates(function, self._test, attack.stamp, attack.relabel)
             cell["asr"], cell["ra"] = asr.as_json(), ra.as_json()
         if suite.timed_runs:
-            cell["ms_batch_100"] = inference_ms(function, self._test, runs=suite.timed_runs)
+            before = pixel_network(network).to(self._device).eval()
+            cell |= inference_in_turns(before, function, self._test, runs=suite.timed_runs)
         return cell
 
 

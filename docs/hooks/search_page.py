@@ -5,6 +5,7 @@ from __future__ import annotations
 from markdown_tables import code, table
 
 from edgeclean.backdoor.families import FAMILIES
+from edgeclean.backdoor.pairs import PAIRS_SEE
 from edgeclean.backdoor.searches import (
     ALL_TO_ALL,
     ALL_TO_ALL_SEES,
@@ -12,6 +13,7 @@ from edgeclean.backdoor.searches import (
     BANK_SEES,
     GRATINGS,
     GRATINGS_SEES,
+    ONE_SOURCE,
     SEARCHES,
 )
 
@@ -20,5 +22,6 @@ def reference() -> str:
     """One line for each search."""
     known = {name: (one.sees, one.blind_to) for name, one in FAMILIES.items()}
     known |= {BANK: BANK_SEES, ALL_TO_ALL: ALL_TO_ALL_SEES, GRATINGS: GRATINGS_SEES}
+    known |= {ONE_SOURCE: PAIRS_SEE}
     rows = [(code(name), *known[name]) for name in SEARCHES]
     return table(["search", "sees", "is blind to"], rows)

@@ -24,11 +24,13 @@ class Suspect:
         target: the class that triggered images go to; None: each class to another of its own
             (all-to-all).
         search: the search that raised the suspicion.
-        score: robust deviations below the other classes; for all-to-all, the nearness of the map
-            of classes to a permutation, 0 to 1.
+        score: robust deviations below the other classes, or pairs of classes; for all-to-all, the
+            nearness of the map of classes to a permutation, 0 to 1.
         cost: the cost of the trigger, in the search's unit.
-        success: share of the synthetic images of other classes that the trigger sends there.
+        success: share of the synthetic images of other classes, or of the source alone, that the
+            trigger sends there.
         trigger: the reconstructed trigger.
+        source: the class whose images alone it moves; None: those of every class.
     """
 
     target: int | None
@@ -37,6 +39,7 @@ class Suspect:
     cost: float
     success: float
     trigger: Trigger
+    source: int | None = None
 
     @property
     def pattern(self) -> Float[Tensor, "c h w"]:
@@ -140,12 +143,19 @@ class ScanReport:
     @property
     def suspicions(self) -> tuple[str, ...]:
         """The suspicions in words, most suspicious class first."""
-        words = [f"class {target}" for target in self.targets]
+        words = [self._in_words(target) for target in self.targets]
         if any(suspect.target is None for suspect in self.suspects):
             words.append("every class to another (all-to-all)")
         kinds = dict.fromkeys(finding.kind for finding in self.structure.findings)
         words += [f"the graph itself ({kind})" for kind in kinds]
         return tuple(words)
+
+    def _in_words(self, target: int) -> str:
+        """Return a suspected class in words, with its source where that is all that is moved."""
+        sources = {suspect.source for suspect in self.suspects if suspect.target == target}
+        if None in sources:
+            return f"class {target}"
+        return f"class {target} from class {min(one for one in sources if one is not None)} alone"
 
     def summary(self) -> dict[str, Any]:
         """Return the report as JSON values, without pictures; infinite costs become None."""
@@ -156,6 +166,7 @@ class ScanReport:
             "suspects": [
                 {
                     "target": suspect.target,
+                    "source": suspect.source,
                     "search": suspect.search,
                     "score": round(suspect.score, 4),
                     "cost": round(suspect.cost, 4),

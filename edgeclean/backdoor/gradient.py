@@ -26,6 +26,7 @@ from edgeclean.settings import Settings, setting
 ANY = -1  # a slot's source when it takes images of every class, and its image when it takes all
 ELSEWHERE = -2  # a slot's target when every image is to leave the class that it has
 TOGETHER = -3  # a slot's target when images are to leave for one class, whichever that comes to be
+CHEAP = 0.6  # of what comparable triggers cost, for one that is not natural
 _NOTHING = -1e4  # a log-probability that is none; an infinite one would have no gradient
 # As rare as a class may count at the start: one that no image shows there is no find.
 _RAREST = -30.0
@@ -51,6 +52,11 @@ class Evidence:
 
     pixels: Float[Tensor, "n c h w"]
     predictions: Int[Tensor, " n"]
+
+    def of_source(self, source: int) -> Evidence:
+        """Return the evidence of one class's images alone; of all with `ANY`, or if it has none."""
+        own = self.predictions == source
+        return Evidence(self.pixels[own], self.predictions[own]) if bool(own.any()) else self
 
     def usable(self, slot: Slot) -> Bool[Tensor, " n"]:
         """Mark the images that a slot may use: not yet of the target, and of its source."""

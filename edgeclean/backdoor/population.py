@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeclean.backdoor.families import AdditiveFamily, Family, MaskedFamily, WarpFamily
-from edgeclean.backdoor.gradient import Evidence, class_loss, logits_of
+from edgeclean.backdoor.gradient import ANY, Evidence, Slot, class_loss, logits_of
 from edgeclean.backdoor.triggers import AdditiveTrigger, MaskedTrigger, Trigger, WarpTrigger
 from edgeclean.networks.finite import require_finite_loss
 
@@ -35,11 +35,13 @@ class TargetedTrigger:
         trigger: the trigger as it was found.
         target: the class (or `ELSEWHERE`) that it must no longer lead to.
         strongest: the most times as strongly as it was found that it is stamped; at least 1.
+        source: the class whose images alone it moved; `ANY` for those of every class.
     """
 
     trigger: Trigger
     target: int
     strongest: float = 1.0
+    source: int = ANY
 
 
 class Population:
@@ -67,10 +69,21 @@ class Population:
         for kind, family in _FAMILY_OF.items():
             members = [item for item in triggers if isinstance(item.trigger, kind)]
             if members:
-                self._groups.append(_Group(family, members, growth))
+                self._groups.append(_Group(family, members, evidence, growth))
+        moved = torch.isin(evidence.predictions, torch.tensor(self._sources(), dtype=torch.int64))
+        self.of_sources = evidence.pixels[moved]  # the images of classes that are moved alone
 
     def __len__(self) -> int:
         return sum(len(group.targets) for group in self._groups)
+
+    @property
+    def share_of_sources(self) -> float:
+        """The share of the triggers that move one class alone."""
+        every = self._sources()
+        return sum(source != ANY for source in every) / max(1, len(every))
+
+    def _sources(self) -> list[int]:
+        return [source for group in self._groups for source in group.sources]
 
     def ascend(self, learner: nn.Module, generator: torch.Generator) -> None:
         """Move every trigger a few steps towards its target."""
@@ -101,11 +114,25 @@ class Population:
 class _Group:
     """The triggers of one family."""
 
-    def __init__(self, family: type[Family], members: list[TargetedTrigger], growth: float) -> None:
+    def __init__(
+        self,
+        family: type[Family],
+        members: list[TargetedTrigger],
+        evidence: Evidence,
+        growth: float,
+    ) -> None:
         triggers = [member.trigger for member in members]
         self.found, self.moving = family.around(triggers), family.around(triggers)
         self.targets = torch.tensor([member.target for member in members])
         self.strongest = torch.tensor([member.strongest for member in members])
+        self.sources = [member.source for member in members]
+        # What such a trigger does is told by images of its source alone, where there are any.
+        pools = {
+            slot: evidence.usable(Slot(member.target, member.source)).nonzero().flatten()
+            for slot, member in enumerate(members)
+            if member.source != ANY
+        }
+        self._pools = {slot: pool for slot, pool in pools.items() if len(pool)}
         self._weight = 100 * self.found.cost_weight()
         self._cap = growth * self.found.cost().detach()
         self._optimizer = torch.optim.Adam(
@@ -118,6 +145,8 @@ class _Group:
         """Take one Adam step of all triggers of the family; no gradient joins two of them."""
         shape = (len(self.targets), ASCENT_IMAGES)
         drawn = torch.randint(len(evidence.pixels), shape, generator=generator)
+        for slot, pool in self._pools.items():
+            drawn[slot] = pool[drawn[slot] % len(pool)]
         self._optimizer.zero_grad()
         for slots in torch.arange(len(self.targets)).split(max(1, at_once // ASCENT_IMAGES)):
             rows = drawn[slots]

@@ -27,7 +27,7 @@ from torch import nn
 from edgeclean.backdoor.bank import IN_FULL, Stamps, build_bank
 from edgeclean.backdoor.families import FAMILIES
 from edgeclean.backdoor.findings import ScanReport
-from edgeclean.backdoor.gradient import ELSEWHERE, Evidence
+from edgeclean.backdoor.gradient import ANY, ELSEWHERE, Evidence
 from edgeclean.backdoor.gratings import build_gratings
 from edgeclean.backdoor.population import TargetedTrigger
 from edgeclean.backdoor.rounds import (
@@ -39,7 +39,7 @@ from edgeclean.backdoor.rounds import (
     triggers_of_scan,
 )
 from edgeclean.backdoor.scan import predictions
-from edgeclean.backdoor.searches import BANK, GRATINGS, target_of
+from edgeclean.backdoor.searches import BANK, GRATINGS, ONE_SOURCE, slot_of, target_of
 from edgeclean.backdoor.unlearn import (
     MOST_RATE,
     UnlearningInputs,
@@ -180,7 +180,7 @@ class _Purification:
         suspecting = [suspect.search for suspect in _guides(report).suspects]
         self._gratings = build_gratings(shape) if GRATINGS in suspecting else None
         # Stripes are additive, and what is left of them need not be a grating of the bank.
-        kinds = ["additive" if name == GRATINGS else name for name in suspecting]
+        kinds = ["additive" if name in (GRATINGS, ONE_SOURCE) else name for name in suspecting]
         families = [name for name in kinds if name in FAMILIES]
         self._families = tuple(dict.fromkeys(["masked patch", *families]))
 
@@ -194,7 +194,7 @@ class _Purification:
             targets, waiting = tuple(waiting[:first]), waiting[first:]
             self.unlearned += targets
             store += triggers_of_scan(_guides(report), targets)
-            log += self._rounds(targets, store, progress)
+            log += self._rounds(targets, store, progress, source_of(report, targets))
             if waiting:
                 again = self._suspected_again(report, waiting, progress)
                 cleared = [target for target in waiting if target not in again]
@@ -207,12 +207,13 @@ class _Purification:
         targets: tuple[int, ...],
         store: list[TargetedTrigger],
         progress: Progress,
+        source: int,
     ) -> list[dict[str, Any]]:
         """Search and unlearn until nothing towards ``targets`` is cheap; ``store`` grows."""
         log: list[dict[str, Any]] = []
         for index in range(self._settings.rounds):
             progress(f"Searching, round {index + 1}", 0, 1)
-            found, facts = self._search(targets)
+            found, facts = self._search(targets, source)
             progress(f"Searching, round {index + 1}", 1, 1)
             facts = {"round": index + 1, "targets": list(targets), "found": len(found), **facts}
             log.append(facts)
@@ -276,17 +277,20 @@ class _Purification:
             )
         )
 
-    def _search(self, targets: tuple[int, ...]) -> tuple[list[TargetedTrigger], dict[str, Any]]:
+    def _search(
+        self, targets: tuple[int, ...], source: int
+    ) -> tuple[list[TargetedTrigger], dict[str, Any]]:
         """Find triggers to ``targets`` that are cheaper than to the other classes."""
         asked = self._settings
         pixels = self._inputs.pixels()
         student = inference_copy(self._student, pixels)
         context = SearchContext(
             student=student,
-            evidence=Evidence(pixels, predictions(student, pixels)),
+            evidence=Evidence(pixels, predictions(student, pixels)).of_source(source),
             targets=targets,
             classes=self._classes,
             generator=self._generator,
+            source=source,
         )
         found: list[TargetedTrigger] = []
         facts: dict[str, Any] = {}
@@ -303,6 +307,12 @@ class _Purification:
             cheap, facts[name] = bank_triggers_of_round(context, bank, asked.bank_triggers)
             found += cheap
         return found, facts
+
+
+def source_of(report: ScanReport, targets: Sequence[int]) -> int:
+    """Return the class whose images alone all suspects' triggers to ``targets`` move, or `ANY`."""
+    sources = {slot_of(one).source for one in report.suspects if target_of(one) in targets}
+    return sources.pop() if len(sources) == 1 else ANY
 
 
 def _guides(report: ScanReport) -> ScanReport:

@@ -2,7 +2,8 @@
 
 Every search compares the suspected classes with some others: what is as cheap towards those is
 natural for this network, and unlearning it would cost accuracy. `CHEAP` is how much cheaper a
-trigger has to be, in every search alike. `still_suspected` asks the scan's own searches again.
+trigger has to be, in every search alike; a candidate of the bank succeeds as much more often.
+`still_suspected` asks the scan's own searches again.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ from edgeclean.backdoor.bank import Stamps, score_bank
 from edgeclean.backdoor.families import FAMILIES
 from edgeclean.backdoor.findings import ScanReport
 from edgeclean.backdoor.gradient import (
+    ANY,
+    CHEAP,
     ELSEWHERE,
     Evidence,
     GradientSettings,
     Slot,
     cheapest_triggers,
 )
+from edgeclean.backdoor.pairs import MOST_OTHERS
 from edgeclean.backdoor.population import TargetedTrigger
-from edgeclean.backdoor.searches import BANK_SUCCESS, SEARCHES, Probe, target_of
-
-CHEAP = 0.6  # of what the other classes cost; a candidate of the bank succeeds as much more often
-_MOST_OTHERS = 5  # classes that a search compares the suspects with
+from edgeclean.backdoor.searches import BANK_SUCCESS, SEARCHES, Probe, slot_of, target_of
+from edgeclean.backdoor.triggers import Trigger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,7 @@ class SearchContext:
         targets: the classes that triggers are searched towards; `ELSEWHERE` for an all-to-all.
         classes: the number of classes.
         generator: the source of every draw.
+        source: the class that triggers move alone, whose images the evidence then is; or `ANY`.
     """
 
     student: nn.Module
@@ -65,11 +68,17 @@ class SearchContext:
     targets: tuple[int, ...]
     classes: int
     generator: torch.Generator
+    source: int = ANY
 
     @property
     def others(self) -> list[int]:
         """The other classes, suspects that wait for their turn among them."""
-        return [target for target in range(self.classes) if target not in self.targets]
+        apart = (*self.targets, self.source)
+        return [target for target in range(self.classes) if target not in apart]
+
+    def trigger(self, trigger: Trigger, target: int, strongest: float = 1.0) -> TargetedTrigger:
+        """Return a trigger that this round found, to be unlearned."""
+        return TargetedTrigger(trigger, target, strongest, self.source)
 
 
 def triggers_of_scan(report: ScanReport, targets: tuple[int, ...]) -> list[TargetedTrigger]:
@@ -83,7 +92,8 @@ def triggers_of_scan(report: ScanReport, targets: tuple[int, ...]) -> list[Targe
             if target not in targets
         ]
         strongest = _strongest(suspect.search, suspect.cost, others)
-        triggers.append(TargetedTrigger(suspect.trigger, target_of(suspect), strongest))
+        slot = slot_of(suspect)
+        triggers.append(TargetedTrigger(suspect.trigger, slot.target, strongest, slot.source))
     return [one for one in triggers if one.target in targets]
 
 
@@ -96,7 +106,7 @@ def family_triggers_of_round(
         The cheap triggers, and for the history the least cost, the others' median and how many
         were kept.
     """
-    drawn = torch.randperm(len(context.others), generator=context.generator)[:_MOST_OTHERS]
+    drawn = torch.randperm(len(context.others), generator=context.generator)[:MOST_OTHERS]
     others = [Slot(context.others[index]) for index in drawn.tolist()]
     slots = [Slot(target) for target in context.targets for _ in range(restarts)]
     results = cheapest_triggers(
@@ -110,7 +120,7 @@ def family_triggers_of_round(
     costs = [found.cost for found in results[len(slots) :]]
     yardstick = median(costs or [math.inf])
     cheap = [
-        TargetedTrigger(found.trigger, found.slot.target, _strongest(name, found.cost, costs))
+        context.trigger(found.trigger, found.slot.target, _strongest(name, found.cost, costs))
         for found in results[: len(slots)]
         if found.trigger is not None and found.cost < CHEAP * yardstick
     ]
@@ -145,7 +155,7 @@ def bank_triggers_of_round(
     best = max((float(rates.max()) for rates in success.values()), default=0.0)
     plain = best >= min(BANK_SUCCESS, yardstick / CHEAP)
     kept = [
-        TargetedTrigger(score.bank.trigger(row, *evidence.pixels.shape[-2:]), target)
+        context.trigger(score.bank.trigger(row, *evidence.pixels.shape[-2:]), target)
         for target, rates in success.items()
         for row in _best_rows(rates, most)
         if plain and float(rates[row]) > max(0.25, 0.8 * yardstick)

@@ -23,8 +23,16 @@ from torch import Tensor, nn
 from edgeclean.backdoor.bank import IN_FULL
 from edgeclean.backdoor.families import FAMILIES
 from edgeclean.backdoor.findings import ScanReport, SearchRecord, Suspect
-from edgeclean.backdoor.gradient import Evidence, Slot, success_rate
-from edgeclean.backdoor.searches import ALL_TO_ALL, BANK, GRATINGS, SEARCHES, Probe, target_of
+from edgeclean.backdoor.gradient import Evidence, success_rate
+from edgeclean.backdoor.searches import (
+    ALL_TO_ALL,
+    BANK,
+    GRATINGS,
+    ONE_SOURCE,
+    SEARCHES,
+    Probe,
+    slot_of,
+)
 from edgeclean.networks.autocast import device_of, mixed_precision
 from edgeclean.networks.folding import inference_copy
 from edgeclean.networks.pixels import pixel_copy
@@ -43,7 +51,7 @@ class ScanSettings(Settings):
 
     Attributes:
         searches: names out of ``patch bank``, ``masked patch``, ``additive``, ``warp``,
-            ``all-to-all``, ``gratings``.
+            ``all-to-all``, ``gratings``, ``source-specific``.
         images: the number of synthetic images to use (gradient searches draw from them).
         steps: Adam steps of each gradient search.
         restarts: independent starts of each gradient search; each class keeps its cheapest.
@@ -51,7 +59,7 @@ class ScanSettings(Settings):
     """
 
     searches: tuple[str, ...] = setting(
-        (BANK, "masked patch", "additive", ALL_TO_ALL, "warp", GRATINGS),
+        (BANK, "masked patch", "additive", ALL_TO_ALL, "warp", GRATINGS, ONE_SOURCE),
         one_of=tuple(SEARCHES),
         entries=(1, 10),
     )
@@ -105,7 +113,7 @@ def scan(
     structure = read_structure(network.module, network.spec.input_shape)
     return ScanReport(
         verdict="suspected" if suspects or structure.findings else "not found",
-        suspects=most_suspicious_first(suspects, records),
+        suspects=most_suspicious_first(without_parts(suspects), records),
         searches=tuple(records),
         images=len(evidence.pixels),
         structure=structure,
@@ -119,8 +127,9 @@ def trigger_success(
     """Return for each suspect the share of images that its trigger moves, by network.
 
     A share is of the images that a network gives another class than the trigger's (or of all, for
-    an all-to-all one), so networks that disagree on an image are each judged by their own
-    predictions. It is a fact about these triggers alone: another may work on the network.
+    an all-to-all one; or the source's class, for one that moves that alone), so networks that
+    disagree on an image are each judged by their own predictions. It is a fact about these triggers
+    alone: another may work on the network.
 
     Args:
         report: the scan of the network as it came.
@@ -134,11 +143,21 @@ def trigger_success(
     }
     return tuple(
         {
-            name: success_rate(module, evidence, Slot(target_of(suspect)), suspect.trigger)
+            name: success_rate(module, evidence, slot_of(suspect), suspect.trigger)
             for name, (module, evidence) in tested.items()
         }
         for suspect in report.suspects
     )
+
+
+def without_parts(suspects: Sequence[Suspect]) -> list[Suspect]:
+    """Leave out triggers from one class where another suspect says more of them.
+
+    A stamp that sends images of every class to a target sends those of each, and an all-to-all
+    stamp is one from each class to its next.
+    """
+    whole = {suspect.target for suspect in suspects if suspect.source is None}
+    return [one for one in suspects if one.source is None or whole.isdisjoint((one.target, None))]
 
 
 def most_suspicious_first(
@@ -155,7 +174,9 @@ def most_suspicious_first(
     def total(suspect: Suspect) -> float:
         if suspect.target is None:  # all-to-all: its score is of another scale, and final
             return math.inf
-        apart = (record for record in records if record.name != ALL_TO_ALL)
+        if suspect.source is not None:  # the searches of every class are blind to it
+            return suspect.score
+        apart = (record for record in records if record.name not in (ALL_TO_ALL, ONE_SOURCE))
         return sum(max(0.0, record.scores[suspect.target]) for record in apart)
 
     return tuple(sorted(suspects, key=lambda one: (-total(one), -one.score)))

@@ -48,6 +48,7 @@ from edgeclean.backdoor.few_classes import (
 )
 from edgeclean.backdoor.findings import SearchRecord, Suspect
 from edgeclean.backdoor.gradient import (
+    ANY,
     ELSEWHERE,
     Evidence,
     Found,
@@ -57,6 +58,7 @@ from edgeclean.backdoor.gradient import (
     success_rate,
 )
 from edgeclean.backdoor.gratings import Gratings, build_gratings
+from edgeclean.backdoor.pairs import judged_pairs
 from edgeclean.backdoor.selection import (
     Selection,
     named_classes,
@@ -66,7 +68,7 @@ from edgeclean.backdoor.selection import (
     smallest_areas,
 )
 
-BANK, ALL_TO_ALL, GRATINGS = "patch bank", "all-to-all", "gratings"
+BANK, ALL_TO_ALL, GRATINGS, ONE_SOURCE = "patch bank", "all-to-all", "gratings", "source-specific"
 NAMING_SEED = 104729  # added to the scan's: the searches' own draws stay as they are without it
 BANK_SUCCESS = 0.9  # of a bank candidate on all images, to count as a trigger
 GRATING_SUCCESS = 0.8  # of a grating on all images, to count as a trigger
@@ -301,6 +303,13 @@ def search_maps(
     return record, [_suspect(record, found, moved.score, None)]
 
 
+def search_pairs(
+    probe: Probe, name: str, generator: torch.Generator
+) -> tuple[SearchRecord, list[Suspect]]:
+    """Search triggers from each class to each other; see `pairs`."""
+    return judged_pairs(name, probe.module, probe.evidence, probe.classes, probe.steps, generator)
+
+
 def _nothing_mapped(probe: Probe, name: str) -> SearchRecord:
     nothing = (0.0,) * probe.classes
     return SearchRecord(
@@ -321,6 +330,7 @@ SEARCHES: dict[str, Search] = {
     **dict.fromkeys(FAMILIES, search_family),
     ALL_TO_ALL: search_maps,
     GRATINGS: search_gratings,
+    ONE_SOURCE: search_pairs,
 }
 
 
@@ -357,6 +367,11 @@ def cheapness_scores(costs: Sequence[float], fewest: int = FEWEST_REACHED) -> tu
 def target_of(suspect: Suspect) -> int:
     """Return the class that a suspect's trigger leads to; `ELSEWHERE` for an all-to-all one."""
     return ELSEWHERE if suspect.target is None else suspect.target
+
+
+def slot_of(suspect: Suspect) -> Slot:
+    """Return what a suspect's trigger does: the images that it moves, and where to."""
+    return Slot(target_of(suspect), ANY if suspect.source is None else suspect.source)
 
 
 def _judged(results: Sequence[Found]) -> tuple[tuple[float, ...], float]:

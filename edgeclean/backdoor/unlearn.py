@@ -189,10 +189,18 @@ def _drawn(
     settings: UnlearnSettings,
     generator: torch.Generator,
 ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "m c h w"], Int[Tensor, " m"]]:
-    """Draw a batch, its stamped images, and which of the batch those are."""
+    """Draw a batch, its stamped images, and which of the batch those are.
+
+    Where triggers move images of one class alone, as large a share of the stamped images as of the
+    triggers is of such classes: of the others nothing is to be unlearned.
+    """
     clean = _batch(inputs, settings.batch_size, generator)
     shown = torch.randperm(len(clean), generator=generator)
     shown = shown[: int(len(clean) * settings.stamped_share)]
+    if len(sourced := population.of_sources):
+        known = torch.rand(len(shown), generator=generator) < population.share_of_sources
+        rows = torch.randint(len(sourced), (int(known.sum()),), generator=generator)
+        clean[shown[known]] = augmented(sourced[rows], generator)
     stamped = _stamped(clean[shown], population, inputs.bank, settings.bank_share, generator)
     return clean, stamped, shown
 

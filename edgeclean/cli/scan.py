@@ -105,11 +105,14 @@ def verdict_in_words(found: ScanReport) -> str:
 
 
 def _verdict(found: ScanReport) -> Table:
-    table = plain_table("target", "search", ">score", ">success", title=verdict_in_words(found))
+    table = plain_table(
+        "target", "from", "search", ">score", ">success", title=verdict_in_words(found)
+    )
     for one in found.suspects:
         table.add_row(
             *cells(
                 "another each" if one.target is None else one.target,
+                "any class" if one.source is None else one.source,
                 one.search,
                 f"{one.score:.3g}",
                 f"{one.success:.0%}",

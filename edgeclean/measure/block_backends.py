@@ -20,7 +20,7 @@ from torch import nn
 from edgeclean.environment import describe_environment, versions
 from edgeclean.errors import ToolchainError
 from edgeclean.load.limits import LoadLimits
-from edgeclean.measure.cuda_latency import captured
+from edgeclean.measure.cuda_latency import captured, event_timed
 from edgeclean.networks.shapes import ConvShape
 from exporters.session import NAMES, open_bytes
 
@@ -123,17 +123,7 @@ class CudaBackend:
     ) -> Run:  # pragma: no cover - needs a GPU
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(self._batch, *shape, generator=generator).cuda()
-        replay = captured(module.cuda().eval(), images)
-
-        def run() -> float:
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            replay()
-            end.record()
-            end.synchronize()
-            return float(start.elapsed_time(end))
-
-        return run
+        return event_timed(captured(module.cuda().eval(), images))
 
 
 def chain_model(chain: Chain, batch: int, *, pooled: bool = False) -> bytes:

@@ -130,20 +130,29 @@ def captured(module: nn.Module, images: torch.Tensor) -> Replay:  # pragma: no c
     return Replay(graph.replay, module, images)
 
 
+def event_timed(replay: Replay) -> Callable[[], float]:  # pragma: no cover - needs a GPU
+    """Return a function that replays a run once and returns milliseconds between two events."""
+
+    def run() -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        replay()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end))
+
+    return run
+
+
 def _times(
     replays: list[Replay], runs: int, deadline: float
 ) -> NDArray[np.float64]:  # pragma: no cover - needs a GPU
     """Return latencies [runs, 2] in milliseconds; the first of each pair alternates."""
     latencies = np.empty((runs, 2))
+    timed = [event_timed(replay) for replay in replays]
     for row in range(runs):
         if row >= FEWEST_RUNS and time.perf_counter() >= deadline:
             return latencies[:row]
         for column in (0, 1) if row % 2 == 0 else (1, 0):
-            start = torch.cuda.Event(enable_timing=True)
-            end = torch.cuda.Event(enable_timing=True)
-            start.record()
-            replays[column]()
-            end.record()
-            end.synchronize()
-            latencies[row, column] = start.elapsed_time(end)
+            latencies[row, column] = timed[column]()
     return latencies

@@ -83,7 +83,10 @@ def trigger_files(scan: ScanReport) -> dict[str, bytes]:
 
 
 def _goal_in_name(suspect: Suspect) -> str:
-    return "all-to-all" if suspect.target is None else f"class-{suspect.target}"
+    if suspect.target is None:
+        return "all-to-all"
+    start = "" if suspect.source is None else f"class-{suspect.source}-to-"
+    return f"{start}class-{suspect.target}"
 
 
 def trigger_picture(suspect: Suspect) -> Float[Tensor, "c h w"]:
@@ -129,10 +132,12 @@ def _marked(targets: Sequence[int | None], search: Mapping[str, Any]) -> list[in
 def _trigger_pictures(suspect: Suspect, images: SyntheticImages) -> dict[str, JsonValue]:
     """Return pictures of the trigger, of its mask, and of an image without and with it."""
     goal = -1 if suspect.target is None else suspect.target
-    others = (images.labels != goal).nonzero().flatten()
+    moved = images.labels != goal if suspect.source is None else images.labels == suspect.source
+    others = moved.nonzero().flatten()
     sample = images.pixels[int(others[0]) if len(others) else 0]
     return {
         "target": suspect.target,
+        "source": suspect.source,
         "search": suspect.search,
         "score": suspect.score,
         "success": suspect.success,

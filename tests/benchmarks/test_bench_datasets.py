@@ -43,6 +43,18 @@ def test_the_signs_are_split_without_loss_or_overlap(tmp_path, monkeypatch):
     assert torch.equal(torch.cat([train.labels, test.labels]), whole.labels)
 
 
+def test_packs_of_the_signs_serve_both_of_their_names(tmp_path):
+    packs = {"train": noise_images(6), "test": noise_images(4, seed=1)}
+    for part, images in packs.items():
+        write_pack(tmp_path / f"gtsrb-roi-{part}.npz", images)
+    for name in ("gtsrb", "gtsrb-roi"):
+        for read, images in zip(read_dataset(name, tmp_path), packs.values(), strict=True):
+            assert torch.equal(read.pixels, images.pixels)
+    write_pack(tmp_path / "gtsrb-train.npz", noise_images(2))
+    write_pack(tmp_path / "gtsrb-test.npz", noise_images(2))
+    assert len(read_dataset("gtsrb", tmp_path)[0]) == 2  # its own come first
+
+
 def test_a_folder_of_pictures_is_a_data_set(tmp_path):
     for part in ("train", "test"):
         for label in ("cat", "dog"):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +100,15 @@ def test_peers_are_within_the_macs_that_are_asked() -> None:
     assert count_macs(pruned.module, (3, 32, 32)) == pruned.history[0].macs
     for peer in (factorised, pruned):
         assert 2.0 <= before / peer.history[0].macs <= 2.05
+
+
+def test_turns_begin_with_another_network_each_round() -> None:
+    called: list[int] = []
+
+    def timed(name: int) -> float:
+        called.append(name)
+        return float(name)
+
+    latencies = latency.in_turns([partial(timed, name) for name in range(3)], runs=2, warm_up=1)
+    assert called == [0, 1, 2, 1, 2, 0, 2, 0, 1]
+    assert latencies.tolist() == [[0, 1, 2], [0, 1, 2]]

@@ -89,6 +89,7 @@ def test_committed_clp_leaves_the_three_small_vggs_backdoored():
 
 
 @needs_shared
+@pytest.mark.slow
 def test_a_folded_network_is_the_same_function_without_batchnorm():
     name = "resnet20-badnets-rgb5x5"
     published = published_networks(SHARED / "zoo")[name]

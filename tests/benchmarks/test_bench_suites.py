@@ -38,3 +38,16 @@ def test_every_suite_names_known_attacks_and_defences():
         assert SUITES[name][0].defences == SYSTEMS
     assert len(ATTACKS) == 13
     assert all(f"edgeclean-{ratio}x" in SUITES["table2"][0].defences for ratio in RATIOS)
+
+
+def test_the_decks_network_without_a_gpu_is_that_of_its_table():
+    (with_gpu,), (without,) = SUITES["table2"], SUITES["table2-cpu"]
+    assert (without.spec, without.data_set) == (with_gpu.spec, with_gpu.data_set)
+    assert not without.training.compiled
+    known = every_defence()
+    for ratio in RATIOS:
+        for system in ("plain-tucker", "clp+pruning", "deck", "edgeclean"):
+            assert f"{system}-{ratio}x" in without.defences
+        asked = known[f"plain-tucker-{ratio}x"].settings[0]
+        assert asked.ratio == ratio
+    assert all(known[name].images == "none" for name in without.defences)

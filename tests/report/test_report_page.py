@@ -29,7 +29,7 @@ from report_pages import MANIFEST, whole_page
 
 from edgeclean.cli.scan import verdict_in_words
 from edgeclean.gates import Policy, judge_scan
-from edgeclean.report.page import LARGEST_PAGE_BYTES, render_html
+from edgeclean.report.page import LARGEST_PAGE_BYTES, render_html, trigger_files
 from edgeclean.report.report import build_report
 
 QUIETLY = (
@@ -117,6 +117,19 @@ def test_the_page_of_an_unsuspected_network_says_by_which_searches() -> None:
     assert "No trigger found by 1 search" in page.text
     assert "Searched: masked patch." in page.text
     assert "No weight was changed" in page.text
+
+
+def test_a_trigger_from_one_class_alone_is_told_with_that_class() -> None:
+    given = evidence()
+    (suspect,) = given.scan.suspects
+    scan = replace(given.scan, suspects=(replace(suspect, source=4),))
+    told = {**build_report(replace(given, scan=scan)), "manifest_sha256": "ef" * 32}
+    assert told["scan"]["suspects"][0]["source"] == 4
+    page = Page(render_html(MANIFEST, told, images=synthetic_images(), scan=scan))
+    assert "Backdoor suspected in the source: class 2 from class 4 alone" in page.text
+    assert "Class 4 alone to class 2: masked patch search" in page.text
+    assert "of synthetic images of class 4 into the class" in page.text
+    assert list(trigger_files(scan)) == ["trigger-0-class-4-to-class-2.png"]
 
 
 def test_the_page_says_which_classes_were_not_searched() -> None:

@@ -1,6 +1,6 @@
-"""The table of the study of gratings: the two classes that stripes lead to most, and the rates."""
+"""The table of the study of one search: the two classes that come first, and the rates."""
 
-from benchmarks.studies import gratings
+from benchmarks.studies import one_search
 
 
 def test_a_row_has_the_two_most_reached_classes_and_what_was_measured():
@@ -22,8 +22,24 @@ def test_a_row_has_the_two_most_reached_classes_and_what_was_measured():
         "suspected": [],
         "processor_s": 3.4,
     }
-    rows = gratings.table({"a": attacked, "b": quiet}).splitlines()[2:]
+    rows = one_search.table({"a": attacked, "b": quiet}, "successes").splitlines()[2:]
     assert rows == [
         "| cpu sig | quick | 0 | 0: 0.95 | 2: 0.70 | 0 | 86.8 / 97.3 | 82.8 / 0.0 / 75.8 | 3 |",
         "| zoo x | quick | - | 2: 0.70 | 1: 0.20 | none | - | - | 3 |",
     ]
+
+
+def test_a_pair_of_classes_is_told_with_its_source():
+    cell = {
+        "network": "cpu source-badnets",
+        "effort": "standard",
+        "true_target": 0,
+        "scores": [4.4, -1.0, 1.25],
+        "suspected": [0],
+        "sources": [1],
+        "processor_s": 50.0,
+    }
+    (row,) = one_search.table({"a": cell}, "scores").splitlines()[2:]
+    assert row == (
+        "| cpu source-badnets | standard | 0 | 0: 4.40 | 2: 1.25 | 0 from 1 | - | - | 50 |"
+    )
