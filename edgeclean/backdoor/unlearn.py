@@ -42,7 +42,15 @@ from edgeclean.images.augment import augmented, mixed
 from edgeclean.networks.autocast import device_of, mixed_precision
 from edgeclean.networks.batching import images_in_a_part
 from edgeclean.networks.distillation import OutputDistance, Overruled, logit_variance
-from edgeclean.networks.features import Features, feature_distance, feature_scales, shared_taps
+from edgeclean.networks.features import (
+    UNIT_IMAGES,
+    ChannelMoments,
+    Features,
+    channel_moments,
+    feature_distance,
+    feature_scales,
+    shared_taps,
+)
 from edgeclean.networks.finite import require_finite_loss
 from edgeclean.networks.folding import folding_norms, inference_copy
 from edgeclean.settings import Settings, setting
@@ -141,8 +149,9 @@ def unlearn(
         folding_norms(learner, inputs.synthetic),
         Features(learner, taps) as own,
     ):
-        distance = OutputDistance(settings.compare, logit_variance(_answers(inputs)))
-        scales = feature_scales(given.take())
+        answers, moments = _units(inputs, given, at_once)
+        distance = OutputDistance(settings.compare, logit_variance(answers))
+        scales = feature_scales(moments)
         for step in range(settings.steps):
             if settings.ascent_steps and step % settings.ascent_every == 0:
                 learner.requires_grad_(False)
@@ -235,10 +244,16 @@ def _batch(
     return mixed(drawn, generator)
 
 
-def _answers(inputs: UnlearningInputs) -> Float[Tensor, "n k"]:
-    """Return the teacher's logits of up to 256 synthetic images."""
+def _units(
+    inputs: UnlearningInputs, given: Features, at_once: int
+) -> tuple[Float[Tensor, "n k"], list[dict[str, ChannelMoments]]]:
+    """Return the teacher's logits of some synthetic images, and the moments of the features."""
+    answers, moments = [], []
     with torch.no_grad():
-        return logits_of(inputs.teacher, inputs.synthetic[None, :256])[0]
+        for part in inputs.synthetic[:UNIT_IMAGES].split(at_once):
+            answers.append(logits_of(inputs.teacher, part[None])[0])
+            moments.append(channel_moments(given.take()))
+    return torch.cat(answers), moments
 
 
 def _classes_of(inputs: UnlearningInputs) -> Int[Tensor, " n"]:

@@ -40,7 +40,9 @@ from edgeclean.networks.distillation import (
     overruled,
 )
 from edgeclean.networks.features import (
+    UNIT_IMAGES,
     Features,
+    channel_moments,
     feature_distance,
     feature_scales,
     of_channels,
@@ -174,9 +176,8 @@ class _Training:
         }
         fitting = images_in_a_part(synthetic.pixels.shape[1:], learner)
         self._at_once = max(1, int(fitting / (1 + settings.adversarial_share)))
-        answers = self._answers(synthetic.pixels[:256])
-        self._classes = answers.shape[1]
-        self._likeness = OutputDistance(settings.compare, logit_variance(answers))
+        self._likeness = OutputDistance(settings.compare, 1.0)
+        self._classes = 0
         self._scales: dict[str, Tensor] = {}
 
     def overrule(self, original: nn.Module, unlearned: Sequence[int]) -> None:
@@ -204,8 +205,7 @@ class _Training:
             Features(self._learner, taps) as own,
             Features(self._master, taps) as given,
         ):
-            self._answers(self._synthetic.pixels[:256])
-            self._scales = feature_scales(of_channels(given.take(), self._kept))
+            self._set_units(given)
             for step in range(settings.steps):
                 optimizer.zero_grad()
                 losses.append(self._learn(own, given, generator))
@@ -213,6 +213,17 @@ class _Training:
                 optimizer.step()
                 progress("Recovering accuracy", step + 1, settings.steps)
         return _mean_of_ends(losses)
+
+    def _set_units(self, given: Features) -> None:
+        """What distances of outputs and features are in: of some images, as many as fit at once."""
+        answers, moments = [], []
+        for part in self._synthetic.pixels[:UNIT_IMAGES].split(self._at_once):
+            answers.append(self._answers(part))
+            moments.append(channel_moments(of_channels(given.take(), self._kept)))
+        variance = logit_variance(torch.cat(answers))
+        self._classes = answers[0].shape[1]
+        self._likeness = OutputDistance(self._settings.compare, variance)
+        self._scales = feature_scales(moments)
 
     def _batch(
         self, generator: torch.Generator

@@ -8,6 +8,7 @@ maps than through its few logits.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 _MOST_TAPS = 8
+UNIT_IMAGES = 256  # settle the units that distances are in
 
 
 H = TypeVar("H", bound="Hooks")
@@ -79,12 +81,47 @@ def shared_taps(learner: nn.Module, master: nn.Module) -> list[str]:
     return []
 
 
-def feature_scales(features: Mapping[str, Float[Tensor, "n c h w"]]) -> dict[str, Tensor]:
-    """One over the deviation of every channel, [1, c, 1, 1]: the unit that distances are in."""
-    return {
-        name: (feature.float().var((0, 2, 3), keepdim=True) + 1e-4).rsqrt()
-        for name, feature in features.items()
-    }
+@dataclass(frozen=True, slots=True)
+class ChannelMoments:
+    """What a map's channels are on some images: values a channel, and their mean and variance.
+
+    Attributes:
+        count: values of each channel.
+        mean: of each channel, [c], in float64.
+        variance: about the mean, [c], in float64.
+    """
+
+    count: int
+    mean: Tensor
+    variance: Tensor
+
+
+def channel_moments(features: Mapping[str, Float[Tensor, "n c h w"]]) -> dict[str, ChannelMoments]:
+    """Return the moments of every map, so that the maps themselves need not be kept."""
+    found = {}
+    for name, feature in features.items():
+        variance, mean = torch.var_mean(feature.float(), (0, 2, 3), correction=0)
+        count = feature.numel() // feature.shape[1]
+        found[name] = ChannelMoments(count, mean.double(), variance.double())
+    return found
+
+
+def feature_scales(parts: Sequence[Mapping[str, ChannelMoments]]) -> dict[str, Tensor]:
+    """One over the deviation of every channel, [1, c, 1, 1]: the unit that distances are in.
+
+    Args:
+        parts: the moments of the same maps, of one part of the images after the other.
+    """
+    scales = {}
+    for name, first in parts[0].items():
+        counts = first.mean.new_tensor([part[name].count for part in parts])
+        shares, values = counts / counts.sum(), float(counts.sum())
+        means = torch.stack([part[name].mean for part in parts])
+        within = torch.stack([part[name].variance for part in parts])
+        variance = shares @ (within + (means - shares @ means).square())
+        unbiased = variance * values / max(1.0, values - 1)
+        scales[name] = (unbiased + 1e-4).rsqrt().float().view(1, -1, 1, 1)
+    return scales
 
 
 def of_channels(

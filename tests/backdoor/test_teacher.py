@@ -15,7 +15,13 @@ from edgeclean.backdoor.unlearn import (
     unlearn,
 )
 from edgeclean.images.procedural import procedural_images
-from edgeclean.networks.features import Features, feature_distance, feature_scales, shared_taps
+from edgeclean.networks.features import (
+    Features,
+    channel_moments,
+    feature_distance,
+    feature_scales,
+    shared_taps,
+)
 from edgeclean.networks.folding import inference_copy
 from edgeclean.networks.pixels import pixel_network
 
@@ -88,7 +94,7 @@ def test_features_are_kept_by_their_weight(inputs, infected, student):
             for function in (learnt, infected):
                 logits_of(function, PIXELS[None])
             kept, wanted = own.take(), given.take()
-            scales = feature_scales(wanted)
+            scales = feature_scales([channel_moments(wanted)])
             return float(feature_distance(kept, wanted, scales, len(PIXELS)))
 
     assert apart(1.0) < 0.8 * apart(0.0)

@@ -1,9 +1,15 @@
 """Features are taken at a few depths, and compared in the unit of each channel."""
 
+import pytest
 import torch
 from torch import nn
 
-from edgeclean.networks.features import feature_distance, feature_scales, shared_taps
+from edgeclean.networks.features import (
+    channel_moments,
+    feature_distance,
+    feature_scales,
+    shared_taps,
+)
 
 
 def test_few_layers_are_tapped_the_last_among_them():
@@ -21,7 +27,7 @@ def test_the_distance_of_features_is_in_deviations_of_the_teachers_channels():
         * torch.tensor([1.0, 5, 0.2]).view(3, 1, 1)
     }
     own = {"a": torch.randn(8, 3, 4, 4, generator=generator)}
-    scales = feature_scales(given)
+    scales = feature_scales([channel_moments(given)])
     deviation = (given["a"].var((0, 2, 3)) + 1e-4).sqrt().view(3, 1, 1)
     expected = ((own["a"][:6] - given["a"]) / deviation).square().mean()
     torch.testing.assert_close(feature_distance(own, given, scales, 6), expected)
@@ -29,9 +35,20 @@ def test_the_distance_of_features_is_in_deviations_of_the_teachers_channels():
     own["a"][6:] = 100.0
     torch.testing.assert_close(feature_distance(own, given, scales, 6), expected)
     larger = {"a": 10 * given["a"]}
-    ten = feature_distance({"a": 10 * own["a"]}, larger, feature_scales(larger), 6)
+    ten = feature_distance(
+        {"a": 10 * own["a"]}, larger, feature_scales([channel_moments(larger)]), 6
+    )
     torch.testing.assert_close(ten, expected, rtol=5e-3, atol=0)  # the floor under variances
     assert float(feature_distance({}, {}, {}, 6)) == 0.0
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 10, 64])
+def test_the_units_are_those_of_all_images_whatever_fits_at_once(at_once):
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(10, 3, 4, 5, generator=generator) + torch.arange(10.0).view(10, 1, 1, 1)
+    parts = [channel_moments({"a": part}) for part in maps.split(at_once)]
+    expected = (maps.double().var((0, 2, 3), keepdim=True) + 1e-4).rsqrt().float()
+    torch.testing.assert_close(feature_scales(parts)["a"], expected)
 
 
 def test_the_gradient_of_the_distance_is_that_of_its_formula():
