@@ -30,7 +30,7 @@ SLICE = [
     ("shufflenet-v2", "onnx", "passed"),
     ("batch-statistics", "pytorch", "refused"),
 ]
-FAST = [one for one in SLICE if one[0] == "lenet"]
+FAST = [one for one in SLICE if one[0] == "batch-statistics"]
 MIXES_THE_BATCH = {"batch-statistics"}
 
 
