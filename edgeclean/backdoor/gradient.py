@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from edgeclean.backdoor.families import Family
 from edgeclean.backdoor.triggers import Trigger
 from edgeclean.networks.autocast import device_of, mixed_precision
-from edgeclean.networks.batching import images_at_once
+from edgeclean.networks.batching import images_at_once, images_shown
 from edgeclean.networks.finite import require_finite_loss
 from edgeclean.settings import Settings, setting
 
@@ -331,6 +331,7 @@ def given_classes(
     module: nn.Module, evidence: Evidence, slot: Slot, trigger: Trigger
 ) -> Int[Tensor, " m"]:
     """Return the classes that the slot's usable images are given with the trigger on."""
-    batches = evidence.pixels[evidence.usable(slot)].split(256)
+    shown = images_shown(evidence.pixels.shape[1:])
+    batches = evidence.pixels[evidence.usable(slot)].split(shown)
     given = [logits_of(module, trigger.stamp(batch).unsqueeze(0))[0].argmax(1) for batch in batches]
     return torch.cat(given) if given else torch.zeros(0, dtype=torch.int64)

@@ -59,6 +59,7 @@ from edgeclean.networks.state import (
     following,
     record,
 )
+from edgeclean.processes import return_freed_memory
 from edgeclean.progress import Progress, silent
 from edgeclean.settings import Settings, setting
 
@@ -276,6 +277,7 @@ class _Purification:
                 lambda done: progress(title, done, settings.steps),
             )
         )
+        return_freed_memory()
 
     def _search(
         self, targets: tuple[int, ...], source: int
@@ -299,6 +301,7 @@ class _Purification:
                 context, name, asked.restarts, asked.search_steps
             )
             found += cheap
+            return_freed_memory()
         drawn = self._inputs.bank.drawn(asked.candidates, self._generator)
         banks: dict[str, Stamps] = {BANK: drawn}
         if self._gratings is not None:

@@ -34,10 +34,12 @@ from edgeclean.backdoor.searches import (
     slot_of,
 )
 from edgeclean.networks.autocast import device_of, mixed_precision
+from edgeclean.networks.batching import images_shown
 from edgeclean.networks.folding import inference_copy
 from edgeclean.networks.pixels import pixel_copy
 from edgeclean.networks.state import Network, SyntheticImages
 from edgeclean.networks.structure import read_structure
+from edgeclean.processes import return_freed_memory
 from edgeclean.progress import Progress, silent
 from edgeclean.settings import Settings, setting
 
@@ -109,6 +111,7 @@ def scan(
         record, suspected = SEARCHES[name](probe, name, generator)
         records.append(record)
         suspects += suspected
+        return_freed_memory()  # of large images gigabytes, in pieces of other sizes than the next
     progress("Scanning", total, total)
     structure = read_structure(network.module, network.spec.input_shape)
     return ScanReport(
@@ -193,7 +196,7 @@ def predictions(module: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Int[Tens
     """Return the class that a function of pixels gives each image."""
     device = device_of(module)
     outputs = []
-    for batch in pixels.split(256):
+    for batch in pixels.split(images_shown(pixels.shape[1:])):
         with mixed_precision(device):
             logits = module(batch.to(device, memory_format=torch.channels_last))
         outputs.append(logits.argmax(1).cpu())

@@ -40,7 +40,7 @@ from edgeclean.backdoor.gradient import Evidence, logits_of
 from edgeclean.backdoor.population import Population, TargetedTrigger
 from edgeclean.images.augment import augmented, mixed
 from edgeclean.networks.autocast import device_of, mixed_precision
-from edgeclean.networks.batching import images_in_a_part
+from edgeclean.networks.batching import images_in_a_part, images_shown
 from edgeclean.networks.distillation import OutputDistance, Overruled, logit_variance
 from edgeclean.networks.features import (
     UNIT_IMAGES,
@@ -259,7 +259,8 @@ def _units(
 def _classes_of(inputs: UnlearningInputs) -> Int[Tensor, " n"]:
     """Return the class that the teacher gives every image."""
     with torch.no_grad():
-        batches = inputs.pixels().split(256)
+        pixels = inputs.pixels()
+        batches = pixels.split(images_shown(pixels.shape[1:]))
         return torch.cat([logits_of(inputs.teacher, one[None])[0].argmax(1) for one in batches])
 
 

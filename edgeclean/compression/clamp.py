@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from edgeclean.compression.factorisation import Factorisation, merge_block
 from edgeclean.compression.whole import why_none
 from edgeclean.errors import UsageError
+from edgeclean.networks.batching import images_shown
 from edgeclean.networks.blocks import is_block
 from edgeclean.networks.layers import with_layers
 from edgeclean.networks.pixels import pixel_network
@@ -161,4 +162,5 @@ def _normaliser(values: Tensor, s_sigma: Literal["max", "std"]) -> Tensor:
 def _classes(network: Network, pixels: Float[Tensor, "n c h w"]) -> Int[Tensor, " n"]:
     function = pixel_network(network).eval()
     device = next((p.device for p in function.parameters()), pixels.device)
-    return torch.cat([function(part.to(device)).argmax(1).cpu() for part in pixels.split(BATCH)])
+    parts = pixels.split(images_shown(pixels.shape[1:], BATCH))
+    return torch.cat([function(part.to(device)).argmax(1).cpu() for part in parts])

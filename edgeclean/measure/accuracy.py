@@ -15,6 +15,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 
 from edgeclean.images.labelled import LabelledImages
+from edgeclean.networks.batching import images_shown
 from edgeclean.networks.pixels import normalize
 from edgeclean.networks.state import ModelSpec
 from exporters.session import OnnxSession
@@ -74,8 +75,9 @@ def evaluate(
 def _correct(model: bytes, labelled: LabelledImages, spec: ModelSpec) -> NDArray[np.bool_]:
     session = OnnxSession(model)
     predicted: list[Int[np.ndarray, " n"]] = []
-    for start in range(0, len(labelled), BATCH):
-        pixels = torch.from_numpy(labelled.pixels[start : start + BATCH]).float() / 255
+    at_once = images_shown(spec.input_shape, BATCH)
+    for start in range(0, len(labelled), at_once):
+        pixels = torch.from_numpy(labelled.pixels[start : start + at_once]).float() / 255
         images = np.ascontiguousarray(normalize(pixels, spec).numpy())
         predicted.append(session.predict(images).argmax(axis=1))
     correct: NDArray[np.bool_] = np.concatenate(predicted) == labelled.labels

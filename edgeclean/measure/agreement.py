@@ -19,6 +19,7 @@ from edgeclean.images.batchnorm import StatisticsDistance, batchnorm_layers
 from edgeclean.images.procedural import procedural_images
 from edgeclean.images.synthesize import SynthesizeSettings, synthesize
 from edgeclean.networks.autocast import device_of, exact_float32
+from edgeclean.networks.batching import images_at_once, images_shown
 from edgeclean.networks.distillation import logit_variance
 from edgeclean.networks.pixels import normalize, pixel_copy
 from edgeclean.networks.state import ModelSpec, Network, SyntheticImages
@@ -123,9 +124,7 @@ def answers_of(network: Network, images: Mapping[str, SyntheticImages]) -> Answe
     device = device_of(function)
     with exact_float32():
         return {
-            kind: torch.cat(
-                [function(part.to(device)).float().cpu() for part in one.pixels.split(BATCH)]
-            )
+            kind: torch.cat([function(part.to(device)).float().cpu() for part in _parts(one)])
             for kind, one in images.items()
         }
 
@@ -141,11 +140,15 @@ def answers_of_file(
                 torch.from_numpy(
                     session.predict(np.ascontiguousarray(normalize(part, spec).numpy()))
                 )
-                for part in one.pixels.split(BATCH)
+                for part in _parts(one)
             ]
         )
         for kind, one in images.items()
     }
+
+
+def _parts(images: SyntheticImages) -> Sequence[Float[Tensor, "m c h w"]]:
+    return torch.split(images.pixels, images_shown(images.pixels.shape[1:], BATCH))
 
 
 def agreements(
@@ -201,6 +204,7 @@ def procedural_distance(network: Network, images: Mapping[str, SyntheticImages])
     function = pixel_copy(network)
     if not batchnorm_layers(function):
         return None
+    most = min(2 * BATCH, images_at_once(network.spec.input_shape, function))
     with StatisticsDistance(function) as statistics, exact_float32():
-        function(images["procedural"].pixels[: 2 * BATCH].to(device_of(function)))
+        function(images["procedural"].pixels[:most].to(device_of(function)))
         return float(statistics.distance())

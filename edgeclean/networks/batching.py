@@ -8,6 +8,7 @@ give the same bytes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +20,8 @@ KEPT_BYTES = 2 * 2**30  # of one backward pass; about as much is worked with bes
 # Of one part of a batch on a processor: a map beyond 32 MB is new memory from the system at every
 # pass, so that many large images at once take longer each than few.
 PART_BYTES = 2**29
+# Of images in one pass that keeps nothing: 256 of 64x64, whose largest maps are some 20 times that.
+SHOWN_NUMBERS = 256 * 3 * 64 * 64
 
 
 def images_at_once(shape: Sequence[int], *modules: nn.Module) -> int:
@@ -38,6 +41,11 @@ def images_in_a_part(shape: Sequence[int], *modules: nn.Module) -> int:
     """
     on_processor = all(device_of(one).type == "cpu" for one in modules)
     return _fitting(min(PART_BYTES, KEPT_BYTES) if on_processor else KEPT_BYTES, shape, modules)
+
+
+def images_shown(shape: Sequence[int], most: int = 256) -> int:
+    """Return the images of ``shape`` [c, h, w] in one pass without a gradient, at most ``most``."""
+    return max(1, min(most, SHOWN_NUMBERS // math.prod(shape)))
 
 
 def _fitting(kept: int, shape: Sequence[int], modules: Sequence[nn.Module]) -> int:

@@ -84,7 +84,7 @@ def test_a_device_builds_measures_and_answers(bundle: Path, server: Loopback) ->
     assert loaded[0] != loaded[1] == loaded[2] != loaded[3] == loaded[0]  # in turns, A B B A
 
 
-def test_a_second_time_copies_and_builds_what_was_changed_alone(bundle: Path, server: Loopback) -> None:
+def test_a_second_time_what_was_changed_alone_is_built(bundle: Path, server: Loopback) -> None:
     place_trtexec(server.tools, "10.3.0")
     first, _ = bench(bundle, server)
     built = [call for call in calls(server) if any(word.startswith("--onnx") for word in call)]

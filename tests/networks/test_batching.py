@@ -18,13 +18,15 @@ from edgeclean.backdoor.unlearn import UnlearnSettings, _distillation, _microbat
 from edgeclean.compression.finetune import FinetuneSettings, finetune
 from edgeclean.images.procedural import procedural_images
 from edgeclean.images.synthesize import SynthesizeSettings, synthesize
+from edgeclean.measure.agreement import answers_of
 from edgeclean.networks import batching
-from edgeclean.networks.batching import images_at_once, images_in_a_part
+from edgeclean.networks.batching import images_at_once, images_in_a_part, images_shown
 from edgeclean.networks.distillation import OutputDistance
 from edgeclean.networks.pixels import pixel_network
 from edgeclean.networks.state import SyntheticImages
 
 SHAPE = (3, 8, 8)
+WARPS = ScanSettings(searches=("warp",), steps=1)
 NOTHING_FOUND = ScanReport(verdict="not found", suspects=(), searches=(), images=1)
 
 
@@ -103,6 +105,37 @@ def test_a_part_is_smaller_on_a_processor_alone(monkeypatch):
     monkeypatch.setattr(batching, "device_of", lambda _module: torch.device("meta"))
     monkeypatch.setattr(batching, "_kept_bytes", lambda _module, shape: 768 * shape[0])
     assert images_in_a_part(SHAPE, Squares(1)) == fitting
+
+
+@pytest.mark.parametrize(("side", "most"), [(32, 256), (64, 256), (65, 248), (224, 20), (9000, 1)])
+def test_fewer_large_images_are_shown_at_once(side, most):
+    assert images_shown((3, side, side)) == most
+    assert images_shown((3, side, side), 16) == min(16, most)
+
+
+@pytest.mark.parametrize(
+    "show",
+    [
+        lambda network, images: answers_of(network, {"procedural": images}),
+        lambda network, images: under_test(network, images.pixels),
+        lambda network, images: scan(
+            network, images, ScanSettings(searches=("warp",), steps=1), seed=0
+        ),
+    ],
+)
+def test_no_pass_shows_more_large_images_than_fit(show):
+    counts: list[int] = []
+    network = tiny_network()
+    wide = replace(network, spec=replace(network.spec, input_shape=(3, 300, 300)))
+
+    def count(_layer, inputs):
+        if not torch.is_grad_enabled():
+            counts.append(len(inputs[0]))
+
+    wide.module[2].register_forward_pre_hook(count)
+    pixels = torch.rand(30, 3, 300, 300, generator=torch.Generator().manual_seed(1))
+    show(wide, SyntheticImages(pixels=pixels, labels=torch.zeros(30).long(), origin="x"))
+    assert 1 < max(counts) <= images_shown((3, 300, 300)) == 11
 
 
 @pytest.mark.parametrize(("fit", "most"), [(5, 5), (1000, 12)])
