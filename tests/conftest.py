@@ -17,8 +17,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
+from typechecked import check_types
 
-import edgeclean  # noqa: F401 - before any test loads ONNX Runtime: see edgeclean/__init__.py
+check_types("edgeclean", "exporters")
+
+# Before any test loads ONNX Runtime: see edgeclean/__init__.py.
+import edgeclean  # noqa: E402, F401
 
 pytest_plugins = ["programs", "loopback_sshd"]
 
