@@ -21,6 +21,7 @@ from edgeclean.backdoor.triggers import Trigger
 from edgeclean.networks.autocast import device_of, mixed_precision
 from edgeclean.networks.batching import images_at_once, images_shown
 from edgeclean.networks.finite import require_finite_loss
+from edgeclean.processes import return_freed_memory
 from edgeclean.settings import Settings, setting
 
 ANY = -1  # a slot's source when it takes images of every class, and its image when it takes all
@@ -118,6 +119,7 @@ def cheapest_triggers(
     for start in range(0, len(slots), at_once):
         chunk = slots[start : start + at_once]
         found += _search_chunk(module, evidence, chunk, family, settings, generator)
+        return_freed_memory()  # of large images, which are few at once, it would grow by chunks
     return found
 
 
