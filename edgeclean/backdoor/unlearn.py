@@ -44,7 +44,6 @@ from edgeclean.networks.batching import images_in_a_part, images_shown
 from edgeclean.networks.distillation import OutputDistance, Overruled, logit_variance
 from edgeclean.networks.features import (
     UNIT_IMAGES,
-    ChannelMoments,
     Features,
     channel_moments,
     feature_distance,
@@ -149,9 +148,7 @@ def unlearn(
         folding_norms(learner, inputs.synthetic),
         Features(learner, taps) as own,
     ):
-        answers, moments = _units(inputs, given, at_once)
-        distance = OutputDistance(settings.compare, logit_variance(answers))
-        scales = feature_scales(moments)
+        distance, scales = _units(inputs, given, settings, at_once)
         for step in range(settings.steps):
             if settings.ascent_steps and step % settings.ascent_every == 0:
                 learner.requires_grad_(False)
@@ -245,15 +242,16 @@ def _batch(
 
 
 def _units(
-    inputs: UnlearningInputs, given: Features, at_once: int
-) -> tuple[Float[Tensor, "n k"], list[dict[str, ChannelMoments]]]:
-    """Return the teacher's logits of some synthetic images, and the moments of the features."""
+    inputs: UnlearningInputs, given: Features, settings: UnlearnSettings, at_once: int
+) -> tuple[OutputDistance, dict[str, Tensor]]:
+    """Return the distance of outputs, and the scales of features, by some synthetic images."""
     answers, moments = [], []
     with torch.no_grad():
         for part in inputs.synthetic[:UNIT_IMAGES].split(at_once):
             answers.append(logits_of(inputs.teacher, part[None])[0])
             moments.append(channel_moments(given.take()))
-    return torch.cat(answers), moments
+    distance = OutputDistance(settings.compare, logit_variance(torch.cat(answers)))
+    return distance, feature_scales(moments)
 
 
 def _classes_of(inputs: UnlearningInputs) -> Int[Tensor, " n"]:

@@ -46,7 +46,7 @@ class Flow:
         self.images, self.device = len(images), images.device
 
     def place(self, layer: str) -> int:
-        """Where the layer stands in the order of the steps; 0 where there are none."""
+        """Return the layer's place in the order of the steps; 0 where there are none."""
         return self._places.get(layer, 0)
 
     def inputs(self, layer: str) -> Iterator[Tensor]:
