@@ -200,7 +200,7 @@ SUITES: dict[str, tuple[Suite, ...]] = {
             name="table2-cpu",
             data_set="cifar10",
             spec=image_spec("cifar-resnet18", **CIFAR10),
-            training=TrainingSettings(epochs=10),
+            training=TrainingSettings(epochs=8),
             test_images=5000,
             attacks={name: ATTACKS[name] for name in ("clean", "badnets", "wanet", "blended")},
             defences=(
