@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 
 from benchmarks.data.images import LabelledImages
 from edgeclean.backdoor.findings import ScanReport
-from edgeclean.backdoor.purify import PurifySettings, purify, unlearned_classes
-from edgeclean.backdoor.scan import ScanSettings, scan
+from edgeclean.backdoor.purify import purify, unlearned_classes
+from edgeclean.backdoor.scan import scan
 from edgeclean.compression.clamp import scale
 from edgeclean.compression.decompose import decompose
 from edgeclean.compression.finetune import finetune
 from edgeclean.compression.plan import choose_ranks
 from edgeclean.compression.truncate import truncate
 from edgeclean.config import PipelineSettings
-from edgeclean.images.synthesize import SynthesizeSettings, joined, synthesize
+from edgeclean.images.synthesize import joined, synthesize
 from edgeclean.networks.state import (
     FinetunedNetwork,
     Network,
@@ -24,6 +23,7 @@ from edgeclean.networks.state import (
     SyntheticImages,
     same_weights,
 )
+from edgeclean.runner import Runner
 
 
 def edgeclean_purified(
@@ -31,10 +31,13 @@ def edgeclean_purified(
     clean: LabelledImages | None = None,
     seed: int = 0,
     settings: PipelineSettings | None = None,
+    stages: Runner | None = None,
 ) -> PurifiedNetwork:
-    """Scan and purify a network at full size; ``clean`` is unused."""
-    chosen = settings or PipelineSettings()
-    return _purify(network, chosen.synthesize, chosen.scan, chosen.purify, seed)[0]
+    """Scan and purify a network at full size; ``clean`` is unused.
+
+    ``stages`` keeps what takes longest, for the column's next cell and for a later session.
+    """
+    return _purify(network, settings or PipelineSettings(), seed, stages or Runner())[0]
 
 
 def edgeclean_default(
@@ -42,15 +45,20 @@ def edgeclean_default(
     clean: LabelledImages | None = None,
     seed: int = 0,
     settings: PipelineSettings | None = None,
+    stages: Runner | None = None,
 ) -> FinetunedNetwork:
     """Scan, purify, compress and recover a network; ``clean`` is unused.
 
-    The weights are those that the pipeline exports; a test holds the two together.
+    The weights are those that the pipeline exports; a test holds the two together. ``stages`` is
+    `edgeclean_purified`'s.
     """
-    chosen = settings or PipelineSettings()
-    purified, images = _purify(network, chosen.synthesize, chosen.scan, chosen.purify, seed)
+    chosen, run = settings or PipelineSettings(), stages or Runner()
+    purified, images = _purify(network, chosen, seed, run)
     if not same_weights(network.module, purified.module):
-        images = joined(images, synthesize(purified, chosen.synthesize.recovery(), seed=seed + 1))
+        recovery = chosen.synthesize.recovery()
+        images = joined(
+            images, run.once("synthesize", synthesize, purified, recovery, seed=seed + 1)
+        )
     scaled = scale(decompose(purified, chosen.decompose), chosen.scale)
     plan = choose_ranks(scaled, chosen.ranks, images=images)
     truncated = truncate(scaled, plan, chosen.truncate)
@@ -59,21 +67,17 @@ def edgeclean_default(
     return finetune(truncated, purified, images, chosen.finetune, seed=seed, **taught)
 
 
-@lru_cache(maxsize=1)
 def _purify(
-    network: Network,
-    drawn: SynthesizeSettings,
-    searched: ScanSettings,
-    rounds: PurifySettings,
-    seed: int,
+    network: Network, chosen: PipelineSettings, seed: int, run: Runner
 ) -> tuple[PurifiedNetwork, SyntheticImages]:
-    """Purify a network, and keep the outcome for the next cell of the column.
+    """Purify a network.
 
-    Full size and compressed share it, so a cell's seconds are those of the work it did itself.
+    Full size and compressed share the stages, so a cell's seconds are those of the work it did
+    itself.
     """
-    images = synthesize(network, drawn, seed=seed)
-    found = scan(network, images, searched, seed=seed)
-    purified = purify(network, images, found, rounds, seed=seed)
+    images = run.once("synthesize", synthesize, network, chosen.synthesize, seed=seed)
+    found = run.once("scan", scan, network, images, chosen.scan, seed=seed)
+    purified = run.once("purify", purify, network, images, found, chosen.purify, seed=seed)
     *earlier, last = purified.history
     return replace(purified, history=(*earlier, _scan_record(last, found), last)), images
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from benchmarks.data.images import LabelledImages
@@ -19,6 +21,7 @@ from benchmarks.defences.ibau import IbauSettings, ibau
 from benchmarks.defences.nad import NadSettings, nad
 from edgeclean.config import PipelineSettings
 from edgeclean.networks.state import Network
+from edgeclean.runner import Cache, Runner
 
 NO_IMAGES = "none"
 ONE_PERCENT = "1 % of the clean training set"
@@ -54,13 +57,19 @@ class DefenceSettings:
     edgeclean: PipelineSettings = field(default_factory=PipelineSettings)
 
 
-def every_defence(settings: DefenceSettings | None = None) -> dict[str, DefenceEntry]:
-    """Return `SYSTEMS`, and those that compress (two of them pruned) at each of `RATIOS`."""
+def every_defence(
+    settings: DefenceSettings | None = None, stages: Path | None = None
+) -> dict[str, DefenceEntry]:
+    """Return `SYSTEMS`, and those that compress (two of them pruned) at each of `RATIOS`.
+
+    In the folder ``stages`` edgeclean's own keep what takes hours on a large network.
+    """
     settings = settings or DefenceSettings()
-    entries = _systems(settings)
+    run = Runner(None if stages is None else Cache(folder=stages, notify=lambda line: None))
+    entries = _systems(settings, run)
     pruned_anp = _kept(entries["anp"])
     for ratio in RATIOS:
-        entries |= _at_ratio(settings, float(ratio))
+        entries |= _at_ratio(settings, float(ratio), run)
         entries[f"anp+pruning-{ratio:g}x"] = _pruned(pruned_anp, float(ratio))
     return entries
 
@@ -70,7 +79,7 @@ def nothing(network: Network, clean: LabelledImages, seed: int) -> Network:
     return network
 
 
-def _systems(settings: DefenceSettings) -> dict[str, DefenceEntry]:
+def _systems(settings: DefenceSettings, run: Runner) -> dict[str, DefenceEntry]:
     return {
         "none": DefenceEntry(defend=nothing, images=NO_IMAGES),
         "plain-tucker": _blind(plain_tucker, settings.plain),
@@ -81,19 +90,19 @@ def _systems(settings: DefenceSettings) -> dict[str, DefenceEntry]:
         "i-bau": _shown(ibau, settings.ibau),
         "fine-tuning": _shown(finetune_clean, settings.tuning),
         "deck": _blind(clean_compact, settings.clean_compact),
-        "edgeclean-full-size": _blind(edgeclean_purified, settings.edgeclean),
-        "edgeclean": _blind(edgeclean_default, settings.edgeclean),
+        "edgeclean-full-size": _blind(partial(edgeclean_purified, stages=run), settings.edgeclean),
+        "edgeclean": _blind(partial(edgeclean_default, stages=run), settings.edgeclean),
     }
 
 
-def _at_ratio(settings: DefenceSettings, ratio: float) -> dict[str, DefenceEntry]:
+def _at_ratio(settings: DefenceSettings, ratio: float, run: Runner) -> dict[str, DefenceEntry]:
     ours = settings.edgeclean
     smaller = replace(ours, ranks=replace(ours.ranks, ratio=ratio))
     return {
         f"plain-tucker-{ratio:g}x": _blind(plain_tucker, replace(settings.plain, ratio=ratio)),
         f"clp+pruning-{ratio:g}x": _pruned(_blind(clp, settings.clp), ratio),
         f"deck-{ratio:g}x": _blind(clean_compact, replace(settings.clean_compact, ratio=ratio)),
-        f"edgeclean-{ratio:g}x": _blind(edgeclean_default, smaller),
+        f"edgeclean-{ratio:g}x": _blind(partial(edgeclean_default, stages=run), smaller),
     }
 
 

@@ -50,7 +50,7 @@ class SuiteRun:
         suite: the suite.
         train_set: training images of the networks, and clean images of the defences.
         test_set: images that are measured on.
-        folder: folder of the networks, and of the state of a training.
+        folder: folder of the networks, of the state of a training, and of edgeclean's stages.
         results: folder of the columns and the pictures.
         report: called with one line an epoch and one a cell, after it has been written.
         device: device of trainings and defences.
@@ -70,7 +70,7 @@ class SuiteRun:
         self._suite, self._train, self._test = suite, train_set, test_set
         self._folder, self._results, self._report = folder, results, report
         self._device = device
-        self._defences = every_defence(suite.settings)
+        self._defences = every_defence(suite.settings, folder / suite.name / "stages")
         self._environment = environment()
 
     def run(self, columns: Sequence[str] | None = None) -> None:

@@ -126,3 +126,19 @@ def test_a_ratio_in_a_name_is_the_ratio_that_is_met():
         outcome = defence[name].defend(tiny_network(), CLEAN, 0)
         assert macs(outcome) <= macs(tiny_network()) / 2, name
     assert defence["edgeclean-3x"].settings[0].ranks.ratio == 3.0
+
+
+def test_a_later_session_takes_up_what_purifying_left(tmp_path):
+    def kept():
+        return {path.name: path.stat().st_ino for path in tmp_path.glob("*.kept")}
+
+    network = tiny_network()
+    first = every_defence(FEW, tmp_path)["edgeclean-full-size"].defend(network, CLEAN, 0)
+    purifying = kept()
+    assert len(purifying) == 3  # images, the scan, the purified network
+    later = every_defence(FEW, tmp_path)
+    assert same(later["edgeclean-full-size"].defend(network, CLEAN, 0), first)
+    assert kept() == purifying
+    smaller = later["edgeclean-2x"].defend(network, CLEAN, 0)
+    assert purifying.items() <= kept().items()
+    assert same(smaller, every_defence(FEW)["edgeclean-2x"].defend(network, CLEAN, 0))
