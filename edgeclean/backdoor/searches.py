@@ -2,8 +2,7 @@
 
 A search returns its record, of all classes, and the classes that it suspects. `SEARCHES` has them
 by name; `scan` runs those that the settings name. A class is suspected where its cheapest trigger
-is too cheap by a robust rule over the classes of one network (`cheapness_scores`), which compares
-it with the luckiest of as many normal draws (`suspicion_threshold`).
+is too cheap beside those of the network's other classes (`judging`).
 
 The banks and the all-to-all search look at every class, whatever their number. The searches of a
 family are run towards every class where they are at most twelve, else towards a selection of them
@@ -16,7 +15,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import median
 
 import torch
 from torch import nn
@@ -58,11 +56,19 @@ from edgeclean.backdoor.gradient import (
     success_rate,
 )
 from edgeclean.backdoor.gratings import Gratings, build_gratings
+from edgeclean.backdoor.judging import (
+    FEWEST_REACHED,
+    SPREAD_FLOOR,
+    cheapness_scores,
+    costs_tell,
+    judged_costs,
+    scores_of_misses,
+    suspicion_threshold,
+)
 from edgeclean.backdoor.pairs import judged_pairs
 from edgeclean.backdoor.selection import (
     Selection,
     named_classes,
-    scores_against,
     selection,
     sinks_of_bank,
     smallest_areas,
@@ -75,10 +81,8 @@ GRATING_SUCCESS = 0.8  # of a grating on all images, to count as a trigger
 LARGEST_SQUARE = max(tall * wide for tall, wide in SHAPES)  # pixels of a 32x32 image
 BANK_TRIES = 8  # smallest candidates of a class that are confirmed on all images
 GRATING_TRIES = 2  # best gratings of a class that are confirmed on all images
-FEWEST_REACHED = 3  # classes, to compare costs at all
-LEAST_MISSED = 0.01  # share of images: some hundred cannot show less
+LONGER = 3  # times as many steps, to reach classes that a suspicious one is compared with
 FEWEST_RESTARTED = 10  # classes that every restart searches, however many there are
-SPREAD_FLOOR = 0.25  # of log costs: what a search's own luck scatters a class by
 BANK_SEES = (
     "small squares, bars and lines of saturated colours, checkers, stripes or binary noise, "
     "also where gradients are masked",
@@ -185,10 +189,12 @@ def search_family(
         most = max(FEWEST_RESTARTED, len(chosen.searched) // 4)
         restarted = sorted(sorted(best, key=lambda target: best[target].cost)[:most])
     results = [best[target] for target in chosen.searched]
+    if probe.classes > FEW:
+        results = _with_costs_to_compare(probe, results, family, generator)
     if probe.classes <= FEW:
         judged = _judged_few(probe, results, family, generator)
     else:
-        judged = _judged(results) if chosen.is_whole else _judged_against_drawn(results, chosen)
+        judged = judged_costs(results, chosen)
     record = SearchRecord(
         name=name,
         sees=family.sees,
@@ -245,9 +251,9 @@ def search_gratings(
     """Search the sine grating that sends most images to each class.
 
     All are of one amplitude, so that it is the shares that they miss which are judged, as where a
-    family reaches hardly any class (`_judged_by_misses`). Two or three classes are measured alone:
-    strong stripes lead harmless networks of so few to one of them as well, and no other is there
-    to tell what is usual.
+    family reaches hardly any class (`judging.scores_of_misses`). Two or three classes are measured
+    alone: strong stripes lead harmless networks of so few to one of them as well, and no other is
+    there to tell what is usual.
     """
     results = [Found(Slot(target), math.inf, 0.0, None) for target in range(probe.classes)]
     channels, height, width = probe.evidence.pixels.shape[1:]
@@ -263,7 +269,9 @@ def search_gratings(
         cost_unit=FAMILIES["additive"].cost_unit,
         costs=tuple(found.cost for found in results),
         successes=tuple(found.success for found in results),
-        scores=_judged_by_misses(results) if judged else (0.0,) * probe.classes,
+        scores=scores_of_misses(results, Selection.of_all(probe.classes))
+        if judged
+        else (0.0,) * probe.classes,
         threshold=2 * suspicion_threshold(probe.classes),
     )
     return record, _suspects(record, results)
@@ -334,36 +342,6 @@ SEARCHES: dict[str, Search] = {
 }
 
 
-def suspicion_threshold(classes: int) -> float:
-    """Return the score above which a class is suspected.
-
-    It is what the luckiest of ``classes`` normal draws is expected to reach, sqrt(2 log classes),
-    and half a deviation more.
-    """
-    return 0.5 + math.sqrt(2 * math.log(max(2, classes)))
-
-
-def cheapness_scores(costs: Sequence[float], fewest: int = FEWEST_REACHED) -> tuple[float, ...]:
-    """Return how many robust deviations each cost lies below the others, in logarithms.
-
-    Score c is (m - log cost_c) / max(1.4826 MAD, floor), with m and MAD the median and the median
-    absolute deviation of the *other* classes' log costs: with few classes the suspect itself must
-    not widen the yardstick. Not found (infinite) costs count as the largest found one; where less
-    than ``fewest`` classes are found, there is nothing to compare with and all scores are 0.
-    """
-    finite = [cost for cost in costs if math.isfinite(cost)]
-    if len(finite) < fewest:
-        return tuple(0.0 for _ in costs)
-    logs = [math.log(max(cost if math.isfinite(cost) else max(finite), 1e-6)) for cost in costs]
-    scores = []
-    for index, value in enumerate(logs):
-        others = logs[:index] + logs[index + 1 :]
-        middle = median(others)
-        deviation = median(abs(other - middle) for other in others)
-        scores.append((middle - value) / max(1.4826 * deviation, SPREAD_FLOOR))
-    return tuple(scores)
-
-
 def target_of(suspect: Suspect) -> int:
     """Return the class that a suspect's trigger leads to; `ELSEWHERE` for an all-to-all one."""
     return ELSEWHERE if suspect.target is None else suspect.target
@@ -374,24 +352,27 @@ def slot_of(suspect: Suspect) -> Slot:
     return Slot(target_of(suspect), ANY if suspect.source is None else suspect.source)
 
 
-def _judged(results: Sequence[Found]) -> tuple[tuple[float, ...], float]:
-    """Return the scores of the classes and the threshold that they are compared with.
+def _with_costs_to_compare(
+    probe: Probe, results: list[Found], family: type[Family], generator: torch.Generator
+) -> list[Found]:
+    """Search on for costs to compare with, where a class would be suspected for its misses alone.
 
-    Where fewer than three classes can be reached at all, there are no costs to compare; then it is
-    the share of images that each class's best trigger misses. That is weaker evidence than a cost,
-    so the threshold is twice as high, and a class that was not reached scores nothing.
+    So many steps reach one class and stop just short of the next, though a trigger to that costs
+    nearly the same: on images of 224x224 a natural class stood alone so. It and the likeliest of
+    the others are given `LONGER` times the steps; where these stay out of reach, misses decide.
     """
-    threshold = suspicion_threshold(len(results))
-    if sum(math.isfinite(found.cost) for found in results) >= FEWEST_REACHED:
-        return cheapness_scores([found.cost for found in results]), threshold
-    return _judged_by_misses(results), 2 * threshold
-
-
-def _judged_by_misses(results: Sequence[Found]) -> tuple[float, ...]:
-    """Return scores by the share of images that each class's best trigger misses; 0 for no cost."""
-    misses = cheapness_scores([max(1 - found.success, LEAST_MISSED) for found in results])
-    pairs = zip(misses, results, strict=True)
-    return tuple(score if math.isfinite(found.cost) else 0.0 for score, found in pairs)
+    chosen = probe.selection
+    scores, threshold = judged_costs(results, chosen)
+    if costs_tell(results, chosen) or max(scores) <= threshold:
+        return results
+    alone = [one for one, score in zip(results, scores, strict=True) if score > threshold]
+    apart = [one for one in results if math.isinf(one.cost) and one.slot.target in chosen.drawn]
+    likeliest = sorted(apart, key=lambda one: -one.success)[:FEWEST_REACHED]
+    slots = [one.slot for one in alone + likeliest]
+    longer = GradientSettings(steps=LONGER * probe.steps)
+    again = cheapest_triggers(probe.module, probe.evidence, slots, family, longer, generator)
+    best = {one.slot: one for one in again}
+    return [min(one, best.get(one.slot, one), key=lambda found: found.cost) for one in results]
 
 
 def _judged_few(
@@ -409,28 +390,6 @@ def _judged_few(
         pairs = zip(scores, costs, strict=True)
         scores = tuple(score if cost <= largest else min(score, 0.0) for score, cost in pairs)
     return scores, FEW_THRESHOLD
-
-
-def _judged_against_drawn(
-    results: Sequence[Found], chosen: Selection
-) -> tuple[tuple[float, ...], float]:
-    """Return the scores of a selection's classes and the threshold, as `_judged` does of all.
-
-    A class is compared with all that were searched: eight drawn ones alone told the usual spread so
-    poorly that two natural sinks of 43 traffic signs were suspected beside the true class. The
-    threshold is that of all classes of the network: the named ones were chosen among them.
-    """
-    costs = {found.slot.target: found.cost for found in results}
-    threshold = suspicion_threshold(chosen.classes)
-    reached = [math.isfinite(costs[target]) for target in chosen.drawn]
-    if sum(reached) >= FEWEST_REACHED:
-        scores = scores_against(costs, chosen.searched, SPREAD_FLOOR)
-        return tuple(scores[found.slot.target] for found in results), threshold
-    misses = {found.slot.target: max(1 - found.success, LEAST_MISSED) for found in results}
-    scores = scores_against(misses, chosen.searched, SPREAD_FLOOR)
-    return tuple(
-        scores[found.slot.target] if math.isfinite(found.cost) else 0.0 for found in results
-    ), 2 * threshold
 
 
 def _of_each_class(chosen: Selection, values: Sequence[float], other: float) -> tuple[float, ...]:

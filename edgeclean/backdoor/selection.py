@@ -233,7 +233,7 @@ def scores_against(
 ) -> dict[int, float]:
     """Return how many robust deviations each class's cost lies below those of the drawn classes.
 
-    It is `searches.cheapness_scores` with these in the place of all classes. So few tell the usual
+    It is `judging.cheapness_scores` with these in the place of all classes. So few tell the usual
     spread poorly: it is taken two n-ths larger, with which chance names as seldom as it does among
     ten classes that are all searched, even where the named are the cheapest of all.
 

@@ -24,8 +24,8 @@ from edgeclean.backdoor.gradient import (
     Slot,
     cheapest_triggers,
 )
+from edgeclean.backdoor.judging import SPREAD_FLOOR
 from edgeclean.backdoor.scan import ScanSettings, scan
-from edgeclean.backdoor.searches import SPREAD_FLOOR
 from edgeclean.backdoor.triggers import AdditiveTrigger, MaskedTrigger
 from edgeclean.images.procedural import procedural_images
 from edgeclean.networks.state import LoadedNetwork, ModelSpec, SyntheticImages

@@ -19,9 +19,9 @@ from edgeclean.backdoor.gratings import (
     SHORTEST_PERIOD,
     build_gratings,
 )
+from edgeclean.backdoor.judging import suspicion_threshold
 from edgeclean.backdoor.purify import PurifySettings, purify
 from edgeclean.backdoor.scan import ScanSettings, scan
-from edgeclean.backdoor.searches import suspicion_threshold
 from edgeclean.backdoor.triggers import AdditiveTrigger
 from edgeclean.backdoor.unlearn import UnlearnSettings
 from edgeclean.images.procedural import procedural_images

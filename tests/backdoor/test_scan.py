@@ -14,8 +14,8 @@ from edgeclean.backdoor.bank import BankScore, build_bank, score_bank
 from edgeclean.backdoor.families import AdditiveFamily, MaskedFamily, WarpFamily
 from edgeclean.backdoor.findings import SearchRecord, Suspect
 from edgeclean.backdoor.gradient import Evidence, Slot, success_rate
+from edgeclean.backdoor.judging import cheapness_scores, suspicion_threshold
 from edgeclean.backdoor.scan import ScanSettings, most_suspicious_first, scan
-from edgeclean.backdoor.searches import cheapness_scores, suspicion_threshold
 from edgeclean.backdoor.triggers import MaskedTrigger
 from edgeclean.errors import UsageError
 from edgeclean.images.procedural import procedural_images

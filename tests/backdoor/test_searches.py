@@ -10,7 +10,7 @@ from torch import nn
 from edgeclean.backdoor import searches
 from edgeclean.backdoor.families import AdditiveFamily, WarpFamily
 from edgeclean.backdoor.gradient import Evidence, Found, GradientSettings, Slot
-from edgeclean.backdoor.searches import suspicion_threshold
+from edgeclean.backdoor.judging import suspicion_threshold
 from edgeclean.images.procedural import procedural_images
 
 
@@ -91,6 +91,60 @@ def test_where_fewer_than_three_classes_are_reached_their_misses_are_judged(
     assert [suspect.target for suspect in suspects] == suspected
     assert record.threshold == 2 * suspicion_threshold(classes)
     assert all(record.scores[target] == 0 for target in set(range(classes)) - set(reached))
+
+
+class Ramps(nn.Module):
+    """Each class but the last rises along a direction of its own; all images are of the last."""
+
+    def __init__(self, gains):
+        super().__init__()
+        draw = torch.Generator().manual_seed(0)
+        directions = torch.linalg.qr(torch.randn(108, len(gains), generator=draw))[0].T
+        self.weight = nn.Parameter(directions * torch.tensor(gains)[:, None], requires_grad=False)
+
+    def forward(self, images):
+        rising = (images.flatten(1) - 0.5) @ self.weight.T
+        return torch.cat([rising, torch.full((len(images), 1), 3.0)], 1)
+
+
+@pytest.mark.parametrize(
+    ("gain", "steps", "suspected"),
+    [
+        (5.5, 24, []),  # 24 steps reach it alone, and more of them the others at nearly its cost
+        (16.0, 15, [0]),  # those cost far more
+        (16.0, 4, []),  # nothing is reached at first, so nothing is searched on
+    ],
+)
+def test_a_class_that_the_steps_just_sufficed_for_is_compared_by_what_more_of_them_reach(
+    gain, steps, suspected
+):
+    module = Ramps([gain] + [4.0] * 6)
+    draw = torch.Generator().manual_seed(1)
+    pixels = torch.full((64, 3, 6, 6), 0.5) + 0.02 * torch.randn(64, 3, 6, 6, generator=draw)
+    probe = searches.Probe(
+        module=module,
+        evidence=Evidence(pixels, module(pixels).argmax(1)),
+        classes=8,
+        steps=steps,
+        restarts=1,
+        candidates=1,
+        seed=0,
+    )
+    first = searches.cheapest_triggers(
+        module,
+        probe.evidence,
+        [Slot(target) for target in range(8)],
+        AdditiveFamily,
+        GradientSettings(steps=steps),
+        torch.Generator().manual_seed(0),
+    )
+    alone = [found.slot.target for found in first if math.isfinite(found.cost)]
+    assert alone == ([0] if steps > 4 else [])
+    record, suspects = searches.search_family(probe, "additive", torch.Generator().manual_seed(0))
+    assert [suspect.target for suspect in suspects] == suspected
+    reached = sum(math.isfinite(cost) for cost in record.costs)
+    assert reached == (4 if steps > 4 else 0)
+    assert record.threshold == (1 if steps > 4 else 2) * suspicion_threshold(8)
 
 
 def test_a_search_in_vain_says_how_far_it_came():

@@ -21,8 +21,8 @@ from edgeclean.backdoor.gradient import (
     success_of,
     success_rate,
 )
+from edgeclean.backdoor.judging import cheapness_scores, suspicion_threshold
 from edgeclean.backdoor.scan import ScanSettings, scan
-from edgeclean.backdoor.searches import cheapness_scores, suspicion_threshold
 from edgeclean.backdoor.selection import (
     LAST_LAYER,
     MOST_NAMED,
