@@ -14,17 +14,15 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.data.images import PACK_FOLDER, LabelledImages, read_pack
 from benchmarks.metrics import PixelFunction, Rate, predictions
 from benchmarks.networks import efficientnet_lite
 from benchmarks.stamps import Stamp
-from benchmarks.suite.columns import network_identity
-from benchmarks.suite.kept_networks import KEPT, read_network
-from benchmarks.suite.suite_run import BENCH_FOLDER
+from benchmarks.suite.kept_networks import KEPT
+from benchmarks.suite.suite_run import BENCH_FOLDER, read_attacked
 from benchmarks.suite.suites import SUITES
-from edgeclean.load.architectures import build_architecture
 from edgeclean.networks.pixels import pixel_network
 from edgeclean.networks.state import JsonValue, ModelSpec, Network
 
@@ -112,11 +110,9 @@ def _of_suite(name: str) -> TrainedNetwork:
         if not found.exists():
             command = f"python -m benchmarks.suite mobile --attack {name}"
             raise SystemExit(f"{name} is not trained yet; `{command}` does it")
-        module = build_architecture(suite.spec.architecture, suite.spec, ())
-        made_with = network_identity(suite, 0, attack.facts())
-        read_network(found, nn.ModuleDict({"network": module}), made_with)
+        _, stored = read_attacked(found, suite, name, seed=0)
         path = folder / "network.safetensors"
-        save_file(module.state_dict(), path)
+        save_file(stored.network.module.state_dict(), path)
         return path
 
     poisoned = name != "clean"

@@ -16,14 +16,15 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.attacks.table import ATTACKS
 from benchmarks.data.images import PACK_FOLDER, read_pack
 from benchmarks.environment import environment
 from benchmarks.metrics import accuracy, stamped_rates
 from benchmarks.studies.compress_zoo import TEST_IMAGES
 from benchmarks.studies.published import RESULTS
-from benchmarks.studies.scan_selection import networks_of_ten_classes
+from benchmarks.studies.scan_selection import CPU_ZOO, networks_of_ten_classes
 from benchmarks.suite.cells import Cell, write_whole
+from benchmarks.suite.suite_run import read_attacked
+from benchmarks.suite.suites import SUITES
 from edgeclean.backdoor.findings import ScanReport
 from edgeclean.backdoor.purify import purify
 from edgeclean.backdoor.scan import scan
@@ -108,7 +109,8 @@ def _rates(name: str, network: Network) -> Cell:
     function = pixel_network(network).eval()
     rates: Cell = {"acc": accuracy(function, tested).percent}
     if name != "clean":
-        attack = ATTACKS[name](network.spec.classes, network.spec.input_shape[1:])
+        (suite,) = SUITES["cpu"]
+        attack, _ = read_attacked(CPU_ZOO / f"{name}.safetensors", suite, name, SEED)
         hit, right = stamped_rates(function, tested, attack.stamp, attack.relabel)
         rates |= {"asr": hit.percent, "ra": right.percent}
     return rates

@@ -16,7 +16,7 @@ from benchmarks.data.images import LabelledImages
 from benchmarks.defences.table import every_defence
 from benchmarks.environment import environment
 from benchmarks.metrics import accuracy, stamped_rates
-from benchmarks.networks.training import TrainingRecord, train
+from benchmarks.networks.training import train
 from benchmarks.rendering.pictures import PICTURED, attack_picture
 from benchmarks.rendering.tables import RESULTS
 from benchmarks.speed import inference_in_turns
@@ -144,43 +144,40 @@ class SuiteRun:
 
     def _attacked(self, name: str, seed: int) -> tuple[Attack, StoredNetwork]:
         """Return the attack and its network, from a folder, or trained where it is not there."""
-        spec, within = self._suite.spec, Path(self._suite.name) / f"seed-{seed}"
-        attack = self._attack(name)
-        made_with = network_identity(self._suite, seed, attack.facts())
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            module = build_architecture(spec.architecture, spec, ())
-        modules = nn.ModuleDict({"network": module, **attack.networks()})
+        within = Path(self._suite.name) / f"seed-{seed}"
         committed = KEPT / within / f"{name}.safetensors"
         path = self._folder / within / name / "network.safetensors"
         if not committed.exists() and not path.exists():
-            record = self._train_network(attack, module, seed, path.parent / "training")
-            training = {"epochs": list(record.epochs), "environment": self._environment}
-            write_network(path, modules, made_with, training)
+            self._train_network(self._attack(name), seed, path)
         # Read again, so that a network just trained and one found give the same cells.
-        path = committed if committed.exists() else path
-        digest, training = read_network(path, modules, made_with)
-        module.to(self._device).to(memory_format=torch.contiguous_format).eval()
-        network = LoadedNetwork(module=module, spec=spec, source_sha256=digest)
-        return attack, StoredNetwork(network=network, weights_sha256=digest, training=training)
+        attack, stored = read_attacked(
+            committed if committed.exists() else path, self._suite, name, seed
+        )
+        stored.network.module.to(self._device)
+        return attack, stored
 
-    def _train_network(
-        self, attack: Attack, module: nn.Module, seed: int, folder: Path
-    ) -> TrainingRecord:
-        """Train in place, with the state of the last epoch in the folder."""
+    def _train_network(self, attack: Attack, seed: int, path: Path) -> None:
+        """Train a network into a file, with the state of the last epoch in a folder beside it."""
         spec = self._suite.spec
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = build_architecture(spec.architecture, spec, ())
         if attack.needs_clean_network:
             _, clean = self._attacked("clean", seed)
             attack.study(pixel_network(clean.network).to(CPU))
-        return train(
+        made_with = network_identity(self._suite, seed, attack.facts())
+        record = train(
             nn.Sequential(Normalize(spec.mean, spec.std), module),
             self._train,
             attack,
             replace(self._suite.training, seed=seed),
             device=self._device,
-            resume_from=folder,
+            resume_from=path.parent / "training",
             report=lambda line: self._report(f"{attack.name}, seed {seed}: {line}"),
         )
+        modules = nn.ModuleDict({"network": module, **attack.networks()})
+        training = {"epochs": list(record.epochs), "environment": self._environment}
+        write_network(path, modules, made_with, training)
 
     def _cell(self, attack: Attack, network: Network, defence: str, seed: int) -> Cell:
         """Defend a copy of the network, and measure it."""
@@ -216,6 +213,23 @@ class SuiteRun:
             before = pixel_network(network).to(self._device).eval()
             cell |= inference_in_turns(before, function, self._test, runs=suite.timed_runs)
         return cell
+
+
+def read_attacked(path: Path, suite: Suite, name: str, seed: int) -> tuple[Attack, StoredNetwork]:
+    """Read a suite's network from its file, with its attack and what that trained of its own.
+
+    Raises:
+        ValueError: the network was made with other settings.
+    """
+    spec = suite.spec
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
+        attack = suite.attacks[name](spec.classes, spec.input_shape[1:])
+        module = build_architecture(spec.architecture, spec, ())
+    modules = nn.ModuleDict({"network": module, **attack.networks()})
+    made_with = network_identity(suite, seed, attack.facts())
+    digest, training = read_network(path, modules, made_with)
+    network = LoadedNetwork(module=module.eval(), spec=spec, source_sha256=digest)
+    return attack, StoredNetwork(network=network, weights_sha256=digest, training=training)
 
 
 def _rates(cell: Cell) -> str:
