@@ -134,7 +134,7 @@ def finetune(  # noqa: PLR0913 - a student, who teaches it, on what
         unlearned: the classes that purification unlearned.
     """
     generator = torch.Generator().manual_seed(seed)
-    procedural = procedural_images(settings.procedural, network.spec.input_shape, generator)
+    procedural = _procedural(settings, network.spec.input_shape, generator)
     learner, master = pixel_copy(network), pixel_copy(teacher)
     if settings.reestimate:
         reestimate_batchnorm_(learner, images.pixels)
@@ -149,6 +149,24 @@ def finetune(  # noqa: PLR0913 - a student, who teaches it, on what
     notes = {"images": len(images), "loss_first": first, "loss_last": last}
     made_by = record("finetune", module, network.spec, settings, notes)
     return following(network, FinetunedNetwork, module, made_by)
+
+
+def _procedural(
+    settings: FinetuneSettings, shape: tuple[int, int, int], generator: torch.Generator
+) -> Float[Tensor, "m c h w"]:
+    """Draw the procedural images; none where no share of a batch is procedural."""
+    if settings.procedural_share == 0:
+        return torch.empty(0, *shape)
+    return procedural_images(settings.procedural, shape, generator)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Units:
+    """What the distances of outputs and features are in."""
+
+    likeness: OutputDistance
+    classes: int
+    scales: dict[str, Tensor]
 
 
 class _Training:
@@ -176,9 +194,6 @@ class _Training:
         }
         fitting = images_in_a_part(synthetic.pixels.shape[1:], learner)
         self._at_once = max(1, int(fitting / (1 + settings.adversarial_share)))
-        self._likeness = OutputDistance(settings.compare, 1.0)
-        self._classes = 0
-        self._scales: dict[str, Tensor] = {}
 
     def overrule(self, original: nn.Module, unlearned: Sequence[int]) -> None:
         """Let another function of pixels answer for all classes but the ``unlearned`` ones."""
@@ -205,25 +220,27 @@ class _Training:
             Features(self._learner, taps) as own,
             Features(self._master, taps) as given,
         ):
-            self._set_units(given)
+            features = (own, given)
+            units = self._units(given)
             for step in range(settings.steps):
                 optimizer.zero_grad()
-                losses.append(self._learn(own, given, generator))
+                losses.append(self._learn(features, units, generator))
                 nn.utils.clip_grad_norm_(parameters, 5.0)
                 optimizer.step()
                 progress("Recovering accuracy", step + 1, settings.steps)
         return _mean_of_ends(losses)
 
-    def _set_units(self, given: Features) -> None:
-        """What distances of outputs and features are in: of some images, as many as fit at once."""
+    def _units(self, given: Features) -> _Units:
+        """The units of some images' outputs and features, of as many at once as fit."""
         answers, moments = [], []
         for part in self._synthetic.pixels[:UNIT_IMAGES].split(self._at_once):
             answers.append(self._answers(part))
             moments.append(channel_moments(of_channels(given.take(), self._kept)))
-        variance = logit_variance(torch.cat(answers))
-        self._classes = answers[0].shape[1]
-        self._likeness = OutputDistance(self._settings.compare, variance)
-        self._scales = feature_scales(moments)
+        return _Units(
+            likeness=OutputDistance(self._settings.compare, logit_variance(torch.cat(answers))),
+            classes=answers[0].shape[1],
+            scales=feature_scales(moments),
+        )
 
     def _batch(
         self, generator: torch.Generator
@@ -232,8 +249,10 @@ class _Training:
         size = self._settings.batch_size
         prior = round(size * self._settings.procedural_share)
         rows = torch.randint(len(self._synthetic), (size - prior,), generator=generator)
-        others = torch.randint(len(self._procedural), (prior,), generator=generator)
-        drawn = torch.cat([self._synthetic.pixels[rows], self._procedural[others]])
+        drawn = self._synthetic.pixels[rows]
+        if prior > 0:
+            others = torch.randint(len(self._procedural), (prior,), generator=generator)
+            drawn = torch.cat([drawn, self._procedural[others]])
         order = torch.randperm(size, generator=generator)
         pixels = recoloured(augmented(drawn[order], generator), generator)
         if self._settings.compare == "labels":  # a mixture has none, and nothing is procedural
@@ -241,13 +260,15 @@ class _Training:
         pixels = patched(mixed(pixels, generator), generator)
         return self._placed(pixels), torch.zeros(size, dtype=torch.int64)
 
-    def _learn(self, own: Features, given: Features, generator: torch.Generator) -> float:
+    def _learn(
+        self, features: tuple[Features, Features], units: _Units, generator: torch.Generator
+    ) -> float:
         """The gradients of a new batch, in parts that fit into memory, and its loss."""
         (pixels, labels), total = self._batch(generator), 0.0
         for start in range(0, len(pixels), self._at_once):
             part = slice(start, start + self._at_once)
             share = len(pixels[part]) / len(pixels)
-            loss = share * self._loss(pixels[part], labels[part], own, given, generator)
+            loss = share * self._loss(pixels[part], labels[part], features, units, generator)
             require_finite_loss(loss, "finetune")
             loss.backward()
             total += float(loss.detach())
@@ -257,23 +278,24 @@ class _Training:
         self,
         pixels: Float[Tensor, "n c h w"],
         labels: Int[Tensor, " m"],
-        own: Features,
-        given: Features,
+        features: tuple[Features, Features],
+        units: _Units,
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
+        own, given = features
         attacked_count = int(len(pixels) * self._settings.adversarial_share)
         if self._settings.compare == "labels":
-            answers = label_answers(labels, self._classes).to(self._device)
+            answers = label_answers(labels, units.classes).to(self._device)
         else:
             answers = self._answers(pixels)
-        features = of_channels(given.take(), self._kept)
+        taught = of_channels(given.take(), self._kept)
         attacked = self._attacked(pixels[:attacked_count], answers[:attacked_count], generator)
         own.take()  # the attack's
         with mixed_precision(self._device):
             outputs = self._learner(torch.cat([pixels, attacked])).float()
-        loss = self._likeness(outputs, torch.cat([answers, answers[:attacked_count]]))
-        if features:
-            distance = feature_distance(own.take(), features, self._scales, len(pixels))
+        loss = units.likeness(outputs, torch.cat([answers, answers[:attacked_count]]))
+        if taught:
+            distance = feature_distance(own.take(), taught, units.scales, len(pixels))
             loss = loss + self._settings.feature_weight * distance
         return loss
 
