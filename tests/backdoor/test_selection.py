@@ -336,13 +336,22 @@ def test_chance_suspects_a_named_class_no_oftener_than_one_of_ten_that_are_all_s
     assert of_many <= of_ten
 
 
-def test_with_many_classes_one_or_two_are_no_map():
+def test_with_many_classes_a_few_are_no_map():
     """Whatever they do: two classes that go to one sink would be half of a permutation."""
     own = torch.tensor([0] * 3 + [1] * 3 + list(range(2, 40)))
     assert class_map(own, torch.full_like(own, 50), 1000).score == 0
-    five = torch.arange(5).repeat_interleave(3)
-    assert class_map(five, five + 10, 1000).score == 1
-    assert class_map(five, torch.full_like(five, 50), 1000).score < MAP_SCORE
+    nine, ten = (torch.arange(count).repeat_interleave(3) for count in (9, 10))
+    assert class_map(nine, nine + 20, 1000).score == 0
+    assert class_map(ten, ten + 20, 1000).score == 1
+    assert class_map(ten, torch.full_like(ten, 50), 1000).score < MAP_SCORE
+
+
+def test_images_that_scatter_are_no_map_however_few_a_class_has():
+    own = torch.arange(40).repeat_interleave(3)
+    scattered = torch.arange(len(own)) + 100  # no two go to one class
+    found = class_map(own, scattered, 1000)
+    assert found.different == 1
+    assert found.score == 0
 
 
 def test_a_map_of_many_classes_is_not_searched_where_each_has_too_few_images(images, monkeypatch):
