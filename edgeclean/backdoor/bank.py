@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from edgeclean.backdoor.gradient import Evidence
 from edgeclean.backdoor.triggers import MaskedTrigger, Trigger
 from edgeclean.networks.autocast import device_of, mixed_precision
-from edgeclean.networks.batching import images_at_once
+from edgeclean.networks.batching import images_shown
 
 # (height, width) on a 32x32 image; larger images scale them (`bank_scale`).
 SHAPES = ((2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (1, 4), (4, 1), (1, 9), (9, 1), (2, 8), (8, 2))
@@ -185,7 +185,7 @@ def _score(
     generator: torch.Generator,
 ) -> BankScore[S]:
     device = device_of(module)
-    at_once = min(FORWARD_BATCH, images_at_once(evidence.pixels.shape[1:], module))
+    at_once = images_shown(evidence.pixels.shape[1:], FORWARD_BATCH)
     hits, tries = torch.zeros(len(bank), classes), torch.zeros(len(bank), classes)
     for _ in range(images):
         for rows in torch.arange(len(bank)).split(at_once):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from edgeclean.backdoor.families import Family
 from edgeclean.backdoor.triggers import Trigger
 from edgeclean.networks.autocast import device_of, mixed_precision
-from edgeclean.networks.batching import images_at_once, images_shown
+from edgeclean.networks.batching import images_in_a_part, images_shown
 from edgeclean.networks.finite import require_finite_loss
 from edgeclean.processes import return_freed_memory
 from edgeclean.settings import Settings, setting
@@ -114,7 +114,7 @@ def cheapest_triggers(
     those of one image alone.
     """
     found: list[Found] = []
-    fitting = images_at_once(evidence.pixels.shape[1:], module) // settings.batch_size
+    fitting = images_in_a_part(evidence.pixels.shape[1:], module) // settings.batch_size
     at_once = max(1, min(settings.slots_at_once, fitting))
     for start in range(0, len(slots), at_once):
         chunk = slots[start : start + at_once]

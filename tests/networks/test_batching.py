@@ -238,7 +238,7 @@ def test_a_bank_is_scored_in_batches_that_fit(images, monkeypatch, bank):
     passes: list[int] = []
     watched = tiny_network()
     watched.module[2].register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
-    bound(monkeypatch, under_test(watched, images.pixels)[0], 5)
+    monkeypatch.setattr(batching, "SHOWN_NUMBERS", 5 * images.pixels[0].numel())
     few = replace(images, pixels=images.pixels[:4], labels=images.labels[:4])
     passes.clear()
     scan(watched, few, ScanSettings(searches=(bank,), bank_candidates=40), seed=0)
