@@ -70,11 +70,19 @@ def _heading(record: Record) -> list[str]:
 
 
 def _matrix(record: Record) -> list[str]:
-    """Return a table of ACC / ASR of every defence (row) against every attack (column)."""
+    """Return a table of ACC / ASR of every defence (row) against every attack (column).
+
+    The DER of a row is over the attacked networks that there are; a row that lacks one has none.
+    """
     cells, (part,) = record["cells"], record["parts"]
-    attacks, attacked = part["attacks"], sum(name != "clean" for name in part["attacks"])
+    attacks, there = part["attacks"], _attacked(_only(cells, defence="none"))
+    asked = sum(name != "clean" for name in attacks) * len(part["seeds"])
+    run = "" if len(there) == asked else f" on the {len(there)} of {asked} networks that have run"
     lines = [*_attack_table(record), "", *_scan_table(record)]
-    lines += ["ACC / ASR in %; for the clean network ACC alone. DER: mean over the attacks.", ""]
+    lines += [
+        f"ACC / ASR in %; for the clean network ACC alone. DER: mean over the attacks{run}.",
+        "",
+    ]
     lines += _table_head(["defence", "given", "MACs left", *attacks, "DER"])
     for defence in part["defences"]:
         row = _only(cells, defence=defence)
@@ -83,9 +91,13 @@ def _matrix(record: Record) -> list[str]:
         share = f"{fmean(shares):.2f}" if shares else "-"
         ders = [cell["der"] for cell in row if cell.get("der") is not None]
         rates = [_rates(_only(row, attack=attack), NOT_RUN) for attack in attacks]
-        whole = len(ders) == attacked * len(part["seeds"])
+        whole = bool(there) and _attacked(row) == there
         lines.append(_line([defence, given, share, *rates, _percent(ders) if whole else "-"]))
     return lines
+
+
+def _attacked(cells: Sequence[Cell]) -> set[tuple[str, int]]:
+    return {(cell["attack"], cell["seed"]) for cell in cells if cell.get("der") is not None}
 
 
 def _attack_table(record: Record) -> list[str]:

@@ -294,3 +294,23 @@ def test_a_table_says_what_is_missing(tmp_path, monkeypatch):
     assert matrix["none"][1] == "not yet run"
     assert matrix["clp"] == ["not yet run", "not yet run"]
     assert any(row[:2] == ["| badnets", "not yet run"] for row in rows)
+
+
+def test_a_mean_is_over_the_networks_that_there_are_and_of_no_row_that_lacks_one(
+    tmp_path, monkeypatch
+):
+    three = {name: ATTACKS[name] for name in ("clean", "badnets", "blended")}
+    monkeypatch.setitem(SUITES, "tiny", (replace(TINY, attacks=three),))
+    run(replace(TINY, defences=("none",)), tmp_path)
+
+    def means():
+        write_tables("tiny", tmp_path)
+        text = (tmp_path / "tiny.md").read_text()
+        rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+        assert "DER: mean over the attacks on the 1 of 2 networks that have run." in text
+        return {row[0].removeprefix("| "): row[-1] for row in rows[-2:]}
+
+    assert means() == {"none": "50.0 |", "clp": "- |"}
+    run(TINY, tmp_path)
+    (cell,) = [c for c in finished_cells(TINY, tmp_path) if c["defence"] == "clp" and "asr" in c]
+    assert means()["clp"] == f"{100 * cell['der']:.1f} |"
