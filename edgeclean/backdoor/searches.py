@@ -189,11 +189,10 @@ def search_family(
         most = max(FEWEST_RESTARTED, len(chosen.searched) // 4)
         restarted = sorted(sorted(best, key=lambda target: best[target].cost)[:most])
     results = [best[target] for target in chosen.searched]
-    if probe.classes > FEW:
-        results = _with_costs_to_compare(probe, results, family, generator)
     if probe.classes <= FEW:
         judged = _judged_few(probe, results, family, generator)
     else:
+        results = _with_costs_to_compare(probe, results, family, generator)
         judged = judged_costs(results, chosen)
     record = SearchRecord(
         name=name,
