@@ -13,7 +13,7 @@ from edgeclean.compression.decompose import decompose
 from edgeclean.compression.finetune import finetune
 from edgeclean.compression.goals import FileSize
 from edgeclean.compression.latency_table import LatencyTable
-from edgeclean.compression.plan import choose_ranks
+from edgeclean.compression.resolution import choose_plan
 from edgeclean.compression.truncate import truncate
 from edgeclean.config import PipelineSettings
 from edgeclean.gates import refuse_slower
@@ -61,7 +61,7 @@ def truncated_network(
         RatioError: the goal is out of reach.
     """
     plan = run.once(
-        "ranks", choose_ranks, scaled, settings.ranks, images=images, table=table, file=file
+        "ranks", choose_plan, scaled, settings.ranks, images=images, table=table, file=file
     )
     return run("truncate", truncate, scaled, plan, settings.truncate)
 

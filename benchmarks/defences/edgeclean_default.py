@@ -11,7 +11,7 @@ from edgeclean.backdoor.scan import scan
 from edgeclean.compression.clamp import scale
 from edgeclean.compression.decompose import decompose
 from edgeclean.compression.finetune import finetune
-from edgeclean.compression.plan import choose_ranks
+from edgeclean.compression.resolution import choose_plan
 from edgeclean.compression.truncate import truncate
 from edgeclean.config import PipelineSettings
 from edgeclean.images.synthesize import joined, synthesize
@@ -60,7 +60,7 @@ def edgeclean_default(
             images, run.once("synthesize", synthesize, purified, recovery, seed=seed + 1)
         )
     scaled = scale(decompose(purified, chosen.decompose), chosen.scale)
-    plan = choose_ranks(scaled, chosen.ranks, images=images)
+    plan = choose_plan(scaled, chosen.ranks, images=images)
     truncated = truncate(scaled, plan, chosen.truncate)
     unlearned = unlearned_classes(purified)
     taught = {"original": network if unlearned else None, "unlearned": unlearned}

@@ -31,7 +31,7 @@ from edgeclean.backdoor.unlearn import UnlearnSettings
 from edgeclean.compression.clamp import scale
 from edgeclean.compression.decompose import decompose
 from edgeclean.compression.finetune import FinetuneSettings, finetune
-from edgeclean.compression.plan import choose_ranks
+from edgeclean.compression.resolution import choose_plan
 from edgeclean.compression.settings import Form, RankSettings
 from edgeclean.compression.truncate import truncate
 from edgeclean.config import PipelineSettings, settings_for
@@ -206,7 +206,7 @@ class Study:
     ) -> TruncatedNetwork:
         settings = self._settings
         scaled = scale(decompose(teacher, settings.decompose), settings.scale)
-        plan = choose_ranks(scaled, replace(settings.ranks, forms=forms), images=images)
+        plan = choose_plan(scaled, replace(settings.ranks, forms=forms), images=images)
         return truncate(scaled, plan, settings.truncate)
 
     def _keep(self, row: str, network: Network, facts: dict[str, float]) -> None:

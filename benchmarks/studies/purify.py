@@ -35,7 +35,7 @@ from benchmarks.studies.published import PublishedNetwork, folded_networks, publ
 from edgeclean.compression.clamp import scale
 from edgeclean.compression.decompose import decompose
 from edgeclean.compression.finetune import finetune
-from edgeclean.compression.plan import choose_ranks
+from edgeclean.compression.resolution import choose_plan
 from edgeclean.compression.truncate import truncate
 from edgeclean.config import PipelineSettings, overlay, settings_for
 from edgeclean.devices.targets import load_target
@@ -197,7 +197,7 @@ class _ByCompression:
             chosen = chosen.recovery() if settings.finetune.steps else chosen
             self._images = synthesize(self._full, chosen, seed=self._seed)
         scaled = scale(decompose(self._full, settings.decompose), settings.scale)
-        plan = choose_ranks(scaled, settings.ranks, images=self._images)
+        plan = choose_plan(scaled, settings.ranks, images=self._images)
         cut = truncate(scaled, plan, settings.truncate)
         tuned = finetune(cut, self._full, self._images, settings.finetune, seed=self._seed)
         return self._full, tuned, {}

@@ -178,6 +178,7 @@ def _document(written: WrittenCompression) -> dict[str, Any]:
         "structure": report["scan"]["structure"],
         "purified": report["purify"]["changed"],
         "size": report["size"],
+        "resolution": report["resolution"],
         "parity": report["parity"],
         "precision": report["precision"],
         "latency": {
@@ -209,6 +210,10 @@ def _summary(written: WrittenCompression) -> Table:
     ):
         before, after = size[key]["original"], size[key]["compressed"]
         table.add_row(*cells(title, shown(before), shown(after), f"{before / after:.2f}x"))
+    if written.report["resolution"] is not None:
+        own, seen = written.report["network"]["input_shape"][1:], written.report["resolution"]
+        shown_sizes = ["x".join(map(str, size)) for size in (own, seen)]
+        table.add_row(*cells("pixels that layers see", *shown_sizes, ""))
     milliseconds = [f"{one.p50_ms:.3g} ms" for one in (latency.original, latency.compressed)]
     table.add_row(*cells("latency p50", *milliseconds, f"{latency.speedup:.2f}x"))
     return table

@@ -50,7 +50,7 @@ from edgeclean.networks.features import (
 )
 from edgeclean.networks.finite import require_finite_loss
 from edgeclean.networks.folding import folding_norms, inference_copy
-from edgeclean.networks.pixels import pixel_copy
+from edgeclean.networks.pixels import module_of, pixel_copy
 from edgeclean.networks.state import (
     FinetunedNetwork,
     Network,
@@ -143,7 +143,7 @@ def finetune(  # noqa: PLR0913 - a student, who teaches it, on what
     if original is not None and settings.overrule:
         training.overrule(pixel_copy(original), unlearned)
     first, last = training.run(generator, progress)
-    module = copy.deepcopy(learner.get_submodule("1")).eval()
+    module = copy.deepcopy(module_of(learner, network)).eval()
     for parameter in module.parameters():
         parameter.data = parameter.data.contiguous()
     notes = {"images": len(images), "loss_first": first, "loss_last": last}

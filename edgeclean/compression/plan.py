@@ -36,6 +36,7 @@ from edgeclean.compression.settings import Cost, RankSettings
 from edgeclean.compression.unit_candidates import UnitCandidates, unit_candidates, with_cuts
 from edgeclean.errors import RatioError, UsageError
 from edgeclean.networks.layers import Layer, conv_shapes
+from edgeclean.networks.resized import Size
 from edgeclean.networks.state import JsonValue, Network, SyntheticImages, settings_as_json
 from edgeclean.progress import Progress, silent
 
@@ -156,6 +157,9 @@ class RankPlan:
         ns_before: of the whole original network by the latency table; 0 where it holds none.
         table: the facts of that table; None without one.
         units: whose hidden channels are cut.
+        resolution: (height, width) at which the layers see the images; None for their own.
+            MACs of a single layer or unit, before and after, are of that resolution.
+        macs_resized: of the whole original network at that resolution; None for its own.
     """
 
     settings: Mapping[str, JsonValue]
@@ -168,6 +172,8 @@ class RankPlan:
     ns_before: int = 0
     table: Mapping[str, JsonValue] | None = None
     units: tuple[UnitPlan, ...] = ()
+    resolution: Size | None = None
+    macs_resized: int | None = None
 
     @property
     def params_after(self) -> int:
@@ -179,7 +185,8 @@ class RankPlan:
     def macs_after(self) -> int:
         """Multiply-accumulates of the whole truncated network, for one image."""
         every: tuple[LayerPlan | UnitPlan, ...] = (*self.layers, *self.units)
-        return self.macs_before - sum(p.macs_before - p.macs_after for p in every)
+        seen = self.macs_before if self.macs_resized is None else self.macs_resized
+        return seen - sum(p.macs_before - p.macs_after for p in every)
 
     @property
     def ns_after(self) -> int:

@@ -144,7 +144,7 @@ class PlannedNetwork:
                 "the checkpoint"
             )
         moment = None
-        if self.flow is not None and self.ridge is not None and {*forms} - {"hidden"}:
+        if self.flow is not None and self.ridge is not None and {*forms} & {"tucker", "separable"}:
             moment = input_moments(self.flow, name).own
         return self._fit(name, conv.weight, moment, forms)
 

@@ -24,7 +24,7 @@ from edgeclean.settings import Settings, setting
 
 Measure = Literal["macs", "params"]
 Cost = Literal["macs", "params", "latency"]
-Form = Literal["tucker", "hidden", "separable"]
+Form = Literal["tucker", "hidden", "separable", "resolution"]
 
 DEFAULT_RATIO = 2.0
 GOALS = ("ratio", "keep_accuracy", "speedup", "latency_budget_ms", "size_budget")
@@ -51,7 +51,8 @@ class RankSettings(Settings):
         measure: the cost: multiply-accumulates of one image, or parameters.
         rank_multiple: ranks are multiples of this where the layer is wide enough.
         forms: what layers may become: low-rank factors (the slides), fewer of the channels that
-            one convolution makes and one layer reads, and a Kx1 and a 1xK convolution.
+            one convolution makes and one layer reads, and a Kx1 and a 1xK convolution; and the
+            whole network may see its images smaller (`compression.resolution`).
         keep: layers that stay as they are.
         overrides: (r_out, r_in) of single layers, where a rank equal to the channel count leaves
             that mode whole; or of a separable kernel the direction of the first convolution, and
@@ -75,7 +76,9 @@ class RankSettings(Settings):
     size_budget: int | None = setting(None, at_least=1, at_most=2**63 - 1)
     measure: Measure = "macs"
     rank_multiple: int = setting(1, at_least=1, at_most=MOST_RANK)
-    forms: tuple[Form, ...] = setting(("tucker", "hidden", "separable"), entries=(1, 3))
+    forms: tuple[Form, ...] = setting(
+        ("tucker", "hidden", "separable", "resolution"), entries=(1, 4)
+    )
     keep: tuple[str, ...] = setting((), longest=MOST_LAYER_NAME, entries=(0, MOST_LAYERS))
     overrides: Mapping[str, tuple[int | Axis, int]] = setting(
         {}, at_least=1, at_most=MOST_RANK, entries=(0, MOST_LAYERS)
@@ -102,6 +105,10 @@ class RankSettings(Settings):
             )
         if len(set(self.forms)) < len(self.forms):
             raise UsageError(f"--forms names {self.forms[0]!r} twice; once is enough")
+        if self.forms == ("resolution",):
+            raise UsageError(
+                "--forms resolution makes no layer smaller; name tucker, hidden or separable too"
+            )
         if both := sorted(set(self.keep) & set(self.overrides)):
             raise UsageError(
                 f"{shown(both[0])} is kept and has ranks of its own; choose one of them"

@@ -24,6 +24,7 @@ from edgeclean.errors import RatioError, UsageError
 from edgeclean.files.text import printable
 from edgeclean.networks.blocks import is_block
 from edgeclean.networks.layers import require_layers, trace_layers, with_layers
+from edgeclean.networks.resized import Resized
 from edgeclean.networks.state import (
     DecomposedNetwork,
     JsonValue,
@@ -80,6 +81,8 @@ def truncate(
         )
     module = with_layers(network.module, replacements).eval()
     channels = _cut_units(module, plan, network.spec.input_shape)
+    if plan.resolution is not None:
+        module = Resized(module, plan.resolution)
     progress("Truncating", len(blocks), len(blocks))
     made_by = _record(module, network, plan, settings)
     if plan.ratio < plan.ratio_asked * (1 - settings.shortfall):
@@ -163,6 +166,7 @@ def _record(
             "params_before": plan.params_before,
             "macs_before": plan.macs_before,
             "images_measured_on": plan.images,
+            "resolution": None if plan.resolution is None else list(plan.resolution),
             **_times(plan),
             "layers": [layer.as_json() for layer in plan.layers],
             "units": [unit.as_json() for unit in plan.units],

@@ -7,6 +7,7 @@ edge's kind was slower with bfloat16 than without (``benchmarks/studies/depthwis
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+_X86 = ("x86_64", "amd64")
+
 
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Return whether bfloat16 convolutions run on dedicated instructions of this device."""
@@ -22,8 +25,19 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported())
     if device.type == "cpu":
         # The check that torch's own oneDNN convolutions make before they choose a bfloat16 kernel.
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        supported = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return supported and (platform.machine().lower() not in _X86 or _x86_has_bfloat16())
     return False
+
+
+def _x86_has_bfloat16() -> bool:
+    """Return whether an x86 processor has the instructions.
+
+    oneDNN takes bfloat16 from AVX-512 on; without them it emulates it, in some five times
+    float32's time.
+    """
+    tiles = bool(torch.cpu._is_amx_tile_supported())
+    return tiles or bool(torch.cpu._is_avx512_bf16_supported())
 
 
 @contextmanager

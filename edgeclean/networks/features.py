@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 _MOST_TAPS = 8
@@ -137,12 +138,23 @@ def of_channels(
 def feature_distance(
     own: Mapping[str, Tensor], given: Mapping[str, Tensor], scales: Mapping[str, Tensor], clean: int
 ) -> Float[Tensor, ""]:
-    """Mean squared distance in units of each channel's deviation, on the unattacked images."""
+    """Mean squared distance in units of each channel's deviation, on the unattacked images.
+
+    A map of a student that sees its images smaller is compared with the teacher's means there.
+    """
     distances = [
-        _ScaledDistance.apply(own[name][:clean], feature, scales[name])  # type: ignore[no-untyped-call]
+        _ScaledDistance.apply(own[name][:clean], _at(feature, own[name]), scales[name])  # type: ignore[no-untyped-call]
         for name, feature in given.items()
     ]
     return torch.stack(distances).mean() if distances else torch.zeros(())
+
+
+def _at(feature: Tensor, other: Tensor) -> Tensor:
+    """A map at the height and width of another."""
+    if feature.shape[2:] == other.shape[2:]:
+        return feature
+    height, width = other.shape[2:]
+    return functional.adaptive_avg_pool2d(feature, (height, width))
 
 
 class _ScaledDistance(torch.autograd.Function):

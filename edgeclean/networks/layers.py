@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from edgeclean.errors import UsageError
 from edgeclean.networks.blocks import block_shape, is_block, whole_conv
+from edgeclean.networks.resized import inside
 from edgeclean.networks.shapes import ConvShape, conv_shape
 
 Image = tuple[int, ...]
@@ -121,18 +122,20 @@ def trace_layers(
     """Return all layers in the order of ``named_modules``, from one run over an image of zeros.
 
     Args:
-        module: the module of a plain, decomposed or truncated network; it is left as it was.
+        module: the module of a plain, decomposed or truncated network; it is left as it was. Where
+            it resizes its images, the layers have the names that they have without that.
         input_shape: channels, height and width of one image.
         keep: names of layers that must stay as they are.
 
     Raises:
         UsageError: a name in ``keep`` is no layer of the network.
     """
-    modules = _layer_modules(module)
+    named = inside(module)
+    modules = _layer_modules(named)
     require_layers("--keep", keep, modules)
     traces = _traced(module, input_shape)
     owners: dict[int, list[str]] = {}
-    for name, one in module.named_modules(remove_duplicate=False):
+    for name, one in named.named_modules(remove_duplicate=False):
         owners.setdefault(id(one), []).append(name)
     tied = Counter(id(weight) for one in modules.values() for weight in one.parameters())
     return tuple(

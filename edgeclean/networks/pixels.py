@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from edgeclean.networks.autocast import channels_last, device_of
+from edgeclean.networks.resized import Resized, like
 from edgeclean.networks.state import ModelSpec, Network
 
 
@@ -30,9 +31,24 @@ class Normalize(nn.Module):
 
 
 def pixel_network(network: Network) -> nn.Sequential:
-    """Return the network as a function of pixels, on its device; it shares the module."""
-    scaling = Normalize(network.spec.mean, network.spec.std).to(device_of(network.module))
-    return nn.Sequential(scaling, network.module)
+    """Return the network as a function of pixels, on its device; it shares the module.
+
+    Its layers are those of ``1``, also where the network resizes its images: that is a part of
+    ``0``, so that a student which does and a teacher which does not have the same names.
+    """
+    module = network.module
+    scaling = Normalize(network.spec.mean, network.spec.std).to(device_of(module))
+    if isinstance(module, Resized):
+        return nn.Sequential(nn.Sequential(scaling, module.resize), module.network)
+    return nn.Sequential(scaling, module)
+
+
+def module_of(function: nn.Module, network: Network) -> nn.Module:
+    """Return the module out of a function that `pixel_network` or `pixel_copy` made of a network.
+
+    It shares what the function holds by now.
+    """
+    return like(network.module, function.get_submodule("1"))
 
 
 def pixel_copy(network: Network) -> nn.Sequential:

@@ -21,6 +21,7 @@ from edgeclean.files.text import without_folder
 from edgeclean.gates import GateVerdict
 from edgeclean.measure.accuracy import Evaluation
 from edgeclean.measure.latency import LatencyReport
+from edgeclean.networks.resized import Resized
 from edgeclean.networks.state import (
     JsonValue,
     ModelSpec,
@@ -117,6 +118,7 @@ def build_report(evidence: ReportInputs) -> dict[str, JsonValue]:
             "macs": {"original": first.macs, "compressed": last.macs},
             "onnx_bytes": onnx_bytes,
         },
+        "resolution": _resolution(compressed),
         "scan": evidence.scan.summary(),
         "trigger_success": [dict(shares) for shares in evidence.trigger_success],
         "purify": _purification(original, evidence.purified),
@@ -202,6 +204,12 @@ def _latency_table(compressed: Network) -> JsonValue:
     """Return the facts of the table that ranks were chosen by, which truncation recorded."""
     tables = (record.notes.get("latency_table") for record in compressed.history)
     return next((table for table in tables if table is not None), None)
+
+
+def _resolution(compressed: Network) -> JsonValue:
+    """Return the height and width at which the layers see the images; None for those given."""
+    module = compressed.module
+    return [*module.resize.size] if isinstance(module, Resized) else None
 
 
 def _stages(compressed: Network, seconds: Mapping[str, float]) -> list[dict[str, JsonValue]]:

@@ -1,5 +1,8 @@
 """Mixed precision computes what float32 does to the rounding of bfloat16, gradients too."""
 
+import platform
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,9 +18,23 @@ DEPTHWISE = {
     "dilated, biased": {"kernel_size": 3, "padding": 2, "dilation": 2, "bias": True},
     "same": {"kernel_size": 3, "padding": "same"},
 }
-needs_bfloat16 = pytest.mark.skipif(
-    not has_fast_bfloat16(CPU), reason="this processor has no fast bfloat16"
+CPUINFO = Path("/proc/cpuinfo")
+
+
+@pytest.fixture
+def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mixed precision on any processor: where bfloat16 is not fast, oneDNN emulates it."""
+    monkeypatch.setattr(autocast, "has_fast_bfloat16", lambda _device: True)
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or not CPUINFO.exists(),
+    reason="only Linux on x86 lists the processor's instructions so",
 )
+def test_bfloat16_is_fast_where_the_kernel_lists_its_instructions():
+    flags = next(line for line in CPUINFO.read_text().splitlines() if line.startswith("flags"))
+    listed = {"avx512_bf16", "amx_bf16"} & set(flags.split())
+    assert has_fast_bfloat16(CPU) == bool(listed)
 
 
 def seeded(**settings: object) -> nn.Conv2d:
@@ -36,7 +53,7 @@ def gradients(layer: nn.Conv2d, images: Tensor, context: object) -> list[Tensor]
     )
 
 
-@needs_bfloat16
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("settings", DEPTHWISE.values(), ids=DEPTHWISE)
 def test_gradients_of_depthwise_layers_are_those_of_float32_to_the_rounding(settings):
     layer, images = seeded(**settings), torch.rand(3, 8, 11, 10)
@@ -47,7 +64,7 @@ def test_gradients_of_depthwise_layers_are_those_of_float32_to_the_rounding(sett
         assert float((one - other).norm() / one.norm()) < 2**-7
 
 
-@needs_bfloat16
+@pytest.mark.usefixtures("bfloat16")
 def test_a_depthwise_gradient_is_made_in_float32():
     layer, images = seeded(kernel_size=3), torch.rand(3, 8, 11, 10, requires_grad=True)
     dtypes: list[torch.dtype] = []
@@ -66,7 +83,7 @@ def test_a_depthwise_gradient_is_made_in_float32():
     assert dtypes == [torch.float32] * 3
 
 
-@needs_bfloat16
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("groups", [1, 2])
 def test_any_other_convolution_is_that_of_autocast(groups):
     layer, images = seeded(kernel_size=3, groups=groups), torch.rand(3, 8, 11, 10)
@@ -75,14 +92,14 @@ def test_any_other_convolution_is_that_of_autocast(groups):
     assert all(torch.equal(one, other) for one, other in zip(plain, mixed, strict=True))
 
 
-@needs_bfloat16
+@pytest.mark.usefixtures("bfloat16")
 def test_float64_stays_what_it_is():
     layer = seeded(kernel_size=3).double()
     with mixed_precision(CPU):
         assert layer(torch.rand(3, 8, 11, 10).double()).dtype == torch.float64
 
 
-@needs_bfloat16
+@pytest.mark.usefixtures("bfloat16")
 def test_what_needs_no_gradient_is_that_of_autocast():
     layer, images = seeded(kernel_size=3).requires_grad_(False), torch.rand(3, 8, 11, 10)
     with torch.autocast("cpu", torch.bfloat16):

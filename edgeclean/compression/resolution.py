@@ -1,0 +1,209 @@
+"""Choose the plan of a network: ranks and channels alone, or fewer of them on smaller images.
+
+Multiply-accumulates fall with the pixels that a network sees, and no weight changes. Networks for
+large photographs keep more of their answers at five sevenths of the side than with half of what
+their layers compute; those for images of 32x32 do not. Which it is is measured, for some sizes each
+with the ranks that still are to go: by how much the outputs change on procedural images, to which
+nothing was fitted. (Inverted images do not tell: they are made at the network's own size, and
+smaller ones lose what inversion put into their finest detail.)
+
+Source: the resolution multiplier of MobileNets (Howard et al. 2017), section 3.4. Deviation: the
+network is not trained anew at the smaller size, so the size is one that its strides divide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from edgeclean.compression.factorisation import merged_module
+from edgeclean.compression.goals import FileSize
+from edgeclean.compression.latency_table import LatencyTable
+from edgeclean.compression.plan import RankPlan, choose_ranks
+from edgeclean.compression.settings import Form, RankSettings
+from edgeclean.compression.truncate import TruncateSettings, truncate
+from edgeclean.images.procedural import procedural_images
+from edgeclean.networks.cost import count_macs
+from edgeclean.networks.layers import Layer, evaluating, trace_layers
+from edgeclean.networks.pixels import normalize
+from edgeclean.networks.resized import Resize, Resized, Size
+from edgeclean.networks.state import DecomposedNetwork, Network, SyntheticImages
+from edgeclean.progress import Progress, silent
+
+_CLEARLY = 0.9  # of the change that ranks and channels make: images shrink only where it is below
+_OVERSHOOT = 0.05  # by which a size alone may exceed the ratio, for sizes come in coarse steps
+_MOST_SIZES = 4
+_LEAST_STEPS = 3  # of the network's stride, on the longer side: below, little is left to see
+_JUDGES, _LEAST_JUDGES = 128, 16
+_MOST_JUDGED = 100_000_000_000  # MACs of one pass over them
+_AT_ONCE = 16
+_SEED = 0x5A11  # the same images for every plan
+
+
+def choose_plan(
+    network: DecomposedNetwork,
+    settings: RankSettings,
+    *,
+    images: SyntheticImages | None = None,
+    table: LatencyTable | None = None,
+    file: FileSize | None = None,
+    progress: Progress = silent,
+) -> RankPlan:
+    """Choose ranks as `choose_ranks` does, and where it clearly harms less, smaller images.
+
+    Images shrink only for a ratio of multiply-accumulates, without a latency table, which has no
+    times of other sizes, and only where there are synthetic images: without any nothing is judged.
+
+    Args:
+        network: decomposed, in its original shape.
+        settings: see `RankSettings`.
+        images: to measure on.
+        table: what each layer takes on the device.
+        file: what a size budget needs.
+        progress: told after every layer.
+
+    Raises:
+        RatioError, UsageError, InputRejectedError: see `choose_ranks`.
+    """
+    layered = replace(settings, forms=_of_layers(settings.forms))
+    plan = choose_ranks(network, layered, images=images, table=table, file=file, progress=progress)
+    asked = replace(plan, settings={**plan.settings, "forms": list(settings.forms)})
+    by_macs = plan.measure == "macs" and settings.size_budget is None and table is None
+    if "resolution" not in settings.forms or images is None or not by_macs:
+        return asked
+    whole = replace(network, module=merged_module(network.module).eval())
+    sizes = list(smaller_sizes(whole, plan.ratio_asked))
+    if not sizes:
+        return asked
+    judge = _Judge.of(whole)
+    best, least = asked, _CLEARLY * judge.change(_truncated(network, plan))
+    for size in sizes:
+        if judge.change(Resized(whole.module, size)) >= least:
+            continue  # and ranks would add to it
+        left = plan.ratio_asked * macs_at(whole, size) / plan.macs_before
+        goal = replace(layered, ratio=max(1.0, left), keep_accuracy=None)
+        seen = replace(images, pixels=Resize(size)(images.pixels))
+        smaller = choose_ranks(_seeing(network, size), goal, images=seen, progress=progress)
+        change = judge.change(Resized(_truncated(_seeing(network, size), smaller), size))
+        if change < least:
+            best, least = _resized(asked, smaller, size), change
+    return best
+
+
+def macs_at(network: Network, size: Size) -> int:
+    """Return the multiply-accumulates of one image of that height and width."""
+    return count_macs(network.module, (network.spec.input_shape[0], *size))
+
+
+def smaller_sizes(network: Network, ratio: float) -> Iterator[Size]:
+    """Yield heights and widths that the network can see instead, the largest first.
+
+    Each is a multiple of the network's stride, nearly of the images' shape, and does not alone go
+    beyond the ratio. A network that takes one size only has none.
+
+    Args:
+        network: in its original shape, with convolutions in place of blocks.
+        ratio: of multiply-accumulates, before to after.
+    """
+    _, height, width = network.spec.input_shape
+    layers = trace_layers(network.module, network.spec.input_shape)
+    strides = (_stride(layers, 0, height), _stride(layers, 1, width))
+    longer = 0 if height >= width else 1
+    steps = -(-(height, width)[longer] // strides[longer])
+    macs = sum(layer.macs for layer in layers)
+    found: list[Size] = []
+    for left in range(steps - 1, _LEAST_STEPS - 1, -1):
+        rows, columns = (
+            min(side, max(1, round(side * left / steps / stride)) * stride)
+            for side, stride in zip((height, width), strides, strict=True)
+        )
+        if not _takes(network, (rows, columns)):
+            return
+        if macs > ratio * (1 + _OVERSHOOT) * macs_at(network, (rows, columns)):
+            break
+        found.append((rows, columns))
+    apart = -(-len(found) // _MOST_SIZES) or 1
+    yield from found[::-1][::apart][::-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judge:
+    """Images that nothing is fitted to, and the network's outputs for them, about their mean."""
+
+    images: Float[Tensor, "n c h w"]
+    outputs: Float[Tensor, "n k"]
+
+    @classmethod
+    def of(cls, network: Network) -> _Judge:
+        shape = network.spec.input_shape
+        most = _MOST_JUDGED // max(1, count_macs(network.module, shape))
+        count = min(_JUDGES, max(_LEAST_JUDGES, most))
+        drawn = procedural_images(count, shape, torch.Generator().manual_seed(_SEED))
+        weight = next(network.module.parameters())
+        images = normalize(drawn, network.spec).to(device=weight.device, dtype=weight.dtype)
+        return cls(images=images, outputs=_outputs(network.module, images))
+
+    def change(self, module: nn.Module) -> float:
+        """Return the squared change of the outputs over their square (as `Fitted.change`)."""
+        square = float(self.outputs.square().sum())
+        change = float((_outputs(module, self.images) - self.outputs).square().sum())
+        return change / square if square > 0 else 0.0
+
+
+def _of_layers(forms: tuple[Form, ...]) -> tuple[Form, ...]:
+    return tuple(form for form in forms if form != "resolution")
+
+
+def _stride(layers: tuple[Layer, ...], axis: int, side: int) -> int:
+    """How many pixels of a side lie between two of the network's smallest map on that side."""
+    maps = [
+        image[axis]
+        for layer in layers
+        for before, image in zip(layer.images_in, layer.images_out, strict=True)
+        if len(image) > axis and max(before) > 1  # beyond global pooling there is no map
+    ]
+    return max(1, round(side / max(1, min(maps, default=side))))
+
+
+def _takes(network: Network, size: Size) -> bool:
+    """Whether the network answers images of another size; many flatten maps of one size."""
+    weight, channels = next(network.module.parameters()), network.spec.input_shape[0]
+    image = torch.zeros(1, channels, *size, device=weight.device, dtype=weight.dtype)
+    try:
+        with evaluating(network.module), torch.no_grad():
+            answer = network.module(image)
+    except (RuntimeError, ValueError):
+        return False
+    return tuple(answer.shape) == (1, network.spec.classes) and bool(answer.isfinite().all())
+
+
+def _seeing(network: DecomposedNetwork, size: Size) -> DecomposedNetwork:
+    """The same layers, for images of that size."""
+    channels = network.spec.input_shape[0]
+    return replace(network, spec=replace(network.spec, input_shape=(channels, *size)))
+
+
+def _truncated(network: DecomposedNetwork, plan: RankPlan) -> nn.Module:
+    return truncate(network, plan, TruncateSettings(shortfall=0.5)).module
+
+
+def _resized(asked: RankPlan, smaller: RankPlan, size: Size) -> RankPlan:
+    """The plan of smaller images, as one of the network and the goal that were given."""
+    return replace(
+        smaller,
+        settings=asked.settings,
+        ratio_asked=asked.ratio_asked,
+        macs_before=asked.macs_before,
+        macs_resized=smaller.macs_before,
+        resolution=size,
+    )
+
+
+@torch.no_grad()
+def _outputs(module: nn.Module, images: Tensor) -> Tensor:
+    outputs = torch.cat([module(part) for part in images.split(_AT_ONCE)]).flatten(1).double()
+    return outputs - outputs.mean(1, keepdim=True) if outputs.shape[1] > 1 else outputs

@@ -1,0 +1,186 @@
+"""Smaller images in the plan: where they harm less than ranks, and what the network then is."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from edgeclean.compression.decompose import DecomposeSettings, decompose
+from edgeclean.compression.finetune import FinetuneSettings, finetune
+from edgeclean.compression.goals import FileSize
+from edgeclean.compression.plan import choose_ranks
+from edgeclean.compression.resolution import choose_plan, smaller_sizes
+from edgeclean.compression.settings import RankSettings
+from edgeclean.compression.truncate import TruncateSettings, truncate
+from edgeclean.errors import UsageError
+from edgeclean.networks.cost import count_macs
+from edgeclean.networks.resized import Resized
+from edgeclean.networks.state import LoadedNetwork, ModelSpec, SyntheticImages
+from edgeclean.report.layer_table import layer_rows
+from edgeclean.stage_results import from_bytes, to_bytes
+
+CLASSES, SIDE = 5, 16
+
+
+def network_of(module, image=(3, SIDE, SIDE), classes=CLASSES):
+    spec = ModelSpec(
+        architecture="test",
+        input_shape=image,
+        classes=classes,
+        mean=(0.5,) * image[0],
+        std=(0.25,) * image[0],
+    )
+    return LoadedNetwork(module=module.eval(), spec=spec, source_sha256="0" * 64)
+
+
+def images_of(network, count=12):
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.rand(count, *network.spec.input_shape, generator=generator)
+    return SyntheticImages(pixels=pixels, labels=torch.arange(count) % CLASSES, origin="noise")
+
+
+def of_colours():
+    """A network that looks at one pixel at a time, and needs every channel for that."""
+    torch.manual_seed(0)
+    convs = [nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 1), nn.Conv2d(32, 32, 1)]
+    for conv in convs[1:]:
+        nn.init.orthogonal_(conv.weight)
+    layers = [part for conv in convs for part in (conv, nn.ReLU())]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, CLASSES))
+
+
+def of_edges():
+    """A network that counts changes from a pixel to the next, with far more layer than it needs."""
+    torch.manual_seed(0)
+    edges, wide = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 32, 3, padding=1)
+    checks = torch.tensor([[1.0, -1, 1], [-1, 1, -1], [1, -1, 1]])
+    edges.weight.data = torch.randn(8, 3, 1, 1) * checks
+    wide.weight.data = torch.einsum("o,ihw->oihw", torch.rand(32), torch.rand(8, 3, 3))
+    pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, CLASSES))
+    return nn.Sequential(edges, nn.ReLU(), wide, nn.ReLU(), *pooled)
+
+
+def decomposed(module, image=(3, SIDE, SIDE)):
+    return decompose(network_of(module, image), DecomposeSettings())
+
+
+@pytest.mark.parametrize("ratio", [2.0, 3.0])
+def test_a_network_of_colours_sees_smaller_images(ratio):
+    network = decomposed(of_colours())
+    plan = choose_plan(network, RankSettings(ratio=ratio), images=images_of(network))
+    assert plan.resolution is not None
+    assert ratio <= plan.ratio <= 1.06 * ratio
+    made = truncate(network, plan, TruncateSettings())
+    assert isinstance(made.module, Resized)
+    assert made.module.resize.size == plan.resolution
+    shape = network.spec.input_shape
+    assert count_macs(made.module, shape) == plan.macs_after
+    assert count_macs(of_colours(), shape) == plan.macs_before
+    assert made.history[-1].notes["resolution"] == [*plan.resolution]
+
+
+def test_a_network_of_edges_sees_its_own():
+    network = decomposed(of_edges())
+    assert [*smaller_sizes(network_of(of_edges()), 2.0)]
+    plan = choose_plan(network, RankSettings(ratio=2.0), images=images_of(network))
+    assert plan.resolution is None
+    assert not isinstance(truncate(network, plan, TruncateSettings()).module, Resized)
+
+
+def test_the_plan_without_the_form_is_that_of_ranks():
+    network = decomposed(of_colours())
+    images, forms = images_of(network), ("tucker", "hidden", "separable")
+    chosen = choose_plan(network, RankSettings(ratio=2.0, forms=forms), images=images)
+    ranks = choose_ranks(network, RankSettings(ratio=2.0, forms=forms), images=images)
+    assert chosen.resolution is None
+    assert (chosen.ranks(), chosen.macs_after) == (ranks.ranks(), ranks.macs_after)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"measure": "params"}, {"size_budget": 10**6}, {"without": "images"}]
+)
+def test_only_a_ratio_of_macs_that_is_measured_makes_images_smaller(asked):
+    network = decomposed(of_colours())
+    seen = None if asked.pop("without", "") else images_of(network)
+    settings = RankSettings(ratio=None if "size_budget" in asked else 1.2, **asked)
+    file = FileSize(bytes_per_param=4.0, overhead_bytes=100)
+    assert choose_plan(network, settings, images=seen, file=file).resolution is None
+
+
+def test_resolution_alone_makes_no_layer_smaller():
+    with pytest.raises(UsageError, match="name tucker, hidden or separable too"):
+        RankSettings(forms=("resolution",))
+
+
+def strided(image, flat=False):
+    """Two halvings: a map of a quarter of the side."""
+    channels, height, width = image
+    head = (
+        [nn.Flatten(), nn.Linear(16 * -(-height // 4) * -(-width // 4), CLASSES)]
+        if flat
+        else [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, CLASSES)]
+    )
+    stem = nn.Conv2d(channels, 16, 3, 2, 1)
+    return nn.Sequential(stem, nn.ReLU(), nn.Conv2d(16, 16, 3, 2, 1), nn.ReLU(), *head)
+
+
+@pytest.mark.parametrize(
+    ("image", "ratio", "sizes"),
+    [
+        ((3, 32, 32), 2.0, [(28, 28), (24, 24)]),
+        ((1, 28, 28), 2.0, [(24, 24), (20, 20)]),
+        ((3, 32, 64), 2.0, [(32, 60), (24, 52), (24, 44)]),
+        ((1, 1, 64), 1.5, [(1, 60), (1, 52), (1, 44)]),
+        ((3, 32, 32), 1.05, []),
+        ((3, 8, 8), 4.0, []),
+    ],
+)
+def test_sizes_are_those_that_the_strides_divide(image, ratio, sizes):
+    found = [*smaller_sizes(network_of(strided(image), image), ratio)]
+    assert [size for size in found if size in sizes] == sizes
+    assert all(h % 4 in (0, 1) and w % 4 == 0 and (h, w) != image[1:] for h, w in found)
+    network = network_of(strided(image), image)
+    whole = count_macs(network.module, image)
+    for size in found:
+        assert whole / count_macs(network.module, (image[0], *size)) <= ratio * 1.05
+
+
+def test_a_network_that_flattens_its_maps_takes_one_size():
+    image = (3, 32, 32)
+    assert [*smaller_sizes(network_of(strided(image, flat=True), image), 4.0)] == []
+
+
+def normed():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.Conv2d(16, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, CLASSES)),
+    )
+
+
+def test_recovery_and_the_report_take_a_resized_network():
+    torch.manual_seed(0)
+    teacher = network_of(normed(), (3, 32, 32))
+    images = images_of(teacher, 16)
+    network = decompose(teacher, DecomposeSettings())
+    small = dataclasses.replace(network.spec, input_shape=(3, 24, 24))
+    there = dataclasses.replace(network, spec=small)
+    plan = dataclasses.replace(
+        choose_ranks(there, RankSettings(ratio=1.2)),
+        resolution=(24, 24),
+        macs_before=count_macs(teacher.module, (3, 32, 32)),
+        macs_resized=count_macs(teacher.module, (3, 24, 24)),
+    )
+    made = truncate(network, plan, TruncateSettings())
+    tuned = finetune(made, teacher, images, FinetuneSettings(steps=30, batch_size=8), seed=0)
+    assert isinstance(tuned.module, Resized)
+    assert tuned.history[-1].notes["loss_last"] < tuned.history[-1].notes["loss_first"]
+    rows = layer_rows(teacher, tuned)
+    assert sum(row.macs_after for row in rows) == plan.macs_after
+    kept = from_bytes(to_bytes(tuned), made)
+    assert repr(kept.module) == repr(tuned.module)
+    with torch.no_grad():
+        given = kept.module(images.pixels)
+        assert torch.allclose(given, tuned.module(images.pixels), atol=1e-6)
