@@ -25,6 +25,7 @@ from edgeclean.backdoor.purify import AGAIN
 from edgeclean.backdoor.scan import CHOOSING, ScanSettings
 from edgeclean.backdoor.searches import ALL_TO_ALL, BANK, FEWEST_RESTARTED, GRATINGS, ONE_SOURCE
 from edgeclean.backdoor.selection import SINK_IMAGES, STARTS
+from edgeclean.compression.resolution import TRYING
 from edgeclean.compression.settings import SEARCHED_RATIOS
 from edgeclean.config import PipelineSettings
 from edgeclean.measure.agreement import HOLDING_OUT
@@ -45,6 +46,7 @@ FINISH_SECONDS = 5.0  # files, checks, latency and the report of a small network
 STATISTICS = 1.9  # every BatchNorm's inputs are measured as well
 SEARCH = 0.85  # stamps cost something, larger batches save more
 RECOVERY = 1.0  # images are augmented and features compared, by a student of fewer operations
+SMALLER = 0.6  # of a plan's time at the network's own size
 MEASURED, FITTED = 8, 4  # forwards of an image for each layer that ranks are chosen for
 
 
@@ -232,6 +234,9 @@ def _ranks(settings: PipelineSettings, each: PassSeconds) -> Iterator[Part]:
     if "hidden" in settings.ranks.forms:  # a unit for every two layers or so
         yield Part(stage="ranks", title="Measuring hidden channels", seconds=MEASURED / 2 * passes)
     yield Part(stage="ranks", title="Fitting layers", seconds=FITTED * passes)
+    if "resolution" in settings.ranks.forms:  # two plans more, where smaller images promise much
+        seconds = 2 * SMALLER * (MEASURED + FITTED) * passes
+        yield Part(stage="ranks", title=TRYING, seconds=seconds, expected=False)
 
 
 def _recovery(settings: PipelineSettings, each: PassSeconds, share: float = 1.0) -> Part:

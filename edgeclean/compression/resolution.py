@@ -34,6 +34,7 @@ from edgeclean.networks.resized import Resize, Resized, Size
 from edgeclean.networks.state import DecomposedNetwork, Network, SyntheticImages
 from edgeclean.progress import Progress, silent
 
+TRYING = "Trying smaller images"  # the title that it is reported under
 _CLEARLY = 0.9  # of the change that ranks and channels make: images shrink only where it is below
 _OVERSHOOT = 0.05  # by which a size alone may exceed the ratio, for sizes come in coarse steps
 _MOST_SIZES = 4
@@ -64,7 +65,7 @@ def choose_plan(
         images: to measure on.
         table: what each layer takes on the device.
         file: what a size budget needs.
-        progress: told after every layer.
+        progress: told after every layer, and before every size.
 
     Raises:
         RatioError, UsageError, InputRejectedError: see `choose_ranks`.
@@ -81,16 +82,18 @@ def choose_plan(
         return asked
     judge = _Judge.of(whole)
     best, least = asked, _CLEARLY * judge.change(_truncated(network, plan))
-    for size in sizes:
+    for done, size in enumerate(sizes):
+        progress(TRYING, done, len(sizes))
         if judge.change(Resized(whole.module, size)) >= least:
             continue  # and ranks would add to it
         left = plan.ratio_asked * macs_at(whole, size) / plan.macs_before
         goal = replace(layered, ratio=max(1.0, left), keep_accuracy=None)
         seen = replace(images, pixels=Resize(size)(images.pixels))
-        smaller = choose_ranks(_seeing(network, size), goal, images=seen, progress=progress)
+        smaller = choose_ranks(_seeing(network, size), goal, images=seen)
         change = judge.change(Resized(_truncated(_seeing(network, size), smaller), size))
         if change < least:
             best, least = _resized(asked, smaller, size), change
+    progress(TRYING, len(sizes), len(sizes))
     return best
 
 
