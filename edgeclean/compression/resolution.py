@@ -35,7 +35,7 @@ from edgeclean.networks.state import DecomposedNetwork, Network, SyntheticImages
 from edgeclean.progress import Progress, silent
 
 TRYING = "Trying smaller images"  # the title that it is reported under
-_CLEARLY = 0.9  # of the change that ranks and channels make: images shrink only where it is below
+CLEARLY = 0.9  # of the change that ranks and channels make: images shrink only where it is below
 _OVERSHOOT = 0.05  # by which a size alone may exceed the ratio, for sizes come in coarse steps
 _MOST_SIZES = 4
 _LEAST_STEPS = 3  # of the network's stride, on the longer side: below, little is left to see
@@ -80,21 +80,51 @@ def choose_plan(
     sizes = list(smaller_sizes(whole, plan.ratio_asked))
     if not sizes:
         return asked
-    judge = _Judge.of(whole)
-    best, least = asked, _CLEARLY * judge.change(_truncated(network, plan))
+    judge = Judge.of(whole)
+    best, least = asked, CLEARLY * judge.change(_truncated(network, plan))
     for done, size in enumerate(sizes):
         progress(TRYING, done, len(sizes))
         if judge.change(Resized(whole.module, size)) >= least:
             continue  # and ranks would add to it
-        left = plan.ratio_asked * macs_at(whole, size) / plan.macs_before
-        goal = replace(layered, ratio=max(1.0, left), keep_accuracy=None)
-        seen = replace(images, pixels=Resize(size)(images.pixels))
-        smaller = choose_ranks(_seeing(network, size), goal, images=seen)
-        change = judge.change(Resized(_truncated(_seeing(network, size), smaller), size))
+        smaller = plan_at(size, network, asked, layered, images)
+        change = judge.change(_truncated(network, smaller))
         if change < least:
-            best, least = _resized(asked, smaller, size), change
+            best, least = smaller, change
     progress(TRYING, len(sizes), len(sizes))
     return best
+
+
+def plan_at(
+    size: Size,
+    network: DecomposedNetwork,
+    asked: RankPlan,
+    settings: RankSettings,
+    images: SyntheticImages,
+) -> RankPlan:
+    """Choose the ranks that are still to go once a network sees images of that size.
+
+    Args:
+        size: height and width.
+        network: decomposed, in its original shape.
+        asked: the plan for its own size, whose goal holds.
+        settings: of the layers; the goal's ratio is of the whole network at its own size.
+        images: to measure on, at the network's own size.
+    """
+    channels = network.spec.input_shape[0]
+    there = replace(network, spec=replace(network.spec, input_shape=(channels, *size)))
+    whole = merged_module(network.module).eval()
+    left = asked.ratio_asked * count_macs(whole, (channels, *size)) / asked.macs_before
+    goal = replace(settings, ratio=max(1.0, left), keep_accuracy=None)
+    seen = replace(images, pixels=Resize(size)(images.pixels))
+    plan = choose_ranks(there, goal, images=seen)
+    return replace(
+        plan,
+        settings=asked.settings,
+        ratio_asked=asked.ratio_asked,
+        macs_before=asked.macs_before,
+        macs_resized=plan.macs_before,
+        resolution=size,
+    )
 
 
 def macs_at(network: Network, size: Size) -> int:
@@ -134,21 +164,38 @@ def smaller_sizes(network: Network, ratio: float) -> Iterator[Size]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Judge:
-    """Images that nothing is fitted to, and the network's outputs for them, about their mean."""
+class Judge:
+    """Images that nothing is fitted to, and a network's outputs for them.
+
+    Attributes:
+        images: normalised.
+        outputs: of the network, about their mean over the classes.
+    """
 
     images: Float[Tensor, "n c h w"]
     outputs: Float[Tensor, "n k"]
 
     @classmethod
-    def of(cls, network: Network) -> _Judge:
+    def of(cls, network: Network) -> Judge:
+        """Draw procedural images, the same for every network of a shape; fewer of a large one."""
         shape = network.spec.input_shape
         most = _MOST_JUDGED // max(1, count_macs(network.module, shape))
         count = min(_JUDGES, max(_LEAST_JUDGES, most))
         drawn = procedural_images(count, shape, torch.Generator().manual_seed(_SEED))
         weight = next(network.module.parameters())
         images = normalize(drawn, network.spec).to(device=weight.device, dtype=weight.dtype)
+        return cls.on(network, images)
+
+    @classmethod
+    def on(cls, network: Network, images: Float[Tensor, "n c h w"]) -> Judge:
+        """Take normalised images."""
         return cls(images=images, outputs=_outputs(network.module, images))
+
+    def agreement(self, module: nn.Module) -> float:
+        """Return the share of images that a module gives the network's class."""
+        return float(
+            (_outputs(module, self.images).argmax(1) == self.outputs.argmax(1)).float().mean()
+        )
 
     def change(self, module: nn.Module) -> float:
         """Return the squared change of the outputs over their square (as `Fitted.change`)."""
@@ -184,26 +231,8 @@ def _takes(network: Network, size: Size) -> bool:
     return tuple(answer.shape) == (1, network.spec.classes) and bool(answer.isfinite().all())
 
 
-def _seeing(network: DecomposedNetwork, size: Size) -> DecomposedNetwork:
-    """The same layers, for images of that size."""
-    channels = network.spec.input_shape[0]
-    return replace(network, spec=replace(network.spec, input_shape=(channels, *size)))
-
-
 def _truncated(network: DecomposedNetwork, plan: RankPlan) -> nn.Module:
     return truncate(network, plan, TruncateSettings(shortfall=0.5)).module
-
-
-def _resized(asked: RankPlan, smaller: RankPlan, size: Size) -> RankPlan:
-    """The plan of smaller images, as one of the network and the goal that were given."""
-    return replace(
-        smaller,
-        settings=asked.settings,
-        ratio_asked=asked.ratio_asked,
-        macs_before=asked.macs_before,
-        macs_resized=smaller.macs_before,
-        resolution=size,
-    )
 
 
 @torch.no_grad()

@@ -1,5 +1,5 @@
 """What a run keeps for the next, and what of a bundle does not depend on the run."""
 
 KEPT = ("synthesize", "scan", "purify", "ranks", "finetune")
-FUNCTIONS = ("synthesize", "scan", "purify", "choose_ranks", "finetune")
+FUNCTIONS = ("synthesize", "scan", "purify", "choose_plan", "finetune")
 BOUND = ("model.onnx", "manifest.json", "golden.safetensors", "bom.cdx.json")
