@@ -25,7 +25,7 @@ from edgeclean.backdoor.purify import AGAIN
 from edgeclean.backdoor.scan import CHOOSING, ScanSettings
 from edgeclean.backdoor.searches import ALL_TO_ALL, BANK, FEWEST_RESTARTED, GRATINGS, ONE_SOURCE
 from edgeclean.backdoor.selection import SINK_IMAGES, STARTS
-from edgeclean.compression.resolution import TRYING
+from edgeclean.compression.resolution import PROBE_SHARE, TRYING
 from edgeclean.compression.settings import SEARCHED_RATIOS
 from edgeclean.config import PipelineSettings
 from edgeclean.measure.agreement import HOLDING_OUT
@@ -235,8 +235,9 @@ def _ranks(settings: PipelineSettings, each: PassSeconds) -> Iterator[Part]:
         yield Part(stage="ranks", title="Measuring hidden channels", seconds=MEASURED / 2 * passes)
     yield Part(stage="ranks", title="Fitting layers", seconds=FITTED * passes)
     if "resolution" in settings.ranks.forms:  # two plans more, where smaller images promise much
-        seconds = 2 * SMALLER * (MEASURED + FITTED) * passes
-        yield Part(stage="ranks", title=TRYING, seconds=seconds, expected=False)
+        planned = 2 * SMALLER * (MEASURED + FITTED) * passes
+        tried = 2 * _recovery(settings, each, PROBE_SHARE).seconds
+        yield Part(stage="ranks", title=TRYING, seconds=planned + tried, expected=False)
 
 
 def _recovery(settings: PipelineSettings, each: PassSeconds, share: float = 1.0) -> Part:

@@ -61,7 +61,14 @@ def truncated_network(
         RatioError: the goal is out of reach.
     """
     plan = run.once(
-        "ranks", choose_plan, scaled, settings.ranks, images=images, table=table, file=file
+        "ranks",
+        choose_plan,
+        *(scaled, settings.ranks),
+        images=images,
+        recovery=settings.finetune,
+        table=table,
+        file=file,
+        seed=settings.seed,
     )
     return run("truncate", truncate, scaled, plan, settings.truncate)
 

@@ -60,7 +60,7 @@ def edgeclean_default(
             images, run.once("synthesize", synthesize, purified, recovery, seed=seed + 1)
         )
     scaled = scale(decompose(purified, chosen.decompose), chosen.scale)
-    plan = choose_plan(scaled, chosen.ranks, images=images)
+    plan = choose_plan(scaled, chosen.ranks, images=images, recovery=chosen.finetune, seed=seed)
     truncated = truncate(scaled, plan, chosen.truncate)
     unlearned = unlearned_classes(purified)
     taught = {"original": network if unlearned else None, "unlearned": unlearned}

@@ -206,7 +206,13 @@ class Study:
     ) -> TruncatedNetwork:
         settings = self._settings
         scaled = scale(decompose(teacher, settings.decompose), settings.scale)
-        plan = choose_plan(scaled, replace(settings.ranks, forms=forms), images=images)
+        plan = choose_plan(
+            scaled,
+            replace(settings.ranks, forms=forms),
+            images=images,
+            recovery=settings.finetune,
+            seed=self._seed,
+        )
         return truncate(scaled, plan, settings.truncate)
 
     def _keep(self, row: str, network: Network, facts: dict[str, float]) -> None:

@@ -197,7 +197,9 @@ class _ByCompression:
             chosen = chosen.recovery() if settings.finetune.steps else chosen
             self._images = synthesize(self._full, chosen, seed=self._seed)
         scaled = scale(decompose(self._full, settings.decompose), settings.scale)
-        plan = choose_plan(scaled, settings.ranks, images=self._images)
+        plan = choose_plan(
+            scaled, settings.ranks, images=self._images, recovery=settings.finetune, seed=self._seed
+        )
         cut = truncate(scaled, plan, settings.truncate)
         tuned = finetune(cut, self._full, self._images, settings.finetune, seed=self._seed)
         return self._full, tuned, {}

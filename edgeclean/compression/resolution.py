@@ -5,7 +5,8 @@ large photographs keep more of their answers at five sevenths of the side than w
 their layers compute; those for images of 32x32 do not. Which it is is measured, for some sizes each
 with the ranks that still are to go: by how much the outputs change on procedural images, to which
 nothing was fitted. (Inverted images do not tell: they are made at the network's own size, and
-smaller ones lose what inversion put into their finest detail.)
+smaller ones lose what inversion put into their finest detail.) The best size is then tried against
+ranks alone, both after a short recovery: what ranks lose comes back, what pixels lost does not.
 
 Source: the resolution multiplier of MobileNets (Howard et al. 2017), section 3.4. Deviation: the
 network is not trained anew at the smaller size, so the size is one that its strides divide.
@@ -21,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from edgeclean.compression.factorisation import merged_module
+from edgeclean.compression.finetune import FinetuneSettings, finetune
 from edgeclean.compression.goals import FileSize
 from edgeclean.compression.latency_table import LatencyTable
 from edgeclean.compression.plan import RankPlan, choose_ranks
@@ -31,66 +33,82 @@ from edgeclean.networks.cost import count_macs
 from edgeclean.networks.layers import Layer, evaluating, trace_layers
 from edgeclean.networks.pixels import normalize
 from edgeclean.networks.resized import Resize, Resized, Size
-from edgeclean.networks.state import DecomposedNetwork, Network, SyntheticImages
+from edgeclean.networks.state import (
+    DecomposedNetwork,
+    FinetunedNetwork,
+    Network,
+    SyntheticImages,
+    TruncatedNetwork,
+)
 from edgeclean.progress import Progress, silent
 
 TRYING = "Trying smaller images"  # the title that it is reported under
 CLEARLY = 0.9  # of the change that ranks and channels make: images shrink only where it is below
 _OVERSHOOT = 0.05  # by which a size alone may exceed the ratio, for sizes come in coarse steps
 _MOST_SIZES = 4
-_LEAST_STEPS = 3  # of the network's stride, on the longer side: below, little is left to see
+_SMALLEST = 3  # of the network's stride, on the longer side: below, little is left to see
+PROBE_SHARE, LEAST_STEPS = 0.15, 10  # of the recovery's steps, before two plans are compared
 _JUDGES, _LEAST_JUDGES = 128, 16
 _MOST_JUDGED = 100_000_000_000  # MACs of one pass over them
 _AT_ONCE = 16
 _SEED = 0x5A11  # the same images for every plan
 
 
-def choose_plan(
+def choose_plan(  # noqa: PLR0913 - a plan is of a network, for a goal, on images
     network: DecomposedNetwork,
     settings: RankSettings,
     *,
     images: SyntheticImages | None = None,
+    recovery: FinetuneSettings | None = None,
     table: LatencyTable | None = None,
     file: FileSize | None = None,
+    seed: int = 0,
     progress: Progress = silent,
 ) -> RankPlan:
     """Choose ranks as `choose_ranks` does, and where it clearly harms less, smaller images.
 
     Images shrink only for a ratio of multiply-accumulates, without a latency table, which has no
-    times of other sizes, and only where there are synthetic images: without any nothing is judged.
+    times of other sizes, and only where there are synthetic images to judge and to recover on.
 
     Args:
-        network: decomposed, in its original shape.
+        network: decomposed, in its original shape; it also teaches what is tried.
         settings: see `RankSettings`.
-        images: to measure on.
+        images: to measure on, and to recover on.
+        recovery: what the truncated network will be recovered by; None leaves images as they are.
         table: what each layer takes on the device.
         file: what a size budget needs.
+        seed: of the short recoveries.
         progress: told after every layer, and before every size.
 
     Raises:
         RatioError, UsageError, InputRejectedError: see `choose_ranks`.
+        NotFiniteError: a short recovery's loss is not finite.
     """
     layered = replace(settings, forms=_of_layers(settings.forms))
     plan = choose_ranks(network, layered, images=images, table=table, file=file, progress=progress)
-    asked = replace(plan, settings={**plan.settings, "forms": list(settings.forms)})
+    plan = replace(plan, settings={**plan.settings, "forms": list(settings.forms)})
     by_macs = plan.measure == "macs" and settings.size_budget is None and table is None
-    if "resolution" not in settings.forms or images is None or not by_macs:
-        return asked
+    if "resolution" not in settings.forms or not by_macs or images is None or recovery is None:
+        return plan
     whole = replace(network, module=merged_module(network.module).eval())
     sizes = list(smaller_sizes(whole, plan.ratio_asked))
-    if not sizes:
-        return asked
     judge = Judge.of(whole)
-    best, least = asked, CLEARLY * judge.change(_truncated(network, plan))
+    best, least = plan, CLEARLY * judge.change(_truncated(network, plan).module)
     for done, size in enumerate(sizes):
-        progress(TRYING, done, len(sizes))
+        progress(TRYING, done, len(sizes) + 1)
         if judge.change(Resized(whole.module, size)) >= least:
             continue  # and ranks would add to it
-        smaller = plan_at(size, network, asked, layered, images)
-        change = judge.change(_truncated(network, smaller))
+        smaller = plan_at(size, network, plan, layered, images)
+        change = judge.change(_truncated(network, smaller).module)
         if change < least:
             best, least = smaller, change
-    progress(TRYING, len(sizes), len(sizes))
+    if best is not plan:
+        tried = [
+            briefly_recovered(network, one, whole, images, recovery, seed) for one in (plan, best)
+        ]
+        own, smallest = (judge.change(one.module) for one in tried)
+        best = best if smallest < CLEARLY * own else plan
+    progress(TRYING, len(sizes) + 1, len(sizes) + 1)
     return best
 
 
@@ -127,6 +145,29 @@ def plan_at(
     )
 
 
+def briefly_recovered(
+    network: DecomposedNetwork,
+    plan: RankPlan,
+    teacher: Network,
+    images: SyntheticImages,
+    recovery: FinetuneSettings,
+    seed: int,
+) -> FinetunedNetwork:
+    """Return the network of a plan, recovered for `PROBE_SHARE` of the steps.
+
+    Args:
+        network: decomposed, in its original shape.
+        plan: of it.
+        teacher: the same function.
+        images: to recover on.
+        recovery: the whole recovery.
+        seed: of every draw.
+    """
+    steps = min(recovery.steps, max(LEAST_STEPS, round(PROBE_SHARE * recovery.steps)))
+    brief = replace(recovery, steps=steps)
+    return finetune(_truncated(network, plan), teacher, images, brief, seed=seed)
+
+
 def macs_at(network: Network, size: Size) -> int:
     """Return the multiply-accumulates of one image of that height and width."""
     return count_macs(network.module, (network.spec.input_shape[0], *size))
@@ -149,7 +190,7 @@ def smaller_sizes(network: Network, ratio: float) -> Iterator[Size]:
     steps = -(-(height, width)[longer] // strides[longer])
     macs = sum(layer.macs for layer in layers)
     found: list[Size] = []
-    for left in range(steps - 1, _LEAST_STEPS - 1, -1):
+    for left in range(steps - 1, _SMALLEST - 1, -1):
         rows, columns = (
             min(side, max(1, round(side * left / steps / stride)) * stride)
             for side, stride in zip((height, width), strides, strict=True)
@@ -231,8 +272,8 @@ def _takes(network: Network, size: Size) -> bool:
     return tuple(answer.shape) == (1, network.spec.classes) and bool(answer.isfinite().all())
 
 
-def _truncated(network: DecomposedNetwork, plan: RankPlan) -> nn.Module:
-    return truncate(network, plan, TruncateSettings(shortfall=0.5)).module
+def _truncated(network: DecomposedNetwork, plan: RankPlan) -> TruncatedNetwork:
+    return truncate(network, plan, TruncateSettings(shortfall=0.5))
 
 
 @torch.no_grad()
