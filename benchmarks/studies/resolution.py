@@ -118,7 +118,7 @@ def _measured(name: str, ratio: float) -> Iterator[Cell]:
     judges = {
         "procedural": Judge.of(network),
         "inverted": _judge(network, others.pixels),
-        "test": _judge(network, real.select(torch.arange(len(real))[:TEST]).pixels),
+        "test": _judge(network, real.select(torch.arange(len(real))[:TEST]).floats()),
     }
     start = time.process_time()
     for plan in _plans(network, scaled, settings, images):
