@@ -30,6 +30,7 @@ from edgeclean.compression.decompose import DecomposeSettings
 from edgeclean.compression.finetune import FinetuneSettings
 from edgeclean.compression.latency_table import LatencyTable
 from edgeclean.compression.plan import RankSettings
+from edgeclean.compression.settings import OF_LAYERS
 from edgeclean.compression.truncate import TruncateSettings
 from edgeclean.devices.targets import Target, load_target, require
 from edgeclean.effort import Effort, lengths_of
@@ -43,6 +44,7 @@ from edgeclean.measure.latency import LatencySettings
 from edgeclean.measure.machine_table import check_table
 from edgeclean.measure.runtimes import RuntimeChoice
 from edgeclean.networks.compute import Compute
+from edgeclean.networks.resized import RESIZE
 from edgeclean.networks.state import JsonValue
 from edgeclean.settings import MOST_NAME, Settings, checked, fields_of, setting
 from exporters.file_size import BYTES_PER_PARAM
@@ -143,11 +145,27 @@ def settings_for(
         decided["precision"] = {"format": target.default_precision}
     if target.scales != "channel":
         decided = overlay(decided, {"precision": {"scales": target.scales}})
+    if target.operators and RESIZE not in target.operators:
+        decided = overlay({"ranks": {"forms": [*OF_LAYERS]}}, decided)
     decided = overlay(decided, lengths_of(entries.get("effort")))
     settings = settings_from(PipelineSettings, overlay(decided, entries), where=where)
+    _check_forms(settings.ranks, target)
     require(target, opset=settings.export.opset)
     check_precision(settings.precision, settings.export, target)
     return settings
+
+
+def _check_forms(ranks: RankSettings, target: Target) -> None:
+    """Refuse a form that puts an operator into the network which the target does not list.
+
+    Raises:
+        UsageError: it does.
+    """
+    if "resolution" in ranks.forms and target.operators and RESIZE not in target.operators:
+        raise UsageError(
+            f"--forms resolution puts a {RESIZE} into the network, and {target.name} does not list "
+            f"it among its operators; ask for --forms {','.join(OF_LAYERS)}"
+        )
 
 
 def configured(

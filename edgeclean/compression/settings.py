@@ -24,6 +24,7 @@ from edgeclean.settings import Settings, setting
 
 Measure = Literal["macs", "params"]
 Cost = Literal["macs", "params", "latency"]
+OF_LAYERS = ("tucker", "hidden", "separable")  # the forms that put no operator but Conv in
 Form = Literal["tucker", "hidden", "separable", "resolution"]
 
 DEFAULT_RATIO = 2.0

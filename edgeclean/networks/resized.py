@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Size = tuple[int, int]
+RESIZE = "Resize"  # the operator in ONNX
 
 
 class Resize(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,14 @@ def test_what_is_true_false_or_left_out_is_written_and_read() -> None:
     written = to_toml(non_default(settings))
     assert "reestimate = true" in written
     assert settings_from(PipelineSettings, tomllib.loads(written)) == settings
+
+
+def test_a_target_without_resize_is_not_given_one() -> None:
+    listed = load_target("rk3588")
+    assert "resolution" in settings_for(listed, {}).ranks.forms
+    lacking = replace(listed, operators=tuple(one for one in listed.operators if one != "Resize"))
+    assert settings_for(lacking, {}).ranks.forms == ("tucker", "hidden", "separable")
+    slides = settings_for(lacking, {"purify": {"mode": "clean-compact"}})
+    assert slides.ranks.forms == ("tucker",)
+    with pytest.raises(UsageError, match="does not list it among its operators"):
+        settings_for(lacking, {"ranks": {"forms": ["tucker", "resolution"]}})
