@@ -1,6 +1,6 @@
 """Smaller images in the plan: where they harm less than ranks, and what the network then is."""
 
-import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
@@ -81,6 +81,16 @@ def test_a_network_of_colours_sees_smaller_images():
     assert count_macs(made.module, shape) == plan.macs_after
     assert count_macs(of_colours(), shape) == plan.macs_before
     assert made.history[-1].notes["resolution"] == [*plan.resolution]
+
+
+def test_what_ranks_lose_comes_back_and_what_pixels_lost_does_not():
+    network, settings = decomposed(of_colours()), RankSettings(ratio=3.0)
+    sizes = [
+        choose_plan(network, settings, images=images_of(network), recovery=recovery).resolution
+        for recovery in (replace(BRIEF, steps=0), BRIEF)
+    ]
+    assert sizes[0] is not None
+    assert sizes[1] is None
 
 
 def test_a_network_of_edges_sees_its_own():
@@ -171,9 +181,9 @@ def test_recovery_and_the_report_take_a_resized_network():
     teacher = network_of(normed(), (3, 32, 32))
     images = images_of(teacher, 16)
     network = decompose(teacher, DecomposeSettings())
-    small = dataclasses.replace(network.spec, input_shape=(3, 24, 24))
-    there = dataclasses.replace(network, spec=small)
-    plan = dataclasses.replace(
+    small = replace(network.spec, input_shape=(3, 24, 24))
+    there = replace(network, spec=small)
+    plan = replace(
         choose_ranks(there, RankSettings(ratio=1.2)),
         resolution=(24, 24),
         macs_before=count_macs(teacher.module, (3, 32, 32)),
