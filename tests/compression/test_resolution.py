@@ -167,6 +167,23 @@ def test_a_network_that_flattens_its_maps_takes_one_size():
     assert [*smaller_sizes(network_of(strided(image, flat=True), image), 4.0)] == []
 
 
+@pytest.mark.parametrize("error", [AssertionError, IndexError, TypeError, KeyError])
+def test_a_network_may_refuse_other_sizes_in_any_way(error):
+    class Strict(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = strided((3, 32, 32))
+
+        def forward(self, images):
+            if images.shape[2:] != (32, 32):
+                raise error("another size")
+            return self.inner(images)
+
+    network = decomposed(Strict(), (3, 32, 32))
+    plan = choose_plan(network, RankSettings(ratio=1.5), images=images_of(network), recovery=BRIEF)
+    assert plan.resolution is None
+
+
 def normed():
     torch.manual_seed(0)
     return nn.Sequential(
