@@ -14,6 +14,7 @@ network is not trained anew at the smaller size, so the size is one that its str
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -46,7 +47,9 @@ TRYING = "Trying smaller images"  # the title that it is reported under
 CLEARLY = 0.9  # of the change that ranks and channels make: images shrink only where it is below
 _OVERSHOOT = 0.05  # by which a size alone may exceed the ratio, for sizes come in coarse steps
 _MOST_SIZES = 4
-_SMALLEST = 3  # of the network's stride, on the longer side: below, little is left to see
+# Of the side: below that bilinear samples skip pixels, and what nobody sees at the images' own size
+# can hide in those that are left (image-scaling attacks; Quiring et al., USENIX Security 2020).
+_SMALLEST = 0.5
 PROBE_SHARE, LEAST_STEPS = 0.15, 10  # of the recovery's steps, before two plans are compared
 _JUDGES, _LEAST_JUDGES = 128, 16
 _MOST_JUDGED = 100_000_000_000  # MACs of one pass over them
@@ -176,8 +179,8 @@ def macs_at(network: Network, size: Size) -> int:
 def smaller_sizes(network: Network, ratio: float) -> Iterator[Size]:
     """Yield heights and widths that the network can see instead, the largest first.
 
-    Each is a multiple of the network's stride, nearly of the images' shape, and does not alone go
-    beyond the ratio. A network that takes one size only has none.
+    Each is a multiple of the network's stride, nearly of the images' shape, at least half of the
+    side, and does not alone go beyond the ratio. A network that takes one size only has none.
 
     Args:
         network: in its original shape, with convolutions in place of blocks.
@@ -190,9 +193,13 @@ def smaller_sizes(network: Network, ratio: float) -> Iterator[Size]:
     steps = -(-(height, width)[longer] // strides[longer])
     macs = sum(layer.macs for layer in layers)
     found: list[Size] = []
-    for left in range(steps - 1, _SMALLEST - 1, -1):
+    for left in range(steps - 1, math.ceil(_SMALLEST * steps) - 1, -1):
         rows, columns = (
-            min(side, max(1, round(side * left / steps / stride)) * stride)
+            min(
+                side,
+                stride
+                * max(math.ceil(_SMALLEST * side / stride), round(side * left / steps / stride)),
+            )
             for side, stride in zip((height, width), strides, strict=True)
         )
         if not _takes(network, (rows, columns)):

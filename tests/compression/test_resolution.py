@@ -148,6 +148,8 @@ def strided(image, flat=False):
         ((1, 28, 28), 2.0, [(24, 24), (20, 20)]),
         ((3, 32, 64), 2.0, [(32, 60), (24, 52), (24, 44)]),
         ((1, 1, 64), 1.5, [(1, 60), (1, 52), (1, 44)]),
+        ((3, 32, 32), 9.0, [(28, 28), (16, 16)]),
+        ((3, 20, 64), 9.0, [(12, 32)]),
         ((3, 32, 32), 1.05, []),
         ((3, 8, 8), 4.0, []),
     ],
@@ -155,6 +157,7 @@ def strided(image, flat=False):
 def test_sizes_are_those_that_the_strides_divide(image, ratio, sizes):
     found = [*smaller_sizes(network_of(strided(image), image), ratio)]
     assert [size for size in found if size in sizes] == sizes
+    assert all(2 * h >= image[1] and 2 * w >= image[2] for h, w in found)
     assert all(h % 4 in (0, 1) and w % 4 == 0 and (h, w) != image[1:] for h, w in found)
     network = network_of(strided(image), image)
     whole = count_macs(network.module, image)
