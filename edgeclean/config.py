@@ -145,8 +145,6 @@ def settings_for(
         decided["precision"] = {"format": target.default_precision}
     if target.scales != "channel":
         decided = overlay(decided, {"precision": {"scales": target.scales}})
-    if target.operators and RESIZE not in target.operators:
-        decided = overlay({"ranks": {"forms": [*OF_LAYERS]}}, decided)
     decided = overlay(decided, lengths_of(entries.get("effort")))
     settings = settings_from(PipelineSettings, overlay(decided, entries), where=where)
     _check_forms(settings.ranks, target)

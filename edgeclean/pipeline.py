@@ -173,7 +173,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     runner = Runner(cache, progress)
     with hold_output(output) as held:
         original, model = open_network(checkpoint, spec, chosen, code_folder, runner)
-        check_handover(model, device)  # now: Conv is added alone, and Resize if listed
+        check_handover(model, device)  # now: what is added is Conv, and Resize if listed
         _check_reach(original, model, chosen, latency_table)
         refuse_unforeseeable(original.spec, chosen, policy)
         beside = alongside(original)

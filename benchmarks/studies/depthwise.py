@@ -1,12 +1,13 @@
 """Compress trained depthwise networks: ``python -m benchmarks.studies.depthwise``.
 
-Each row is one network, ratio and method in a process of its own, whose wall and processor time
-and peak memory are its own. ``none`` and ``guided`` are ``edgeclean compress`` with that
-``--purify``; with ``none`` one search alone is run, so that the time is that of the compression.
-``pruned`` is torch-pruning at no more MACs, as it is and tuned by edgeclean's own recovery on the
-same synthetic images (by its outputs alone: pruned maps have no counterpart in the teacher's);
-``pruned-8`` rounds channels to 8. Test images and trigger, which no stage sees, measure before and
-after. A ratio that is refused is a row with the refusal.
+Each row is one network, ratio and method in a process of its own, whose wall and processor time and
+peak memory are its own. ``none`` and ``guided`` are ``edgeclean compress`` with that ``--purify``;
+with ``none`` one search alone is run, so that the time is that of the compression. ``smaller`` is
+``none`` where the network may also see its images smaller. ``pruned`` is torch-pruning at no more
+MACs, as it is and tuned by edgeclean's own recovery on the same synthetic images (by its outputs
+alone: pruned maps have no counterpart in the teacher's); ``pruned-8`` rounds channels to 8. Test
+images and trigger, which no stage sees, measure before and after. A ratio that is refused is a row
+with the refusal.
 
 A row joins ``results/depthwise.json`` as it is done, and is not run again without ``--again``.
 Stages are kept under ``.bench/kept``; a row says how many of its own it took up from there, and
@@ -37,6 +38,7 @@ from benchmarks.studies.depthwise_networks import TrainedNetwork, rates, trained
 from benchmarks.studies.effort import processor_seconds
 from benchmarks.suite.cells import Cell, write_whole
 from edgeclean.compression.finetune import finetune
+from edgeclean.compression.settings import OF_LAYERS
 from edgeclean.config import PipelineSettings, settings_for
 from edgeclean.devices.targets import load_target
 from edgeclean.effort import LEVELS
@@ -128,7 +130,7 @@ def _write_row(key: Key) -> None:
     row: Cell
     try:
         with tempfile.TemporaryDirectory() as folder:
-            run = _edgeclean if key.method in ("none", "guided") else _pruned
+            run = _pruned if key.method.startswith("pruned") else _edgeclean
             states, row = run(key, trained, Path(folder), cache)
     except RatioError as refusal:
         states, row = {}, {"refused": str(refusal)}
@@ -147,11 +149,12 @@ def _write_row(key: Key) -> None:
 
 def settings_of(key: Key) -> PipelineSettings:
     """Return the job's settings: the defaults of its effort, its ratio and ``--purify``."""
-    purify = "none" if key.method == "none" else "guided"
+    purify = "none" if key.method in ("none", "smaller") else "guided"
+    forms = {"forms": [*OF_LAYERS, "resolution"]} if key.method == "smaller" else {}
     asked = {
         "seed": key.seed,
         "effort": key.effort,
-        "ranks": {"ratio": key.ratio},
+        "ranks": {"ratio": key.ratio, **forms},
         "purify": {"mode": purify},
         **({"scan": ONE_SEARCH} if purify == "none" else {}),
     }

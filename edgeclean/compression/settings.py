@@ -24,8 +24,8 @@ from edgeclean.settings import Settings, setting
 
 Measure = Literal["macs", "params"]
 Cost = Literal["macs", "params", "latency"]
-OF_LAYERS = ("tucker", "hidden", "separable")  # the forms that put no operator but Conv in
 Form = Literal["tucker", "hidden", "separable", "resolution"]
+OF_LAYERS: tuple[Form, ...] = ("tucker", "hidden", "separable")  # put no operator but Conv in
 
 DEFAULT_RATIO = 2.0
 GOALS = ("ratio", "keep_accuracy", "speedup", "latency_budget_ms", "size_budget")
@@ -52,8 +52,9 @@ class RankSettings(Settings):
         measure: the cost: multiply-accumulates of one image, or parameters.
         rank_multiple: ranks are multiples of this where the layer is wide enough.
         forms: what layers may become: low-rank factors (the slides), fewer of the channels that
-            one convolution makes and one layer reads, and a Kx1 and a 1xK convolution; and the
-            whole network may see its images smaller (`compression.resolution`).
+            one convolution makes and one layer reads, and a Kx1 and a 1xK convolution; and, where
+            ``resolution`` is asked for, the whole network may see its images smaller
+            (`compression.resolution`).
         keep: layers that stay as they are.
         overrides: (r_out, r_in) of single layers, where a rank equal to the channel count leaves
             that mode whole; or of a separable kernel the direction of the first convolution, and
@@ -77,9 +78,7 @@ class RankSettings(Settings):
     size_budget: int | None = setting(None, at_least=1, at_most=2**63 - 1)
     measure: Measure = "macs"
     rank_multiple: int = setting(1, at_least=1, at_most=MOST_RANK)
-    forms: tuple[Form, ...] = setting(
-        ("tucker", "hidden", "separable", "resolution"), entries=(1, 4)
-    )
+    forms: tuple[Form, ...] = setting(OF_LAYERS, entries=(1, 4))
     keep: tuple[str, ...] = setting((), longest=MOST_LAYER_NAME, entries=(0, MOST_LAYERS))
     overrides: Mapping[str, tuple[int | Axis, int]] = setting(
         {}, at_least=1, at_most=MOST_RANK, entries=(0, MOST_LAYERS)

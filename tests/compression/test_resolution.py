@@ -20,6 +20,7 @@ from edgeclean.networks.state import LoadedNetwork, ModelSpec, SyntheticImages
 from edgeclean.report.layer_table import layer_rows
 from edgeclean.stage_results import from_bytes, to_bytes
 
+ALL = ("tucker", "hidden", "separable", "resolution")
 CLASSES, SIDE = 5, 16
 BRIEF = FinetuneSettings(steps=12, batch_size=8)
 
@@ -70,7 +71,7 @@ def test_a_network_of_colours_sees_smaller_images():
     ratio = 2.0
     network = decomposed(of_colours())
     plan = choose_plan(
-        network, RankSettings(ratio=ratio), images=images_of(network), recovery=BRIEF
+        network, RankSettings(ratio=ratio, forms=ALL), images=images_of(network), recovery=BRIEF
     )
     assert plan.resolution is not None
     assert ratio <= plan.ratio <= 1.06 * ratio
@@ -84,7 +85,7 @@ def test_a_network_of_colours_sees_smaller_images():
 
 
 def test_what_ranks_lose_comes_back_and_what_pixels_lost_does_not():
-    network, settings = decomposed(of_colours()), RankSettings(ratio=3.0)
+    network, settings = decomposed(of_colours()), RankSettings(ratio=3.0, forms=ALL)
     sizes = [
         choose_plan(network, settings, images=images_of(network), recovery=recovery).resolution
         for recovery in (replace(BRIEF, steps=0), BRIEF)
@@ -96,7 +97,9 @@ def test_what_ranks_lose_comes_back_and_what_pixels_lost_does_not():
 def test_a_network_of_edges_sees_its_own():
     network = decomposed(of_edges())
     assert [*smaller_sizes(network_of(of_edges()), 2.0)]
-    plan = choose_plan(network, RankSettings(ratio=2.0), images=images_of(network), recovery=BRIEF)
+    plan = choose_plan(
+        network, RankSettings(ratio=2.0, forms=ALL), images=images_of(network), recovery=BRIEF
+    )
     assert plan.resolution is None
     assert not isinstance(truncate(network, plan, TruncateSettings()).module, Resized)
 
@@ -118,7 +121,7 @@ def test_the_plan_without_the_form_is_that_of_ranks():
 def test_only_a_ratio_of_macs_that_is_measured_makes_images_smaller(asked):
     network = decomposed(of_colours())
     seen = None if asked.pop("without", "") else images_of(network)
-    settings = RankSettings(ratio=None if "size_budget" in asked else 1.2, **asked)
+    settings = RankSettings(ratio=None if "size_budget" in asked else 1.2, forms=ALL, **asked)
     file = FileSize(bytes_per_param=4.0, overhead_bytes=100)
     plan = choose_plan(network, settings, images=seen, file=file, recovery=BRIEF)
     assert plan.resolution is None
@@ -183,7 +186,9 @@ def test_a_network_may_refuse_other_sizes_in_any_way(error):
             return self.inner(images)
 
     network = decomposed(Strict(), (3, 32, 32))
-    plan = choose_plan(network, RankSettings(ratio=1.5), images=images_of(network), recovery=BRIEF)
+    plan = choose_plan(
+        network, RankSettings(ratio=1.5, forms=ALL), images=images_of(network), recovery=BRIEF
+    )
     assert plan.resolution is None
 
 

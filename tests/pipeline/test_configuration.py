@@ -140,11 +140,9 @@ def test_what_is_true_false_or_left_out_is_written_and_read() -> None:
 
 
 def test_a_target_without_resize_is_not_given_one() -> None:
-    listed = load_target("rk3588")
-    assert "resolution" in settings_for(listed, {}).ranks.forms
+    listed, asked = load_target("rk3588"), {"ranks": {"forms": ["tucker", "resolution"]}}
+    assert settings_for(listed, asked).ranks.forms == ("tucker", "resolution")
     lacking = replace(listed, operators=tuple(one for one in listed.operators if one != "Resize"))
     assert settings_for(lacking, {}).ranks.forms == ("tucker", "hidden", "separable")
-    slides = settings_for(lacking, {"purify": {"mode": "clean-compact"}})
-    assert slides.ranks.forms == ("tucker",)
     with pytest.raises(UsageError, match="does not list it among its operators"):
-        settings_for(lacking, {"ranks": {"forms": ["tucker", "resolution"]}})
+        settings_for(lacking, asked)

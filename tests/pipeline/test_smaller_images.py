@@ -24,7 +24,7 @@ from edgeclean.runner import Cache
 from exporters.onnx_exporter import ExportSettings, export_onnx
 from exporters.session import OnnxSession
 
-SIDE, ASKED = 32, {"ranks": {"ratio": 2.0}}
+SIDE, ASKED = 32, {"ranks": {"ratio": 2.0, "forms": ["tucker", "hidden", "resolution"]}}
 CODE = """
 from torch import nn
 
@@ -98,7 +98,7 @@ def test_a_bundle_whose_network_sees_smaller_images_takes_those_of_before(
         assert first.read_bytes() == second.read_bytes(), name
 
 
-def test_asked_for_layers_alone_it_sees_its_own(tmp_path: Path) -> None:
+def test_it_sees_its_own_by_default(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     kept.mkdir()
     forms = {"forms": ["tucker", "hidden", "separable"]}
