@@ -193,11 +193,17 @@ def check_goal(settings: PipelineSettings, target: Target, table: LatencyTable |
     """Refuse goals that cannot be planned for this target, before anything is loaded.
 
     Raises:
-        UsageError: the table is of another precision, there is none and none can be measured here,
-            or a size is asked of a precision whose file sizes cannot be foretold.
+        UsageError: the table is of another precision or cannot plan a form, there is none and
+            none can be measured here, or a size is asked of a precision whose file sizes cannot
+            be foretold.
     """
     precision, goal = settings.precision.format, settings.ranks
     if table is not None:
+        if "resolution" in goal.forms:
+            raise UsageError(
+                "--forms resolution cannot be planned by a latency table, which has no times of "
+                "other sizes of images; leave out one of them"
+            )
         measured = settings.latency
         check_table(table, precision=precision, threads=measured.threads, batch=measured.batch)
     elif goal.needs_table and (target.runtime != "onnxruntime" or precision != "fp32"):

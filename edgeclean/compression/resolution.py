@@ -1,12 +1,11 @@
 """Choose the plan of a network: ranks and channels alone, or fewer of them on smaller images.
 
-Multiply-accumulates fall with the pixels that a network sees, and no weight changes. Networks for
-large photographs keep more of their answers at five sevenths of the side than with half of what
-their layers compute; those for images of 32x32 do not. Which it is is measured, for some sizes each
-with the ranks that still are to go: by how much the outputs change on procedural images, to which
-nothing was fitted. (Inverted images do not tell: they are made at the network's own size, and
-smaller ones lose what inversion put into their finest detail.) The best size is then tried against
-ranks alone, both after a short recovery: what ranks lose comes back, what pixels lost does not.
+Multiply-accumulates fall with the pixels that a network sees, and no weight changes. Whether that
+keeps more answers than fewer ranks is measured, for some sizes, each with the ranks that still are
+to go: by how much the outputs change on procedural images, to which nothing was fitted. (Inverted
+images do not tell: they are made at the network's own size, and smaller ones lose what inversion
+put into their finest detail.) The best size is then tried against ranks alone, both after a short
+recovery: what ranks lose comes back, what pixels lost does not.
 
 Source: the resolution multiplier of MobileNets (Howard et al. 2017), section 3.4. Deviation: the
 network is not trained anew at the smaller size, so the size is one that its strides divide.
@@ -90,11 +89,13 @@ def choose_plan(  # noqa: PLR0913 - a plan is of a network, for a goal, on image
     layered = replace(settings, forms=_of_layers(settings.forms))
     plan = choose_ranks(network, layered, images=images, table=table, file=file, progress=progress)
     plan = replace(plan, settings={**plan.settings, "forms": list(settings.forms)})
-    by_macs = plan.measure == "macs" and settings.size_budget is None and table is None
-    if "resolution" not in settings.forms or not by_macs or images is None or recovery is None:
+    asked = "resolution" in settings.forms and table is None  # which has no times of other sizes
+    if not asked or images is None or recovery is None:
         return plan
     whole = replace(network, module=merged_module(network.module).eval())
     sizes = list(smaller_sizes(whole, plan.ratio_asked))
+    if not sizes:
+        return plan
     judge = Judge.of(whole)
     best, least = plan, CLEARLY * judge.change(_truncated(network, plan).module)
     for done, size in enumerate(sizes):

@@ -105,6 +105,12 @@ class RankSettings(Settings):
             )
         if len(set(self.forms)) < len(self.forms):
             raise UsageError(f"--forms names {self.forms[0]!r} twice; once is enough")
+        by_macs = self.measure == "macs" and (not asked or asked[0] in ("ratio", "keep_accuracy"))
+        if "resolution" in self.forms and not by_macs:
+            raise UsageError(
+                "--forms resolution is for a ratio of multiply-accumulates, which alone fall with "
+                "the pixels; leave it out with any other goal"
+            )
         if self.forms == ("resolution",):
             raise UsageError(
                 "--forms resolution makes no layer smaller; name tucker, hidden or separable too"

@@ -33,7 +33,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 def _x86_has_bfloat16() -> bool:
     """Return whether an x86 processor has the instructions.
 
-    oneDNN takes bfloat16 from AVX-512 on; without them it emulates it, in some five times
+    oneDNN takes bfloat16 from AVX-512 on; without them it emulates it, in several times
     float32's time.
     """
     tiles = bool(torch.cpu._is_amx_tile_supported())

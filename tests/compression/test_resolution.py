@@ -8,7 +8,6 @@ from torch import nn
 
 from edgeclean.compression.decompose import DecomposeSettings, decompose
 from edgeclean.compression.finetune import FinetuneSettings, finetune
-from edgeclean.compression.goals import FileSize
 from edgeclean.compression.plan import choose_ranks
 from edgeclean.compression.resolution import choose_plan, smaller_sizes
 from edgeclean.compression.settings import RankSettings
@@ -116,15 +115,23 @@ def test_the_plan_without_the_form_is_that_of_ranks():
 
 
 @pytest.mark.parametrize(
-    "asked", [{"measure": "params"}, {"size_budget": 10**6}, {"without": "images"}]
+    "asked",
+    [
+        {"measure": "params"},
+        {"size_budget": 10**6},
+        {"speedup": 2.0},
+        {"latency_budget_ms": 1.0},
+    ],
+    ids=str,
 )
-def test_only_a_ratio_of_macs_that_is_measured_makes_images_smaller(asked):
-    network = decomposed(of_colours())
-    seen = None if asked.pop("without", "") else images_of(network)
-    settings = RankSettings(ratio=None if "size_budget" in asked else 1.2, forms=ALL, **asked)
-    file = FileSize(bytes_per_param=4.0, overhead_bytes=100)
-    plan = choose_plan(network, settings, images=seen, file=file, recovery=BRIEF)
-    assert plan.resolution is None
+def test_any_goal_but_a_ratio_of_macs_is_refused(asked):
+    with pytest.raises(UsageError, match="for a ratio of multiply-accumulates"):
+        RankSettings(forms=ALL, **asked)
+
+
+def test_nothing_is_tried_without_images_to_judge_on():
+    settings = RankSettings(ratio=1.2, forms=ALL)
+    assert choose_plan(decomposed(of_colours()), settings, recovery=BRIEF).resolution is None
 
 
 def test_resolution_alone_makes_no_layer_smaller():

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from latency_tables import made_up_table
+from tiny_networks import tiny_network
 
 from edgeclean.config import (
     PipelineSettings,
+    check_goal,
     in_new_words,
     non_default,
     overlay,
@@ -146,3 +149,11 @@ def test_a_target_without_resize_is_not_given_one() -> None:
     assert settings_for(lacking, {}).ranks.forms == ("tucker", "hidden", "separable")
     with pytest.raises(UsageError, match="does not list it among its operators"):
         settings_for(lacking, asked)
+
+
+def test_a_latency_table_has_no_times_of_smaller_images() -> None:
+    target = load_target("cpu")
+    settings = settings_for(target, {"ranks": {"forms": ["tucker", "resolution"]}})
+    table = made_up_table(tiny_network())
+    with pytest.raises(UsageError, match="no times of other sizes"):
+        check_goal(settings, target, table)
