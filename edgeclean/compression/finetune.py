@@ -49,7 +49,7 @@ from edgeclean.networks.features import (
     shared_taps,
 )
 from edgeclean.networks.finite import require_finite_loss
-from edgeclean.networks.folding import folding_norms, inference_copy
+from edgeclean.networks.folding import folding_norms, inference_copy, learning_folded
 from edgeclean.networks.pixels import module_of, pixel_copy
 from edgeclean.networks.state import (
     FinetunedNetwork,
@@ -70,7 +70,11 @@ class FinetuneSettings(Settings):
     Attributes:
         steps: optimiser steps; 0 re-estimates BatchNorm and does nothing else.
         batch_size: images a step.
-        learning_rate: of the optimiser, warmed up, then falling along a cosine to nothing.
+        learning_rate: the share of its own size by which a step moves a kernel
+            (`optimizer.MuonAndAdam`), warmed up, then falling along a cosine to nothing.
+        relative: whether it is such a share, of kernels that have the BatchNorms behind them in
+            them (`networks.folding.learning_folded`); else every parameter, as it is, moves by the
+            rate itself, which no rate makes right for all layers (`benchmarks.studies.recovery`).
         optimizer: ``muon`` for the matrices among the weights (`optimizer.MuonAndAdam`), or
             ``adam`` for all.
         compare: what the student's outputs are compared by: the teacher's logits or softened
@@ -89,6 +93,7 @@ class FinetuneSettings(Settings):
     steps: int = setting(1800, at_least=0, at_most=10**6)
     batch_size: int = setting(64, at_least=2, at_most=2**14)
     learning_rate: float = setting(2e-3, above=0, at_most=10)
+    relative: bool = True
     optimizer: Literal["muon", "adam"] = "muon"
     compare: Compare = "logits"
     feature_weight: float = setting(1.0, at_least=0, at_most=1000)
@@ -205,21 +210,25 @@ class _Training:
     ) -> tuple[float | None, float | None]:
         """All steps; the mean loss of the first and of the last tenth."""
         settings = self._settings
-        parameters = list(self._learner.parameters())
-        optimizer = MuonAndAdam(
-            self._learner,
-            settings.learning_rate,
-            _warm_cosine(settings.steps),
-            matrices=settings.optimizer == "muon",
-        )
         losses: list[float] = []
         progress("Recovering accuracy", 0, settings.steps)
+        if settings.steps == 0:
+            return None, None
         taps = self._taps
+        folded = learning_folded if settings.relative else folding_norms
         with (
-            folding_norms(self._learner, self._synthetic.pixels),
+            folded(self._learner, self._synthetic.pixels),
             Features(self._learner, taps) as own,
             Features(self._master, taps) as given,
         ):
+            parameters = list(self._learner.parameters())
+            optimizer = MuonAndAdam(
+                self._learner,
+                settings.learning_rate,
+                _warm_cosine(settings.steps),
+                matrices=settings.optimizer == "muon",
+                relative=settings.relative,
+            )
             features = (own, given)
             units = self._units(given)
             for step in range(settings.steps):

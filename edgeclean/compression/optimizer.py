@@ -5,11 +5,18 @@ A factored network is made of matrices, whose gradients are of few directions; M
 (``benchmarks/studies/ablations.py`` measures it). A kernel [o, i, k, l] counts as the matrix
 [o, i k l]. Depthwise kernels mix no channels and are no matrices, and neither is what has one row
 or one column. The step is as long as Adam's (Liu et al., 2025), so both take one learning rate.
+
+The rate is a share: a step moves a kernel by that much of the root mean square of its weights as
+they were before the first (Adafactor's relative steps, Shazeer & Stern, 2018, whose size follows
+the weights as they change). Layers of one network differ by factors of a hundred, and an absolute
+step that teaches one destroys another. What has one dimension, such as a bias, may be zero, and
+moves by the rate itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,6 +25,8 @@ from torch.optim import Adam, Muon
 from torch.optim.lr_scheduler import LambdaLR
 
 ONE_KERNEL = 4  # dimensions of a convolution's weight
+_SMALLEST = 1e-3  # root mean square, of a kernel of nothing (Adafactor's second epsilon)
+_ADAMS = 0.2  # root mean square of a step of Adam's, over its rate (Liu et al.)
 
 
 class MuonAndAdam:
@@ -25,9 +34,11 @@ class MuonAndAdam:
 
     Args:
         module: whose parameters learn; their gradients are read where ``backward`` leaves them.
-        rate: the learning rate of either.
+        rate: the step's length, as a share of a kernel's root mean square; of what has one
+            dimension, in its own units.
         schedule: the share of the rate by the number of steps that were taken.
         matrices: whether matrices are Muon's; else Adam has them all.
+        relative: whether the rate is a share of a kernel's size; else all move by the rate itself.
     """
 
     def __init__(
@@ -37,6 +48,7 @@ class MuonAndAdam:
         schedule: Callable[[int], float],
         *,
         matrices: bool = True,
+        relative: bool = True,
     ) -> None:
         own = [weight for weight in _matrices(module) if matrices]
         known = {id(weight) for weight in own}
@@ -46,12 +58,11 @@ class MuonAndAdam:
         ]
         self._optimizers: list[torch.optim.Optimizer] = []
         if others:
-            self._optimizers.append(Adam(others, lr=rate, fused=True))
+            self._optimizers.append(Adam(_by_rate(others, rate, relative), fused=True))
         if own:
             views = [view for _, view in self._views]
-            self._optimizers.append(
-                Muon(views, lr=rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-            )
+            groups = _by_rate(views, rate / _ADAMS if relative else rate, relative)
+            self._optimizers.append(Muon(groups, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
         self._parameters = [*own, *others]
         self._schedules = [LambdaLR(one, schedule) for one in self._optimizers]
 
@@ -68,6 +79,18 @@ class MuonAndAdam:
         for optimizer, schedule in zip(self._optimizers, self._schedules, strict=True):
             optimizer.step()
             schedule.step()
+
+
+def _by_rate(parameters: list[nn.Parameter], rate: float, relative: bool) -> list[dict[str, Any]]:
+    """Return an optimiser's groups: a kernel each, at its own rate, and together all else."""
+    kernels = [one for one in parameters if relative and one.ndim > 1]
+    known = {id(one) for one in kernels}
+    others = [one for one in parameters if id(one) not in known]
+    groups: list[dict[str, Any]] = [{"params": others, "lr": rate}] if others else []
+    for one in kernels:
+        size = float(one.detach().float().square().mean().sqrt())
+        groups.append({"params": [one], "lr": rate * max(_SMALLEST, size)})
+    return groups
 
 
 def _matrices(module: nn.Module) -> list[Tensor]:

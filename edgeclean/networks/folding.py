@@ -2,13 +2,15 @@
 
 There a BatchNorm is an affine map of each channel, yet it costs a pass over the activations in
 each direction, which for small layers is as much as the convolution itself. Teachers and networks
-under test have it folded into their weights for good (`inference_copy`); a network that learns
-keeps its parameters and scales its weights by them at every pass (`folding_norms`).
+under test have it folded into their weights for good (`inference_copy`). A network that learns
+either keeps its parameters, and scales its weights by them at every pass (`folding_norms`), or
+learns the folded weights, which say how much a step of them changes (`learning_folded`).
 """
 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -58,6 +60,44 @@ def folding_norms(module: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Iterat
         _swap(module, kept)
 
 
+@contextmanager
+def learning_folded(module: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Iterator[None]:
+    """Let ``module`` learn the weights that its convolutions make with the BatchNorms after them.
+
+    Meanwhile such a pair is one convolution, whose weight and bias are parameters of their own.
+    Afterwards the layers and their parameters, the very tensors, are back, and compute what was
+    learned.
+
+    A step of a convolution's own weight says little of what it changes where the BatchNorm behind
+    it multiplies it: a channel that died in training, all but nothing in weight and in variance,
+    is multiplied by the reciprocal root of epsilon, and the first steps wake it. Parameters that
+    have other uses, or a BatchNorm that has none, learn as in `folding_norms`.
+    """
+    folded = _folded_by_name(module, pixels)
+    kept = {name: module.get_submodule(name) for name in folded}
+    used_twice = _used_twice(module)
+    learned = {
+        name: fuse_conv_bn_eval(layer.conv, layer.norm)
+        for name, layer in folded.items()
+        if isinstance(layer, NormedConv) and layer.norm.affine and used_twice.isdisjoint(layer.ids)
+    }
+    _swap(module, folded | learned)
+    try:
+        yield
+    finally:
+        _swap(module, kept)
+    for name, conv in learned.items():
+        layer = folded[name]
+        assert isinstance(layer, NormedConv)  # noqa: S101 - chosen so above
+        layer.learn_(conv)
+
+
+def _used_twice(module: nn.Module) -> set[int]:
+    """Return which parameters, by their `id`, the module has under more than one name."""
+    times = Counter(id(one) for _, one in module.named_parameters(remove_duplicate=False))
+    return {one for one, count in times.items() if count > 1}
+
+
 class NormedConv(nn.Module):
     """A convolution and the BatchNorm after it, in evaluation mode, in one pass."""
 
@@ -69,6 +109,32 @@ class NormedConv(nn.Module):
         """Return ``norm(conv(input))``; callers may name ``input`` as they do for `nn.Conv2d`."""
         outputs: Tensor = self.conv._conv_forward(input, *self._weight_and_bias())
         return outputs
+
+    @property
+    def ids(self) -> set[int]:
+        """The `id` of every parameter."""
+        return {id(one) for one in self.parameters()}
+
+    @torch.no_grad()
+    def learn_(self, folded: nn.Conv2d) -> None:
+        """Compute what a convolution does, with its weight for the convolution's.
+
+        The statistics are those of the outputs that the weight now makes, by the scale that it had
+        before; the BatchNorm divides by them, and multiplies by as much.
+        """
+        conv, norm = self.conv, self.norm
+        assert norm.running_mean is not None  # noqa: S101 - _pairs chose it
+        assert norm.running_var is not None  # noqa: S101
+        assert folded.bias is not None  # noqa: S101 - fusion gave it one
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        norm.running_mean.mul_(scale)
+        norm.running_var.mul_(scale.square())
+        norm.weight.copy_((norm.running_var + norm.eps).sqrt())
+        norm.bias.copy_(folded.bias + norm.running_mean)
+        conv.weight.copy_(folded.weight)
+        if conv.bias is not None:
+            conv.bias.mul_(scale)
+            norm.bias.sub_(conv.bias)
 
     def _weight_and_bias(self) -> tuple[Tensor, Tensor]:
         """Fuse as torch.nn.utils.fusion.fuse_conv_bn_weights does, which cuts the gradients off."""

@@ -15,7 +15,7 @@ from edgeclean.networks.features import Features
 from edgeclean.networks.pixels import pixel_network
 from edgeclean.networks.state import SyntheticImages
 
-SETTINGS = FinetuneSettings(steps=60, batch_size=32, learning_rate=3e-3, procedural=64)
+SETTINGS = FinetuneSettings(steps=60, batch_size=32, learning_rate=2e-2, procedural=64)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,24 @@ def test_the_student_comes_back_to_its_teacher(images):
     assert distance(student, teacher) == before
     notes = tuned.history[-1].notes
     assert notes["loss_last"] < notes["loss_first"]
+
+
+def test_a_channel_that_died_is_not_woken(images):
+    """Its BatchNorm multiplies it by hundreds, as an EfficientNet's do, and so all that it learns.
+
+    A student of its own teacher, but for a little, has nothing to learn there.
+    """
+    teacher = tiny_network()
+    conv, norm = teacher.module[0], teacher.module[1]
+    with torch.no_grad():
+        conv.weight[:4] *= 1e-9
+        norm.running_mean[:4], norm.running_var[:4] = 0.0, 0.0
+    student = copy.deepcopy(teacher.module)
+    with torch.no_grad():
+        student[0].weight[4:] *= 1.01
+    student = replace(teacher, module=student)
+    tuned = finetune(student, teacher, images, FinetuneSettings(steps=30, batch_size=32), seed=0)
+    assert distance(tuned, teacher) < distance(student, teacher)
 
 
 def test_finetuning_is_repeatable(images):

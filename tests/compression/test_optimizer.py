@@ -38,10 +38,19 @@ def taught(module, steps=3, **options):
     return module
 
 
-def test_without_matrices_it_is_adam():
+def size(weight):
+    return float(weight.detach().square().mean().sqrt())
+
+
+def test_without_matrices_it_is_adam_at_each_kernels_own_rate():
     ours, theirs = network(), network()
     taught(ours, matrices=False)
-    adam = torch.optim.Adam(theirs.parameters(), lr=0.01)
+    adam = torch.optim.Adam(
+        [
+            {"params": [one], "lr": 0.01 * size(one) if one.ndim > 1 else 0.01}
+            for one in theirs.parameters()
+        ]
+    )
     generator = torch.Generator().manual_seed(1)
     for _ in range(3):
         for parameter in theirs.parameters():
@@ -51,24 +60,61 @@ def test_without_matrices_it_is_adam():
         torch.testing.assert_close(mine, other)
 
 
-def test_a_first_step_of_a_matrix_is_orthogonal_and_as_long_as_adams():
+def test_a_first_step_of_a_matrix_is_orthogonal_and_a_share_of_its_size():
     before, after = network(), taught(network(), steps=1)
     for index in (0, 3, 6):
-        step = (after[index].weight - before[index].weight).detach().flatten(1) / 0.01
-        rows, columns = step.shape
+        weight = before[index].weight
+        step = (after[index].weight - weight).detach().flatten(1) / (0.01 * size(weight))
         # Newton-Schulz in bfloat16 leaves singular values between 0.5 and 1.5 of what is meant.
-        singular = torch.linalg.svdvals(step) / (0.2 * math.sqrt(max(rows, columns)))
+        singular = torch.linalg.svdvals(step) / math.sqrt(max(step.shape))
         assert 0.4 < float(singular.min()) <= float(singular.max()) < 1.6
 
 
-@pytest.mark.parametrize("index", [1, 2, 4])
-def test_what_is_no_matrix_is_adams(index):
-    """BatchNorm, a depthwise kernel and a single row move by the rate, in every entry."""
+@pytest.mark.parametrize("index", [2, 4])
+def test_a_first_step_of_another_kernel_is_as_large_in_every_entry(index):
+    """A depthwise kernel and a single row move by the rate's share of their size."""
     before, after = network(), taught(network(), steps=1)
-    for one, other in zip(before[index].parameters(), after[index].parameters(), strict=True):
-        torch.testing.assert_close(
-            (other - one).abs(), torch.full_like(one, 0.01), rtol=1e-3, atol=0
-        )
+    one, other = before[index].weight, after[index].weight
+    expected = torch.full_like(one, 0.01 * size(one))
+    torch.testing.assert_close((other - one).abs(), expected, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("index", [1, 2])
+def test_what_has_one_dimension_moves_by_the_rate_itself(index):
+    before, after = network(), taught(network(), steps=1)
+    one, other = before[index].bias, after[index].bias
+    expected = torch.full_like(one, 0.01)
+    torch.testing.assert_close((other - one).abs(), expected, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("index", [0, 2, 3, 6])
+def test_the_units_of_a_weight_decide_nothing(index):
+    """One weight in thousandths, its gradient in thousands, is the same learning."""
+    plain, scaled = network(), network()
+    with torch.no_grad():
+        scaled[index].weight.mul_(1024)
+    optimizers = [MuonAndAdam(one, 0.01, lambda step: 1.0) for one in (plain, scaled)]
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(3):
+        gradient = torch.randn(plain[index].weight.shape, generator=generator)
+        plain[index].weight.grad, scaled[index].weight.grad = gradient, gradient / 1024
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(scaled[index].weight / 1024, plain[index].weight, rtol=1e-4, atol=0)
+
+
+def test_an_absolute_rate_is_of_every_entry():
+    before, after = network(), taught(network(), steps=1, matrices=False, relative=False)
+    for one, other in zip(before.parameters(), after.parameters(), strict=True):
+        expected = torch.full_like(one, 0.01)
+        torch.testing.assert_close((other - one).abs(), expected, rtol=1e-3, atol=0)
+
+
+def test_a_kernel_of_nothing_learns():
+    module = nn.Conv2d(3, 4, 3)
+    nn.init.zeros_(module.weight)
+    taught(module, steps=1)
+    assert 0 < size(module.weight) < 2 * 0.01 * 1e-3
 
 
 def test_the_order_of_the_memory_decides_nothing():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edgeclean.load.architectures import build_architecture
 from edgeclean.networks import folding as frozen_module
-from edgeclean.networks.folding import folding_norms, inference_copy
+from edgeclean.networks.folding import folding_norms, inference_copy, learning_folded
 from edgeclean.networks.state import ModelSpec
 
 SPEC = ModelSpec(
@@ -197,5 +197,84 @@ def test_layers_come_back_when_learning_fails() -> None:
     module = lively(without_affine())
     layers = list(module.modules())
     with pytest.raises(KeyError), folding_norms(module, torch.rand(2, 3, 8, 8)):
+        raise KeyError
+    assert list(module.modules()) == layers
+
+
+def two_layers(norm: nn.BatchNorm2d) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Conv2d(4, 2, 1, bias=False))
+
+
+def moved(module: nn.Module) -> nn.Module:
+    """Every parameter that it has now, elsewhere."""
+    generator = torch.Generator().manual_seed(7)
+    for parameter in module.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter)
+    return module
+
+
+@pytest.mark.parametrize("name", ["resnet20", "cifar-mobilenet-v2", "preact-resnet18"])
+def test_what_was_learned_folded_is_computed_by_the_layers_of_before(name: str) -> None:
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(5)).double()
+    module = lively(build_architecture(name, SPEC, ())).double()
+    layers, tensors = list(module.modules()), list(module.parameters())
+    before = module(images).detach()
+    with learning_folded(module, images):
+        assert norms(module) < sum(isinstance(layer, nn.BatchNorm2d) for layer in layers)
+        torch.testing.assert_close(module(images), before)
+        learned = moved(module)(images).detach()
+    assert (learned - before).abs().max() > 0.01 * before.abs().max()
+    torch.testing.assert_close(module(images).detach(), learned)
+    assert list(module.modules()) == layers
+    assert all(one is other for one, other in zip(module.parameters(), tensors, strict=True))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_statistics_stay_those_of_what_enters_the_norm(bias: bool) -> None:
+    """Of the network as it was: what a stage after this one matches must still be there."""
+    images = torch.rand(50, 3, 9, 9, generator=torch.Generator().manual_seed(6)).double()
+    module = lively(nn.Sequential(nn.Conv2d(3, 4, 3, bias=bias), nn.BatchNorm2d(4))).double()
+    conv, norm = module[0], module[1]
+
+    def fresh() -> tuple[Tensor, Tensor]:
+        outputs = conv(images).detach()
+        return outputs.mean((0, 2, 3)), outputs.var((0, 2, 3))
+
+    norm.running_mean.copy_(fresh()[0])
+    norm.running_var.copy_(fresh()[1])
+    norm.weight.data[0] *= -1
+    before = module(images)
+    with learning_folded(module, images):
+        pass
+    torch.testing.assert_close(module(images), before)
+    torch.testing.assert_close((norm.running_mean, norm.running_var), fresh())
+
+
+def test_a_channel_that_a_norm_made_nothing_of_can_learn_again() -> None:
+    module = lively(two_layers(nn.BatchNorm2d(4))).double()
+    module[1].weight.data[1] = 0.0
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(6)).double()
+    with learning_folded(module, images):
+        learned = moved(module)(images)
+    torch.testing.assert_close(module(images), learned)
+    assert module[1].weight[1] != 0
+
+
+def test_weights_with_another_use_and_norms_without_any_learn_as_they_are() -> None:
+    """What two layers share stays one tensor, whichever of them is asked."""
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(6)).double()
+    shared = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3))
+    shared[2].weight = shared[0].weight
+    for module in (lively(shared).double(), lively(without_affine()).double()):
+        with learning_folded(module, images):
+            assert isinstance(module[0], frozen_module.NormedConv)
+            learned = moved(module)(images)
+        torch.testing.assert_close(module(images), learned)
+
+
+def test_layers_come_back_when_folded_learning_fails() -> None:
+    module = lively(two_layers(nn.BatchNorm2d(4)))
+    layers = list(module.modules())
+    with pytest.raises(KeyError), learning_folded(module, torch.rand(2, 3, 8, 8)):
         raise KeyError
     assert list(module.modules()) == layers
