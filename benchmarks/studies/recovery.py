@@ -40,7 +40,7 @@ from edgeclean.networks.state import (
 
 PATH = RESULTS / "recovery.json"
 RATIOS, SEED, THREADS, LEVEL = (2.0, 4.0), 0, 1, "quick"
-SHARES = (1e-3, 2e-3, 4e-3, 8e-3)
+SHARES = (1e-3, 2e-3, 3e-3, 4e-3, 8e-3)
 ONE_LENGTH = 2e-3
 WAYS = (*((True, share) for share in SHARES), (False, ONE_LENGTH))
 

@@ -4,8 +4,8 @@ Multiply-accumulates fall with the pixels that a network sees, and no weight cha
 keeps more answers than fewer ranks is measured, for some sizes, each with the ranks that still are
 to go: by how much the outputs change on procedural images, to which nothing was fitted. (Inverted
 images do not tell: they are made at the network's own size, and smaller ones lose what inversion
-put into their finest detail.) The best size is then tried against ranks alone, both after a short
-recovery: what ranks lose comes back, what pixels lost does not.
+put into their finest detail.) The two best sizes are then tried against ranks alone, each after a
+short recovery: what ranks lose comes back, what pixels lost does not.
 
 Source: the resolution multiplier of MobileNets (Howard et al. 2017), section 3.4. Deviation: the
 network is not trained anew at the smaller size, so the size is one that its strides divide.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 import torch
 from jaxtyping import Float
@@ -45,7 +46,7 @@ from edgeclean.progress import Progress, silent
 TRYING = "Trying smaller images"  # the title that it is reported under
 CLEARLY = 0.9  # of the change that ranks and channels make: images shrink only where it is below
 _OVERSHOOT = 0.05  # by which a size alone may exceed the ratio, for sizes come in coarse steps
-_MOST_SIZES = 4
+_MOST_SIZES, _MOST_TRIED = 4, 2
 # Of the side: below that bilinear samples skip pixels, and what nobody sees at the images' own size
 # can hide in those that are left (image-scaling attacks; Quiring et al., USENIX Security 2020).
 _SMALLEST = 0.5
@@ -97,21 +98,25 @@ def choose_plan(  # noqa: PLR0913 - a plan is of a network, for a goal, on image
     if not sizes:
         return plan
     judge = Judge.of(whole)
-    best, least = plan, CLEARLY * judge.change(_truncated(network, plan).module)
+    most = CLEARLY * judge.change(_truncated(network, plan).module)
+    less: list[tuple[float, RankPlan]] = []
     for done, size in enumerate(sizes):
         progress(TRYING, done, len(sizes) + 1)
-        if judge.change(Resized(whole.module, size)) >= least:
+        if judge.change(Resized(whole.module, size)) >= most:
             continue  # and ranks would add to it
         smaller = plan_at(size, network, plan, layered, images)
-        change = judge.change(_truncated(network, smaller).module)
-        if change < least:
-            best, least = smaller, change
-    if best is not plan:
-        tried = [
-            briefly_recovered(network, one, whole, images, recovery, seed) for one in (plan, best)
-        ]
-        own, smallest = (judge.change(one.module) for one in tried)
-        best = best if smallest < CLEARLY * own else plan
+        less.append((judge.change(_truncated(network, smaller).module), smaller))
+    tried = [one for change, one in sorted(less, key=itemgetter(0)) if change < most][:_MOST_TRIED]
+
+    def left(one: RankPlan) -> float:
+        recovered = briefly_recovered(network, one, whole, images, recovery, seed)
+        return judge.change(recovered.module)
+
+    best = plan
+    if tried:
+        most = CLEARLY * left(plan)
+        least, smaller = min(((left(one), one) for one in tried), key=itemgetter(0))
+        best = smaller if least < most else plan
     progress(TRYING, len(sizes) + 1, len(sizes) + 1)
     return best
 

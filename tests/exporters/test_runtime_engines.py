@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from edgeclean.errors import EdgecleanError, InputRejectedError, UsageError
 from edgeclean.networks.pixels import normalize
+from edgeclean.networks.resized import Resized
 from edgeclean.networks.state import LoadedNetwork, ModelSpec
 from exporters.confined_runtime import HeldSettings
 from exporters.onnx_check import open_onnx
@@ -88,6 +90,25 @@ def test_odd_networks_compute_what_pytorch_does(
     assert record.max_relative_difference < 1e-4
     logits = run(normalize(pixels, network.spec).numpy())
     assert np.ptp(logits) > 1e-2, "else this shows nothing"
+
+
+@every_runtime
+@pytest.mark.parametrize("sizes", [((32, 32), (24, 24)), ((23, 37), (17, 29))])
+def test_networks_that_see_their_images_smaller_compute_what_pytorch_does(
+    name: str, sizes: tuple[tuple[int, int], tuple[int, int]]
+) -> None:
+    """The Resize in front is one of a runtime's own, and each has several kinds of it."""
+    size, smaller = sizes
+    plain = odd_network(3, *size, 10)
+    network = replace(plain, module=Resized(plain.module, smaller).eval())
+    exporter = installed_runtime(name)
+    run = exporter.load(exporter.convert(network, export_onnx(network))).run
+    pixels = torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(1))
+    record = compare_with_pytorch(network, pixels, run, ParitySettings(), names=(name, name))
+    assert record.max_relative_difference < 1e-4
+    images = normalize(pixels, plain.spec)
+    unlike = run(images.numpy()) - plain.module(images).detach().numpy()
+    assert np.abs(unlike).max() > 1e-2, "else the size decides nothing"
 
 
 @pytest.mark.slow
