@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -32,6 +32,7 @@ from edgeclean.images.batchnorm import reestimate_batchnorm_
 from edgeclean.images.procedural import procedural_images
 from edgeclean.networks.autocast import device_of, mixed_precision
 from edgeclean.networks.batching import images_in_a_part
+from edgeclean.networks.cost import count_macs
 from edgeclean.networks.distillation import (
     Compare,
     OutputDistance,
@@ -51,6 +52,7 @@ from edgeclean.networks.features import (
 from edgeclean.networks.finite import require_finite_loss
 from edgeclean.networks.folding import folding_norms, inference_copy, learning_folded
 from edgeclean.networks.pixels import module_of, pixel_copy
+from edgeclean.networks.resized import Resized
 from edgeclean.networks.state import (
     FinetunedNetwork,
     Network,
@@ -92,7 +94,7 @@ class FinetuneSettings(Settings):
 
     steps: int = setting(1800, at_least=0, at_most=10**6)
     batch_size: int = setting(64, at_least=2, at_most=2**14)
-    learning_rate: float = setting(2e-3, above=0, at_most=10)
+    learning_rate: float = setting(3e-3, above=0, at_most=10)
     relative: bool = True
     optimizer: Literal["muon", "adam"] = "muon"
     compare: Compare = "logits"
@@ -144,16 +146,39 @@ def finetune(  # noqa: PLR0913 - a student, who teaches it, on what
     if settings.reestimate:
         reestimate_batchnorm_(learner, images.pixels)
     kept = network.channels if isinstance(network, TruncatedNetwork) else {}
-    training = _Training(learner, master, (images, procedural), settings, kept)
+    steps = round(settings.steps * share_taught(network, teacher))
+    long = replace(settings, steps=steps)
+    training = _Training(learner, master, (images, procedural), long, kept)
     if original is not None and settings.overrule:
         training.overrule(pixel_copy(original), unlearned)
     first, last = training.run(generator, progress)
     module = copy.deepcopy(module_of(learner, network)).eval()
     for parameter in module.parameters():
         parameter.data = parameter.data.contiguous()
-    notes = {"images": len(images), "loss_first": first, "loss_last": last}
+    notes = {"images": len(images), "steps": steps, "loss_first": first, "loss_last": last}
     made_by = record("finetune", module, network.spec, settings, notes)
     return following(network, FinetunedNetwork, module, made_by)
+
+
+def share_taught(network: Network, teacher: Network) -> float:
+    """Return for which share of its steps a network is taught: less than 1 for smaller images.
+
+    Ranks and channels give back what they took; pixels do not, and a network from which little else
+    was taken forgets more about real images than synthetic ones teach it. So the share is that of
+    the multiply-accumulates taken by ranks and channels, of what they would have had to take alone.
+
+    Args:
+        network: compressed.
+        teacher: the same network before, which sees images at their own size.
+    """
+    if not isinstance(network.module, Resized) or isinstance(teacher.module, Resized):
+        return 1.0
+    size = network.module.resize.size
+    left = count_macs(network.module, network.spec.input_shape)
+    before = count_macs(teacher.module, teacher.spec.input_shape)
+    smaller = count_macs(teacher.module, (teacher.spec.input_shape[0], *size))
+    taken, whole = 1 - left / smaller, 1 - left / before
+    return min(1.0, max(0.0, taken / whole)) if whole > 0 else 1.0
 
 
 def _procedural(

@@ -252,10 +252,17 @@ class Judge:
         )
 
     def change(self, module: nn.Module) -> float:
-        """Return the squared change of the outputs over their square (as `Fitted.change`)."""
-        square = float(self.outputs.square().sum())
-        change = float((_outputs(module, self.images) - self.outputs).square().sum())
-        return change / square if square > 0 else 0.0
+        """Return the share of the outputs' square that is changed, whatever they are multiplied by.
+
+        A factor common to all outputs, such as smaller images bring about, changes no answer.
+        """
+        own, given = self.outputs, _outputs(module, self.images)
+        if not own.any():
+            return 0.0  # it answers nothing, and cannot lose it
+        squares = float(own.square().sum()) * float(given.square().sum())
+        # Outputs that point the other way are as bad as none, which are all change.
+        common = max(0.0, float((own * given).sum()))
+        return 1 - common**2 / squares if squares > 0 else 1.0
 
 
 def _of_layers(forms: tuple[Form, ...]) -> tuple[Form, ...]:
