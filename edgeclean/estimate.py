@@ -25,7 +25,7 @@ from edgeclean.backdoor.purify import AGAIN
 from edgeclean.backdoor.scan import CHOOSING, ScanSettings
 from edgeclean.backdoor.searches import ALL_TO_ALL, BANK, FEWEST_RESTARTED, GRATINGS, ONE_SOURCE
 from edgeclean.backdoor.selection import SINK_IMAGES, STARTS
-from edgeclean.compression.resolution import PROBE_SHARE, TRYING
+from edgeclean.compression.resolution import MOST_TRIED, PROBE_SHARE, TRYING
 from edgeclean.compression.settings import SEARCHED_RATIOS
 from edgeclean.config import PipelineSettings
 from edgeclean.measure.agreement import HOLDING_OUT
@@ -234,9 +234,9 @@ def _ranks(settings: PipelineSettings, each: PassSeconds) -> Iterator[Part]:
     if "hidden" in settings.ranks.forms:  # a unit for every two layers or so
         yield Part(stage="ranks", title="Measuring hidden channels", seconds=MEASURED / 2 * passes)
     yield Part(stage="ranks", title="Fitting layers", seconds=FITTED * passes)
-    if "resolution" in settings.ranks.forms:  # two plans more, where smaller images promise much
+    if "resolution" in settings.ranks.forms:  # more plans, where smaller images promise much
         planned = 2 * SMALLER * (MEASURED + FITTED) * passes
-        tried = 2 * _recovery(settings, each, PROBE_SHARE).seconds
+        tried = (1 + MOST_TRIED) * _recovery(settings, each, PROBE_SHARE).seconds
         yield Part(stage="ranks", title=TRYING, seconds=planned + tried, expected=False)
 
 

@@ -36,6 +36,7 @@ from edgeclean.compression.finetune import finetune
 from edgeclean.compression.plan import RankPlan
 from edgeclean.compression.resolution import (
     CLEARLY,
+    MOST_TRIED,
     Judge,
     briefly_recovered,
     choose_plan,
@@ -209,14 +210,16 @@ def table(cells: list[Cell]) -> str:
 
 
 def _taken(cells: list[Cell], cell: Cell) -> Cell:
-    """The row that the planner takes of this one's network and ratio."""
+    """The row that the planner takes of this one's network and ratio (`choose_plan`)."""
     of = [one for one in cells if all(one[key] == cell[key] for key in ("network", "ratio"))]
     (own,) = (one for one in of if one["own"])
-    best = min(of, key=lambda one: float(one["procedural"]["change"]))
-    clearly = all(
-        best[kind]["change"] < CLEARLY * own[kind]["change"] for kind in ("procedural", "tried")
-    )
-    return best if clearly else own
+
+    def clearly_less(kind: str) -> list[Cell]:
+        less = (one for one in of if one[kind]["change"] < CLEARLY * own[kind]["change"])
+        return sorted(less, key=lambda one: float(one[kind]["change"]))
+
+    tried = clearly_less("procedural")[:MOST_TRIED]
+    return next((one for one in clearly_less("tried") if one in tried), own)
 
 
 if __name__ == "__main__":

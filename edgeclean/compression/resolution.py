@@ -46,7 +46,7 @@ from edgeclean.progress import Progress, silent
 TRYING = "Trying smaller images"  # the title that it is reported under
 CLEARLY = 0.9  # of the change that ranks and channels make: images shrink only where it is below
 _OVERSHOOT = 0.05  # by which a size alone may exceed the ratio, for sizes come in coarse steps
-_MOST_SIZES, _MOST_TRIED = 4, 2
+_MOST_SIZES, MOST_TRIED = 4, 2  # that are planned, and that are recovered for a short while
 # Of the side: below that bilinear samples skip pixels, and what nobody sees at the images' own size
 # can hide in those that are left (image-scaling attacks; Quiring et al., USENIX Security 2020).
 _SMALLEST = 0.5
@@ -106,7 +106,7 @@ def choose_plan(  # noqa: PLR0913 - a plan is of a network, for a goal, on image
             continue  # and ranks would add to it
         smaller = plan_at(size, network, plan, layered, images)
         less.append((judge.change(_truncated(network, smaller).module), smaller))
-    tried = [one for change, one in sorted(less, key=itemgetter(0)) if change < most][:_MOST_TRIED]
+    tried = [one for change, one in sorted(less, key=itemgetter(0)) if change < most][:MOST_TRIED]
 
     def left(one: RankPlan) -> float:
         recovered = briefly_recovered(network, one, whole, images, recovery, seed)

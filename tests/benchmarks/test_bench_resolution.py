@@ -34,12 +34,14 @@ def cell(side: int, procedural: float, tried: float, *, recovered: float | None 
         ((0.80, 0.80), "24x24"),  # clearly less, twice
         ((0.80, 0.95), "32x32"),  # what ranks lost came back
         ((0.95, 0.50), "32x32"),  # never tried
+        ((0.85, 0.50), "24x24"),  # the second, and the better one in the end
     ],
 )
 def test_the_size_that_is_taken_changes_clearly_less_before_and_after(
     smaller: tuple[float, float], taken: str
 ) -> None:
-    text = table([cell(32, 1.0, 1.0), cell(28, 0.97, 0.97), cell(24, *smaller)])
+    sizes = [cell(28, 0.97, 0.97), cell(20, 0.79, 0.92), cell(24, *smaller)]
+    text = table([cell(32, 1.0, 1.0), *sizes])
     assert [line for line in text.splitlines() if "(taken)" in line] == [
         line for line in text.splitlines() if f"| {taken} (taken) |" in line
     ]

@@ -8,11 +8,13 @@ import torch
 from tiny_networks import tiny_network
 from torch import nn
 
-from edgeclean.compression.finetune import FinetuneSettings, finetune
+from edgeclean.compression.finetune import FinetuneSettings, finetune, share_taught
 from edgeclean.errors import UsageError
 from edgeclean.images.procedural import procedural_images
+from edgeclean.networks.cost import count_macs
 from edgeclean.networks.features import Features
 from edgeclean.networks.pixels import pixel_network
+from edgeclean.networks.resized import Resized
 from edgeclean.networks.state import SyntheticImages
 
 SETTINGS = FinetuneSettings(steps=60, batch_size=32, learning_rate=2e-2, procedural=64)
@@ -174,3 +176,30 @@ def test_the_network_as_it_came_answers_for_all_but_the_unlearned_classes(images
     off = replace(SETTINGS, overrule=False)
     same = finetune(damaged(teacher), teacher, images, off, **asked).module.state_dict()
     assert all(torch.equal(plain[name], same[name]) for name in plain)
+
+
+def seeing(network, size):
+    return replace(network, module=Resized(network.module, size))
+
+
+def test_a_network_is_taught_as_much_as_ranks_took(images):
+    """What pixels lost does not come back, and costs answers where it is taught nevertheless."""
+    teacher = tiny_network(size=8)
+    assert share_taught(teacher, teacher) == 1
+    half = seeing(teacher, (4, 4))
+    assert share_taught(half, teacher) == 0
+    assert share_taught(half, half) == 1, "the teacher sees no more than it"
+    thin = copy.deepcopy(half)
+    thin.module.network[3].chain[1] = nn.Conv2d(4, 4, 1)
+    shares = []
+    for size in ((7, 7), (5, 5)):
+        thin.module.resize.size = size
+        left, before = (count_macs(one.module, (3, 8, 8)) for one in (thin, teacher))
+        smaller = count_macs(teacher.module, (3, *size))
+        shares.append(share_taught(thin, teacher))
+        assert shares[-1] == pytest.approx((1 - left / smaller) / (1 - left / before))
+    assert 0 < shares[1] < shares[0] < 1
+    tuned = finetune(half, teacher, images, SETTINGS, seed=0)
+    assert tuned.history[-1].notes["steps"] == 0
+    for one, other in zip(tuned.module.parameters(), half.module.parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -1,5 +1,6 @@
 """Smaller images in the plan: where they harm less than ranks, and what the network then is."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 from edgeclean.compression.decompose import DecomposeSettings, decompose
 from edgeclean.compression.finetune import FinetuneSettings, finetune
 from edgeclean.compression.plan import choose_ranks
-from edgeclean.compression.resolution import choose_plan, smaller_sizes
+from edgeclean.compression.resolution import Judge, choose_plan, smaller_sizes
 from edgeclean.compression.settings import RankSettings
 from edgeclean.compression.truncate import TruncateSettings, truncate
 from edgeclean.errors import UsageError
@@ -232,3 +233,37 @@ def test_recovery_and_the_report_take_a_resized_network():
     with torch.no_grad():
         given = kept.module(images.pixels)
         assert torch.allclose(given, tuned.module(images.pixels), atol=1e-6)
+
+
+def times(factor, module):
+    scaled = copy.deepcopy(module)
+    head = [layer for layer in scaled.modules() if isinstance(layer, nn.Linear)][-1]
+    with torch.no_grad():
+        head.weight *= factor
+        head.bias *= factor
+    return scaled
+
+
+def test_a_change_is_of_answers_and_not_of_their_common_factor():
+    network = network_of(normed(), (3, 32, 32))
+    judge, plain = Judge.of(network), network.module
+    assert judge.change(plain) == pytest.approx(0, abs=1e-9)
+    assert judge.change(times(0.3, plain)) == pytest.approx(0, abs=1e-9)
+    assert judge.change(times(-1.0, plain)) == 1
+    assert judge.change(times(0.0, plain)) == 1
+    torch.manual_seed(5)
+    turned = copy.deepcopy(plain)
+    nn.init.normal_([one for one in turned.modules() if isinstance(one, nn.Linear)][-1].weight)
+    change = judge.change(turned)
+    assert 0.05 < change <= 1
+    own, given = (
+        outputs - outputs.mean(1, keepdim=True)
+        for outputs in (plain(judge.images).double(), turned(judge.images).double())
+    )
+    cosine = torch.cosine_similarity(own.flatten(), given.flatten(), dim=0).clamp(min=0).detach()
+    assert change == pytest.approx(float(1 - cosine**2), abs=1e-6)
+
+
+def test_a_network_that_answers_nothing_loses_nothing():
+    silent = network_of(times(0.0, normed()), (3, 32, 32))
+    assert Judge.of(silent).change(normed()) == 0
