@@ -24,7 +24,7 @@ from benchmarks.suite.cells import Cell, write_whole
 from benchmarks.suite.suites import CIFAR10, image_spec
 from edgeclean.load.architectures import build_architecture
 from edgeclean.networks.autocast import channels_last, mixed_precision
-from edgeclean.networks.folding import folding_norms
+from edgeclean.networks.folding import learning_folded
 
 CPU = torch.device("cpu")
 ROUNDS = 5
@@ -56,7 +56,7 @@ def measure(name: str) -> Cell:
     module = channels_last(_built(name).eval())
     images = torch.rand(count, 3, side, side).to(memory_format=torch.channels_last)
     fastest = dict.fromkeys(HOW, float("inf"))
-    with folding_norms(module, images[:4]):
+    with learning_folded(module, images[:4]):
         for _ in range(ROUNDS):
             for how in HOW:
                 start = time.process_time()

@@ -1,8 +1,8 @@
 """Measure the gain of folding BatchNorm: ``python -m benchmarks.studies.folding``.
 
 The network of ``make demo``, its BatchNorms as they are and folded, in turns: forward with the
-gradient of the pixels, as in the searches (`frozen`), and with the gradient of the weights, as in
-unlearning and recovery (`folding_norms`). Two threads; medians of pairs made in one run.
+gradient of the pixels, as in the searches (`inference_copy`), and with the gradient of the weights,
+as in unlearning (`folding_norms`). Two threads; medians of pairs made in one run.
 """
 
 from __future__ import annotations
