@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -147,11 +147,10 @@ def finetune(  # noqa: PLR0913 - a student, who teaches it, on what
         reestimate_batchnorm_(learner, images.pixels)
     kept = network.channels if isinstance(network, TruncatedNetwork) else {}
     steps = round(settings.steps * share_taught(network, teacher))
-    long = replace(settings, steps=steps)
-    training = _Training(learner, master, (images, procedural), long, kept)
+    training = _Training(learner, master, (images, procedural), settings, kept)
     if original is not None and settings.overrule:
         training.overrule(pixel_copy(original), unlearned)
-    first, last = training.run(generator, progress)
+    first, last = training.run(steps, generator, progress)
     module = copy.deepcopy(module_of(learner, network)).eval()
     for parameter in module.parameters():
         parameter.data = parameter.data.contiguous()
@@ -231,13 +230,13 @@ class _Training:
         self._unlearned = tuple(unlearned)
 
     def run(
-        self, generator: torch.Generator, progress: Progress
+        self, steps: int, generator: torch.Generator, progress: Progress
     ) -> tuple[float | None, float | None]:
-        """All steps; the mean loss of the first and of the last tenth."""
+        """So many steps; the mean loss of the first and of the last tenth."""
         settings = self._settings
         losses: list[float] = []
-        progress("Recovering accuracy", 0, settings.steps)
-        if settings.steps == 0:
+        progress("Recovering accuracy", 0, steps)
+        if steps == 0:
             return None, None
         taps = self._taps
         folded = learning_folded if settings.relative else folding_norms
@@ -250,18 +249,18 @@ class _Training:
             optimizer = MuonAndAdam(
                 self._learner,
                 settings.learning_rate,
-                _warm_cosine(settings.steps),
+                _warm_cosine(steps),
                 matrices=settings.optimizer == "muon",
                 relative=settings.relative,
             )
             features = (own, given)
             units = self._units(given)
-            for step in range(settings.steps):
+            for step in range(steps):
                 optimizer.zero_grad()
                 losses.append(self._learn(features, units, generator))
                 nn.utils.clip_grad_norm_(parameters, 5.0)
                 optimizer.step()
-                progress("Recovering accuracy", step + 1, settings.steps)
+                progress("Recovering accuracy", step + 1, steps)
         return _mean_of_ends(losses)
 
     def _units(self, given: Features) -> _Units:
