@@ -109,7 +109,8 @@ class PipelineSettings(Settings):
     runtime: RuntimeChoice = field(default_factory=RuntimeChoice)
 
 
-# What differs in this mode: leading ranks of the clamped weights, labels, attacked images, Adam.
+# What differs in this mode: leading ranks of the clamped weights, labels, attacked images, and
+# Adam's own steps.
 _CLEAN_COMPACT: dict[str, Any] = {
     "ranks": {"sensitivity": "energy", "factors": "weights", "forms": ["tucker"]},
     "finetune": {
@@ -117,6 +118,8 @@ _CLEAN_COMPACT: dict[str, Any] = {
         "feature_weight": 0.0,
         "adversarial_share": 0.5,
         "optimizer": "adam",
+        "relative": False,
+        "learning_rate": 2e-3,
     },
 }
 

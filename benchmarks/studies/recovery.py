@@ -177,7 +177,7 @@ def table(cells: list[Cell]) -> str:
 def _cell(told: Cell | None) -> str:
     if told is None:
         return "not finite"
-    return f"{told['procedural']['change']:.2f} / {told['test']['agreement']:.1f}"
+    return f"{told['procedural']['change']:.4f} / {told['test']['agreement']:.1f}"
 
 
 if __name__ == "__main__":

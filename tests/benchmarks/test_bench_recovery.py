@@ -31,8 +31,8 @@ def cell(way: tuple[bool, float], change: float | None, *, side: int | None = No
 def test_a_row_is_of_one_cut_and_a_column_of_one_way() -> None:
     cells = [cell(way, 0.01 * place) for place, way in enumerate(WAYS)]
     *_, row = table([*reversed(cells)]).splitlines()
-    expected = [f"0.0{place} / {100 - place}.0" for place in range(len(WAYS))]
-    assert row == f"| one | 2x | own | 240 | 0.50 / 50.0 | {' | '.join(expected)} |"
+    expected = [f"0.0{place}00 / {100 - place}.0" for place in range(len(WAYS))]
+    assert row == f"| one | 2x | own | 240 | 0.5000 / 50.0 | {' | '.join(expected)} |"
 
 
 def test_what_was_not_run_and_what_broke_are_said() -> None:
