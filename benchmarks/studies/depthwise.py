@@ -181,6 +181,7 @@ def _edgeclean(
         "verdict": outcome.scan.verdict,
         "suspected": list(outcome.scan.targets),
         "stages": written.report["stages"],
+        "resolution": written.report["resolution"],
     }
     states: dict[str, Network] = {"original": outcome.original}
     if key.method == "guided":
