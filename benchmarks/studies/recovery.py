@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.environment import environment
 from benchmarks.studies.published import RESULTS
-from benchmarks.studies.resolution import INVERTED, TEST, networks
+from benchmarks.studies.resolution import INVERTED, TEST, networks, told
 from benchmarks.suite.cells import Cell, write_whole
 from edgeclean.compression.clamp import scale
 from edgeclean.compression.decompose import decompose
@@ -130,13 +130,7 @@ def _recovered(
 
 
 def _told(judges: dict[str, Judge], network: TruncatedNetwork | FinetunedNetwork) -> Cell:
-    return {
-        kind: {
-            "change": round(judge.change(network.module), 4),
-            "agreement": round(100 * judge.agreement(network.module), 1),
-        }
-        for kind, judge in judges.items()
-    }
+    return {kind: told(judge, network) for kind, judge in judges.items()}
 
 
 def _read() -> list[Cell]:
@@ -166,18 +160,18 @@ def table(cells: list[Cell]) -> str:
     for cut in cuts:
         of = {(one["relative"], one["rate"]): one for one in cells if cut.is_of(one)}
         before = next(iter(of.values()))["before"]
-        told = " | ".join(_cell(of[way]["after"]) if way in of else "not run" for way in WAYS)
+        row = " | ".join(_cell(of[way]["after"]) if way in of else "not run" for way in WAYS)
         side = "own" if cut.side is None else f"{cut.side}x{cut.side}"
         lines.append(
-            f"| {cut.network} | {cut.ratio:g}x | {side} | {cut.steps} | {_cell(before)} | {told} |"
+            f"| {cut.network} | {cut.ratio:g}x | {side} | {cut.steps} | {_cell(before)} | {row} |"
         )
     return "\n".join(lines)
 
 
-def _cell(told: Cell | None) -> str:
-    if told is None:
+def _cell(one: Cell | None) -> str:
+    if one is None:
         return "not finite"
-    return f"{told['procedural']['change']:.4f} / {told['test']['agreement']:.1f}"
+    return f"{one['procedural']['change']:.4f} / {one['test']['agreement']:.1f}"
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def _measured(name: str, ratio: float, *, recover: bool) -> Iterator[Cell]:
     start = time.process_time()
     for plan in _plans(network, scaled, settings, images):
         truncated = truncate(scaled, plan, TruncateSettings())
-        told = {kind: _told(judge, truncated) for kind, judge in judges.items()}
+        before = {kind: told(judge, truncated) for kind, judge in judges.items()}
         planned = time.process_time() - start
         taught = scaled, plan, network, images, settings.finetune
         tried = briefly_recovered(*taught, seed=SEED)
@@ -138,9 +138,9 @@ def _measured(name: str, ratio: float, *, recover: bool) -> Iterator[Cell]:
             "met": round(plan.ratio, 3),
             "resolution": _size(plan, network),
             "own": plan.resolution is None,
-            **told,
-            "tried": _told(judges["procedural"], tried),
-            "recovered": None if recovered is None else _told(judges["test"], recovered),
+            **before,
+            "tried": told(judges["procedural"], tried),
+            "recovered": None if recovered is None else told(judges["test"], recovered),
             "planning_s": round(planned, 1),
             "environment": environment(),
         }
@@ -166,7 +166,8 @@ def _judge(network: LoadedNetwork, pixels: Float[Tensor, "n c h w"]) -> Judge:
     return Judge.on(network, normalize(pixels, network.spec))
 
 
-def _told(judge: Judge, network: LoadedNetwork | TruncatedNetwork | FinetunedNetwork) -> Cell:
+def told(judge: Judge, network: LoadedNetwork | TruncatedNetwork | FinetunedNetwork) -> Cell:
+    """Return how much of the outputs changed, and how many answers stayed, in %."""
     return {
         "change": round(judge.change(network.module), 4),
         "agreement": round(100 * judge.agreement(network.module), 1),
