@@ -1,6 +1,6 @@
 """How far a step of the recovery goes: ``python -m benchmarks.studies.recovery``.
 
-A network as it came is cut, at its own size or at a smaller one, and recovered: by steps of one
+A network as it came is cut, at its own size of images, and recovered: by steps of one
 length for every parameter, as it is, and by steps that are shares of each kernel's size, with the
 BatchNorms behind kernels in them, of several rates. What the outputs changed is measured on
 procedural images, which nothing was fitted to and by which the rate is chosen, and how many answers
@@ -24,7 +24,7 @@ from benchmarks.suite.cells import Cell, write_whole
 from edgeclean.compression.clamp import scale
 from edgeclean.compression.decompose import decompose
 from edgeclean.compression.finetune import FinetuneSettings, finetune
-from edgeclean.compression.resolution import Judge, choose_plan, plan_at
+from edgeclean.compression.resolution import Judge, choose_plan
 from edgeclean.compression.truncate import TruncateSettings, truncate
 from edgeclean.config import settings_for
 from edgeclean.devices.targets import load_target
@@ -51,7 +51,6 @@ class Asked:
 
     network: str
     ratio: float
-    side: int | None
     steps: int
 
     def is_of(self, cell: Cell) -> bool:
@@ -64,13 +63,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="How far a step of the recovery goes.")
     parser.add_argument("--network", nargs="+", choices=list(networks()), default=list(networks()))
     parser.add_argument("--ratio", type=float, nargs="+", default=list(RATIOS))
-    parser.add_argument("--side", type=int, help="smaller images: pixels of a side")
     parser.add_argument("--steps", type=int, default=240)
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     for network in options.network:
         for ratio in options.ratio:
-            asked = Asked(network=network, ratio=ratio, side=options.side, steps=options.steps)
+            asked = Asked(network=network, ratio=ratio, steps=options.steps)
             for cell in _measured(asked, [one for one in _read() if asked.is_of(one)]):
                 print(network, ratio, cell["relative"], cell["rate"], cell["after"], flush=True)
                 _write([*_read(), cell])
@@ -90,9 +88,6 @@ def _measured(asked: Asked, known: list[Cell]) -> Iterator[Cell]:
     images = synthesize(network, settings.synthesize, seed=SEED)
     scaled = scale(decompose(network, settings.decompose), settings.scale)
     plan = choose_plan(scaled, settings.ranks, images=images)
-    if asked.side is not None:
-        size = (asked.side, asked.side)
-        plan = plan_at(size, scaled, plan, settings.ranks, images)
     truncated = truncate(scaled, plan, TruncateSettings())
     others = synthesize(network, replace(settings.synthesize, count=INVERTED), seed=SEED + 1)
     seen = {"inverted": others.pixels, "test": real.select(torch.arange(len(real))[:TEST]).floats()}
@@ -105,7 +100,6 @@ def _measured(asked: Asked, known: list[Cell]) -> Iterator[Cell]:
         yield {
             "network": asked.network,
             "ratio": asked.ratio,
-            "side": asked.side,
             "steps": asked.steps,
             "relative": relative,
             "rate": rate,
@@ -153,18 +147,15 @@ def table(cells: list[Cell]) -> str:
     """Return a row for each cut, a column for each way: change on procedural images, agreement."""
     ways = [f"shares of {share:g}" for share in SHARES] + [f"one length, {ONE_LENGTH:g}"]
     lines = [
-        f"| network | MACs | pixels | steps | before | {' | '.join(ways)} |",
-        "|---|---|---|---|---|" + "---|" * len(ways),
+        f"| network | MACs | steps | before | {' | '.join(ways)} |",
+        "|---|---|---|---|" + "---|" * len(ways),
     ]
     cuts = dict.fromkeys(Asked(**{key: cell[key] for key in Asked.__slots__}) for cell in cells)
     for cut in cuts:
         of = {(one["relative"], one["rate"]): one for one in cells if cut.is_of(one)}
         before = next(iter(of.values()))["before"]
         row = " | ".join(_cell(of[way]["after"]) if way in of else "not run" for way in WAYS)
-        side = "own" if cut.side is None else f"{cut.side}x{cut.side}"
-        lines.append(
-            f"| {cut.network} | {cut.ratio:g}x | {side} | {cut.steps} | {_cell(before)} | {row} |"
-        )
+        lines.append(f"| {cut.network} | {cut.ratio:g}x | {cut.steps} | {_cell(before)} | {row} |")
     return "\n".join(lines)
 
 

@@ -70,7 +70,8 @@ class FinetuneSettings(Settings):
     """Length and balance of the recovery.
 
     Attributes:
-        steps: optimiser steps; 0 re-estimates BatchNorm and does nothing else.
+        steps: optimiser steps, fewer for smaller images (`share_taught`); 0 re-estimates BatchNorm
+            and does nothing else.
         batch_size: images a step.
         learning_rate: the share of its own size by which a step moves a kernel
             (`optimizer.MuonAndAdam`), warmed up, then falling along a cosine to nothing.

@@ -4,13 +4,14 @@ A factored network is made of matrices, whose gradients are of few directions; M
 2024) gives every direction of a momentum the same length, and learns more in as many steps
 (``benchmarks/studies/ablations.py`` measures it). A kernel [o, i, k, l] counts as the matrix
 [o, i k l]. Depthwise kernels mix no channels and are no matrices, and neither is what has one row
-or one column. The step is as long as Adam's (Liu et al., 2025), so both take one learning rate.
+or one column. By absolute rates its step is as long as Adam's (Liu et al.,
+2025).
 
 The rate is a share: a step moves a kernel by that much of the root mean square of its weights as
 they were before the first (Adafactor's relative steps, Shazeer & Stern, 2018, whose size follows
-the weights as they change). Layers of one network differ by factors of a hundred, and an absolute
-step that teaches one destroys another. What has one dimension, such as a bias, may be zero, and
-moves by the rate itself.
+the weights as they change). Layers of one network differ widely, and an absolute step that teaches
+one destroys another. Muon's steps are just as long, Adam's at most. What has one dimension, such as
+a bias, may be zero, and moves by the rate itself.
 """
 
 from __future__ import annotations
