@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 
 from edgeclean.backdoor.purify import unlearned_classes
 from edgeclean.compression.latency_table import LatencyTable
-from edgeclean.compression.settings import SEARCHED_RATIOS
+from edgeclean.compression.settings import OF_LAYERS, SEARCHED_RATIOS
 from edgeclean.config import PipelineSettings
 from edgeclean.errors import AccuracyGateError, RatioError
 from edgeclean.gates import NOTHING_WRITTEN, Policy
@@ -148,7 +148,8 @@ def with_ratio(
 
 def at_ratio(settings: PipelineSettings, ratio: float) -> PipelineSettings:
     """Return settings that ask for a ratio in the place of an accuracy."""
-    ranks = replace(settings.ranks, keep_accuracy=None, ratio=ratio)
+    forms = settings.ranks.forms or OF_LAYERS  # which a forecast was learnt from
+    ranks = replace(settings.ranks, keep_accuracy=None, ratio=ratio, forms=forms)
     return replace(settings, ranks=ranks)
 
 

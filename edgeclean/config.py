@@ -146,6 +146,8 @@ def settings_for(
         decided = overlay(decided, _CLEAN_COMPACT)
     if target.kind == "mcu":  # its precision is no choice of speed: nothing else may fit
         decided["precision"] = {"format": target.default_precision}
+    if target.kind == "mcu" or _lacks_resize(target):  # its flash smaller images do not save
+        decided = overlay({"ranks": {"forms": [*OF_LAYERS]}}, decided)
     if target.scales != "channel":
         decided = overlay(decided, {"precision": {"scales": target.scales}})
     decided = overlay(decided, lengths_of(entries.get("effort")))
@@ -162,11 +164,15 @@ def _check_forms(ranks: RankSettings, target: Target) -> None:
     Raises:
         UsageError: it does.
     """
-    if "resolution" in ranks.forms and target.operators and RESIZE not in target.operators:
+    if "resolution" in (ranks.forms or ()) and _lacks_resize(target):
         raise UsageError(
             f"--forms resolution puts a {RESIZE} into the network, and {target.name} does not list "
             f"it among its operators; ask for --forms {','.join(OF_LAYERS)}"
         )
+
+
+def _lacks_resize(target: Target) -> bool:
+    return bool(target.operators) and RESIZE not in target.operators
 
 
 def configured(
@@ -202,7 +208,7 @@ def check_goal(settings: PipelineSettings, target: Target, table: LatencyTable |
     """
     precision, goal = settings.precision.format, settings.ranks
     if table is not None:
-        if "resolution" in goal.forms:
+        if "resolution" in (goal.forms or ()):
             raise UsageError(
                 "--forms resolution cannot be planned by a latency table, which has no times of "
                 "other sizes of images; leave out one of them"

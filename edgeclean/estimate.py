@@ -231,10 +231,10 @@ def _ranks(settings: PipelineSettings, each: PassSeconds) -> Iterator[Part]:
     """Plan six forms of every layer, tried on the images, and a fit of each chosen one."""
     passes = settings.ranks.images * each.layers * each.forward
     yield Part(stage="ranks", title="Measuring layers", seconds=MEASURED * passes)
-    if "hidden" in settings.ranks.forms:  # a unit for every two layers or so
+    if "hidden" in settings.ranks.of_layers:  # a unit for every two layers or so
         yield Part(stage="ranks", title="Measuring hidden channels", seconds=MEASURED / 2 * passes)
     yield Part(stage="ranks", title="Fitting layers", seconds=FITTED * passes)
-    if "resolution" in settings.ranks.forms:  # more plans, where smaller images promise much
+    if settings.ranks.may_resize:  # more plans, where smaller images promise much
         planned = 2 * SMALLER * (MEASURED + FITTED) * passes
         tried = (1 + MOST_TRIED) * _recovery(settings, each, PROBE_SHARE).seconds
         yield Part(stage="ranks", title=TRYING, seconds=planned + tried, expected=False)

@@ -13,11 +13,11 @@ from benchmarks.suite.cells import Cell
 DEPTHWISE = Path(__file__).parents[1] / "results" / "depthwise.json"
 NETWORKS = ("efficientnet-lite0", "mobilenet-v2-badnets", "mobilenet-v2-clean")
 RATIOS = (1.5, 2.0, 3.0, 4.0)
-METHODS = ("none", "smaller", "guided", "pruned", "pruned-8")
+METHODS = ("none", "own-size", "guided", "pruned", "pruned-8")
 EFFORTS = ("quick", "standard", "thorough")
 NAMES = {
     "none": "edgeclean, `--purify none`",
-    "smaller": "edgeclean, `--purify none`, smaller images",
+    "own-size": "edgeclean, `--purify none`, images at their own size",
     "guided": "edgeclean, the default",
     "pruned": "torch-pruning, tuned",
     "pruned-8": "torch-pruning, rounded to 8, tuned",

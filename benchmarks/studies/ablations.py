@@ -32,7 +32,7 @@ from edgeclean.compression.clamp import scale
 from edgeclean.compression.decompose import decompose
 from edgeclean.compression.finetune import FinetuneSettings, finetune
 from edgeclean.compression.resolution import choose_plan
-from edgeclean.compression.settings import Form, RankSettings
+from edgeclean.compression.settings import OF_LAYERS, Form
 from edgeclean.compression.truncate import truncate
 from edgeclean.config import PipelineSettings, settings_for
 from edgeclean.devices.targets import load_target
@@ -63,7 +63,7 @@ class Recovery:
 
     settings: FinetuneSettings = field(default_factory=FinetuneSettings)
     synthesis: SynthesizeSettings = field(default_factory=SynthesizeSettings)
-    forms: tuple[Form, ...] = RankSettings().forms
+    forms: tuple[Form, ...] = OF_LAYERS
     crops: bool = False
     real: bool = False
 

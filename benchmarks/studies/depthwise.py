@@ -2,12 +2,12 @@
 
 Each row is one network, ratio and method in a process of its own, whose wall and processor time and
 peak memory are its own. ``none`` and ``guided`` are ``edgeclean compress`` with that ``--purify``;
-with ``none`` one search alone is run, so that the time is that of the compression. ``smaller`` is
-``none`` where the network may also see its images smaller. ``pruned`` is torch-pruning at no more
-MACs, as it is and tuned by edgeclean's own recovery on the same synthetic images (by its outputs
-alone: pruned maps have no counterpart in the teacher's); ``pruned-8`` rounds channels to 8. Test
-images and trigger, which no stage sees, measure before and after. A ratio that is refused is a row
-with the refusal.
+with ``none`` one search alone is run, so that the time is that of the compression. ``own-size`` is
+``none`` where the network's layers may not see its images smaller. ``pruned`` is torch-pruning at
+no more MACs, as it is and tuned by edgeclean's own recovery on the same synthetic images (by its
+outputs alone: pruned maps have no counterpart in the teacher's); ``pruned-8`` rounds channels to 8.
+Test images and trigger, which no stage sees, measure before and after. A ratio that is refused is a
+row with the refusal.
 
 A row joins ``results/depthwise.json`` as it is done, and is not run again without ``--again``.
 Stages are kept under ``.bench/kept``; a row says how many of its own it took up from there, and
@@ -149,8 +149,8 @@ def _write_row(key: Key) -> None:
 
 def settings_of(key: Key) -> PipelineSettings:
     """Return the job's settings: the defaults of its effort, its ratio and ``--purify``."""
-    purify = "none" if key.method in ("none", "smaller") else "guided"
-    forms = {"forms": [*OF_LAYERS, "resolution"]} if key.method == "smaller" else {}
+    purify = "none" if key.method in ("none", "own-size") else "guided"
+    forms = {"forms": [*OF_LAYERS]} if key.method == "own-size" else {}
     asked = {
         "seed": key.seed,
         "effort": key.effort,

@@ -154,8 +154,7 @@ def _plans(
     images: SyntheticImages,
 ) -> Iterator[RankPlan]:
     """Yield the plan of the network's own size, and of every one that the planner may try."""
-    forms = tuple(form for form in settings.ranks.forms if form != "resolution")
-    layers = replace(settings.ranks, forms=forms)
+    layers = replace(settings.ranks, forms=settings.ranks.of_layers)
     own = choose_plan(scaled, layers, images=images)
     yield own
     for size in smaller_sizes(network, own.ratio_asked):

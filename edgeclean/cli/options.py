@@ -190,8 +190,8 @@ Forms = Annotated[
     str | None,
     typer.Option(
         help="What layers may become, with commas between: tucker (low-rank factors), hidden "
-        "(fewer of the channels inside a block), separable (a Kx1 and a 1xK convolution); or "
-        "these and resolution (the network sees its images smaller).",
+        "(fewer of the channels inside a block), separable (a Kx1 and a 1xK convolution), and "
+        "beside these resolution (the network sees its images smaller); all that serve the goal.",
         rich_help_panel=SIZE,
     ),
 ]

@@ -94,7 +94,7 @@ class CandidateLimits:
             cost=cost,
             rank_multiple=settings.rank_multiple,
             least_gain=settings.least_gain,
-            forms=settings.forms,
+            forms=settings.of_layers,
         )
 
 
@@ -247,7 +247,7 @@ def all_candidates(
         layer, asked = network.layers[name], settings.overridden.get(name)
         known = None if times is None else times.get(name)
         forced = None if asked is None else forced_candidate(layer, asked, known)
-        fit = network.fit(name, settings.forms if asked is None else [form_of(asked)])
+        fit = network.fit(name, settings.of_layers if asked is None else [form_of(asked)])
         dense = dense_candidate(layer, known)
         if asked is not None and forced is not None:
             listed: tuple[Candidate, ...] = (replace(forced, loss=fit.loss(asked)),)

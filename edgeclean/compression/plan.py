@@ -251,7 +251,7 @@ def choose_ranks(
         *(network, settings.keep, images),
         most_images=settings.images,
         ridge=ridge,
-        hidden="hidden" in settings.forms,
+        hidden="hidden" in settings.of_layers,
     )
     check_overrides(planned, settings)
     times, network_ns = (None, None) if table is None else layer_times(planned, table)

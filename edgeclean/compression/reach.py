@@ -58,7 +58,7 @@ def check_reach(
         layers = decomposed.layers.values()
         raise UsageError(why_none([{**one.describe(), "reason": one.reason} for one in layers]))
     kept = {*keep, *settings.keep}
-    hidden = "hidden" in settings.forms
+    hidden = "hidden" in settings.of_layers
     planned = planned_network(network, kept, None, most_images=1, ridge=None, hidden=hidden)
     check_overrides(planned, settings)
     times, network_ns = (None, None) if table is None else layer_times(planned, table)

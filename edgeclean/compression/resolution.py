@@ -27,7 +27,7 @@ from edgeclean.compression.finetune import FinetuneSettings, finetune
 from edgeclean.compression.goals import FileSize
 from edgeclean.compression.latency_table import LatencyTable
 from edgeclean.compression.plan import RankPlan, choose_ranks
-from edgeclean.compression.settings import Form, RankSettings
+from edgeclean.compression.settings import RankSettings
 from edgeclean.compression.truncate import TruncateSettings, truncate
 from edgeclean.images.procedural import procedural_images
 from edgeclean.networks.cost import count_macs
@@ -87,12 +87,12 @@ def choose_plan(  # noqa: PLR0913 - a plan is of a network, for a goal, on image
         RatioError, UsageError, InputRejectedError: see `choose_ranks`.
         NotFiniteError: a short recovery's loss is not finite.
     """
-    layered = replace(settings, forms=_of_layers(settings.forms))
+    layered = replace(settings, forms=settings.of_layers)
     plan = choose_ranks(network, layered, images=images, table=table, file=file, progress=progress)
-    plan = replace(plan, settings={**plan.settings, "forms": list(settings.forms)})
-    asked = "resolution" in settings.forms and table is None  # which has no times of other sizes
+    asked = settings.may_resize and table is None  # which has no times of other sizes
     if not asked or images is None or recovery is None:
         return plan
+    plan = replace(plan, settings={**plan.settings, "forms": [*settings.of_layers, "resolution"]})
     whole = replace(network, module=merged_module(network.module).eval())
     sizes = list(smaller_sizes(whole, plan.ratio_asked))
     if not sizes:
@@ -263,10 +263,6 @@ class Judge:
         # Outputs that point the other way are as bad as none, which are all change.
         common = max(0.0, float((own * given).sum()))
         return 1 - common**2 / squares if squares > 0 else 1.0
-
-
-def _of_layers(forms: tuple[Form, ...]) -> tuple[Form, ...]:
-    return tuple(form for form in forms if form != "resolution")
 
 
 def _stride(layers: tuple[Layer, ...], axis: int, side: int) -> int:

@@ -52,9 +52,10 @@ class RankSettings(Settings):
         measure: the cost: multiply-accumulates of one image, or parameters.
         rank_multiple: ranks are multiples of this where the layer is wide enough.
         forms: what layers may become: low-rank factors (the slides), fewer of the channels that
-            one convolution makes and one layer reads, and a Kx1 and a 1xK convolution; and, where
-            ``resolution`` is asked for, the whole network may see its images smaller
-            (`compression.resolution`).
+            one convolution makes and one layer reads, and a Kx1 and a 1xK convolution; by
+            ``resolution`` the whole network may see its images smaller (`compression.resolution`).
+            None is all that serve the goal: ``resolution`` is among them for a ratio of
+            multiply-accumulates alone, and where no latency table decides.
         keep: layers that stay as they are.
         overrides: (r_out, r_in) of single layers, where a rank equal to the channel count leaves
             that mode whole; or of a separable kernel the direction of the first convolution, and
@@ -78,7 +79,7 @@ class RankSettings(Settings):
     size_budget: int | None = setting(None, at_least=1, at_most=2**63 - 1)
     measure: Measure = "macs"
     rank_multiple: int = setting(1, at_least=1, at_most=MOST_RANK)
-    forms: tuple[Form, ...] = setting(OF_LAYERS, entries=(1, 4))
+    forms: tuple[Form, ...] | None = setting(None, entries=(1, 4))
     keep: tuple[str, ...] = setting((), longest=MOST_LAYER_NAME, entries=(0, MOST_LAYERS))
     overrides: Mapping[str, tuple[int | Axis, int]] = setting(
         {}, at_least=1, at_most=MOST_RANK, entries=(0, MOST_LAYERS)
@@ -103,22 +104,39 @@ class RankSettings(Settings):
                 f"--measure {self.measure} is of a ratio; leave it out with "
                 f"--{asked[0].replace('_', '-')}"
             )
-        if len(set(self.forms)) < len(self.forms):
-            raise UsageError(f"--forms names {self.forms[0]!r} twice; once is enough")
-        by_macs = self.measure == "macs" and (not asked or asked[0] in ("ratio", "keep_accuracy"))
-        if "resolution" in self.forms and not by_macs:
-            raise UsageError(
-                "--forms resolution is for a ratio of multiply-accumulates, which alone fall with "
-                "the pixels; leave it out with any other goal"
-            )
-        if self.forms == ("resolution",):
-            raise UsageError(
-                "--forms resolution makes no layer smaller; name tucker, hidden or separable too"
-            )
+        self._check_forms(asked)
         if both := sorted(set(self.keep) & set(self.overrides)):
             raise UsageError(
                 f"{shown(both[0])} is kept and has ranks of its own; choose one of them"
             )
+
+    def _check_forms(self, asked: list[str]) -> None:
+        forms = self.forms or OF_LAYERS
+        if len(set(forms)) < len(forms):
+            raise UsageError(f"--forms names {forms[0]!r} twice; once is enough")
+        by_macs = self.measure == "macs" and (not asked or asked[0] in ("ratio", "keep_accuracy"))
+        if "resolution" in forms and not by_macs:
+            raise UsageError(
+                "--forms resolution is for a ratio of multiply-accumulates, which alone fall with "
+                "the pixels; leave it out with any other goal"
+            )
+        if forms == ("resolution",):
+            raise UsageError(
+                "--forms resolution makes no layer smaller; name tucker, hidden or separable too"
+            )
+
+    @property
+    def of_layers(self) -> tuple[Form, ...]:
+        """The forms of single layers."""
+        return tuple(form for form in self.forms or OF_LAYERS if form != "resolution")
+
+    @property
+    def may_resize(self) -> bool:
+        """Whether the network may see its images smaller, where no latency table decides."""
+        if self.forms is not None:
+            return "resolution" in self.forms
+        goal = [name for name in GOALS if getattr(self, name) is not None]
+        return self.measure == "macs" and goal in ([], ["ratio"])
 
     @property
     def overridden(self) -> dict[str, Ranks]:

@@ -118,4 +118,4 @@ def _table_key(files: NetworkFiles, cell: CellPlan) -> str:
     named = files.model_sha256 if files.is_state_dict else files.sha256
     ranks = settings.ranks
     overrides = sorted(ranks.overrides.items())
-    return digest([named, overrides, settings.latency, ranks.rank_multiple, ranks.forms])
+    return digest([named, overrides, settings.latency, ranks.rank_multiple, ranks.of_layers])

@@ -27,7 +27,7 @@ from edgeclean.compression.latency_table import (
     layers_digest,
 )
 from edgeclean.compression.rank_grids import measured_grid
-from edgeclean.compression.settings import Form, RankSettings
+from edgeclean.compression.settings import OF_LAYERS, Form
 from edgeclean.environment import versions
 from edgeclean.errors import UsageError
 from edgeclean.measure.block_backends import Backend, Run, chain_model, open_backend
@@ -98,7 +98,7 @@ def measure_table(  # noqa: PLR0913 - what is timed, and how
     *,
     model: bytes,
     settings: BlockLatencySettings,
-    forms: Collection[Form] = RankSettings().forms,
+    forms: Collection[Form] = OF_LAYERS,
     cuts: Mapping[ConvShape, Sequence[ConvShape]] | None = None,
     kept: Rows | None = None,
     progress: Progress = silent,

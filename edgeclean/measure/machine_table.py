@@ -52,7 +52,7 @@ def measured_table(
         *(network, layers),
         model=model,
         settings=settings,
-        forms=chosen.forms,
+        forms=chosen.of_layers,
         cuts=cut_shapes(planned, RankSettings()),
         kept=kept,
         progress=progress,

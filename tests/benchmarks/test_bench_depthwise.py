@@ -108,6 +108,9 @@ def test_jobs_are_the_defaults_but_for_the_search_of_none():
     plain = settings_for(target, {**asked, "purify": {"mode": "none"}})
     assert none.scan.searches == ("patch bank",)
     assert replace(none, scan=plain.scan) == plain
+    own = depthwise.settings_of(KEY._replace(method="own-size"))
+    assert not own.ranks.may_resize
+    assert replace(own, ranks=none.ranks) == none
 
 
 def test_a_ratio_out_of_reach_is_a_row_with_the_refusal(monkeypatch, tmp_path):

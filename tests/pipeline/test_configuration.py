@@ -11,6 +11,7 @@ import pytest
 from latency_tables import made_up_table
 from tiny_networks import tiny_network
 
+from edgeclean.accuracy_goal import at_ratio
 from edgeclean.config import (
     PipelineSettings,
     check_goal,
@@ -147,8 +148,37 @@ def test_a_target_without_resize_is_not_given_one() -> None:
     assert settings_for(listed, asked).ranks.forms == ("tucker", "resolution")
     lacking = replace(listed, operators=tuple(one for one in listed.operators if one != "Resize"))
     assert settings_for(lacking, {}).ranks.forms == ("tucker", "hidden", "separable")
+    assert settings_for(listed, {}).ranks.may_resize
     with pytest.raises(UsageError, match="does not list it among its operators"):
         settings_for(lacking, asked)
+
+
+@pytest.mark.parametrize(
+    ("target", "asked", "may"),
+    [
+        ("cpu", {}, True),
+        ("jetson", {"ranks": {"ratio": 4.0}}, True),
+        ("cpu", {"ranks": {"ratio": 4.0, "measure": "params"}}, False),
+        ("cpu", {"ranks": {"speedup": 2.0}}, False),
+        ("cpu", {"ranks": {"size_budget": 10**6}}, False),
+        ("cpu", {"ranks": {"keep_accuracy": 2.0}}, False),
+        ("cpu", {"ranks": {"keep_accuracy": 2.0, "forms": ["tucker", "resolution"]}}, True),
+        ("cpu", {"ranks": {"forms": ["tucker", "hidden", "separable"]}}, False),
+        ("cpu", {"purify": {"mode": "clean-compact"}}, False),
+        ("cortex-m", {}, False),  # what does not fit its flash is the weights
+    ],
+)
+def test_images_may_shrink_where_the_pixels_serve_the_goal(
+    target: str, asked: dict[str, Any], may: bool
+) -> None:
+    assert settings_for(load_target(target), asked).ranks.may_resize is may
+
+
+def test_ratios_that_a_forecast_compares_are_of_layers_alone() -> None:
+    searched = settings_for(load_target("cpu"), {"ranks": {"keep_accuracy": 2.0}})
+    assert not at_ratio(searched, 3.0).ranks.may_resize
+    asked = {"ranks": {"keep_accuracy": 2.0, "forms": ["tucker", "resolution"]}}
+    assert at_ratio(settings_for(load_target("cpu"), asked), 3.0).ranks.may_resize
 
 
 def test_a_latency_table_has_no_times_of_smaller_images() -> None:
@@ -157,3 +187,4 @@ def test_a_latency_table_has_no_times_of_smaller_images() -> None:
     table = made_up_table(tiny_network())
     with pytest.raises(UsageError, match="no times of other sizes"):
         check_goal(settings, target, table)
+    check_goal(settings_for(target, {}), target, table)  # nobody asked for it: layers alone
