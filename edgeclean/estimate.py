@@ -165,7 +165,7 @@ def _scan(settings: PipelineSettings, classes: int, each: PassSeconds) -> Iterat
         elif name == GRATINGS:
             passes, forwards = 0, _halving(MOST_GRATINGS, KEPT, classes)
         elif name == ONE_SOURCE:
-            passes = pair_passes(classes, chosen.steps)
+            passes = pair_passes(classes, chosen.images, chosen.steps)
         elif name == ALL_TO_ALL:
             passes *= 8 + few * 2 * classes  # two families, four starts each, and few classes' own
         else:  # later starts search ten classes

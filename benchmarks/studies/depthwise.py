@@ -31,7 +31,15 @@ from pathlib import Path
 import torch
 
 from benchmarks.environment import environment
-from benchmarks.rendering.depthwise_table import DEPTHWISE, METHODS, RATIOS, Key, key_of, table
+from benchmarks.rendering.depthwise_table import (
+    DEPTHWISE,
+    METHODS,
+    RATIOS,
+    SHRUNK,
+    Key,
+    key_of,
+    table,
+)
 from benchmarks.studies.compress_zoo import KEPT, THREADS
 from benchmarks.studies.depthwise_latency import measure_latencies, onnx_path
 from benchmarks.studies.depthwise_networks import TrainedNetwork, rates, trained_networks
@@ -118,6 +126,8 @@ def _asked(options: argparse.Namespace) -> Iterator[Key]:
     names = options.network or list(trained_networks())
     asked = product(options.seed, options.effort, names, options.method, options.ratio)
     for seed, effort, name, method, ratio in asked:
+        if method == "own-size" and name != SHRUNK:
+            continue
         yield Key(network=name, method=method, effort=effort, ratio=ratio, seed=seed)
 
 

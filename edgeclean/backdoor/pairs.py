@@ -38,7 +38,10 @@ from edgeclean.backdoor.gradient import (
 )
 
 FEWEST_PAIRED = 6  # classes; of fewer, two classes explain too much of any pair's cost
-MOST_PAIRED = 12  # classes; of more, pairs are too many to search
+MOST_PAIRED = 11  # classes; of more, pairs are too many to search
+# For each class. With 25 of them what a pair costs depends on which they are: in networks without
+# such a backdoor a pair then stood out as far as one of the attack does.
+FEWEST_IMAGES = 43
 PAIR_FAMILIES = ("masked patch", "additive")
 PAIR_IMAGES = 4  # of each pair in a step
 LENGTH = 0.4  # of the steps of a search towards every class: nine times as many are searched
@@ -48,6 +51,11 @@ PAIRS_SEE = (
     "stamps that move images of two or more classes but not of all, and warps",
 )
 _MOST_TOLD = 0.9  # of a pair by its way back; with all of it nothing would be left to judge
+# Beyond what the luckiest of normal draws reaches, for rests have heavier tails: of eight networks
+# of ten classes without such a backdoor (`benchmarks/results/source-specific.json`) the largest
+# scores were 3.2 on average and spread by 0.3; of a Gumbel distribution like that, one in 1,000
+# lies above 4.7.
+_HEAVIER = 1.75
 _LEAST_SPREAD = 0.05  # of log costs, where nearly all pairs cost the same
 
 
@@ -67,14 +75,14 @@ class Pair:
     score: float
 
 
-def has_pairs(classes: int) -> bool:
-    """Return whether the pairs of so many classes are searched."""
-    return FEWEST_PAIRED <= classes <= MOST_PAIRED
+def has_pairs(classes: int, images: int) -> bool:
+    """Return whether the pairs of so many classes are searched on so many images."""
+    return FEWEST_PAIRED <= classes <= MOST_PAIRED and images >= FEWEST_IMAGES * classes
 
 
-def pair_passes(classes: int, steps: int) -> int:
+def pair_passes(classes: int, images: int, steps: int) -> int:
     """Return the passes, forward and back, of a search beside whose steps are ``steps``."""
-    pairs = classes * (classes - 1) if has_pairs(classes) else 0
+    pairs = classes * (classes - 1) if has_pairs(classes, images) else 0
     return pairs * len(PAIR_FAMILIES) * PAIR_IMAGES * _length(steps)
 
 
@@ -91,7 +99,7 @@ def judged_pairs(
     The pairs that stand out are searched again at full length. The record has of each class the
     plainest pair that leads there: its cost, its success on images of its own source, and its
     score, which is 0 where others lead there nearly as cheaply. Networks of fewer than six classes,
-    or of more than twelve, are not searched.
+    or of more than eleven, are not searched, nor is any on fewer than 43 images a class.
 
     Args:
         name: the search's name.
@@ -101,7 +109,8 @@ def judged_pairs(
         steps: Adam steps of a search towards every class, of which a share is taken.
         generator: the source of starts and draws.
     """
-    searched, threshold = has_pairs(classes), pair_threshold(classes)
+    count = len(evidence.pixels)
+    searched, threshold = has_pairs(classes, count), pair_threshold(classes)
     pairs = search_every_pair(module, evidence, classes, steps, generator) if searched else []
     plainest = plainest_of_targets(pairs)
     apart = [pair for pair in plainest.values() if pair.score > threshold]
@@ -110,7 +119,10 @@ def judged_pairs(
         again, share = searched_again(module, evidence, pair, classes, steps, generator)
         suspected += [again] * (share < CHEAP)
         plainest[pair.found.slot.target] = again if share < CHEAP else replace(again, score=0.0)
-    unsearched = f"everything here: pairs of {FEWEST_PAIRED} to {MOST_PAIRED} classes are searched"
+    unsearched = (
+        f"everything here: pairs of {FEWEST_PAIRED} to {MOST_PAIRED} classes are searched, on "
+        f"{FEWEST_IMAGES} images of each or more; these were {count} of {classes:,} classes"
+    )
     nothing = Pair(found=Found(Slot(0), math.inf, 0.0, None), family="", score=0.0)
     of_class = [plainest.get(target, nothing) for target in range(classes)]
     record = SearchRecord(
@@ -256,10 +268,10 @@ def pair_scores(results: Sequence[Found], classes: int) -> Float[Tensor, "k k"]:
 def pair_threshold(classes: int) -> float:
     """Return the score above which a pair is suspected.
 
-    It is what the luckiest of as many normal draws is expected to reach, and half a deviation more,
-    as of classes.
+    It is what the luckiest of as many normal draws is expected to reach, and more, as networks
+    without such a backdoor have it.
     """
-    return 0.5 + math.sqrt(2 * math.log(classes * (classes - 1)))
+    return _HEAVIER + math.sqrt(2 * math.log(classes * (classes - 1)))
 
 
 def plainest_of_targets(pairs: Sequence[Pair]) -> dict[int, Pair]:

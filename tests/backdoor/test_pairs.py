@@ -1,6 +1,7 @@
 """A stamp that moves one class alone stands out of the pairs of classes, and is unlearned there."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional
 from edgeclean.backdoor.findings import Suspect
 from edgeclean.backdoor.gradient import ANY, Evidence, Found, Slot
 from edgeclean.backdoor.pairs import (
+    FEWEST_IMAGES,
     FEWEST_PAIRED,
     MOST_PAIRED,
     has_pairs,
@@ -24,6 +26,8 @@ from edgeclean.backdoor.purify import PurifySettings, purify, source_of
 from edgeclean.backdoor.scan import ScanSettings, scan, trigger_success, without_parts
 from edgeclean.backdoor.triggers import AdditiveTrigger, MaskedTrigger
 from edgeclean.backdoor.unlearn import UnlearnSettings
+from edgeclean.config import settings_for
+from edgeclean.devices.targets import load_target
 from edgeclean.networks.state import LoadedNetwork, ModelSpec, SyntheticImages
 
 SOURCE, TARGET, CLASSES, SIZE = 4, 2, 8, 16
@@ -56,8 +60,10 @@ class OneClassMoves(nn.Module):
 @pytest.fixture(scope="module")
 def images() -> SyntheticImages:
     """Noise on grey, with the pixels of one set a quarter brighter."""
-    labels = torch.arange(256) % CLASSES
-    pixels = 0.3 + 0.2 * torch.rand(256, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(FEWEST_IMAGES * CLASSES) % CLASSES
+    pixels = 0.3 + 0.2 * torch.rand(
+        len(labels), 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)
+    )
     brighter = (OneClassMoves().sets.T > 0)[labels].unflatten(1, (1, 12, SIZE))
     pixels[:, :, :12] += 0.25 * brighter
     return SyntheticImages(pixels=pixels, labels=labels, origin="x")
@@ -163,15 +169,32 @@ def test_too_few_and_too_many_classes_are_not_searched_and_the_record_says_so(cl
         def forward(self, images):
             raise AssertionError
 
-    pixels = torch.zeros(3, 3, SIZE, SIZE)
-    evidence = Evidence(pixels, torch.zeros(3, dtype=torch.int64))
+    count = FEWEST_IMAGES * classes
+    pixels = torch.zeros(count, 3, 2, 2)
+    evidence = Evidence(pixels, torch.zeros(count, dtype=torch.int64))
     record, suspects = judged_pairs("x", Never(), evidence, classes, 9, torch.Generator())
     assert suspects == []
     assert record.searched == ()
     assert record.blind_to.startswith("everything here")
     assert record.scores == (0.0,) * classes
-    assert pair_passes(classes, 100) == 0
-    assert not has_pairs(classes)
+    assert pair_passes(classes, count, 100) == 0
+    assert not has_pairs(classes, count)
+
+
+def test_on_few_images_of_each_class_pairs_are_not_judged(images):
+    less = FEWEST_IMAGES * CLASSES - 1
+    few = replace(images, pixels=images.pixels[:less], labels=images.labels[:less])
+    (record,) = scan(network(OneClassMoves()), few, SEARCH, seed=0).searches
+    assert record.searched == ()
+    assert "43 images of each or more; these were 343 of 8 classes" in record.blind_to
+    assert not any(record.scores)
+
+
+@pytest.mark.parametrize(("effort", "searched"), [("quick", False), ("standard", True)])
+def test_pairs_of_ten_classes_are_searched_at_standard_length(effort, searched):
+    settings = settings_for(load_target("cpu"), {"effort": effort})
+    images = min(settings.scan.images, settings.synthesize.count)
+    assert has_pairs(10, images) is searched
 
 
 def test_a_class_that_no_image_is_given_any_more_leaves_all_images_to_search_on():
