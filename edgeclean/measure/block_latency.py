@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -113,7 +113,8 @@ def measure_table(  # noqa: PLR0913 - what is timed, and how
         forms: what layers may become; see `measured_grid`.
         cuts: layers with fewer channels, by the shape of the layer that they are timed beside.
         kept: store of earlier measurements: rows measured on this device before are taken from
-            it, and new rows are added.
+            it, and new rows are added. Where layers take longer together than their network, as on
+            a machine with other work, all are measured once more.
         progress: called after every shape.
 
     Raises:
@@ -128,28 +129,19 @@ def measure_table(  # noqa: PLR0913 - what is timed, and how
     for name in layers:
         if name in found:
             extra[found[name]] |= set(layers[name])
-    measure, smaller = _Measuring(backend, settings, kept), dict(cuts or {})
-    steps = len(extra) + len(smaller) + 1
-    blocks: dict[ConvShape, tuple[TimedRanks, ...]] = {}
-    for done, (shape, ranks) in enumerate(extra.items()):
-        progress("Timing layers", done, steps)
-        blocks[shape] = measure.block(shape, {*measured_grid(shape, forms), *ranks})
-    for done, (shape, shapes) in enumerate(smaller.items(), start=len(extra)):
-        progress("Timing layers", done, steps)
-        blocks = measure.cuts(shape, [one for one in shapes if one not in blocks]) | blocks
-    progress("Timing layers", steps - 1, steps)
-    whole = measure.network(model, layers_digest(found.values()))
-    progress("Timing layers", steps, steps)
-    return LatencyTable(
-        device=backend.device,
-        runtime=backend.runtime,
-        threads=settings.threads,
-        batch=settings.batch,
-        precision="fp32",
-        versions=versions(),
-        network=whole,
-        blocks=blocks,
-    )
+    asked = {shape: {*measured_grid(shape, forms), *ranks} for shape, ranks in extra.items()}
+    measure = _Measuring(backend, settings, kept)
+    table = measure.table(asked, cuts or {}, model, found, progress)
+    if not _can_be_planned_by(table, found):
+        table = replace(measure, anew=True).table(asked, cuts or {}, model, found, progress)
+    return table
+
+
+def _can_be_planned_by(table: LatencyTable, found: Mapping[str, ConvShape]) -> bool:
+    """Whether the network takes longer than its layers could save together."""
+    rows = [table.blocks[shape] for shape in found.values() if shape in table.blocks]
+    saved = sum(row[0].ms - min(one.ms for one in row) for row in rows)  # the whole layer is first
+    return table.network is not None and saved < table.network.ms
 
 
 def _opened(settings: BlockLatencySettings) -> Backend | ConfinedBackend:
@@ -163,6 +155,38 @@ class _Measuring:
     backend: Backend | ConfinedBackend
     settings: BlockLatencySettings
     kept: Rows | None
+    anew: bool = False  # what was kept is measured once more
+
+    def table(
+        self,
+        asked: Mapping[ConvShape, Collection[Ranks]],
+        smaller: Mapping[ConvShape, Sequence[ConvShape]],
+        model: bytes,
+        found: Mapping[str, ConvShape],
+        progress: Progress,
+    ) -> LatencyTable:
+        """Time layers at these ranks and with fewer channels, and their network."""
+        steps = len(asked) + len(smaller) + 1
+        blocks: dict[ConvShape, tuple[TimedRanks, ...]] = {}
+        for done, (shape, ranks) in enumerate(asked.items()):
+            progress("Timing layers", done, steps)
+            blocks[shape] = self.block(shape, ranks)
+        for done, (shape, shapes) in enumerate(smaller.items(), start=len(asked)):
+            progress("Timing layers", done, steps)
+            blocks = self.cuts(shape, [one for one in shapes if one not in blocks]) | blocks
+        progress("Timing layers", steps - 1, steps)
+        whole = self.network(model, layers_digest(found.values()))
+        progress("Timing layers", steps, steps)
+        return LatencyTable(
+            device=self.backend.device,
+            runtime=self.backend.runtime,
+            threads=self.settings.threads,
+            batch=self.settings.batch,
+            precision="fp32",
+            versions=versions(),
+            network=whole,
+            blocks=blocks,
+        )
 
     def block(self, shape: ConvShape, every: Collection[Ranks]) -> tuple[TimedRanks, ...]:
         """Time the one convolution and its factorisations, in turns."""
@@ -231,7 +255,7 @@ class _Measuring:
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     def _row(self, key: str, measure: Callable[[], Any]) -> Any:
-        stored = None if self.kept is None else self.kept.get(key)
+        stored = None if self.kept is None or self.anew else self.kept.get(key)
         if stored is not None:
             return json.loads(stored)
         row = measure()
