@@ -146,7 +146,8 @@ def settings_for(
         decided = overlay(decided, _CLEAN_COMPACT)
     if target.kind == "mcu":  # its precision is no choice of speed: nothing else may fit
         decided["precision"] = {"format": target.default_precision}
-    if target.kind == "mcu" or _lacks_resize(target):  # its flash smaller images do not save
+    # Of a microcontroller the flash is short, and smaller images leave the weights as they are.
+    if target.kind == "mcu" or _lacks_resize(target):
         decided = overlay({"ranks": {"forms": [*OF_LAYERS]}}, decided)
     if target.scales != "channel":
         decided = overlay(decided, {"precision": {"scales": target.scales}})

@@ -40,6 +40,11 @@ def key_of(row: Cell) -> Key:
     return Key(*(row[name] for name in Key._fields))
 
 
+def is_asked(network: str, method: str) -> bool:
+    """Return whether a method is one of a network's rows."""
+    return method != "own-size" or network == SHRUNK
+
+
 def table(rows: Mapping[Key, Cell], latencies: Mapping[str, Cell]) -> str:
     """Return a table for each network, one of the latencies, and what has not been run yet."""
     parts = [_of_network(name, rows) for name in NETWORKS]
@@ -115,7 +120,7 @@ def _missing(rows: Mapping[Key, Cell]) -> str:
     asked = [
         (network, method, ratio)
         for network, method, ratio in product(NETWORKS, METHODS, RATIOS)
-        if method != "own-size" or network == SHRUNK
+        if is_asked(network, method)
     ]
     have = {(key.network, key.method, key.ratio) for key in rows}
     lacking = [one for one in asked if one not in have]

@@ -35,8 +35,8 @@ from benchmarks.rendering.depthwise_table import (
     DEPTHWISE,
     METHODS,
     RATIOS,
-    SHRUNK,
     Key,
+    is_asked,
     key_of,
     table,
 )
@@ -126,9 +126,8 @@ def _asked(options: argparse.Namespace) -> Iterator[Key]:
     names = options.network or list(trained_networks())
     asked = product(options.seed, options.effort, names, options.method, options.ratio)
     for seed, effort, name, method, ratio in asked:
-        if method == "own-size" and name != SHRUNK:
-            continue
-        yield Key(network=name, method=method, effort=effort, ratio=ratio, seed=seed)
+        if is_asked(name, method):
+            yield Key(network=name, method=method, effort=effort, ratio=ratio, seed=seed)
 
 
 def _write_row(key: Key) -> None:

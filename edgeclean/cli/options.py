@@ -191,7 +191,8 @@ Forms = Annotated[
     typer.Option(
         help="What layers may become, with commas between: tucker (low-rank factors), hidden "
         "(fewer of the channels inside a block), separable (a Kx1 and a 1xK convolution), and "
-        "beside these resolution (the network sees its images smaller); all that serve the goal.",
+        "beside these resolution (the network sees its images smaller); by default all that serve "
+        "the goal.",
         rich_help_panel=SIZE,
     ),
 ]

@@ -93,7 +93,7 @@ class RankSettings(Settings):
 
     def check_together(self) -> None:
         """Refuse goals that contradict each other, and layers that are both kept and cut."""
-        asked = [name for name in GOALS if getattr(self, name) is not None]
+        asked = self._goals()
         if len(asked) > 1:
             first, second = (f"--{name.replace('_', '-')}" for name in asked[:2])
             raise UsageError(
@@ -104,17 +104,20 @@ class RankSettings(Settings):
                 f"--measure {self.measure} is of a ratio; leave it out with "
                 f"--{asked[0].replace('_', '-')}"
             )
-        self._check_forms(asked)
+        self._check_forms()
         if both := sorted(set(self.keep) & set(self.overrides)):
             raise UsageError(
                 f"{shown(both[0])} is kept and has ranks of its own; choose one of them"
             )
 
-    def _check_forms(self, asked: list[str]) -> None:
-        forms = self.forms or OF_LAYERS
+    def _goals(self) -> list[str]:
+        return [name for name in GOALS if getattr(self, name) is not None]
+
+    def _check_forms(self) -> None:
+        forms, goals = self.forms or OF_LAYERS, self._goals()
         if len(set(forms)) < len(forms):
             raise UsageError(f"--forms names {forms[0]!r} twice; once is enough")
-        by_macs = self.measure == "macs" and (not asked or asked[0] in ("ratio", "keep_accuracy"))
+        by_macs = self.measure == "macs" and goals in ([], ["ratio"], ["keep_accuracy"])
         if "resolution" in forms and not by_macs:
             raise UsageError(
                 "--forms resolution is for a ratio of multiply-accumulates, which alone fall with "
@@ -135,8 +138,7 @@ class RankSettings(Settings):
         """Whether the network may see its images smaller, where no latency table decides."""
         if self.forms is not None:
             return "resolution" in self.forms
-        goal = [name for name in GOALS if getattr(self, name) is not None]
-        return self.measure == "macs" and goal in ([], ["ratio"])
+        return self.measure == "macs" and self._goals() in ([], ["ratio"])
 
     @property
     def overridden(self) -> dict[str, Ranks]:

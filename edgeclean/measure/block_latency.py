@@ -131,16 +131,24 @@ def measure_table(  # noqa: PLR0913 - what is timed, and how
             extra[found[name]] |= set(layers[name])
     asked = {shape: {*measured_grid(shape, forms), *ranks} for shape, ranks in extra.items()}
     measure = _Measuring(backend, settings, kept)
-    table = measure.table(asked, cuts or {}, model, found, progress)
-    if not _can_be_planned_by(table, found):
-        table = replace(measure, anew=True).table(asked, cuts or {}, model, found, progress)
+    smaller = cuts or {}
+    table = measure.table(asked, smaller, model, found, progress)
+    if not _can_be_planned_by(table, found, smaller):
+        table = replace(measure, anew=True).table(asked, smaller, model, found, progress)
     return table
 
 
-def _can_be_planned_by(table: LatencyTable, found: Mapping[str, ConvShape]) -> bool:
+def _can_be_planned_by(
+    table: LatencyTable,
+    found: Mapping[str, ConvShape],
+    cuts: Mapping[ConvShape, Sequence[ConvShape]],
+) -> bool:
     """Whether the network takes longer than its layers could save together."""
-    rows = [table.blocks[shape] for shape in found.values() if shape in table.blocks]
-    saved = sum(row[0].ms - min(one.ms for one in row) for row in rows)  # the whole layer is first
+    saved = 0.0
+    for shape in (one for one in found.values() if one in table.blocks):
+        whole, *rest = table.blocks[shape]
+        fewer = [table.blocks[one][0] for one in cuts.get(shape, ())]
+        saved += whole.ms - min(one.ms for one in (whole, *rest, *fewer))
     return table.network is not None and saved < table.network.ms
 
 

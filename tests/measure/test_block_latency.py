@@ -127,6 +127,32 @@ def test_a_network_quicker_than_what_its_layers_save_is_measured_once_more():
     assert json.loads(kept.rows[down])[0][0] < 1e6  # and nobody meets it a second time
 
 
+def test_what_fewer_channels_save_counts_too():
+    network, kept = plain(), Counted()
+    down = conv_shapes(trace_layers(network.module, network.spec.input_shape))["down"]
+    fewer = replace(down, channels_out=16, channels_in=8)
+
+    def measured():
+        return measure_table(
+            *(network, {"down": ()}),
+            model=export_onnx(network, ExportSettings()),
+            settings=QUICK,
+            cuts={down: [fewer]},
+            kept=kept,
+        )
+
+    row = measured().blocks[down]
+    dense, least = row[0].ms, min(one.ms for one in row)
+    lengths = {len(json.loads(row)): key for key, row in kept.rows.items()}
+    quick = dense - least / 2  # more than all ranks save, and less than no channels would
+    kept.rows[lengths[1]] = json.dumps([[quick, 0.0]]).encode()
+    assert measured().network.ms == quick
+    kept.rows[lengths[2]] = json.dumps([[dense, 0.0], [0.0, 0.0]]).encode()
+    again = measured()
+    assert again.network.ms != quick
+    assert again.blocks[fewer][0].ms > 0
+
+
 def test_forms_take_turns_and_the_first_moves_on():
     order = []
     runs = [lambda place=place: order.append(place) or 1.0 for place in range(3)]
