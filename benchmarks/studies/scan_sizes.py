@@ -1,10 +1,11 @@
 """Time scans over classes and sizes of images: ``python -m benchmarks.studies.scan_sizes``.
 
 Networks of one architecture and one made-up task (`networks.sized`), a backdoored one and a
-control of each, are scanned at ``--effort quick``. Every cell runs in a process of its own, whose
-peak is the operating system's, and joins ``results/scan-sizes.json`` as it is done; cells that are
-there are not run again. ``results/scan-sizes.svg`` and ``.md`` are drawn from that file alone
-(``--draw``). Processor seconds are the measure; wall time includes the machine's other work.
+control of each, are scanned at ``--effort quick``. Training, making the images and scanning are
+three processes, so that the scan's peak, the operating system's, is its own; a cell joins
+``results/scan-sizes.json`` as it is done, and cells that are there are not run again.
+``results/scan-sizes.svg`` and ``.md`` are drawn from that file alone (``--draw``). Processor
+seconds are the measure; wall time includes the machine's other work.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from benchmarks.rendering.drawing import ALARM, INK, SERIES, new_figure, save, s
 from benchmarks.studies.published import RESULTS
 from benchmarks.suite.cells import Cell, write_whole
 from edgeclean.backdoor.scan import scan
-from edgeclean.config import settings_for
+from edgeclean.config import PipelineSettings, settings_for
 from edgeclean.devices.targets import load_target
 from edgeclean.images.synthesize import synthesize
-from edgeclean.networks.state import LoadedNetwork
+from edgeclean.networks.state import LoadedNetwork, SyntheticImages
 
 PATH = RESULTS / "scan-sizes.json"
 CLASSES, SIZES = (2, 10, 43, 100, 1000), (32, 64, 96, 224)
@@ -51,8 +52,8 @@ def main() -> None:
     for wanted in [] if options.draw else _missing(cells, options):
         spawned = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=spawned, max_tasks_per_child=1) as pool:
-            rates = pool.submit(train, *wanted).result()  # its memory is not the scan's
-            cell = {**pool.submit(measure, *wanted).result(), **rates}
+            told = [pool.submit(one, *wanted).result() for one in (train, make_images, measure)]
+        cell: Cell = {key: value for part in told for key, value in part.items()}
         cells = sorted([*cells, cell], key=_key)
         _write(cells)
         print(*wanted, cell["verdict"], flush=True)
@@ -93,15 +94,23 @@ def train(classes: int, size: int, seed: int, backdoored: bool) -> dict[str, flo
     return rates
 
 
-def measure(classes: int, size: int, seed: int, backdoored: bool) -> Cell:
-    """Scan one network that was kept, and measure it."""
+def make_images(classes: int, size: int, seed: int, backdoored: bool) -> Cell:
+    """Make and keep the images of one network that was kept; return how long that took."""
     torch.set_num_threads(THREADS)
-    module = sized(classes, (3, size, size))
-    kept = _kept(classes, size, seed, backdoored)
-    module.load_state_dict(torch.load(kept, weights_only=True))
-    network = LoadedNetwork(module=module.eval(), spec=spec(classes, size), source_sha256="0" * 64)
-    settings = settings_for(load_target("cpu"), {"seed": seed, "effort": LEVEL})
-    synthesis, images = _timed(lambda: synthesize(network, settings.synthesize, seed=seed))
+    network = _network(classes, size, seed, backdoored)
+    settings = _settings(seed).synthesize
+    synthesis, images = _timed(lambda: synthesize(network, settings, seed=seed))
+    kept = _kept(classes, size, seed, backdoored, what="images")
+    torch.save({"pixels": images.pixels, "labels": images.labels, "origin": images.origin}, kept)
+    return {"synthesis": synthesis}
+
+
+def measure(classes: int, size: int, seed: int, backdoored: bool) -> Cell:
+    """Scan one network by its images, both of which were kept, and measure it."""
+    torch.set_num_threads(THREADS)
+    network, settings = _network(classes, size, seed, backdoored), _settings(seed)
+    kept = _kept(classes, size, seed, backdoored, what="images")
+    images = SyntheticImages(**torch.load(kept, weights_only=True))
     before = _peak_mib()
     scanning, report = _timed(lambda: scan(network, images, settings.scan, seed=seed))
     chosen = report.selection
@@ -116,7 +125,6 @@ def measure(classes: int, size: int, seed: int, backdoored: bool) -> Cell:
         "searches": sorted({suspect.search for suspect in report.suspects}),
         "named": None if chosen is None else [one.target for one in chosen.named],
         "searched": classes if chosen is None else len(chosen.searched),
-        "synthesis": synthesis,
         "scan": scanning,
         "before_mib": before,
         "peak_mib": _peak_mib(),
@@ -124,9 +132,20 @@ def measure(classes: int, size: int, seed: int, backdoored: bool) -> Cell:
     }
 
 
-def _kept(classes: int, size: int, seed: int, backdoored: bool) -> Path:
+def _network(classes: int, size: int, seed: int, backdoored: bool) -> LoadedNetwork:
+    module = sized(classes, (3, size, size))
+    kept = _kept(classes, size, seed, backdoored)
+    module.load_state_dict(torch.load(kept, weights_only=True))
+    return LoadedNetwork(module=module.eval(), spec=spec(classes, size), source_sha256="0" * 64)
+
+
+def _settings(seed: int) -> PipelineSettings:
+    return settings_for(load_target("cpu"), {"seed": seed, "effort": LEVEL})
+
+
+def _kept(classes: int, size: int, seed: int, backdoored: bool, *, what: str = "weights") -> Path:
     words = "badnets" if backdoored else "control"
-    return FOLDER / f"{classes}-classes-{size}-pixels-{words}-seed-{seed}.pt"
+    return FOLDER / f"{classes}-classes-{size}-pixels-{words}-seed-{seed}-{what}.pt"
 
 
 def _timed(run: Callable[[], T]) -> tuple[dict[str, float], T]:
