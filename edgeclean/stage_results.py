@@ -126,7 +126,9 @@ def _put(tensor: Tensor, tensors: dict[str, Tensor]) -> dict[str, Any]:
     name = str(len(tensors))
     plain = tensor.detach().cpu()
     tensors[name] = plain.clone(memory_format=torch.contiguous_format)
-    stride = list(plain.stride()) if _is_dense(plain) and not plain.is_contiguous() else None
+    # A depthwise or 1x1 kernel is contiguous in either format; a stage's key tells them apart.
+    usual = tensors[name].stride()
+    stride = list(plain.stride()) if _is_dense(plain) and plain.stride() != usual else None
     return {"tensor": name, "stride": stride, "device": str(tensor.device)}
 
 

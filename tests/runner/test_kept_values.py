@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
 import torch
 from kept_things import small_network
 from report_evidence import scan_report
-from torch import Tensor
+from small_checkpoint import spec
+from torch import Tensor, nn
 
 from edgeclean.networks.state import PurifiedNetwork, SyntheticImages
+from edgeclean.runner import stage_key
 from edgeclean.stage_results import from_bytes, to_bytes
 
 
@@ -31,6 +34,24 @@ def test_tensors_come_back_with_their_numbers_and_strides() -> None:
     assert after.pixels.stride() == before.pixels.stride()
     assert torch.equal(after.labels, before.labels)
     assert after.origin == before.origin
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 3, 3), (8, 4, 1, 1), (1, 4, 3, 3), (4, 1, 1, 1)])
+def test_what_is_kept_has_the_key_of_what_was_made(shape: tuple[int, ...]) -> None:
+    """Of depthwise and 1x1 kernels, and grey images, either format is contiguous."""
+    kernel = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    module = nn.Sequential(nn.Conv2d(shape[1], shape[0], shape[2:], bias=False))
+    module[0].weight.data = kernel.to(memory_format=torch.channels_last)
+    network = PurifiedNetwork(
+        module=module.eval(),
+        spec=replace(spec(), input_shape=(shape[1], 4, 4)),
+        source_sha256="ab" * 32,
+    )
+    pixels = kernel.to(memory_format=torch.channels_last)
+    images = SyntheticImages(pixels=pixels, labels=torch.zeros(shape[0]).long(), origin="a test")
+    for made in (network, images):
+        kept = from_bytes(to_bytes(made), network)
+        assert stage_key("next", {"given": kept}) == stage_key("next", {"given": made})
 
 
 def test_tensors_come_back_to_the_device_that_they_lay_on() -> None:
