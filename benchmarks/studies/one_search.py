@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.data.images import PACK_FOLDER, read_pack
+from benchmarks.data.images import PACK_FOLDER, LabelledImages, read_pack
 from benchmarks.environment import environment
 from benchmarks.metrics import accuracy, stamped_rates
 from benchmarks.studies.compress_zoo import TEST_IMAGES
@@ -99,13 +99,24 @@ def _purified(
     return {
         "purify_processor_s": round(time.process_time() - start, 1),
         "rounds": purified.history[-1].notes["rounds"],
-        "before": _rates(attack, network),
-        "after": _rates(attack, purified),
+        "before": rates_of_suite(attack, network),
+        "after": rates_of_suite(attack, purified),
     }
 
 
-def _rates(name: str, network: Network) -> Cell:
-    tested = read_pack(PACK_FOLDER / "cifar10-test.npz", TEST_IMAGES)
+def tested_images() -> LabelledImages:
+    """Read the test images that measure networks of ten classes."""
+    return read_pack(PACK_FOLDER / "cifar10-test.npz", TEST_IMAGES)
+
+
+def rates_of_suite(name: str, network: Network) -> Cell:
+    """Measure ACC and, but for ``clean``, ASR and RA of a network of the suite ``cpu``.
+
+    Args:
+        name: the attack, whose stamp measures.
+        network: the attacked network, at any stage.
+    """
+    tested = tested_images()
     function = pixel_network(network).eval()
     rates: Cell = {"acc": accuracy(function, tested).percent}
     if name != "clean":

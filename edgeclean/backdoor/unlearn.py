@@ -51,7 +51,7 @@ from edgeclean.networks.features import (
     shared_taps,
 )
 from edgeclean.networks.finite import require_finite_loss
-from edgeclean.networks.folding import folding_norms, inference_copy
+from edgeclean.networks.folding import inference_copy, learning_folded
 from edgeclean.settings import Settings, setting
 
 MOST_RATE = 10  # of SGD, far above any that teaches a network something
@@ -67,7 +67,8 @@ class UnlearnSettings(Settings):
         stamped_share: the share of the batch that is also shown stamped.
         bank_share: the share of stamped images that carry a random candidate of the bank instead.
         learning_rate: the rate of the student's SGD (momentum 0.9), warmed up, then falling on a
-            cosine.
+            cosine; of kernels that have the BatchNorms behind them in them
+            (`networks.folding.learning_folded`), so that channels that died stay so.
         ascent_every: descent steps between two turns of the triggers.
         ascent_steps: Adam steps of the triggers in a turn; 0 leaves them as they were found.
         growth: the most that a trigger's cost may grow to, over the cost it was found with.
@@ -130,9 +131,6 @@ def unlearn(
         notify: called after each step with the steps done.
     """
     learner = copy.deepcopy(student).eval().requires_grad_(True)
-    parameters = list(learner.parameters())
-    optimizer = torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=0.9, nesterov=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(settings.steps))
     evidence = Evidence(inputs.pixels(), _classes_of(inputs))
     at_once = images_in_a_part(evidence.pixels.shape[1:], learner)
     population = Population(
@@ -145,9 +143,13 @@ def unlearn(
     taps = shared_taps(learner, learner) if settings.feature_weight > 0 else []
     with (
         Features(inputs.source, taps) as given,
-        folding_norms(learner, inputs.synthetic),
+        learning_folded(learner, inputs.synthetic),
         Features(learner, taps) as own,
     ):
+        parameters = list(learner.parameters())
+        rate, schedule = settings.learning_rate, _warm_cosine(settings.steps)
+        optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=True)
+        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         distance, scales = _units(inputs, given, settings, at_once)
         for step in range(settings.steps):
             if settings.ascent_steps and step % settings.ascent_every == 0:
@@ -165,7 +167,7 @@ def unlearn(
                 loss.backward()
             nn.utils.clip_grad_norm_(parameters, 5.0)
             optimizer.step()
-            schedule.step()
+            rates.step()
             notify(step + 1)
     return learner.requires_grad_(False)
 

@@ -41,6 +41,7 @@ from edgeclean.networks.state import (
     SyntheticImages,
     TruncatedNetwork,
 )
+from edgeclean.processes import return_freed_memory
 from edgeclean.progress import Progress, silent
 
 TRYING = "Trying smaller images"  # the title that it is reported under
@@ -89,6 +90,7 @@ def choose_plan(  # noqa: PLR0913 - a plan is of a network, for a goal, on image
     """
     layered = replace(settings, forms=settings.of_layers)
     plan = choose_ranks(network, layered, images=images, table=table, file=file, progress=progress)
+    return_freed_memory()  # of large images, gigabytes of what was kept between their layers
     asked = settings.may_resize and table is None  # which has no times of other sizes
     if not asked or images is None or recovery is None:
         return plan
@@ -110,6 +112,7 @@ def choose_plan(  # noqa: PLR0913 - a plan is of a network, for a goal, on image
 
     def left(one: RankPlan) -> float:
         recovered = briefly_recovered(network, one, whole, images, recovery, seed)
+        return_freed_memory()
         return judge.change(recovered.module)
 
     best = plan
@@ -144,6 +147,7 @@ def plan_at(
     goal = replace(settings, ratio=max(1.0, left), keep_accuracy=None)
     seen = replace(images, pixels=Resize(size)(images.pixels))
     plan = choose_ranks(there, goal, images=seen)
+    return_freed_memory()
     return replace(
         plan,
         settings=asked.settings,

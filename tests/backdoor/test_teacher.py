@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from itertools import pairwise
+
 import pytest
 import torch
 from tiny_networks import tiny_network
+from torch import nn
 
 from edgeclean.backdoor.bank import build_bank
 from edgeclean.backdoor.gradient import ELSEWHERE, logits_of
@@ -98,3 +102,34 @@ def test_features_are_kept_by_their_weight(inputs, infected, student):
             return float(feature_distance(kept, wanted, scales, len(PIXELS)))
 
     assert apart(1.0) < 0.8 * apart(0.0)
+
+
+def test_what_is_learned_does_not_follow_from_how_a_kernel_and_its_batchnorm_share_their_scale(
+    inputs, student
+):
+    """A channel that died in training has next to no weight, and a BatchNorm that multiplies it."""
+    shared = copy.deepcopy(student)
+    pairs = [
+        (conv, norm)
+        for conv, norm in pairwise(shared.modules())
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+    ]
+    assert pairs
+    with torch.no_grad():
+        for conv, norm in pairs:
+            factor = 20 * (norm.running_var + norm.eps).sqrt()
+            conv.weight.div_(factor.view(-1, 1, 1, 1))
+            norm.running_mean.div_(factor)
+            if conv.bias is not None:
+                conv.bias.div_(factor)
+            norm.running_var.fill_(1 / 400 - norm.eps)
+    before = answers(student)
+    assert torch.allclose(answers(shared), before, rtol=1e-4, atol=1e-4)
+
+    settings = UnlearnSettings(steps=10, batch_size=12, bank_share=1.0)
+    learned = []
+    for one in (student, shared):
+        generator = torch.Generator().manual_seed(0)
+        learned.append(answers(unlearn(one, inputs, [], settings, generator, lambda _done: None)))
+    moved = (learned[0] - before).abs().max()
+    assert (learned[1] - learned[0]).abs().max() < 0.01 * moved
