@@ -24,10 +24,9 @@ from benchmarks.studies.published import RESULTS, published_networks
 from benchmarks.studies.scan_selection import networks_of_ten_classes
 from benchmarks.suite.cells import Cell, write_whole
 from edgeclean.backdoor.findings import ScanReport
-from edgeclean.backdoor.purify import PurifySettings, purify
+from edgeclean.backdoor.purify import purify
 from edgeclean.config import settings_for
 from edgeclean.devices.targets import load_target
-from edgeclean.effort import LEVELS
 from edgeclean.images.synthesize import synthesize
 from edgeclean.networks.state import LoadedNetwork, Network
 
@@ -45,44 +44,32 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     cells: dict[str, Cell] = json.loads(PATH.read_text())["cells"] if PATH.exists() else {}
     for name, (load, target) in ({} if options.draw else networks_of_ten_classes()).items():
-        key = f"{name}, {options.effort}"
-        if key in cells or (options.network and name not in options.network):
+        if name in cells or (options.network and name not in options.network):
             continue
-        cells[key] = {"network": name, "effort": options.effort, "true_target": target}
-        cells[key] |= _measured(name, load(), options.effort)
+        cells[name] = {"network": name, "true_target": target, **_measured(name, load())}
         _write(cells)
-        print(key, *(f"{way}: {cells[key][way]['asr']}" for way in WAYS), sep=", ", flush=True)
+        print(name, *(f"{way}: {_slashed(cells[name][way])}" for way in WAYS), sep=", ", flush=True)
     _write(cells)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Measure the general defence.")
     parser.add_argument("--network", action="append", help="only this one; may be repeated")
-    parser.add_argument("--effort", choices=LEVELS, default="standard")
     parser.add_argument("--draw", action="store_true", help="the table, from what is there")
     return parser
 
 
-def _measured(name: str, network: LoadedNetwork, effort: str) -> Cell:
-    settings = settings_for(load_target("cpu"), {"seed": SEED, "effort": effort})
+def _measured(name: str, network: LoadedNetwork) -> Cell:
+    settings = settings_for(load_target("cpu"), {"seed": SEED})
+    nothing = ScanReport(verdict="not found", suspects=(), searches=(), images=0)
     images = synthesize(network, settings.synthesize, seed=SEED)
     cell: Cell = {BEFORE: _rates(name, network), "environment": environment()}
     for way, strength in STRENGTHS.items():
-        start = time.process_time()
-        defended = purify(
-            network, images, _nothing_found(), _of_strength(settings.purify, strength), seed=SEED
-        )
+        start, defence = time.process_time(), replace(settings.purify, general_strength=strength)
+        defended = purify(network, images, nothing, defence, seed=SEED)
         spent = round(time.process_time() - start, 1)
         cell[way] = {**_rates(name, defended), "processor_s": spent}
     return cell
-
-
-def _of_strength(settings: PurifySettings, strength: float) -> PurifySettings:
-    return replace(settings, general_strength=strength)
-
-
-def _nothing_found() -> ScanReport:
-    return ScanReport(verdict="not found", suspects=(), searches=(), images=0)
 
 
 def _rates(name: str, network: Network) -> Cell:
