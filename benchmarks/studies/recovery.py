@@ -24,7 +24,8 @@ from benchmarks.suite.cells import Cell, write_whole
 from edgeclean.compression.clamp import scale
 from edgeclean.compression.decompose import decompose
 from edgeclean.compression.finetune import FinetuneSettings, finetune
-from edgeclean.compression.resolution import Judge, choose_plan
+from edgeclean.compression.judge import Judge
+from edgeclean.compression.resolution import choose_plan
 from edgeclean.compression.truncate import TruncateSettings, truncate
 from edgeclean.config import settings_for
 from edgeclean.devices.targets import load_target

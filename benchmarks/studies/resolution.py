@@ -33,11 +33,11 @@ from benchmarks.suite.suites import SUITES
 from edgeclean.compression.clamp import scale
 from edgeclean.compression.decompose import decompose
 from edgeclean.compression.finetune import finetune
+from edgeclean.compression.judge import Judge
 from edgeclean.compression.plan import RankPlan
 from edgeclean.compression.resolution import (
     CLEARLY,
     MOST_TRIED,
-    Judge,
     briefly_recovered,
     choose_plan,
     plan_at,

@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgeclean.compression.judge import Judge
 from edgeclean.compression.optimizer import MuonAndAdam
 from edgeclean.errors import UsageError
 from edgeclean.images.augment import augmented, mixed, patched, recoloured
@@ -55,6 +56,7 @@ from edgeclean.networks.pixels import module_of, pixel_copy
 from edgeclean.networks.resized import Resized
 from edgeclean.networks.state import (
     FinetunedNetwork,
+    JsonValue,
     Network,
     SyntheticImages,
     TruncatedNetwork,
@@ -129,6 +131,11 @@ def finetune(  # noqa: PLR0913 - a student, who teaches it, on what
 ) -> FinetunedNetwork:
     """``network`` taught by ``teacher`` on images that neither was trained on.
 
+    What was taught is kept only where outputs for procedural images, from which nothing was learned
+    by default, did not move further from the teacher's than they were: a network that forgot little
+    can unlearn more by its synthetic images than it learns. Labels, and the network as it came, ask
+    for other answers than the teacher's: what they taught is kept.
+
     Args:
         network: truncated; its BatchNorms (or, without any, its convolutions) carry the names
             that they have in the teacher.
@@ -146,18 +153,29 @@ def finetune(  # noqa: PLR0913 - a student, who teaches it, on what
     learner, master = pixel_copy(network), pixel_copy(teacher)
     if settings.reestimate:
         reestimate_batchnorm_(learner, images.pixels)
-    kept = network.channels if isinstance(network, TruncatedNetwork) else {}
+    channels = network.channels if isinstance(network, TruncatedNetwork) else {}
     steps = round(settings.steps * share_taught(network, teacher))
-    training = _Training(learner, master, (images, procedural), settings, kept)
+    training = _Training(learner, master, (images, procedural), settings, channels)
     if original is not None and settings.overrule:
         training.overrule(pixel_copy(original), unlearned)
     first, last = training.run(steps, generator, progress)
     module = copy.deepcopy(module_of(learner, network)).eval()
     for parameter in module.parameters():
         parameter.data = parameter.data.contiguous()
-    notes = {"images": len(images), "steps": steps, "loss_first": first, "loss_last": last}
+    others = settings.compare == "labels" or (settings.overrule and original is not None)
+    kept = steps == 0 or others or not _harmed(module, network, teacher)
+    if not kept:
+        module = copy.deepcopy(network.module).eval()
+    notes: dict[str, JsonValue] = {"images": len(images), "steps": steps, "kept": kept}
+    notes |= {"loss_first": first, "loss_last": last}
     made_by = record("finetune", module, network.spec, settings, notes)
     return following(network, FinetunedNetwork, module, made_by)
+
+
+def _harmed(taught: nn.Module, network: Network, teacher: Network) -> bool:
+    """Whether procedural images, which taught nothing, are answered less as the teacher does."""
+    judge = Judge.of(teacher)
+    return judge.change(taught) > judge.change(network.module)
 
 
 def share_taught(network: Network, teacher: Network) -> float:

@@ -15,24 +15,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import itemgetter
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
 
 from edgeclean.compression.factorisation import merged_module
 from edgeclean.compression.finetune import FinetuneSettings, finetune
 from edgeclean.compression.goals import FileSize
+from edgeclean.compression.judge import Judge
 from edgeclean.compression.latency_table import LatencyTable
 from edgeclean.compression.plan import RankPlan, choose_ranks
 from edgeclean.compression.settings import RankSettings
 from edgeclean.compression.truncate import TruncateSettings, truncate
-from edgeclean.images.procedural import procedural_images
 from edgeclean.networks.cost import count_macs
 from edgeclean.networks.layers import Layer, evaluating, trace_layers
-from edgeclean.networks.pixels import normalize
 from edgeclean.networks.resized import Resize, Resized, Size
 from edgeclean.networks.state import (
     DecomposedNetwork,
@@ -52,10 +49,6 @@ _MOST_SIZES, MOST_TRIED = 4, 2  # that are planned, and that are recovered for a
 # can hide in those that are left (image-scaling attacks; Quiring et al., USENIX Security 2020).
 _SMALLEST = 0.5
 PROBE_SHARE, LEAST_STEPS = 0.15, 10  # of the recovery's steps, before two plans are compared
-_JUDGES, _LEAST_JUDGES = 128, 16
-_MOST_JUDGED = 100_000_000_000  # MACs of one pass over them
-_AT_ONCE = 16
-_SEED = 0x5A11  # the same images for every plan
 
 
 def choose_plan(  # noqa: PLR0913 - a plan is of a network, for a goal, on images
@@ -221,54 +214,6 @@ def smaller_sizes(network: Network, ratio: float) -> Iterator[Size]:
     yield from found[::-1][::apart][::-1]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judge:
-    """Images that nothing is fitted to, and a network's outputs for them.
-
-    Attributes:
-        images: normalised.
-        outputs: of the network, about their mean over the classes.
-    """
-
-    images: Float[Tensor, "n c h w"]
-    outputs: Float[Tensor, "n k"]
-
-    @classmethod
-    def of(cls, network: Network) -> Judge:
-        """Draw procedural images, the same for every network of a shape; fewer of a large one."""
-        shape = network.spec.input_shape
-        most = _MOST_JUDGED // max(1, count_macs(network.module, shape))
-        count = min(_JUDGES, max(_LEAST_JUDGES, most))
-        drawn = procedural_images(count, shape, torch.Generator().manual_seed(_SEED))
-        weight = next(network.module.parameters())
-        images = normalize(drawn, network.spec).to(device=weight.device, dtype=weight.dtype)
-        return cls.on(network, images)
-
-    @classmethod
-    def on(cls, network: Network, images: Float[Tensor, "n c h w"]) -> Judge:
-        """Take normalised images."""
-        return cls(images=images, outputs=_outputs(network.module, images))
-
-    def agreement(self, module: nn.Module) -> float:
-        """Return the share of images that a module gives the network's class."""
-        return float(
-            (_outputs(module, self.images).argmax(1) == self.outputs.argmax(1)).float().mean()
-        )
-
-    def change(self, module: nn.Module) -> float:
-        """Return the share of the outputs' square that is changed, whatever they are multiplied by.
-
-        A factor common to all outputs, such as smaller images bring about, changes no answer.
-        """
-        own, given = self.outputs, _outputs(module, self.images)
-        if not own.any():
-            return 0.0  # it answers nothing, and cannot lose it
-        squares = float(own.square().sum()) * float(given.square().sum())
-        # Outputs that point the other way are as bad as none, which are all change.
-        common = max(0.0, float((own * given).sum()))
-        return 1 - common**2 / squares if squares > 0 else 1.0
-
-
 def _stride(layers: tuple[Layer, ...], axis: int, side: int) -> int:
     """How many pixels of a side lie between two of the network's smallest map on that side."""
     maps = [
@@ -294,9 +239,3 @@ def _takes(network: Network, size: Size) -> bool:
 
 def _truncated(network: DecomposedNetwork, plan: RankPlan) -> TruncatedNetwork:
     return truncate(network, plan, TruncateSettings(shortfall=0.5))
-
-
-@torch.no_grad()
-def _outputs(module: nn.Module, images: Tensor) -> Tensor:
-    outputs = torch.cat([module(part) for part in images.split(_AT_ONCE)]).flatten(1).double()
-    return outputs - outputs.mean(1, keepdim=True) if outputs.shape[1] > 1 else outputs

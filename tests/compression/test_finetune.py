@@ -9,6 +9,7 @@ from tiny_networks import tiny_network
 from torch import nn
 
 from edgeclean.compression.finetune import FinetuneSettings, finetune, share_taught
+from edgeclean.compression.judge import Judge
 from edgeclean.errors import UsageError
 from edgeclean.images.procedural import procedural_images
 from edgeclean.networks.cost import count_macs
@@ -176,6 +177,23 @@ def test_the_network_as_it_came_answers_for_all_but_the_unlearned_classes(images
     off = replace(SETTINGS, overrule=False)
     same = finetune(damaged(teacher), teacher, images, off, **asked).module.state_dict()
     assert all(torch.equal(plain[name], same[name]) for name in plain)
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.003, True), (0.9, False)])
+def test_what_moved_answers_for_other_images_away_from_the_teachers_is_not_kept(
+    images, share, kept
+):
+    teacher, student = tiny_network(), damaged(tiny_network())
+    settings = replace(SETTINGS, learning_rate=share)
+    tuned = finetune(student, teacher, images, settings, seed=0)
+    judge = Judge.of(teacher)
+    assert judge.change(tuned.module) <= judge.change(student.module)
+    assert tuned.history[-1].notes["kept"] is kept
+    same = [
+        torch.equal(one, other)
+        for one, other in zip(tuned.module.parameters(), student.module.parameters(), strict=True)
+    ]
+    assert all(same) is not kept
 
 
 def seeing(network, size):
