@@ -25,6 +25,7 @@ from edgeclean.backdoor.purify import AGAIN
 from edgeclean.backdoor.scan import CHOOSING, ScanSettings
 from edgeclean.backdoor.searches import ALL_TO_ALL, BANK, FEWEST_RESTARTED, GRATINGS, ONE_SOURCE
 from edgeclean.backdoor.selection import SINK_IMAGES, STARTS
+from edgeclean.compression.finetune import times_of
 from edgeclean.compression.resolution import MOST_TRIED, PROBE_SHARE, TRYING
 from edgeclean.compression.settings import SEARCHED_RATIOS
 from edgeclean.config import PipelineSettings
@@ -242,7 +243,9 @@ def _ranks(settings: PipelineSettings, each: PassSeconds) -> Iterator[Part]:
 
 def _recovery(settings: PipelineSettings, each: PassSeconds, share: float = 1.0) -> Part:
     """Plan a student that takes as long as the network: it is smaller, but of more layers."""
-    chosen = settings.finetune
+    chosen, ratio = settings.finetune, settings.ranks.ratio
+    if settings.ranks.measure == "macs" and ratio is not None:
+        share *= times_of(ratio)
     image = each.weights + each.forward + chosen.adversarial_share * (each.weights + each.images)
     seconds = share * chosen.steps * chosen.batch_size * image * RECOVERY
     return Part(stage="finetune", title="Recovering accuracy", seconds=seconds)

@@ -23,7 +23,7 @@ from benchmarks.studies.resolution import INVERTED, TEST, networks, told
 from benchmarks.suite.cells import Cell, write_whole
 from edgeclean.compression.clamp import scale
 from edgeclean.compression.decompose import decompose
-from edgeclean.compression.finetune import FinetuneSettings, finetune
+from edgeclean.compression.finetune import FinetuneSettings, finetune, times_taught
 from edgeclean.compression.judge import Judge
 from edgeclean.compression.resolution import choose_plan
 from edgeclean.compression.truncate import TruncateSettings, truncate
@@ -65,20 +65,24 @@ def main() -> None:
     parser.add_argument("--network", nargs="+", choices=list(networks()), default=list(networks()))
     parser.add_argument("--ratio", type=float, nargs="+", default=list(RATIOS))
     parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument(
+        "--share", type=float, nargs="+", choices=SHARES, help="these alone; all ways without it"
+    )
     options = parser.parse_args()
+    ways = [(True, share) for share in options.share] if options.share else list(WAYS)
     torch.set_num_threads(THREADS)
     for network in options.network:
         for ratio in options.ratio:
             asked = Asked(network=network, ratio=ratio, steps=options.steps)
-            for cell in _measured(asked, [one for one in _read() if asked.is_of(one)]):
+            known = {(one["relative"], one["rate"]) for one in _read() if asked.is_of(one)}
+            for cell in _measured(asked, [way for way in ways if way not in known]):
                 print(network, ratio, cell["relative"], cell["rate"], cell["after"], flush=True)
                 _write([*_read(), cell])
     _write(_read())
 
 
-def _measured(asked: Asked, known: list[Cell]) -> Iterator[Cell]:
-    """Yield a cell for each way that is not known."""
-    ways = [way for way in WAYS if way not in {(one["relative"], one["rate"]) for one in known}]
+def _measured(asked: Asked, ways: list[tuple[bool, float]]) -> Iterator[Cell]:
+    """Yield a cell for each way."""
     if not ways:
         return
     load, test = networks()[asked.network]
@@ -94,8 +98,9 @@ def _measured(asked: Asked, known: list[Cell]) -> Iterator[Cell]:
     seen = {"inverted": others.pixels, "test": real.select(torch.arange(len(real))[:TEST]).floats()}
     judges = {kind: Judge.on(network, normalize(one, network.spec)) for kind, one in seen.items()}
     judges["procedural"] = Judge.of(network)
+    steps = round(asked.steps / times_taught(truncated, network))  # so many in the end
     for relative, rate in ways:
-        how = replace(settings.finetune, steps=asked.steps, relative=relative, learning_rate=rate)
+        how = replace(settings.finetune, steps=steps, relative=relative, learning_rate=rate)
         start = time.process_time()
         after = _recovered(truncated, network, images, how)
         yield {

@@ -66,14 +66,17 @@ from edgeclean.networks.state import (
 from edgeclean.progress import Progress, silent
 from edgeclean.settings import Settings, setting
 
+MOST_TIMES = 4.0  # the settings' steps, however small a network is
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneSettings(Settings):
     """Length and balance of the recovery.
 
     Attributes:
-        steps: optimiser steps, fewer for smaller images (`share_taught`); 0 re-estimates BatchNorm
-            and does nothing else.
+        steps: optimiser steps of a network of which half the multiply-accumulates are left, more of
+            a smaller one, fewer of one that sees smaller images (`times_taught`); 0 re-estimates
+            BatchNorm and does nothing else.
         batch_size: images a step.
         learning_rate: the share of its own size by which a step moves a kernel
             (`optimizer.MuonAndAdam`), warmed up, then falling along a cosine to nothing.
@@ -154,7 +157,7 @@ def finetune(  # noqa: PLR0913 - a student, who teaches it, on what
     if settings.reestimate:
         reestimate_batchnorm_(learner, images.pixels)
     channels = network.channels if isinstance(network, TruncatedNetwork) else {}
-    steps = round(settings.steps * share_taught(network, teacher))
+    steps = round(settings.steps * times_taught(network, teacher))
     training = _Training(learner, master, (images, procedural), settings, channels)
     if original is not None and settings.overrule:
         training.overrule(pixel_copy(original), unlearned)
@@ -178,25 +181,37 @@ def _harmed(taught: nn.Module, network: Network, teacher: Network) -> bool:
     return judge.change(taught) > judge.change(network.module)
 
 
-def share_taught(network: Network, teacher: Network) -> float:
-    """Return for which share of its steps a network is taught: less than 1 for smaller images.
+def times_of(ratio: float) -> float:
+    """Return how many times as long a network cut to one in ``ratio`` is taught as a half."""
+    return min(MOST_TIMES, max(1.0, ratio - 1))
 
-    Ranks and channels give back what they took; pixels do not, and a network from which little else
-    was taken forgets more about real images than synthetic ones teach it. So the share is that of
-    the multiply-accumulates taken by ranks and channels, of what they would have had to take alone.
+
+def times_taught(network: Network, teacher: Network) -> float:
+    """Return how many times the settings' steps a network is taught: once where half is left.
+
+    A network of which ranks and channels left one in r multiply-accumulates is taught r - 1 times
+    as long, but at least once and at most `MOST_TIMES`: the more they took, the slower it comes
+    back. Pixels do not come back, and a network from which little else was taken forgets more about
+    real images than synthetic ones teach it. So one that sees smaller images is taught for the
+    share of that which is the multiply-accumulates taken by ranks and channels, of what they would
+    have had to take alone.
 
     Args:
         network: compressed.
         teacher: the same network before, which sees images at their own size.
     """
-    if not isinstance(network.module, Resized) or isinstance(teacher.module, Resized):
-        return 1.0
-    size = network.module.resize.size
-    left = count_macs(network.module, network.spec.input_shape)
-    before = count_macs(teacher.module, teacher.spec.input_shape)
-    smaller = count_macs(teacher.module, (teacher.spec.input_shape[0], *size))
-    taken, whole = 1 - left / smaller, 1 - left / before
-    return min(1.0, max(0.0, taken / whole)) if whole > 0 else 1.0
+    shape = network.spec.input_shape
+    left, before = (count_macs(one.module, shape) for one in (network, teacher))
+    alone = before
+    if isinstance(network.module, Resized) and not isinstance(teacher.module, Resized):
+        alone = count_macs(teacher.module, (shape[0], *network.module.resize.size))
+    if left == 0:
+        return 1.0  # no layer was counted
+    times = times_of(alone / left)
+    taken, whole = 1 - left / alone, 1 - left / before
+    if alone == before or whole <= 0:
+        return times
+    return times * min(1.0, max(0.0, taken / whole))
 
 
 def _procedural(

@@ -8,7 +8,7 @@ import torch
 from tiny_networks import tiny_network
 from torch import nn
 
-from edgeclean.compression.finetune import FinetuneSettings, finetune, share_taught
+from edgeclean.compression.finetune import FinetuneSettings, finetune, times_taught
 from edgeclean.compression.judge import Judge
 from edgeclean.errors import UsageError
 from edgeclean.images.procedural import procedural_images
@@ -200,13 +200,28 @@ def seeing(network, size):
     return replace(network, module=Resized(network.module, size))
 
 
+def test_a_network_is_taught_longer_the_smaller_it_is(images):
+    """As long as the settings say down to half the size, from there on r - 1 times as long."""
+    teacher = tiny_network(channels=16)
+    students = [tiny_network(channels=channels) for channels in (16, 12, 8, 6, 4, 2, 1)]
+    whole, *left = (count_macs(one.module, (3, 8, 8)) for one in (teacher, *students))
+    times = [times_taught(one, teacher) for one in students]
+    for taught, macs in zip(times, left, strict=True):
+        assert taught == pytest.approx(min(4, max(1, (whole - macs) / macs)))
+    assert 1 == times[1] < times[3] < times[-1] == 4, "both bounds and what lies between are tried"
+    third = students[3]
+    settings = replace(SETTINGS, steps=10, feature_weight=0.0)
+    tuned = finetune(third, teacher, images, settings, seed=0)
+    assert tuned.history[-1].notes["steps"] == round(10 * times[3])
+
+
 def test_a_network_is_taught_as_much_as_ranks_took(images):
     """What pixels lost does not come back, and costs answers where it is taught nevertheless."""
     teacher = tiny_network(size=8)
-    assert share_taught(teacher, teacher) == 1
+    assert times_taught(teacher, teacher) == 1
     half = seeing(teacher, (4, 4))
-    assert share_taught(half, teacher) == 0
-    assert share_taught(half, half) == 1, "the teacher sees no more than it"
+    assert times_taught(half, teacher) == 0
+    assert times_taught(half, half) == 1, "the teacher sees no more than it"
     thin = copy.deepcopy(half)
     thin.module.network[3].chain[1] = nn.Conv2d(4, 4, 1)
     shares = []
@@ -214,7 +229,7 @@ def test_a_network_is_taught_as_much_as_ranks_took(images):
         thin.module.resize.size = size
         left, before = (count_macs(one.module, (3, 8, 8)) for one in (thin, teacher))
         smaller = count_macs(teacher.module, (3, *size))
-        shares.append(share_taught(thin, teacher))
+        shares.append(times_taught(thin, teacher))
         assert shares[-1] == pytest.approx((1 - left / smaller) / (1 - left / before))
     assert 0 < shares[1] < shares[0] < 1
     tuned = finetune(half, teacher, images, SETTINGS, seed=0)

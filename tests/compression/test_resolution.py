@@ -9,8 +9,8 @@ from torch import nn
 
 from edgeclean.compression.decompose import DecomposeSettings, decompose
 from edgeclean.compression.finetune import FinetuneSettings, finetune
-from edgeclean.compression.plan import choose_ranks
 from edgeclean.compression.judge import Judge
+from edgeclean.compression.plan import choose_ranks
 from edgeclean.compression.resolution import choose_plan, smaller_sizes
 from edgeclean.compression.settings import RankSettings
 from edgeclean.compression.truncate import TruncateSettings, truncate

@@ -54,6 +54,7 @@ def test_more_effort_takes_longer_and_the_stages_add_up(mode: str) -> None:
         {"ranks": {"images": 900}},
         {"finetune": {"steps": 4000}},
         {"finetune": {"batch_size": 640}},
+        {"ranks": {"ratio": 4.0}},
     ],
     ids=str,
 )
