@@ -50,7 +50,7 @@ from edgeclean.networks.features import (
     of_channels,
     shared_taps,
 )
-from edgeclean.networks.finite import require_finite_loss
+from edgeclean.networks.finite import require_finite, require_finite_loss
 from edgeclean.networks.folding import folding_norms, inference_copy, learning_folded
 from edgeclean.networks.pixels import module_of, pixel_copy
 from edgeclean.networks.resized import Resized
@@ -63,6 +63,7 @@ from edgeclean.networks.state import (
     following,
     record,
 )
+from edgeclean.processes import return_freed_memory
 from edgeclean.progress import Progress, silent
 from edgeclean.settings import Settings, setting
 
@@ -131,6 +132,7 @@ def finetune(  # noqa: PLR0913 - a student, who teaches it, on what
     progress: Progress = silent,
     original: Network | None = None,
     unlearned: Sequence[int] = (),
+    judge: Judge | None = None,
 ) -> FinetunedNetwork:
     """``network`` taught by ``teacher`` on images that neither was trained on.
 
@@ -150,7 +152,38 @@ def finetune(  # noqa: PLR0913 - a student, who teaches it, on what
         original: the network as it came, which answers for the classes that were not
             ``unlearned``, where the settings let it; None where the teacher answers for all.
         unlearned: the classes that purification unlearned.
+        judge: of the teacher, by which what was taught is kept; None draws one.
+
+    Raises:
+        NotFiniteError: a step's loss, or what the last step left, is not finite.
     """
+    module, notes = _taught(network, teacher, images, settings, seed, progress, original, unlearned)
+    require_finite(module, "finetune")  # before a network that is not takes its place
+    return_freed_memory()  # of large images, gigabytes that the steps had
+    others = settings.compare == "labels" or (settings.overrule and original is not None)
+    kept = notes["steps"] == 0 or others or not _harmed(module, network, judge or Judge.of(teacher))
+    if not kept:
+        module = copy.deepcopy(network.module).eval()
+    made_by = record("finetune", module, network.spec, settings, {**notes, "kept": kept})
+    return following(network, FinetunedNetwork, module, made_by)
+
+
+def _harmed(taught: nn.Module, network: Network, judge: Judge) -> bool:
+    """Whether procedural images, which taught nothing, are answered less as the teacher does."""
+    return judge.change(taught) > judge.change(network.module)
+
+
+def _taught(  # noqa: PLR0913 - as `finetune`
+    network: Network,
+    teacher: Network,
+    images: SyntheticImages,
+    settings: FinetuneSettings,
+    seed: int,
+    progress: Progress,
+    original: Network | None,
+    unlearned: Sequence[int],
+) -> tuple[nn.Module, dict[str, JsonValue]]:
+    """Return what the steps made of a network, and what is noted of them."""
     generator = torch.Generator().manual_seed(seed)
     procedural = _procedural(settings, network.spec.input_shape, generator)
     learner, master = pixel_copy(network), pixel_copy(teacher)
@@ -165,20 +198,8 @@ def finetune(  # noqa: PLR0913 - a student, who teaches it, on what
     module = copy.deepcopy(module_of(learner, network)).eval()
     for parameter in module.parameters():
         parameter.data = parameter.data.contiguous()
-    others = settings.compare == "labels" or (settings.overrule and original is not None)
-    kept = steps == 0 or others or not _harmed(module, network, teacher)
-    if not kept:
-        module = copy.deepcopy(network.module).eval()
-    notes: dict[str, JsonValue] = {"images": len(images), "steps": steps, "kept": kept}
-    notes |= {"loss_first": first, "loss_last": last}
-    made_by = record("finetune", module, network.spec, settings, notes)
-    return following(network, FinetunedNetwork, module, made_by)
-
-
-def _harmed(taught: nn.Module, network: Network, teacher: Network) -> bool:
-    """Whether procedural images, which taught nothing, are answered less as the teacher does."""
-    judge = Judge.of(teacher)
-    return judge.change(taught) > judge.change(network.module)
+        parameter.grad = None
+    return module, {"images": len(images), "steps": steps, "loss_first": first, "loss_last": last}
 
 
 def times_of(ratio: float) -> float:

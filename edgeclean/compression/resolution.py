@@ -104,7 +104,7 @@ def choose_plan(  # noqa: PLR0913 - a plan is of a network, for a goal, on image
     tried = [one for change, one in sorted(less, key=itemgetter(0)) if change < most][:MOST_TRIED]
 
     def left(one: RankPlan) -> float:
-        recovered = briefly_recovered(network, one, whole, images, recovery, seed)
+        recovered = briefly_recovered(network, one, whole, images, recovery, seed, judge)
         return_freed_memory()
         return judge.change(recovered.module)
 
@@ -158,6 +158,7 @@ def briefly_recovered(
     images: SyntheticImages,
     recovery: FinetuneSettings,
     seed: int,
+    judge: Judge | None = None,
 ) -> FinetunedNetwork:
     """Return the network of a plan, recovered for `PROBE_SHARE` of the steps.
 
@@ -168,10 +169,11 @@ def briefly_recovered(
         images: to recover on.
         recovery: the whole recovery.
         seed: of every draw.
+        judge: of the teacher, by which recovery is kept; None draws one.
     """
     steps = min(recovery.steps, max(LEAST_STEPS, round(PROBE_SHARE * recovery.steps)))
     brief = replace(recovery, steps=steps)
-    return finetune(_truncated(network, plan), teacher, images, brief, seed=seed)
+    return finetune(_truncated(network, plan), teacher, images, brief, seed=seed, judge=judge)
 
 
 def macs_at(network: Network, size: Size) -> int:

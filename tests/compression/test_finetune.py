@@ -196,6 +196,15 @@ def test_what_moved_answers_for_other_images_away_from_the_teachers_is_not_kept(
     assert all(same) is not kept
 
 
+def test_the_judge_that_is_given_decides(images):
+    teacher, student = tiny_network(), damaged(tiny_network())
+    settings = replace(SETTINGS, learning_rate=0.003)
+    satisfied = Judge.on(student, Judge.of(teacher).images)  # with the student as it is
+    for judge, kept in ((Judge.of(teacher), True), (satisfied, False)):
+        tuned = finetune(student, teacher, images, settings, seed=0, judge=judge)
+        assert tuned.history[-1].notes["kept"] is kept
+
+
 def seeing(network, size):
     return replace(network, module=Resized(network.module, size))
 
