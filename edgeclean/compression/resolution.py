@@ -151,7 +151,7 @@ def plan_at(
     )
 
 
-def briefly_recovered(
+def briefly_recovered(  # noqa: PLR0913 - `finetune`, of a plan
     network: DecomposedNetwork,
     plan: RankPlan,
     teacher: Network,
