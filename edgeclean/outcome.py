@@ -16,6 +16,7 @@ from edgeclean.bundle.handover import check_handover, handover_files
 from edgeclean.bundle.kit import kit_files
 from edgeclean.bundle.runtime_kit import has_kit, runtime_kit_files
 from edgeclean.bundle.runtimes import BundledRuntime
+from edgeclean.compression.finetune import left_out
 from edgeclean.config import PipelineSettings
 from edgeclean.devices.targets import Target
 from edgeclean.environment import describe_environment
@@ -86,6 +87,11 @@ class Compression:
     runtimes: Runtimes = NO_RUNTIMES
     evaluation: Evaluation | None = None
     gates: tuple[GateVerdict, ...] = ()
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """Sentences that the reader of what was measured should know."""
+        return tuple(filter(None, (self.scan.caveat, left_out(self.compressed))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +190,7 @@ def report_inputs(
         scan=compression.scan,
         warnings=(
             *_warnings(compression.scan.structure),
-            *filter(None, [compression.scan.caveat]),
+            *compression.caveats,
             *told(compression.original.history[0].notes),
         ),
         trigger_success=trigger_success(compression.scan, networks, compression.images.pixels),

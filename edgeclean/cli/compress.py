@@ -150,8 +150,8 @@ def _answer(reporter: Reporter, checkpoint: Path, written: WrittenCompression) -
     reporter.answer(_document(written), *tables)
     if written.compression.scan.structure.findings:
         reporter.note(structure_warning(written.compression.scan.structure))
-    if written.compression.scan.caveat:
-        reporter.note(written.compression.scan.caveat)
+    for caveat in written.compression.caveats:
+        reporter.note(caveat)
     fastest = fastest_line(written.report["runtimes"])
     if fastest is not None:
         reporter.note(fastest)

@@ -173,6 +173,20 @@ def _harmed(taught: nn.Module, network: Network, judge: Judge) -> bool:
     return judge.change(taught) > judge.change(network.module)
 
 
+def left_out(network: Network) -> str | None:
+    """Return what a reader must know of a recovery that was not kept; None of one that was.
+
+    Args:
+        network: what `finetune` returned, or a later stage made of it.
+    """
+    if all(one.notes.get("kept", True) for one in network.history if one.stage == "finetune"):
+        return None
+    return (
+        "Recovery was left out: it moved the answers to images that nothing was fitted to further "
+        "from the purified network's, so the network is as truncation left it."
+    )
+
+
 def _taught(  # noqa: PLR0913 - as `finetune`
     network: Network,
     teacher: Network,

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from command_line import HEAVY, Terminal, in_a_child
 from report_evidence import scan_report
-from small_checkpoint import quick_config
+from small_checkpoint import QUICK, quick_config
 
 from edgeclean import pipeline
 from edgeclean.cli import about
+from edgeclean.config import overlay, to_toml
 
 
 def test_integrations_prints_folders_that_are_there(terminal: Terminal) -> None:
@@ -111,6 +113,24 @@ def test_compress_ends_in_a_table_and_the_reports_path(
     assert manifest["configuration"]["latency"]["threads"] == 1
     assert manifest["configuration"]["ranks"]["ratio"] == 2.0
     assert (output / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"), [({"learning_rate": 9.0}, True), ({"steps": 0}, False)]
+)
+def test_a_recovery_that_was_left_out_is_told(
+    terminal: Terminal, network: list[object], tmp_path: Path, setting: dict[str, Any], told: bool
+) -> None:
+    config, output = tmp_path / "e.toml", tmp_path / "b"
+    config.write_text(to_toml(overlay(QUICK, {"finetune": setting})), encoding="utf-8")
+    said = terminal("compress", *network, "--config", config, "--no-cache", "-o", output)
+    manifest = json.loads((output / "manifest.json").read_text("utf-8"))
+    (kept,) = (one["notes"]["kept"] for one in manifest["history"] if one["stage"] == "finetune")
+    report = json.loads((output / "report.json").read_text("utf-8"))
+    assert kept is not told
+    assert ("Recovery was left out" in said.err) is told
+    assert any("Recovery was left out" in one for one in report["warnings"]) is told
+    assert ("Recovery was left out" in (output / "report.html").read_text("utf-8")) is told
 
 
 def test_json_is_one_document_and_the_rest_is_on_stderr(
