@@ -71,6 +71,10 @@ def _kept_bytes(module: nn.Module, shape: tuple[int, ...]) -> int:
     images = torch.full(shape, 0.5, device=device).to(memory_format=torch.channels_last)
     listening = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     # Callers that want no gradient ask as well: what they hold at a time is less than this.
-    with torch.enable_grad(), listening, mixed_precision(device):
-        module(images.requires_grad_())
+    try:
+        with torch.enable_grad(), listening, mixed_precision(device):
+            module(images.requires_grad_())
+    finally:
+        # The tensors' graph holds `keep`, and no garbage collection sees that cycle.
+        alive.clear()
     return sum(kept.values())

@@ -1,6 +1,8 @@
 """However large the images, no backward pass keeps more than the bound, and learns the same."""
 
 import copy
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -91,6 +93,16 @@ def test_weights_are_kept_once_however_many_images():
         for outputs in (4, 4096)
     ]
     assert fitting[0] == fitting[1] >= batching.KEPT_BYTES // (4 * 4)
+
+
+def test_nothing_stays_of_what_was_counted():
+    """Autograd's graph of the count holds what counts, a cycle that no collection sees."""
+    maps: list[weakref.ref] = []
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), Squares(2))
+    module[0].register_forward_hook(lambda _layer, _images, made: maps.append(weakref.ref(made)))
+    images_at_once(SHAPE, module)
+    gc.collect()
+    assert [made() for made in maps] == [None, None]
 
 
 def test_one_image_is_the_least(monkeypatch):
