@@ -30,6 +30,7 @@ from edgeclean.load.architectures import build_architecture
 from edgeclean.networks.batching import KEPT_BYTES, images_at_once
 from edgeclean.networks.pixels import pixel_copy
 from edgeclean.networks.state import LoadedNetwork, ModelSpec, SyntheticImages
+from edgeclean.processes import keep_freed_memory
 
 SPEC = ModelSpec(
     architecture="resnet50",
@@ -66,6 +67,7 @@ def main() -> None:
 
 def measure(stage: str) -> Cell:
     """Measure one step: seconds, and the peak in MiB before and after it."""
+    keep_freed_memory()  # as the command does
     torch.manual_seed(0)
     module = build_architecture(SPEC.architecture, SPEC, ()).eval()
     network = LoadedNetwork(module=module, spec=SPEC, source_sha256="0" * 64, history=())
