@@ -96,7 +96,7 @@ class GpuRun:
             except LACKING as what:
                 self._lacks(f"latency of {where} is left out: {_line(what)}")
                 continue
-            gpu_latency.write_table(self.results, folder, self.device)
+            gpu_latency.write_table(self.latency, self.results, folder, self.device)
             self.report(f"latency of {where}: done")
 
     def _part(self, name: str, part: Suite) -> None:

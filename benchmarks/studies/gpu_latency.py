@@ -150,14 +150,14 @@ def networks_of(name: str) -> tuple[dict[str, Network], dict[str, str]]:
     return made, refused
 
 
-def write_table(results: Path, folder: Path, device: str) -> None:
-    """Write ``gpu-latency.json`` and ``.md``; cells measured here replace earlier ones."""
+def write_table(plan: LatencyPlan, results: Path, folder: Path, device: str) -> None:
+    """Write ``gpu-latency.json`` and ``.md``, of the plan's cells; new ones replace earlier."""
     measured = [json.loads(one.read_text()) for one in sorted(folder.glob(f"{device}-*.json"))]
     path = results / f"{NAME}.json"
     before = json.loads(path.read_text())["cells"] if path.exists() else []
     keys = ("network", "runtime", "precision", "batch")
     known = {tuple(cell[key] for key in keys): cell for cell in [*before, *measured]}
-    order = LatencyPlan().cells()
+    order = plan.cells()
     cells = [known[key] for key in order if key in known]
     if not cells:
         return
