@@ -30,12 +30,12 @@ from edgeclean.compression.clamp import scale
 from edgeclean.compression.decompose import decompose
 from edgeclean.compression.goals import FileSize
 from edgeclean.compression.latency_table import LatencyTable
-from edgeclean.compression.plan import choose_ranks
-from edgeclean.compression.reach import check_reach
+from edgeclean.compression.plan import RankPlan, choose_ranks
+from edgeclean.compression.resolution import check_reach, smaller_images_reach
 from edgeclean.compression.truncate import truncate
 from edgeclean.config import PipelineSettings, check_goal
 from edgeclean.devices.targets import Target, load_target, require
-from edgeclean.errors import UsageError
+from edgeclean.errors import RatioError, UsageError
 from edgeclean.estimate import announce
 from edgeclean.gates import (
     Policy,
@@ -65,6 +65,7 @@ from edgeclean.networks.state import (
     LoadedNetwork,
     ModelSpec,
     PurifiedNetwork,
+    ScaledNetwork,
     SyntheticImages,
     same_weights,
 )
@@ -410,7 +411,7 @@ def inspect_checkpoint(
     network = load_checkpoint(checkpoint, spec, limits=chosen.load, code_folder=code_folder)
     decomposed = run("decompose", decompose, network, chosen.decompose)
     scaled = run("scale", scale, decomposed, chosen.scale)
-    plan = run("ranks", choose_ranks, scaled, chosen.ranks)
+    plan = _planned_by_weights(network, scaled, chosen, run)
     planned = run("truncate", truncate, scaled, plan, chosen.truncate)
     return InspectedCheckpoint(
         network=network,
@@ -419,6 +420,22 @@ def inspect_checkpoint(
         spectra=spectra(network, None, planned),
         structure=read_structure(network.module, spec.input_shape),
     )
+
+
+def _planned_by_weights(
+    network: LoadedNetwork, scaled: ScaledNetwork, settings: PipelineSettings, run: Runner
+) -> RankPlan:
+    """Choose ranks from the weights alone; where those do not suffice, say what `compress` has."""
+    ranks, keep = settings.ranks, settings.decompose.keep
+    try:
+        return run("ranks", choose_ranks, scaled, ranks)
+    except RatioError as refusal:
+        if ranks.may_resize and smaller_images_reach(network, ranks, keep=keep):
+            raise RatioError(
+                f"{refusal}. compress can meet it, for it may also let the network see its images "
+                "smaller; inspect plans layers alone"
+            ) from None
+        raise
 
 
 def export_checkpoint(

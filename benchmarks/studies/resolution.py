@@ -158,7 +158,7 @@ def _plans(
     own = choose_plan(scaled, layers, images=images)
     yield own
     for size in smaller_sizes(network, own.ratio_asked):
-        yield plan_at(size, scaled, own, layers, images)
+        yield plan_at(size, scaled, layers, images)
 
 
 def _judge(network: LoadedNetwork, pixels: Float[Tensor, "n c h w"]) -> Judge:

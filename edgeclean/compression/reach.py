@@ -1,4 +1,4 @@
-"""Whether a goal can be reached, from the layers' shapes alone and before anything that is long.
+"""Whether layers can reach a goal, from their shapes alone and before anything that is long.
 
 What each stage would say after minutes is said in milliseconds: that nothing is decomposed, that
 ranks do not fit their layer, that not even the smallest ranks meet the goal. No purification
@@ -29,7 +29,7 @@ from edgeclean.errors import UsageError
 from edgeclean.networks.state import Network
 
 
-def check_reach(
+def check_layers_reach(
     network: Network,
     settings: RankSettings,
     *,

@@ -22,7 +22,7 @@ from edgeclean.compression.decompose import DecomposeSettings, decompose
 from edgeclean.compression.goals import FileSize
 from edgeclean.compression.plan import RankSettings, choose_ranks
 from edgeclean.compression.planned_network import planned_network
-from edgeclean.compression.reach import check_reach
+from edgeclean.compression.reach import check_layers_reach
 from edgeclean.errors import EdgecleanError, RatioError, UsageError
 from edgeclean.networks.state import LoadedNetwork
 
@@ -93,7 +93,7 @@ def both(
         decomposed = decompose(network, DecomposeSettings(keep=keep))
         choose_ranks(scale(decomposed, ScaleSettings()), settings, **more)
 
-    early = said(lambda: check_reach(network, settings, keep=keep, **more))
+    early = said(lambda: check_layers_reach(network, settings, keep=keep, **more))
     later = said(late)
     if early is None or later is None:
         assert early == later
@@ -157,7 +157,7 @@ def test_goals_of_time_and_size_are_judged_by_what_they_need() -> None:
     )))  # fmt: skip
     table, file = made_up_table(network), FileSize(bytes_per_param=4.0, overhead_bytes=500)
     for unknown in (RankSettings(speedup=900.0), RankSettings(size_budget=600)):
-        check_reach(network, unknown)
+        check_layers_reach(network, unknown)
     slow = both(network, RankSettings(speedup=900.0), table=table)
     large = both(network, RankSettings(size_budget=600), file=file)
     none = both(network, RankSettings(size_budget=400), file=file)
@@ -172,16 +172,16 @@ def test_weights_are_not_looked_at_and_the_network_is_left_as_it_was() -> None:
         weight.data.fill_(float("nan"))
     modes = [part.training for part in network.module.modules()]
     with pytest.raises(RatioError):
-        check_reach(network, RankSettings(ratio=1e6))
+        check_layers_reach(network, RankSettings(ratio=1e6))
     assert modes == [part.training for part in network.module.modules()]
 
 
 def test_a_layer_that_is_not_there_and_one_that_stays_are_named() -> None:
     network = drawn_network(3)
     with pytest.raises(UsageError, match="no layer of this network"):
-        check_reach(network, RankSettings(), keep=("nowhere",))
+        check_layers_reach(network, RankSettings(), keep=("nowhere",))
     with pytest.raises(RatioError) as refused:
-        check_reach(network, RankSettings(ratio=1e6))
+        check_layers_reach(network, RankSettings(ratio=1e6))
     assert "head (a linear layer; only convolutions are factored)" in str(refused.value)
     assert "plain Conv2d of one group" in str(refused.value)
     assert "\n" not in str(refused.value)

@@ -11,10 +11,10 @@ from edgeclean.compression.decompose import DecomposeSettings, decompose
 from edgeclean.compression.finetune import FinetuneSettings, finetune
 from edgeclean.compression.judge import Judge
 from edgeclean.compression.plan import choose_ranks
-from edgeclean.compression.resolution import choose_plan, smaller_sizes
-from edgeclean.compression.settings import RankSettings
+from edgeclean.compression.resolution import check_reach, choose_plan, smaller_sizes
+from edgeclean.compression.settings import OF_LAYERS, RankSettings
 from edgeclean.compression.truncate import TruncateSettings, truncate
-from edgeclean.errors import UsageError
+from edgeclean.errors import RatioError, UsageError
 from edgeclean.networks.cost import count_macs
 from edgeclean.networks.resized import Resized
 from edgeclean.networks.state import LoadedNetwork, ModelSpec, SyntheticImages
@@ -62,6 +62,16 @@ def of_edges():
     wide.weight.data = torch.einsum("o,ihw->oihw", torch.rand(32), torch.rand(8, 3, 3))
     pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, CLASSES))
     return nn.Sequential(edges, nn.ReLU(), wide, nn.ReLU(), *pooled)
+
+
+def of_groups(flat=False):
+    """A network of which hardly a layer can be made smaller: all but the first are of groups."""
+    torch.manual_seed(0)
+    first, grouped = nn.Conv2d(3, 16, 3, padding=1), [nn.Conv2d(16, 16, 3, 1, 1, groups=4)] * 3
+    layers = [part for conv in [first, *map(copy.deepcopy, grouped)] for part in (conv, nn.ReLU())]
+    pooled = [] if flat else [nn.AdaptiveAvgPool2d(1)]
+    inputs = 16 * SIDE * SIDE if flat else 16
+    return nn.Sequential(*layers, *pooled, nn.Flatten(), nn.Linear(inputs, CLASSES))
 
 
 def decomposed(module, image=(3, SIDE, SIDE)):
@@ -139,6 +149,46 @@ def test_nothing_is_tried_without_images_to_judge_on():
 def test_resolution_alone_makes_no_layer_smaller():
     with pytest.raises(UsageError, match="name tucker, hidden or separable too"):
         RankSettings(forms=("resolution",))
+
+
+# The first is reached by the pixels alone, the second by pixels and layers together.
+@pytest.mark.parametrize("ratio", [1.75, 2.0])
+def test_smaller_images_reach_what_layers_alone_do_not(ratio):
+    network, settings = decomposed(of_groups()), RankSettings(ratio=ratio)
+    with pytest.raises(RatioError):
+        choose_ranks(network, replace(settings, forms=OF_LAYERS), images=images_of(network))
+    check_reach(network_of(of_groups()), settings)
+    plan = choose_plan(network, settings, images=images_of(network), recovery=BRIEF)
+    assert plan.resolution is not None
+    assert ratio <= plan.ratio <= 1.2 * ratio  # a pixel a side is as much
+    assert plan.settings["ratio"] == plan.ratio_asked == ratio
+    assert plan.settings["forms"] == [*OF_LAYERS, "resolution"]
+    made = truncate(network, plan, TruncateSettings())
+    assert count_macs(made.module, network.spec.input_shape) == plan.macs_after
+    assert count_macs(of_groups(), network.spec.input_shape) == plan.macs_before
+
+
+@pytest.mark.parametrize(
+    ("flat", "asked"),
+    [
+        (False, {"ratio": 2.0, "forms": OF_LAYERS}),
+        (True, {"ratio": 2.0}),  # it takes images of one size
+        (False, {"ratio": 6.0}),  # half of the side and all that layers have
+        (False, {"ratio": 2.0, "measure": "params"}),
+    ],
+    ids=str,
+)
+def test_what_neither_reaches_is_refused_at_once_and_at_last(flat, asked):
+    settings = RankSettings(**asked)
+    with pytest.raises(RatioError, match="cannot be met") as early:
+        check_reach(network_of(of_groups(flat)), settings)
+    network = decomposed(of_groups(flat))
+    with pytest.raises(RatioError) as late:
+        choose_plan(network, settings, images=images_of(network), recovery=BRIEF)
+    assert str(early.value) == str(late.value)
+    network = decomposed(of_groups())
+    with pytest.raises(RatioError, match="cannot be met"):  # nothing to judge a size by
+        choose_plan(network, RankSettings(ratio=2.0), recovery=BRIEF)
 
 
 def strided(image, flat=False):

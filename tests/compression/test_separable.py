@@ -33,7 +33,7 @@ from edgeclean.compression.latency_table import LatencyTable, LayerTimes, parse_
 from edgeclean.compression.plan import RankPlan, choose_ranks
 from edgeclean.compression.planned_network import planned_network
 from edgeclean.compression.rank_grids import measured_grid, separable_grid, useful_rank
-from edgeclean.compression.reach import check_reach
+from edgeclean.compression.reach import check_layers_reach
 from edgeclean.compression.separable import SeparableFit
 from edgeclean.compression.settings import RankSettings, read_rank_file
 from edgeclean.compression.truncate import TruncateSettings, truncate
@@ -305,7 +305,7 @@ def test_a_rank_that_is_asked_for_is_met_whatever_forms_there_are(seen, tmp_path
     chosen = RankSettings(ratio=1.0, overrides=asked, forms=("tucker",))
     assert chosen.overridden == listed.ranks
     network = decompose(wide(), DecomposeSettings())
-    check_reach(wide(), chosen)
+    check_layers_reach(wide(), chosen)
     plan = choose_ranks(network, chosen, images=some_images() if seen else None)
     assert {name: plan.ranks()[name] for name in asked} == listed.ranks
     truncated = truncate(network, plan, TruncateSettings())
@@ -325,7 +325,7 @@ def test_a_rank_that_is_asked_for_is_met_whatever_forms_there_are(seen, tmp_path
 )
 def test_ranks_that_do_not_fit_are_refused_early_and_late(overrides, message):
     with pytest.raises(UsageError, match=message):
-        check_reach(wide(), RankSettings(ratio=1.0, overrides=overrides))
+        check_layers_reach(wide(), RankSettings(ratio=1.0, overrides=overrides))
     with pytest.raises(UsageError, match=message):
         choose_ranks(wide(), RankSettings(ratio=1.0, overrides=overrides))
 
@@ -351,16 +351,16 @@ def test_rank_files_with_other_directions_are_refused(tmp_path: Path, entry):
 def test_a_goal_is_judged_early_as_it_is_late(forms):
     network = wide()
     refusals = []
-    for judge in (check_reach, choose_ranks):
+    for judge in (check_layers_reach, choose_ranks):
         with pytest.raises(RatioError) as refused:
             judge(network, RankSettings(ratio=500.0, forms=forms))
         refusals.append(str(refused.value))
     assert refusals[0] == refusals[1]
     nearest = float(refusals[0].split("ask for --ratio ")[1].split(" ")[0])
-    check_reach(network, RankSettings(ratio=nearest, forms=forms))
+    check_layers_reach(network, RankSettings(ratio=nearest, forms=forms))
     choose_ranks(network, RankSettings(ratio=nearest, forms=forms))
     with pytest.raises(RatioError):
-        check_reach(network, RankSettings(ratio=nearest + 0.02, forms=forms))
+        check_layers_reach(network, RankSettings(ratio=nearest + 0.02, forms=forms))
 
 
 def table_of(network: LoadedNetwork) -> LatencyTable:
@@ -386,7 +386,7 @@ def test_a_table_with_separable_kernels_is_read_back_and_chosen_by():
     with pytest.raises(RatioError) as late:
         choose_ranks(network, goal, table=table)
     with pytest.raises(RatioError) as early:
-        check_reach(network, goal, table=table)
+        check_layers_reach(network, goal, table=table)
     assert str(early.value) == str(late.value)
 
 

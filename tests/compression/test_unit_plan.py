@@ -24,7 +24,7 @@ from edgeclean.compression.knapsack import Item, Tie, choose, least_cost
 from edgeclean.compression.latency_table import parse_latency_table
 from edgeclean.compression.plan import RankSettings, choose_ranks
 from edgeclean.compression.planned_network import planned_network, put_
-from edgeclean.compression.reach import check_reach
+from edgeclean.compression.reach import check_layers_reach
 from edgeclean.compression.truncate import TruncateSettings, truncate
 from edgeclean.compression.unit_candidates import kept_counts
 from edgeclean.config import settings_from
@@ -66,9 +66,9 @@ def test_the_network_costs_what_was_planned(drawn, measure, forms, seen):
         plan = choose_ranks(network, asked, images=images)
     except RatioError:
         with pytest.raises(RatioError):
-            check_reach(network, asked)
+            check_layers_reach(network, asked)
         return
-    check_reach(network, asked)
+    check_layers_reach(network, asked)
     module = truncated(network, plan).module
     shape = network.spec.input_shape
     assert count_macs(module, shape) == plan.macs_after
@@ -214,10 +214,10 @@ def test_mobilenet_v2_reaches_four_times_fewer_macs():
     network = dataclasses.replace(as_network(module, (3, 96, 96)), spec=spec)
     asked = RankSettings(ratio=4.0, rank_multiple=8)
     with pytest.raises(RatioError, match=r"is 3\.\d\d times smaller"):
-        check_reach(network, dataclasses.replace(asked, forms=("tucker",)))
-    check_reach(network, asked)
+        check_layers_reach(network, dataclasses.replace(asked, forms=("tucker",)))
+    check_layers_reach(network, asked)
     with pytest.raises(RatioError, match=r"is 2\d\.\d\d times smaller"):
-        check_reach(network, dataclasses.replace(asked, ratio=99.0))
+        check_layers_reach(network, dataclasses.replace(asked, ratio=99.0))
 
 
 @pytest.mark.parametrize("kind", ["basic", "chain"])
@@ -226,7 +226,7 @@ def test_times_of_fewer_channels_are_the_tables(kind):
     table = table_with_cuts(network)
     assert parse_latency_table(table.canonical(), where="table").blocks == table.blocks
     asked = RankSettings(speedup=1.5, forms=HIDDEN)
-    check_reach(network, asked, table=table)
+    check_layers_reach(network, asked, table=table)
     plan = choose_ranks(network, asked, images=images_of(network), table=table)
     assert plan.units
     assert plan.ratio >= 1.5

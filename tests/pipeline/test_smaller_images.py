@@ -17,8 +17,9 @@ from torch import nn
 from edgeclean.bundle.verify import verify_bundle
 from edgeclean.config import overlay, settings_for
 from edgeclean.devices.targets import load_target
+from edgeclean.errors import RatioError
 from edgeclean.load.checkpoint import load_checkpoint
-from edgeclean.pipeline import WrittenCompression, compress
+from edgeclean.pipeline import WrittenCompression, compress, inspect_checkpoint
 from edgeclean.report.report import check_report
 from edgeclean.runner import Cache
 from exporters.onnx_exporter import ExportSettings, export_onnx
@@ -37,11 +38,15 @@ def make(classes=4):
 """
 
 
-def write_network(folder: Path, kind: str) -> Path:
+# Of this hardly a layer can be made smaller.
+GROUPED = CODE.replace("nn.Conv2d(32, 32, 1)", "nn.Conv2d(32, 32, 3, padding=1, groups=8)")
+
+
+def write_network(folder: Path, kind: str, code: str = CODE) -> Path:
     """A network of colours, which needs all its channels and few of its pixels."""
-    (folder / "net.py").write_text(CODE, encoding="utf-8")
+    (folder / "net.py").write_text(code, encoding="utf-8")
     namespace: dict[str, Any] = {}
-    exec(CODE, namespace)  # noqa: S102 - the same code that the architecture names
+    exec(code, namespace)  # noqa: S102 - the same code that the architecture names
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = namespace["make"](4)
@@ -106,3 +111,21 @@ def test_it_sees_its_own_where_forms_of_layers_are_asked(tmp_path: Path) -> None
     report = json.loads((written.bundle.path / "report.json").read_text("utf-8"))
     assert report["resolution"] is None
     assert "its layers see them" not in (written.bundle.path / "report.html").read_text("utf-8")
+
+
+def test_a_ratio_that_layers_do_not_reach_is_met_and_inspect_says_by_what(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    source = write_network(tmp_path, "safetensors", GROUPED)
+    written = run(source, tmp_path / "build", kept)
+    report = json.loads((written.bundle.path / "report.json").read_text("utf-8"))
+    macs = report["size"]["macs"]
+    assert report["resolution"] is not None
+    assert macs["original"] >= 2.0 * macs["compressed"]
+    for asked, may in (({}, True), ({"forms": ["tucker"]}, False)):
+        settings = settings_for(
+            load_target("cpu"), overlay(overlay(QUICK, ASKED), {"ranks": asked})
+        )
+        with pytest.raises(RatioError, match="cannot be met") as refused:
+            inspect_checkpoint(source, whole_spec(), settings, code_folder=tmp_path)
+        assert ("smaller" in str(refused.value).rpartition(". ")[2]) == may
