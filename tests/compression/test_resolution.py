@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from latency_tables import made_up_table
 from torch import nn
 
 from edgeclean.compression.decompose import DecomposeSettings, decompose
@@ -189,6 +190,15 @@ def test_what_neither_reaches_is_refused_at_once_and_at_last(flat, asked):
     network = decomposed(of_groups())
     with pytest.raises(RatioError, match="cannot be met"):  # nothing to judge a size by
         choose_plan(network, RankSettings(ratio=2.0), recovery=BRIEF)
+
+
+def test_a_latency_table_has_no_times_of_smaller_images():
+    network, settings = network_of(of_groups()), RankSettings(ratio=2.0)
+    table, rest = made_up_table(network), {"images": images_of(network), "recovery": BRIEF}
+    with pytest.raises(RatioError, match="cannot be met"):
+        check_reach(network, settings, table=table)
+    with pytest.raises(RatioError, match="cannot be met"):
+        choose_plan(decomposed(of_groups()), settings, table=table, **rest)
 
 
 def strided(image, flat=False):
