@@ -140,7 +140,9 @@ class _Trial:
             return judge.change(recovered.module)
 
         best = None
-        if tried:
+        if plan is None and len(tried) == 1:
+            best = tried[0]  # there is nothing to compare it with
+        elif tried:
             most = math.inf if plan is None else CLEARLY * left(plan)
             least, smaller = min(((left(one), one) for one in tried), key=itemgetter(0))
             best = smaller if least < most else None

@@ -8,6 +8,7 @@ import torch
 from latency_tables import made_up_table
 from torch import nn
 
+from edgeclean.compression import resolution
 from edgeclean.compression.decompose import DecomposeSettings, decompose
 from edgeclean.compression.finetune import FinetuneSettings, finetune
 from edgeclean.compression.judge import Judge
@@ -169,6 +170,23 @@ def test_smaller_images_reach_what_layers_alone_do_not(ratio):
     made = truncate(network, plan, TruncateSettings())
     assert count_macs(made.module, network.spec.input_shape) == plan.macs_after
     assert count_macs(of_groups(), network.spec.input_shape) == plan.macs_before
+
+
+# Whether a network was recovered shows nowhere but in the time that it takes.
+@pytest.mark.parametrize(("ratio", "recovered"), [(1.75, 2), (3.9, 0)])
+def test_a_plan_that_is_alone_is_not_recovered_to_be_compared(monkeypatch, ratio, recovered):
+    plans = []
+    recover = resolution.briefly_recovered
+
+    def counted(network, plan, *rest):
+        plans.append(plan)
+        return recover(network, plan, *rest)
+
+    monkeypatch.setattr(resolution, "briefly_recovered", counted)
+    network, settings = decomposed(of_groups()), RankSettings(ratio=ratio)
+    chosen = choose_plan(network, settings, images=images_of(network), recovery=BRIEF)
+    assert chosen.resolution is not None
+    assert len(plans) == recovered
 
 
 @pytest.mark.parametrize(
