@@ -141,6 +141,13 @@ class ScanReport:
         return caveat(len(self.searches[0].costs)) if self.searches else None
 
     @property
+    def quiet_in_words(self) -> str:
+        """Which searches found nothing, and which did not run: that one is not quiet."""
+        ran = ", ".join(one.in_words for one in self.searches if one.searched != ())
+        left = ", ".join(one.name for one in self.searches if one.searched == ())
+        return f"no trigger found by {ran or 'any search'}" + (f"; not run: {left}" if left else "")
+
+    @property
     def suspicions(self) -> tuple[str, ...]:
         """The suspicions in words, most suspicious class first."""
         words = [self._in_words(target) for target in self.targets]

@@ -101,7 +101,7 @@ def verdict_in_words(found: ScanReport) -> str:
     if found.verdict == "suspected":
         target = ", target " if found.suspects else " in "
         return f"backdoor suspected{target}{', '.join(found.suspicions)}"
-    return f"no trigger found by {', '.join(search.in_words for search in found.searches)}"
+    return found.quiet_in_words
 
 
 def _verdict(found: ScanReport) -> Table:

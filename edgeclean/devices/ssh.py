@@ -83,9 +83,17 @@ class Device:
             raise ConnectionLostError(
                 f"the connection to {self.host} failed or broke ({reason}); what was done there is "
                 "kept: run the same command again. A new host must first be accepted by hand: "
-                f"ssh {self.host}"
+                f"ssh {self._by_hand}"
             )
         return finished
+
+    @property
+    def _by_hand(self) -> str:
+        """What a person types after ``ssh`` to reach the same account."""
+        words = [] if self.configuration is None else ["-F", str(self.configuration)]
+        words += [] if self.port is None else ["-p", str(self.port)]
+        host = self.host.strip("[]")
+        return shlex.join([*words, host if self.user is None else f"{self.user}@{host}"])
 
     def _client(self) -> list[str]:
         ssh = shutil.which("ssh")

@@ -147,8 +147,8 @@ def _chosen(saved: SavedNetworks, architecture: Architecture, choice: str) -> _W
         chosen = [way for way in ways if way.label == choice]
         if not chosen:
             raise UsageError(
-                f"--state-dict {choice!r}: no network of that name fits; there is "
-                f"{_listed([way.label for way in ways])}"
+                f"--state-dict {choice!r}: no network of that name fits; "
+                f"{_offered([way.label for way in ways])}"
             )
         return chosen[0]
     others = [way for way in ways[1:] if not _same(way.renamed.tensors, ways[0].renamed.tensors)]
@@ -187,6 +187,12 @@ def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 def _label(path: tuple[str, ...], prefix: str) -> str:
     return "/".join((*path, *([prefix[:-1]] if prefix else []))) or WHOLE_FILE
+
+
+def _offered(labels: list[str]) -> str:
+    if labels == [WHOLE_FILE]:
+        return "the file itself is the one that does: leave --state-dict out"
+    return f"there is {_listed(labels)}"
 
 
 def _listed(labels: list[str]) -> str:

@@ -53,6 +53,8 @@ def render_html(
         files=manifest["files"],
         purified=_purified_sentence(document),
         suspicion=", ".join(scan.suspicions),
+        ran=[one for one in document["scan"]["searches"] if one["searched"] != []],
+        not_run=[one for one in document["scan"]["searches"] if one["searched"] == []],
         smaller=[row for row in layers if row["fate"] in ("factored", "cut")],
         whole=[row for row in layers if row["fate"] not in ("factored", "cut")],
         triggers=[
@@ -115,6 +117,7 @@ def _score_plots(scan: Mapping[str, Any]) -> list[dict[str, str]]:
             ),
         }
         for index, search in enumerate(scan["searches"])
+        if search["searched"] != []  # nothing to draw
     ]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import threading
 import time
@@ -174,8 +175,12 @@ def test_words_reach_the_device_as_they_are(server: Loopback, tmp_path: Path) ->
 def test_an_unknown_host_key_is_never_accepted(server: Loopback, tmp_path: Path) -> None:
     known = server.configuration.parent / "known_hosts"
     known.write_text("")
-    with pytest.raises(ConnectionLostError, match="accepted by hand"):
-        device_of(server).run(["true"])
+    device = device_of(server)
+    with pytest.raises(ConnectionLostError, match="accepted by hand") as caught:
+        device.run(["true"])
+    advised = shlex.split(str(caught.value).rpartition("by hand: ")[2])
+    where = ["-F", str(server.configuration), "-p", str(device.port)]
+    assert advised == ["ssh", *where, f"{device.user}@{device.host}"]
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,8 @@ def test_a_name_that_is_not_there_is_a_usage_error(folder: Path) -> None:
     limits = LoadLimits(state_dict="ema")
     with pytest.raises(UsageError, match="'ema': no network of that name fits; there is params, "):
         fitted(SavedNetworks(networks=networks), SPEC, limits, folder)
+    with pytest.raises(UsageError, match="the file itself is the one that does"):
+        fitted(SavedNetworks(networks={(): WEIGHTS}), SPEC, limits, folder)
 
 
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet-v2", "vgg11-bn"])

@@ -154,6 +154,25 @@ def test_the_page_says_which_classes_were_not_searched() -> None:
     assert "Not every class was searched alike" not in whole.text
 
 
+def test_a_search_that_did_not_run_is_not_among_those_that_found_nothing() -> None:
+    given = evidence(suspected=False)
+    (ran,) = given.scan.searches
+    left = replace(ran, name="source-specific", searched=())
+    scan = replace(given.scan, searches=(ran, left))
+    told = {**build_report(replace(given, scan=scan)), "manifest_sha256": "ef" * 32}
+    html = render_html(MANIFEST, told, images=synthetic_images(), scan=scan)
+    text = Page(html).text
+    assert "No trigger found by 1 search" in text
+    assert "Searched: masked patch. Not searched: source-specific." in text
+    assert "source-specific (not run)" in text
+    assert html.count("Outlier score of every") == 1
+    words = verdict_in_words(scan)
+    assert words == "no trigger found by masked patch; not run: source-specific"
+    assert verdict_in_words(replace(scan, searches=(left,))) == (
+        "no trigger found by any search; not run: source-specific"
+    )
+
+
 @pytest.mark.parametrize("gpu", [None, "NVIDIA <b>X1</b>"])
 def test_the_page_names_the_gpu_that_computed(report: dict[str, Any], gpu: str | None) -> None:
     told = {**report, "environment": {**report["environment"], "gpu": gpu}}
