@@ -118,6 +118,17 @@ class GateVerdict:
     passed: bool
     detail: str
 
+    @property
+    def in_numbers(self) -> tuple[str, str]:
+        """What was measured and what was asked, with as many digits as tell them apart."""
+        if self.unit == "bytes" and self.measured == self.measured:
+            return f"{self.measured:,.0f}", f"{self.asked:,.0f}"
+        for digits in (4, 6, 9, 17):
+            told = f"{self.measured:.{digits}g}", f"{self.asked:.{digits}g}"
+            if told[0] != told[1]:
+                return told
+        return f"{self.measured:.4g}", f"{self.asked:.4g}"
+
 
 def read_policy(path: Path | None, options: Mapping[str, Any]) -> Policy:
     """Read the policy in a file, strictly, with the options that were given on top.
@@ -306,7 +317,6 @@ def _judge_speed(least: float, latency: LatencyReport) -> GateVerdict:
 
 def _in_words(verdict: GateVerdict) -> str:
     bound = "at least" if verdict.gate == "min-speedup" else "at most"
-    return (
-        f"{verdict.gate}: {verdict.measured:.12g} {verdict.unit} ({verdict.detail}), and {bound} "
-        f"{verdict.asked:.12g} was asked"
-    )
+    measured, asked = verdict.in_numbers
+    told = f"{verdict.gate}: {measured} {verdict.unit} ({verdict.detail})"
+    return f"{told}, and {bound} {asked} was asked"

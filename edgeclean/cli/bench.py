@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 HERE = "On this machine"
 THERE = "On a device"
 ONNX_RUNTIME = "onnxruntime"
+RUNS, ROUNDS, SECONDS = 200, 5, 2
 
 
 def bench(  # noqa: PLR0913 - the options are the interface
@@ -50,11 +51,17 @@ def bench(  # noqa: PLR0913 - the options are the interface
         int | None, typer.Option(min=1, max=1024, help="Of the runtime; 1 if not given.")
     ] = None,
     runs: Annotated[
-        int, typer.Option(min=1, help="Measured runs of each network.", rich_help_panel=HERE)
-    ] = 200,
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"Measured runs of each network; {RUNS} if not given.",
+            rich_help_panel=HERE,
+        ),
+    ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Of the random input.", rich_help_panel=HERE)
-    ] = 0,
+        int | None,
+        typer.Option(min=0, help="Of the random input; 0 if not given.", rich_help_panel=HERE),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(help="ssh://user@host[:port]: measure there.", rich_help_panel=THERE),
@@ -64,11 +71,21 @@ def bench(  # noqa: PLR0913 - the options are the interface
         typer.Option(help="An ssh configuration file of its own.", rich_help_panel=THERE),
     ] = None,
     rounds: Annotated[
-        int, typer.Option(min=1, help="Of original and compressed.", rich_help_panel=THERE)
-    ] = 5,
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"Of original and compressed; {ROUNDS} if not given.",
+            rich_help_panel=THERE,
+        ),
+    ] = None,
     seconds: Annotated[
-        int, typer.Option(min=1, help="Each network in each round.", rich_help_panel=THERE)
-    ] = 2,
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"Each network in each round; {SECONDS} if not given.",
+            rich_help_panel=THERE,
+        ),
+    ] = None,
     python: Annotated[
         str | None,
         typer.Option(
@@ -97,25 +114,25 @@ def bench(  # noqa: PLR0913 - the options are the interface
 ) -> None:
     """Measure a bundle's network and the original in turns, here or on a device over ssh."""
     reporter = Reporter(as_json=as_json, quiet=quiet)
+    there = {"rounds": rounds, "seconds": seconds, "python": python}
+    there |= {"workspace_mib": workspace_mib, "dla_core": dla_core, "trtexec": trtexec}
+    if min_speedup is not None and min_speedup <= 0:
+        raise UsageError(f"--min-speedup is {min_speedup:g}; it must be above 0")
+    _refuse_idle(device, {"runs": runs, "seed": seed}, {**there, "ssh_config": ssh_config})
     if device is not None:
         if provider != "cpu":
             raise UsageError(
                 "--device takes no --provider: with TensorRT, whose kit brings its original, leave "
                 "--against, --provider and --runtime out; in another runtime, --provider"
             )
-        asked: dict[str, Any] = {
-            "rounds": rounds,
-            "seconds": seconds,
-            "threads": threads,
-            "against": against,
-        }
-        asked |= {"python": python, "workspace_mib": workspace_mib}
-        asked |= {"dla_core": dla_core, "trtexec": trtexec}
+        asked: dict[str, Any] = {**there, "threads": threads, "against": against}
+        asked |= {"rounds": rounds or ROUNDS, "seconds": seconds or SECONDS}
         document = bench_there(reporter, bundle, (device, ssh_config), runtime, asked)
         speedup, where = document["latency"]["speedup"], "this device"
     else:
         means, threads = runtime or ONNX_RUNTIME, threads or 1
-        settings = {"threads": threads, "runs": runs, "seed": seed, "provider": provider}
+        settings: dict[str, Any] = {"threads": threads, "runs": runs or RUNS, "seed": seed or 0}
+        settings |= {"provider": provider}
         report = _here(reporter, bundle, against, settings, means)
         means = provider if means == ONNX_RUNTIME else means
         speedup, where = report.speedup, f"{threads} threads of this machine with {means}"
@@ -124,6 +141,15 @@ def bench(  # noqa: PLR0913 - the options are the interface
             f"the speed-up is {speedup:.2f}, and at least {min_speedup:g} was asked; on "
             f"{where} this bundle does not give it"
         )
+
+
+def _refuse_idle(device: str | None, here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+    """Refuse options of the place that is not measured: they would be ignored."""
+    idle = there if device is None else here
+    names = [f"--{name.replace('_', '-')}" for name, value in idle.items() if value is not None]
+    if names:
+        of = "a device, and no" if device is None else "a measurement on this machine, and"
+        raise UsageError(f"{' and '.join(names)}: of {of} --device was given; leave one out")
 
 
 def _here(

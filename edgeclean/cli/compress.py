@@ -244,8 +244,8 @@ def _checks(written: WrittenCompression) -> Table:
     if forecasts.probes:
         table.add_row(*cells("ratios tried for it", "; ".join(map(str, forecasts.probes))))
     for gate in written.compression.gates:
-        words = f"passed: {gate.measured:.6g} {gate.unit}, asked {gate.asked:.6g}"
-        table.add_row(*cells(gate.gate, words))
+        measured, bound = gate.in_numbers
+        table.add_row(*cells(gate.gate, f"passed: {measured} {gate.unit}, asked {bound}"))
     lowered = written.compression.lowered
     agreement = lowered.agreement
     close = f"{agreement.top1_agreement:.1%} agree with fp32, {agreement.signal_to_noise_db:.0f} dB"

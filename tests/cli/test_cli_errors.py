@@ -279,6 +279,23 @@ def test_a_bench_on_a_device_has_its_own_original(terminal: Terminal, bundle: Pa
     assert "this bundle has no original to compare with" in answer.err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--trtexec", "/x", "--rounds", "3"], "--rounds and --trtexec: of a device, and no"),
+        (["--dla-core", "0"], "--dla-core: of a device, and no --device was given"),
+        (["--device", "ssh://nowhere", "--seed", "0"], "--seed: of a measurement on this machine"),
+        (["--min-speedup", "-1"], "--min-speedup is -1; it must be above 0"),
+    ],
+)
+def test_a_bench_ignores_no_option(
+    terminal: Terminal, bundle: Path, words: list[str], said: str
+) -> None:
+    answer = terminal("bench", bundle, *words)
+    assert answer.code == 2
+    assert said in answer.err
+
+
 @pytest.mark.parametrize("command", ["scan", "compress"])
 def test_without_a_gpu_gpu_is_refused_before_anything_is_loaded(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str

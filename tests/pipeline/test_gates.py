@@ -24,7 +24,15 @@ from edgeclean.errors import (
     EdgecleanError,
     UsageError,
 )
-from edgeclean.gates import Policy, judge_result, judge_scan, read_policy, read_size, refuse_failed
+from edgeclean.gates import (
+    GateVerdict,
+    Policy,
+    judge_result,
+    judge_scan,
+    read_policy,
+    read_size,
+    refuse_failed,
+)
 from edgeclean.images.labelled import LabelledImages
 from edgeclean.measure.accuracy import Evaluation, evaluate
 from edgeclean.report.page import render_html
@@ -137,6 +145,23 @@ def test_a_gate_passes_at_its_bound_and_fails_beyond_it() -> None:
             refuse_failed([verdict])
         assert caught.value.exit_code == error
         assert caught.value.facts == {"gates": [asdict(verdict)]}
+
+
+@pytest.mark.parametrize(
+    ("unit", "measured", "asked", "told"),
+    [
+        ("bytes", 9998, 2 * 2**20, ("9,998", "2,097,152")),
+        ("times", 0.959343814858, 50, ("0.9593", "50")),
+        ("times", 1.49999999, 1.5, ("1.49999999", "1.5")),
+        ("times", 1.5, 1.5, ("1.5", "1.5")),
+        ("times", math.nan, 1.5, ("nan", "1.5")),
+    ],
+)
+def test_numbers_have_the_digits_that_tell_them_apart(unit, measured, asked, told) -> None:
+    verdict = GateVerdict(
+        gate="max-size", asked=asked, measured=measured, unit=unit, passed=False, detail="x"
+    )
+    assert verdict.in_numbers == told
 
 
 def test_the_scans_gate() -> None:
