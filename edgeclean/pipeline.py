@@ -34,6 +34,7 @@ from edgeclean.compression.plan import RankPlan, choose_ranks
 from edgeclean.compression.resolution import check_reach, smaller_images_reach
 from edgeclean.compression.truncate import truncate
 from edgeclean.config import PipelineSettings, check_goal
+from edgeclean.devices.profile_files import profile_names
 from edgeclean.devices.targets import Target, load_target, require
 from edgeclean.errors import RatioError, UsageError
 from edgeclean.estimate import announce
@@ -188,7 +189,8 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
             models = compression.original_model, compression.model
             evaluation = runner("evaluate", evaluate, *models, labelled, original.spec)
         compression = judged(compression, policy, evaluation)
-        command = command_line(checkpoint, spec, chosen)
+        own = None if device.name in profile_names() else f"{device.name}.toml"
+        command = command_line(checkpoint, spec, chosen, own, table=latency_table is not None)
         report = build_report(report_inputs(compression, chosen, device, runner.seconds, command))
         contents = contents_of(compression, chosen, device, report)
         bundle = write_bundle(held, contents, signer=signer, alongside=beside)

@@ -33,6 +33,7 @@ from edgeclean.report.layer_table import LayerRow, Spectrum
 from exporters.parity import ParityRecord
 
 FORMAT = "edgeclean-report-1"
+TABLE_NAME = "latency-table.json"
 CONFIG_NAME = "edgeclean.toml"
 
 
@@ -166,8 +167,23 @@ def byte_size(count: int) -> str:
     return f"{number}B" if number[-1].isalpha() else f"{number} B"
 
 
-def command_line(checkpoint: Path, spec: ModelSpec, settings: PipelineSettings) -> str:
-    """Return the command line of a run, with file names for paths: a report names no machine."""
+def command_line(
+    checkpoint: Path,
+    spec: ModelSpec,
+    settings: PipelineSettings,
+    target_file: str | None = None,
+    *,
+    table: bool = False,
+) -> str:
+    """Return the command line of a run, with file names for paths: a report names no machine.
+
+    Args:
+        checkpoint: the network's file.
+        spec: what was said of it.
+        settings: of the run.
+        target_file: a name for the file of a target that is not shipped; None for one that is.
+        table: whether ranks were chosen by a latency table of the user's.
+    """
     words = ["edgeclean", "compress", checkpoint.name or checkpoint.resolve().name]
     words += ["--arch", without_folder(spec.architecture)]
     words += ["--input-shape", "x".join(str(side) for side in spec.input_shape)]
@@ -176,6 +192,8 @@ def command_line(checkpoint: Path, spec: ModelSpec, settings: PipelineSettings) 
     words += [f"--std={','.join(str(number) for number in spec.std)}"]
     if changed_settings(settings):
         words += ["--config", CONFIG_NAME]
+    words += [] if target_file is None else ["--target-file", target_file]
+    words += ["--latency-table", TABLE_NAME] if table else []
     return shlex.join([*words, "-o", "build"])
 
 

@@ -32,7 +32,7 @@ from edgeclean.pipeline import (
     inspect_checkpoint,
     scan_checkpoint,
 )
-from edgeclean.report.report import check_report
+from edgeclean.report.report import check_report, command_line
 from edgeclean.runner import Runner
 from exporters.onnx_check import open_onnx, opset_of
 from exporters.session import OnnxSession
@@ -329,6 +329,16 @@ def test_what_the_command_says_gives_the_same_settings(written: WrittenCompressi
         "edgeclean compress model.safetensors --arch net.py:make --input-shape 3x12x12 --classes 4 "
         "--mean=0.5,0.5,0.5 --std=0.25,0.25,0.25 --config edgeclean.toml -o build"
     )
+
+
+def test_the_command_names_the_files_of_a_target_and_of_a_table() -> None:
+    settings = replace(quick_settings(), target="camera-board")
+    said = command_line(Path("a/model.onnx"), spec(), settings, "camera-board.toml", table=True)
+    assert said.endswith(
+        "--config edgeclean.toml --target-file camera-board.toml --latency-table "
+        "latency-table.json -o build"
+    )
+    assert "a/" not in said
 
 
 def test_a_scan_and_a_plan_stop_where_they_should(checkpoint: Path) -> None:
