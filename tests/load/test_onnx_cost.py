@@ -52,6 +52,17 @@ def one(kind: str, shape: tuple[int, ...], weight: Any = None, **attributes: Any
     return model([node], shape, None if weight is None else {"w": weight})
 
 
+def resized(old: int, new: int, times: int = 1, **attributes: Any) -> ModelProto:
+    """Resize lines, each as often as it is said."""
+    attributes["coordinate_transformation_mode"] = "asymmetric"
+    nodes = [
+        helper.make_node("Resize", ["image", "", "", "sizes"], [f"a{index}"], **attributes)
+        for index in range(times)
+    ]
+    last = helper.make_node("GlobalAveragePool", ["a0"], ["out"])
+    return model([*nodes, last], (1, 1, old), {"sizes": np.array([1, 1, 1, new])})
+
+
 def passes(graph: ModelProto, **limits: int) -> bool:
     try:
         check_cost(graph, LoadLimits(**{**UNLIMITED, **limits}))
@@ -123,6 +134,9 @@ HOSTILE = {
         ],
         (1, 4000, 4000),
     ),
+    "interpolation of a line": lambda: resized(4096, 131072, mode="linear"),
+    "resampling of a line": lambda: resized(1, 2**24, nearest_mode="ceil"),
+    "many interpolations": lambda: resized(1024, 16384, 17, mode="cubic"),
     "shared constant": lambda: model(
         [helper.make_node("MatMul", ["image", "w"], [f"a{i}"]) for i in range(600)]
         + [helper.make_node("Relu", ["a0"], ["out"])],
@@ -136,6 +150,18 @@ HOSTILE = {
 def test_a_small_graph_that_costs_much_is_refused(name: str) -> None:
     with pytest.raises(InputRejectedError, match=r"the limits? (is|are|\w+ is)"):
         check_cost(HOSTILE[name](), LIMITS)
+
+
+def test_what_a_resizing_derives_is_counted_as_constants_once_for_a_batch() -> None:
+    old, new = 7, 300
+    sizes = 8 * 4 // 2  # as four-byte numbers are all constants counted
+    for batch in (1, 5):
+        graph = resized(old, new, mode="linear")
+        graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
+        graph.graph.value_info[0].type.tensor_type.shape.dim[0].dim_value = batch
+        assert least(graph, "file_bytes") == 4 * (1 + old * new) + sizes
+        assert least(graph, "operands") >= 3 * (1 + old * new)
+    assert least(resized(old, new), "file_bytes") == 8 * (1 + new) + sizes
 
 
 sides = st.integers(1, 9)

@@ -2,8 +2,10 @@
 
 Every operator, known or not, costs its inputs and outputs. A convolution or pool also reads each
 window anew at each of its places, and is padded before; matrices are multiplied; and every node
-takes its constants in a copy of its own, as float32. An operator that multiplies or has windows
-needs a rule in `_RULES`; what is built of it is counted again while it runs (`running_cost`).
+takes its constants in a copy of its own, as float32. Constants that the importer derives of shapes,
+as the matrices of a resizing, count as those in the file do. An operator that multiplies or has
+windows needs a rule in `_RULES`; what is built of it is counted again while it runs
+(`running_cost`).
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx.graph import batch_of, node_label
 
 BYTES = 4  # of a number in the network that is built
+# What `resize` holds while it works, in numbers of four bytes: of each new row or column its place,
+# weights and indices, which have eight; of each element of a matrix one of eight, and then one.
+PER_PLACE = 16
+PER_ELEMENT = 3
 Shape = tuple[int, ...]
 
 
@@ -60,6 +66,7 @@ def check_cost(model: ModelProto, limits: LoadLimits) -> None:
         )
         bill.add(_cost(known_node), f"{node_label(node)}: up to here one image")
         copied += BYTES * sum(math.prod(weights[name]) for name in node.input if name in weights)
+        copied += BYTES * _derived(known_node)
         if copied > limits.file_bytes:
             raise InputRejectedError(
                 f"{node_label(node)}: up to here the nodes take {copied} bytes of constants, each "
@@ -179,7 +186,35 @@ def _padded(node: _Node, images: Shape, output: Shape, kernel: Shape) -> tuple[S
     return (*images[:2], *sides), before != after
 
 
+def _resized(node: _Node) -> _Extra:
+    """What the importer works on while it makes the constants of a resizing."""
+    new = sum(node.outputs[0][2:]) if node.outputs else 0
+    # Once for all images of a batch.
+    return _Extra(beside=node.batch * (PER_PLACE * new + PER_ELEMENT * _matrices(node)))
+
+
+def _matrices(node: _Node) -> int:
+    """Return the numbers of a matrix [new, old] for each side, of which nearest needs none.
+
+    Where torch has a layer for it, none is made, but which those are depends on numbers, and
+    planes whose matrices are too large are too large themselves, unless they are mere lines.
+    """
+    if node.attribute("mode", b"nearest") == b"nearest" or not node.outputs:
+        return 0
+    sides = zip(node.input(0)[2:], node.outputs[0][2:], strict=False)
+    return sum(old * new for old, new in sides)
+
+
+def _derived(node: _Node) -> int:
+    """Return the numbers of constants that are not in the file, and that the importer makes."""
+    if _RULES.get(node.node.op_type) is not _resized or not node.outputs:
+        return 0
+    indices = 2 * sum(node.outputs[0][2:])  # of eight bytes each
+    return _matrices(node) or indices
+
+
 _RULES: dict[str, Callable[[_Node], _Extra]] = {
+    **dict.fromkeys(("Resize", "Upsample"), _resized),
     **dict.fromkeys(("Conv", "ConvTranspose"), _conv),
     **dict.fromkeys(("AveragePool", "MaxPool", "LpPool"), _pool),
     **dict.fromkeys(("Gemm", "MatMul"), _matrix),

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,8 @@ from edgeclean.load.onnx.modules import Interpolate, Take
 from edgeclean.load.onnx.node import NodeView
 
 CUBIC = -0.75
+Places = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
 
 
 def resize(view: NodeView) -> nn.Module:
@@ -44,10 +47,7 @@ def resize(view: NodeView) -> nn.Module:
         return layer
     weights = _linear if mode == b"linear" else _cubic
     a = view.attribute("cubic_coeff_a", CUBIC)
-    rows, columns = (
-        _matrix([_place(where, *side, index) for index in range(side[1])], side[0], weights, a)
-        for side in sides
-    )
+    rows, columns = (_matrix(_places(where, *side), side[0], weights, a) for side in sides)
     return Interpolate(rows, columns)
 
 
@@ -82,43 +82,59 @@ def _scales(view: NodeView) -> tuple[float, float]:
     return by_axis.get(2, 1.0), by_axis.get(3, 1.0)
 
 
-def _place(where: str, old: int, new: int, scale: float, index: int) -> float:
-    """Return where on the old side, counted in its pixels, a new pixel lies."""
+def _places(where: str, old: int, new: int, scale: float) -> Places:
+    """Return where on the old side, counted in its pixels, each of the new pixels lies.
+
+    Raises:
+        OverflowError: a pixel lies nowhere.
+    """
     # In float32, as runtimes do: the middle between two pixels is theirs.
-    ratio, half = np.float32(scale), np.float32(0.5)
+    index, ratio, half = np.arange(new), np.float32(scale), np.float32(0.5)
     if where == "align_corners":
-        return 0.0 if new == 1 else float(np.float32(index * (old - 1)) / np.float32(new - 1))
-    if where == "asymmetric":
-        return float(np.float32(index) / ratio)
-    if where == "pytorch_half_pixel" and new == 1:
-        return 0.0
-    return float((np.float32(index) + half) / ratio - half)
+        span = np.float32(max(1, new - 1))  # a single new pixel is the first old one
+        places = (index * (old - 1)).astype(np.float32) / span
+    elif where == "asymmetric":
+        places = index.astype(np.float32) / ratio
+    elif where == "pytorch_half_pixel" and new == 1:
+        places = np.zeros(1, np.float32)
+    else:
+        places = (index.astype(np.float32) + half) / ratio - half
+    if not np.isfinite(places).all():
+        raise OverflowError("a scale leaves pixels without a place")
+    return places.astype(np.float64)
 
 
 def _nearest(view: NodeView, where: str, sides: list[tuple[int, int, float]]) -> nn.Module:
     default = b"floor" if where == "asymmetric" and view.opset < 11 else b"round_prefer_floor"
-    kinds: dict[bytes, Callable[[float], int]] = {
-        b"round_prefer_floor": lambda place: math.ceil(place - 0.5),
-        b"round_prefer_ceil": lambda place: math.floor(place + 0.5),
-        b"floor": math.floor,
-        b"ceil": math.ceil,
+    kinds: dict[bytes, Callable[[Places], Places]] = {
+        b"round_prefer_floor": lambda places: np.ceil(places - 0.5),
+        b"round_prefer_ceil": lambda places: np.floor(places + 0.5),
+        b"floor": np.floor,
+        b"ceil": np.ceil,
     }
     rounding = view.attribute("nearest_mode", default)
     if rounding not in kinds:
         raise view.refusal(f"nearest_mode {rounding[:40]!r} is not supported")
-    chosen = [
-        [
-            min(max(kinds[rounding](_place(where, *side, index)), 0), side[0] - 1)
-            for index in range(side[1])
-        ]
-        for side in sides
-    ]
+    chosen = [_within(kinds[rounding](_places(where, *side)), side[0]) for side in sides]
     factors = {new / old for old, new, _ in sides}
-    repeated = [[index * old // new for index in range(new)] for old, new, _ in sides]
-    if chosen == repeated and len(factors) == 1 and min(factors).is_integer():
+    if len(factors) == 1 and min(factors).is_integer() and _repeats(chosen, sides):
         return nn.Upsample(scale_factor=min(factors), mode="nearest")
-    takes = [Take(axis, torch.tensor(one)) for axis, one in zip((2, 3), chosen, strict=True)]
+    takes = [Take(axis, torch.from_numpy(one)) for axis, one in zip((2, 3), chosen, strict=True)]
     return nn.Sequential(*takes)
+
+
+def _within(pixels: Places, old: int) -> Indices:
+    """Return pixels as whole numbers; those beyond the rim are those at the rim."""
+    # Before they are whole numbers: a place may be farther off than those reach.
+    return np.minimum(np.maximum(pixels, 0), old - 1).astype(np.int64)
+
+
+def _repeats(chosen: list[Indices], sides: list[tuple[int, int, float]]) -> bool:
+    """Return whether each old pixel is repeated, all of them as often."""
+    return all(
+        np.array_equal(one, np.arange(new) * old // new)
+        for one, (old, new, _) in zip(chosen, sides, strict=True)
+    )
 
 
 def _stock(
@@ -138,28 +154,29 @@ def _stock(
 
 
 def _matrix(
-    places: list[float], old: int, weights: Callable[[float, float], dict[int, float]], a: float
+    places: Places, old: int, weights: Callable[[Places, float], dict[int, Places]], a: float
 ) -> Tensor:
-    """Return the matrix [new, old] of one side; pixels beyond the rim are those at the rim."""
+    """Return the matrix [new, old] of one side; `cost` counts it before it is made."""
     matrix = torch.zeros(len(places), old, dtype=torch.float64)
-    for row, place in enumerate(places):
-        start = math.floor(place)
-        for offset, weight in weights(place - start, a).items():
-            matrix[row, min(max(start + offset, 0), old - 1)] += weight
+    rows = torch.arange(len(places))
+    start = np.floor(places)
+    for offset, weight in weights(places - start, a).items():
+        # At the rim, several weights of one row come to one pixel, one after the other.
+        matrix[rows, torch.from_numpy(_within(start + offset, old))] += torch.from_numpy(weight)
     return matrix.float()
 
 
-def _linear(part: float, _a: float) -> dict[int, float]:
+def _linear(part: Places, _a: float) -> dict[int, Places]:
     return {0: 1 - part, 1: part}
 
 
-def _cubic(part: float, a: float) -> dict[int, float]:
+def _cubic(part: Places, a: float) -> dict[int, Places]:
     """Keys 1981, with the coefficient ``a``."""
 
-    def near(x: float) -> float:
+    def near(x: Places) -> Places:
         return ((a + 2) * x - (a + 3)) * x * x + 1
 
-    def far(x: float) -> float:
+    def far(x: Places) -> Places:
         return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
 
     return {-1: far(part + 1), 0: near(part), 1: near(1 - part), 2: far(2 - part)}
