@@ -12,10 +12,11 @@ look trained proves nothing: a kernel with more numbers may have been written by
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 Join = Literal["sum", "product", "choice"]
@@ -24,6 +25,9 @@ Weights = Literal["none", "dead", "by hand", "trained"]
 TWO_INPUTS = 2.05  # inputs in effect (the inverse participation ratio) of an output that is but two
 EVEN = 0.05  # standard deviation over mean of the weights of an even sum
 NEGLIGIBLE = 1e-6  # of the largest output's sum of squares
+# Numbers of a matrix that are looked at together: as doubles, with what is computed of them, a
+# whole one would take a multiple of a file that may hardly have any bytes itself.
+AT_ONCE = 2**20
 
 _CONSTANT = re.compile(r"constant(_[0-9]+)?|operand[0-9]+")
 _MATRICES = re.compile(r"conv|linear|addmm|mm$|matmul|einsum|bilinear")
@@ -91,7 +95,7 @@ def role_of(module: nn.Module, axes: int) -> Role:
     """Return the role of a module that is given a value of so many axes, the batch's included."""
     kind = _kind(module)
     name = re.sub(r"[^a-z0-9]", "", kind.lower())
-    weights = _judged(list(_matrices(module, name)))
+    weights = _judged(_matrices(module, name))
     matrix = weights != "none"
     chooses = name in _COMPARISONS
     return Role(
@@ -140,25 +144,45 @@ def _matrices(module: nn.Module, name: str) -> Iterator[Tensor]:
                 yield rows.reshape(rows.shape[0], -1)
 
 
-def _judged(matrices: list[Tensor]) -> Weights:
-    if not matrices:
+def _judged(matrices: Iterable[Tensor]) -> Weights:
+    kinds = {_looks(matrix.detach()) for matrix in matrices}
+    if not kinds:
         return "none"
-    kinds = {_looks(matrix.detach().double()) for matrix in matrices}
     return "trained" if "trained" in kinds else "by hand" if "by hand" in kinds else "dead"
 
 
 def _looks(rows: Tensor) -> Weights:
-    power = rows.square().sum(1)
+    blocks = rows.split(max(1, AT_ONCE // max(1, rows.shape[1])))
+    powers = [_summed(block, torch.square) for block in blocks]
+    power = torch.cat(powers)
     largest = power.max() if power.numel() else power.sum()
     if not largest > 0:
         return "dead"
-    rows, power = (one[power > NEGLIGIBLE * largest] for one in (rows, power))
-    scaled = rows / power.sqrt()[:, None]  # squares of squares of small numbers would vanish
-    in_effect = 1 / scaled.square().square().sum(1)
-    means = scaled.mean(1).abs()
-    even = scaled.std(1, correction=0) <= EVEN * means
-    simple = (in_effect <= TWO_INPUTS) | even
-    return "by hand" if bool(simple.all()) else "trained"
+    kept = [power > NEGLIGIBLE * largest for power in powers]
+    simple = (
+        _are_simple(block[own], power[own])
+        for block, power, own in zip(blocks, powers, kept, strict=True)
+    )
+    return "by hand" if all(simple) else "trained"
+
+
+def _are_simple(rows: Tensor, power: Tensor) -> bool:
+    """Return whether every row, whose sum of squares is given, is a few inputs or an even sum."""
+    # Scaled, for squares of squares of small numbers would vanish.
+    length, columns = power.sqrt()[:, None], rows.shape[1]
+    in_effect = 1 / _summed(rows, lambda part: (part / length).square().square())
+    means = _summed(rows, lambda part: part / length) / columns
+    apart = _summed(rows, lambda part: (part / length - means[:, None]).square()) / columns
+    even = apart.sqrt() <= EVEN * means.abs()
+    return bool(((in_effect <= TWO_INPUTS) | even).all())
+
+
+def _summed(rows: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return, in doubles, the sum of each row; a row that is long by itself in parts."""
+    sums = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    for part in rows.split(AT_ONCE, 1):
+        sums += of(part.double()).sum(1)
+    return sums
 
 
 def _constants(module: nn.Module) -> Iterator[Tensor]:

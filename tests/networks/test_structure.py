@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -27,6 +29,7 @@ from path_graphs import (
 from torch import nn
 
 from edgeclean.load.onnx.operators import OPERATORS
+from edgeclean.networks import roles
 from edgeclean.networks.roles import role_of
 from edgeclean.networks.structure import MOST_LISTED, StructureReport, read_structure
 
@@ -340,6 +343,41 @@ def test_whether_weights_look_trained(looks: str, made: Callable[[], nn.Module])
     with torch.random.fork_rng():
         torch.manual_seed(0)
         assert role_of(made(), 4).weights == looks
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 7])
+@pytest.mark.parametrize(("looks", "made"), LOOKS)
+def test_weights_look_the_same_in_parts(
+    looks: str, made: Callable[[], nn.Module], at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roles, "AT_ONCE", at_once)
+    test_whether_weights_look_trained(looks, made)
+
+
+@pytest.mark.parametrize("row", [0, 2, 4])
+def test_one_row_that_looks_trained_is_enough(row: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roles, "AT_ONCE", 6)  # a row and a part of one
+    weights = torch.eye(5)
+    weights[row] = torch.tensor([1.0, -2, 3, -4, 5])
+    assert role_of(with_weights(nn.Linear(5, 5), weights), 2).weights == "trained"
+
+
+MEASURED = """
+import resource, torch
+from edgeclean.networks.roles import role_of
+layer = torch.nn.Linear(4096, 4096, bias=False).requires_grad_(False)
+layer.weight.fill_(1e-4)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert role_of(layer, 2).weights == "by hand"
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_a_large_matrix_is_looked_at_in_little_memory() -> None:
+    """All of it in doubles is 128 MiB, and several copies were made."""
+    command = [sys.executable, "-c", MEASURED]
+    taken = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert int(taken) < 120
 
 
 def test_binary_weights_look_trained() -> None:
