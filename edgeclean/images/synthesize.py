@@ -29,7 +29,7 @@ from torch.nn import functional
 from edgeclean.images.batchnorm import StatisticsDistance, running_batchnorm_layers
 from edgeclean.images.procedural import procedural_images
 from edgeclean.networks.autocast import device_of, mixed_precision
-from edgeclean.networks.batching import images_at_once
+from edgeclean.networks.batching import answers_at_once, images_at_once
 from edgeclean.networks.finite import require_finite_loss
 from edgeclean.networks.pixels import pixel_copy
 from edgeclean.networks.state import Network, SyntheticImages
@@ -93,7 +93,9 @@ def synthesize(
     source = pixel_copy(network).requires_grad_(False)
     judge = source if classifier is None else pixel_copy(classifier).requires_grad_(False)
     seeing = (source,) if judge is source else (source, judge)
-    at_once = images_at_once(network.spec.input_shape, *seeing)
+    at_once = min(
+        images_at_once(network.spec.input_shape, *seeing), answers_at_once(network.spec.classes)
+    )
     sizes = _batch_sizes(settings.count, min(settings.batch_size, at_once))
     total = len(sizes) * settings.steps
     progress("Synthesising images", 0, total)
@@ -142,9 +144,11 @@ def soft_labels(
     second = torch.randint(classes, (count,), generator=generator)
     pure = torch.rand(count, generator=generator) < 0.5
     share = torch.where(pure, torch.ones(()), 0.5 + 0.5 * torch.rand(count, generator=generator))
-    one_hot = functional.one_hot(first, classes) * share[:, None]
-    one_hot = one_hot + functional.one_hot(second, classes) * (1 - share[:, None])
-    return 0.95 * one_hot + 0.05 / classes
+    # In place, and in no whole numbers of eight bytes: of many classes there is much of this.
+    targets = torch.zeros(count, classes)
+    for own, part in ((first, share), (second, 1 - share)):
+        targets.scatter_add_(1, own[:, None], part[:, None])
+    return targets.mul_(0.95).add_(0.05 / classes)
 
 
 def shifted(

@@ -27,7 +27,8 @@ from edgeclean.networks.state import ModelSpec
 
 MAX_FILE_BYTES = 64 * 1024
 MAX_SIDE = 4096
-MAX_CLASSES = 1_000_000
+# ImageNet-21k has 21,843. Searches and targets take memory for each image and class.
+MAX_CLASSES = 2**16
 # One of a million 8-bit pixels one grey level off the others makes 4e-6. A smaller divisor is no
 # deviation of images, and makes inputs whose squares leave float32.
 MIN_STD = 1e-6

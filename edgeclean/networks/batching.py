@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from edgeclean.networks.autocast import device_of, mixed_precision
 
 KEPT_BYTES = 2 * 2**30  # of one backward pass; about as much is worked with beside it
+# Of one image and class: the answer, its target, its log, their product, and as many gradients.
+ANSWER_BYTES = 8 * 4
 # Of one part of a batch on a processor: a map beyond 32 MB is new memory from the system at every
 # pass, so that many large images at once take longer each than few.
 PART_BYTES = 2**29
@@ -32,6 +34,15 @@ def images_at_once(shape: Sequence[int], *modules: nn.Module) -> int:
         modules: functions of images, which all see each of them; run on one image and on two.
     """
     return _fitting(KEPT_BYTES, shape, modules)
+
+
+def answers_at_once(classes: int) -> int:
+    """Return the most images whose answers, and what a loss keeps of them, fit; at least 1.
+
+    It is beside `images_at_once`, which sees what the networks keep, and binds only where there
+    are many classes.
+    """
+    return max(1, KEPT_BYTES // (classes * ANSWER_BYTES))
 
 
 def images_in_a_part(shape: Sequence[int], *modules: nn.Module) -> int:

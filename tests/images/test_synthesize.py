@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_networks import tiny_network
 from torch import nn
+from torch.nn import functional
 
 from edgeclean.errors import UsageError
 from edgeclean.images.batchnorm import StatisticsDistance, reestimate_batchnorm_
@@ -140,6 +141,36 @@ def test_soft_labels_are_distributions_led_by_the_first_class():
     torch.testing.assert_close(targets.sum(1), torch.ones(200))
     assert torch.equal(targets.argmax(1), first)
     assert 0.3 < float((targets.amax(1) > 0.9).float().mean()) < 0.8
+
+
+def test_soft_labels_are_those_of_one_hot_vectors():
+    for classes in (2, 7, 100):  # the two classes of an image are often one and the same of few
+        first = torch.arange(50) % classes
+        generator = torch.Generator().manual_seed(1)
+        second = torch.randint(classes, (50,), generator=generator)
+        pure = torch.rand(50, generator=generator) < 0.5
+        share = 0.5 + 0.5 * torch.rand(50, generator=generator)
+        share[pure] = 1
+        wanted = 0.95 * (
+            functional.one_hot(first, classes) * share[:, None]
+            + functional.one_hot(second, classes) * (1 - share[:, None])
+        )
+        got = soft_labels(first, classes, torch.Generator().manual_seed(1))
+        assert got.dtype == torch.float32
+        assert torch.equal(got, wanted + 0.05 / classes)
+
+
+def test_fewer_images_are_made_at_once_where_there_are_many_classes(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "edgeclean.images.synthesize.answers_at_once", lambda classes: asked.append(classes) or 3
+    )
+    shown = []
+    network = tiny_network()
+    network.module.register_forward_pre_hook(lambda _, given: shown.append(len(given[0])))
+    synthesize(network, SynthesizeSettings(count=7, steps=1), seed=0)
+    assert asked == [network.spec.classes]
+    assert max(shown) == 3
 
 
 def test_a_senseless_count_is_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import sys
@@ -17,6 +18,7 @@ from exhaustive import exhaustive
 from tiny_checkpoint import (
     CODE,
     LIMITS,
+    SPEC,
     assert_equal_tensors,
     saved,
     through_file,
@@ -27,9 +29,10 @@ from zoo import ZOO_NAMES, accuracy, cifar10_test_images, needs_images, needs_zo
 
 from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.load import child
-from edgeclean.load.checkpoint import parse_torch
+from edgeclean.load.checkpoint import load_checkpoint, parse_torch
 from edgeclean.load.isolation import ACCEPTED, REFUSED, parse_isolated
 from edgeclean.load.limits import MIB, LoadLimits
+from edgeclean.load.model_file import MAX_CLASSES
 
 # The published checkpoints. ACC of shared/zoo/README.md, in percent of 2,000 images.
 PUBLISHED = {
@@ -226,3 +229,13 @@ def test_stranger_cannot_steer_the_terminal(name: str, folder: Path) -> None:
     with pytest.raises(InputRejectedError) as caught:
         through_file(name, safetensors.torch.save(weights), folder)
     assert str(caught.value).isprintable()
+
+
+def test_more_classes_than_any_network_needs_are_refused_for_every_kind_of_file(
+    folder: Path,
+) -> None:
+    """An ONNX file says its classes itself, and 289 bytes may say a million."""
+    spec = dataclasses.replace(SPEC, classes=MAX_CLASSES + 1)
+    for name, architecture in (("a.pth", "net.py:tiny"), ("a.onnx", "onnx")):
+        with pytest.raises(InputRejectedError, match=f"65537 classes; at most {MAX_CLASSES} are"):
+            load_checkpoint(folder / name, dataclasses.replace(spec, architecture=architecture))

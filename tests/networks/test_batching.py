@@ -20,9 +20,15 @@ from edgeclean.backdoor.unlearn import UnlearnSettings, _distillation, _microbat
 from edgeclean.compression.finetune import FinetuneSettings, finetune
 from edgeclean.images.procedural import procedural_images
 from edgeclean.images.synthesize import SynthesizeSettings, synthesize
+from edgeclean.load.model_file import MAX_CLASSES
 from edgeclean.measure.agreement import answers_of
 from edgeclean.networks import batching
-from edgeclean.networks.batching import images_at_once, images_in_a_part, images_shown
+from edgeclean.networks.batching import (
+    answers_at_once,
+    images_at_once,
+    images_in_a_part,
+    images_shown,
+)
 from edgeclean.networks.distillation import OutputDistance
 from edgeclean.networks.pixels import pixel_network
 from edgeclean.networks.state import SyntheticImages
@@ -74,6 +80,12 @@ def bound(monkeypatch, module: nn.Module, images: int) -> None:
     """Memory for so many images of `SHAPE`."""
     an_image = batching._kept_bytes(module, (2, *SHAPE)) - batching._kept_bytes(module, (1, *SHAPE))
     monkeypatch.setattr(batching, "KEPT_BYTES", images * an_image)
+
+
+def test_a_loss_of_many_classes_is_of_few_images() -> None:
+    assert answers_at_once(1000) >= 2**14  # the most that a batch may have
+    assert 256 <= answers_at_once(MAX_CLASSES) <= 1024
+    assert answers_at_once(10**12) == 1
 
 
 @pytest.mark.parametrize("times", [1, 3])
