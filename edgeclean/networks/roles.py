@@ -27,7 +27,7 @@ EVEN = 0.05  # standard deviation over mean of the weights of an even sum
 NEGLIGIBLE = 1e-6  # of the largest output's sum of squares
 # Numbers of a matrix that are looked at together: as doubles, with what is computed of them, a
 # whole one would take a multiple of a file that may hardly have any bytes itself.
-AT_ONCE = 2**20
+AT_ONCE = 2**16
 
 _CONSTANT = re.compile(r"constant(_[0-9]+)?|operand[0-9]+")
 _MATRICES = re.compile(r"conv|linear|addmm|mm$|matmul|einsum|bilinear")
