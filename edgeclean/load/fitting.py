@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.load.architectures import build_architecture, list_architectures
+from edgeclean.load.architectures.libraries import is_of_library
 from edgeclean.load.asked_for import MOST_LETTERS
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.names import Architecture, Renamed, closest, fits
@@ -69,6 +70,8 @@ def fitted(
             way = _chosen(saved, _by_keys(spec), limits.state_dict)
         module = _built(spec, way.renamed.tensors, code_folder)
     else:
+        if is_of_library(spec.architecture):
+            _check_foreseen(saved, spec, limits)
         module = _built(spec, (), code_folder)
         _wake_(module, spec, limits)
         needed = module.state_dict()
@@ -96,6 +99,19 @@ def told(notes: Mapping[str, JsonValue]) -> tuple[str, ...]:
 
 def _by_keys(spec: ModelSpec) -> Architecture:
     return lambda keys: build_architecture(spec.architecture, spec, keys).state_dict()
+
+
+def _check_foreseen(saved: SavedNetworks, spec: ModelSpec, limits: LoadLimits) -> None:
+    """Refuse what fits no network of a library before that takes memory: a file says its classes.
+
+    Some networks cannot be built without memory, and are compared when they are there.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            needed = build_architecture(spec.architecture, spec, ()).state_dict()
+    except UsageError:
+        return
+    _chosen(saved, lambda _: needed, limits.state_dict)
 
 
 def _built(spec: ModelSpec, keys: Collection[str], code_folder: Path | None) -> nn.Module:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_checkpoint import CODE, SPEC, assert_equal_tensors, tiny
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgeclean.errors import InputRejectedError, UsageError
-from edgeclean.load.architectures import build_architecture
+from edgeclean.load.architectures import build_architecture, libraries
 from edgeclean.load.fitting import SavedNetworks, fitted, told
 from edgeclean.load.limits import LoadLimits
 from edgeclean.networks.state import ModelSpec
@@ -153,3 +153,46 @@ def test_lazy_layers_without_a_shape_are_refused(
     spec = dataclasses.replace(SPEC, **changes)  # type: ignore[arg-type]
     with pytest.raises(InputRejectedError, match=message):
         fitted(SavedNetworks(networks={(): WEIGHTS}), spec, LoadLimits(), folder)
+
+
+class Library:
+    """A library of one network, which tells where it was built."""
+
+    def __init__(self, *, reads_numbers: bool) -> None:
+        self.built: list[str] = []
+        self._reads_numbers = reads_numbers
+
+    def __call__(self, _name: str, spec: ModelSpec) -> nn.Module:
+        layer = nn.Linear(12, spec.classes)
+        self.built.append(layer.weight.device.type)
+        if self._reads_numbers:
+            torch.ones(1).item()
+        return nn.Sequential(nn.Flatten(), layer)
+
+
+@pytest.mark.parametrize(
+    ("classes", "reads_numbers", "built"),
+    [
+        (5, False, ["meta", "cpu"]),
+        (5, True, ["meta", "cpu"]),
+        (60_000, False, ["meta"]),
+        (60_000, True, ["meta", "cpu"]),
+    ],
+)
+def test_a_network_of_a_library_takes_memory_only_where_it_fits(
+    classes: int, reads_numbers: bool, built: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A config.json says the classes; some networks read numbers while they are built."""
+    library = Library(reads_numbers=reads_numbers)
+    monkeypatch.setattr(libraries, "_LIBRARIES", {"timm": library})
+    weights = {"1.weight": torch.ones(5, 12), "1.bias": torch.ones(5)}
+    spec = dataclasses.replace(SPEC, architecture="timm:own", classes=classes)
+    saved = SavedNetworks(networks={(): weights})
+    before = torch.get_rng_state()
+    if classes == 5:
+        assert_equal_tensors(fitted(saved, spec, LoadLimits(), None)[0].state_dict(), weights)
+    else:
+        with pytest.raises(InputRejectedError, match="give --classes 5 if those are all"):
+            fitted(saved, spec, LoadLimits(), None)
+    assert library.built == built
+    assert torch.equal(torch.get_rng_state(), before)
