@@ -22,6 +22,7 @@ from edgeclean.backdoor.selection import NamedClass, Selection
 from edgeclean.backdoor.triggers import AdditiveTrigger, MaskedTrigger, WarpTrigger
 from edgeclean.compression.factorisation import Factorisation, Separable, SeparableKernel
 from edgeclean.compression.plan import LayerPlan, RankPlan, UnitPlan
+from edgeclean.networks.layers import evaluated
 from edgeclean.networks.state import (
     FinetunedNetwork,
     Network,
@@ -190,7 +191,7 @@ def _network(tree: Mapping[str, Any], tensors: _Tensors, like: Network | None) -
     # Put in the place of the module's own tensors, not copied into them: they keep their strides.
     module.load_state_dict(weights, strict=True, assign=True)
     return _NETWORKS[tree["network"]](
-        module=module.eval(),
+        module=evaluated(module),
         spec=like.spec,
         source_sha256=like.source_sha256,
         history=_decode(tree["history"], tensors, like),

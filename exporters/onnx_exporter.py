@@ -23,6 +23,7 @@ from torch import nn
 from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.networks.layers import evaluated
 from edgeclean.networks.state import ModelSpec, Network
 from edgeclean.settings import Settings, setting
 from edgeclean.version import __version__
@@ -70,7 +71,7 @@ def export_onnx(network: Network, settings: ExportSettings | None = None) -> byt
     """
     settings = settings or ExportSettings()
     _refuse_oversize(network.module)
-    module = _numbered_padding_(copy.deepcopy(network.module).cpu().float().eval())
+    module = _numbered_padding_(evaluated(copy.deepcopy(network.module).cpu().float()))
     # As the code was written for: a view of what channels-last weights put out may not be had.
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     proto = onnx.load_model_from_string(_trace(module, network.spec, settings))

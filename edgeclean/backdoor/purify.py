@@ -51,6 +51,7 @@ from edgeclean.errors import UsageError
 from edgeclean.images.procedural import procedural_images
 from edgeclean.networks.autocast import channels_last, device_of
 from edgeclean.networks.folding import inference_copy
+from edgeclean.networks.layers import evaluated
 from edgeclean.networks.pixels import pixel_copy
 from edgeclean.networks.state import (
     Network,
@@ -254,7 +255,7 @@ class _Purification:
     def module(self) -> nn.Module:
         """Return the student without its normalisation, in the contiguous memory format."""
         assert isinstance(self._student, nn.Sequential)  # noqa: S101
-        student = copy.deepcopy(self._student[1]).requires_grad_(True).eval()
+        student = evaluated(copy.deepcopy(self._student[1]).requires_grad_(True))
         for parameter in student.parameters():
             parameter.data = parameter.data.contiguous()
         return student

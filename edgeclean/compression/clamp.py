@@ -19,7 +19,7 @@ from edgeclean.compression.whole import why_none
 from edgeclean.errors import UsageError
 from edgeclean.networks.batching import images_shown
 from edgeclean.networks.blocks import is_block
-from edgeclean.networks.layers import with_layers
+from edgeclean.networks.layers import evaluated, with_layers
 from edgeclean.networks.pixels import pixel_network
 from edgeclean.networks.state import (
     DecomposedNetwork,
@@ -84,7 +84,7 @@ def scale(
         clamped[name] = list(counts)
         if any(counts):
             scaled[name] = replace(factorisation, core=core).to_block(merge_block(block))
-    module = with_layers(network.module, scaled).eval()
+    module = evaluated(with_layers(network.module, scaled))
     progress("Scaling", len(blocks), len(blocks))
     notes = {"scaled": settings.tau is not None, "clamped_out_in": clamped}
     made_by = record("scale", module, network.spec, settings, notes)

@@ -11,7 +11,7 @@ from edgeclean.compression.settings import MOST_LAYER_NAME, MOST_LAYERS
 from edgeclean.compression.tucker import factorise
 from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.networks.blocks import is_block
-from edgeclean.networks.layers import Layer, trace_layers, with_layers
+from edgeclean.networks.layers import Layer, evaluated, trace_layers, with_layers
 from edgeclean.networks.state import DecomposedNetwork, Network, following, record
 from edgeclean.progress import Progress, silent
 from edgeclean.settings import Settings, setting
@@ -59,7 +59,7 @@ def decompose(
     for done, layer in enumerate(eligible):
         progress("Decomposing", done, len(eligible))
         blocks[layer.name] = _block_of(layer)
-    module = with_layers(network.module, blocks).eval()
+    module = evaluated(with_layers(network.module, blocks))
     progress("Decomposing", len(eligible), len(eligible))
     notes = {
         "layers": [

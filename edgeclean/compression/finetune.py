@@ -52,6 +52,7 @@ from edgeclean.networks.features import (
 )
 from edgeclean.networks.finite import require_finite, require_finite_loss
 from edgeclean.networks.folding import folding_norms, inference_copy, learning_folded
+from edgeclean.networks.layers import evaluated
 from edgeclean.networks.pixels import module_of, pixel_copy
 from edgeclean.networks.resized import Resized
 from edgeclean.networks.state import (
@@ -163,7 +164,7 @@ def finetune(  # noqa: PLR0913 - a student, who teaches it, on what
     others = settings.compare == "labels" or (settings.overrule and original is not None)
     kept = notes["steps"] == 0 or others or not _harmed(module, network, judge or Judge.of(teacher))
     if not kept:
-        module = copy.deepcopy(network.module).eval()
+        module = evaluated(copy.deepcopy(network.module))
     made_by = record("finetune", module, network.spec, settings, {**notes, "kept": kept})
     return following(network, FinetunedNetwork, module, made_by)
 
@@ -209,7 +210,7 @@ def _taught(  # noqa: PLR0913 - as `finetune`
     if original is not None and settings.overrule:
         training.overrule(pixel_copy(original), unlearned)
     first, last = training.run(steps, generator, progress)
-    module = copy.deepcopy(module_of(learner, network)).eval()
+    module = evaluated(copy.deepcopy(module_of(learner, network)))
     for parameter in module.parameters():
         parameter.data = parameter.data.contiguous()
         parameter.grad = None

@@ -37,7 +37,7 @@ from edgeclean.compression.units import Unit, find_units
 from edgeclean.errors import InputRejectedError
 from edgeclean.networks.blocks import is_block
 from edgeclean.networks.cost import count_params
-from edgeclean.networks.layers import Layer, trace_layers
+from edgeclean.networks.layers import Layer, evaluated, trace_layers
 from edgeclean.networks.pixels import normalize
 from edgeclean.networks.state import DecomposedNetwork, Network, SyntheticImages
 from edgeclean.networks.steps import StepNetwork
@@ -326,7 +326,7 @@ def planned_network(
         UsageError: a name in ``keep`` is no layer of the network.
     """
     blocks = {name: one for name, one in network.module.named_modules() if is_block(one)}
-    module = merged_module(network.module).eval()
+    module = evaluated(merged_module(network.module))
     layers = trace_layers(module, network.spec.input_shape, keep=keep)
     if isinstance(network, DecomposedNetwork):
         layers = tuple(

@@ -33,7 +33,7 @@ from edgeclean.compression.settings import RankSettings
 from edgeclean.compression.truncate import TruncateSettings, truncate
 from edgeclean.errors import RatioError
 from edgeclean.networks.cost import count_macs
-from edgeclean.networks.layers import Layer, evaluating, trace_layers
+from edgeclean.networks.layers import Layer, evaluated, evaluating, trace_layers
 from edgeclean.networks.resized import Resize, Resized, Size
 from edgeclean.networks.state import (
     DecomposedNetwork,
@@ -124,7 +124,7 @@ class _Trial:
         With None, which is a goal out of the reach of ranks and channels, any that meets it does.
         """
         return_freed_memory()  # of large images, gigabytes of what was kept between their layers
-        whole = replace(self.network, module=merged_module(self.network.module).eval())
+        whole = replace(self.network, module=evaluated(merged_module(self.network.module)))
         ratio = self.settings.ratio_or_default
         sizes = list(smaller_sizes(whole, ratio, alone=plan is None))
         if not sizes:
@@ -184,7 +184,7 @@ def plan_at(
     Raises:
         RatioError: they are too few.
     """
-    whole = replace(network, module=merged_module(network.module).eval())
+    whole = replace(network, module=evaluated(merged_module(network.module)))
     there = replace(network, spec=_spec_at(network, size))
     seen = replace(images, pixels=Resize(size)(images.pixels))
     plan = choose_ranks(there, _goal_at(whole, settings, size), images=seen)

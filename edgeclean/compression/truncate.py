@@ -23,7 +23,7 @@ from edgeclean.compression.units import cut_, find_units
 from edgeclean.errors import RatioError, UsageError
 from edgeclean.files.text import printable
 from edgeclean.networks.blocks import is_block
-from edgeclean.networks.layers import require_layers, trace_layers, with_layers
+from edgeclean.networks.layers import evaluated, require_layers, trace_layers, with_layers
 from edgeclean.networks.resized import Resized
 from edgeclean.networks.state import (
     DecomposedNetwork,
@@ -79,7 +79,7 @@ def truncate(
         replacements[name] = (
             _truncated(block, *factored[name]) if name in factored else merge_block(block)
         )
-    module = with_layers(network.module, replacements).eval()
+    module = evaluated(with_layers(network.module, replacements))
     channels = _cut_units(module, plan, network.spec.input_shape)
     if plan.resolution is not None:
         module = Resized(module, plan.resolution)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from edgeclean.load.onnx.modules import Expand, Reshape
 from edgeclean.networks.channels import Channels, Held, channel_groups
-from edgeclean.networks.layers import Layer, evaluating
+from edgeclean.networks.layers import Layer, evaluated, evaluating
 from edgeclean.networks.operations import Operation
 
 _TOLERANCE = 1e-3  # of the largest output: sums in another order
@@ -215,7 +215,7 @@ def _tried(
     module: nn.Module, units: Sequence[Unit], images: Tensor, kept: Callable[[int], Tensor]
 ) -> Tensor | None:
     """Return the outputs with these channels of every unit; None where the network does not run."""
-    changed = copy.deepcopy(module).eval()
+    changed = evaluated(copy.deepcopy(module))
     for unit in units:
         cut_(changed, unit, kept(unit.channels))
     try:

@@ -23,6 +23,7 @@ from edgeclean.load.limits import LoadLimits
 from edgeclean.load.names import Architecture, Renamed, closest, fits
 from edgeclean.load.running_cost import bounded_cost
 from edgeclean.load.state_dict import check_names_and_shapes, fit_weights
+from edgeclean.networks.layers import evaluated
 from edgeclean.networks.state import JsonValue, ModelSpec
 
 WHOLE_FILE = "."
@@ -119,7 +120,7 @@ def _built(spec: ModelSpec, keys: Collection[str], code_folder: Path | None) -> 
     # numbers must not move.
     with torch.random.fork_rng(devices=[]):
         module = build_architecture(spec.architecture, spec, keys, code_folder=code_folder)
-    return module.float().eval()
+    return evaluated(module.float())
 
 
 def _wake_(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> None:

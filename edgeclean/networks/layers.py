@@ -248,6 +248,16 @@ def _traced(module: nn.Module, input_shape: tuple[int, int, int]) -> dict[int, _
     return traces
 
 
+def evaluated(module: nn.Module) -> nn.Module:
+    """Set evaluation mode in place, and return the module.
+
+    Code that overrides ``train`` may return nothing, and then ``eval`` does too: no chain of calls
+    may go through it.
+    """
+    module.eval()
+    return module
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Set evaluation mode meanwhile; afterwards every submodule is in the mode that it was in."""

@@ -10,11 +10,16 @@ import torch
 from tiny_checkpoint import CODE, SPEC, assert_equal_tensors, tiny
 from torch import Tensor, nn
 
+from edgeclean.compression.decompose import DecomposeSettings, decompose
+from edgeclean.compression.plan import choose_ranks
+from edgeclean.compression.settings import RankSettings
+from edgeclean.compression.truncate import TruncateSettings, truncate
 from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.load.architectures import build_architecture, libraries
 from edgeclean.load.fitting import SavedNetworks, fitted, told
 from edgeclean.load.limits import LoadLimits
-from edgeclean.networks.state import ModelSpec
+from edgeclean.networks.state import LoadedNetwork, ModelSpec
+from exporters.onnx_exporter import export_onnx
 
 WEIGHTS = {name: tensor.clone() for name, tensor in tiny().state_dict().items()}
 OTHERS = {name: tensor + 1 for name, tensor in WEIGHTS.items()}
@@ -196,3 +201,27 @@ def test_a_network_of_a_library_takes_memory_only_where_it_fits(
             fitted(saved, spec, LoadLimits(), None)
     assert library.built == built
     assert torch.equal(torch.get_rng_state(), before)
+
+
+SILENT = """
+from torch import nn
+class tiny(nn.Sequential):
+    def __init__(self, classes):
+        super().__init__(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, classes)
+        )
+    def train(self, mode=True):
+        super().train(mode)
+"""
+
+
+def test_a_network_whose_train_returns_nothing_goes_through_the_stages(folder: Path) -> None:
+    """As mmcv's backbones do; ``eval`` returns what ``train`` does."""
+    (folder / "net.py").write_text(SILENT, encoding="utf-8")
+    module, _ = fitted(SavedNetworks(networks={(): WEIGHTS}), SPEC, LoadLimits(), folder)
+    assert not any(part.training for part in module.modules())
+    network = LoadedNetwork(module=module, spec=SPEC, source_sha256="ab" * 32)
+    factored = decompose(network, DecomposeSettings())
+    assert factored.module.eval() is None  # it is the user's own still
+    plan = choose_ranks(factored, RankSettings(ratio=1.1))
+    assert export_onnx(truncate(factored, plan, TruncateSettings()))

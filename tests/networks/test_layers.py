@@ -6,7 +6,7 @@ from factor_networks import Stem, network_of, seeded
 from torch import nn
 
 from edgeclean.compression.decompose import DecomposeSettings, decompose
-from edgeclean.networks.layers import conv_shapes, trace_layers
+from edgeclean.networks.layers import conv_shapes, evaluated, trace_layers
 
 
 class Twice(nn.Module):
@@ -96,3 +96,18 @@ def test_a_network_that_fails_keeps_no_hook():
 
 def test_a_network_without_weights_has_no_layers():
     assert trace_layers(nn.Sequential(nn.ReLU(), nn.Flatten()), (3, 4, 4)) == ()
+
+
+class Silent(nn.Sequential):
+    """Its ``train`` returns nothing, as that of mmcv's backbones, and so does its ``eval``."""
+
+    def train(self, mode: bool = True) -> None:
+        super().train(mode)
+
+
+def test_a_module_whose_train_returns_nothing_is_evaluated_all_the_same():
+    module = Silent(nn.Conv2d(3, 4, 3), nn.Dropout())
+    assert module.eval() is None
+    module.train()
+    assert evaluated(module) is module
+    assert not any(part.training for part in module.modules())
