@@ -12,11 +12,13 @@ from edgeclean.errors import InputRejectedError
 from edgeclean.load.canonical.answers import Logits, LogitsAt, answer_of, find_logits
 from edgeclean.load.canonical.graph import CannotWriteError, exported
 from edgeclean.load.canonical.settle import settle_
+from edgeclean.load.canonical.sigmoid import refuse_probabilities, without_last_sigmoid
 from edgeclean.load.canonical.trial import Reason, is_close, reason_to_rewrite
 from edgeclean.load.canonical.writing import written
 from edgeclean.load.limits import LoadLimits
 from edgeclean.networks.autocast import channels_last
 from edgeclean.networks.state import JsonValue, ModelSpec
+from edgeclean.networks.steps import StepNetwork
 
 _IMAGES = 2  # enough to be several, and little memory where one image takes much
 _TOLERANCE = 1e-4  # of the largest output
@@ -70,6 +72,9 @@ def stock_form(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> Form:
     try:
         rewritten = _rewritten(module, at, spec, limits)
         _compare(rewritten, Logits(module, at), images)
+        shorter = without_last_sigmoid(rewritten) if at.single else None
+        if shorter is not None:
+            _compare_odds(shorter, images, expected)
     except CannotWriteError as error:
         if reason.needed:
             raise InputRejectedError(
@@ -77,6 +82,11 @@ def stock_form(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> Form:
                 f"out as plain layers: {error}; {_WAY_OUT}"
             ) from None
         return Form(module=module, notes={**notes, "kept_as_it_is": reason.why})
+    if shorter is not None:
+        why = f"{reason.why}; the sigmoid behind it is left out"
+        return Form(module=shorter, notes={**notes, "written_out": why})
+    if at.single:
+        refuse_probabilities(rewritten, spec)
     return Form(module=rewritten, notes={**notes, "written_out": reason.why})
 
 
@@ -101,7 +111,7 @@ def as_stock_layers(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> n
     return rewritten
 
 
-def _rewritten(module: nn.Module, at: LogitsAt, spec: ModelSpec, limits: LoadLimits) -> nn.Module:
+def _rewritten(module: nn.Module, at: LogitsAt, spec: ModelSpec, limits: LoadLimits) -> StepNetwork:
     graph = exported(Logits(module, at).eval(), spec.input_shape, limits.onnx_nodes)
     leaves = [name for name, one in module.named_modules() if not any(one.children())]
     return written(graph, leaves, limits.file_bytes).float().eval()
@@ -131,6 +141,19 @@ def _compare(rewritten: nn.Module, original: nn.Module, images: Float[Tensor, "n
     reason = reason_to_rewrite(rewritten, images, expected)
     if reason is not None and reason.needed:
         raise CannotWriteError(str(reason))
+
+
+@torch.no_grad()
+def _compare_odds(
+    shorter: nn.Module, images: Float[Tensor, "n c h w"], expected: Float[Tensor, "n k"]
+) -> None:
+    """Compare the logit that a sigmoid was left out behind with the probabilities.
+
+    Raises:
+        CannotWriteError: they differ.
+    """
+    if not is_close(shorter(images)[:, 1].sigmoid(), expected[:, 1], _TOLERANCE):
+        raise CannotWriteError("without its last sigmoid it computes something else")
 
 
 @torch.no_grad()
