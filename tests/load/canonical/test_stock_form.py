@@ -150,6 +150,14 @@ REFUSED = {
         By(lambda m, x: m.a(x - x.mean(0)), a=plain()),
         "hangs on the others of its batch",
     ),
+    "random among tiny answers": (
+        By(lambda m, x: m.a(functional.dropout(x)).softmax(1) * 1e-2, a=plain()),
+        "answers the same images differently from run to run",
+    ),
+    "mixed into tiny answers": (
+        By(lambda m, x: m.a(x - x.mean(0)).softmax(1) * 1e-2, a=plain()),
+        "hangs on the others of its batch",
+    ),
     "batch statistics": (
         By(lambda m, x: m.a(functional.batch_norm(x, None, None, training=True)), a=plain()),
         "hangs on the others of its batch",
