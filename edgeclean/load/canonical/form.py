@@ -57,10 +57,10 @@ def stock_form(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> Form:
             no logits, answers at random, or mixes the images of a batch.
     """
     notes: dict[str, JsonValue] = {}
-    settled = settle_(module)
+    images = _some_images(spec)
+    settled = settle_(module, images)
     if settled:
         notes["settled"] = settled
-    images = _some_images(spec)
     with torch.no_grad():
         at = _logits_at(module, images, spec)
         expected = Logits(module, at)(images.clone())

@@ -16,14 +16,16 @@ _TOLERANCE = 1e-5
 
 
 @torch.no_grad()
-def settle_(module: nn.Module) -> list[str]:
+def settle_(module: nn.Module, images: Tensor) -> list[str]:
     """Compute what evaluation computes anew at every pass from weights alone, once and for all.
 
     Parametrised weights (weight and spectral norm, orthogonal, the user's own), the older norms
-    and prunings that are hooks, and BatchNorms of a class of their own, as detection code has.
+    and prunings that are hooks, and BatchNorms of a class of their own, as detection code has, or
+    of torch's for several devices.
 
     Args:
         module: a network in evaluation mode that has run once.
+        images: of its shape.
 
     Returns:
         The names of the layers that were settled.
@@ -34,7 +36,47 @@ def settle_(module: nn.Module) -> list[str]:
         if name and norm is not None:
             module.set_submodule(name, norm)
             settled.append(name)
-    return settled
+    return settled + _settle_synchronised_(module, images)
+
+
+def _settle_synchronised_(module: nn.Module, images: Tensor) -> list[str]:
+    """Replace a SyncBatchNorm of planes by the BatchNorm2d that it is in evaluation.
+
+    No stage knows the other class, and it takes values of any axes, so that a run has to tell.
+    """
+    found = [
+        (name, layer)
+        for name, layer in module.named_modules(remove_duplicate=False)
+        if name and type(layer) is nn.SyncBatchNorm and not layer._forward_hooks
+    ]
+    axes: dict[nn.SyncBatchNorm, set[int]] = {layer: set() for _, layer in found}
+    handles = [
+        layer.register_forward_hook(lambda one, _given, made: axes[one].add(made.dim()))
+        for layer in axes
+    ]
+    try:
+        if found:
+            module(images.clone())
+    except Exception:  # noqa: BLE001 - code of any kind: what it raises is told once it is tried
+        return []
+    finally:
+        for handle in handles:
+            handle.remove()
+    norms = {layer: _plain_norm(layer) for layer, seen in axes.items() if seen == {4}}
+    settled = [(name, norms[layer]) for name, layer in found if layer in norms]
+    for name, norm in settled:
+        module.set_submodule(name, norm)
+    return [name for name, _ in settled]
+
+
+def _plain_norm(layer: nn.SyncBatchNorm) -> nn.BatchNorm2d:
+    """Return a BatchNorm2d of the very tensors, momentum and mode of the other."""
+    norm = nn.BatchNorm2d(
+        layer.num_features, layer.eps, layer.momentum, layer.affine, device="meta"
+    )
+    norm._parameters, norm._buffers = dict(layer._parameters), dict(layer._buffers)
+    norm.track_running_stats = layer.track_running_stats
+    return norm.train(layer.training)
 
 
 def _settle_weights_(layer: nn.Module) -> bool:

@@ -121,6 +121,31 @@ def test_even_padding_is_the_convolutions_own_and_uneven_padding_a_step() -> Non
     assert kinds.count("Operation") >= 1
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("planes", [True, False])
+def test_a_synchronised_norm_becomes_a_plain_one_where_it_is_of_planes(planes: bool) -> None:
+    """In evaluation they are the same, and every stage knows the one of planes."""
+    norm = nn.SyncBatchNorm(8, eps=1e-3, momentum=None)
+    norm.running_mean.uniform_(-1, 1)  # type: ignore[union-attr]
+    rows = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), norm, nn.Unflatten(1, (8, 1, 1))]
+    convolution = nn.Conv2d(8, 8, 1)
+    network = plain(*([convolution, norm, convolution, norm] if planes else rows)).eval()
+    names, weights = network.state_dict().keys(), {id(one) for one in network.parameters()}
+    expected = network(IMAGES)
+    form = form_of(network)
+    assert form.notes == ({"settled": ["4", "6"]} if planes else {})
+    assert form.module.state_dict().keys() == names
+    assert {id(one) for one in form.module.parameters()} == weights
+    kinds = {type(one) for one in form.module.modules()}
+    assert (nn.SyncBatchNorm in kinds) == (not planes)
+    if planes:
+        settled = form.module.get_submodule("4")
+        assert settled is form.module.get_submodule("6")
+        assert (type(settled), settled.eps, settled.momentum) == (nn.BatchNorm2d, 1e-3, None)
+    assert torch.equal(form.module(IMAGES), expected)
+    assert not any(one._forward_hooks for one in form.module.modules())
+
+
 @pytest.mark.parametrize("classes", [2, 5])
 def test_members_with_trailing_axes_and_one_logit(classes: int) -> None:
     """One logit z stands for the second of two classes: their logits are 0 and z."""
