@@ -20,6 +20,7 @@ from exporters.onnx_exporter import OnnxExporter
 from exporters.session import OnnxSession
 
 PYTORCH_BATCH = 64
+ROUNDING = 1e-6  # of numbers around one, which logits that cancel out are the difference of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +77,9 @@ def check_parity(
         The differences; ``max_relative_difference`` is at most the tolerance.
 
     Raises:
-        ParityError: a difference above the tolerance, a logit that is not finite, or outputs of
-            different shapes.
+        ParityError: a difference above the tolerance, also as a share of the largest logit of all
+            images where that is below one; a logit that is not finite, or outputs of different
+            shapes.
         InputRejectedError: ONNX Runtime cannot load the file.
         UsageError: no images, or the file takes images of another shape.
     """
@@ -131,7 +133,20 @@ def compare_with_pytorch(
             f"max(1, largest logit) on {record.images} images; at most {settings.tolerance:.3g} is "
             "allowed: raise the tolerance only if this difference is harmless for you"
         )
+    _check_small(record, names[0])
     return record
+
+
+def _check_small(record: ParityRecord, name: str) -> None:
+    """Check answers that are all below one by their own size: probabilities of many classes are."""
+    largest = record.max_abs_logit
+    near = max(record.tolerance * largest, ROUNDING)
+    if largest < 1 and record.max_abs_difference > near:
+        raise ParityError(
+            f"{name} differs from PyTorch by {record.max_abs_difference:.3g}, and the largest "
+            f"logit of {record.images} images is {largest:.3g}; at most {record.tolerance:.3g} of "
+            "that is allowed"
+        )
 
 
 def _pytorch_logits(network: Network, images: Float[Tensor, "n c h w"]) -> NDArray[np.float32]:
