@@ -120,7 +120,19 @@ def _built(spec: ModelSpec, keys: Collection[str], code_folder: Path | None) -> 
     # numbers must not move.
     with torch.random.fork_rng(devices=[]):
         module = build_architecture(spec.architecture, spec, keys, code_folder=code_folder)
+    _refuse_script(module)
     return evaluated(module.float())
+
+
+def _refuse_script(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            which = f"its part {name}" if name else "the network"
+            raise InputRejectedError(
+                f"{which} is TorchScript, into which no stage can look or put a layer; let the "
+                "code give the module as it was before torch.jit.script or torch.jit.trace, or "
+                "export the network to ONNX and give that file with --arch onnx"
+            )
 
 
 def _wake_(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> None:

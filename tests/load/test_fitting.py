@@ -225,3 +225,21 @@ def test_a_network_whose_train_returns_nothing_goes_through_the_stages(folder: P
     assert factored.module.eval() is None  # it is the user's own still
     plan = choose_ranks(factored, RankSettings(ratio=1.1))
     assert export_onnx(truncate(factored, plan, TruncateSettings()))
+
+
+@pytest.mark.parametrize(
+    ("code", "which"),
+    [
+        ("torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3)))", "the network is TorchScript"),
+        ("nn.Sequential(nn.Conv2d(3, 4, 3), torch.jit.script(nn.SiLU()))", "its part 1 is"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_torchscript_is_refused_in_a_line_with_a_way(code: str, which: str, folder: Path) -> None:
+    """No stage can hook or replace its layers."""
+    text = f"import torch\nfrom torch import nn\ndef tiny(classes): return {code}\n"
+    (folder / "net.py").write_text(text, encoding="utf-8")
+    with pytest.raises(InputRejectedError, match=which) as caught:
+        fitted(SavedNetworks(networks={(): WEIGHTS}), SPEC, LoadLimits(), folder)
+    assert "export the network to ONNX" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
