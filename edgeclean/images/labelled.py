@@ -31,6 +31,12 @@ FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")
 MODES = {1: "L", 3: "RGB"}
 _PLAIN_MODES = ("1", "L", "LA", "RGB", "RGBA", "CMYK", "YCbCr")
 _WHITE_OF_16_BITS = 65535
+# Pillow reads the kinds in text, P1 to P3, in Python, and their comments by the square of their
+# length.
+_IN_TEXT = (b"P1", b"P2", b"P3")
+# Four channels of 16 bits, four times: no encoder makes more of pixels. And what it adds to them.
+BYTES_PER_PIXEL = 32
+METADATA_BYTES = 2**20
 MAX_IMAGES = 200_000
 MAX_FILE_BYTES = 64 * 2**20
 MAX_PACK_BYTES = 2 * 2**30
@@ -222,6 +228,7 @@ def _decode(content: bytes, spec: ModelSpec, name: str) -> UInt8[np.ndarray, "c 
             f"{name}: a picture has 1 or 3 channels and the network takes {channels}; give an .npz "
             "pack with images"
         )
+    _check_bytes(content, spec, name)
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
             if picture.size == (width, height):  # before a pixel is decoded
@@ -235,6 +242,23 @@ def _decode(content: bytes, spec: ModelSpec, name: str) -> UInt8[np.ndarray, "c 
         f"{name}: has {size[0]}x{size[1]} pixels and the network takes {width}x{height}; scale the "
         "images in the way that the network was trained with"
     )
+
+
+def _check_bytes(content: bytes, spec: ModelSpec, name: str) -> None:
+    """Refuse what takes long to decode, or only to find the pixels in, by its bytes alone."""
+    _, height, width = spec.input_shape
+    most = BYTES_PER_PIXEL * width * height + METADATA_BYTES
+    if len(content) > most:
+        raise InputRejectedError(
+            f"{name}: has {len(content)} bytes, and a picture of the {width}x{height} pixels that "
+            f"the network takes has at most {most}; scale the images in the way that the network "
+            "was trained with, and leave out what is no picture"
+        )
+    if content.startswith(_IN_TEXT):
+        raise InputRejectedError(
+            f"{name}: its pixels are written as text (P1 to P3 of PBM, PGM and PPM); save it as a "
+            "binary one, P4 to P6, or as a PNG"
+        )
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:

@@ -229,6 +229,43 @@ def test_a_palette_with_transparency_shows_its_colours(tmp_path: Path) -> None:
     assert found[:, 3, 3].tolist() == [10, 200, 30]
 
 
+@pytest.mark.parametrize("kind", ["P1", "P2", "P3"])
+def test_a_picture_in_text_is_refused_undecoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    depth = "" if kind == "P1" else "255 "
+    content = f"{kind} 8 8 {depth}".encode() + b"#\n" * 99 + b"1 " * 192
+    opened: list[object] = []
+    monkeypatch.setattr(Image, "open", lambda *_, **__: opened.append(1))
+    with pytest.raises(InputRejectedError, match="pixels are written as text"):
+        one_picture(tmp_path, content, 3)
+    assert opened == []
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("P4", "1"), ("P5", "L"), ("P6", "RGB")])
+def test_the_binary_kinds_of_ppm_are_read(tmp_path: Path, kind: str, mode: str) -> None:
+    drawn = np.zeros((8, 8, 3), dtype=np.uint8)
+    drawn[:4] = 255
+    content = stored(drawn, "PPM", mode)
+    assert content.startswith(kind.encode())
+    assert (one_picture(tmp_path, content, 3) == drawn.transpose(2, 0, 1)).all()
+
+
+def test_a_picture_has_as_many_bytes_as_its_pixels_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = reader.BYTES_PER_PIXEL * 64 + reader.METADATA_BYTES
+    whole = noise() + bytes(most - len(noise()))  # behind its end, as metadata would stand in it
+    assert one_picture(tmp_path / "whole", whole, 3).shape == (3, 8, 8)
+    levels = np.random.default_rng(0).integers(0, 65536, (8, 8)).astype(np.uint16)
+    assert len(stored(levels, "PNG")) < most - reader.METADATA_BYTES
+    opened: list[object] = []
+    monkeypatch.setattr(Image, "open", lambda *_, **__: opened.append(1))
+    with pytest.raises(InputRejectedError, match=f"has {most + 1} bytes.*at most {most}; scale"):
+        one_picture(tmp_path / "more", whole + b"0", 3)
+    assert opened == []
+
+
 def test_a_picture_of_floats_is_refused(tmp_path: Path) -> None:
     content = b"Pf\n8 8\n-1.0\n" + np.ones(64, dtype="<f4").tobytes()
     with pytest.raises(InputRejectedError, match="its mode is F; grey or colours of 8 or 16 bits"):
