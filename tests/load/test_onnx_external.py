@@ -13,8 +13,9 @@ from onnx_graphs import LIMITS, SIDE, converted, images, relu_graph
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.limits import LoadLimits
+from edgeclean.load.onnx import files
 from edgeclean.load.onnx.files import embed_files
-from edgeclean.load.onnx.guard import NEEDS_FILES, parse_onnx
+from edgeclean.load.onnx.guard import NEEDS_FILES, external_location, parse_onnx
 from edgeclean.load.onnx.importer import import_onnx
 
 
@@ -93,6 +94,48 @@ def test_external_sections_must_lie_in_the_file(key: str, entry: str, tmp_path: 
     contents = external_model(tmp_path)
     with pytest.raises(InputRejectedError, match=r"tensor '(w|b)'"):
         embed_files(relocated(contents, key, entry), tmp_path, LIMITS)
+
+
+def in_many_files(folder: Path, number: int) -> bytes:
+    """A model whose every tensor lies in a file of its own; none is of use to its graph."""
+    model = relu_graph()
+    del model.graph.initializer[:]
+    for index in range(number):
+        tensor = model.graph.initializer.add(name=f"t{index}", data_type=TensorProto.FLOAT)
+        tensor.dims.append(1)
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=f"w{index}.bin")
+        (folder / f"w{index}.bin").write_bytes(bytes(4))
+    return model.SerializeToString()
+
+
+def test_many_external_files_are_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, digests = embed_files(in_many_files(tmp_path, files.MOST_FILES), tmp_path, LIMITS)
+    assert len(digests) == files.MOST_FILES
+    contents = in_many_files(tmp_path, files.MOST_FILES + 1)
+    monkeypatch.setattr(files, "_read_plain", lambda *_: pytest.fail("a file was read"))
+    with pytest.raises(InputRejectedError, match=r"in 65 files beside it and at most 64 are read"):
+        embed_files(contents, tmp_path, LIMITS)
+
+
+def test_each_tensor_is_looked_at_as_often_however_many_files_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def counted(tensor: TensorProto) -> str:
+        asked.append(tensor)
+        return external_location(tensor)
+
+    monkeypatch.setattr(files, "external_location", counted)
+    times = []
+    for number in (4, 60):
+        asked.clear()
+        embed_files(in_many_files(tmp_path, number), tmp_path, LIMITS)
+        times.append(len(asked) / number)
+    assert times[0] == times[1]
 
 
 def test_external_files_count_towards_the_limit(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx.graph import read_model
 from edgeclean.load.onnx.guard import TYPES, external_location, external_tensors
 
+MOST_FILES = 64  # beside a model: a tool that writes several writes a few
 KEYS = {"location", "offset", "length", "checksum", "basepath"}
 
 
@@ -23,13 +24,20 @@ def embed_files(contents: bytes, folder: Path, limits: LoadLimits) -> tuple[byte
 
     Raises:
         InputRejectedError: a file is missing, a link (symbolic or hard), no regular file, or too
-            small for the tensors that the model puts in it, or many of them share its bytes.
+            small for the tensors that the model puts in it, or many of them share its bytes; or
+            there are more than `MOST_FILES`.
     """
     model = read_model(contents)
     tensors = external_tensors(model)
     room = limits.file_bytes - len(contents)
     files: dict[str, bytes] = {}
-    for name in sorted({external_location(tensor) for tensor in tensors}):
+    names = sorted({external_location(tensor) for tensor in tensors})
+    if len(names) > MOST_FILES:
+        raise InputRejectedError(
+            f"the model's weights lie in {len(names)} files beside it and at most {MOST_FILES} are "
+            "read; save them in one: onnx.save(model, path, save_as_external_data=True)"
+        )
+    for name in names:
         files[name] = _read_plain(folder, name, room)
         room -= len(files[name])
     _refuse_shared(tensors, files)
@@ -63,12 +71,14 @@ def _read_plain(folder: Path, name: str, room: int) -> bytes:
 
 def _refuse_shared(tensors: list[TensorProto], files: dict[str, bytes]) -> None:
     """Refuse more than two uses of a file's bytes: a thousand tensors may lie in one megabyte."""
+    used = dict.fromkeys(files, 0)
+    for tensor in tensors:
+        used[external_location(tensor)] += _bytes_of(tensor)
     for name, numbers in files.items():
-        used = sum(_bytes_of(one) for one in tensors if external_location(one) == name)
-        if used > 2 * len(numbers):
+        if used[name] > 2 * len(numbers):
             raise InputRejectedError(
-                f"the model's tensors take {used} bytes of {name!r}, which has {len(numbers)}; "
-                "save each in a place of its own"
+                f"the model's tensors take {used[name]} bytes of {name!r}, which has "
+                f"{len(numbers)}; save each in a place of its own"
             )
 
 
