@@ -150,9 +150,9 @@ def _tidied(variant: Renamed, needed: Mapping[str, Tensor]) -> Renamed:
     """Return it without counters, and with parts of weights put together, where needed."""
     tensors, done = put_together(variant.tensors, needed)
     for counter in (*COUNTERS, TRACKED):
-        extra = [
+        extra = {
             name for name in tensors if name not in needed and name.rpartition(".")[2] == counter
-        ]
+        }
         tensors = {name: one for name, one in tensors.items() if name not in extra}
         if extra:
             done = (*done, f"{len(extra)} of {counter!r} left out")

@@ -80,20 +80,26 @@ class StepNetwork(nn.Module):
         return values[self.output_name]
 
 
-def plain_name(given: str, kind: str, taken: Collection[str]) -> str:
+def plain_name(
+    given: str, kind: str, taken: Collection[str], numbers: dict[str, int] | None = None
+) -> str:
     """Return a name of [A-Za-z0-9_] alone that no other module has.
 
     Args:
         given: the name that a graph gives; may hold anything, or nothing.
         kind: stands in for a name without a plain character.
         taken: the names that modules have already.
+        numbers: the next number to try behind each name, kept from call to call and changed in
+            place: without them, many equal names take the square of their number.
     """
+    numbers = {} if numbers is None else numbers
     plain = re.sub(r"[^A-Za-z0-9]+", "_", given).strip("_")[:MOST_NAME]
     base = plain or kind.lower()
     base = base if base[0].isalpha() else f"node_{base}"
-    name, number = base, 1
+    name = base
     while name in taken or name in _TAKEN:
-        name, number = f"{base}_{number}", number + 1
+        number = numbers.get(base, 1)
+        name, numbers[base] = f"{base}_{number}", number + 1
     return name
 
 

@@ -114,6 +114,28 @@ def test_a_single_layer_is_not_found_within_a_network() -> None:
     assert ways(WEIGHTS, head) == []
 
 
+class Name(str):
+    """A text that counts how often it is compared."""
+
+    __slots__ = ()
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Name.compared += 1
+        return str(self) == other
+
+    __hash__ = str.__hash__
+
+
+def test_counters_are_not_compared_each_with_each() -> None:
+    counters = {Name(f"{index}.total_ops"): scalar() for index in range(400)}
+    Name.compared = 0
+    (way,) = ways({**WEIGHTS, **counters})
+    assert_equal_tensors(dict(way.tensors), WEIGHTS)
+    assert way.done == ("400 of 'total_ops' left out",)
+    assert Name.compared < 20 * len(counters)
+
+
 # Weights in parts.
 
 

@@ -45,6 +45,28 @@ def test_a_name_of_the_networks_own_is_not_taken(taken: str) -> None:
     assert not hasattr(StepNetwork({}, (), ("", "")), plain_name(taken, "Relu", []))
 
 
+class Asked(dict[str, int]):
+    """Names that count how often it is asked for one."""
+
+    times = 0
+
+    def __contains__(self, name: object) -> bool:
+        self.times += 1
+        return super().__contains__(name)
+
+
+@pytest.mark.parametrize("given", ["relu", "forward", "a.b/c", "", "relu_1"])
+def test_equal_names_are_numbered_without_counting_up_again(given: str) -> None:
+    numbers: dict[str, int] = {}
+    kept, taken = Asked(relu_2=0), ["relu_2"]
+    for _ in range(60):
+        name = plain_name(given, "Relu", kept, numbers)
+        assert name == plain_name(given, "Relu", taken), "the numbers only save time"
+        kept[name] = 0
+        taken.append(name)
+    assert kept.times < 4 * 60
+
+
 def test_values_that_no_later_step_takes_are_let_go() -> None:
     relu, add = nn.ReLU(), Operation(torch.ops.aten.add.Tensor, (Given(0), Given(1)), {})
     calls = [

@@ -257,6 +257,7 @@ def build_network(model: ModelProto, *, flat: bool = False) -> StepNetwork:
     types = {value.name: int(value.type.tensor_type.elem_type) for value in known}
     opset, batch = own_opset(model), batch_of(model)
     modules: dict[str, nn.Module] = {}
+    numbers: dict[str, int] = {}
     calls: list[Call] = []
     for node in graph.node:
         if node.op_type == "Constant":
@@ -270,7 +271,7 @@ def build_network(model: ModelProto, *, flat: bool = False) -> StepNetwork:
         )
         inputs = tuple(name for name in node.input if name and name not in constants)
         for name, module in zip(filter(None, node.output), _converted(view, inputs), strict=True):
-            modules[_module_name(node, modules)] = module
+            modules[_module_name(node, modules, numbers)] = module
             calls.append(Call(module=next(reversed(modules)), inputs=inputs, output=name))
     ends = (image_input(model)[0], graph.output[0].name)
     if flat and _has_flat_end(shape_of(graph.output[0])):
@@ -341,7 +342,7 @@ def check_batches(
         )
 
 
-def _module_name(node: NodeProto, taken: Mapping[str, nn.Module]) -> str:
+def _module_name(node: NodeProto, taken: Mapping[str, nn.Module], numbers: dict[str, int]) -> str:
     """Turn ``/layer1/layer1.0/conv1/Conv`` into ``layer1_0_conv1``: [A-Za-z0-9_] alone."""
     scopes = [scope for scope in node.name.split("/") if scope]
     if len(scopes) > 1 and scopes[-1].startswith(node.op_type):  # a flat name is all there is
@@ -353,7 +354,7 @@ def _module_name(node: NodeProto, taken: Mapping[str, nn.Module]) -> str:
         for scope, inner in zip(scopes, inner_scopes, strict=False)
         if not inner.startswith(f"{scope}.")
     ]
-    return plain_name("_".join(kept), node.op_type, taken)
+    return plain_name("_".join(kept), node.op_type, taken, numbers)
 
 
 def _tensor(tensor: TensorProto) -> Tensor:
