@@ -139,6 +139,7 @@ def parse_torch(contents: bytes, limits: LoadLimits) -> bytes:
     try:
         file = TorchFile(contents)
         found = find_networks(file.tree.root)
+        check_count([name for one in found for name in one.tensors], limits)
         networks = [_read(file, one, limits) for one in found]
     except (MemoryError, InputRejectedError):
         raise

@@ -36,7 +36,8 @@ class LoadLimits(Settings):
         state_dict: the network to take where a checkpoint holds several that fit, as the refusal
             names them; empty to take the one that fits.
         file_bytes: size of the file, of what its archive unpacks to, and of all its tensors.
-        entries: members of a zip archive, tensors of a safetensors file, tensors of a state dict.
+        entries: members of a zip archive, tensors of a safetensors file, tensors of a state dict
+            and of all networks of a checkpoint together.
         zip_ratio: unpacked over packed size; ``torch.save`` does not compress at all.
         header_bytes: the JSON header of a safetensors file.
         onnx_nodes: operators of an ONNX graph.

@@ -176,9 +176,10 @@ def _of_module(node: Any, prefix: str, depth: int) -> Iterator[tuple[str, StandI
         raise InputRejectedError(f"the network's modules are nested deeper than {MOST_MODULES}")
     state = node.state
     passing = state.get("_non_persistent_buffers_set")
-    left_out: list[Any] = []
+    left_out: set[str] = set()
     if isinstance(passing, StandIn):  # a set, as one protocol or another writes it
-        left_out = [*passing.items, *(item for one in passing.arguments for item in one)]
+        items = [*passing.items, *(item for one in passing.arguments for item in one)]
+        left_out = {item for item in items if isinstance(item, str)}
     own = {**state["_parameters"], **_a_dict(state.get("_buffers"))}
     for name, leaf in own.items():
         if isinstance(name, str) and name not in left_out and is_tensor(leaf):

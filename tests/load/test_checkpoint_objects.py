@@ -29,6 +29,7 @@ from tiny_checkpoint import all_parsed, assert_equal_tensors, parsed, saved, tin
 from torch import nn
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.load.limits import LoadLimits
 
 PROTOCOLS = (2, 3, 4, 5)
 RAN: list[str] = []  # what a careless reader would have run
@@ -155,6 +156,14 @@ def test_weights_are_read_whatever_lies_beside(name: str, zipped: bool) -> None:
         contents = saved(tree, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
         assert_equal_tensors(all_parsed(contents)["state_dict"], weights)
     assert RAN == []
+
+
+def test_the_tensors_of_all_networks_together_are_limited() -> None:
+    one = {f"{index}": torch.ones(1) for index in range(10)}
+    contents = saved({"a": one, "b": {**one}}, _use_new_zipfile_serialization=False)
+    assert all_parsed(contents, LoadLimits(entries=20)).keys() == {"a", "b"}
+    with pytest.raises(InputRejectedError, match="20 tensors; the limit entries is 19"):
+        all_parsed(contents, LoadLimits(entries=19))
 
 
 def test_the_bait_is_live() -> None:
@@ -356,7 +365,6 @@ def test_weights_without_a_checksum_are_read_as_torch_does() -> None:
 def test_published_path_of_a_case(tmp_path: Path) -> None:
     """The classes of a checkpoint are told, so that the report can say what was left unread."""
     from edgeclean.load.checkpoint import read_networks
-    from edgeclean.load.limits import LoadLimits
 
     tree = {"state_dict": tiny().state_dict(), "a": BESIDE["namespace"], "b": BESIDE["path"]}
     read = read_networks(saved(tree), "torch-zip", LoadLimits())
