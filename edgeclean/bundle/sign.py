@@ -43,7 +43,7 @@ def sign_bundle(bundle: Path, signer: Signer) -> SignRecord:
         InputRejectedError: the bundle does not verify.
         ToolchainError: the library that signs is not installed.
     """
-    check_signer(signer)
+    check_signer(signer, bundle)
     check_unchanged(bundle)  # before a lock is put beside what may be no bundle
     with hold_folder(bundle, lambda folder, _named: check_unchanged(folder)) as held:
         opened = open_bundle(held.path)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import importlib
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,6 +28,7 @@ from edgeclean.bundle import manifest as texts
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
 from edgeclean.files.documents import parse_json
 from edgeclean.files.reading import read_small_file
+from edgeclean.files.text import shown
 
 if TYPE_CHECKING:
     from edgeclean.bundle.certificates import SignerCertificate
@@ -75,14 +77,20 @@ class Trusted:
             raise UsageError(f"the moment {self.at} has no time zone; give one, such as UTC")
 
 
-def check_signer(signer: Signer) -> None:
+def check_signer(signer: Signer, folder: Path | None = None) -> None:
     """Refuse, before a run of minutes, a key that could not sign at its end.
+
+    Args:
+        signer: the key, and its certificate where there is one.
+        folder: what is going to be signed, where it is known; it need not exist.
 
     Raises:
         ToolchainError: the extra is not installed.
         UsageError: a file cannot be read, or holds no key of a kind that signs, or a certificate
-            that `check_signature` would refuse now.
+            that `check_signature` would refuse now; or the folder's name cannot be signed.
     """
+    if folder is not None:
+        _check_name(os.path.realpath(folder))
     _configured_signer(signer)
 
 
@@ -95,8 +103,9 @@ def sign_folder(folder: Path, signer: Signer) -> bytes:
 
     Raises:
         ToolchainError: the extra is not installed.
-        UsageError: the key or certificate cannot be used.
+        UsageError: the key or certificate cannot be used, or the folder's name cannot be signed.
     """
+    _check_name(folder)
     config = _configured_signer(signer).set_hashing_config(_hashing())
     path = folder.with_name(f"{folder.name}.signature")
     try:
@@ -230,6 +239,18 @@ def _as_if_by_key(signature: bytes, pem: bytes) -> str:
         "tlogEntries": [],
     }
     return json.dumps(entries)
+
+
+def _check_name(folder: str | Path) -> None:
+    """Refuse a name of bytes that are no UTF-8: the signature is JSON, and holds the name."""
+    name = Path(folder).name
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"the folder's name {shown(name)} is not in UTF-8, and the signature has to hold it; "
+            "rename the folder"
+        ) from None
 
 
 def _configured_signer(signer: Signer) -> Any:

@@ -93,7 +93,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     keep_apart([*read, *others], files=[depfile], folder=output)
     inputs = InputFiles(depfile, output)
     inputs.add(*read)
-    signer = _signer(sign_key, sign_certificate)
+    signer = _signer(sign_key, sign_certificate, output)
     opt.use_threads(threads)
     from edgeclean import pipeline
 
@@ -116,7 +116,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     _answer(reporter, checkpoint, written)
 
 
-def _signer(key: Path | None, certificate: Path | None) -> Signer | None:
+def _signer(key: Path | None, certificate: Path | None, output: Path) -> Signer | None:
     """What to sign with, tried before the run."""
     if key is None:
         if certificate is not None:
@@ -125,7 +125,7 @@ def _signer(key: Path | None, certificate: Path | None) -> Signer | None:
     from edgeclean.bundle.signing import Signer, check_signer
 
     signer = Signer(private_key=key, certificate=certificate)
-    check_signer(signer)
+    check_signer(signer, output)
     return signer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -25,6 +26,7 @@ from edgeclean.bundle.bundle import hold_output, put_in_place, write_bundle
 from edgeclean.bundle.sign import sign_bundle
 from edgeclean.bundle.signing import Signer, Trusted, check_signer
 from edgeclean.bundle.verify import read_folder, verify_bundle
+from edgeclean.cli.compress import _signer
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
 
 
@@ -105,6 +107,35 @@ def test_somebody_elses_signature_does_not_hold(
     assert verify_bundle(bundle, Trusted(public_key=public)).signature == "holds"
     with pytest.raises(InputRejectedError, match="does not hold"):
         verify_bundle(bundle, trusted)
+
+
+@pytest.mark.parametrize("name", [b"n\xff\xfe", b"\xc3"])
+def test_a_folder_whose_name_is_no_utf_8_is_refused_before_any_work(
+    bundle: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, name: bytes
+) -> None:
+    signer = Signer(private_key=keys[0])
+    folder = bundle.rename(bundle.parent / os.fsdecode(name))
+    before = read_folder(folder)
+    monkeypatch.setattr("edgeclean.bundle.sign.check_unchanged", lambda _: pytest.fail("read"))
+    with pytest.raises(UsageError, match=r"name 'n?\\udc.* is not in UTF-8.*rename the folder"):
+        sign_bundle(folder, signer)
+    with pytest.raises(UsageError, match="is not in UTF-8"):
+        signing.sign_folder(folder, signer)
+    assert read_folder(folder) == before
+    (folder.parent / "link").symlink_to(folder)
+    with pytest.raises(UsageError, match="is not in UTF-8"):
+        check_signer(signer, folder.parent / "link")
+    with pytest.raises(UsageError, match="is not in UTF-8"):
+        check_signer(signer, folder.parent / os.fsdecode(b"not-there\xff"))
+    check_signer(signer, folder.parent / "caf\u00e9")
+
+
+def test_compress_refuses_a_name_that_cannot_be_signed_before_it_runs(
+    tmp_path: Path, keys: tuple[Path, Path]
+) -> None:
+    with pytest.raises(UsageError, match="is not in UTF-8"):
+        _signer(keys[0], None, tmp_path / os.fsdecode(b"b\xff"))
+    assert _signer(keys[0], None, tmp_path / "b") == Signer(private_key=keys[0])
 
 
 def test_an_unsigned_bundle_is_refused_where_a_signature_is_asked(
