@@ -8,6 +8,7 @@ signature binds them.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -181,24 +182,41 @@ def read_folder(path: Path) -> tuple[dict[str, bytes], list[Path]]:
     total = 0
     folders = [path]
     for folder in folders:  # grows while it is walked
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                name = Path(entry.path).relative_to(path).as_posix()
-                if not texts.is_file_name(name):
-                    raise InputRejectedError(
-                        f"the bundle holds {name!r}, which cannot be part of it"
-                    )
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(Path(entry.path))
-                    continue
-                files[name] = _read_file(Path(entry.path), name)
-                total += len(files[name])
-                if len(files) > MAX_FILES or total > MAX_BUNDLE_BYTES:
-                    raise InputRejectedError(
-                        f"the bundle holds more than {MAX_FILES} files or "
-                        f"{MAX_BUNDLE_BYTES // 2**30} GiB"
-                    )
+        for entry, is_dir in _entries_of(folder, path):
+            name = entry.relative_to(path).as_posix()
+            if not texts.is_file_name(name):
+                raise InputRejectedError(f"the bundle holds {name!r}, which cannot be part of it")
+            if is_dir:
+                folders.append(entry)
+                continue
+            files[name] = _read_file(entry, name)
+            total += len(files[name])
+            if len(files) > MAX_FILES or total > MAX_BUNDLE_BYTES:
+                raise _too_large()
     return files, [folder.relative_to(path) for folder in folders[1:]]
+
+
+def _entries_of(folder: Path, bundle: Path) -> list[tuple[Path, bool]]:
+    """Return what lies in a folder of a bundle, each with whether it is a folder itself."""
+    try:
+        with os.scandir(folder) as found:
+            # One more than may be there: nobody waits for the names of a million.
+            entries = [
+                (Path(entry.path), entry.is_dir(follow_symlinks=False))
+                for entry in itertools.islice(found, MAX_FILES + 1)
+            ]
+    except OSError as error:
+        name = folder if folder == bundle else folder.relative_to(bundle).as_posix()
+        raise InputRejectedError(f"{name} cannot be read: {error.strerror}") from error
+    if len(entries) > MAX_FILES:
+        raise _too_large()
+    return entries
+
+
+def _too_large() -> InputRejectedError:
+    return InputRejectedError(
+        f"the bundle holds more than {MAX_FILES} files or {MAX_BUNDLE_BYTES // 2**30} GiB"
+    )
 
 
 def _read_file(path: Path, name: str) -> bytes:

@@ -7,7 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,57 @@ def test_a_linked_folder_is_not_followed(bundle: Path, tmp_path: Path) -> None:
     (bundle / "triggers").symlink_to(tmp_path / "triggers")
     with pytest.raises(InputRejectedError, match="triggers cannot be read"):
         verify_bundle(bundle)
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Without the rights of the superuser, to whom every folder is open."""
+    if os.geteuid() != 0:
+        yield
+        return
+    try:
+        os.seteuid(65534)
+    except OSError as error:
+        pytest.skip(f"the superuser cannot become another user here: {error}")
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("check", [verify_bundle, verify.check_unchanged])
+@pytest.mark.parametrize("folder", ["build/triggers", "build"])
+def test_a_folder_that_may_not_be_read_is_named(
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    check: Callable[[Path], object],
+    folder: str,
+) -> None:
+    closed = bundle.parent / folder
+    bundle.parent.chmod(0o755)
+    monkeypatch.chdir(bundle.parent)  # above it, another user may not even look
+    mode = closed.stat().st_mode
+    closed.chmod(0)
+    name = folder.removeprefix("build/")
+    try:
+        with (
+            as_nobody(),
+            pytest.raises(InputRejectedError, match=f"^{name} cannot be read: Permission denied$"),
+        ):
+            check(Path("build"))
+    finally:
+        closed.chmod(mode)
+
+
+def test_a_folder_of_too_many_entries_is_not_listed_to_its_end(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "MAX_FILES", 20)
+    assert verify.read_folder(bundle)[1] == [Path("triggers")]
+    for index in range(21):
+        (bundle / "triggers" / f"e{index}").mkdir()
+    with pytest.raises(InputRejectedError, match="holds more than"):
+        verify.read_folder(bundle)
 
 
 def test_a_pipe_does_not_hold_it_up(bundle: Path) -> None:
