@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edgeclean.errors import EdgecleanError, OutputInUseError, UsageError
+from edgeclean.files.mounts import refuse_mount
 
 AT_FDCWD = -100  # linux/fcntl.h
 RENAME_EXCHANGE = 2  # linux/fs.h
@@ -85,7 +86,9 @@ def refuse_filled(_folder: Path, named: Path) -> None:
 
 
 @contextmanager
-def hold_folder(path: Path, refuse: Refuse = refuse_filled) -> Iterator[HeldFolder]:
+def hold_folder(
+    path: Path, refuse: Refuse = refuse_filled, *, replaced: bool = True
+) -> Iterator[HeldFolder]:
     """Hold an output folder, which need not exist, and clear up after runs that were killed.
 
     Args:
@@ -93,14 +96,15 @@ def hold_folder(path: Path, refuse: Refuse = refuse_filled) -> Iterator[HeldFold
         refuse: takes a folder and its path as the user named it; raises where somebody would lose
             something if it were replaced. It is asked now, and twice where the folder is replaced:
             minutes pass in between.
+        replaced: whether the folder itself will be replaced, which a mount point cannot be.
 
     Yields:
         The held folder, for `replace_folder`.
 
     Raises:
         OutputInUseError: another run holds it.
-        UsageError: it is a file, the root folder, a loop of links, or the place beside it cannot
-            be written or is somebody else's; or whatever ``refuse`` raises.
+        UsageError: it is a file, the root folder, a mount point, a loop of links, or the place
+            beside it cannot be written or is somebody else's; or whatever ``refuse`` raises.
     """
     held = HeldFolder(path=resolved(path), named=path, refuse=refuse)
     if held.path.name == "":
@@ -108,6 +112,8 @@ def hold_folder(path: Path, refuse: Refuse = refuse_filled) -> Iterator[HeldFold
     with _raising_usage_errors(held.path):
         if os.path.lexists(held.path) and not held.path.is_dir():
             raise UsageError(f"{path} is a file; name a folder that does not exist, or a bundle")
+        if replaced:
+            refuse_mount(held.path, path, "inside it")
         held.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _lock(held)
     try:

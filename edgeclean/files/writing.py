@@ -13,6 +13,7 @@ from pathlib import Path
 
 from edgeclean.errors import UsageError
 from edgeclean.files.atomic import hold_folder, replace_folder, resolved
+from edgeclean.files.mounts import refuse_mount
 from edgeclean.files.reading import is_regular, open_regular
 from edgeclean.notes import note_output
 
@@ -101,11 +102,12 @@ def check_place(path: Path, ours: Recognise) -> Path:
         The absolute path, symbolic links followed.
 
     Raises:
-        UsageError: something else is there.
+        UsageError: something else is there, or it is a mount point.
     """
     place = resolved(path)
     try:
         status = place.stat()
+        refuse_mount(place, path, "in a mounted folder")
         if not stat.S_ISREG(status.st_mode):
             raise UsageError(f"{path} is no plain file, and is not replaced; choose another name")
         known = status.st_size == 0 or ours(place)

@@ -87,7 +87,7 @@ def run_fleet(
         OutputInUseError: another run holds it.
     """
     try:
-        with hold_folder(output, refuse_foreign) as held:
+        with hold_folder(output, refuse_foreign, replaced=False) as held:
             held.path.mkdir(exist_ok=True)
             fleet = Fleet(networks, held.path, engine, cache=cache, watch=watch)
             with fleet.kept_up_to_date():
