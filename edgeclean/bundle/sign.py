@@ -10,6 +10,7 @@ from edgeclean.bundle.bundle import put_in_place
 from edgeclean.bundle.signing import Signer, check_signer
 from edgeclean.bundle.verify import check_unchanged, open_bundle
 from edgeclean.files.atomic import hold_folder
+from edgeclean.notes import note_output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,7 @@ def sign_bundle(bundle: Path, signer: Signer) -> SignRecord:
     """
     check_signer(signer, bundle)
     check_unchanged(bundle)  # before a lock is put beside what may be no bundle
+    note_output(bundle)
     with hold_folder(bundle, lambda folder, _named: check_unchanged(folder)) as held:
         opened = open_bundle(held.path)
         files = {n: content for n, content in opened.files.items() if n != texts.SIGNATURE}

@@ -14,6 +14,7 @@ from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.dependencies import checkpoint_files, code_file, external_files
 from edgeclean.files.atomic import HeldFolder, hold_folder, replace_folder
 from edgeclean.files.writing import check_place, in_place, is_our_onnx, keep_apart
+from edgeclean.notes import note_output
 
 if TYPE_CHECKING:
     from edgeclean.outcome import ExportedCheckpoint
@@ -84,6 +85,7 @@ def beside(output: Path, runtime: str) -> Path:
 def _held(folder: Path) -> AbstractContextManager[HeldFolder]:
     from edgeclean.bundle.runtime_folder import refuse_other_folder
 
+    note_output(folder)
     return hold_folder(folder, refuse_other_folder)
 
 

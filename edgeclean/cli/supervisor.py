@@ -12,14 +12,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import FrameType
 
-from edgeclean.errors import EndedBySignalError
-from edgeclean.notes import ANSWERED, PIPE
+from edgeclean.errors import EndedBySignalError, UsageError
+from edgeclean.notes import ANSWERED, NOTES, noted
 from edgeclean.processes import end_with_parent
 
 COMMANDS = (
@@ -27,7 +27,6 @@ COMMANDS = (
     *("verify", "sign", "embed"),
 )
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-MAX_NOTES_BYTES = 1 << 16  # what a pipe holds
 
 
 def is_split(words: Sequence[str]) -> bool:
@@ -53,31 +52,31 @@ def split() -> bool:
     """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    parent, (reader, writer) = os.getpid(), os.pipe()
+    parent, file = os.getpid(), _notes_file()
     with _signals_blocked():
         child = os.fork()
         if child == 0:
-            os.close(reader)
-            PIPE.set(writer)
+            NOTES.set(file)
             end_with_parent(parent)
             _ignore_further_interrupts()
             return True
-        os.close(writer)
         kept = {number: _forward(number, child) for number in FORWARDED}
     try:
         _, status = os.waitpid(child, 0)
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
-    notes = _read(reader)
+    notes = noted(file)
+    os.close(file)
     if os.WIFEXITED(status):
         raise SystemExit(os.WEXITSTATUS(status))
-    from edgeclean.files.atomic import clear_up_after
+    from edgeclean.files.aftermath import clear_up
 
-    for note in notes:
-        if note != ANSWERED:
-            clear_up_after(Path(note))
-    raise _ended_by_signal(os.WTERMSIG(status), answered=ANSWERED in notes)
+    left = "what it writes is in place" if clear_up(notes) else "what was there before is untouched"
+    answered = [ANSWERED] in notes
+    if answered:
+        left = "the answer was given before"
+    raise _ended_by_signal(os.WTERMSIG(status), left, answered=answered)
 
 
 def hear_no_more() -> None:
@@ -85,21 +84,25 @@ def hear_no_more() -> None:
 
     Else the parent, which sees how the child ended, would tell a second reason.
     """
-    if PIPE.get() is not None:
+    if NOTES.get() is not None:
         for number in FORWARDED:
             signal.signal(number, signal.SIG_IGN)
 
 
-def _read(reader: int) -> list[str]:
-    """What was noted; not waited for, as a process that the child left might hold the other end."""
-    os.set_blocking(reader, False)
+def _notes_file() -> int:
+    """An open file without a name, for this process and the child.
+
+    Raises:
+        UsageError: no temporary file can be made.
+    """
     try:
-        written = os.read(reader, MAX_NOTES_BYTES)
-    except BlockingIOError:
-        written = b""
-    finally:
-        os.close(reader)
-    return [os.fsdecode(note) for note in written.split(b"\0") if note]
+        with tempfile.TemporaryFile() as file:
+            return os.dup(file.fileno())
+    except OSError as error:
+        raise UsageError(
+            f"no temporary file can be made ({error.strerror}); set TMPDIR to a folder that can be "
+            "written"
+        ) from None
 
 
 @contextmanager
@@ -137,7 +140,7 @@ def _ignore_further_interrupts() -> None:
     signal.signal(signal.SIGINT, once)
 
 
-def _ended_by_signal(number: int, *, answered: bool) -> EndedBySignalError:
+def _ended_by_signal(number: int, left: str, *, answered: bool) -> EndedBySignalError:
     try:
         name = signal.Signals(number).name
     except ValueError:  # a real-time signal
@@ -160,5 +163,4 @@ def _ended_by_signal(number: int, *, answered: bool) -> EndedBySignalError:
         signal.SIGABRT,
     ):
         message = f"the process was ended by {name}"
-    left = "the answer was given before" if answered else "what was there before is untouched"
     return EndedBySignalError(f"{message}; {left}", exit_code=code, answered=answered, signal=name)

@@ -4,6 +4,9 @@ A run holds the output from its start to its end (`hold_folder`), so that a seco
 before it has worked for minutes. At the end `replace_folder` writes everything beside the output,
 on the same filesystem, flushes it to the disk, and exchanges the two in one system call. Killed at
 any moment, a run leaves the old folder or the new one; what it left beside, the next run removes.
+Somebody may have put a file into the old folder just before the exchange, so it is looked at once
+more after it. Until then a mark says that what lies beside is the old one and unchecked: a run that
+is killed here loses nothing either, for the next one looks at it and may put it back.
 On a filesystem that cannot exchange, a run killed between two renames leaves the old folder beside
 its place, and the next run puts it back.
 
@@ -28,6 +31,7 @@ from pathlib import Path, PurePosixPath
 
 from edgeclean.errors import EdgecleanError, OutputInUseError, UsageError
 from edgeclean.files.mounts import refuse_mount
+from edgeclean.notes import note_placed
 
 AT_FDCWD = -100  # linux/fcntl.h
 RENAME_EXCHANGE = 2  # linux/fs.h
@@ -68,6 +72,19 @@ class HeldFolder:
         It has its final name already: a signature holds the name of the folder that it is of.
         """
         return self.staging / "new" / self.path.name
+
+    @property
+    def unchecked(self) -> Path:
+        """The mark of a folder that is about to be, or is, exchanged; the old is still needed.
+
+        It holds the inode number of the new folder, which tells the two apart wherever they are.
+        """
+        return self.staging / "unchecked"
+
+    @property
+    def checked(self) -> Path:
+        """The same mark when the old folder is no longer needed: the new one stays in place."""
+        return self.staging / "checked"
 
     @property
     def previous(self) -> Path:
@@ -122,13 +139,7 @@ def hold_folder(
         _refuse_loss(held, held.path)
         yield held
     finally:
-        # Whatever cannot be removed, the next run removes. The lock goes last, while it is still
-        # locked; `_lock` copes with the gap.
-        with suppress(OSError):
-            _clear_up(held)
-            held.lock.unlink()
-            held.staging.rmdir()
-        os.close(descriptor)
+        _let_go(held, descriptor)
 
 
 def replace_folder(
@@ -172,16 +183,35 @@ def replace_folder(
     return dict(sorted(sizes.items()))
 
 
-def clear_up_after(path: Path) -> None:
-    """Do for an output folder whose run was killed what the next run would; nothing is replaced.
+def clear_up_after(path: Path, *, keep_new: bool = False) -> None:
+    """Clear up for a run that was killed while it held an output folder.
 
-    What cannot be cleared up stays as it is.
+    What cannot be cleared up stays as it is, for the next run.
+
+    Args:
+        path: the output folder.
+        keep_new: whether a new folder that is in place stays there; else, unless the run had done
+            with the old one, that is put back.
     """
     with suppress(EdgecleanError, OSError):
+        held = HeldFolder(path=path.resolve(), named=path, refuse=refuse_filled)
+        if not held.staging.exists():
+            return
+        descriptor = _lock(held)
+        try:
+            if keep_new:
+                held.unchecked.unlink(missing_ok=True)
+            _clear_up(held, look=_refuse_any)
+        finally:
+            _let_go(held, descriptor)
+
+
+def is_placed(path: Path) -> bool:
+    """Return whether a run that was killed had its new folder in place, and done with the old."""
+    with suppress(OSError, RuntimeError):
         place = path.resolve()
-        if place.with_name(staging_name(place.name)).exists():
-            with hold_folder(path, refuse=lambda _folder, _named: None):
-                pass
+        return (place.with_name(staging_name(place.name)) / "checked").exists()
+    return False
 
 
 def resolved(path: Path) -> Path:
@@ -236,6 +266,18 @@ def _lock(held: HeldFolder) -> int:
         os.close(descriptor)
 
 
+def _let_go(held: HeldFolder, descriptor: int) -> None:
+    """Clear up and remove the lock last, while it is still locked; `_lock` copes with the gap.
+
+    Whatever cannot be removed, the next run removes.
+    """
+    with suppress(EdgecleanError, OSError):
+        _clear_up(held)
+        held.lock.unlink()
+        held.staging.rmdir()
+    os.close(descriptor)
+
+
 def _refuse_not_ours(held: HeldFolder) -> None:
     """Refuse what lies where only we put something, and is not as we make it."""
     try:
@@ -243,30 +285,68 @@ def _refuse_not_ours(held: HeldFolder) -> None:
         names = {""}
         if stat.S_ISDIR(status.st_mode):
             names = {entry.name for entry in held.staging.iterdir()}
-        ours = not names or ("lock" in names and stat.S_ISREG(held.lock.lstat().st_mode))
+        plain = {held.lock, held.unchecked, held.checked}
+        ours = not names or "lock" in names
+        ours &= all(stat.S_ISREG(one.lstat().st_mode) for one in plain if one.name in names)
     except FileNotFoundError:  # the holder has just removed it
         return
-    if not ours or not names <= {"lock", "new", "old"}:
+    if not ours or not names <= {"lock", "new", "old", "unchecked", "checked"}:
         raise UsageError(
             f"{held.staging} lies where edgeclean writes {held.named} before it is in place, and "
             "is not its own; move it away, or choose another output folder"
         )
 
 
-def _refuse_loss(held: HeldFolder, folder: Path) -> None:
+def _refuse_loss(held: HeldFolder, folder: Path | None) -> None:
     """Refuse a folder that may not be replaced; nothing is lost with an empty or missing one."""
+    if folder is None:
+        return
     with _raising_usage_errors(held.path):
         if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
             return
     held.refuse(folder, held.named)
 
 
-def _clear_up(held: HeldFolder) -> None:
-    """Finish or undo what a killed run left: only the holder of the lock may do so."""
+def _refuse_any(held: HeldFolder, _folder: Path | None) -> None:
+    raise UsageError(f"{held.named} is put back as it was")
+
+
+def _clear_up(
+    held: HeldFolder, look: Callable[[HeldFolder, Path | None], None] = _refuse_loss
+) -> None:
+    """Finish or undo what a killed run left: only the holder of the lock may do so.
+
+    Args:
+        held: the folder.
+        look: raises where the old folder, if there was one, must not be lost with what else lies
+            beside. Then it is put back.
+    """
     if held.previous.exists() and not held.path.exists():
         held.previous.rename(held.path)
+    _settle(held, look)
     _remove(held.previous)
     _remove(held.partial.parent)
+    _remove(held.unchecked)
+    _remove(held.checked)
+
+
+def _settle(held: HeldFolder, look: Callable[[HeldFolder, Path | None], None]) -> None:
+    """Look at an old folder that nobody has looked at since the exchange, and put back what stays.
+
+    A mark that is not whole was being written, which is before the exchange.
+    """
+    try:
+        new = int(held.unchecked.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return
+    if held.partial.exists() and held.partial.lstat().st_ino == new:
+        return
+    beside = [folder for folder in (held.previous, held.partial) if folder.exists()]
+    old = beside[0] if beside else None
+    try:
+        look(held, old)
+    except (EdgecleanError, OSError):
+        _put_back(held, old, new)
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -286,36 +366,52 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def _swap(held: HeldFolder) -> None:
     """Put the new folder in place; if anything is wrong then, put the old one back."""
-    was_there = os.path.lexists(held.path)
-    if not was_there:
-        old = None
-        held.partial.rename(held.path)
-    elif _exchange(held.partial, held.path):
-        old = held.partial
-    else:
-        old = held.previous
-        held.path.rename(old)
-        try:
-            held.partial.rename(held.path)
-        except OSError:
-            old.rename(held.path)
-            raise
+    new = held.partial.stat().st_ino
+    _write(held.staging, {held.unchecked.name: str(new).encode()})
+    old = _moved_in(held)
     try:
-        if old is not None:  # nobody finds it here: what it holds now is what will be removed
-            _refuse_loss(held, old)
+        _refuse_loss(held, old)  # nobody finds it here: what it holds now is what will be removed
         _sync(held.path.parent)
     except BaseException:
-        _put_back(held, old)
+        _put_back(held, old, new)
         raise
+    with suppress(OSError):  # then the old one is looked at once more
+        held.unchecked.rename(held.checked)
+    note_placed(held.path)
 
 
-def _put_back(held: HeldFolder, old: Path | None) -> None:
-    if old in (None, held.previous):
+def _moved_in(held: HeldFolder) -> Path | None:
+    """Move the new folder into its place; where the old one lies now, if there was one."""
+    if not os.path.lexists(held.path):
+        held.partial.rename(held.path)
+        return None
+    if _exchange(held.partial, held.path):
+        return held.partial
+    held.path.rename(held.previous)
+    try:
+        held.partial.rename(held.path)
+    except OSError:
+        held.previous.rename(held.path)
+        raise
+    return held.previous
+
+
+def _put_back(held: HeldFolder, old: Path | None, new: int) -> None:
+    """Take the new folder, known by its inode number, out of its place; the old one goes there."""
+    if not os.path.lexists(held.path):
+        if old is not None:
+            old.rename(held.path)
+    elif held.path.lstat().st_ino != new:
+        if old is not None:
+            raise UsageError(
+                f"{old} is what was at {held.named} before a run was ended; move one of the two"
+            )
+    elif old == held.partial:
+        _exchange(held.partial, held.path)
+    else:
         held.path.rename(held.staging / "new" / "refused")
         if old is not None:
             old.rename(held.path)
-    else:
-        _exchange(held.partial, held.path)
 
 
 def _exchange(one: Path, other: Path) -> bool:

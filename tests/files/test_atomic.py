@@ -137,7 +137,10 @@ def test_a_second_run_is_refused_while_the_first_lives_and_not_after(tmp_path: P
 
 
 def test_the_lock_is_never_held_twice(tmp_path: Path) -> None:
-    """Threads hold and let go in turns; a removed lock file must not let two in."""
+    """Threads hold and let go in turns; a removed lock file must not let two in.
+
+    A busy machine needs more than half a second for ten turns.
+    """
     output = tmp_path / "build"
     inside, most, held_count = 0, 0, 0
     counter = threading.Lock()
@@ -145,7 +148,7 @@ def test_the_lock_is_never_held_twice(tmp_path: Path) -> None:
 
     def hold_again_and_again() -> None:
         nonlocal inside, most, held_count
-        while time.monotonic() < end:
+        while time.monotonic() < end or (held_count <= 10 and time.monotonic() < end + 30):
             try:
                 with hold_folder(output):
                     with counter:

@@ -92,5 +92,6 @@ def test_everything_is_flushed_before_it_is_in_place(
     before, after = events[: events.index("exchange")], events[events.index("exchange") + 1 :]
     inside = {*NEW, "folder", "folder/deep"}
     partial = f"{staging_name('build')}/new/build"
-    assert set(before) == {partial} | {f"{partial}/{x}" for x in inside}
+    mark = {staging_name("build"), f"{staging_name('build')}/unchecked"}
+    assert set(before) == {partial} | {f"{partial}/{x}" for x in inside} | mark
     assert after == [""]  # the folder that holds the output

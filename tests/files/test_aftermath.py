@@ -1,0 +1,145 @@
+"""A run that dies at any step, and what is done for it: by its parent, or by the next run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from test_atomic import NEW, OLD, read_folder, write
+
+from edgeclean.errors import UsageError
+from edgeclean.files import atomic
+from edgeclean.files.aftermath import clear_up
+from edgeclean.files.atomic import clear_up_after, hold_folder, replace_folder
+from edgeclean.notes import NOTES, note, note_output, noted
+
+STEPS = {"open", "os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "ctypes.dlopen"}
+
+
+def dies_at(step: int, run: Callable[[], object], notes: int) -> bool:
+    """Run in a process that is killed before the n-th thing that it does to the filesystem."""
+    child = os.fork()
+    if child == 0:
+        seen = 0
+
+        def count(event: str, _parameters: object) -> None:
+            nonlocal seen
+            seen += event in STEPS
+            if seen == step and event in STEPS:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            NOTES.set(notes)
+            sys.addaudithook(count)
+            run()
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def every_step(run: Callable[[], object]) -> Iterator[list[list[str]]]:
+    """Let a run die at its first step, its second, and so on; what it had noted each time."""
+    for step in range(1, 300):
+        with tempfile.TemporaryFile() as file:
+            died = dies_at(step, run, file.fileno())
+            yield noted(file.fileno())
+        if not died:
+            assert step > 15, "it did not die in between"
+            return
+    raise AssertionError("it never came to its end")
+
+
+@pytest.fixture(params=["exchanged", "renamed"])
+def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "renamed":  # as on filesystems that cannot exchange
+        monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+    return str(request.param)
+
+
+def refuse_mine(folder: Path, named: Path) -> None:
+    if (folder / "mine").exists():
+        raise UsageError(f"{named} holds what is mine")
+
+
+@pytest.mark.usefixtures("how")
+@pytest.mark.parametrize("who", ["the next run", "the parent", "the parent and the next run"])
+def test_what_a_user_puts_in_at_the_last_moment_outlives_a_run_that_is_killed(
+    who: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is put in after the last look before the exchange, so only the look after finds it."""
+    output = tmp_path / "build"
+    moved_in = atomic._moved_in
+
+    def meddle(held: atomic.HeldFolder) -> Path | None:
+        (output / "mine").write_bytes(b"mine")
+        note("put in")
+        return moved_in(held)
+
+    def run() -> None:
+        with hold_folder(output, refuse_mine) as held:
+            monkeypatch.setattr(atomic, "_moved_in", meddle)
+            replace_folder(held, NEW)
+
+    deaths_after = 0
+    write(output, OLD)
+    for notes in every_step(run):
+        if "parent" in who:
+            clear_up_after(output)
+        if "next" in who:
+            with suppress(UsageError), hold_folder(output, refuse_mine):
+                pass
+        left = read_folder(output)
+        assert left.pop("mine", b"mine" if ["put in"] not in notes else None) == b"mine"
+        assert left == OLD
+        assert list(tmp_path.iterdir()) == [output]
+        deaths_after += ["put in"] in notes
+        write(output, OLD)
+    assert deaths_after > 5
+
+
+@pytest.mark.usefixtures("how")
+@pytest.mark.parametrize("there", [True, False], ids=["replaced", "new"])
+def test_what_the_parent_says_of_a_killed_run_is_so(there: bool, tmp_path: Path) -> None:
+    output = tmp_path / "build"
+
+    def run() -> None:
+        note_output(output)
+        with hold_folder(output, lambda *_: None) as held:
+            replace_folder(held, NEW)
+
+    said = set()
+    if there:
+        write(output, OLD)
+    for notes in every_step(run):
+        placed = clear_up(notes)
+        said.add(placed)
+        left = read_folder(output)
+        assert left == (NEW if placed else OLD if there else {})
+        assert list(tmp_path.iterdir()) == ([output] if left else [])
+        if there:
+            write(output, OLD)
+        elif left:
+            write(output, {})
+            output.rmdir()
+    assert said == {True, False}
+
+
+def test_where_somebody_has_made_another_folder_since_both_are_kept(tmp_path: Path) -> None:
+    output = tmp_path / "build"
+    write(output, OLD)
+    with hold_folder(output, lambda *_: None) as held:
+        staging = held.staging
+    (staging / "new" / "build").mkdir(parents=True)
+    (staging / "new" / "build" / "mine").touch()
+    (staging / "lock").touch()
+    (staging / "unchecked").write_text("1")  # no folder's number
+    with pytest.raises(UsageError, match="move one of the two"), hold_folder(output, refuse_mine):
+        pass
+    assert (staging / "new" / "build" / "mine").exists()
+    assert read_folder(output) == OLD
