@@ -14,6 +14,11 @@ from pathlib import Path
 ANSWERED = "answered"
 FOLDER = "folder"
 PLACED = "placed"
+# Of files that are put in place together, by the name of that replacement:
+BESIDE = "beside"  # a new file, or the old one: removed at the end
+MOVED = "moved"  # where an old file lies meanwhile, and its place
+MADE = "made"  # the inode number of a new file, and its place, where nothing was
+SETTLED = "settled"  # they stay
 NOTES: ContextVar[int | None] = ContextVar("NOTES", default=None)
 
 

@@ -72,7 +72,8 @@ def split() -> bool:
         raise SystemExit(os.WEXITSTATUS(status))
     from edgeclean.files.aftermath import clear_up
 
-    left = "what it writes is in place" if clear_up(notes) else "what was there before is untouched"
+    finished = clear_up(notes)
+    left = "what it had finished is in place" if finished else "what was there before is untouched"
     answered = [ANSWERED] in notes
     if answered:
         left = "the answer was given before"

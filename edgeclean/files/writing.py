@@ -15,7 +15,7 @@ from edgeclean.errors import UsageError
 from edgeclean.files.atomic import hold_folder, replace_folder, resolved
 from edgeclean.files.mounts import refuse_mount
 from edgeclean.files.reading import is_regular, open_regular
-from edgeclean.notes import note_output
+from edgeclean.notes import BESIDE, MADE, MOVED, SETTLED, note, note_output
 
 Write = Callable[[Mapping[str, bytes]], None]
 Recognise = Callable[[Path], bool]
@@ -158,6 +158,9 @@ def in_place(
 ) -> Iterator[None]:
     """Put files in place that belong together, and put back what was there if what follows fails.
 
+    Each step is noted before it is done, so that a parent can do the same for a process that is
+    killed.
+
     Args:
         files: contents by path; parents are made, and what else they hold is left alone.
         ours: whether an existing file may be replaced.
@@ -169,24 +172,28 @@ def in_place(
         UsageError: a place cannot be written, or holds what is not ours; what was there is
             unchanged.
     """
+    run = secrets.token_hex(8)
     with ExitStack() as leftovers, ExitStack() as undo:
         try:
             beside = {}
             for path, contents in files.items():
                 place = check_place(path, ours)
                 place.parent.mkdir(parents=True, exist_ok=True)
-                beside[place] = _written_beside(place, contents, leftovers)
+                beside[place] = _written_beside(place, contents, leftovers, run)
             final = None if last is None else resolved(last)
             if final is not None and final.exists():
-                aside = _new_name(final, leftovers)
+                aside = _new_name(final, leftovers, run)
+                note(MOVED, run, aside, final)
                 final.rename(aside)
                 undo.callback(aside.replace, final)
             for place in sorted(beside, key=lambda place: place == final):
                 if place.exists():
-                    aside = _new_name(place, leftovers)
+                    aside = _new_name(place, leftovers, run)
+                    note(MOVED, run, aside, place)
                     _link(place, aside)
                     undo.callback(aside.replace, place)
                 else:
+                    note(MADE, run, str(beside[place].stat().st_ino), place)
                     undo.callback(place.unlink, missing_ok=True)
                 beside[place].replace(place)
         except OSError as error:
@@ -195,23 +202,23 @@ def in_place(
                 f"cannot write {first}: {error.strerror}; what was there is unchanged"
             ) from None
         yield
+        note(SETTLED, run)
         undo.pop_all()
 
 
-def _written_beside(place: Path, contents: bytes, leftovers: ExitStack) -> Path:
-    with tempfile.NamedTemporaryFile(dir=place.parent, prefix=OWN_PREFIX, delete=False) as stream:
-        beside = Path(stream.name)
-        leftovers.callback(beside.unlink, missing_ok=True)
+def _written_beside(place: Path, contents: bytes, leftovers: ExitStack, run: str) -> Path:
+    beside = _new_name(place, leftovers, run)
+    with beside.open("xb") as stream:
         stream.write(contents)
         stream.flush()
         os.fsync(stream.fileno())
-    beside.chmod(0o666 & ~_umask())  # a temporary file is for its owner only
     return beside
 
 
-def _new_name(place: Path, leftovers: ExitStack) -> Path:
+def _new_name(place: Path, leftovers: ExitStack, run: str) -> Path:
     """Return a name beside a file that nobody else has."""
     aside = place.with_name(f"{OWN_PREFIX}{secrets.token_hex(8)}")
+    note(BESIDE, run, aside)
     leftovers.callback(aside.unlink, missing_ok=True)
     return aside
 
@@ -275,10 +282,3 @@ def no_lasting_writes() -> Iterator[None]:
         finally:
             for name in missing:
                 os.environ.pop(name, None)
-
-
-def _umask() -> int:
-    """Return the umask; to read it, it must be set."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

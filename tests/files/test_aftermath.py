@@ -17,6 +17,7 @@ from edgeclean.errors import UsageError
 from edgeclean.files import atomic
 from edgeclean.files.aftermath import clear_up
 from edgeclean.files.atomic import clear_up_after, hold_folder, replace_folder
+from edgeclean.files.writing import in_place
 from edgeclean.notes import NOTES, note, note_output, noted
 
 STEPS = {"open", "os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "ctypes.dlopen"}
@@ -143,3 +144,57 @@ def test_where_somebody_has_made_another_folder_since_both_are_kept(tmp_path: Pa
         pass
     assert (staging / "new" / "build" / "mine").exists()
     assert read_folder(output) == OLD
+
+
+@pytest.mark.parametrize("linking", [True, False], ids=["linked", "not linked"])
+@pytest.mark.parametrize("last", ["a.h", None])
+def test_files_that_belong_together_are_all_old_or_all_new_after_a_kill(
+    last: str | None, linking: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    if not linking:
+        monkeypatch.setattr("os.link", no_links)
+    old = {"a.h": b"old", "a.c": b"old", "other": b"mine"}
+    new = {"a.h": b"new", "a.c": b"new", "a.S": b"new"}
+    said = set()
+
+    def run() -> None:
+        files = {tmp_path / name: content for name, content in new.items()}
+        place = None if last is None else tmp_path / last
+        with in_place(files, ours=lambda _: True, last=place):
+            (tmp_path / "other").read_bytes()  # what follows takes its time too
+
+    def run_and_fail() -> None:
+        with suppress(ValueError):
+            failing()
+
+    def failing() -> None:
+        files = {tmp_path / name: content for name, content in new.items()}
+        with in_place(files, ours=lambda _: True, last=tmp_path / (last or "a.c")):
+            raise ValueError
+
+    for way in (run, run_and_fail):
+        for name in new:
+            (tmp_path / name).unlink(missing_ok=True)
+        for name, content in old.items():
+            (tmp_path / name).write_bytes(content)
+        for notes in every_step(way):
+            finished = clear_up(notes)
+            said.add((way is run, finished))
+            assert read_folder(tmp_path) == (old | new if finished else old)
+            for name in new if finished else ():
+                (tmp_path / name).unlink()
+            for name, content in old.items():
+                (tmp_path / name).write_bytes(content)
+    assert said == {(True, True), (True, False), (False, False)}
+
+
+def test_an_old_file_that_cannot_be_put_back_is_not_removed(tmp_path: Path) -> None:
+    aside, place = tmp_path / ".edgeclean-1", tmp_path / "place"
+    aside.write_bytes(b"old")
+    place.mkdir()
+    notes = [["beside", "r", str(aside)], ["moved", "r", str(aside), str(place)]]
+    assert not clear_up(notes)
+    assert aside.read_bytes() == b"old"
