@@ -12,7 +12,7 @@ import typer
 from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.dependencies import checkpoint_files, code_file, external_files
-from edgeclean.files.atomic import HeldFolder, hold_folder, replace_folder
+from edgeclean.files.atomic import HeldFolder, folder_in_place, hold_folder
 from edgeclean.files.writing import check_place, in_place, is_our_onnx, keep_apart
 from edgeclean.notes import note_output
 
@@ -90,14 +90,15 @@ def _held(folder: Path) -> AbstractContextManager[HeldFolder]:
 
 
 def _write_forms(exported: ExportedCheckpoint, places: dict[str, HeldFolder]) -> None:
-    """Each runtime's files into its folder, which appears whole or not at all."""
+    """Each runtime's files into its folder; all folders appear, whole, or none does."""
     from edgeclean.bundle.runtime_folder import runtime_folder_files
     from edgeclean.outcome import bundled
 
-    for form in exported.forms:
-        one = bundled(form, exported.parity.tolerance)
-        files = runtime_folder_files(one, exported.network.source_sha256)
-        replace_folder(places[form.name], files)
+    with ExitStack() as in_their_places:
+        for form in exported.forms:
+            one = bundled(form, exported.parity.tolerance)
+            files = runtime_folder_files(one, exported.network.source_sha256)
+            in_their_places.enter_context(folder_in_place(places[form.name], files))
 
 
 def _answer(reporter: Reporter, output: Path, exported: ExportedCheckpoint) -> None:

@@ -165,22 +165,45 @@ def replace_folder(
         UsageError: the disk is full or the place cannot be written, or the old folder may not be
             replaced; the old folder is whole.
     """
-    sizes = {name: len(content) for name, content in files.items()}
     try:
-        with _raising_usage_errors(held.path):
-            held.partial.mkdir(parents=True)
-            _write(held.partial, files)
-            if seal is not None:
-                further = seal(held.partial)
-                _write(held.partial, further)
-                sizes |= {name: len(content) for name, content in further.items()}
-            _refuse_loss(held, held.path)
-            with alongside or nullcontext():
-                _swap(held)
+        with folder_in_place(held, files, seal=seal, alongside=alongside) as sizes:
+            pass
     finally:
-        with suppress(OSError):  # it is in place, or not: what is left beside it changes nothing
+        with suppress(EdgecleanError, OSError):  # it is in place, or not: what is beside it, waits
             _clear_up(held)
-    return dict(sorted(sizes.items()))
+    return sizes
+
+
+@contextmanager
+def folder_in_place(
+    held: HeldFolder,
+    files: Mapping[str, bytes],
+    *,
+    seal: Seal | None = None,
+    alongside: AbstractContextManager[None] | None = None,
+) -> Iterator[dict[str, int]]:
+    """Do as `replace_folder`, and put the old folder back if what follows fails.
+
+    What is beside is cleared up by `hold_folder`: until all of several folders are in place, each
+    old one is needed.
+
+    Yields:
+        The size of every file, by name.
+
+    Raises:
+        UsageError: as `replace_folder` does.
+    """
+    sizes = {name: len(content) for name, content in files.items()}
+    with _raising_usage_errors(held.path):
+        held.partial.mkdir(parents=True)
+        _write(held.partial, files)
+        if seal is not None:
+            further = seal(held.partial)
+            _write(held.partial, further)
+            sizes |= {name: len(content) for name, content in further.items()}
+        _refuse_loss(held, held.path)
+        with alongside or nullcontext(), _swapped(held):
+            yield dict(sorted(sizes.items()))
 
 
 def clear_up_after(path: Path, *, keep_new: bool = False) -> None:
@@ -364,14 +387,16 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
         _sync(each)
 
 
-def _swap(held: HeldFolder) -> None:
-    """Put the new folder in place; if anything is wrong then, put the old one back."""
+@contextmanager
+def _swapped(held: HeldFolder) -> Iterator[None]:
+    """Put the new folder in place; if anything is wrong then, or later, put the old one back."""
     new = held.partial.stat().st_ino
     _write(held.staging, {held.unchecked.name: str(new).encode()})
     old = _moved_in(held)
     try:
         _refuse_loss(held, old)  # nobody finds it here: what it holds now is what will be removed
         _sync(held.path.parent)
+        yield
     except BaseException:
         _put_back(held, old, new)
         raise

@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from test_atomic import NEW, OLD, read_folder, write
 from edgeclean.errors import UsageError
 from edgeclean.files import atomic
 from edgeclean.files.aftermath import clear_up
-from edgeclean.files.atomic import clear_up_after, hold_folder, replace_folder
+from edgeclean.files.atomic import clear_up_after, folder_in_place, hold_folder, replace_folder
 from edgeclean.files.writing import in_place
 from edgeclean.notes import NOTES, note, note_output, noted
 
@@ -198,3 +198,56 @@ def test_an_old_file_that_cannot_be_put_back_is_not_removed(tmp_path: Path) -> N
     notes = [["beside", "r", str(aside)], ["moved", "r", str(aside), str(place)]]
     assert not clear_up(notes)
     assert aside.read_bytes() == b"old"
+
+
+@pytest.mark.usefixtures("how")
+def test_several_folders_and_a_file_are_all_old_or_all_new_after_a_kill(tmp_path: Path) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    file = tmp_path / "file"
+
+    def run() -> None:
+        with ExitStack() as held:
+            places = []
+            for folder in folders:
+                note_output(folder)
+                places.append(held.enter_context(hold_folder(folder, lambda *_: None)))
+            with in_place({file: b"new"}, ours=lambda _: True), ExitStack() as placed:
+                for place in places:
+                    placed.enter_context(folder_in_place(place, {"a": b"new"}))
+
+    def old_again() -> None:
+        file.write_bytes(b"old")
+        for folder in folders:
+            write(folder, {"a": b"old"})
+
+    said = set()
+    old_again()
+    for notes in every_step(run):
+        finished = clear_up(notes)
+        said.add(finished)
+        word = b"new" if finished else b"old"
+        assert read_folder(tmp_path) == {"file": word, "one/a": word, "two/a": word}
+        old_again()
+    assert said == {True, False}
+
+
+@pytest.mark.usefixtures("how")
+def test_a_folder_is_put_back_where_the_next_one_fails(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    write(one, OLD)
+
+    def refuse_later(_folder: Path, _named: Path) -> None:
+        if read_folder(one) == NEW:
+            raise UsageError("no")
+
+    def replace_both() -> None:
+        with hold_folder(one, lambda *_: None) as first, hold_folder(two, refuse_later) as second:
+            two.mkdir(exist_ok=True)
+            (two / "a").touch()
+            with folder_in_place(first, NEW), folder_in_place(second, NEW):
+                pass
+
+    with pytest.raises(UsageError, match="no"):
+        replace_both()
+    assert (read_folder(one), read_folder(two)) == (OLD, {"a": b""})
+    assert sorted(tmp_path.iterdir()) == [one, two]
