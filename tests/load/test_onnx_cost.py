@@ -108,6 +108,9 @@ HOSTILE = {
         strides=[9000, 9000],
         count_include_pad=1,
     ),
+    "evenly padded pool": lambda: one(
+        "MaxPool", (3, 12, 12), kernel_shape=[9000] * 2, pads=[8999] * 4, strides=[9000] * 2
+    ),
     "pool": lambda: one("MaxPool", (3, 512, 512), kernel_shape=[255, 255], pads=[127] * 4),
     "average": lambda: one("AveragePool", (3, 512, 512), kernel_shape=[255, 255], pads=[127] * 4),
     "depthwise": lambda: one(

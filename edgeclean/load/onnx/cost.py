@@ -155,6 +155,9 @@ def _pool(node: _Node) -> _Extra:
     images, output = node.input(0), node.outputs[0]
     kernel = tuple(int(side) for side in node.attribute("kernel_shape", images[2:]))
     around, copied = _padded(node, images, output, kernel)
+    # PyTorch's layers take no pads of more than half a window: there, too, a copy is padded.
+    pads = node.attribute("pads", ())
+    copied |= any(2 * pad > side for pad, side in zip(pads, 2 * kernel, strict=False))
     return _Extra(
         reads=math.prod(output) * math.prod(kernel), padded=math.prod(around) if copied else 0
     )
