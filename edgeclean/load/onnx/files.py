@@ -15,7 +15,7 @@ from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx.graph import read_model
 from edgeclean.load.onnx.guard import TYPES, external_location, external_tensors
 
-MOST_FILES = 64  # beside a model: a tool that writes several writes a few
+MOST_FILES = 4096  # beside a model: exporters may write one for each tensor
 KEYS = {"location", "offset", "length", "checksum", "basepath"}
 
 
