@@ -42,10 +42,11 @@ MAX_CERTIFICATES = 10
 MAX_PEM_BYTES = 2**20
 MAX_NAME = 200  # characters of a name that are shown
 CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
-_WANTED_KEY = (
-    "wanted is one on P-256, P-384 or P-521, such as "
-    "`openssl ecparam -genkey -noout -name prime256v1` makes"
-)
+_WANTED_KEY = "wanted is one on P-256, P-384 or P-521, such as "
+_MADE_BY = {
+    "private": "`openssl ecparam -genkey -noout -name prime256v1` makes",
+    "public": "`openssl ec -in PRIVATE_KEY -pubout` takes from the private one",
+}
 SIGNED_WITH = frozenset(
     {
         SignatureAlgorithmOID.ECDSA_WITH_SHA256,
@@ -112,6 +113,7 @@ def check_key(pem: bytes, *, private: bool) -> None:
         ValueError: it holds another thing, or a key of another kind, or one with a password.
     """
     which = "private" if private else "public"
+    wanted = f"{_WANTED_KEY}{_MADE_BY[which]}"
     try:
         key = (
             serialization.load_pem_private_key(pem, password=None)
@@ -121,9 +123,9 @@ def check_key(pem: bytes, *, private: bool) -> None:
     except TypeError:
         raise ValueError("it has a password, which is not asked for; remove it") from None
     except (ValueError, UnsupportedAlgorithm):
-        raise ValueError(f"it holds no {which} key as PEM; {_WANTED_KEY}") from None
+        raise ValueError(f"it holds no {which} key as PEM; {wanted}") from None
     if not isinstance(getattr(key, "curve", None), CURVES):
-        raise ValueError(f"it holds a {which} key of another kind; {_WANTED_KEY}")
+        raise ValueError(f"it holds a {which} key of another kind; {wanted}")
 
 
 def check_own_chain(chain: Sequence[x509.Certificate]) -> None:

@@ -423,6 +423,28 @@ def test_quantisers_are_read_as_their_range(zero: int, kind: type[np.generic]) -
     assert clip(-100 * values).max() == pytest.approx(255 * 0.02)
 
 
+@pytest.mark.parametrize("kind", [TensorProto.INT8, TensorProto.UINT8])
+def test_a_quantiser_without_a_zero_point_has_the_range_of_its_output_type(kind: int) -> None:
+    """Read as unsigned, a signed one was a ReLU that the graph has not."""
+    model = quantised(network(), zero=0, kind=np.uint8)
+    (zero,) = (one for one in model.graph.initializer if one.name == "z")
+    model.graph.initializer.remove(zero)
+    for one in model.graph.node:
+        if "s" in one.input:
+            one.input.remove("z")
+    (into,) = (one for one in model.graph.node if one.op_type == "QuantizeLinear")
+    into.attribute.append(helper.make_attribute("output_dtype", kind))
+    model.opset_import[0].version, model.ir_version = 21, 10
+    module, _, _, compared = imported(model.SerializeToString())
+    assert compared["compared"] < TOLERANCE
+    assert compared["compared_as_rounded"] < 0.1
+    values = torch.full((1, CHANNELS, 1, 1), 100.0)
+    clip = next(layer for layer in module.children() if type(layer).__name__ == "Clamp")
+    signed = kind == TensorProto.INT8
+    assert clip(-values).min() == pytest.approx(-128 * 0.02 if signed else 0.0)
+    assert clip(values).max() == pytest.approx((127 if signed else 255) * 0.02)
+
+
 def test_a_network_that_computes_by_rounding_is_refused() -> None:
     """A scale as large as the values makes steps of them: what is left without it is another."""
     model = quantised(network(), zero=0, kind=np.uint8)

@@ -155,8 +155,9 @@ class _Reader:
             kind = known[1].data_type
             zero = numpy_helper.to_array(known[1]).astype(np.float32)
         else:
-            kind = TensorProto.UINT8
-            if node.op_type == "DequantizeLinear":
+            kind = next((one.i for one in node.attribute if one.name == "output_dtype"), 0)
+            kind = kind or TensorProto.UINT8
+            if node.op_type == "DequantizeLinear":  # whose output_dtype is that of the numbers
                 kind = source.data_type if source is not None else self._kind_of(node)
             zero = np.zeros_like(step)
         weights = node.op_type == "DequantizeLinear" and source is not None

@@ -202,6 +202,8 @@ def test_a_key_of_another_kind_is_said_to_be_so(
         verify_bundle(bundle, Trusted(public_key=theirs))
     with pytest.raises(UsageError, match="it holds no private key as PEM; wanted is one on"):
         check_signer(Signer(private_key=theirs))
+    with pytest.raises(UsageError, match="holds no public key .* `openssl ec -in PRIVATE_KEY -pub"):
+        verify_bundle(bundle, Trusted(public_key=mine))
 
 
 def test_a_private_key_with_a_password_is_said_to_have_one(tmp_path: Path) -> None:
