@@ -178,7 +178,7 @@ def test_gates_and_a_depfile_from_the_command_line(
     error = json.loads(failed.out)["error"]
     assert (failed.code, error["kind"]) == (6, "BudgetError")
     assert [gate["passed"] for gate in error["gates"]] == [True, False]
-    assert "at most 1000 was asked" in failed.err
+    assert "at most 1,000 was asked" in failed.err
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     assert not place.exists()
 

@@ -200,9 +200,15 @@ TAMPERED: list[tuple[str, str, Tamper, str]] = [
     ),
     (
         "a million golden images",
-        "more than the file holds",
+        "more than any bundle has",
         manifest(lambda m: m["golden"].update(images=10**6)),
-        r"float32 \(1000000, 3, 8, 8\) is said",
+        "golden/images: 1000000 is greater than the maximum of 4096",
+    ),
+    (
+        "4096 golden images",
+        "more than the file holds",
+        manifest(lambda m: m["golden"].update(images=4096)),
+        r"float32 \(4096, 3, 8, 8\) is said",
     ),
     (
         "moved bias",

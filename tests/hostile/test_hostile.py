@@ -52,7 +52,7 @@ FAST = {
         *("3 GiB of nothing", "bit in the network", "bit in the list", "no list"),
         *("pipe", "linked network", "list that climbs", "deep JSON", "key twice"),
         *("original of gigabytes", "moved bias", "NaN logits", "custom domain"),
-        *("a million golden images", "loose tolerance"),
+        *("a million golden images", "4096 golden images", "loose tolerance"),
     ),
     "external data": ("folder above", "hard link", "missing"),
 }
