@@ -131,7 +131,7 @@ def _refuse_script(module: nn.Module) -> None:
             raise InputRejectedError(
                 f"{which} is TorchScript, into which no stage can look or put a layer; let the "
                 "code give the module as it was before torch.jit.script or torch.jit.trace, or "
-                "export the network to ONNX and give that file with --arch onnx"
+                "export the network to ONNX and give that file"
             )
 
 

@@ -84,6 +84,7 @@ def test_what_a_user_puts_in_at_the_last_moment_outlives_a_run_that_is_killed(
 
     def run() -> None:
         with hold_folder(output, refuse_mine) as held:
+            # The moment after the last look before the exchange, which nobody outside can hit.
             monkeypatch.setattr(atomic, "_moved_in", meddle)
             replace_folder(held, NEW)
 
@@ -154,7 +155,7 @@ def test_files_that_belong_together_are_all_old_or_all_new_after_a_kill(
     def no_links(*_: object) -> None:
         raise OSError(1, "Operation not permitted")
 
-    if not linking:
+    if not linking:  # as on FAT, where a card reader's files lie
         monkeypatch.setattr("os.link", no_links)
     old = {"a.h": b"old", "a.c": b"old", "other": b"mine"}
     new = {"a.h": b"new", "a.c": b"new", "a.S": b"new"}

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from programs import Program
+from small_filesystem import mounted
 
 from edgeclean.errors import UsageError
 from edgeclean.files.atomic import hold_folder, replace_folder
 from edgeclean.files.writing import check_place
 
 
-@contextmanager
-def bound(source: Path, place: Path, program: Program) -> Iterator[None]:
+def bound(source: Path, place: Path, program: Program) -> AbstractContextManager[None]:
     """``source`` at ``place`` as well, as a container's volume is."""
-    umount = program("umount")
-    words = [str(program("mount")), "--bind", str(source), str(place)]
-    mounted = subprocess.run(words, check=False, capture_output=True, text=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"a mount point needs the right to mount: {mounted.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run([str(umount), "-l", str(place)], check=True)
+    return mounted(["--bind", str(source)], place, program)
 
 
 @pytest.mark.parametrize("name", ["plain", "with space\tand \\ in ä"])

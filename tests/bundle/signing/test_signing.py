@@ -116,6 +116,7 @@ def test_a_folder_whose_name_is_no_utf_8_is_refused_before_any_work(
     signer = Signer(private_key=keys[0])
     folder = bundle.rename(bundle.parent / os.fsdecode(name))
     before = read_folder(folder)
+    # That nothing was read shows nowhere but in the time that a large bundle takes.
     monkeypatch.setattr("edgeclean.bundle.sign.check_unchanged", lambda _: pytest.fail("read"))
     with pytest.raises(UsageError, match=r"name 'n?\\udc.* is not in UTF-8.*rename the folder"):
         sign_bundle(folder, signer)
