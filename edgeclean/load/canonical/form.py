@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.canonical.answers import Logits, LogitsAt, answer_of, find_logits
+from edgeclean.load.canonical.decisions import decision
 from edgeclean.load.canonical.graph import CannotWriteError, exported
 from edgeclean.load.canonical.settle import settle_
 from edgeclean.load.canonical.sigmoid import refuse_probabilities, without_last_sigmoid
@@ -54,7 +55,7 @@ def stock_form(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> Form:
 
     Raises:
         InputRejectedError: a stage would fail, and the network cannot be written out; or it gives
-            no logits, answers at random, or mixes the images of a batch.
+            no logits, answers at random, mixes the images of a batch, or decides by numbers.
     """
     notes: dict[str, JsonValue] = {}
     images = _some_images(spec)
@@ -66,6 +67,7 @@ def stock_form(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> Form:
         expected = Logits(module, at)(images.clone())
     if not bool(torch.isfinite(expected).all()):
         return Form(module=module, notes=notes)  # to be refused, with its first such layer
+    _refuse_decisions(module, images)
     reason = Reason(at.why) if at.why else reason_to_rewrite(module, images, expected)
     if reason is None:
         return Form(module=module, notes=notes)
@@ -88,6 +90,17 @@ def stock_form(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> Form:
     if at.single:
         refuse_probabilities(rewritten, spec)
     return Form(module=rewritten, notes={**notes, "written_out": reason.why})
+
+
+def _refuse_decisions(module: nn.Module, images: Float[Tensor, "n c h w"]) -> None:
+    why = decision(module, images)
+    if why is not None:
+        raise InputRejectedError(
+            f"the network's code decides by the numbers of its images ({why}), so that what is "
+            "written for a device would be the one of its ways that an example took; write it "
+            "without (torch.where takes both ways), or export one way to ONNX yourself and give "
+            "that file with --arch onnx"
+        )
 
 
 def as_stock_layers(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> nn.Module:

@@ -28,6 +28,10 @@ class CannotWriteError(Exception):
     """The code cannot be written out; the text says where and why, in a line."""
 
 
+class DecidesByNumbersError(CannotWriteError):
+    """The code decides by numbers that it computed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
     """One network as a list of function calls.
@@ -78,7 +82,7 @@ def exported(module: nn.Module, input_shape: tuple[int, int, int], most_nodes: i
     except CannotWriteError:
         raise
     except Exception as error:
-        raise CannotWriteError(_reason(error)) from error
+        raise _reason(error) from error
     return _graph(*programs)
 
 
@@ -161,12 +165,14 @@ def _quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception) -> CannotWriteError:
     text = str(error)
     if "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
-        return "its code decides by numbers that it computed (an if, a loop, float() or .item())"
+        return DecidesByNumbersError(
+            "its code decides by numbers that it computed (an if, a loop, float() or .item())"
+        )
     line = next((one.strip() for one in text.splitlines() if one.strip()), "")
-    return f"{type(error).__name__}: {line[:200]}"
+    return CannotWriteError(f"{type(error).__name__}: {line[:200]}")
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:

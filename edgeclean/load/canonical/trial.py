@@ -149,7 +149,7 @@ def _odd_layer(module: nn.Module) -> str:
 
 
 def _hidden_layer(module: nn.Module, images: Tensor) -> str:
-    with _running(module) as running, torch.no_grad(), _Watch(module, running) as watch:
+    with running_modules(module) as running, torch.no_grad(), _Watch(module, running) as watch:
         module(images[:1].clone())
     found: str = watch.found
     return found
@@ -186,7 +186,7 @@ class _Watch(TorchFunctionMode):
 
 
 @contextmanager
-def _running(module: nn.Module) -> Iterator[list[tuple[str, nn.Module]]]:
+def running_modules(module: nn.Module) -> Iterator[list[tuple[str, nn.Module]]]:
     """Keep the modules that are running, innermost last, with their names."""
     running: list[tuple[str, nn.Module]] = []
 

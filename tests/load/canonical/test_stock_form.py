@@ -189,7 +189,7 @@ REFUSED = {
     ),
     "decides": (
         By(lambda m, x: m.a(x.detach() if x.sum() > 0 else x.detach() * 2), a=plain()),
-        "its code decides by numbers that it computed",
+        "decides by the numbers of its images",
     ),
     "one at a time": (
         By(lambda m, x: torch.cat([m.a(one[None]) for one in x.detach()]), a=plain()),

@@ -1,0 +1,146 @@
+"""Code that goes on by the numbers of its images is refused by name; code that checks is not.
+
+What is written for a device is the way that an example took: a network of two ways would answer as
+another network from there on, and a comparison on images of the first way sees nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from odd_networks import By, spec_of
+from torch import Tensor, nn
+
+from edgeclean.errors import InputRejectedError
+from edgeclean.load.canonical.decisions import decision
+from edgeclean.load.canonical.form import stock_form
+from edgeclean.load.limits import LoadLimits
+
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+Forward = Callable[[Any, Tensor], Any]
+
+
+def module_of(forward: Forward) -> nn.Module:
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+    deep = nn.Conv2d(8, 8, 3, padding=1)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    return By(forward, first=first, deep=deep, head=head).eval()
+
+
+def exits_early(m: Any, x: Tensor) -> Tensor:
+    x = m.first(x)
+    if x.mean() < 1e6:
+        return m.head(x)
+    return m.head(m.deep(x))
+
+
+def repeats(m: Any, x: Tensor) -> Tensor:
+    x = m.first(x)
+    while x.abs().max() > 1:
+        x = x / 2
+    return m.head(x)
+
+
+def picks_a_channel(m: Any, x: Tensor) -> Tensor:
+    x = m.first(x)
+    best = int(x.mean((0, 2, 3)).argmax())
+    return m.head(x) + x[:, best].mean((1, 2))[:, None]
+
+
+def counts(m: Any, x: Tensor) -> Tensor:
+    x = m.first(x)
+    return m.head(x) * len((x.mean((2, 3)) > 0.1).nonzero())
+
+
+def halved(x: Tensor) -> Tensor:
+    if bool(x.mean() > 0):
+        return x / 2
+    return x
+
+
+DECIDES: dict[str, tuple[Forward, str]] = {
+    "an early exit": (exits_early, "its forward reads a number"),
+    "a loop": (repeats, "reads a number"),
+    "float": (lambda m, x: m.head(m.first(x) / float(x.abs().max())), "reads a number"),
+    "item": (lambda m, x: m.head(m.first(x) * x.abs().max().item()), "reads a number"),
+    "an index": (picks_a_channel, "reads a number"),
+    "equal": (
+        lambda m, x: m.head(m.first(x) if torch.equal(x, x * 2) else m.deep(m.first(x))),
+        "reads a number",
+    ),
+    "numpy": (lambda m, x: m.head(m.first(x) / x.detach().numpy().max()), "by numpy()"),
+    "a list": (lambda m, x: m.head(m.first(x) * max(x.mean((0, 2, 3)).tolist())), "by tolist()"),
+    "a count": (counts, "goes on by how many numbers it picked"),
+    "torch.cond": (
+        lambda m, x: m.head(torch.cond(x.mean() > 0, torch.sin, torch.cos, (m.first(x),))),
+        "by torch.cond",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DECIDES)
+def test_code_that_goes_on_by_the_numbers_of_its_images_is_refused(name: str) -> None:
+    forward, words = DECIDES[name]
+    with pytest.raises(InputRejectedError, match="decides by the numbers of its images") as caught:
+        stock_form(module_of(forward), spec_of(), LoadLimits())
+    assert words in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_a_scripted_function_that_decides_is_seen() -> None:
+    scripted = torch.jit.script(halved)
+    module = module_of(lambda m, x: m.head(scripted(m.first(x))))
+    assert decision(module, IMAGES) == "its forward reads a number and goes on by it"
+
+
+def test_the_layer_that_decides_is_named() -> None:
+    inner = module_of(exits_early)
+    outer = By(lambda m, x: m.part(x), part=inner).eval()
+    assert str(decision(outer, IMAGES)).startswith("layer part reads a number")
+
+
+def asserts(m: Any, x: Tensor) -> Tensor:
+    assert x.abs().max() < 1e6
+    torch._assert(x.min() > -1e6, "too small")
+    if torch.isnan(x).any():
+        raise ValueError
+    return m.head(m.first(x))
+
+
+def zeroes_in_place(m: Any, x: Tensor) -> Tensor:
+    x = m.first(x).clone()
+    x[x < 0.1] = 0
+    return m.head(x)
+
+
+def reads_constants(m: Any, x: Tensor) -> Tensor:
+    scales = [float(one) for one in torch.linspace(0.5, 1, 3)]
+    if torch.ones(3).sum().item() > 2:
+        scales = torch.tensor(scales).tolist()
+    return m.head(m.first(x) * scales[0])
+
+
+TAKEN: dict[str, Forward] = {
+    "checks": asserts,
+    "a mask": zeroes_in_place,
+    "numbers that are the same for all images": reads_constants,
+    "its parameters": lambda m, x: m.head(m.first(x) * float(m.deep.weight.abs().max())),
+    "shapes": lambda m, x: m.head(m.first(x) if x.shape[2] > 4 else x),
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_code_that_does_the_same_for_all_images_is_taken(name: str) -> None:
+    assert decision(module_of(TAKEN[name]), IMAGES) is None
+
+
+def test_a_network_is_left_as_it_was() -> None:
+    module = module_of(asserts)
+    before = module(IMAGES)
+    assert decision(module, IMAGES) is None
+    assert torch.equal(module(IMAGES), before)
+    assert not any(one._forward_hooks or one._forward_pre_hooks for one in module.modules())
