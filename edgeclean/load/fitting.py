@@ -26,6 +26,7 @@ from edgeclean.load.state_dict import check_names_and_shapes, fit_weights
 from edgeclean.networks.layers import evaluated
 from edgeclean.networks.state import JsonValue, ModelSpec
 
+_Networks = Mapping[tuple[str, ...], Mapping[str, Tensor]]
 WHOLE_FILE = "."
 MOST_SHOWN = 8
 
@@ -39,7 +40,7 @@ class SavedNetworks:
         beside: what else a pickle asks for, unread.
     """
 
-    networks: Mapping[tuple[str, ...], Mapping[str, Tensor]]
+    networks: _Networks
     beside: tuple[str, ...] = ()
 
 
@@ -165,11 +166,7 @@ def _wake_(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> None:
 
 def _chosen(saved: SavedNetworks, architecture: Architecture, choice: str) -> _Way:
     """Return the one way in which a network of the file fits, or the one that the user chose."""
-    ways = [
-        _Way(label=_label(path, renamed.prefix), renamed=renamed)
-        for path, tensors in saved.networks.items()
-        for renamed in fits(tensors, architecture)
-    ]
+    ways = _ways(saved.networks, architecture) or _ways(_of_parts(saved.networks), architecture)
     if not ways:
         raise _unfit(saved, architecture)
     if choice:
@@ -188,6 +185,25 @@ def _chosen(saved: SavedNetworks, architecture: Architecture, choice: str) -> _W
             f"choose one, such as --state-dict {labels[0]}"
         )
     return ways[0]
+
+
+def _ways(networks: _Networks, architecture: Architecture) -> list[_Way]:
+    ways: dict[str, _Way] = {}
+    for path, tensors in networks.items():
+        for renamed in fits(tensors, architecture):
+            label = _label(path, renamed.prefix)
+            ways.setdefault(label, _Way(label=label, renamed=renamed))
+    return list(ways.values())
+
+
+def _of_parts(networks: _Networks) -> _Networks:
+    """Return the networks whose parts, saved each for itself, are all that lies under one key."""
+    together: dict[tuple[str, ...], dict[str, Tensor]] = {}
+    for path, tensors in networks.items():
+        for depth in range(len(path)):
+            named = {".".join((*path[depth:], name)): one for name, one in tensors.items()}
+            together.setdefault(path[:depth], {}).update(named)
+    return together
 
 
 def _unfit(saved: SavedNetworks, architecture: Architecture) -> InputRejectedError:

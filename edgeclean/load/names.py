@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from edgeclean.load.weight_parts import put_together, whole_names
 
@@ -156,7 +157,32 @@ def _tidied(variant: Renamed, needed: Mapping[str, Tensor]) -> Renamed:
         tensors = {name: one for name, one in tensors.items() if name not in extra}
         if extra:
             done = (*done, f"{len(extra)} of {counter!r} left out")
+    tied = _tied(tensors, needed)
+    if tied:
+        tensors, done = tensors | tied, (*done, f"{len(tied)} tied to one that was saved")
     return Renamed(tensors=tensors, prefix=variant.prefix, done=(*variant.done, *done))
+
+
+def _tied(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the missing tensors that the architecture ties to one that is there, filled by it.
+
+    Tied weights are one tensor under several names, of which safetensors keeps one.
+    """
+    missing = [name for name in needed if name not in tensors]
+    if not missing or len(missing) == len(needed):
+        return {}
+    saved = {_place(needed[name]): tensors[name] for name in tensors if name in needed}
+    return {
+        name: saved[place]
+        for name in missing
+        if (place := _place(needed[name])) in saved and needed[name].numel()
+    }
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """Return which numbers of which storage a tensor is, also where it has no memory."""
+    storage = StorageWeakRef(tensor.untyped_storage()).cdata
+    return storage, tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride())
 
 
 def _shared_prefix(names: Collection[str]) -> str:

@@ -15,10 +15,12 @@ from edgeclean.load.torch_file import in_words, is_tensor
 
 NESTED_UNDER = ("state_dict", "model_state_dict", "model_state", "net", "netC", "model", "weights")
 # How names begin under which there are tensors, yet no network.
+NETWORKS = ("model", "net")  # in a name, whatever it begins with
 NO_NETWORKS = (
     *("optim", "opt_", "sched", "lr_", "scaler", "amp", "rng", "callbacks", "loops", "hyper"),
     *("args", "config", "cfg", "history", "criterion", "loss", "metric"),
 )
+_NUMPY_NUMBERS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 _NOT_FILLED = f"not a filled state dict, nor one under {', '.join(NESTED_UNDER)}"
 MAX_DEPTH = 3
 MOST_NETWORKS = 16
@@ -99,8 +101,12 @@ def _walk(node: object, path: tuple[str, ...]) -> Iterator[FoundNetwork]:
     if len(path) == MAX_DEPTH:
         return
     for name, below in entries.items():
-        if isinstance(name, str) and not name.lower().startswith(NO_NETWORKS):
+        if isinstance(name, str) and not _holds_no_network(name.lower()):
             yield from _walk(below, (*path, name))
+
+
+def _holds_no_network(name: str) -> bool:
+    return name.startswith(NO_NETWORKS) and not any(word in name for word in NETWORKS)
 
 
 def _entries(node: object) -> Mapping[Any, Any]:
@@ -119,8 +125,14 @@ def _holds(item: object) -> bool:
 
 
 def _flaw(entries: Mapping[Any, Any]) -> str:
-    """Return why these are no state dict, in a line; nothing if they are."""
+    """Return why these are no state dict, in a line; nothing if they are.
+
+    Plain values among the tensors, such as the epoch, are left unread, as those beside them are.
+    """
+    tensors = any(is_tensor(leaf) for leaf in entries.values())
     for name, leaf in entries.items():
+        if tensors and _is_plain(leaf):
+            continue
         if not is_name(name):
             return _bad_name(name)
         if is_tensor(leaf):
@@ -134,6 +146,12 @@ def _flaw(entries: Mapping[Any, Any]) -> str:
             )
         return f"the state dict's {name!r} is a {words}; only tensors are allowed"
     return ""
+
+
+def _is_plain(leaf: object) -> bool:
+    if isinstance(leaf, StandIn):
+        return leaf.kind in _NUMPY_NUMBERS
+    return leaf is None or isinstance(leaf, bool | int | float | str | bytes | list | tuple | dict)
 
 
 def _bad_name(key: object) -> str:

@@ -59,6 +59,13 @@ _FORMS: tuple[tuple[tuple[str, ...], _Make, str], ...] = (
 )
 
 
+_RENAMED = "weights of weight normalisation under its other names"
+# The same parts under the names of the older and of the newer form.
+_SAME_PARTS = (
+    (("{}_g", "{}_v"), ("parametrizations.{}.original0", "parametrizations.{}.original1")),
+)
+
+
 def whole_names(names: Collection[str]) -> set[str]:
     """Return the names of the weights whose parts are among the names."""
     return {whole for whole, *_ in _parts(names)}
@@ -72,6 +79,7 @@ def put_together(
     Parts whose shapes do not belong together stay as they are.
     """
     result, counts = dict(tensors), dict[str, int]()
+    _rename_parts_(result, needed, counts)
     for whole, parts, make, told in _parts(tensors):
         if whole not in needed or any(part in needed for part in parts):
             continue
@@ -86,6 +94,28 @@ def put_together(
         result[whole] = weight
         counts[told] = counts.get(told, 0) + 1
     return result, tuple(f"{count} {told}" for told, count in counts.items())
+
+
+def _rename_parts_(
+    tensors: dict[str, Tensor], needed: Collection[str], counts: dict[str, int]
+) -> None:
+    """Give parts the names that the architecture has for them, where it has them in parts too."""
+    for forms in _SAME_PARTS:
+        for given, wanted in (forms, forms[::-1]):
+            before, after = given[0].split("{}")
+            for name in list(tensors):
+                folder, dot, last = _split(name, before)
+                if not last.endswith(after):
+                    continue
+                own = last.removesuffix(after)
+                old = [folder + dot + form.format(own) for form in given]
+                new = [folder + dot + form.format(own) for form in wanted]
+                if all(one in needed for one in new) and all(
+                    one in tensors and one not in needed for one in old
+                ):
+                    for one, other in zip(old, new, strict=True):
+                        tensors[other] = tensors.pop(one)
+                    counts[_RENAMED] = counts.get(_RENAMED, 0) + 1
 
 
 def _parts(names: Collection[str]) -> Iterator[tuple[str, tuple[str, ...], _Make, str]]:

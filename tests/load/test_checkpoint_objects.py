@@ -249,6 +249,32 @@ def test_a_way_out_by_attributes_is_refused() -> None:
         parsed(contents)
 
 
+AMONG: dict[str, Any] = {
+    "an epoch": 3,
+    "a share": 0.9,
+    "a text": "best",
+    "nothing": None,
+    "a flag": True,
+    "numbers": [1.0, 2.0],
+    "settings": {"lr": 0.1, "layers": (1, 2)},
+    "a number of numpy": np.float64(0.9),
+}
+
+
+@pytest.mark.parametrize("name", AMONG)
+def test_plain_values_among_the_tensors_are_left_unread(name: str) -> None:
+    weights = tiny().state_dict()
+    for tree in ({**weights, "best": AMONG[name]}, {"model": {"best": AMONG[name], **weights}}):
+        for protocol in PROTOCOLS:
+            assert_equal_tensors(parsed(saved(tree, pickle_protocol=protocol)), weights)
+
+
+@pytest.mark.parametrize("key", ["optimized_model", "amp_net", "model_optimum"])
+def test_a_network_may_have_a_name_like_an_optimisers(key: str) -> None:
+    weights = tiny().state_dict()
+    assert_equal_tensors(all_parsed(saved({key: weights, "optimizer": {"m": 1}}))[key], weights)
+
+
 def test_what_is_made_by_a_call_is_no_tensor_of_a_state_dict() -> None:
     contents = saved({"state_dict": {**tiny().state_dict(), "x": Settings()}})
     with pytest.raises(InputRejectedError) as caught:

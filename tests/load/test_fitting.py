@@ -37,6 +37,15 @@ def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
+def parts(tensors: dict[str, Tensor], *key: str) -> Tree:
+    """As of ``{"0": model[0].state_dict(), ...}``."""
+    tree: Tree = {}
+    for name, tensor in tensors.items():
+        place, _, own = name.partition(".")
+        tree.setdefault((*key, place), {})[own] = tensor
+    return tree
+
+
 FITTING: dict[str, tuple[Tree, str, str]] = {
     "alone": ({(): WEIGHTS}, "", ""),
     "under a key": ({("state_dict",): WEIGHTS}, "", "state_dict"),
@@ -44,6 +53,13 @@ FITTING: dict[str, tuple[Tree, str, str]] = {
     "beside others": ({("model",): WEIGHTS, ("swav",): OPTIMISER}, "", "model"),
     "equal to another": ({("params",): WEIGHTS, ("params_ema",): dict(WEIGHTS)}, "", "params"),
     "named": ({("params",): OTHERS, ("params_ema",): WEIGHTS}, "params_ema", "params_ema"),
+    "in parts": (parts(WEIGHTS), "", ""),
+    "in parts under a key": (parts(WEIGHTS, "model"), "", "model"),
+    "in parts, one of two": (
+        {**parts(OTHERS, "student"), **parts(WEIGHTS, "teacher")},
+        "teacher",
+        "teacher",
+    ),
     "named by its prefix": (
         {("state_dict",): below("student.", WEIGHTS) | below("teacher.", OTHERS)},
         "state_dict/student",
@@ -70,6 +86,10 @@ REFUSED: dict[str, tuple[Tree, str]] = {
     "two under prefixes": (
         {(): below("student.", WEIGHTS) | below("teacher.", OTHERS)},
         "2 networks that fit, under student, teacher; choose one, such as --state-dict student",
+    ),
+    "two in parts": (
+        {**parts(WEIGHTS, "student"), **parts(OTHERS, "teacher")},
+        "2 networks that fit, under student, teacher; choose one",
     ),
     "none fits": (
         {("net",): OPTIMISER, ("model",): {**WEIGHTS, "x": torch.ones(1)}},

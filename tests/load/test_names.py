@@ -192,6 +192,40 @@ def test_parts_make_the_weights_that_the_network_computes_with(kind: str, prefix
     assert_equal_tensors(dict(only(tensors, tensors).tensors), tensors)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_normalised_weights_have_the_names_that_the_architecture_has_for_them(prefix: str) -> None:
+    """Code that moved to ``torch.nn.utils.parametrizations`` still gets its older checkpoints."""
+    older, newer = convolution(), convolution()
+    PARTS["weight normalised"](older)
+    PARTS["parametrised"](newer)
+    images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    for given, architecture in ((older, newer), (newer, older)):
+        with torch.no_grad():
+            for parameter in given.parameters():
+                parameter.mul_(1.5)
+        tensors = {prefix + name: tensor for name, tensor in given.state_dict().items()}
+        way = only(tensors, architecture.state_dict())
+        architecture.load_state_dict(dict(way.tensors))
+        with torch.no_grad():
+            torch.testing.assert_close(architecture(images), given(images))
+        assert "2 weights of weight normalisation under its other names" in way.done
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_tied_weights_are_filled_by_the_one_that_was_saved(device: str) -> None:
+    with torch.device(device):
+        module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+        module[2].weight = module[0].weight
+    tensors = {name: torch.rand(one.shape) for name, one in module.state_dict().items()}
+    del tensors["2.weight"]  # as safetensors.torch.save_model does
+    way = only(tensors, module.state_dict())
+    assert way.tensors["2.weight"] is tensors["0.weight"]
+    assert way.done == ("1 tied to one that was saved",)
+    untied = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    assert ways(tensors, untied.state_dict()) == []
+
+
 def test_parts_that_do_not_belong_together_stay_parts() -> None:
     plain = convolution().state_dict()
     for mask in (torch.ones(1), torch.ones(4, 3, 3, 1)):
