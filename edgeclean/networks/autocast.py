@@ -160,4 +160,8 @@ def device_of(module: nn.Module) -> torch.device:
 
 def channels_last(module: nn.Module) -> nn.Module:
     """Return the module with its convolutions' weights in channels-last order, which is faster."""
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.dim() == 4:  # `nn.Module.to` refuses a parameter of five axes
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return module

@@ -140,6 +140,11 @@ def affine_grid(theta: Tensor, places: Tensor, plane: tuple[int, int]) -> Tensor
     return (places @ theta.transpose(1, 2)).reshape(-1, *plane, 2)
 
 
+def cast(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the values as another type of numbers, as ``values.to(dtype)`` does."""
+    return values.to(dtype)
+
+
 def copied(values: Tensor, source: Tensor) -> Tensor:
     """Return ``source`` in the shape and type of ``values``, as ``values[...] = source`` does."""
     return source.expand_as(values).to(values.dtype)

@@ -55,6 +55,17 @@ def normed(classes): return nn.Sequential(
 def enlarged(classes): return nn.Sequential(
     nn.Conv2d(3, 24, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(7), nn.Flatten(),
     nn.Linear(24 * 49, classes))
+def masked(classes): return Net(  # written out for the tuple; a cast of what is no float
+    classes, lambda m, x: (m.fc(x.mean((2, 3)) * (x.amax((2, 3)) > 0.5).float()), x))
+class InFiveAxes(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.c1, self.fc = nn.Conv2d(3, 24, 3, 2, 1), nn.Linear(24, classes)
+        self.scale = nn.Parameter(torch.full((1, 2, 12, 1, 1), 1.5))
+    def forward(self, x):
+        x = relu(self.c1(x)).unflatten(1, (2, 12)) * self.scale
+        return self.fc(x.flatten(1, 2).mean((2, 3)))
+def five_axes(classes): return InFiveAxes(classes)
 def no_onnx(classes): return Net(
     classes, lambda m, x: m.fc(torch.special.i0e(x).mean((2, 3))))
 def in_one_dimension(classes): return nn.Sequential(
@@ -63,7 +74,7 @@ def in_one_dimension(classes): return nn.Sequential(
 """
 SCALING = ["--mean=0.5,0.5,0.5", "--std=0.25,0.25,0.25", "--ratio=1.1"]
 INSPECTED = ["tuple_", "dictionary", "same", "normed"]
-EXPORTED = ["planes", "sized", "enlarged"]
+EXPORTED = ["planes", "sized", "enlarged", "masked", "five_axes"]
 
 
 def checkpoint(folder: Path, name: str, classes: int = 4) -> Path:

@@ -47,7 +47,7 @@ CASES: dict[str, tuple[Any, ...]] = {
             *("Identity", "LeakyRelu", "Log", "Neg", "Not", "Reciprocal", "Relu", "Selu"),
             *("Sigmoid", "Softplus", "Softsign", "Sqrt", "Tanh", "ThresholdedRelu"),
             *("GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LogSoftmax", "Softmax"),
-            *("LpNormalization", "Flatten"),
+            *("LpNormalization", "Flatten", "Ceil", "Cos", "Floor", "Round", "Sign", "Sin"),
         )
     },
     **{f"Reduce{kind}": REDUCED for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean")},

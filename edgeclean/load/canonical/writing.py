@@ -32,6 +32,7 @@ from edgeclean.networks.operations import (
     Operation,
     affine_grid,
     affine_positions,
+    cast,
     copied,
     entry_written,
     slice_written,
@@ -46,8 +47,10 @@ _RESHAPES = frozenset(
         _aten.squeeze.default,  # of one image alone it would drop the axis of the images too
     }
 )
-# Parts of a tensor that code has written to, which ONNX has no operator for.
+# What ONNX's exporter does not know by this name: another type of numbers, and parts of a tensor
+# that code has written to.
 _WRITES: dict[Any, Any] = {
+    _aten._to_copy.default: cast,
     _aten.copy.default: copied,
     _aten.slice_scatter.default: slice_written,
     _aten.select_scatter.default: entry_written,

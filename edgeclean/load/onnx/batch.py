@@ -25,8 +25,9 @@ AXES_OF_REDUCTIONS = {"ReduceSum": 13}  # opset from which axes are an input; 18
 # Operators whose answer at a place depends on its operands at that place alone.
 POINTWISE = frozenset(
     {
-        *("Abs", "Add", "And", "Cast", "Celu", "Clip", "Div", "Dropout", "Elu", "Equal", "Erf"),
-        *("Exp", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity"),
+        *("Abs", "Add", "And", "Cast", "Ceil", "Celu", "Clip", "Cos", "Div", "Dropout", "Elu"),
+        *("Equal", "Erf", "Exp", "Floor", "Round", "Sign", "Sin"),
+        *("Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity"),
         *("LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mul", "Neg"),
         *("Not", "Or", "Pow", "Reciprocal", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign"),
         *("Sqrt", "Sub", "Sum", "Swish", "Tanh", "ThresholdedRelu", "Where", "Xor"),

@@ -137,6 +137,31 @@ def replace_nodes_(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
     graph.node.extend(copies)
 
 
+def with_shapes(
+    model: ModelProto, *, strict_mode: bool = False, data_prop: bool = False
+) -> ModelProto:
+    """Return the model with the shapes of its values, as far as ``onnx`` infers them.
+
+    It infers none through a GroupNormalization of opset 21, whose output is as its input: as that
+    of an InstanceNormalization, which stands in its place meanwhile.
+    """
+    grouped = [node for node in model.graph.node if node.op_type == "GroupNormalization"]
+    for node in grouped:
+        node.op_type = "InstanceNormalization"
+    outputs = {node.output[0] for node in grouped}
+    try:
+        inferred = onnx.shape_inference.infer_shapes(
+            model, strict_mode=strict_mode, data_prop=data_prop
+        )
+    finally:
+        for node in grouped:
+            node.op_type = "GroupNormalization"
+    for node in inferred.graph.node:
+        if outputs.intersection(node.output):
+            node.op_type = "GroupNormalization"
+    return inferred
+
+
 def shape_of(value: ValueInfoProto) -> tuple[int, ...]:
     """Return a declared shape; 0 stands for a side that is not fixed."""
     return tuple(max(0, axis.dim_value) for axis in value.type.tensor_type.shape.dim)
@@ -242,7 +267,7 @@ def _is_logits(shape: tuple[int, ...] | None, classes: int | None) -> bool:
 def _output_shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
     """Return the shapes of outputs of floating point, as far as they are declared or inferred."""
     try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        inferred = with_shapes(model, data_prop=True)
     except MemoryError:
         raise
     except Exception:  # noqa: BLE001 - native code raises many kinds on hostile graphs

@@ -32,6 +32,8 @@ from edgeclean.load.onnx.graph import (
     node_label,
     read_model,
     reduce_,
+    shape_of,
+    with_shapes,
 )
 from edgeclean.load.onnx.lift import lifted, own_opset
 from edgeclean.load.onnx.operators import OPERATORS
@@ -42,15 +44,11 @@ MAX_AXES = 8
 # Shape arithmetic and constants that exporters leave in a graph and the simplifier folds away.
 FOLDED = frozenset(
     {
-        "Ceil",
-        "Constant",
-        "ConstantOfShape",
-        "Floor",
-        "Mod",
-        "Shape",
-        "Size",
+        *("CastLike", "Constant", "ConstantOfShape", "CumSum", "EyeLike", "Mod", "NonZero"),
+        *("Range", "ReduceProd", "ScatterElements", "ScatterND", "Shape", "Size", "Trilu"),
     }
 )
+MOST_COUNTED = 2**20  # numbers that a Range makes of three
 _LABELS = "its answer is a label; export the network up to its logits"
 _WHOLE = "quantise by QuantizeLinear and DequantizeLinear in pairs (QDQ), or export it in float"
 _UNROLLED = "give --arch and a checkpoint instead, or export the network without it"
@@ -143,18 +141,34 @@ def parse_onnx(contents: bytes, limits: LoadLimits, asked: Asked = NOTHING) -> b
 def _simplified(model: ModelProto) -> ModelProto:
     """Return the model with all constants folded and all shapes inferred."""
     held = hold_(model.graph)
-    ranked = onnx.shape_inference.infer_shapes(model).graph.output[0]
-    rank = len(ranked.type.tensor_type.shape.dim)
     output = model.graph.output[0]
+    declared = shape_of(output)
+    output.type.tensor_type.ClearField("shape")  # what the file says of it may be wrong
+    ranges = [node for node in model.graph.node if node.op_type == "Range"]
+    inferred = with_shapes(model, data_prop=bool(ranges))
+    _check_ranges(ranges, inferred)
+    rank = len(shape_of(inferred.graph.output[0]) or declared)
     # Neither what the file says of its output, which may be of another batch, nor nothing at all.
     free = onnx.helper.make_tensor_value_info(output.name, TensorProto.FLOAT, [None] * rank)
     output.CopyFrom(free)
     simplified, _ = onnxsim.simplify(model, check_n=0, skip_fuse_bn=True)
     release_(simplified.graph, held)
     del simplified.metadata_props[:]
-    simplified = onnx.shape_inference.infer_shapes(simplified, strict_mode=True)
+    simplified = with_shapes(simplified, strict_mode=True)
     batch_first_(simplified)
-    return onnx.shape_inference.infer_shapes(simplified, strict_mode=True)
+    return with_shapes(simplified, strict_mode=True)
+
+
+def _check_ranges(ranges: list[NodeProto], inferred: ModelProto) -> None:
+    """Refuse a Range of a length that is unknown, or large: its numbers are folded into weights."""
+    known = {value.name: value for value in inferred.graph.value_info}
+    for node in ranges:
+        count = sum(shape_of(known[node.output[0]])[:1]) if node.output[0] in known else 0
+        if not 0 < count <= MOST_COUNTED:
+            raise InputRejectedError(
+                f"{node_label(node)}: it makes {count or 'an unknown number of'} numbers; at most "
+                f"{MOST_COUNTED}, which the image's shape tells, are read"
+            )
 
 
 def check_structure(model: ModelProto, limits: LoadLimits) -> None:

@@ -284,8 +284,8 @@ def build_network(model: ModelProto, *, flat: bool = False) -> StepNetwork:
 
 
 def _has_flat_end(shape: tuple[int, ...]) -> bool:
-    """Return whether a shape is [n, classes, 1, 1], as from a pooling that nothing flattens."""
-    return len(shape) > 2 and all(side == 1 for side in shape[2:])
+    """Return whether a shape is [n, classes, 1, 1], or with these axes in another order."""
+    return len(shape) > 2 and sum(side != 1 for side in shape[1:]) <= 1
 
 
 def _converted(view: NodeView, inputs: tuple[str, ...]) -> list[nn.Module]:

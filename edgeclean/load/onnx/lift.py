@@ -14,6 +14,7 @@ import numpy as np
 from onnx import (
     GraphProto,
     ModelProto,
+    NodeProto,
     TensorProto,
     helper,
     numpy_helper,
@@ -24,10 +25,11 @@ from edgeclean.errors import InputRejectedError
 from edgeclean.load.onnx.asked import Asked
 from edgeclean.load.onnx.einsum import without_einsums_
 from edgeclean.load.onnx.fusions import without_fusions_
-from edgeclean.load.onnx.graph import label_of, prune_, shape_of
+from edgeclean.load.onnx.graph import label_of, prune_, shape_of, with_shapes
 from edgeclean.load.onnx.quantised import QUANTISERS, without_quantisers_
 
 Rounded = Literal["", "float16", "bfloat16", "quantised"]
+_AXES_ARE_AN_INPUT = 13  # of Squeeze, from this opset
 OLDEST_READ = 9  # opset; older ones are raised to it
 # Side outputs that only training, or nobody, reads. (BatchNormalization's mean more than that.)
 SIDE_OUTPUTS = frozenset({"Dropout", "LayerNormalization", "MaxPool", "RMSNormalization"})
@@ -71,9 +73,10 @@ def lifted(model: ModelProto, asked: Asked) -> Lifted:
     own_batch = (shape_of(graph.input[0]) or (0,))[0]
     set_input(graph, image_sides(graph, asked, channels_last=turned))
     order = channels_first_(graph) if turned else ""
+    squeezed = with_squeezed_axes_(model, own_batch)
     return Lifted(
         model=model,
-        notes=tuple(note for note in (raised, kinds, fused, quantised, products, order) if note),
+        notes=tuple(filter(None, (raised, kinds, fused, quantised, products, order, squeezed))),
         batch=own_batch or None,
         channels_last=turned,
         rounded="quantised" if quantised else narrow,
@@ -190,9 +193,49 @@ def channels_first_(graph: GraphProto) -> str:
     return "images are [n, height, width, channels] in the file, [n, channels, height, width] here"
 
 
+def with_squeezed_axes_(model: ModelProto, batch: int) -> str:
+    """Say which axes are squeezed where a graph leaves that to the shapes; the images' is not.
+
+    Args:
+        model: with the shape of its input fixed; it is changed.
+        batch: the images that the file takes at once; 0 where it takes any number, and where an
+            image alone would lose its axis as well.
+    """
+    graph = model.graph
+    nodes = [node for node in graph.node if node.op_type == "Squeeze" and not _has_axes(node)]
+    if not nodes:
+        return ""
+    several = ModelProto.FromString(model.SerializeToString())
+    if not batch:
+        set_input(several.graph, (2, *shape_of(several.graph.input[0])[1:]))
+    inferred = {value.name: shape_of(value) for value in with_shapes(several).graph.value_info}
+    for node in nodes:
+        sides = inferred.get(node.input[0], ())
+        axes = [axis for axis, side in enumerate(sides) if side == 1 and axis > 0]
+        if not axes:
+            continue
+        if own_opset(model) < _AXES_ARE_AN_INPUT:
+            node.attribute.append(helper.make_attribute("axes", axes))
+            continue
+        name = free_name(graph, f"{node.output[0]}/axes")
+        graph.initializer.append(numpy_helper.from_array(np.array(axes, np.int64), name))
+        node.input.append(name)
+    graph.output[0].type.tensor_type.ClearField("shape")  # which may have one axis less
+    return f"{len(nodes)} Squeeze without axes leave that of the images"
+
+
+def _has_axes(node: NodeProto) -> bool:
+    return len(node.input) > 1 or any(one.name == "axes" for one in node.attribute)
+
+
 def takes_channels_last(graph: GraphProto) -> bool:
-    """Return whether the image is first put from NHWC to NCHW, before anything looks at planes."""
+    """Return whether the image is first put from NHWC to NCHW, before anything looks at planes.
+
+    Where it has one channel, a change of shape does that as well.
+    """
     constants = {tensor.name for tensor in graph.initializer}
+    shapes = {one.name: numpy_helper.to_array(one) for one in graph.initializer if one.dims == [4]}
+    grey = shape_of(graph.input[0])[3:] == (1,)
     reached, turned = {graph.input[0].name}, False
     for node in graph.node:
         if not reached.intersection(node.input):
@@ -205,16 +248,27 @@ def takes_channels_last(graph: GraphProto) -> bool:
             if perm != [0, 3, 1, 2]:
                 return False
             turned = True
-        elif node.op_type in _POINTWISE and not others:
+        elif grey and node.op_type == "Reshape" and _is_of_planes(shapes.get(node.input[1])):
+            turned = True
+        elif node.op_type in _BEFORE_TURNED and not others:
             reached.update(node.output)
         else:
             return False
     return turned
 
 
-# What a graph may do to an image of any order of axes before it turns it.
-_POINTWISE = frozenset(
-    {"Add", "Cast", "Clip", "Div", "Identity", "Mul", "Neg", "Pad", "Sub", *QUANTISERS}
+def _is_of_planes(shape: np.ndarray | None) -> bool:
+    """Return whether a shape is [n, 1, height, width], of more than a line."""
+    return shape is not None and bool(shape[1] == 1 and shape[2] > 1 and shape[3] > 1)
+
+
+# What a graph may do to an image of any order of axes before it turns it: also crop it, and put its
+# colours into another order.
+_BEFORE_TURNED = frozenset(
+    {
+        *("Add", "Cast", "Clip", "Div", "Identity", "Mul", "Neg", "Pad", "Sub", *QUANTISERS),
+        *("Concat", "Gather", "Slice", "Split"),
+    }
 )
 
 

@@ -35,12 +35,18 @@ _VARIADIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "Abs": torch.abs,
     "Cast": Tensor.float,
+    "Ceil": torch.ceil,
+    "Cos": torch.cos,
     "Erf": torch.erf,
     "Exp": torch.exp,
+    "Floor": torch.floor,
     "Log": torch.log,
     "Neg": torch.neg,
     "Not": torch.logical_not,
     "Reciprocal": torch.reciprocal,
+    "Round": torch.round,
+    "Sign": torch.sign,
+    "Sin": torch.sin,
     "Sqrt": torch.sqrt,
 }
 

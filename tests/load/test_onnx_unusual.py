@@ -1,0 +1,258 @@
+"""Graphs that are rarely met and in which nothing is wrong: each answers as ONNX Runtime does.
+
+Shapes and constants are computed by operators that no layer needs, images come as cameras give
+them, and axes go by themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx_graphs import TOLERANCE, by_runtime, images, imported
+
+from edgeclean.errors import InputRejectedError
+from edgeclean.load.onnx.guard import MOST_COUNTED
+
+node = helper.make_node
+SIDE, CHANNELS, CLASSES = 16, 8, 4
+Numbers = dict[str, Any]  # of constants, by their names
+
+
+def weights(name: str, *shape: int) -> TensorProto:
+    numbers = np.random.default_rng(sum(name.encode())).normal(size=shape) / 5
+    return numpy_helper.from_array(numbers.astype(np.float32), name)
+
+
+HEAD = (
+    node("GlobalAveragePool", ["m"], ["g"]),
+    node("Flatten", ["g"], ["f"]),
+    node("Gemm", ["f", "w2"], ["logits"], transB=1),
+)
+
+
+def network(
+    *,
+    before: tuple[NodeProto, ...] = (),
+    middle: tuple[NodeProto, ...] = (),
+    head: tuple[NodeProto, ...] = HEAD,
+    numbers: Numbers | None = None,
+    shape: tuple[Any, ...] = ("n", 3, SIDE, SIDE),
+    out: tuple[Any, ...] = ("n", CLASSES),
+    opset: int = 17,
+) -> ModelProto:
+    """``before`` makes x of the image, ``middle`` m of r, ``head`` logits of m."""
+    colours = 1 if 1 in shape[1:] else 3
+    nodes = [
+        *before,
+        node("Conv", ["x" if before else "image", "w1"], ["c"], pads=[1] * 4),
+        node("Relu", ["c"], ["r"]),
+        *(middle or (node("Identity", ["r"], ["m"]),)),
+        *head,
+    ]
+    constants = {name: np.array(one) for name, one in (numbers or {}).items()}
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, out)],
+        [
+            *(weights("w1", CHANNELS, colours, 3, 3), weights("w2", CLASSES, CHANNELS)),
+            weights("w2t", CHANNELS, CLASSES),
+            *(
+                numpy_helper.from_array(
+                    one.astype(np.float32 if one.dtype == np.float64 else np.int64), name
+                )
+                for name, one in constants.items()
+            ),
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+
+
+def assert_as_the_file(
+    model: ModelProto, colours: int = 3, *, turned: bool = False, count: int = 2
+) -> None:
+    contents = model.SerializeToString()
+    module, shape, _, _ = imported(contents)
+    assert shape == (colours, SIDE, SIDE)
+    pixels = images(count, shape)
+    given = pixels.permute(0, 2, 3, 1).contiguous() if turned else pixels
+    with torch.no_grad():
+        got = module(pixels)
+        two = module(images(2, shape))
+    assert got.shape == (count, CLASSES)
+    assert two.shape == (2, CLASSES)
+    expected = by_runtime(contents, given).reshape(count, CLASSES)
+    torch.testing.assert_close(got, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def to_shape(*computed: NodeProto) -> tuple[NodeProto, ...]:
+    """A head whose Reshape has a computed shape, ``t``."""
+    return (
+        HEAD[0],
+        *computed,
+        node("Reshape", ["g", "t"], ["f"]),
+        HEAD[2],
+    )
+
+
+COMPUTED: dict[str, tuple[tuple[NodeProto, ...], Numbers]] = {
+    "ReduceProd": (
+        (
+            node("Shape", ["g"], ["s"]),
+            node("Slice", ["s", "one", "four"], ["tail"]),
+            node("ReduceProd", ["tail"], ["p"], keepdims=1),
+            node("Concat", ["minus", "p"], ["t"], axis=0),
+        ),
+        {"one": [1], "four": [4], "minus": [-1]},
+    ),
+    "Range": (
+        (
+            node("Range", ["zero", "two", "one"], ["r2"]),
+            node("Mul", ["r2", "size"], ["at"]),
+            node("Add", ["at", "minus"], ["t"]),
+        ),
+        {"zero": 0, "two": 2, "one": 1, "size": CHANNELS + 1, "minus": -1},
+    ),
+    "CumSum": (
+        (node("CumSum", ["v", "axis"], ["t"]),),
+        {"v": [-1, CHANNELS + 1], "axis": 0},
+    ),
+    "ScatterND": (
+        (node("ScatterND", ["v", "at", "new"], ["t"]),),
+        {"v": [-1, 7], "at": [[1]], "new": [CHANNELS]},
+    ),
+    "Round, Sign, CastLike": (
+        (
+            node("Round", ["v"], ["v1"]),
+            node("Sign", ["v1"], ["v2"]),
+            node("Mul", ["v2", "by"], ["v3"]),
+            node("CastLike", ["v3", "like"], ["t"]),
+        ),
+        {"v": [-0.7, 3.2], "by": [1.0, float(CHANNELS)], "like": [0]},
+    ),
+    "NonZero": (
+        (
+            node("NonZero", ["mask"], ["at"]),
+            node("Squeeze", ["at", "zeros"], ["at1"]),
+            node("Gather", ["v", "at1"], ["t"], axis=0),
+        ),
+        {"mask": [1, 0, 1], "zeros": [0], "v": [-1, 3, CHANNELS]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_shapes_may_be_computed_by_any_arithmetic(name: str) -> None:
+    nodes, numbers = COMPUTED[name]
+    assert_as_the_file(network(head=to_shape(*nodes), numbers=numbers))
+
+
+@pytest.mark.parametrize("kind", ["Trilu", "EyeLike"])
+def test_constants_may_be_cut_from_others(kind: str) -> None:
+    middle = (node(kind, ["ones"], ["cut"]), node("Mul", ["r", "cut"], ["m"]))
+    assert_as_the_file(network(middle=middle, numbers={"ones": np.ones((SIDE, SIDE))}))
+
+
+@pytest.mark.parametrize("kind", ["Sin", "Cos", "Sign", "Round", "Floor", "Ceil"])
+def test_functions_of_each_number(kind: str) -> None:
+    scaled = node("Mul", ["r", "five"], ["r5"])
+    middle = (scaled, node(kind, ["r5"], ["k"]), node("Add", ["r", "k"], ["m"]))
+    # By a number that puts none near where these jump.
+    assert_as_the_file(network(middle=middle, numbers={"five": 5.0}))
+
+
+@pytest.mark.parametrize("opset", [21, 22])
+def test_group_norms_of_newer_opsets(opset: int) -> None:
+    norm = node("GroupNormalization", ["r", "scale", "shift"], ["m"], num_groups=2)
+    numbers = {"scale": np.linspace(0.5, 2, CHANNELS), "shift": np.linspace(-1, 1, CHANNELS)}
+    assert_as_the_file(network(middle=(norm,), numbers=numbers, opset=opset))
+
+
+TURN = node("Transpose", ["t"], ["x"], perm=[0, 3, 1, 2])
+AS_CAMERAS_GIVE: dict[str, tuple[tuple[NodeProto, ...], Numbers]] = {
+    "colours in another order": ((node("Gather", ["image", "bgr"], ["t"], axis=3), TURN), {}),
+    "colours turned round": (
+        (node("Slice", ["image", "last", "far", "three", "last"], ["t"]), TURN),
+        {"last": [-1], "far": [-99], "three": [3]},
+    ),
+    "colours taken apart": (
+        (
+            node("Split", ["image", "ones"], ["r0", "g0", "b0"], axis=3),
+            node("Concat", ["b0", "g0", "r0"], ["t"], axis=3),
+            TURN,
+        ),
+        {"ones": [1, 1, 1]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AS_CAMERAS_GIVE)
+def test_channels_last_whose_colours_are_put_in_order_first(name: str) -> None:
+    before, numbers = AS_CAMERAS_GIVE[name]
+    model = network(
+        before=before, numbers={"bgr": [2, 1, 0], **numbers}, shape=("n", SIDE, SIDE, 3)
+    )
+    assert_as_the_file(model, turned=True)
+
+
+def test_channels_last_of_one_channel_are_turned_by_a_reshape() -> None:
+    before = (node("Reshape", ["image", "planes"], ["x"]),)
+    numbers = {"planes": [-1, 1, SIDE, SIDE]}
+    model = network(before=before, numbers=numbers, shape=("n", SIDE, SIDE, 1))
+    assert_as_the_file(model, 1, turned=True)
+
+
+@pytest.mark.parametrize("opset", [11, 17])
+def test_a_squeeze_that_leaves_its_axes_to_the_shapes(opset: int) -> None:
+    head = (HEAD[0], node("Squeeze", ["g"], ["f"]), HEAD[2])
+    assert_as_the_file(network(head=head, opset=opset))
+
+
+@pytest.mark.parametrize("after", [(), (node("Unsqueeze", ["flat", "zeros"], ["logits"]),)])
+def test_a_squeeze_that_takes_the_axis_of_one_image_too(after: tuple[NodeProto, ...]) -> None:
+    head = (
+        HEAD[0],
+        node("Squeeze", ["g"], ["f"]),
+        node("MatMul", ["f", "w2t"], ["flat" if after else "logits"]),
+        *after,
+    )
+    model = network(
+        head=head,
+        numbers={"zeros": [0]},
+        shape=(1, 3, SIDE, SIDE),
+        out=(1, CLASSES) if after else (CLASSES,),
+    )
+    assert_as_the_file(model, count=1)
+
+
+@pytest.mark.parametrize("count", [MOST_COUNTED + 1, 2**40])
+def test_a_range_makes_so_many_numbers(count: int) -> None:
+    """Three numbers of a file would become gigabytes of weights."""
+    middle = (
+        node("Range", ["zero", "count", "one"], ["many"]),
+        node("ReduceSum", ["many"], ["sum"], keepdims=0),
+        node("Cast", ["sum"], ["number"], to=TensorProto.FLOAT),
+        node("Add", ["r", "number"], ["m"]),
+    )
+    model = network(middle=middle, numbers={"zero": 0, "one": 1, "count": count})
+    with pytest.raises(InputRejectedError, match=rf"Range node 'many': it makes {count} numbers"):
+        imported(model.SerializeToString())
+
+
+def test_a_range_of_unknown_length_is_refused() -> None:
+    middle = (
+        node("NonZero", ["mask"], ["places"]),
+        node("ReduceMax", ["places"], ["count"], keepdims=0),
+        node("Range", ["zero", "count", "one"], ["many"]),
+        node("ReduceSum", ["many"], ["sum"], keepdims=0),
+        node("Cast", ["sum"], ["number"], to=TensorProto.FLOAT),
+        node("Add", ["r", "number"], ["m"]),
+    )
+    numbers = {"zero": 0, "one": 1, "mask": [1, 0, 1]}
+    with pytest.raises(InputRejectedError, match="it makes an unknown number of numbers"):
+        imported(network(middle=middle, numbers=numbers).SerializeToString())
