@@ -51,7 +51,7 @@ from edgeclean.networks.features import (
     shared_taps,
 )
 from edgeclean.networks.finite import require_finite_loss
-from edgeclean.networks.folding import inference_copy, learning_folded
+from edgeclean.networks.folding import folding_norms, inference_copy
 from edgeclean.settings import Settings, setting
 
 MOST_RATE = 10  # of SGD, far above any that teaches a network something
@@ -67,8 +67,8 @@ class UnlearnSettings(Settings):
         stamped_share: the share of the batch that is also shown stamped.
         bank_share: the share of stamped images that carry a random candidate of the bank instead.
         learning_rate: the rate of the student's SGD (momentum 0.9), warmed up, then falling on a
-            cosine; of kernels that have the BatchNorms behind them in them
-            (`networks.folding.learning_folded`), so that channels that died stay so.
+            cosine; damped for kernels that a BatchNorm multiplies (`networks.folding`), so that
+            channels that died stay so.
         ascent_every: descent steps between two turns of the triggers.
         ascent_steps: Adam steps of the triggers in a turn; 0 leaves them as they were found.
         growth: the most that a trigger's cost may grow to, over the cost it was found with.
@@ -143,7 +143,7 @@ def unlearn(
     taps = shared_taps(learner, learner) if settings.feature_weight > 0 else []
     with (
         Features(inputs.source, taps) as given,
-        learning_folded(learner, inputs.synthetic),
+        folding_norms(learner, inputs.synthetic, damped=True),
         Features(learner, taps) as own,
     ):
         parameters = list(learner.parameters())

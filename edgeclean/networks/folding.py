@@ -46,12 +46,23 @@ def inference_copy(function: nn.Module, pixels: Float[Tensor, "n c h w"]) -> nn.
 
 
 @contextmanager
-def folding_norms(module: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Iterator[None]:
+def folding_norms(
+    module: nn.Module, pixels: Float[Tensor, "n c h w"], *, damped: bool = False
+) -> Iterator[None]:
     """Let ``module`` compute its BatchNorms with the convolutions before them, meanwhile.
 
     The function and the parameters, the very tensors, stay the same; afterwards so do the layers.
+    Gradients too, unless they are ``damped``: a step of a channel's kernel changes what the channel
+    computes by the square of what the BatchNorm multiplies it by. Where that is above one and above
+    the median of the layer's channels, the kernel's gradient is divided by what it is above. So a
+    channel that died in training, all but nothing in weight and in variance and multiplied by the
+    reciprocal root of epsilon, learns no faster than the others, and the first steps do not wake
+    it.
     """
     folded = _folded_by_name(module, pixels)
+    for layer in folded.values():
+        if isinstance(layer, NormedConv):
+            layer.damped = damped
     kept = {name: module.get_submodule(name) for name in folded}
     _swap(module, folded)
     try:
@@ -104,6 +115,7 @@ class NormedConv(nn.Module):
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
         super().__init__()
         self.conv, self.norm = conv, norm
+        self.damped = False
 
     def forward(self, input: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d p q"]:
         """Return ``norm(conv(input))``; callers may name ``input`` as they do for `nn.Conv2d`."""
@@ -126,7 +138,7 @@ class NormedConv(nn.Module):
         assert norm.running_mean is not None  # noqa: S101 - _pairs chose it
         assert norm.running_var is not None  # noqa: S101
         assert folded.bias is not None  # noqa: S101 - fusion gave it one
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        scale = self._scale()
         norm.running_mean.mul_(scale)
         norm.running_var.mul_(scale.square())
         norm.weight.copy_((norm.running_var + norm.eps).sqrt())
@@ -138,15 +150,31 @@ class NormedConv(nn.Module):
 
     def _weight_and_bias(self) -> tuple[Tensor, Tensor]:
         """Fuse as torch.nn.utils.fusion.fuse_conv_bn_weights does, which cuts the gradients off."""
-        conv, norm = self.conv, self.norm
+        conv, norm, scale = self.conv, self.norm, self._scale()
         assert norm.running_mean is not None  # noqa: S101 - _pairs chose it
-        assert norm.running_var is not None  # noqa: S101
-        scale = (norm.running_var + norm.eps).rsqrt()
-        if norm.weight is not None:
-            scale = scale * norm.weight
-        shift = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
+        weight, offset = conv.weight, conv.bias
+        if self.damped:
+            squares = scale.detach().square()
+            most = squares.median().clamp(min=1)
+            share = most / squares.clamp(min=most)
+            weight = _with_share_of_gradient(weight, share.view(-1, 1, 1, 1))
+            offset = None if offset is None else _with_share_of_gradient(offset, share)
+        shift = -norm.running_mean if offset is None else offset - norm.running_mean
         bias = shift * scale if norm.bias is None else shift * scale + norm.bias
-        return conv.weight * scale.view(-1, 1, 1, 1), bias
+        return weight * scale.view(-1, 1, 1, 1), bias
+
+    def _scale(self) -> Float[Tensor, " d"]:
+        """What the BatchNorm multiplies each channel by."""
+        norm = self.norm
+        assert norm.running_var is not None  # noqa: S101 - _pairs chose it
+        scale = (norm.running_var + norm.eps).rsqrt()
+        return scale if norm.weight is None else scale * norm.weight
+
+
+def _with_share_of_gradient(parameter: Tensor, share: Tensor) -> Tensor:
+    """Return the parameter, which will be given that share of the gradient."""
+    fixed = parameter.detach()
+    return fixed + share * (parameter - fixed)
 
 
 def _folded_by_name(module: nn.Module, pixels: Float[Tensor, "n c h w"]) -> dict[str, nn.Module]:

@@ -104,32 +104,37 @@ def test_features_are_kept_by_their_weight(inputs, infected, student):
     assert apart(1.0) < 0.8 * apart(0.0)
 
 
-def test_what_is_learned_does_not_follow_from_how_a_kernel_and_its_batchnorm_share_their_scale(
-    inputs, student
-):
-    """A channel that died in training has next to no weight, and a BatchNorm that multiplies it."""
+def with_a_dead_channel(student, times):
+    """The same network, whose last BatchNorm multiplies next to no weight of one channel."""
     shared = copy.deepcopy(student)
-    pairs = [
-        (conv, norm)
-        for conv, norm in pairwise(shared.modules())
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-    ]
-    assert pairs
+    *_, (conv, norm) = (
+        pair
+        for pair in pairwise(shared.modules())
+        if isinstance(pair[0], nn.Conv2d) and isinstance(pair[1], nn.BatchNorm2d)
+    )
     with torch.no_grad():
-        for conv, norm in pairs:
-            factor = 20 * (norm.running_var + norm.eps).sqrt()
-            conv.weight.div_(factor.view(-1, 1, 1, 1))
-            norm.running_mean.div_(factor)
-            if conv.bias is not None:
-                conv.bias.div_(factor)
-            norm.running_var.fill_(1 / 400 - norm.eps)
-    before = answers(student)
-    assert torch.allclose(answers(shared), before, rtol=1e-4, atol=1e-4)
+        factor = times * (norm.running_var[0] + norm.eps).sqrt() / norm.weight[0].abs()
+        conv.weight[0] /= factor
+        norm.running_mean[0] /= factor
+        if conv.bias is not None:
+            conv.bias[0] /= factor
+        norm.running_var[0] = 1 / times**2 - norm.eps
+        norm.weight[0] = norm.weight[0].sign()
+    return shared
 
+
+def test_a_channel_that_died_learns_no_faster_than_others(inputs, student):
+    """One that died in training has next to no weight, and a BatchNorm that multiplies it."""
+    before = answers(student)
     settings = UnlearnSettings(steps=10, batch_size=12, bank_share=1.0)
     learned = []
-    for one in (student, shared):
+    for times in (20, 200):
+        shared = with_a_dead_channel(student, times)
+        assert torch.allclose(answers(shared), before, rtol=1e-3, atol=1e-3)
         generator = torch.Generator().manual_seed(0)
-        learned.append(answers(unlearn(one, inputs, [], settings, generator, lambda _done: None)))
+        learned.append(
+            answers(unlearn(shared, inputs, [], settings, generator, lambda _done: None))
+        )
     moved = (learned[0] - before).abs().max()
-    assert (learned[1] - learned[0]).abs().max() < 0.01 * moved
+    assert moved > 0.01
+    assert (learned[1] - learned[0]).abs().max() < 0.05 * moved

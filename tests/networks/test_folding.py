@@ -193,6 +193,41 @@ def test_learning_with_folded_norms_is_the_same_learning(name: str) -> None:
         assert (mine.grad - given.grad).abs().max() < 1e-7 * largest
 
 
+MULTIPLIED = {
+    "one that died": ([100.0, -10.0, 5.0, 0.5, 10.0], [0.01, 1, 1, 1, 1]),
+    "several": ([-100.0, 50.0, 5.0, 0.5, 10.0], [0.01, 0.04, 1, 1, 1]),
+    "none above one": ([0.9, 0.5, 1e-3, 0.0, 1.0], [1, 1, 1, 1, 1]),
+    "most of them nothing": ([0.0, 1e-6, 1e-6, 10.0, 1.0], [1, 1, 1, 0.01, 1]),
+}
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("name", MULTIPLIED)
+def test_damped_kernels_step_no_further_than_the_median_of_their_layer(
+    name: str, bias: bool
+) -> None:
+    """Ten times the others' multiple is a hundred times their step."""
+    numbers, shares = MULTIPLIED[name]
+    images = torch.rand(4, 3, 9, 9, generator=torch.Generator().manual_seed(6)).double()
+    plain = lively(nn.Sequential(nn.Conv2d(3, 5, 3, bias=bias), nn.BatchNorm2d(5))).double()
+    plain[1].running_var.fill_(4 - plain[1].eps)
+    plain[1].weight.data.copy_(2 * torch.tensor(numbers))
+    damped = copy.deepcopy(plain)
+    outputs = []
+    for module, is_damped in ((plain, False), (damped, True)):
+        with folding_norms(module, images, damped=is_damped):
+            outputs.append(module(images))
+            outputs[-1].square().sum().backward()
+    torch.testing.assert_close(outputs[0], outputs[1])
+    share = torch.tensor(shares).double()
+    for parameter, given in plain.named_parameters():
+        wanted = given.grad
+        assert wanted is not None
+        if parameter.startswith("0."):
+            wanted = wanted * (share.view(-1, 1, 1, 1) if wanted.dim() == 4 else share)
+        torch.testing.assert_close(damped.get_parameter(parameter).grad, wanted)
+
+
 def test_layers_come_back_when_learning_fails() -> None:
     module = lively(without_affine())
     layers = list(module.modules())
