@@ -21,7 +21,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from edgeclean.backdoor.purify import PurifySettings
 from edgeclean.backdoor.scan import ScanSettings
@@ -50,7 +50,7 @@ from edgeclean.settings import MOST_NAME, Settings, checked, fields_of, setting
 from exporters.file_size import BYTES_PER_PARAM
 from exporters.onnx_exporter import ExportSettings
 from exporters.parity import ParitySettings
-from exporters.precision.lower import PrecisionSettings, check_precision
+from exporters.precision.lower import Precision, PrecisionSettings, check_precision
 
 MAX_FILE_BYTES = 1 << 20
 DEFAULT_TARGET = "cpu"
@@ -134,11 +134,11 @@ def settings_for(
     """
     asked = entries.get("precision")
     precision = asked.get("format") if isinstance(asked, Mapping) else None
+    # What no file is written in is refused below, with what it may be, whatever the device has.
+    of_file = precision if precision in get_args(Precision) else None
     decided: dict[str, Any] = {
         "target": target.name,
-        "ranks": {
-            "rank_multiple": target.rank_multiple(precision if isinstance(precision, str) else None)
-        },
+        "ranks": {"rank_multiple": target.rank_multiple(of_file)},
         "export": {"opset": target.opset},
     }
     purify = entries.get("purify")

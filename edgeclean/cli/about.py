@@ -14,7 +14,7 @@ import typer
 from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.environment import installed_version
-from edgeclean.errors import ToolchainError
+from edgeclean.errors import ToolchainError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -117,6 +117,8 @@ def targets(
         one = load_target(name, jetpack=jetpack, target_file=target_file)
         reporter.answer(asdict(one), _facts(one))
         return
+    if jetpack is not None:
+        raise UsageError("--jetpack is of one Jetson: name it, as in `edgeclean targets agx-orin`")
     known = list_targets()
     table = plain_table("target", "what it is")
     for target in known:

@@ -28,7 +28,7 @@ def structure_table(structure: StructureReport) -> Table:
 def layers_in_words(structure: StructureReport) -> str:
     """How many learned layers stand between the image and the logits."""
     if not structure.read:
-        return "not read: the network is the code that you named, not a graph"
+        return "not read: the network is built by code that you trust, not by a graph in the file"
     least, most = structure.least_layers, structure.most_layers
     count = f"{most}" if least == most else f"{least} to {most}"
     return f"every path from the image to the logits passes {count}"

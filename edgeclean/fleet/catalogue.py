@@ -350,8 +350,11 @@ def _networks(
         checkpoints = _matches(folder / str(entry.glob), place)
     for checkpoint in checkpoints:
         beside = checkpoint.with_name(f"{checkpoint.stem}.toml")
+        given = None if entry.model is None else folder / entry.model
         named = "model" in own or not is_regular(beside)
-        model = folder / entry.model if named and entry.model is not None else None
+        if given is not None and not named:  # the defaults may name the very file that lies there
+            named = is_regular(given) and given.samefile(beside)
+        model = given if named else None
         yield FoundNetwork(
             name=entry.name or as_name(checkpoint.stem),
             checkpoint=checkpoint,

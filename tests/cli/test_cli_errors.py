@@ -157,6 +157,7 @@ def test_a_defect_keeps_its_traceback() -> None:
         (["verify", "."], 3, "SHA256SUMS"),
         (["verify", "no"], 3, "not a folder"),
         (["targets", "toaster"], 2, "not known"),
+        (["targets", "--jetpack", "6.1"], 2, "name it, as in `edgeclean targets agx-orin`"),
     ],
 )
 def test_a_mistake_gets_its_code_and_leaves_nothing(

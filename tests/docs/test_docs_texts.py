@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import typer
 from written_pages import ROOT, TEXTS, anchors, blocks, links
 
 from edgeclean import cli
+from edgeclean.load.architectures import list_architectures
 
 OURS = "edgeclean|exporters|benchmarks|tests|docs"
 SOURCES = [
@@ -57,6 +59,19 @@ def commands_in(page: Path) -> list[list[str]]:
 
 def test_the_readme_is_one_page() -> None:
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 200
+
+
+def test_the_guide_names_every_built_in_architecture() -> None:
+    guide = (ROOT / "docs" / "guides" / "own-network.md").read_text("utf-8")
+    table = guide.partition("## Built-in architectures")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`([a-z0-9-]+)`", table)) - {"--arch"} == set(list_architectures())
+
+
+def test_the_guide_names_every_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    guide = (ROOT / "docs" / "guides" / "installing.md").read_text("utf-8")
+    named = set(re.findall(r"`(?:edgeclean)?\[([a-z-]+)\]`", guide))
+    assert named == set(project["optional-dependencies"])
 
 
 def test_the_picture_of_the_report_is_small() -> None:

@@ -31,6 +31,9 @@ def model() -> bytes:
         ("jetson-nano", None, {"precision": {"format": "int8"}}, "does not compute in int8"),
         ("orin-nano", None, {"precision": {"format": "bf16"}}, "bf16 needs opset 22.*use fp16"),
         ("cpu", None, {"precision": {"format": "fp16"}}, "does not compute in fp16"),
+        # Some devices have these, and no file is written in them: no other target is advised.
+        ("cpu", None, {"precision": {"format": "fp8"}}, "it must be one of fp32, fp16, bf16, int8"),
+        ("thor", None, {"precision": {"format": "fp4"}}, "it must be one of fp32, fp16, bf16"),
         (
             "cpu",
             None,

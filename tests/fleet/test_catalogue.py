@@ -96,6 +96,17 @@ def test_a_glob_takes_the_model_file_beside_each_and_no_code_by_it(
     }
 
 
+def test_a_model_file_that_the_defaults_name_is_the_users_own_also_where_it_lies_beside(
+    written: Written, folder: Path
+) -> None:
+    (folder / "a.toml").write_text((folder / "net.toml").read_text("utf-8"), encoding="utf-8")
+    one = '[[networks]]\ncheckpoint = "a.safetensors"\n'
+    for name, expected in {"a.toml": ("a.toml", True), "net.toml": ("a.toml", False)}.items():
+        found = planned(written(f'[defaults]\nmodel = "{name}"\n{one}'))["a"]
+        assert found.model is not None
+        assert (found.model.name, found.named) == expected
+
+
 @pytest.mark.parametrize(
     ("text", "word"),
     [
