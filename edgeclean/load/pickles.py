@@ -103,6 +103,27 @@ def read_pickle(stream: io.BytesIO) -> PickledTree:
     )
 
 
+def bytes_of(node: Any) -> bytes:
+    """Return bytes, which the older protocols write as a text and its encoding."""
+    if isinstance(node, StandIn) and node.kind == "_codecs.encode":
+        text, encoding = node.arguments
+        if type(text) is str and encoding == "latin1":
+            return text.encode("latin1")
+    if isinstance(node, StandIn) and node.kind == "builtins.bytes" and not node.arguments:
+        return b""
+    if type(node) is not bytes:
+        raise ValueError("no bytes where a storage should be")
+    return node
+
+
+def swapped_bytes(numbers: bytearray, size: int) -> bytearray:
+    """Return numbers of ``size`` bytes each with their bytes in the other order."""
+    turned = bytearray(len(numbers))
+    for place in range(size):
+        turned[place::size] = numbers[size - 1 - place :: size]
+    return turned
+
+
 class _Machine:
     """The stack, the memo, and what each instruction does to them."""
 

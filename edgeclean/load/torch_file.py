@@ -20,7 +20,16 @@ from torch import Tensor
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.asked_for import beside_tensors, code_asked_for, listed
 from edgeclean.load.limits import ZIP_MAGIC
-from edgeclean.load.pickles import Named, PickledTree, StandIn, Stored, read_pickle
+from edgeclean.load.numpy_arrays import array, is_array
+from edgeclean.load.pickles import (
+    Named,
+    PickledTree,
+    StandIn,
+    Stored,
+    bytes_of,
+    read_pickle,
+    swapped_bytes,
+)
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL_VERSION = 1001
@@ -84,6 +93,8 @@ class TorchFile:
             ValueError, RuntimeError: its numbers lie outside of what is stored.
         """
         node = cast(StandIn, _innermost(node))
+        if is_array(node):
+            return array(node)
         call = node.kind.removeprefix("torch._utils.")
         if call in UNREADABLE:
             return _unreadable(node, name)
@@ -123,7 +134,7 @@ class TorchFile:
         if id(node) not in self._inner:
             if self._nested:
                 raise ValueError("files within files")
-            self._inner[id(node)] = TorchFile(_bytes(node.arguments[0]), nested=True)
+            self._inner[id(node)] = TorchFile(bytes_of(node.arguments[0]), nested=True)
         inner = self._inner[id(node)]
         return inner._numbers(inner.tree.root)
 
@@ -143,7 +154,7 @@ class TorchFile:
             with archive.open(member) as stream:
                 for start in range(0, len(numbers), PORTION):
                     numbers[start : start + PORTION] = stream.read(PORTION)
-            return _swapped(numbers, size) if swapped else numbers
+            return swapped_bytes(numbers, size) if swapped else numbers
 
         self._fetch = fetch
         return _read_harmless(io.BytesIO(archive.read(f"{folder}/data.pkl")))
@@ -181,12 +192,12 @@ def _read_harmless(stream: io.BytesIO) -> PickledTree:
 
 
 def is_tensor(node: object) -> bool:
-    """Return whether a node of a tree stands for a tensor."""
+    """Return whether a node of a tree stands for a tensor, or for an array of numpy."""
     node = _innermost(node)
     if not isinstance(node, StandIn):
         return False
     call = node.kind.removeprefix("torch._utils.")
-    return call in (*REBUILT, *UNREADABLE) or _is_old_tensor(node)
+    return call in (*REBUILT, *UNREADABLE) or _is_old_tensor(node) or is_array(node)
 
 
 def in_words(node: object) -> str:
@@ -287,25 +298,6 @@ def _layout(node: StandIn) -> str:
     (layout, *_) = node.arguments
     named = layout.arguments[0] if isinstance(layout, StandIn) and layout.arguments else None
     return named[:100] if isinstance(named, str) else "unknown"
-
-
-def _bytes(node: Any) -> bytes:
-    """Return bytes, which the older protocols write as a text and its encoding."""
-    if isinstance(node, StandIn) and node.kind == "_codecs.encode":
-        text, encoding = node.arguments
-        if type(text) is str and encoding == "latin1":
-            return text.encode("latin1")
-    if type(node) is not bytes:
-        raise ValueError("no bytes where a storage should be")
-    return node
-
-
-def _swapped(numbers: bytearray, size: int) -> bytearray:
-    """Return numbers of ``size`` bytes each with their bytes in the other order."""
-    turned = bytearray(len(numbers))
-    for place in range(size):
-        turned[place::size] = numbers[size - 1 - place :: size]
-    return turned
 
 
 def _nothing(key: str, _size: int) -> bytearray:

@@ -142,8 +142,8 @@ def scores_plot(search: Mapping[str, Any], suspects: Sequence[int], index: int) 
             )
         axes.grid(visible=False, axis="x")
         axes.set_ylim(0, 1.25 * max(search["threshold"], *heights, 0.0))
-        which = "class" if searched is None else "class, of those that were searched"
-        axes.set_xlabel(f"{which} (dashed: where suspicion begins)")
+        which = "class " if searched is None else "class, of those that were searched\n"
+        axes.set_xlabel(f"{which}(dashed: where suspicion begins)")
         axes.set_ylabel("outlier score")
         if len(heights) <= 12:
             axes.set_xticks(places, [str(label) for label in labels])

@@ -269,6 +269,41 @@ def test_plain_values_among_the_tensors_are_left_unread(name: str) -> None:
             assert_equal_tensors(parsed(saved(tree, pickle_protocol=protocol)), weights)
 
 
+ARRAYS = {
+    **{
+        kind: np.arange(6).reshape(2, 3).astype(kind)
+        for kind in ("f2", "<f4", ">f4", "f8", ">f8", "i1", "i2", ">i8", "u1", "?")
+    },
+    "by columns": np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3)),
+    "a part of another": np.arange(24, dtype=np.float32).reshape(4, 6)[::2, 1:4],
+    "a scalar": np.array(2.5, np.float32),
+    "empty": np.zeros((0, 3), np.float32),
+}
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_of_numpy_are_read_as_tensors(name: str, protocol: int) -> None:
+    numbers = ARRAYS[name]
+    contents = pickle.dumps({"model": {"a": numbers}, "author": "zoo"}, protocol=protocol)
+    expected = torch.from_numpy(
+        np.ascontiguousarray(numbers.astype(numbers.dtype.newbyteorder("=")))
+    )
+    assert_equal_tensors(all_parsed(contents)["model"], {"a": expected.reshape(numbers.shape)})
+
+
+def test_arrays_that_are_damaged_or_of_objects_are_no_weights() -> None:
+    weights = np.ones(4, np.float32)
+    good = pickle.dumps({"a": weights}, protocol=2)
+    bad = good.replace(b"K\x04\x85", b"K\x05\x85")
+    assert bad != good
+    with pytest.raises(InputRejectedError, match="16 bytes in an array of"):
+        parsed(bad)
+    for odd in (np.array(["a"]), np.array([1j]), np.array([Settings()])):
+        with pytest.raises(InputRejectedError, match=r"only tensors are|asks for code"):
+            parsed(pickle.dumps({"a": odd}, protocol=4))
+
+
 @pytest.mark.parametrize("key", ["optimized_model", "amp_net", "model_optimum"])
 def test_a_network_may_have_a_name_like_an_optimisers(key: str) -> None:
     weights = tiny().state_dict()
