@@ -6,6 +6,7 @@ them, and axes go by themselves.
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx_graphs import TOLERANCE, by_runtime, images, imported
+from torch import Tensor, nn
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.onnx.guard import MOST_COUNTED
@@ -228,6 +230,47 @@ def test_a_squeeze_that_takes_the_axis_of_one_image_too(after: tuple[NodeProto, 
         out=(1, CLASSES) if after else (CLASSES,),
     )
     assert_as_the_file(model, count=1)
+
+
+class Shuffle(nn.Module):
+    """As the authors of ShuffleNetV2 write it: the halves of the channels, in turns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, CHANNELS, 3, padding=1)
+        self.second = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
+        self.last = nn.Linear(CHANNELS, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.first(images).relu()
+        count, channels, height, width = x.shape
+        x = x.reshape(count * channels // 2, 2, height * width).permute(1, 0, 2)
+        x = x.reshape(2, -1, channels // 2, height, width)
+        return self.last(self.second(torch.cat((x[0], x[1]), 1)).relu().mean((2, 3)))
+
+
+# The exporter is deprecated, warns of the constants that it makes, and is what files are made with.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("free", [False, True])
+def test_channels_that_are_shuffled_along_the_axis_of_the_images(free: bool) -> None:
+    torch.manual_seed(0)
+    stream, module = io.BytesIO(), Shuffle().eval()
+    axes = {"image": {0: "n"}, "logits": {0: "n"}} if free else None
+    torch.onnx.export(
+        module,
+        (torch.zeros(1, 3, SIDE, SIDE),),
+        stream,
+        input_names=["image"],
+        output_names=["logits"],
+        dynamic_axes=axes,
+        opset_version=17,
+        dynamo=False,
+    )
+    network, shape, _, _ = imported(stream.getvalue())
+    pixels = images(3, shape)
+    with torch.no_grad():
+        expected, got = module(pixels), network(pixels)
+    torch.testing.assert_close(got, expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("count", [MOST_COUNTED + 1, 2**40])

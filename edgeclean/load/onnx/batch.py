@@ -409,12 +409,15 @@ def _new_place(walk: _Walk, node: NodeProto, old: Images, before: Shape, after: 
         own = [axis for axis in range(len(after)) if axis not in axes]
         return Images(own[old.axis], old.outer)
     found: list[tuple[tuple[bool, ...], Images]] = []
+    asked = walk.integers(node, "shape", 1) if node.op_type == "Reshape" else []
     was_last = old.axis == len(before) - 1
     for axis, side in enumerate(after):
         outer, rest = divmod(ahead, max(1, math.prod(after[:axis])))
         if outer and not rest and side and side % (outer * walk.batch) == 0:
             last = axis == len(after) - 1 and axis > 0 and not was_last
-            other = side // outer != before[old.axis] // old.outer
+            # What exporters leave open is the batch, also where it was split off its rows.
+            left_open = axis < len(asked) and asked[axis] == -1
+            other = side // outer != before[old.axis] // old.outer and not left_open
             found.append(((last, outer != 1, other), Images(axis, outer)))
     if not found:
         raise walk.refused(node, f"{before} to {after} mixes the batch axis with another")
