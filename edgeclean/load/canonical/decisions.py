@@ -4,13 +4,14 @@ A forward that reads a number that hangs on its images and goes on by it, such a
 an ``if images.mean() > 0``, is another function for other images. What is exported is the one that
 the example took; a comparison on images that take the same way sees nothing.
 
-A read whose other answer makes the code raise is a check, such as an assert, and stands in nobody's
-way.
+A read whose other answer makes the code raise is a check, such as an assert, and one that changes
+nothing is a remark, such as a print: neither stands in anybody's way.
 """
 
 from __future__ import annotations
 
-import math
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +25,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 from edgeclean.load.canonical.graph import CannotWriteError, DecidesByNumbersError, exported
 from edgeclean.load.canonical.trial import running_modules
 
+_Other = Callable[[Any], Any]
+# A number beside the one that is read, and some beyond what it may be compared with; none that a
+# loop would count to without an end.
+_OTHERS: tuple[_Other, ...] = (
+    lambda number: number + 1,
+    lambda number: type(number)(1000),
+    lambda number: type(number)(-1000),
+)
 _MOST_READS = 32  # each is tried by a pass of its own
 _MOST_NODES = 100_000
 _ONE_NUMBER = "_local_scalar_dense"  # under bool(), float(), int() and item()
@@ -37,22 +46,21 @@ def decision(module: nn.Module, images: Float[Tensor, "n c h w"]) -> str | None:
     """Return what in the network's code decides by the images, in words; None where nothing does.
 
     Args:
-        module: in evaluation mode; it is run once, and once again for each number that it reads.
+        module: in evaluation mode; it is run once, and again with others for each number that it
+            reads.
         images: that it takes.
     """
-    with torch.no_grad(), running_modules(module) as running:
-        reads = _Reads(running)
-        _run(module, images, reads)
+    with torch.no_grad():
+        with running_modules(module) as running:
+            reads = _Reads(running)
+            answer = _run(module, images, reads)
         if reads.found or (reads.picked and _counts_by_numbers(module, images)):
             return reads.found or reads.picked
         if len(reads.places) > _MOST_READS:
             return f"{reads.places[0]} reads numbers {len(reads.places)} times and goes on by them"
         for index, place in enumerate(reads.places):
-            try:
-                _run(module, images, _Reads([], other=index))
-            except Exception:  # noqa: BLE001, S112 - a check, which would have raised
-                continue
-            return f"{place} reads a number and goes on by it"
+            if _goes_on_by(module, images, index, answer):
+                return f"{place} reads a number and goes on by it"
     return None
 
 
@@ -68,11 +76,24 @@ def _counts_by_numbers(module: nn.Module, images: Tensor) -> bool:
     return False
 
 
-def _run(module: nn.Module, images: Tensor, reads: _Reads) -> None:
+def _goes_on_by(module: nn.Module, images: Tensor, index: int, answer: list[Tensor]) -> bool:
+    """Return whether the answer is another where one read gives another number."""
+    for other in _OTHERS:
+        try:  # on a copy: the code may keep what it read
+            changed = _run(copy.deepcopy(module), images, _Reads([], other=(index, other)))
+        except Exception:  # noqa: BLE001, S112 - a check, which would have raised
+            continue
+        if len(changed) != len(answer) or not all(map(torch.equal, changed, answer)):
+            return True
+    return False
+
+
+def _run(module: nn.Module, images: Tensor, reads: _Reads) -> list[Tensor]:
     given = images.clone()
     reads.hang(given)
     with _NumbersTaken(reads), reads:
-        module(given)
+        answer = module(given)
+    return [one for one in tree_leaves(answer) if isinstance(one, Tensor)]
 
 
 class _Reads(TorchDispatchMode):
@@ -86,7 +107,9 @@ class _Reads(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, running: list[tuple[str, nn.Module]], other: int | None = None) -> None:
+    def __init__(
+        self, running: list[tuple[str, nn.Module]], other: tuple[int, _Other] | None = None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.places: list[str] = []
         self.found = self.picked = ""
@@ -122,7 +145,9 @@ class _Reads(TorchDispatchMode):
         name = function.name().split("::")[-1].split(".")[0]
         if name == _ONE_NUMBER or name in _TWO_TENSORS:
             self.places.append(self.where())
-            return _another(outputs) if self._other == len(self.places) - 1 else outputs
+            if self._other is None or self._other[0] != len(self.places) - 1:
+                return outputs
+            return not outputs if isinstance(outputs, bool) else self._other[1](outputs)
         if name in _BRANCHES:
             self.found = self.found or f"{self.where()} branches, by torch.{name}"
         if name in _SOME_OF_MANY or (name == "index" and _by_mask(inputs[1])):
@@ -151,9 +176,3 @@ class _NumbersTaken(TorchFunctionMode):
 def _by_mask(indices: Any) -> bool:
     masks = (torch.bool, torch.uint8)
     return any(isinstance(one, Tensor) and one.dtype in masks for one in indices)
-
-
-def _another(number: Any) -> Any:
-    if isinstance(number, bool):
-        return not number
-    return number + 1 if math.isfinite(abs(number)) else type(number)(0)
