@@ -30,6 +30,8 @@ from torch import nn
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.limits import LoadLimits
+from edgeclean.load.numpy_arrays import array, is_array
+from edgeclean.load.pickles import Named, StandIn
 
 PROTOCOLS = (2, 3, 4, 5)
 RAN: list[str] = []  # what a careless reader would have run
@@ -302,6 +304,40 @@ def test_arrays_that_are_damaged_or_of_objects_are_no_weights() -> None:
     for odd in (np.array(["a"]), np.array([1j]), np.array([Settings()])):
         with pytest.raises(InputRejectedError, match=r"only tensors are|asks for code"):
             parsed(pickle.dumps({"a": odd}, protocol=4))
+
+
+def made_by(call: str, *parts: Any) -> StandIn:
+    node = StandIn(Named(f"numpy.core.{call}"), parts)
+    if call == "multiarray._reconstruct":
+        node.state = (1, *parts)
+    return node
+
+
+FLOAT = StandIn(Named("numpy.dtype"), ("f4", False, True))
+EIGHT = bytes(8)
+
+
+def test_what_only_looks_like_an_array_is_none() -> None:
+    assert is_array(made_by("multiarray._reconstruct", (2,), FLOAT, False, EIGHT))
+    assert is_array(made_by("numeric._frombuffer", EIGHT, FLOAT, (2,), "C"))
+    for node in (
+        made_by("multiarray.scalar", FLOAT, EIGHT),
+        made_by("multiarray._reconstruct", (2,), FLOAT),
+        made_by("numeric._frombuffer", EIGHT, FLOAT),
+        made_by("numeric._frombuffer", EIGHT, "f4", (2,), "C"),
+        made_by("numeric._frombuffer", EIGHT, StandIn(Named("numpy.dtype"), ()), (2,), "C"),
+        made_by("numeric._frombuffer", EIGHT, StandIn(Named("numpy.dtype"), (4,)), (2,), "C"),
+        made_by("numeric._frombuffer", EIGHT, StandIn(Named("os.system"), ("f4",)), (2,), "C"),
+        StandIn(Named("numpy.other"), ()),
+        "numpy.core",
+    ):
+        assert not is_array(node)
+
+
+@pytest.mark.parametrize("shape", [[2], (2.0,), (-2,), ("2",), (True, 2), 2])
+def test_an_array_of_an_odd_shape_is_damaged(shape: Any) -> None:
+    with pytest.raises(ValueError, match="not of whole numbers"):
+        array(made_by("numeric._frombuffer", EIGHT, FLOAT, shape, "C"))
 
 
 @pytest.mark.parametrize("key", ["optimized_model", "amp_net", "model_optimum"])

@@ -215,6 +215,21 @@ def test_a_squeeze_that_leaves_its_axes_to_the_shapes(opset: int) -> None:
     assert_as_the_file(network(head=head, opset=opset))
 
 
+def test_a_squeeze_that_finds_no_axis_changes_nothing() -> None:
+    assert_as_the_file(network(middle=(node("Squeeze", ["r"], ["m"]),)))
+
+
+def test_a_reshape_of_grey_images_that_are_not_last_turns_nothing() -> None:
+    before = (node("Reshape", ["image", "line"], ["x"]),)
+    model = network(before=before, numbers={"line": [-1, 1, SIDE, 1]}, shape=("n", 1, SIDE, 1))
+    contents = model.SerializeToString()
+    module, shape, notes, _ = imported(contents)
+    assert (shape, notes) == ((1, SIDE, 1), ())
+    pixels = images(2, shape)
+    expected = by_runtime(contents, pixels)
+    torch.testing.assert_close(module(pixels).detach(), expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("after", [(), (node("Unsqueeze", ["flat", "zeros"], ["logits"]),)])
 def test_a_squeeze_that_takes_the_axis_of_one_image_too(after: tuple[NodeProto, ...]) -> None:
     head = (

@@ -213,6 +213,7 @@ def with_squeezed_axes_(model: ModelProto, batch: int) -> str:
         sides = inferred.get(node.input[0], ())
         axes = [axis for axis, side in enumerate(sides) if side == 1 and axis > 0]
         if not axes:
+            node.op_type = "Identity" if sides else "Squeeze"
             continue
         if own_opset(model) < _AXES_ARE_AN_INPUT:
             node.attribute.append(helper.make_attribute("axes", axes))

@@ -103,6 +103,13 @@ def test_a_scripted_function_that_decides_is_seen() -> None:
     assert decision(module, IMAGES) == "its forward reads a number and goes on by it"
 
 
+def test_many_reads_are_not_tried_one_by_one() -> None:
+    module = module_of(lambda m, x: m.head(m.first(x)) + sum(map(float, x[0, 0, 0])))
+    assert decision(module, torch.cat([IMAGES, IMAGES], 3)) == (
+        "its forward reads numbers 64 times and goes on by them"
+    )
+
+
 def test_the_layer_that_decides_is_named() -> None:
     inner = module_of(exits_early)
     outer = By(lambda m, x: m.part(x), part=inner).eval()
@@ -135,10 +142,21 @@ def reads_constants(m: Any, x: Tensor) -> Tensor:
     return m.head(m.first(x) * scales[0])
 
 
+def zeroes_one_by_one(m: Any, x: Tensor) -> Tensor:
+    """Which cannot be written out, so that nothing tells whether it counts; no number is read."""
+    parts = []
+    for one in m.first(x):
+        kept = one.clone()
+        kept[kept < 0.1] = 0
+        parts.append(m.head(kept[None]))
+    return torch.cat(parts)
+
+
 TAKEN: dict[str, Forward] = {
     "checks": asserts,
     "numbers that it only keeps": keeps_a_number,
     "a mask": zeroes_in_place,
+    "a mask for each image": zeroes_one_by_one,
     "numbers that are the same for all images": reads_constants,
     "its parameters": lambda m, x: m.head(m.first(x) * float(m.deep.weight.abs().max())),
     "shapes": lambda m, x: m.head(m.first(x) if x.shape[2] > 4 else x),
