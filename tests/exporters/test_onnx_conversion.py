@@ -96,7 +96,7 @@ def unchanged(model: ModelProto) -> None:
 NORM = ("BatchNormalization", ["", "s", "v", "s", "v"])
 REFUSED: dict[str, tuple[list[Node], Callable[[ModelProto], None], str]] = {
     "not folded": (
-        [("Floor", [""], {})],
+        [("Trilu", [""], {})],
         unchanged,
         "it is part of how a shape is computed",
     ),
