@@ -132,6 +132,7 @@ def keeps_a_number(m: Any, x: Tensor) -> Tensor:
 def zeroes_in_place(m: Any, x: Tensor) -> Tensor:
     x = m.first(x).clone()
     x[x < 0.1] = 0
+    x[x > 0.5] *= 2
     return m.head(x)
 
 
@@ -147,7 +148,7 @@ def zeroes_one_by_one(m: Any, x: Tensor) -> Tensor:
     parts = []
     for one in m.first(x):
         kept = one.clone()
-        kept[kept < 0.1] = 0
+        kept[kept > 0.5] *= 2
         parts.append(m.head(kept[None]))
     return torch.cat(parts)
 
