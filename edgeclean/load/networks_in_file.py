@@ -14,8 +14,8 @@ from edgeclean.load.pickles import StandIn
 from edgeclean.load.torch_file import in_words, is_tensor
 
 NESTED_UNDER = ("state_dict", "model_state_dict", "model_state", "net", "netC", "model", "weights")
-# How names begin under which there are tensors, yet no network.
 NETWORKS = ("model", "net")  # in a name, whatever it begins with
+# How names begin under which there are tensors, yet no network.
 NO_NETWORKS = (
     *("optim", "opt_", "sched", "lr_", "scaler", "amp", "rng", "callbacks", "loops", "hyper"),
     *("args", "config", "cfg", "history", "criterion", "loss", "metric"),

@@ -60,10 +60,8 @@ _FORMS: tuple[tuple[tuple[str, ...], _Make, str], ...] = (
 
 
 _RENAMED = "weights of weight normalisation under its other names"
-# The same parts under the names of the older and of the newer form.
-_SAME_PARTS = (
-    (("{}_g", "{}_v"), ("parametrizations.{}.original0", "parametrizations.{}.original1")),
-)
+# The parts of weight normalisation by their names in the older and in the newer form.
+_NORMED_PARTS = _FORMS[1][0], _FORMS[2][0]
 
 
 def whole_names(names: Collection[str]) -> set[str]:
@@ -100,22 +98,20 @@ def _rename_parts_(
     tensors: dict[str, Tensor], needed: Collection[str], counts: dict[str, int]
 ) -> None:
     """Give parts the names that the architecture has for them, where it has them in parts too."""
-    for forms in _SAME_PARTS:
-        for given, wanted in (forms, forms[::-1]):
-            before, after = given[0].split("{}")
-            for name in list(tensors):
-                folder, dot, last = _split(name, before)
-                if not last.endswith(after):
-                    continue
-                own = last.removesuffix(after)
-                old = [folder + dot + form.format(own) for form in given]
-                new = [folder + dot + form.format(own) for form in wanted]
-                if all(one in needed for one in new) and all(
-                    one in tensors and one not in needed for one in old
-                ):
-                    for one, other in zip(old, new, strict=True):
-                        tensors[other] = tensors.pop(one)
-                    counts[_RENAMED] = counts.get(_RENAMED, 0) + 1
+    for given, wanted in (_NORMED_PARTS, _NORMED_PARTS[::-1]):
+        before, after = given[0].split("{}")
+        for name in list(tensors):
+            folder, dot, last = _split(name, before)
+            if not last.endswith(after):
+                continue
+            own = last.removesuffix(after)
+            old = [folder + dot + form.format(own) for form in given]
+            new = [folder + dot + form.format(own) for form in wanted]
+            there = all(one in tensors and one not in needed for one in old)
+            if there and all(one in needed for one in new):
+                for one, other in zip(old, new, strict=True):
+                    tensors[other] = tensors.pop(one)
+                counts[_RENAMED] = counts.get(_RENAMED, 0) + 1
 
 
 def _parts(names: Collection[str]) -> Iterator[tuple[str, tuple[str, ...], _Make, str]]:

@@ -224,6 +224,20 @@ def test_a_squeeze_that_finds_no_axis_changes_nothing() -> None:
         assert torch.equal(squeezed.module(pixels), plain.module(pixels))
 
 
+def test_a_squeeze_of_what_is_no_image_is_left_as_it_is() -> None:
+    """A side of a shape, as [1], becomes a number; it has no images to keep the axis of."""
+    middle = (
+        node("Shape", ["r"], ["s"]),
+        node("Slice", ["s", "one", "two"], ["side"]),
+        node("Squeeze", ["side"], ["number"]),
+        node("Sub", ["number", "one0"], ["last"]),
+        node("Gather", ["r", "last"], ["plane"], axis=1),  # of three axes
+        node("Unsqueeze", ["plane", "one"], ["plane4"]),
+        node("Add", ["r", "plane4"], ["m"]),
+    )
+    assert_as_the_file(network(middle=middle, numbers={"one": [1], "two": [2], "one0": 1}))
+
+
 def test_a_reshape_of_grey_images_that_are_not_last_turns_nothing() -> None:
     before = (node("Reshape", ["image", "line"], ["x"]),)
     model = network(before=before, numbers={"line": [-1, 1, SIDE, 1]}, shape=("n", 1, SIDE, 1))

@@ -202,7 +202,15 @@ def with_squeezed_axes_(model: ModelProto, batch: int) -> str:
             image alone would lose its axis as well.
     """
     graph = model.graph
-    nodes = [node for node in graph.node if node.op_type == "Squeeze" and not _has_axes(node)]
+    of_images = {graph.input[0].name}
+    for node in graph.node:
+        if of_images.intersection(node.input) and node.op_type not in ("Shape", "Size"):
+            of_images.update(node.output)
+    nodes = [
+        node
+        for node in graph.node
+        if node.op_type == "Squeeze" and not _has_axes(node) and node.input[0] in of_images
+    ]
     if not nodes:
         return ""
     several = ModelProto.FromString(model.SerializeToString())
