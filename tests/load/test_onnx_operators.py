@@ -37,6 +37,8 @@ OPERATOR_CASES: dict[str, tuple[list[Node], int]] = {
     "leaky": ([("LeakyRelu", [""], {"alpha": 0.2})], 13),
     "elu": ([("Elu", [""], {"alpha": 0.5})], 13),
     "prelu": ([("PRelu", ["", "slope"], {})], 13),
+    "prelu-of-places": ([("PRelu", ["", "places"], {})], 13),
+    "prelu-of-columns": ([("PRelu", ["", "row"], {})], 13),
     "prelu-of-planes": ([("PRelu", ["", "slopes"], {})], 13),
     "sigmoid-swish": ([("Sigmoid", [""], {}), ("Mul", ["", "image"], {})], 13),
     "tanh": ([("Tanh", [""], {})], 13),

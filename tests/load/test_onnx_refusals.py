@@ -192,7 +192,8 @@ UNSUPPORTED: dict[str, tuple[list[Node], int, str]] = {
     "padded batch": ([("Pad", ["", "pads_n"], {})], 13, "only constant padding"),
     "planes as rows": ([("Flatten", [""], {"axis": 2})], 13, "axis 2; 1 is supported"),
     "moved batch": ([("Transpose", [""], {"perm": [1, 0, 2, 3]})], 13, "moves the batch axis"),
-    "slopes per column": ([("PRelu", ["", "row"], {})], 13, "slopes of shape (9,)"),
+    "slopes of no axis": ([("PRelu", ["", "b"], {})], 13, "slopes of shape (4,)"),
+    "slopes per image": ([("PRelu", ["", "two"], {})], 13, "slopes of shape (2, 3, 1, 1)"),
     "mixed images": (MIXED, 13, "does not run on two images"),
 }
 

@@ -190,11 +190,15 @@ AS_CAMERAS_GIVE: dict[str, tuple[tuple[NodeProto, ...], Numbers]] = {
         ),
         {"ones": [1, 1, 1]},
     ),
+    "resized": (
+        (node("Resize", ["image", "", "twice"], ["t"], mode="linear"), TURN),
+        {"twice": [1.0, 2.0, 1.5, 1.0]},
+    ),
 }
 
 
 @pytest.mark.parametrize("name", AS_CAMERAS_GIVE)
-def test_channels_last_whose_colours_are_put_in_order_first(name: str) -> None:
+def test_channels_last_that_are_changed_before_they_are_turned(name: str) -> None:
     before, numbers = AS_CAMERAS_GIVE[name]
     model = network(
         before=before, numbers={"bgr": [2, 1, 0], **numbers}, shape=("n", SIDE, SIDE, 3)
@@ -207,6 +211,20 @@ def test_channels_last_of_one_channel_are_turned_by_a_reshape() -> None:
     numbers = {"planes": [-1, 1, SIDE, SIDE]}
     model = network(before=before, numbers=numbers, shape=("n", SIDE, SIDE, 1))
     assert_as_the_file(model, 1, turned=True)
+
+
+def test_planes_of_other_channels_last_are_resized_too() -> None:
+    middle = (
+        node("Transpose", ["r"], ["last"], perm=[0, 2, 3, 1]),
+        node("Resize", ["last", "", "twice"], ["resized"], mode="linear"),
+        node("Transpose", ["resized"], ["m"], perm=[0, 3, 1, 2]),
+    )
+    assert_as_the_file(network(middle=middle, numbers={"twice": [1.0, 1.5, 0.5, 1.0]}))
+
+
+def test_an_image_alone_is_flattened_whole() -> None:
+    head = (HEAD[0], node("Flatten", ["g"], ["f"], axis=0), HEAD[2])
+    assert_as_the_file(network(head=head, shape=(1, 3, SIDE, SIDE), out=(1, CLASSES)))
 
 
 @pytest.mark.parametrize("opset", [11, 17])

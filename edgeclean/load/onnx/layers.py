@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from edgeclean.load.onnx.modules import MatMul, Pad
+from edgeclean.load.onnx.modules import MatMul, Pad, SlopedReLU
 from edgeclean.load.onnx.node import NodeView, fill
 from edgeclean.load.onnx.windows import (
     LineWindow,
@@ -135,14 +135,18 @@ def matmul(view: NodeView) -> nn.Module:
 
 
 def prelu(view: NodeView) -> nn.Module:
-    """Convert PRelu with one slope, or one per channel."""
-    slopes = view.floats(1)
-    channels = view.shape()[1]
+    """Convert PRelu with one slope, one per channel, or one for each place of an image."""
+    slopes, (_, *sides) = view.floats(1), view.shape()
     if slopes.dim() == len(view.shape()) and slopes.shape[0] == 1:
         slopes = slopes[0]
-    per_channel = slopes.shape[:1] == (channels,) and slopes.numel() == channels
-    if slopes.numel() != 1 and not (per_channel and slopes.dim() == len(view.shape()) - 1):
-        raise view.refusal(f"slopes of shape {tuple(slopes.shape)}; one, or one per channel")
+    own = [1] * (len(sides) - slopes.dim()) + list(slopes.shape)
+    fits = len(own) == len(sides) and all(
+        one in (1, side) for one, side in zip(own, sides, strict=True)
+    )
+    if not fits:
+        raise view.refusal(f"slopes of shape {tuple(slopes.shape)} for images of {tuple(sides)}")
+    if slopes.numel() not in (1, own[0]):
+        return SlopedReLU(slopes)
     layer = nn.PReLU(slopes.numel())
     fill(view, layer, "weight", slopes.flatten())
     return layer

@@ -271,12 +271,12 @@ def _is_of_planes(shape: np.ndarray | None) -> bool:
     return shape is not None and bool(shape[1] == 1 and shape[2] > 1 and shape[3] > 1)
 
 
-# What a graph may do to an image of any order of axes before it turns it: also crop it, and put its
-# colours into another order.
+# What a graph may do to an image of any order of axes before it turns it: also crop or resize it,
+# and put its colours into another order.
 _BEFORE_TURNED = frozenset(
     {
         *("Add", "Cast", "Clip", "Div", "Identity", "Mul", "Neg", "Pad", "Sub", *QUANTISERS),
-        *("Concat", "Gather", "Slice", "Split"),
+        *("Concat", "Gather", "Resize", "Slice", "Split", "Upsample"),
     }
 )
 

@@ -279,6 +279,20 @@ class UnitNorm(nn.Module):
         return values / norms
 
 
+class SlopedReLU(nn.Module):
+    """Multiply what lies below zero by a slope of its place, as Keras' PReLU has by default."""
+
+    slopes: Tensor
+
+    def __init__(self, slopes: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("slopes", slopes)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return values of the same shape."""
+        return torch.where(values < 0, values * self.slopes, values)
+
+
 class Slice(nn.Module):
     """Take every ``step``-th index from ``start`` up to ``end`` on each of some axes."""
 

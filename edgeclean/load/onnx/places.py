@@ -134,8 +134,10 @@ def reshape(view: NodeView) -> nn.Module:
 
 
 def flatten(view: NodeView) -> nn.Module:
-    """Convert Flatten behind the batch axis."""
+    """Convert Flatten behind the batch axis; of one image alone, all its axes are behind."""
     axis = int(view.attribute("axis", 1))
+    if axis in (0, -len(view.shape())) and view.shape()[0] == 1:
+        return nn.Flatten()
     if view.axis(axis) != 1:
         raise view.refusal(f"axis {axis}; 1 is supported")
     return nn.Flatten()

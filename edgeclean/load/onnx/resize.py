@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from edgeclean.load.onnx.modules import Interpolate, Take
+from edgeclean.load.onnx.modules import Interpolate, Take, Transpose
 from edgeclean.load.onnx.node import NodeView
 
 CUBIC = -0.75
@@ -25,13 +25,24 @@ Indices = npt.NDArray[np.int64]
 def resize(view: NodeView) -> nn.Module:
     """Convert Resize (from opset 10) and Upsample (before), of height and width.
 
+    These are the last two axes of four, or the two before the channels of an image that is resized
+    before it is turned.
+
     Raises:
         InputRejectedError: another axis is resized, or in a mode that is not linear alone.
     """
     before, after = view.shape(), view.shapes[view.node.output[0]]
     _read_sizes(view)
-    if len(before) != 4 or len(after) != 4 or before[:2] != after[:2]:
-        raise view.refusal(f"{before} to {after}; only height and width may be resized")
+    if len(before) == len(after) == 4 and before[:2] == after[:2]:
+        return _resize_planes(view, 2)
+    if len(before) == len(after) == 4 and (before[0], before[3]) == (after[0], after[3]):
+        turned, back = Transpose((0, 3, 1, 2)), Transpose((0, 2, 3, 1))
+        return nn.Sequential(turned, _resize_planes(view, 1), back)
+    raise view.refusal(f"{before} to {after}; only height and width may be resized")
+
+
+def _resize_planes(view: NodeView, first: int) -> nn.Module:
+    """Return the layer for planes [n, c, h, w], which are axis ``first`` and the next here."""
     mode = view.attribute("mode", b"nearest")
     where = _coordinates(view)
     plain = ("exclude_outside", "antialias", "keep_aspect_ratio_policy")
@@ -39,10 +50,11 @@ def resize(view: NodeView) -> nn.Module:
         view.attribute(name, 0) not in (0, b"stretch") for name in plain
     ):
         raise view.refusal(f"mode {mode[:20]!r} with {', '.join(plain)} beside their defaults")
-    sides = list(zip(before[2:], after[2:], _scales(view), strict=True))
+    before, after = view.shape()[first:], view.shapes[view.node.output[0]][first:]
+    sides = list(zip(before[:2], after[:2], _scales(view, first), strict=True))
     if mode == b"nearest":
         return _nearest(view, where, sides)
-    layer = _stock(mode, where, before, after, sides)
+    layer = _stock(mode, where, sides)
     if layer is not None:
         return layer
     weights = _linear if mode == b"linear" else _cubic
@@ -68,18 +80,19 @@ def _coordinates(view: NodeView) -> str:
     return where
 
 
-def _scales(view: NodeView) -> tuple[float, float]:
-    """Return the scales of height and width: those given, or what the sizes make."""
+def _scales(view: NodeView, first: int) -> tuple[float, float]:
+    """Return the scales of an axis and the next: those given, or what the sizes make."""
     index = 1 if view.node.op_type == "Upsample" or view.opset < 11 else 2
     given = view.attribute("scales")
     if given is None and view.given(index) and view.constant(index).numel():
         given = view.floats(index).tolist()
     before, after = view.shape(), view.shapes[view.node.output[0]]
+    second = first + 1
     if given is None:
-        return after[2] / before[2], after[3] / before[3]
+        return after[first] / before[first], after[second] / before[second]
     axes = view.attribute("axes", list(range(4)))
     by_axis = {axis % 4: float(scale) for axis, scale in zip(axes, given, strict=True)}
-    return by_axis.get(2, 1.0), by_axis.get(3, 1.0)
+    return by_axis.get(first, 1.0), by_axis.get(second, 1.0)
 
 
 def _places(where: str, old: int, new: int, scale: float) -> Places:
@@ -137,20 +150,15 @@ def _repeats(chosen: list[Indices], sides: list[tuple[int, int, float]]) -> bool
     )
 
 
-def _stock(
-    mode: bytes,
-    where: str,
-    before: tuple[int, ...],
-    after: tuple[int, ...],
-    sides: list[tuple[int, int, float]],
-) -> nn.Module | None:
+def _stock(mode: bytes, where: str, sides: list[tuple[int, int, float]]) -> nn.Module | None:
     """Return torch's own layer where it computes the same."""
+    (_, height, _), (_, width, _) = sides
     exact = all(math.isclose(old * scale, new, rel_tol=1e-6) for old, new, scale in sides)
     corners = where == "align_corners"
-    if where == "asymmetric" or not exact or (not corners and 1 in after[2:]):
+    if where == "asymmetric" or not exact or (not corners and 1 in (height, width)):
         return None
     kind = "bilinear" if mode == b"linear" else "bicubic"
-    return nn.Upsample(size=(after[2], after[3]), mode=kind, align_corners=corners)
+    return nn.Upsample(size=(height, width), mode=kind, align_corners=corners)
 
 
 def _matrix(
