@@ -126,6 +126,29 @@ class MeanOfParts(nn.Module):
         return self.rows @ values @ self.columns
 
 
+def max_of_parts(values: Tensor, plane: Sequence[int], pooled: Sequence[int]) -> tuple[Tensor]:
+    """Return [n, c, *pooled] alone in a tuple: ``adaptive_max_pool2d`` has the places behind it.
+
+    ONNX has a pool of even parts only: here each part of a row, then of a column, is reduced. The
+    ``plane`` is given, for the exporter would write down how its sides are computed.
+    """
+    for axis, side, parts in zip((2, 3), plane, pooled, strict=True):
+        cuts = _parts(side, parts)
+        of_each = [values.narrow(axis, start, end - start).amax(axis) for start, end in cuts]
+        values = torch.stack(of_each, axis)
+    return (values,)
+
+
+def rms_norm(
+    values: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """Return ``functional.rms_norm``, which ONNX has from opset 23 on only."""
+    least = torch.finfo(values.dtype).eps if eps is None else eps
+    squares = values.square().mean(tuple(range(-len(shape), 0)), keepdim=True)
+    scaled = values * (squares + least).rsqrt()
+    return scaled if weight is None else scaled * weight
+
+
 def affine_positions(plane: Sequence[int], align_corners: bool) -> Tensor:
     """Return [h*w, 3]: x, y and 1 of every place of a plane, as ``affine_grid`` lays them out."""
     height, width = plane
@@ -184,7 +207,11 @@ def entry_written(values: Tensor, source: Tensor, dim: int, index: int) -> Tenso
 def _means(side: int, pooled: int) -> Tensor:
     """Return [pooled, side]: each row averages its part of the side, as PyTorch cuts it."""
     matrix = torch.zeros(pooled, side)
-    for index in range(pooled):
-        start, end = index * side // pooled, -(-(index + 1) * side // pooled)
+    for index, (start, end) in enumerate(_parts(side, pooled)):
         matrix[index, start:end] = 1 / (end - start)
     return matrix
+
+
+def _parts(side: int, pooled: int) -> list[tuple[int, int]]:
+    """Return where PyTorch cuts a side into parts, which may share entries."""
+    return [(one * side // pooled, -(-(one + 1) * side // pooled)) for one in range(pooled)]

@@ -49,8 +49,8 @@ _STRAIGHT = _names(
 _PLACES = _names("slice select narrow take gather indexselect")
 _SPREADS = _names(
     "avgpool1d avgpool2d adaptiveavgpool1d adaptiveavgpool2d maxpool1d maxpool2d adaptivemaxpool2d "
-    "mean sum amax amin interpolate matmul meanofparts powerpool softmax logsoftmax joinedsoftmax "
-    "layernorm groupnorm instancenorm2d unitnorm"
+    "mean sum amax amin interpolate matmul meanofparts maxofparts powerpool softmax logsoftmax "
+    "joinedsoftmax layernorm groupnorm instancenorm2d rmsnorm unitnorm"
 )
 _COMPARISONS = _names(
     "where equal eq greater gt greaterorequal ge less lt lessorequal le notequal ne and or xor not "

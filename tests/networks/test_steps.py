@@ -20,6 +20,8 @@ from edgeclean.networks.operations import (
     affine_grid,
     affine_positions,
     entry_written,
+    max_of_parts,
+    rms_norm,
     slice_written,
 )
 from edgeclean.networks.steps import Call, StepNetwork, free_name, plain_name
@@ -122,6 +124,25 @@ def test_means_of_parts_are_adaptive_pooling(
     expected = functional.adaptive_avg_pool2d(images, (rows, columns))
     got = MeanOfParts((height, width), (rows, columns))(images)
     assert torch.allclose(got, expected, atol=1e-6)
+
+
+@given(height=sides, width=sides, rows=sides, columns=sides)
+@settings(deadline=None)
+def test_maxima_of_parts_are_adaptive_pooling(
+    height: int, width: int, rows: int, columns: int
+) -> None:
+    images = torch.randn(2, 3, height, width)
+    expected = functional.adaptive_max_pool2d(images, (rows, columns))
+    assert torch.equal(max_of_parts(images, (height, width), (rows, columns))[0], expected)
+
+
+@pytest.mark.parametrize("eps", [None, 0.1])
+@pytest.mark.parametrize("shape", [(5,), (4, 5)])
+def test_the_norm_of_means_of_squares_is_torchs(shape: tuple[int, ...], eps: float | None) -> None:
+    values, weight = torch.randn(2, 3, 4, 5), torch.randn(shape)
+    for one in (weight, None):
+        expected = functional.rms_norm(values, shape, one, eps)
+        torch.testing.assert_close(rms_norm(values, shape, one, eps), expected)
 
 
 @given(start=st.integers(-7, 7), length=st.integers(0, 6), dim=st.integers(-3, 2))

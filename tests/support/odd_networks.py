@@ -115,6 +115,9 @@ MIDDLES: dict[str, Callable[[int], nn.Module]] = {
     "weight-read": lambda c: By(lambda m, x: m.conv(x.to(m.conv.weight.dtype)), conv=_conv(c)),
     "shuffled": lambda c: By(_shuffled, conv=_conv(c)),
     "written-into": lambda c: By(_written_into, conv=_conv(c)),
+    "pooled": lambda c: By(
+        lambda m, x: m.conv(functional.adaptive_max_pool2d(x, (7, 5))), conv=_conv(c)
+    ),
     "einsum": lambda c: By(
         lambda m, x: torch.einsum("nchw,oc->nohw", x, m.mix),
         mix=nn.Parameter(torch.randn(c, c) / c**0.5),
@@ -133,6 +136,9 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
     "frozen": FrozenNorm,
     "group": lambda c: nn.GroupNorm(2, c),
+    "rms": lambda c: By(
+        lambda m, x: m.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), norm=nn.RMSNorm(c)
+    ),
     "batch by keyword": lambda c: By(lambda m, x: m.norm(input=x), norm=nn.BatchNorm2d(c)),
     "functional": lambda c: By(
         lambda m, x: functional.batch_norm(x, m.stats.running_mean, m.stats.running_var),

@@ -35,6 +35,8 @@ from edgeclean.networks.operations import (
     cast,
     copied,
     entry_written,
+    max_of_parts,
+    rms_norm,
     slice_written,
 )
 from edgeclean.networks.steps import Call, StepNetwork, free_name
@@ -47,14 +49,16 @@ _RESHAPES = frozenset(
         _aten.squeeze.default,  # of one image alone it would drop the axis of the images too
     }
 )
-# What ONNX's exporter does not know by this name: another type of numbers, and parts of a tensor
-# that code has written to.
+# What ONNX's exporter does not know by this name, or not in every opset: another type of numbers,
+# parts of a tensor that code has written to, a norm.
 _WRITES: dict[Any, Any] = {
     _aten._to_copy.default: cast,
     _aten.copy.default: copied,
+    _aten.rms_norm.default: rms_norm,
     _aten.slice_scatter.default: slice_written,
     _aten.select_scatter.default: entry_written,
 }
+_ADAPTIVE = frozenset({_aten.adaptive_avg_pool2d.default, _aten.adaptive_max_pool2d.default})
 _PADS = frozenset({_aten.pad.default, _aten.constant_pad_nd.default})
 # What leaves its first argument as it is, in a graph in which nothing changes in place.
 _IDENTITIES = frozenset(
@@ -193,12 +197,14 @@ class _Writer:
         return True
 
     def _add_other(self, node: fx.Node) -> None:
-        if node.target is _aten.adaptive_avg_pool2d.default:
+        if node.target in _ADAPTIVE:
             plane = tuple(_first(node).meta["val"].shape[-2:])
             pooled = tuple(arguments(node)["output_size"])
             if any(side % part for side, part in zip(plane, pooled, strict=True)):
-                taken = self.value(_first(node))
-                self._call(node, MeanOfParts(plane, pooled), (taken,))
+                if node.target is _aten.adaptive_max_pool2d.default:
+                    self._add_operation(node, max_of_parts, (_first(node), plane, pooled), {})
+                else:
+                    self._call(node, MeanOfParts(plane, pooled), (self.value(_first(node)),))
                 return
         if node.target is _aten.affine_grid_generator.default:
             given = arguments(node)
