@@ -140,12 +140,11 @@ def settings_for(
         "target": target.name,
         "ranks": {"rank_multiple": target.rank_multiple(of_file)},
         "export": {"opset": target.opset},
+        "precision": {"format": _of_a_file(target.default_precision)},
     }
     purify = entries.get("purify")
     if isinstance(purify, Mapping) and purify.get("mode") == "clean-compact":
         decided = overlay(decided, _CLEAN_COMPACT)
-    if target.kind == "mcu":  # its precision is no choice of speed: nothing else may fit
-        decided["precision"] = {"format": target.default_precision}
     # Of a microcontroller the flash is short, and smaller images leave the weights as they are.
     if target.kind == "mcu" or _lacks_resize(target):
         decided = overlay({"ranks": {"forms": [*OF_LAYERS]}}, decided)
@@ -170,6 +169,11 @@ def _check_forms(ranks: RankSettings, target: Target) -> None:
             f"--forms resolution puts a {RESIZE} into the network, and {target.name} does not list "
             f"it among its operators; ask for --forms {','.join(OF_LAYERS)}"
         )
+
+
+def _of_a_file(precision: str) -> str:
+    """Return the precision of a file for a device: what is in no file, such as TF32, is fp32."""
+    return precision if precision in get_args(Precision) else "fp32"
 
 
 def _lacks_resize(target: Target) -> bool:
@@ -235,6 +239,21 @@ def read_config(path: Path) -> dict[str, Any]:
         UsageError: the file cannot be read, is over 1 MiB, or is not TOML.
     """
     return read_small_toml(path, MAX_FILE_BYTES, hint="it must be a few lines")
+
+
+def place_of_error(path: Path | None, entries: Mapping[str, Any]) -> str:
+    """Return what a refusal begins with: the file, where its entries alone are refused already.
+
+    Args:
+        path: the configuration file; None where there is none.
+        entries: what it holds, in present words.
+    """
+    if path is not None:
+        try:
+            settings_from(PipelineSettings, entries)
+        except UsageError:
+            return str(path)
+    return "options"
 
 
 def overlay(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

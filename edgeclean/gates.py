@@ -105,7 +105,7 @@ class GateVerdict:
     Attributes:
         gate: the name of the option and of the key in a policy file.
         asked: the bound, in ``unit``.
-        measured: the measured number, in ``unit``; NaN never passes.
+        measured: the measured number, in ``unit``; None where there is none, which never passes.
         unit: "suspicions", "percentage points", "bytes" or "times".
         passed: whether the bound is kept.
         detail: the evidence for the number, in words.
@@ -113,7 +113,7 @@ class GateVerdict:
 
     gate: GateName
     asked: int | float
-    measured: int | float
+    measured: int | float | None
     unit: str
     passed: bool
     detail: str
@@ -121,7 +121,9 @@ class GateVerdict:
     @property
     def in_numbers(self) -> tuple[str, str]:
         """What was measured and what was asked, with as many digits as tell them apart."""
-        if self.unit == "bytes" and self.measured == self.measured:
+        if self.measured is None:
+            return "nothing", f"{self.asked:.4g}"
+        if self.unit == "bytes":
             return f"{self.measured:,.0f}", f"{self.asked:,.0f}"
         for digits in (4, 6, 9, 17):
             told = f"{self.measured:.{digits}g}", f"{self.asked:.{digits}g}"
@@ -137,11 +139,9 @@ def read_policy(path: Path | None, options: Mapping[str, Any]) -> Policy:
         UsageError: the file cannot be read, holds an unknown key, or a value is out of range.
     """
     entries = {} if path is None else read_config(path)
-    plain = {key.replace("-", "_"): entry for key, entry in entries.items()}
-    if len(plain) != len(entries):
-        raise UsageError(f"{path}: a gate is given twice, with - and with _; keep one")
-    where = "options" if path is None else str(path)
-    return settings_from(Policy, overlay(plain, options), where=where)
+    if path is not None:
+        settings_from(Policy, entries, where=str(path))  # so that it answers for its own alone
+    return settings_from(Policy, overlay(entries, options), where="options")
 
 
 def read_size(text: int | str) -> int:
@@ -295,7 +295,7 @@ def _judge_forecast(most: float, forecast: Forecast | None) -> GateVerdict:
     return GateVerdict(
         gate="max-expected-drop",
         asked=most,
-        measured=100.0 if expected is None else expected,
+        measured=expected,
         unit="percentage points",
         passed=expected is not None and expected <= most,
         detail="no forecast" if forecast is None else f"forecast {forecast.in_words()}",

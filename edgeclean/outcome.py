@@ -35,6 +35,7 @@ from edgeclean.networks.state import (
     ScaledNetwork,
     SyntheticImages,
     TruncatedNetwork,
+    same_weights,
     settings_as_json,
 )
 from edgeclean.networks.structure import StructureReport
@@ -91,7 +92,19 @@ class Compression:
     @property
     def caveats(self) -> tuple[str, ...]:
         """Sentences that the reader of what was measured should know."""
-        return tuple(filter(None, (self.scan.caveat, left_out(self.compressed))))
+        said = (self._still_there, self.scan.caveat, left_out(self.compressed))
+        return tuple(filter(None, said))
+
+    @property
+    def _still_there(self) -> str | None:
+        """Whether what the scan suspected is in the compressed network as it was found."""
+        if not self.scan.suspects or not same_weights(self.original.module, self.purified.module):
+            return None
+        return (
+            f"The scan suspects {', '.join(self.scan.suspicions)}, and purification changed no "
+            "weight: what was found is in the compressed network as well, as far as compression "
+            "leaves it."
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -144,8 +144,13 @@ class ScanReport:
     def quiet_in_words(self) -> str:
         """Which searches found nothing, and which did not run: that one is not quiet."""
         ran = ", ".join(one.in_words for one in self.searches if one.searched != ())
-        left = ", ".join(one.name for one in self.searches if one.searched == ())
-        return f"no trigger found by {ran or 'any search'}" + (f"; not run: {left}" if left else "")
+        left = f"; not run: {self.not_run}" if self.not_run else ""
+        return f"no trigger found by {ran or 'any search'}{left}"
+
+    @property
+    def not_run(self) -> str:
+        """The searches that this network is not made for, in words; "" where all ran."""
+        return ", ".join(one.name for one in self.searches if one.searched == ())
 
     @property
     def suspicions(self) -> tuple[str, ...]:

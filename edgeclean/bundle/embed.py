@@ -6,8 +6,10 @@ size, their SHA-256 and the network's input. The text depends on the bundle alon
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -22,14 +24,25 @@ Form = Literal["c", "incbin"]
 BYTES_PER_LINE = 12
 MAX_ALIGNMENT = 4096
 TAKEN = frozenset({"", ".h", ".c", ".s", ".o", ".d"})  # of what is written, and what is made of it
-# C, C++ and assemblers reserve names: those with __, and the keywords below.
-_SYMBOL = re.compile(r"(?!.*__)[A-Za-z][A-Za-z0-9_]{0,99}")
+# C, C++ and assemblers reserve names: those with __, POSIX those that end in _t, and these.
+_SYMBOL = re.compile(r"(?!.*__)(?!.*_t$)[A-Za-z][A-Za-z0-9_]{0,99}")
 _KEYWORDS = """
-alignas alignof and asm auto bitand bitor bool break case catch char class compl const constexpr
-continue decltype default delete do double else enum explicit export extern false float for friend
-goto if inline int long main mutable namespace new noexcept not nullptr operator or private
-protected public register restrict return short signed sizeof static struct switch template this
-throw true try typedef typeid typename typeof union unsigned using virtual void volatile while xor
+alignas alignof and and_eq asm auto bitand bitor bool break case catch char class co_await co_return
+co_yield compl concept const const_cast consteval constexpr constinit continue decltype default
+delete do double dynamic_cast else enum explicit export extern false float for friend goto if inline
+int long main mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected
+public register reinterpret_cast requires restrict return short signed sizeof static static_assert
+static_cast struct switch template this thread_local throw true try typedef typeid typename typeof
+typeof_unqual union unsigned using virtual void volatile while xor xor_eq i386 linux unix
+"""
+# A folder of ours is before the library's own where a compiler looks for a header.
+_HEADERS = """
+aio alloca ar assert byteswap complex cpio ctype dirent dlfcn elf endian err errno error fcntl
+features fenv float fmtmsg fnmatch ftw getopt glob grp iconv inttypes iso646 langinfo libgen limits
+link locale malloc math memory monetary mqueue ndbm netdb nl_types poll pthread pwd regex sched
+search semaphore setjmp signal spawn stab stdalign stdarg stdatomic stdbit stdbool stdckdint stddef
+stdint stdio stdlib stdnoreturn string strings stropts syscall sysexits syslog tar termios tgmath
+threads time trace uchar ucontext ulimit unistd utime utmp utmpx values wait wchar wctype wordexp
 """
 
 
@@ -59,7 +72,12 @@ class EmbedSettings(Settings):
         if not _SYMBOL.fullmatch(self.symbol) or self.symbol in _KEYWORDS.split():
             raise UsageError(
                 f"symbol is {shown(self.symbol)}; it must be a name in C and C++: letters, "
-                "digits and single _, a letter first, no keyword"
+                "digits and single _, a letter first, no keyword, and no type's name (_t)"
+            )
+        if self.symbol.lower() in _HEADERS.split() or _in_c_library(self.symbol):
+            raise UsageError(
+                f"symbol is {self.symbol}, which the C library has a header or a function of; name "
+                f"it otherwise, such as {self.symbol}_model"
             )
         if self.align & (self.align - 1):
             raise UsageError(f"align is {self.align}; it must be a power of two")
@@ -81,6 +99,15 @@ class EmbedSettings(Settings):
         """The name of the file of bytes that ``.incbin`` takes; not one that is written beside."""
         suffix = PurePosixPath(self.file).suffix
         return f"{self.symbol}{suffix if suffix.lower() not in TAKEN else '.bin'}"
+
+
+def _in_c_library(symbol: str) -> bool:
+    """Return whether this machine's C library exports a name, which an array would replace."""
+    for library in ("libc.so.6", "libm.so.6"):
+        with suppress(OSError, AttributeError):  # another C library, or no such name in it
+            getattr(ctypes.CDLL(library), symbol)
+            return True
+    return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,12 +107,12 @@ def sign_folder(folder: Path, signer: Signer) -> bytes:
     """
     _check_name(folder)
     config = _configured_signer(signer).set_hashing_config(_hashing())
-    path = folder.with_name(f"{folder.name}.signature")
-    try:
+    with tempfile.TemporaryDirectory(
+        prefix="edgeclean-"
+    ) as made:  # beside the folder its name might be too long
+        path = Path(made, texts.SIGNATURE)
         config.sign(folder, path)
         return path.read_bytes()
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def check_signature(

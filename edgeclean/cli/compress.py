@@ -155,6 +155,11 @@ def _answer(reporter: Reporter, checkpoint: Path, written: WrittenCompression) -
     fastest = fastest_line(written.report["runtimes"])
     if fastest is not None:
         reporter.note(fastest)
+    latency = written.compression.latency
+    if latency.speedup_high < 1:
+        reporter.note("the compressed network is slower than the original on this machine")
+    if not latency.steady:
+        reporter.note("this machine was not steady: its times say little")
     for row in written.report["runtimes"]:
         if row["latency"] is not None and row["latency"]["speedup"] < 1:
             reporter.note(f"in {row['name']} the compressed network is slower than the original")
@@ -224,6 +229,8 @@ def _checks(written: WrittenCompression) -> Table:
     difference = f"{parity.max_relative_difference:.1e}, allowed {parity.tolerance:.0e}"
     table = plain_table("", "")
     table.add_row(*cells("scan of the original", verdict_in_words(written.compression.scan)))
+    if written.compression.scan.not_run and written.compression.scan.verdict == "suspected":
+        table.add_row(*cells("searches not run", written.compression.scan.not_run))
     structure = written.compression.scan.structure
     for one in structure.findings:
         table.add_row(*cells(f"structure: {one.kind}", one.in_words()))

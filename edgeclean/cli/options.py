@@ -368,11 +368,12 @@ def pipeline_settings(
 
     ``note`` is given a line for each word that has another name now.
     """
-    from edgeclean.config import configured, in_new_words, overlay, read_config
+    from edgeclean.config import configured, in_new_words, overlay, place_of_error, read_config
 
-    entries = overlay({} if config is None else read_config(config), without_none(options))
-    where = "options" if config is None else str(config)
-    return configured(in_new_words(entries, note), target_file=target_file, where=where)
+    own = {} if config is None else read_config(config)
+    entries = in_new_words(overlay(own, without_none(options)), note)
+    where = place_of_error(config, in_new_words(own))
+    return configured(entries, target_file=target_file, where=where)
 
 
 def run_options(seed: int | None, gpu: bool, effort: str | None) -> dict[str, Any]:

@@ -26,7 +26,7 @@ COMMANDS = (
     *("compress", "fleet", "scan", "inspect", "export", "latency-table", "bench", "build-engine"),
     *("verify", "sign", "embed"),
 )
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 def is_split(words: Sequence[str]) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 from edgeclean.errors import UsageError
 from edgeclean.files.reading import read_small_toml
-from edgeclean.files.schema import first_violation
+from edgeclean.files.schema import first_violation, validator
 from edgeclean.files.text import shown
 
 MAX_TARGET_FILE_BYTES = 2**20
@@ -58,10 +58,25 @@ def read_profile(path: Path) -> dict[str, Any]:
     profile = read_small_toml(path, MAX_TARGET_FILE_BYTES, hint="a profile is a page of TOML")
     violation = first_violation(profile, "target")
     if violation is not None:
-        raise UsageError(f"{path} does not describe a target, {violation}")
+        raise UsageError(f"{path} does not describe a target, {violation}{_nearest_key(profile)}")
+    if "alias_of" in profile:
+        raise UsageError(
+            f"{path} has alias_of, which is for shipped names alone; write extends = "
+            f"{shown(profile['alias_of'])}"
+        )
     base = shipped_profile(profile["extends"]) if "extends" in profile else {}
     base.pop("alias_of", None)
     return {**base, **profile}
+
+
+def _nearest_key(profile: Mapping[str, Any]) -> str:
+    """Return the key that was probably meant by one that is none, in words; "" where none is."""
+    known = validator("target").schema["properties"]
+    for key in profile:
+        close = difflib.get_close_matches(key, known, n=1) if key not in known else []
+        if close:
+            return f"; nearest: {close[0]}"
+    return ""
 
 
 def generations() -> list[dict[str, Any]]:

@@ -267,12 +267,27 @@ def _refuse_contradictions(name: str, facts: Mapping[str, Any]) -> None:
         raise UsageError(
             f"target {name!r} asks for opset {opset}, outside of the {low} to {high} that it reads"
         )
-    if facts.get("runtime", {"value": ""})["value"] in CONVERTERS and (
-        "converter_target" not in facts
-    ):
+    _refuse_wrong_runtime(name, facts)
+
+
+def _refuse_wrong_runtime(name: str, facts: Mapping[str, Any]) -> None:
+    """Refuse a runtime without what it needs, or with what only another could use."""
+    runtime = facts.get("runtime", {"value": "onnxruntime"})["value"]
+    if runtime in CONVERTERS and "converter_target" not in facts:
         raise UsageError(
             f"target {name!r} does not say 'converter_target', the chip's name for the vendor's "
             "converter; add it with its source"
+        )
+    if runtime not in CONVERTERS and "converter_target" in facts:
+        raise UsageError(
+            f"target {name!r} has a converter_target, which {runtime} does not use; leave it out, "
+            f"or choose one of {', '.join(CONVERTERS)} as the runtime"
+        )
+    of_gpu = runtime.startswith("tensorrt")
+    if of_gpu != ("compute_capability" in facts):
+        wanted = "needs" if of_gpu else "does not use"
+        raise UsageError(
+            f"target {name!r} has the runtime {runtime}, which {wanted} a compute_capability"
         )
 
 

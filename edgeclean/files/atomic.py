@@ -131,15 +131,31 @@ def hold_folder(
             raise UsageError(f"{path} is a file; name a folder that does not exist, or a bundle")
         if replaced:
             refuse_mount(held.path, path, "inside it")
-        held.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _lock(held)
-    try:
+    with with_parents(held.path):
         with _raising_usage_errors(held.path):
-            _clear_up(held)
-        _refuse_loss(held, held.path)
-        yield held
-    finally:
-        _let_go(held, descriptor)
+            descriptor = _lock(held)
+        try:
+            with _raising_usage_errors(held.path):
+                _clear_up(held)
+            _refuse_loss(held, held.path)
+            yield held
+        finally:
+            _let_go(held, descriptor)
+
+
+@contextmanager
+def with_parents(place: Path) -> Iterator[None]:
+    """Make the parents of a place; what of them was not there goes again if what follows fails."""
+    missing = [one for one in place.parents if not os.path.lexists(one)]
+    with _raising_usage_errors(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for one in missing:  # the deepest first; one that holds anything by now stays
+            with suppress(OSError):
+                one.rmdir()
+        raise
 
 
 def replace_folder(

@@ -133,6 +133,7 @@ class Store:
             ) as stream:
                 stream.write(secrets.token_bytes(SECRET_BYTES))
                 stream.flush()
+                os.fsync(stream.fileno())
                 with suppress(FileExistsError):  # another run was quicker
                     os.link(stream.name, path)
         try:
@@ -146,7 +147,12 @@ class Store:
         except OSError as error:
             self._notify(f"cache: {path} cannot be read ({error.strerror})")
             return None
-        return secret if len(secret) == SECRET_BYTES else None
+        if len(secret) != SECRET_BYTES:
+            self._notify(
+                f"cache: {path} is damaged; nothing is kept or read until you remove {self.folder}"
+            )
+            return None
+        return secret
 
     def _prune(self) -> None:
         """Remove the oldest results above the limit, and what killed writers left."""

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from edgeclean.errors import UsageError
-from edgeclean.files.atomic import hold_folder, replace_folder, resolved
+from edgeclean.files.atomic import hold_folder, replace_folder, resolved, with_parents
 from edgeclean.files.mounts import refuse_mount
 from edgeclean.files.reading import is_regular, open_regular
 from edgeclean.notes import BESIDE, MADE, MOVED, SETTLED, note, note_output
@@ -178,7 +178,7 @@ def in_place(
             beside = {}
             for path, contents in files.items():
                 place = check_place(path, ours)
-                place.parent.mkdir(parents=True, exist_ok=True)
+                leftovers.enter_context(with_parents(place))
                 beside[place] = _written_beside(place, contents, leftovers, run)
             final = None if last is None else resolved(last)
             if final is not None and final.exists():

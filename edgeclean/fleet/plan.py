@@ -19,6 +19,7 @@ from edgeclean.config import (
     configured,
     in_new_words,
     overlay,
+    place_of_error,
     read_config,
 )
 from edgeclean.devices.targets import Target
@@ -191,20 +192,23 @@ class _Planned:
             UsageError: see `plan_networks`.
         """
         file = self._catalogue.file
-        entries = overlay(self._config(file(entry.config)), self._settings(entry, target, goal))
+        own = self._config(file(entry.config))
+        entries = overlay(own, self._settings(entry, target, goal))
         settings, device = configured(
-            in_new_words(entries), target_file=file(target.target_file), where="options"
+            in_new_words(entries),
+            target_file=file(target.target_file),
+            where=place_of_error(file(entry.config), in_new_words(own)),
         )
         table = file(target.latency_table)
         check_goal(settings, device, self._table(table))
-        own = {
+        gates = {
             "fail_on_backdoor": entry.fail_on_backdoor,
             "max_accuracy_drop": entry.max_accuracy_drop,
             "max_expected_drop": entry.max_expected_drop,
             "max_size": target.max_size or entry.max_size,
             "min_speedup": target.min_speedup or entry.min_speedup,
         }
-        policy = read_policy(file(entry.policy), without_none(own))
+        policy = read_policy(file(entry.policy), without_none(gates))
         if policy.max_accuracy_drop is not None and entry.evaluate is None:
             raise UsageError(
                 "max-accuracy-drop needs labelled images to measure accuracy on; give evaluate"

@@ -156,7 +156,11 @@ def parse_torch(contents: bytes, limits: LoadLimits) -> bytes:
         for name, tensor in tensors.items()
     }
     beside = beside_tensors(file.tree.names)[:MOST_NAMES]
-    told = {"networks": [one.path for one in found], "beside": beside}
+    told = {
+        "networks": [one.path for one in found],
+        "beside": beside,
+        "layers": [one.layers for one in found],
+    }
     return safetensors.torch.save(plain, {key: json.dumps(one) for key, one in told.items()})
 
 
@@ -184,7 +188,9 @@ def read_networks(contents: bytes, kind: Kind, limits: LoadLimits) -> SavedNetwo
         by_index[int(index)][own] = tensor
     for tensors in by_index:
         check_layout(tensors, limits)
-    return SavedNetworks(networks=networks, beside=tuple(json.loads(told["beside"])))
+    layers = dict(zip(networks, json.loads(told["layers"]), strict=True))
+    beside = tuple(json.loads(told["beside"]))
+    return SavedNetworks(networks=networks, beside=beside, layers=layers)
 
 
 def _safetensors(contents: bytes) -> dict[str, Tensor]:
@@ -278,7 +284,7 @@ def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> 
             module(torch.zeros(1, *spec.input_shape))
     except InputRejectedError:
         raise
-    except Exception as error:  # noqa: BLE001 - a module that does not fit raises what it likes
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - code that does not fit raises any
         reason = (str(error).splitlines() or [""])[0][:200]
         raise InputRejectedError(
             f"the network does not take an image of {shape} ({type(error).__name__}: {reason}); "

@@ -7,8 +7,8 @@ the architecture, or the user says which.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,7 +20,8 @@ from edgeclean.load.architectures import build_architecture, list_architectures
 from edgeclean.load.architectures.libraries import is_of_library
 from edgeclean.load.asked_for import MOST_LETTERS
 from edgeclean.load.limits import LoadLimits
-from edgeclean.load.names import Architecture, Renamed, closest, fits
+from edgeclean.load.names import Architecture, Renamed, closest, fits, unwrapped
+from edgeclean.load.pickled_layers import Layers, differences
 from edgeclean.load.running_cost import bounded_cost
 from edgeclean.load.state_dict import check_names_and_shapes, fit_weights
 from edgeclean.networks.layers import evaluated
@@ -29,6 +30,7 @@ from edgeclean.networks.state import JsonValue, ModelSpec
 _Networks = Mapping[tuple[str, ...], Mapping[str, Tensor]]
 WHOLE_FILE = "."
 MOST_SHOWN = 8
+_ANOTHER_SEED = 2**31 - 19
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +40,12 @@ class SavedNetworks:
     Attributes:
         networks: tensors by name, under the keys that they lie under in the file.
         beside: what else a pickle asks for, unread.
+        layers: what pickled modules say of their layers, under the same keys.
     """
 
     networks: _Networks
     beside: tuple[str, ...] = ()
+    layers: Mapping[tuple[str, ...], Layers] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,7 @@ class _Way:
     """One way to take a network from the file, and what it is called to the user."""
 
     label: str
+    path: tuple[str, ...]
     renamed: Renamed
 
 
@@ -78,8 +83,10 @@ def fitted(
         _wake_(module, spec, limits)
         needed = module.state_dict()
         way = _chosen(saved, lambda _: needed, limits.state_dict)
+        _refuse_drawn(module, lambda: _built(spec, (), code_folder))
     fit_weights(module, way.renamed.tensors)
     notes = {
+        "differences": list(differences(_renamed_layers(saved, way), module)),
         "network": way.label if way.label != WHOLE_FILE else "",
         "names": list(way.renamed.done),
         "beside": [name[:MOST_LETTERS] for name in saved.beside],
@@ -94,6 +101,11 @@ def told(notes: Mapping[str, JsonValue]) -> tuple[str, ...]:
         sentences.append(f"Of the checkpoint, the network under {notes['network']} was taken.")
     if "names" in notes:
         sentences.append(f"To fit the architecture: {'; '.join(notes['names'])}.")
+    if "differences" in notes:
+        sentences.append(
+            f"The file's own network was not made by this code as it is: "
+            f"{'; '.join(notes['differences'])}."
+        )
     if "beside" in notes:
         sentences.append(f"Beside the weights, not read: {', '.join(notes['beside'])}.")
     return tuple(sentences)
@@ -123,6 +135,54 @@ def _built(spec: ModelSpec, keys: Collection[str], code_folder: Path | None) -> 
         module = build_architecture(spec.architecture, spec, keys, code_folder=code_folder)
     _refuse_script(module)
     return evaluated(module.float())
+
+
+def _renamed_layers(saved: SavedNetworks, way: _Way) -> Layers:
+    """Return what the file says of the layers, under the names that the architecture has."""
+    prefix = way.renamed.prefix
+    return {
+        unwrapped(f"{name}.".removeprefix(prefix))[:-1]: said
+        for name, said in saved.layers.get(way.path, {}).items()
+        if f"{name}.".startswith(prefix)
+    }
+
+
+def _refuse_drawn(module: nn.Module, build: Callable[[], nn.Module]) -> None:
+    """Refuse numbers that the code draws at random and that no state dict holds.
+
+    Raises:
+        InputRejectedError: made once more, the network has others.
+    """
+    unsaved = _unsaved(module)
+    if not unsaved:
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_ANOTHER_SEED)
+        again = _unsaved(build())
+    for name, tensor in unsaved.items():
+        if name in again and not torch.equal(again[name], tensor):
+            raise InputRejectedError(
+                f"{name} is drawn at random when the network is made, and its state dict does not "
+                "hold it, so that the network that was trained cannot be made again; register it "
+                "as a buffer that is saved, or export the network to ONNX and give that file"
+            )
+
+
+def _unsaved(module: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a network that its state dict has in no form, by their names."""
+    saved = {one.untyped_storage().data_ptr() for one in module.state_dict().values()}
+    found: dict[str, Tensor] = {}
+    for place, part in module.named_modules():
+        kept = {name: part._buffers[name] for name in part._non_persistent_buffers_set}
+        plain = {name: one for name, one in vars(part).items() if isinstance(one, Tensor)}
+        # The older norms and prunings keep what they make of others as an attribute.
+        made = {name for name in plain if {f"{name}_g", f"{name}_orig"} & part._parameters.keys()}
+        for name, one in {**kept, **plain}.items():
+            if one is not None and name not in made:
+                found[f"{place}.{name}" if place else name] = one
+    return {
+        name: one for name, one in found.items() if one.untyped_storage().data_ptr() not in saved
+    }
 
 
 def _refuse_script(module: nn.Module) -> None:
@@ -192,7 +252,7 @@ def _ways(networks: _Networks, architecture: Architecture) -> list[_Way]:
     for path, tensors in networks.items():
         for renamed in fits(tensors, architecture):
             label = _label(path, renamed.prefix)
-            ways.setdefault(label, _Way(label=label, renamed=renamed))
+            ways.setdefault(label, _Way(label=label, path=path, renamed=renamed))
     return list(ways.values())
 
 

@@ -25,6 +25,8 @@ WRAPPERS = (
 # Last parts of names of what no network computes with: counters of thop and of averaging.
 COUNTERS = ("total_ops", "total_params", "n_averaged")
 TRACKED = "num_batches_tracked"
+# Parts of names of torch.ao.quantization's observers and fake quantisers.
+OBSERVERS = ("activation_post_process", "weight_fake_quant")
 MOST_PREFIXES = 24
 LEAST_SHARE = 8  # a network is at least an eighth of the names that it lies among
 MOST_DEPTH = 4  # of a prefix, in parts
@@ -66,7 +68,27 @@ def fits(tensors: Mapping[str, Tensor], architecture: Architecture) -> list[Rena
         match = _match(variant, architecture(_keys(variant.tensors)))
         if match is not None:
             found.append(match)
-    return found
+    return [*found, *_around(found, tensors, architecture)]
+
+
+def _around(
+    found: list[Renamed], tensors: Mapping[str, Tensor], architecture: Architecture
+) -> Iterator[Renamed]:
+    """Yield what fits once those that fit and lie in it are left out: a network and its average.
+
+    The average may be a part of the module whose average it is.
+    """
+    inner = tuple(one.prefix for one in found if one.prefix)
+    above = {""}
+    for prefix in inner:
+        words = prefix[:-1].split(".")
+        above |= {".".join(words[:depth]) + "." for depth in range(1, len(words))}
+    for prefix in sorted(above - {one.prefix for one in found}):
+        rest = {name: one for name, one in tensors.items() if not name.startswith(inner)}
+        variant = _below(prefix, rest)
+        match = _match(variant, architecture(_keys(variant.tensors))) if variant.tensors else None
+        if match is not None:
+            yield match
 
 
 def closest(tensors: Mapping[str, Tensor], architecture: Architecture) -> Renamed:
@@ -107,7 +129,7 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> Renamed:
     named = {
         name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)
     }
-    plain = {_unwrapped(name): one for name, one in named.items()}
+    plain = {unwrapped(name): one for name, one in named.items()}
     if len(plain) < len(named):  # it is the wrapper that tells two names apart
         plain = named
     words = sorted({part for name in named.keys() - plain.keys() for part in _wrappers(name)})
@@ -123,7 +145,7 @@ def _match(variant: Renamed, needed: Mapping[str, Tensor]) -> Renamed | None:
 
     The architecture's own names may have wrappers and a prefix too; they are compared without.
     """
-    names = {_unwrapped(name): name for name in needed}
+    names = {unwrapped(name): name for name in needed}
     if len(names) < len(needed):
         names = {name: name for name in needed}
     shared = _shared_prefix(names)
@@ -150,6 +172,11 @@ def _is_all_of(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> b
 def _tidied(variant: Renamed, needed: Mapping[str, Tensor]) -> Renamed:
     """Return it without counters, and with parts of weights put together, where needed."""
     tensors, done = put_together(variant.tensors, needed)
+    observers = {name for name in tensors if name not in needed and _observes(name)}
+    if observers:
+        tensors = {name: one for name, one in tensors.items() if name not in observers}
+        done = (*done, f"{len(observers)} of quantisation's observers left out")
+    tensors = {name: one for name, one in tensors.items() if not _miscounts(name, one, needed)}
     for counter in (*COUNTERS, TRACKED):
         extra = {
             name for name in tensors if name not in needed and name.rpartition(".")[2] == counter
@@ -161,6 +188,20 @@ def _tidied(variant: Renamed, needed: Mapping[str, Tensor]) -> Renamed:
     if tied:
         tensors, done = tensors | tied, (*done, f"{len(tied)} tied to one that was saved")
     return Renamed(tensors=tensors, prefix=variant.prefix, done=(*variant.done, *done))
+
+
+def _observes(name: str) -> bool:
+    """Return whether a name is of what quantisation-aware training watches a network with."""
+    return any(part.startswith(OBSERVERS) for part in name.split("."))
+
+
+def _miscounts(name: str, tensor: Tensor, needed: Mapping[str, Tensor]) -> bool:
+    """Return whether it is a counter that averaging made a fraction of, or gave an axis."""
+    return (
+        name.endswith(TRACKED)
+        and name in needed
+        and (tensor.is_floating_point() or tensor.shape != needed[name].shape)
+    )
 
 
 def _tied(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -196,7 +237,8 @@ def _shared_prefix(names: Collection[str]) -> str:
     return shared
 
 
-def _unwrapped(name: str) -> str:
+def unwrapped(name: str) -> str:
+    """Return a name without the parts that wrappers of a module add."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 

@@ -6,10 +6,11 @@ What lies beside them (epochs, settings, the states of optimisers) is left unrea
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.load.pickled_layers import Layers, layers_of
 from edgeclean.load.pickles import StandIn
 from edgeclean.load.torch_file import in_words, is_tensor
 
@@ -36,11 +37,13 @@ class FoundNetwork:
         path: the keys that it lies under; empty for the whole file.
         tensors: the nodes of its tensors, by their names.
         flaw: why it is no state dict, in a line; empty where nothing is wrong.
+        layers: of a pickled module, what it says of its layers beside their weights.
     """
 
     path: tuple[str, ...]
     tensors: Mapping[str, StandIn]
     flaw: str = ""
+    layers: Layers = field(default_factory=dict)
 
 
 def find_networks(root: object) -> list[FoundNetwork]:
@@ -90,7 +93,8 @@ def _walk(node: object, path: tuple[str, ...]) -> Iterator[FoundNetwork]:
     if _is_module(node):
         tensors = dict(_of_module(node, "", 0))
         if tensors:
-            yield FoundNetwork(path=path, tensors=tensors)
+            layers = layers_of(_modules_of(node, ""))
+            yield FoundNetwork(path=path, tensors=tensors, layers=layers)
         return
     entries = _entries(node)
     tensors = {
@@ -138,6 +142,11 @@ def _flaw(entries: Mapping[Any, Any]) -> str:
         if is_tensor(leaf):
             continue
         words = in_words(leaf)[:100]
+        if "qint" in words or "_packed_params" in name:
+            return (
+                f"the state dict's {name!r} is of a quantised network, whose weights are no "
+                "floats; give the float network that it was made of, or ONNX with QuantizeLinear"
+            )
         if isinstance(leaf, StandIn):
             return (
                 f"the state dict's {name!r} asks for code: {words}; nothing was run. Only tensors "
@@ -205,6 +214,14 @@ def _of_module(node: Any, prefix: str, depth: int) -> Iterator[tuple[str, StandI
     for name, below in state["_modules"].items():
         if isinstance(name, str) and _is_module(below):
             yield from _of_module(below, f"{prefix}{name}.", depth + 1)
+
+
+def _modules_of(node: Any, name: str) -> Iterator[tuple[str, StandIn]]:
+    """Yield a module and those in it, by their names; `_of_module` has refused endless ones."""
+    yield name, node
+    for own, below in node.state["_modules"].items():
+        if isinstance(own, str) and _is_module(below):
+            yield from _modules_of(below, f"{name}.{own}" if name else own)
 
 
 def _a_dict(value: object) -> Mapping[Any, Any]:

@@ -118,10 +118,17 @@ def _head(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> str:
         if tensor.shape != needed[name].shape
     ]
     heads = {(ours[:1], theirs[:1]) for ours, theirs in pairs}
-    if len(heads) != 1 or any(ours[1:] != theirs[1:] for ours, theirs in pairs):
+    if (
+        len(heads) != 1
+        or not all(next(iter(heads)))
+        or any(ours[1:] != theirs[1:] for ours, theirs in pairs)
+    ):
         return ""
-    ((ours, _),) = heads
-    return f"; its last layer has {ours[0]} outputs: give --classes {ours[0]} if those are all"
+    ((ours, theirs),) = heads
+    return (
+        f"; its last layer has {ours[0]} outputs, and the architecture's {theirs[0]}: give "
+        f"--classes {ours[0]} if those are all; if you did, let its code take them as num_classes"
+    )
 
 
 def _check_numbers(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> None:

@@ -33,12 +33,29 @@ def _normed(length: Tensor, direction: Tensor) -> Tensor:
 
 
 def _spectral(weight: Tensor, left: Tensor, right: Tensor | None = None) -> Tensor:
-    # The first axis is the outputs' but for transposed convolutions, where it is the second.
-    matrix = weight if left.numel() == weight.shape[0] else weight.transpose(0, 1)
-    matrix = matrix.flatten(1)
+    """Divide a weight by its largest singular value, which two vectors were kept for.
+
+    The file does not say which axis is the matrix's rows: the first but for transposed
+    convolutions, or whichever the code asked for. Where several have the length, it is the one
+    whose singular vectors these are.
+    """
+    matrices = [
+        weight.movedim(axis, 0).flatten(1)
+        for axis, side in enumerate(weight.shape)
+        if side == left.numel() and (right is None or right.numel() == weight.numel() // side)
+    ]
+    tried = sorted((_apart(one, left, right) for one in matrices), key=lambda one: one[0])
+    if not tried or (len(tried) > 1 and tried[0][0] > tried[1][0] / 2):
+        raise ValueError("vectors of no axis, or of more than one")
+    return weight / tried[0][1]
+
+
+def _apart(matrix: Tensor, left: Tensor, right: Tensor | None) -> tuple[float, Tensor]:
+    """Return how far vectors are from being a matrix's singular ones, and the value they give."""
     if right is None:
         right = torch.nn.functional.normalize(matrix.t() @ left, dim=0, eps=1e-12)
-    return weight / (left @ (matrix @ right))
+    made = matrix @ right
+    return float((torch.nn.functional.normalize(made, dim=0) - left).norm()), left @ made
 
 
 _FORMS: tuple[tuple[tuple[str, ...], _Make, str], ...] = (

@@ -137,7 +137,7 @@ class Forecast:
     def in_words(self) -> str:
         """Return the forecast, or why there is none, for a line of a table."""
         if self.expected_points is None:
-            return f"none: {self.outside[0]}"
+            return f"none: {', and '.join(self.outside)}"
         return (
             f"{self.expected_points:.1f} points lost, {self.low_points:.1f} to "
             f"{self.high_points:.1f} in {self.level:.0%} of cases"
@@ -175,12 +175,16 @@ def outside_by_form(spec: ModelSpec, learnt: Calibration) -> tuple[str, ...]:
     reasons = []
     if channels not in seen.channels:
         allowed = " or ".join(str(one) for one in seen.channels)
-        reasons.append(f"images have {channels} channels; it was learnt on {allowed}")
+        reasons.append(f"images have {channels} channels where it was learnt on {allowed}")
     if min(sides) < seen.sides[0] or max(sides) > seen.sides[1]:
         size = "x".join(str(side) for side in sides)
-        reasons.append(f"images are {size} pixels; it was learnt on {_range(seen.sides)}")
+        reasons.append(
+            f"images are {size} pixels where it was learnt on sides of {_range(seen.sides)}"
+        )
     if not seen.classes[0] <= spec.classes <= seen.classes[1]:
-        reasons.append(f"{spec.classes} classes; it was learnt on {_range(seen.classes)}")
+        reasons.append(
+            f"there are {spec.classes} classes where it was learnt on {_range(seen.classes)}"
+        )
     return tuple(reasons)
 
 
@@ -197,8 +201,8 @@ def outside_of(spec: ModelSpec, distance: float | None, learnt: Calibration) -> 
         return reasons
     return (
         *reasons,
-        f"the network's statistics are {distance:.2g} from those of procedural images; it was "
-        f"learnt up to {learnt.seen.most_distance:.2g}: its images may be far from photographs",
+        f"the network's statistics are {distance:.2g} from those of procedural images where it "
+        f"was learnt up to {learnt.seen.most_distance:.2g}: its images may be far from photographs",
     )
 
 

@@ -227,6 +227,11 @@ def test_what_was_verified_is_what_is_embedded(
     [
         *(({"symbol": name}, "name in C") for name in ("", "1a", "_a", "a__b", "a-b", "int", "ä")),
         ({"symbol": 'x"; system("x'}, "name in C"),
+        *(
+            ({"symbol": name}, "name in C")
+            for name in ("static_assert", "linux", "size_t", "co_await")
+        ),
+        *(({"symbol": name}, "the C library has") for name in ("string", "Time", "memcpy", "sin")),
         ({"symbol": "a" * 101}, "of at most 100 characters"),
         ({"align": 3}, "power of two"),
         *(({"align": number}, "from 1 to 4096") for number in (0, -8, 8192)),

@@ -10,9 +10,16 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from edgeclean.devices.profile_files import generations, profile_names
-from edgeclean.devices.targets import PRECISION_BITS, list_targets, load_target, require
+from edgeclean.devices.targets import (
+    CONVERTERS,
+    PRECISION_BITS,
+    list_targets,
+    load_target,
+    require,
+)
 from edgeclean.errors import UsageError
 from edgeclean.files.schema import validator
+from exporters import EXPORTERS
 from exporters.onnx_exporter import OPSETS
 
 EVERY_TARGET = [
@@ -283,6 +290,7 @@ def test_a_shipped_profile_can_be_copied_as_a_file_of_the_user(tmp_path: Path) -
             'name = "x"\ntitle = "x"\nextends = "cpu"\njetpacks = { value = ["9"], source = "s" }',
             "no generation of JetPack that x names is known",
         ),
+        ('name = "x"\ntitle = "x"\nalias_of = "jetson"', "write extends = 'jetson'"),
     ],
 )
 def test_a_file_that_does_not_describe_a_target_is_refused(
@@ -290,6 +298,29 @@ def test_a_file_that_does_not_describe_a_target_is_refused(
 ) -> None:
     path = tmp_path / "own.toml"
     path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UsageError, match=message):
+        load_target(target_file=path)
+
+
+@pytest.mark.parametrize(
+    ("base", "fact", "value", "message"),
+    [
+        ("cpu", "runtime", '"onnx-runtime"', "'onnx-runtime' is not one of"),
+        ("cpu", "runtime", '"tensorrt"', "tensorrt, which needs a compute_capability"),
+        ("cpu", "runtime", '"rknn"', "does not say 'converter_target'"),
+        ("orin-nano", "runtime", '"ncnn"', "ncnn, which does not use a compute_capability"),
+        ("rk3588", "runtime", '"ncnn"', "converter_target, which ncnn does not use"),
+        ("orin-nano", "exporter", '"dynamo"', "'dynamo' is not one of"),
+        ("orin-nano", "tensorrt", '"banana"', "'banana' does not match"),
+        ("orin-nano", "memry_gb", "[8]", "nearest: memory_gb"),
+    ],
+)
+def test_a_fact_that_nothing_could_use_is_refused(
+    tmp_path: Path, base: str, fact: str, value: str, message: str
+) -> None:
+    path = tmp_path / "own.toml"
+    head = f'name = "x"\ntitle = "x"\nextends = "{base}"\n'
+    path.write_text(f'{head}{fact} = {{ value = {value}, source = "s" }}')
     with pytest.raises(UsageError, match=message):
         load_target(target_file=path)
 
@@ -321,3 +352,9 @@ def test_a_chip_of_the_same_family_is_a_target_of_the_users_own(tmp_path: Path) 
     file.write_text('name = "x"\ntitle = "x"\nconverter = "hailo"\n', encoding="utf-8")
     with pytest.raises(UsageError, match="does not say 'converter_target', the chip's name"):
         load_target(target_file=file)
+
+
+def test_every_runtime_that_there_is_may_stand_in_a_file_and_no_other() -> None:
+    schema = validator("target").schema["properties"]["runtime"]["properties"]["value"]
+    assert {*schema["enum"]} == {*EXPORTERS, "tensorrt-rtx", *CONVERTERS}
+    assert len(schema["enum"]) == len({*schema["enum"]})

@@ -38,6 +38,28 @@ def test_the_target_decides_what_was_left_open() -> None:
 
 
 @pytest.mark.parametrize(
+    ("default", "written"), [("fp16", "fp16"), ("int8", "int8"), ("tf32", "fp32")]
+)
+def test_a_file_is_in_the_devices_own_precision(tmp_path: Path, default: str, written: str) -> None:
+    path = tmp_path / "board.toml"
+    path.write_text(
+        'name = "x"\ntitle = "x"\nextends = "orin-nano"\n'
+        f'default_precision = {{ value = "{default}", source = "s" }}'
+    )
+    board = load_target(target_file=path)
+    own = settings_for(board, {})
+    assert (own.precision.format, own.ranks.rank_multiple) == (
+        written,
+        board.rank_multiple(default),
+    )
+    asked = settings_for(board, {"precision": {"format": "fp32"}})
+    assert (asked.precision.format, asked.ranks.rank_multiple) == (
+        "fp32",
+        board.rank_multiple("fp32"),
+    )
+
+
+@pytest.mark.parametrize(
     ("entries", "words"),
     [
         ({"synthesise": {}}, "unknown key 'synthesise'; nearest: synthesize"),

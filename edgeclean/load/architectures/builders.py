@@ -8,6 +8,8 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from enum import Enum
 from typing import Any
 
 from edgeclean.networks.state import ModelSpec
@@ -16,10 +18,11 @@ from edgeclean.networks.state import ModelSpec
 CLASSES = (
     *("classes", "num_classes", "n_classes", "nclasses", "num_class", "n_class", "nclass"),
     *("nb_classes", "nb_class", "class_num", "class_count", "num_labels"),
+    *("n_cls", "num_cls", "ncls"),
 )
 CHANNELS = ("in_chans", "in_channels", "input_channels", "num_channels", "n_channels", "in_ch")
 # Given only where the builder cannot do without: with a default it may be a width of its own.
-OUTPUTS = ("out_features", "num_outputs", "n_outputs", "output_dim", "out_dim")
+OUTPUTS = ("out_features", "num_outputs", "n_outputs", "output_dim", "out_dim", "nc")
 SIDES = ("img_size", "image_size", "input_size", "resolution")
 _REFUSED = re.compile(r"(?:unexpected keyword|multiple values for(?: keyword)?) argument '(\w+)'")
 _USUAL_CHANNELS = (1, 3)
@@ -57,11 +60,17 @@ def call_builder(builder: Callable[..., Any], spec: ModelSpec) -> Any:
     while True:
         try:
             return builder(*positional, **named, **offered)
-        except TypeError as error:
-            refused = _REFUSED.search(str(error))
+        except Exception as error:  # noqa: BLE001 - tried without below, and raised there
+            refused = _REFUSED.search(str(error)) if isinstance(error, TypeError) else None
             if refused is None or refused[1] not in offered:
-                raise
+                break
             del offered[refused[1]]
+    # Code that checks them itself refuses them in words of its own: then one at a time, then none.
+    for word in ("num_classes", *offered):
+        if word in offered:
+            with suppress(Exception):
+                return builder(*positional, **named, **{word: offered[word]})
+    return builder(*positional, **named)
 
 
 def _given(parameter: inspect.Parameter, spec: ModelSpec) -> Mapping[str, Any]:
@@ -76,8 +85,11 @@ def _given(parameter: inspect.Parameter, spec: ModelSpec) -> Mapping[str, Any]:
         return {name: channels}
     if name in SIDES and needed:
         return {name: height if height == width else (height, width)}
+    # Their weights would be downloaded.
     if name == "pretrained" and parameter.default is True:
-        return {name: False}  # its weights would be downloaded
+        return {name: False}
+    if name == "weights" and isinstance(parameter.default, str | Enum):
+        return {name: None}
     return {}
 
 

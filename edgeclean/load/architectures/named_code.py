@@ -19,6 +19,7 @@ from edgeclean.load.architectures.beside import import_file, importable, name_an
 from edgeclean.load.architectures.builders import CLASSES, call_builder
 from edgeclean.networks.state import ModelSpec
 
+_ENDED = "its code ended the program (sys.exit); put what only a script does under __main__"
 NO_CODE = ("onnx", "timm", "torchvision")  # what begins with one of these names none of the user's
 
 
@@ -55,10 +56,11 @@ def build_named(name: str, spec: ModelSpec, code_folder: Path | None = None) -> 
             # A network is callable too, yet it builds none.
             network = isinstance(builder, nn.Module)
             module = copy.deepcopy(builder) if network else call_builder(builder, spec)
+        except SystemExit:
+            raise UsageError(f"--arch {name!r}: {_ENDED}") from None
         except Exception as error:
-            hint = f"; it may ask for {CLASSES[1]} or input_shape" if _is_asking(error) else ""
             raise UsageError(
-                f"--arch {name!r}: raised {type(error).__name__}: {error}{hint}"
+                f"--arch {name!r}: raised {type(error).__name__}: {error}{_hint(error)}"
             ) from error
     if not isinstance(module, nn.Module):
         raise UsageError(
@@ -94,11 +96,21 @@ def _import(module_name: str, own: str, name: str, root: Path) -> ModuleType:
         return importlib.import_module(module_name)
     except FileNotFoundError:
         raise UsageError(f"--arch {name!r}: there is no file {module_name}") from None
+    except SystemExit:
+        raise UsageError(f"--arch {name!r}: importing {module_name}: {_ENDED}") from None
     except Exception as error:
         raise UsageError(
             f"--arch {name!r}: importing {module_name} raised {type(error).__name__}: {error}"
         ) from error
 
 
-def _is_asking(error: Exception) -> bool:
-    return isinstance(error, TypeError) and "missing" in str(error)
+def _hint(error: Exception) -> str:
+    """Return what may help, in words that follow the error; "" for nothing."""
+    if "CUDA" in str(error):
+        return "; networks are loaded on the CPU: leave .cuda() and device='cuda' out"
+    if isinstance(error, TypeError) and "missing" in str(error):
+        return (
+            f"; it may ask for {CLASSES[1]} or input_shape. For anything else write a function "
+            "that makes it: def make(num_classes): return Net(Config(num_classes))"
+        )
+    return ""

@@ -56,7 +56,7 @@ def answer_of(module: nn.Module, images: Float[Tensor, "n c h w"]) -> Any:
     """
     try:
         return module(images)
-    except Exception as error:  # noqa: BLE001 - a module that does not fit raises any kind
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - code that does not fit raises any
         raise InputRejectedError(
             f"the network does not take {len(images)} images at once ({type(error).__name__}: "
             f"{first_line(error)}); its first dimension must be free"

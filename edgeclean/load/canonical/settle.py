@@ -13,6 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 _STATISTICS = ("running_mean", "running_var")
 _EPSILONS = (1e-5, 1e-3, 1e-6, 0.0)  # of codes whose BatchNorm has no attribute ``eps``
 _TOLERANCE = 1e-5
+_SCALES = (1.0, 1e-3, 30.0, 1e3, 1e5)  # of what such a layer is tried on: it may clamp
 
 
 @torch.no_grad()
@@ -108,15 +109,16 @@ def _stock_norm(layer: nn.Module) -> nn.BatchNorm2d | None:
         return None
     if mean.dim() != 1 or mean.shape != variance.shape or any(layer.children()):
         return None
-    images = torch.randn(2, len(mean), 5, 4, generator=torch.Generator().manual_seed(0))
+    drawn = torch.randn(2, len(mean), 5, 4, generator=torch.Generator().manual_seed(0))
+    images = [drawn * scale for scale in _SCALES]
     try:
-        expected = layer(images)
+        expected = [layer(one.clone()) for one in images]
     except Exception:  # noqa: BLE001 - code of any kind: then it is not one of these
         return None
     own = getattr(layer, "eps", None)
     for eps in (own,) if isinstance(own, float) else _EPSILONS:
         norm = _norm_of(layer, len(mean), eps)
-        if norm is not None and _is_close(norm(images), expected):
+        if norm is not None and all(map(_is_close, map(norm, images), expected)):
             return norm
     return None
 

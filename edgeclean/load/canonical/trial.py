@@ -122,7 +122,13 @@ def _failure_in_stages(
             answers = probe(pixels * 1)
             if not answers.requires_grad:
                 return Reason("its answers have no gradient of the images")
-            torch.autograd.grad(answers.sum(), pixels)
+            (gradient,) = torch.autograd.grad(answers.sum(), pixels, allow_unused=True)
+            if gradient is None:
+                return Reason(
+                    "no gradient of its answers reaches the images, which pass through whole "
+                    "numbers or steps, such as to(torch.uint8): leave those out of forward, for "
+                    "--mean and --std scale pixels"
+                )
         copied = copy.deepcopy(probe)
         with torch.no_grad():
             one = copied(images[:1].clone(memory_format=torch.channels_last))
