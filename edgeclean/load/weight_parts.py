@@ -45,7 +45,7 @@ def _spectral(weight: Tensor, left: Tensor, right: Tensor | None = None) -> Tens
         if side == left.numel() and (right is None or right.numel() == weight.numel() // side)
     ]
     tried = sorted((_apart(one, left, right) for one in matrices), key=lambda one: one[0])
-    if not tried or (len(tried) > 1 and tried[0][0] > tried[1][0] / 2):
+    if not tried or (len(tried) > 1 and tried[0][0] >= tried[1][0] / 2):
         raise ValueError("vectors of no axis, or of more than one")
     return weight / tried[0][1]
 

@@ -61,6 +61,10 @@ FORMS = {
     "side": "def make(img_size, num_classes): return nn.Linear(img_size - 6, num_classes)",
     "not downloaded": "def make(pretrained=True, num_classes=10):\n    assert not pretrained\n"
     "    return nn.Linear(2, num_classes)",
+    "weights not downloaded": "def make(weights='DEFAULT', num_classes=10):\n"
+    "    assert weights is None\n    return nn.Linear(2, num_classes)",
+    "strict kwargs": "def make(**kwargs):\n    classes = kwargs.pop('num_classes', 10)\n"
+    "    if kwargs: raise ValueError('unexpected')\n    return nn.Linear(2, classes)",
     "own in kwargs": "def make(**kwargs): return inner(num_classes=7, **kwargs)\n"
     "def inner(num_classes): return nn.Linear(2, num_classes)",
 }
@@ -87,6 +91,11 @@ def test_channels_arrive_where_they_are_asked_for(word: str, tmp_path: Path) -> 
         ("def make(depth): return nn.Linear(2, 2)", "it may ask for num_classes or input_shape"),
         ("def make(**more): return inner(**more)\ndef inner(depth): pass", "missing 1 required"),
         ("def make(**more): raise TypeError('unexpected keyword argument')", "unexpected keyword"),
+        ("def make(**more): raise ValueError(sorted(more))", "raised ValueError: []"),
+        ("def make(config): return nn.Linear(2, 2)", "return Net(Config(num_classes))"),
+        ("import sys\ndef make(): sys.exit(0)", "its code ended the program (sys.exit)"),
+        ("raise SystemExit", "importing net.py: its code ended the program"),
+        ("def make(): raise AssertionError('not compiled with CUDA')", "leave .cuda() and device"),
     ],
 )
 def test_a_builder_that_asks_for_more_is_refused(text: str, message: str, tmp_path: Path) -> None:

@@ -53,6 +53,19 @@ FITTING: dict[str, tuple[Tree, str, str]] = {
     "beside others": ({("model",): WEIGHTS, ("swav",): OPTIMISER}, "", "model"),
     "equal to another": ({("params",): WEIGHTS, ("params_ema",): dict(WEIGHTS)}, "", "params"),
     "named": ({("params",): OTHERS, ("params_ema",): WEIGHTS}, "params_ema", "params_ema"),
+    "around its average": ({(): WEIGHTS | below("ema.", OTHERS)}, ".", ""),
+    "in what it is the average of": ({(): OTHERS | below("ema.", WEIGHTS)}, "ema", "ema"),
+    "equal to its average": ({(): WEIGHTS | below("ema.", dict(WEIGHTS))}, "", "ema"),
+    "with a counter that was averaged": (
+        {(): WEIGHTS | {"1.num_batches_tracked": torch.tensor(0.5)}},
+        "",
+        "",
+    ),
+    "with a counter of an axis": (
+        {(): WEIGHTS | {"1.num_batches_tracked": torch.zeros(1, dtype=torch.int64)}},
+        "",
+        "",
+    ),
     "in parts": (parts(WEIGHTS), "", ""),
     "in parts under a key": (parts(WEIGHTS, "model"), "", "model"),
     "in parts, one of two": (
@@ -87,6 +100,18 @@ REFUSED: dict[str, tuple[Tree, str]] = {
         {(): below("student.", WEIGHTS) | below("teacher.", OTHERS)},
         "2 networks that fit, under student, teacher; choose one, such as --state-dict student",
     ),
+    "an average in what it is of": (
+        {(): WEIGHTS | below("ema.", OTHERS)},
+        "2 networks that fit, under ema, .; choose one",
+    ),
+    "an average in a part of the file": (
+        {(): below("model.", WEIGHTS) | below("model.ema.", OTHERS)},
+        "2 networks that fit, under model.ema, model; choose one",
+    ),
+    "a wrapped one beside a bare one": (
+        {(): WEIGHTS | below("module.", OTHERS)},
+        "2 networks that fit, under module, .; choose one",
+    ),
     "two in parts": (
         {**parts(WEIGHTS, "student"), **parts(OTHERS, "teacher")},
         "2 networks that fit, under student, teacher; choose one",
@@ -102,7 +127,7 @@ REFUSED: dict[str, tuple[Tree, str]] = {
     ),
     "a head of other classes": (
         {(): {**WEIGHTS, "4.weight": torch.ones(7, 16), "4.bias": torch.ones(7)}},
-        "its last layer has 7 outputs: give --classes 7 if those are all",
+        "its last layer has 7 outputs, and the architecture's 2: give --classes 7",
     ),
 }
 
@@ -221,6 +246,58 @@ def test_a_network_of_a_library_takes_memory_only_where_it_fits(
             fitted(saved, spec, LoadLimits(), None)
     assert library.built == built
     assert torch.equal(torch.get_rng_state(), before)
+
+
+DRAWN = """
+import torch
+from torch import nn
+class tiny(nn.Sequential):
+    def __init__(self, classes):
+        super().__init__(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, classes)
+        )
+        {}
+"""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "self.register_buffer('mask', torch.rand(4), persistent=False)",
+        "self[0].mask = torch.rand(4)",
+    ],
+)
+def test_numbers_drawn_at_random_that_no_file_holds_are_refused(line: str, folder: Path) -> None:
+    (folder / "net.py").write_text(DRAWN.format(line), encoding="utf-8")
+    before = torch.get_rng_state()
+    with pytest.raises(InputRejectedError, match="mask is drawn at random when the network is"):
+        fitted(SavedNetworks(networks={(): WEIGHTS}), SPEC, LoadLimits(), folder)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "self.register_buffer('mask', torch.arange(4.0), persistent=False)",
+        "self.mask = torch.rand(4, generator=torch.Generator().manual_seed(7))",
+        "self.mask = self[0].weight",
+        "self.mask = self[0].weight.detach()[:2]",
+    ],
+)
+def test_numbers_that_are_the_same_in_every_run_are_taken(line: str, folder: Path) -> None:
+    (folder / "net.py").write_text(DRAWN.format(line), encoding="utf-8")
+    module, _ = fitted(SavedNetworks(networks={(): WEIGHTS}), SPEC, LoadLimits(), folder)
+    assert module.mask is not None
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+def test_what_older_norms_make_of_others_is_not_taken_for_drawn(folder: Path) -> None:
+    line = "nn.utils.weight_norm(self[0]); nn.utils.spectral_norm(self[4])"
+    (folder / "net.py").write_text(DRAWN.format(line), encoding="utf-8")
+    made = build_architecture("net.py:tiny", SPEC, (), code_folder=folder)
+    module, _ = fitted(SavedNetworks(networks={(): made.state_dict()}), SPEC, LoadLimits(), folder)
+    assert_equal_tensors(module.state_dict(), made.state_dict())
 
 
 SILENT = """

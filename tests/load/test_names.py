@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -162,6 +163,49 @@ def new_spectral(module: nn.Sequential) -> None:
         parametrizations.spectral_norm(module[place], n_power_iterations=3)
     module.train()(torch.ones(1, 3, 4, 4))
     module.eval()
+
+
+SQUARE: dict[str, tuple[nn.Module, int]] = {  # as many inputs as outputs; the axis of the rows
+    "transposed": (nn.ConvTranspose2d(8, 8, 2), 1),
+    "of its inputs": (nn.Conv2d(8, 8, 3), 1),
+    "of its outputs": (nn.Conv2d(8, 8, 3), 0),
+    "of its columns": (nn.Conv2d(8, 8, (3, 8)), 3),
+}
+
+
+@pytest.mark.parametrize("form", [spectral_norm, parametrizations.spectral_norm])
+@pytest.mark.parametrize("kind", SQUARE)
+def test_the_axis_of_spectral_normalisation_is_read_off_its_vectors(kind: str, form: Any) -> None:
+    plain, axis = SQUARE[kind]
+    layer = copy.deepcopy(plain)
+    form(layer, n_power_iterations=2, dim=axis)
+    layer.train()(torch.ones(1, 8, 9, 9))
+    layer.eval()
+    wanted = {name: layer.weight if name == "weight" else layer.bias for name in ("weight", "bias")}
+    way = only(layer.state_dict(), plain.state_dict())
+    torch.testing.assert_close(dict(way.tensors), {k: v.detach() for k, v in wanted.items()})
+
+
+def test_vectors_of_two_axes_are_not_guessed_between() -> None:
+    weight = torch.eye(4)[..., None, None]
+    vector = torch.ones(4) / 2
+    tensors = {"weight_orig": weight, "weight_u": vector, "weight_v": vector, "bias": vector}
+    assert fits(tensors, lambda _: {"weight": weight, "bias": vector}) == []
+
+
+def test_what_quantisation_watches_with_is_left_out() -> None:
+    module = convolution()
+    tensors = {
+        **module.state_dict(),
+        **{
+            f"{layer}.{part}": torch.ones(1)
+            for layer in ("0", "2")
+            for part in ("activation_post_process.scale", "weight_fake_quant.zero_point")
+        },
+    }
+    way = only(tensors, module.state_dict())
+    assert_equal_tensors(dict(way.tensors), module.state_dict())
+    assert "4 of quantisation's observers left out" in way.done
 
 
 PARTS: dict[str, Any] = {
