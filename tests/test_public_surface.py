@@ -84,6 +84,7 @@ def test_every_exit_code_is_told_alike_everywhere() -> None:
     stopped = {
         128 + signal.SIGHUP,
         128 + signal.SIGINT,
+        128 + signal.SIGQUIT,
         128 + signal.SIGTERM,
     }  # by who asked for it
     page = (ROOT / "docs" / "reference" / "exit-codes.md").read_text("utf-8")

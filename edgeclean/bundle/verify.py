@@ -8,6 +8,7 @@ signature binds them.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 from collections.abc import Mapping
@@ -177,7 +178,8 @@ def read_folder(path: Path) -> tuple[dict[str, bytes], list[Path]]:
         InputRejectedError: the path is no folder, or holds what cannot be part of a bundle.
     """
     if not is_folder(path, follow=False):
-        raise InputRejectedError(f"{path} is not a folder; name the folder of a bundle")
+        what = "a symbolic link" if path.is_symlink() else "not a folder"
+        raise InputRejectedError(f"{path} is {what}; name the folder of a bundle itself")
     files: dict[str, bytes] = {}
     total = 0
     folders = [path]
@@ -236,7 +238,8 @@ def _read_file(path: Path, name: str) -> bytes:
             # Python takes the memory of all that is asked for: no more than there is, and one byte.
             content = file.read(size + 1) if fits else b""
     except OSError as error:
-        raise InputRejectedError(f"{name} cannot be read: {error.strerror}") from error
+        reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+        raise InputRejectedError(f"{name} cannot be read: {reason}") from error
     if not fits or len(content) > limit:
         raise InputRejectedError(f"{name} is larger than {limit} bytes")
     return content

@@ -35,7 +35,7 @@ from edgeclean.version import __version__
 EXIT_CODES = (
     "Exit codes: 0 done, 1 a defect or crash, 2 usage, 3 input rejected, 4 backdoor suspected, "
     "5 parity or accuracy gate, 6 ratio, latency or size out of reach, 7 toolchain missing, "
-    "129 stopped by SIGHUP, 130 by Ctrl-C, 143 by SIGTERM."
+    "129 stopped by SIGHUP, 130 by Ctrl-C, 131 by SIGQUIT, 143 by SIGTERM."
 )
 
 app = typer.Typer(

@@ -28,6 +28,7 @@ def export(  # noqa: PLR0913 - the options are the interface
     opset: Annotated[int | None, typer.Option(help="ONNX opset.", rich_help_panel=opt.RUN)] = None,
     target: opt.TargetName = None,
     jetpack: opt.JetPack = None,
+    target_file: opt.TargetFile = None,
     precision: opt.PrecisionName = None,
     runtime: Annotated[
         str | None,
@@ -53,13 +54,14 @@ def export(  # noqa: PLR0913 - the options are the interface
     """Write a checkpoint as a checked ONNX file, neither scanned nor purified nor compressed."""
     reporter = Reporter(as_json=as_json, quiet=quiet)
     spec, code_folder = opt.model_spec(checkpoint, model, arch, input_shape, classes, mean, std)
-    read = [*checkpoint_files(checkpoint), model, config, code_file(spec.architecture, code_folder)]
+    read = [*checkpoint_files(checkpoint), model, config, target_file]
+    read.append(code_file(spec.architecture, code_folder))
     keep_apart(read, files=[output])
     check_place(output, is_our_onnx)
     options: dict[str, Any] = {"seed": seed, "target": target, "jetpack": jetpack}
     options |= opt.load_options(state_dict) | opt.runtime_options(runtime)
     options |= {"export": {"opset": opset}, "precision": {"format": precision}}
-    settings, _ = opt.pipeline_settings(config, options, note=reporter.note)
+    settings, _ = opt.pipeline_settings(config, options, target_file, note=reporter.note)
     from edgeclean.pipeline import export_checkpoint
 
     folders = {name: beside(output, name) for name in settings.runtime.names}

@@ -39,6 +39,7 @@ def inspect(  # noqa: PLR0913 - the options are the interface
     forms: opt.Forms = None,
     target: opt.TargetName = None,
     jetpack: opt.JetPack = None,
+    target_file: opt.TargetFile = None,
     model: opt.ModelFile = None,
     arch: opt.Arch = None,
     input_shape: opt.InputShape = None,
@@ -69,6 +70,7 @@ def inspect(  # noqa: PLR0913 - the options are the interface
             "decompose": {"keep": keep or None},
             "ranks": {"ratio": ratio, "measure": measure, "forms": opt.forms_of(forms)},
         },
+        target_file,
         note=reporter.note,
     )
     opt.use_threads(threads)

@@ -147,6 +147,8 @@ def hold_folder(
 def with_parents(place: Path) -> Iterator[None]:
     """Make the parents of a place; what of them was not there goes again if what follows fails."""
     missing = [one for one in place.parents if not os.path.lexists(one)]
+    if not (lowest := place.parents[len(missing)]).is_dir():
+        raise UsageError(f"cannot write {place}: {lowest} is no folder")
     with _raising_usage_errors(place):
         place.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -494,6 +496,5 @@ def _raising_usage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UsageError(
-            f"cannot write {path}: {error.strerror or error}; what was there is unchanged"
-        ) from error
+        why = f"{error.strerror or error}; what was there is unchanged"
+        raise UsageError(f"cannot write {path}: {why}") from error

@@ -6,6 +6,7 @@ a name may lead to a pipe that nobody writes to, to a device, round in a loop or
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import stat
@@ -121,7 +122,7 @@ def read_small_toml(
     """
     contents = read_small_file(path, most_bytes, hint=hint, error=error)
     try:
-        entries = parse_toml(contents)
+        entries = parse_toml(contents.removeprefix(codecs.BOM_UTF8))  # as Windows' editors write
         _refuse_long_numbers(entries)
         return entries
     except ValueError as wrong:

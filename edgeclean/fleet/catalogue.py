@@ -290,7 +290,9 @@ def read_catalogue(path: Path) -> Catalogue:
     defaults = entries.get("defaults", {})
     if not isinstance(defaults, Mapping):
         raise UsageError(f"{path}: defaults is {shown(defaults)}; it must be a table")
-    settings_from(NetworkOptions, defaults, where=f"{path}: defaults")
+    common = settings_from(NetworkOptions, defaults, where=f"{path}: defaults")
+    if common.model is not None and not is_regular(path.parent / common.model):
+        raise UsageError(f"{path}: defaults: model names {common.model}, which is no file")
     targets = [
         settings_from(TargetEntry, one, where=place) for place, one in _tables(path, entries, 1)
     ]

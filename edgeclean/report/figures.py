@@ -140,6 +140,13 @@ def scores_plot(search: Mapping[str, Any], suspects: Sequence[int], index: int) 
                 ha="center",
                 color=INK,
             )
+        if not any(heights):  # bars of no height look as if the drawing had failed
+            axes.text(
+                *(0.5, 0.4, "no class scores above 0"),
+                transform=axes.transAxes,
+                ha="center",
+                color=MUTED,
+            )
         axes.grid(visible=False, axis="x")
         axes.set_ylim(0, 1.25 * max(search["threshold"], *heights, 0.0))
         which = "class " if searched is None else "class, of those that were searched\n"

@@ -131,7 +131,7 @@ def test_a_crash_is_one_line_and_leaves_nothing(
 
 
 STOPS = [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGINT, False)]
-STOPS += [(signal.SIGTERM, True)]
+STOPS += [(signal.SIGTERM, True), (signal.SIGQUIT, True)]
 
 
 @pytest.mark.parametrize(("number", "to_all"), exhaustive(STOPS, STOPS[:1]))
