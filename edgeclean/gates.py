@@ -122,7 +122,7 @@ class GateVerdict:
     def in_numbers(self) -> tuple[str, str]:
         """What was measured and what was asked, with as many digits as tell them apart."""
         if self.measured is None:
-            return "nothing", f"{self.asked:.4g}"
+            return "none", f"{self.asked:.4g}"
         if self.unit == "bytes":
             return f"{self.measured:,.0f}", f"{self.asked:,.0f}"
         for digits in (4, 6, 9, 17):
@@ -318,5 +318,5 @@ def _judge_speed(least: float, latency: LatencyReport) -> GateVerdict:
 def _in_words(verdict: GateVerdict) -> str:
     bound = "at least" if verdict.gate == "min-speedup" else "at most"
     measured, asked = verdict.in_numbers
-    told = f"{verdict.gate}: {measured} {verdict.unit} ({verdict.detail})"
-    return f"{told}, and {bound} {asked} was asked"
+    number = f"{measured} {verdict.unit}" if verdict.measured is not None else "no number"
+    return f"{verdict.gate}: {number} ({verdict.detail}), and {bound} {asked} was asked"

@@ -331,11 +331,25 @@ def test_new_files_have_the_usual_permissions(tmp_path: Path) -> None:
     assert (tmp_path / "build").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
+@pytest.mark.parametrize("filled", [False, True])
+def test_parents_that_a_failed_run_made_go_again(tmp_path: Path, filled: bool) -> None:
+    output = tmp_path / "new" / "deep" / "build"
+    held = hold_folder(output)
+    held.__enter__()
+    if filled:  # by somebody else, meanwhile
+        (tmp_path / "new" / "theirs").touch()
+    with pytest.raises(RuntimeError):
+        held.gen.throw(RuntimeError())  # type: ignore[attr-defined]
+    assert [path.name for path in tmp_path.rglob("*")] == (["new", "theirs"] if filled else [])
+    write(output, NEW)
+    assert output.is_dir()
+
+
 def test_a_file_cannot_be_an_output_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="is a file"), hold_folder(tmp_path / "file"):
         pass
-    with pytest.raises(UsageError, match="cannot write"), hold_folder(tmp_path / "file" / "inner"):
+    with pytest.raises(UsageError, match="file is no folder"), hold_folder(tmp_path / "file" / "x"):
         pass
     with pytest.raises(UsageError, match="cannot be an output folder"), hold_folder(Path("/")):
         pass

@@ -18,6 +18,7 @@ from edgeclean.config import (
     in_new_words,
     non_default,
     overlay,
+    place_of_error,
     read_config,
     settings_for,
     settings_from,
@@ -82,6 +83,12 @@ def test_a_file_is_in_the_devices_own_precision(tmp_path: Path, default: str, wr
 def test_configuration_is_strict(entries: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         settings_from(PipelineSettings, entries)
+
+
+def test_an_error_is_of_the_file_only_where_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "e.toml"
+    assert place_of_error(None, {}) == place_of_error(path, {"seed": 3}) == "options"
+    assert place_of_error(path, {"seed": -3}) == str(path)
 
 
 def test_configuration_takes_what_toml_has() -> None:

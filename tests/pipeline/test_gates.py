@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 from dataclasses import asdict, replace
@@ -107,8 +108,8 @@ def test_a_policy_file_is_read_and_options_win(tmp_path: Path) -> None:
     [
         ("max-acuracy-drop = 1", "unknown key .* nearest: max_accuracy_drop"),
         ("max-size = 1\nmax_size = 2", "given twice"),
-        ("max-size = 1.5", "max_size is 1.5;"),
-        ("max-size = 0", "max_size is 0; it must be a whole number or a text from 1 "),
+        ("max-size = 1.5", "max-size is 1.5;"),
+        ("max-size = 0", "max-size is 0; it must be a whole number or a text from 1 "),
         ('max-size = "0.2 B"', "1 byte or more"),
         ("max-accuracy-drop = -1", "from 0 to 100"),
         ("max-accuracy-drop = nan", "from 0 to 100"),
@@ -125,8 +126,24 @@ def test_a_policy_file_is_read_and_options_win(tmp_path: Path) -> None:
 def test_a_policy_is_strict(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "policy.toml"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(UsageError, match=words):
-        read_policy(path, {})
+    with pytest.raises(UsageError, match=words) as caught:
+        read_policy(path, {"min_speedup": 1.5})
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_wrong_option_is_not_the_files(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_bytes(codecs.BOM_UTF8 + b'max-size = "2 MiB"\n')  # as Windows' Notepad writes it
+    assert read_policy(path, {}).max_size == "2 MiB"
+    with pytest.raises(UsageError, match=r"^options: max_size"):
+        read_policy(path, {"max_size": "-5"})
+
+
+def test_a_gate_without_a_forecast_has_no_number() -> None:
+    (verdict,) = judge_result(Policy(max_expected_drop=2.0), None, 1, latency(2.0))
+    assert (verdict.measured, verdict.passed) == (None, False)
+    with pytest.raises(AccuracyGateError, match=r"max-expected-drop: no number \(no forecast\)"):
+        refuse_failed((verdict,))
 
 
 def test_a_gate_passes_at_its_bound_and_fails_beyond_it() -> None:

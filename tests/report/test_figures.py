@@ -24,6 +24,13 @@ def test_a_plot_shows_a_layers_name_as_it_is(name: str) -> None:
     assert markup.unescape(drawn).count(f">{short_label(name)}<") == 1
 
 
+@pytest.mark.parametrize("most", [0.0, -1.0, 0.5])
+def test_a_plot_without_bars_says_why(most: float) -> None:
+    search = {"name": "warp", "scores": [0.0, most, 0.0], "threshold": 3.0}
+    drawn = figures.scores_plot(search, [], 0)
+    assert ("no class scores above 0" in drawn) is (most <= 0)
+
+
 def test_a_trigger_is_shown_where_it_acts() -> None:
     ((name, png),) = trigger_files(scan_report()).items()
     assert name == "trigger-0-class-2.png"

@@ -48,6 +48,19 @@ def test_a_result_under_another_name_is_not_that_names(store: Store, ear: Ear) -
     assert len(ear.heard) == 1
 
 
+@pytest.mark.parametrize("length", [0, 31, 33])
+def test_a_damaged_secret_is_told_with_what_to_do(store: Store, ear: Ear, length: int) -> None:
+    store.put("one", b"result")
+    (store.folder / SECRET).write_bytes(b"x" * length)
+    store.put("two", b"result")
+    assert store.get("two") is None
+    assert len(ear.heard) == 1
+    assert (
+        f"secret is damaged; nothing is kept or read until you remove {store.folder}"
+        in (ear.heard[0])
+    )
+
+
 def test_another_folders_result_is_not_taken(tmp_path: Path, store: Store, ear: Ear) -> None:
     theirs = Store(tmp_path / "theirs", ear)
     theirs.put("one", b"evil")
