@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -137,6 +138,20 @@ def max_of_parts(values: Tensor, plane: Sequence[int], pooled: Sequence[int]) ->
         of_each = [values.narrow(axis, start, end - start).amax(axis) for start, end in cuts]
         values = torch.stack(of_each, axis)
     return (values,)
+
+
+def divided_pool(
+    values: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    divisor: int,
+) -> Tensor:
+    """Return ``avg_pool2d`` with a divisor of its own, which ONNX's exporter leaves out."""
+    steps = list(stride) or None
+    means = functional.avg_pool2d(values, list(kernel), steps, list(padding), ceil_mode)
+    return means * (math.prod(kernel) / divisor)
 
 
 def rms_norm(

@@ -44,12 +44,14 @@ _STRAIGHT = _names(
     "indexselect zeropad2d constantpad2d reflectionpad2d replicationpad2d clone contiguous alias "
     "detach todtype neg cast batchnorm1d batchnorm2d batchnorm3d add sub mul div sum mean concat "
     "cat stack foreachimage avgpool1d avgpool2d adaptiveavgpool1d adaptiveavgpool2d reducesum "
-    "reducemean interpolate upsample upsamplingbilinear2d upsamplingnearest2d meanofparts"
+    "reducemean interpolate upsample upsamplingbilinear2d upsamplingnearest2d meanofparts "
+    "dividedpool"
 )
 _PLACES = _names("slice select narrow take gather indexselect")
 _SPREADS = _names(
     "avgpool1d avgpool2d adaptiveavgpool1d adaptiveavgpool2d maxpool1d maxpool2d adaptivemaxpool2d "
-    "mean sum amax amin interpolate matmul meanofparts maxofparts powerpool softmax logsoftmax "
+    "mean sum amax amin interpolate matmul meanofparts maxofparts dividedpool powerpool "
+    "softmax logsoftmax "
     "joinedsoftmax layernorm groupnorm instancenorm2d rmsnorm unitnorm"
 )
 _COMPARISONS = _names(

@@ -118,6 +118,10 @@ MIDDLES: dict[str, Callable[[int], nn.Module]] = {
     "pooled": lambda c: By(
         lambda m, x: m.conv(functional.adaptive_max_pool2d(x, (7, 5))), conv=_conv(c)
     ),
+    "divided": lambda c: By(
+        lambda m, x: m.conv(functional.avg_pool2d(x, 2, padding=1, divisor_override=5)),
+        conv=_conv(c),
+    ),
     "einsum": lambda c: By(
         lambda m, x: torch.einsum("nchw,oc->nohw", x, m.mix),
         mix=nn.Parameter(torch.randn(c, c) / c**0.5),

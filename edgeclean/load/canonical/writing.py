@@ -34,6 +34,7 @@ from edgeclean.networks.operations import (
     affine_positions,
     cast,
     copied,
+    divided_pool,
     entry_written,
     max_of_parts,
     rms_norm,
@@ -206,6 +207,13 @@ class _Writer:
                 else:
                     self._call(node, MeanOfParts(plane, pooled), (self.value(_first(node)),))
                 return
+        if node.target is _aten.avg_pool2d.default and arguments(node)["divisor_override"]:
+            given = arguments(node)
+            names = ("kernel_size", "stride", "padding", "ceil_mode", "divisor_override")
+            self._add_operation(
+                node, divided_pool, (_first(node), *(given[name] for name in names)), {}
+            )
+            return
         if node.target is _aten.affine_grid_generator.default:
             given = arguments(node)
             fixed = affine_positions(given["size"][-2:], given["align_corners"])
