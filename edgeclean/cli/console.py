@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from edgeclean.files.text import one_line, printable
 from edgeclean.notes import note_answer
 from edgeclean.progress import Progress as ProgressCallback
 
+WIDE = 120
 ANSWERED: ContextVar[bool] = ContextVar("ANSWERED", default=False)
 
 
@@ -50,7 +52,9 @@ class Reporter:
         if self.as_json:
             _write_json(document)
         elif not self.quiet:
-            console = Console(highlight=False)
+            # In a pipe nothing says how wide it may be: a SHA-256 is not folded there.
+            free = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+            console = Console(highlight=False, width=WIDE if free else None)
             for table in tables:
                 # A title is a sentence: as wide as it is, not as what stands below it.
                 title, table.title = table.title, None

@@ -355,6 +355,16 @@ def test_a_scan_and_a_plan_stop_where_they_should(checkpoint: Path) -> None:
     assert {curve.name for curve in inspected.spectra} <= {row.name for row in inspected.layers}
 
 
+def test_what_was_suspected_and_left_as_it_was_is_warned_of(written: WrittenCompression) -> None:
+    outcome = replace(written.compression, scan=scan_report())
+    assert not any("purification changed no weight" in one for one in outcome.caveats)
+    same = replace(outcome.purified, module=outcome.original.module)
+    (said,) = (one for one in replace(outcome, purified=same).caveats if "suspects" in one)
+    assert "The scan suspects class 2, and purification changed no weight" in said
+    quiet = replace(outcome, purified=same, scan=scan_report(suspected=False))
+    assert not any("suspects" in one for one in quiet.caveats)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_an_export_is_the_network_as_it_came(checkpoint: Path, precision: str) -> None:
     settings = quick_settings(precision={"format": precision})
