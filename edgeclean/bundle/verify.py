@@ -178,7 +178,8 @@ def read_folder(path: Path) -> tuple[dict[str, bytes], list[Path]]:
         InputRejectedError: the path is no folder, or holds what cannot be part of a bundle.
     """
     if not is_folder(path, follow=False):
-        what = "a symbolic link" if path.is_symlink() else "not a folder"
+        # A Path's own is_symlink raises where a folder above may not be read.
+        what = "a symbolic link" if os.path.islink(path) else "not a folder"  # noqa: PTH114
         raise InputRejectedError(f"{path} is {what}; name the folder of a bundle itself")
     files: dict[str, bytes] = {}
     total = 0

@@ -107,6 +107,13 @@ def latency_plot(original_ms: Sequence[float], compressed_ms: Sequence[float]) -
         )
 
 
+def _say_if_empty(axes: Axes, heights: Sequence[float]) -> None:
+    """Say it where no bar has a height: it looks as if the drawing had failed."""
+    if not any(heights):
+        words = "no class scores above 0"
+        axes.text(0.5, 0.4, words, transform=axes.transAxes, ha="center", color=MUTED)
+
+
 def scores_plot(search: Mapping[str, Any], suspects: Sequence[int], index: int) -> str:
     """Draw one search's score of every class; suspected classes stand out by colour and by label.
 
@@ -140,13 +147,7 @@ def scores_plot(search: Mapping[str, Any], suspects: Sequence[int], index: int) 
                 ha="center",
                 color=INK,
             )
-        if not any(heights):  # bars of no height look as if the drawing had failed
-            axes.text(
-                *(0.5, 0.4, "no class scores above 0"),
-                transform=axes.transAxes,
-                ha="center",
-                color=MUTED,
-            )
+        _say_if_empty(axes, heights)
         axes.grid(visible=False, axis="x")
         axes.set_ylim(0, 1.25 * max(search["threshold"], *heights, 0.0))
         which = "class " if searched is None else "class, of those that were searched\n"

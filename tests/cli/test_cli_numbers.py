@@ -103,7 +103,7 @@ def test_no_gate_is_passed_by_everything(
         Policy(**{name: number})  # type: ignore[arg-type]
     file = tmp_path_factory.mktemp("policy") / "policy.toml"
     file.write_text(f"{gate} = {number}\n")  # nan and inf are words of TOML
-    with pytest.raises(UsageError, match=name):
+    with pytest.raises(UsageError, match=gate):
         read_policy(file, {})
 
 
