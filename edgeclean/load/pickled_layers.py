@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.text import shown
 from edgeclean.load.pickles import StandIn
 
 # By the layer's name: "" for its class, and its plain values by their attributes' names.
@@ -19,6 +20,7 @@ Layers = dict[str, dict[str, Any]]
 STOCK = "torch.nn.modules."
 MOST_LAYERS = 10_000
 MOST_VALUES = 40  # of a layer
+MOST_BITS = 64  # of a whole number
 MOST_TOLD = 5
 _CLASS = "class"
 # Attributes of PyTorch's own layers that decide what they compute.
@@ -89,7 +91,7 @@ def differences(layers: Mapping[str, Mapping[str, Any]], module: nn.Module) -> t
             here = vars(layer).get(key)
             if key == _CLASS or not _is_plain(here) or _same(value, here):
                 continue
-            words = f"{name or 'it'}.{key} is {value}, {here} here"
+            words = f"{name or 'it'}.{key} is {shown(value)}, {shown(here)} here"
             if not both_stock:
                 own.append(words)
             elif key in _DECIDING:
@@ -105,8 +107,13 @@ def differences(layers: Mapping[str, Mapping[str, Any]], module: nn.Module) -> t
 
 
 def _is_plain(value: Any) -> bool:
+    """Return whether it is a value that JSON and a line of text have, and no endless number."""
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        return False
     if isinstance(value, tuple | list):
-        return len(value) <= 8 and all(isinstance(one, int | float) for one in value)
+        return len(value) <= 8 and all(
+            isinstance(one, int | float) and _is_plain(one) for one in value
+        )
     return (
         value is None
         or isinstance(value, bool | int | float)

@@ -466,3 +466,10 @@ def test_published_path_of_a_case(tmp_path: Path) -> None:
     tree = {"state_dict": tiny().state_dict(), "a": BESIDE["namespace"], "b": BESIDE["path"]}
     read = read_networks(saved(tree), "torch-zip", LoadLimits())
     assert read.beside == ("argparse.Namespace", "pathlib.PurePosixPath")
+
+
+def test_a_quantised_state_dict_is_told_as_what_it_is() -> None:
+    """As of `torch.ao.quantization.convert`: types of numbers, and packed weights."""
+    for tree in ({"w": torch.ones(1), "8._packed_params.dtype": torch.qint8},):
+        with pytest.raises(InputRejectedError, match="is of a quantised network, whose weights"):
+            parsed(saved(tree))

@@ -13,6 +13,8 @@ from edgeclean.errors import InputRejectedError
 from edgeclean.load.checkpoint import load_checkpoint
 from edgeclean.load.fitting import told
 from edgeclean.load.limits import LoadLimits
+from edgeclean.load.pickled_layers import MOST_LAYERS, layers_of
+from edgeclean.load.pickles import Named, StandIn
 from edgeclean.networks.state import LoadedNetwork
 
 # As in tiny_checkpoint, but for a class of the user's own that holds a number.
@@ -51,7 +53,7 @@ def give(place: int, name: str, value: object) -> Callable[[nn.Module], None]:
 
 OTHERS: dict[str, tuple[Callable[[nn.Module], None], str]] = {
     "stride": (give(0, "stride", (2, 2)), "0.stride is [2, 2], (1, 1) here"),
-    "padding": (give(0, "padding", "same"), "0.padding is same, (0, 0) here"),
+    "padding": (give(0, "padding", "same"), "0.padding is 'same', (0, 0) here"),
     "eps": (give(1, "eps", 0.1), "1.eps is 0.1, 1e-05 here"),
     "class": (put(2, nn.Hardtanh()), "2 is Hardtanh, ReLU here"),
 }
@@ -75,6 +77,8 @@ def test_layers_that_the_code_makes_otherwise_are_refused(
 ALIKE: dict[str, Callable[[nn.Module], None]] = {
     "nothing": lambda module: None,
     "a number for two": give(0, "stride", 1),
+    "two of a number": give(3, "end_dim", (-1,)),
+    "what no layer has": give(1, "own", "x" * 51),
     "momentum": give(1, "momentum", 0.5),
     "a class that does the same": put(1, nn.SyncBatchNorm(4)),
     "something left out": put(2, nn.ReLU(inplace=True)),
@@ -119,6 +123,17 @@ def test_layers_without_an_end_are_bounded(tmp_path: Path) -> None:
         setattr(module[0], f"a{number}", list(range(9)))  # type: ignore[index]
         setattr(module[0], f"b{number}", number)  # type: ignore[index]
     assert loaded(saved(module), tmp_path)
+    give(0, "eps", 10**5000)(module)  # which Python writes in no text
+    give(1, "momentum", [10**5000])(module)
+    give(1, "note", "\x1b[31m")(module)
+    assert loaded(saved(module), tmp_path)
     give(0, "stride", (2, 2))(module)  # which is never crowded out
     with pytest.raises(InputRejectedError, match=r"0\.stride"):
         loaded(saved(module), tmp_path)
+
+
+def test_no_more_layers_are_kept_than_a_network_has() -> None:
+    node = StandIn(Named("torch.nn.modules.conv.Conv2d"), (), state={"stride": (1, 1), 3: 4})
+    many = layers_of((str(place), node) for place in range(MOST_LAYERS + 5))
+    assert len(many) == MOST_LAYERS
+    assert many["0"] == {"class": "torch.nn.modules.conv.Conv2d", "stride": [1, 1]}
