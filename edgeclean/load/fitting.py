@@ -157,7 +157,7 @@ def _refuse_drawn(module: nn.Module, build: Callable[[], nn.Module]) -> None:
     if not unsaved:
         return
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_ANOTHER_SEED)
+        torch.default_generator.manual_seed(_ANOTHER_SEED)
         again = _unsaved(build())
     for name, tensor in unsaved.items():
         if name in again and not torch.equal(again[name], tensor):
@@ -170,7 +170,7 @@ def _refuse_drawn(module: nn.Module, build: Callable[[], nn.Module]) -> None:
 
 def _unsaved(module: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of a network that its state dict has in no form, by their names."""
-    saved = {one.untyped_storage().data_ptr() for one in module.state_dict().values()}
+    saved = {_address(one) for one in module.state_dict().values()}
     found: dict[str, Tensor] = {}
     for place, part in module.named_modules():
         kept = {name: part._buffers[name] for name in part._non_persistent_buffers_set}
@@ -178,11 +178,14 @@ def _unsaved(module: nn.Module) -> dict[str, Tensor]:
         # The older norms and prunings keep what they make of others as an attribute.
         made = {name for name in plain if {f"{name}_g", f"{name}_orig"} & part._parameters.keys()}
         for name, one in {**kept, **plain}.items():
-            if one is not None and name not in made:
+            if one is not None and one.layout is torch.strided and name not in made:
                 found[f"{place}.{name}" if place else name] = one
-    return {
-        name: one for name, one in found.items() if one.untyped_storage().data_ptr() not in saved
-    }
+    return {name: one for name, one in found.items() if _address(one) not in saved}
+
+
+def _address(tensor: Tensor) -> int:
+    """Return where the numbers lie; 0 for a tensor that has them in no one place."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
 
 
 def _refuse_script(module: nn.Module) -> None:

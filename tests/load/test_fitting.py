@@ -283,6 +283,7 @@ def test_numbers_drawn_at_random_that_no_file_holds_are_refused(line: str, folde
         "self.mask = torch.rand(4, generator=torch.Generator().manual_seed(7))",
         "self.mask = self[0].weight",
         "self.mask = self[0].weight.detach()[:2]",
+        "self.mask = torch.eye(4).to_sparse()",
     ],
 )
 def test_numbers_that_are_the_same_in_every_run_are_taken(line: str, folder: Path) -> None:
