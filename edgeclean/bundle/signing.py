@@ -107,9 +107,8 @@ def sign_folder(folder: Path, signer: Signer) -> bytes:
     """
     _check_name(folder)
     config = _configured_signer(signer).set_hashing_config(_hashing())
-    with tempfile.TemporaryDirectory(
-        prefix="edgeclean-"
-    ) as made:  # beside the folder its name might be too long
+    # Beside the folder its name might be too long.
+    with tempfile.TemporaryDirectory(prefix="edgeclean-") as made:
         path = Path(made, texts.SIGNATURE)
         config.sign(folder, path)
         return path.read_bytes()

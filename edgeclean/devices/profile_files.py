@@ -72,8 +72,8 @@ def read_profile(path: Path) -> dict[str, Any]:
 def _nearest_key(profile: Mapping[str, Any]) -> str:
     """Return the key that was probably meant by one that is none, in words; "" where none is."""
     known = validator("target").schema["properties"]
-    for key in profile:
-        close = difflib.get_close_matches(key, known, n=1) if key not in known else []
+    for key in [key for key in profile if key not in known][:10]:
+        close = difflib.get_close_matches(key[:80], known, n=1)
         if close:
             return f"; nearest: {close[0]}"
     return ""

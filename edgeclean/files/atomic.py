@@ -146,15 +146,16 @@ def hold_folder(
 @contextmanager
 def with_parents(place: Path) -> Iterator[None]:
     """Make the parents of a place; what of them was not there goes again if what follows fails."""
-    missing = [one for one in place.parents if not os.path.lexists(one)]
-    if not (lowest := place.parents[len(missing)]).is_dir():
-        raise UsageError(f"cannot write {place}: {lowest} is no folder")
-    with _raising_usage_errors(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
+    made: list[Path] = []
     try:
+        with _raising_usage_errors(place):
+            for one in reversed([one for one in place.parents if not os.path.lexists(one)]):
+                with suppress(FileExistsError):  # by somebody else, meanwhile
+                    one.mkdir()
+                    made.append(one)
         yield
     except BaseException:
-        for one in missing:  # the deepest first; one that holds anything by now stays
+        for one in reversed(made):  # one that holds anything by now stays
             with suppress(OSError):
                 one.rmdir()
         raise
@@ -308,11 +309,8 @@ def _lock(held: HeldFolder) -> int:
 
 
 def _let_go(held: HeldFolder, descriptor: int) -> None:
-    """Clear up and remove the lock last, while it is still locked; `_lock` copes with the gap.
-
-    Whatever cannot be removed, the next run removes.
-    """
-    with suppress(EdgecleanError, OSError):
+    """Clear up and remove the lock last, while it is still locked; `_lock` copes with the gap."""
+    with suppress(EdgecleanError, OSError):  # what cannot be removed, the next run removes
         _clear_up(held)
         held.lock.unlink()
         held.staging.rmdir()

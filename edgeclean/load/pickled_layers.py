@@ -60,7 +60,7 @@ def layers_of(modules: Iterator[tuple[str, StandIn]]) -> Layers:
             if isinstance(key, str) and len(key) <= 100 and key not in _UNTOLD and _is_plain(one)
         }
         kept = sorted(plain, key=lambda key: key not in _DECIDING)[:MOST_VALUES]
-        layers[name] = {_CLASS: node.kind[:200], **{key: plain[key] for key in kept}}
+        layers[name] = {**{key: plain[key] for key in kept}, _CLASS: node.kind[:200]}
     return layers
 
 
@@ -88,8 +88,10 @@ def differences(layers: Mapping[str, Mapping[str, Any]], module: nn.Module) -> t
             )
             continue
         for key, value in said.items():
-            here = vars(layer).get(key)
-            if key == _CLASS or not _is_plain(here) or _same(value, here):
+            if key == _CLASS or key not in vars(layer):  # or of another version of PyTorch
+                continue
+            here = vars(layer)[key]
+            if not _is_plain(here) or _same(value, here):
                 continue
             words = f"{name or 'it'}.{key} is {shown(value)}, {shown(here)} here"
             if not both_stock:
@@ -126,7 +128,7 @@ def _same(one: Any, other: Any) -> bool:
     one, other = (tuple(each) if isinstance(each, tuple | list) else each for each in (one, other))
     if isinstance(one, tuple) != isinstance(other, tuple):
         many, single = (one, other) if isinstance(one, tuple) else (other, one)
-        return all(each == single for each in many)
+        return bool(many) and all(each == single for each in many)
     return bool(one == other)
 
 

@@ -349,7 +349,7 @@ def test_a_file_cannot_be_an_output_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="is a file"), hold_folder(tmp_path / "file"):
         pass
-    with pytest.raises(UsageError, match="file is no folder"), hold_folder(tmp_path / "file" / "x"):
+    with pytest.raises(UsageError, match="Not a directory"), hold_folder(tmp_path / "file" / "x"):
         pass
     with pytest.raises(UsageError, match="cannot be an output folder"), hold_folder(Path("/")):
         pass

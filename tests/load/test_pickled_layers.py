@@ -77,6 +77,8 @@ def test_layers_that_the_code_makes_otherwise_are_refused(
 ALIKE: dict[str, Callable[[nn.Module], None]] = {
     "nothing": lambda module: None,
     "a number for two": give(0, "stride", 1),
+    "of an older version": give(2, "threshold", 0.0),
+    "called as the class is": give(0, "class", 5),
     "two of a number": give(3, "end_dim", (-1,)),
     "what no layer has": give(1, "own", "x" * 51),
     "momentum": give(1, "momentum", 0.5),
