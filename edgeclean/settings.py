@@ -292,11 +292,23 @@ def _check_count(name: str, count: int, limits: Limits) -> None:
 
 
 def _refuse(name: str, value: object, hint: Any, limits: Limits) -> NoReturn:
-    words = (type_in_words(hint), limits.in_words())
-    allowed = (", " if limits.one_of else " ").join(word for word in words if word)
-    if type(None) in choices_of(hint):
+    choices = choices_of(hint)
+    several = {int, float} & {*choices} and str in choices  # whose limits are not each other's
+    parts = [one for one in choices if one is not type(None)] if several else [hint]
+    allowed = ", or ".join(_allowed(one, limits) for one in parts)
+    if type(None) in choices:
         allowed += ", or nothing"
     raise UsageError(f"{printable(name)} is {shown(value)}; it must be {allowed}")
+
+
+def _allowed(hint: Any, limits: Limits) -> str:
+    """Return such as "a whole number from 1 to 9", with the limits of that type alone."""
+    if hint in (int, float):
+        limits = dataclasses.replace(limits, longest=None, one_of=())
+    elif hint is str:
+        limits = Limits(one_of=limits.one_of, longest=limits.longest)
+    words = (type_in_words(hint), limits.in_words())
+    return (", " if limits.one_of else " ").join(word for word in words if word)
 
 
 def _one_type_in_words(hint: Any) -> str:

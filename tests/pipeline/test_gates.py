@@ -109,7 +109,7 @@ def test_a_policy_file_is_read_and_options_win(tmp_path: Path) -> None:
         ("max-acuracy-drop = 1", "unknown key .* nearest: max_accuracy_drop"),
         ("max-size = 1\nmax_size = 2", "given twice"),
         ("max-size = 1.5", "max-size is 1.5;"),
-        ("max-size = 0", "max-size is 0; it must be a whole number or a text from 1 "),
+        ("max-size = 0", "it must be a whole number from 1 to 2.63-1, or a text of at most 40 "),
         ('max-size = "0.2 B"', "1 byte or more"),
         ("max-accuracy-drop = -1", "from 0 to 100"),
         ("max-accuracy-drop = nan", "from 0 to 100"),
