@@ -1,11 +1,13 @@
-"""What a process asks of the system: to end with its parent, and to keep or return freed memory."""
+"""What a process asks of the system: to end with its parent or in order, and about freed memory."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
@@ -27,6 +29,43 @@ def end_with_parent(parent: int) -> None:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+@contextmanager
+def ended_in_order() -> Iterator[None]:
+    """Let what is within clear up after SIGTERM and SIGHUP too; then they end this process.
+
+    For what has processes of its own to end and documents to write, as it does after Ctrl-C. Of the
+    main thread alone; a signal that is ignored, or that the program handles itself, stays so.
+    """
+    before = {
+        number: signal.signal(number, _unwind)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is signal.SIG_DFL
+    }
+    try:
+        yield
+    except _Unwound as unwound:
+        signal.signal(unwound.number, signal.SIG_DFL)
+        os.kill(os.getpid(), unwound.number)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Unwound(BaseException):
+    """Raised by a signal, and through everything that clears up on its way."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def _unwind(number: int, _frame: FrameType | None) -> None:
+    for other in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):  # clearing up is not cut short
+        signal.signal(other, signal.SIG_IGN)
+    raise _Unwound(number)
 
 
 def keep_freed_memory() -> None:

@@ -18,7 +18,6 @@ import stat
 import struct
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -27,6 +26,7 @@ from typing import Any
 
 from edgeclean.confinement import confine, quiet_environment
 from edgeclean.errors import EdgecleanError, InputRejectedError, ToolchainError
+from edgeclean.files.temporary import temporary_folder
 from edgeclean.files.text import printable
 from edgeclean.load.child import mapped_bytes
 from edgeclean.processes import end_with_parent
@@ -100,8 +100,7 @@ def run_confined(
     settings = {"task": task, "limits": asdict(limits), "parent": os.getpid()}
     path = [str(Path(entry).absolute()) for entry in sys.path]
     words = [sys.executable, "-I", "-W", "ignore", "-c", _CHILD, json.dumps(settings), *path]
-    with tempfile.TemporaryDirectory(prefix="edgeclean-", ignore_cleanup_errors=True) as made:
-        folder = Path(made)
+    with temporary_folder("edgeclean-") as folder:
         (folder / "home").mkdir()
         (folder / GIVEN).write_bytes(packed(given))
         code = _ended(words, folder, limits.wall_seconds)

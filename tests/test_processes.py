@@ -1,5 +1,6 @@
 """What a process asks of the system takes effect, in that process alone."""
 
+import signal
 import subprocess
 import sys
 
@@ -51,3 +52,30 @@ def test_freed_memory_is_returned_between_what_is_left():
     kept, returned = (int(number) for number in answer.split())
     assert kept > 31 * 2**22
     assert returned < 2 * 2**22
+
+
+ORDERLY = """
+import signal, sys, time
+from edgeclean.processes import ended_in_order
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with ended_in_order():
+    try:
+        print("ready", flush=True)
+        time.sleep(600)
+    finally:
+        print("cleared", signal.getsignal(signal.SIGINT) is signal.SIG_IGN, flush=True)
+"""
+
+
+def test_a_signal_lets_what_is_within_clear_up_and_then_ends_the_process():
+    with subprocess.Popen(
+        [sys.executable, "-c", ORDERLY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        assert run.stdout.readline() == "ready\n"
+        run.send_signal(signal.SIGHUP)  # ignored before, and now
+        run.send_signal(signal.SIGTERM)
+        assert run.stdout.read() == "cleared True\n"
+        assert run.stderr.read() == ""
+    assert run.returncode == -signal.SIGTERM

@@ -58,11 +58,13 @@ def is_file_name(name: str) -> bool:
 def canonical_json(value: Mapping[str, Any]) -> bytes:
     """Return the canonical form of JSON in a bundle: sorted keys, two spaces, a final newline.
 
+    What is no character, such as a byte of a file's name that is not UTF-8, is an escape.
+
     Raises:
         ValueError: a number is not finite.
     """
     text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-    return f"{text}\n".encode()
+    return f"{text}\n".encode(errors="backslashreplace")
 
 
 def read_json(content: bytes, name: str) -> dict[str, Any]:

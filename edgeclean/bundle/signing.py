@@ -16,7 +16,6 @@ import base64
 import importlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from edgeclean.bundle import manifest as texts
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
 from edgeclean.files.documents import parse_json
 from edgeclean.files.reading import read_small_file
+from edgeclean.files.temporary import temporary_folder
 from edgeclean.files.text import shown
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ def sign_folder(folder: Path, signer: Signer) -> bytes:
     _check_name(folder)
     config = _configured_signer(signer).set_hashing_config(_hashing())
     # Beside the folder its name might be too long.
-    with tempfile.TemporaryDirectory(prefix="edgeclean-") as made:
-        path = Path(made, texts.SIGNATURE)
+    with temporary_folder("edgeclean-") as made:
+        path = made / texts.SIGNATURE
         config.sign(folder, path)
         return path.read_bytes()
 
@@ -140,12 +140,12 @@ def check_signature(
         raise InputRejectedError(f"the bundle is not signed: it has no {texts.SIGNATURE}")
     content, signer = _content(files[texts.SIGNATURE], by_key=key is not None), None
     # The bytes that were read are checked, not what lies in the folder by now.
-    with tempfile.TemporaryDirectory(prefix="edgeclean-") as made:
-        signature = Path(made, texts.SIGNATURE)
+    with temporary_folder("edgeclean-") as made:
+        signature = made / texts.SIGNATURE
         signature.write_bytes(files[texts.SIGNATURE])
         if key is None:
             signer, pem = _certificates().judge_chain(content.chain, anchors, trusted.at)
-            key = Path(made, "signer.pem")
+            key = made / "signer.pem"
             key.write_bytes(pem)
             signature.write_text(_as_if_by_key(files[texts.SIGNATURE], pem), encoding="utf-8")
         config = _configured_verifier(key).set_hashing_config(_hashing())

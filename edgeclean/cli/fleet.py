@@ -20,6 +20,7 @@ from edgeclean.errors import CellsFailedError, UsageError
 from edgeclean.files.text import printable, shown
 from edgeclean.files.writing import keep_apart
 from edgeclean.notes import note_output
+from edgeclean.processes import ended_in_order
 from edgeclean.progress import Progress, in_words
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def fleet(  # noqa: PLR0913 - the options are the interface
         raise UsageError("there is no home folder to keep finished stages in; give --cache FOLDER")
     keep_apart([*_inputs(read, networks), stages.folder], folder=output)
     note_output(output)
-    with reporter.progress() as progress, _stdout_kept():
+    with ended_in_order(), reporter.progress() as progress, _stdout_kept():
         made = run_fleet(
             networks,
             output,

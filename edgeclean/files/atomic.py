@@ -35,7 +35,7 @@ from edgeclean.notes import note_placed
 
 AT_FDCWD = -100  # linux/fcntl.h
 RENAME_EXCHANGE = 2  # linux/fs.h
-
+FULL = (errno.ENOSPC, errno.EDQUOT)
 Seal = Callable[[Path], Mapping[str, bytes]]
 Refuse = Callable[[Path, Path], None]
 
@@ -262,20 +262,23 @@ def resolved(path: Path) -> Path:
     Raises:
         UsageError: its links lead round in a loop, or no file can have that name.
     """
+    reason = "it is a loop of symbolic links"
     try:
         found = path.resolve()
-        loop = found.is_symlink()
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ):  # which of the two, or neither, is Python's version's choice
-        loop = True
-    if loop:
-        raise UsageError(
-            f"{path} is a loop of symbolic links, or cannot be looked up; name another"
-        )
-    return found
+        if not found.is_symlink():
+            return found
+    except OSError as error:
+        reason = error.strerror or reason
+    except (RuntimeError, ValueError) as error:  # of a loop; of a name with a zero byte
+        reason = reason if isinstance(error, RuntimeError) else str(error)
+    raise UsageError(f"{path} cannot be looked up ({reason}); name another")
+
+
+def not_written(path: Path, error: OSError) -> UsageError:
+    """Return what is raised where a place cannot be written."""
+    room = "; make room and run the same command again" if error.errno in FULL else ""
+    why = f"{error.strerror or error}; what was there is unchanged{room}"
+    return UsageError(f"cannot write {path}: {why}")
 
 
 def _lock(held: HeldFolder) -> int:
@@ -494,5 +497,4 @@ def _raising_usage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = f"{error.strerror or error}; what was there is unchanged"
-        raise UsageError(f"cannot write {path}: {why}") from error
+        raise not_written(path, error) from error

@@ -126,7 +126,8 @@ def read_small_toml(
         _refuse_long_numbers(entries)
         return entries
     except ValueError as wrong:
-        raise error(f"{path}: not a TOML file ({first_line(wrong)})") from None
+        why = first_line(wrong).partition("; use sys.")[0]  # advice for programs, of Python's own
+        raise error(f"{path}: not a TOML file ({why})") from None
 
 
 def _is(kind: Callable[[int], bool], path: Path, follow: bool) -> bool:

@@ -6,15 +6,15 @@ import errno
 import os
 import secrets
 import stat
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from edgeclean.errors import UsageError
-from edgeclean.files.atomic import hold_folder, replace_folder, resolved, with_parents
+from edgeclean.files.atomic import hold_folder, not_written, replace_folder, resolved, with_parents
 from edgeclean.files.mounts import refuse_mount
 from edgeclean.files.reading import is_regular, open_regular
+from edgeclean.files.temporary import temporary_folder
 from edgeclean.notes import BESIDE, MADE, MOVED, SETTLED, note, note_output
 
 Write = Callable[[Mapping[str, bytes]], None]
@@ -114,9 +114,7 @@ def check_place(path: Path, ours: Recognise) -> Path:
     except FileNotFoundError:
         return place
     except OSError as error:
-        raise UsageError(
-            f"cannot write {path}: {error.strerror}; what was there is unchanged"
-        ) from None
+        raise not_written(path, error) from None
     if not known:
         raise UsageError(
             f"{path} exists and was not written by this command, so it is not replaced; move it "
@@ -197,10 +195,7 @@ def in_place(
                     undo.callback(place.unlink, missing_ok=True)
                 beside[place].replace(place)
         except OSError as error:
-            first = next(iter(files))
-            raise UsageError(
-                f"cannot write {first}: {error.strerror}; what was there is unchanged"
-            ) from None
+            raise not_written(next(iter(files)), error) from None
         yield
         note(SETTLED, run)
         undo.pop_all()
@@ -268,15 +263,15 @@ def no_lasting_writes() -> Iterator[None]:
         UsageError: no temporary folder can be made.
     """
     missing = [name for name in FOLDER_VARIABLES if name not in os.environ]
-    try:
-        temporary = tempfile.TemporaryDirectory(prefix="edgeclean-", ignore_cleanup_errors=True)
-    except OSError as error:
-        raise UsageError(
-            f"no temporary folder can be made ({error.strerror}); set TMPDIR to a folder that can "
-            "be written"
-        ) from None
-    with temporary as folder:
-        os.environ.update({name: str(Path(folder) / name.lower()) for name in missing})
+    with ExitStack() as end:
+        try:
+            folder = end.enter_context(temporary_folder("edgeclean-"))
+        except OSError as error:
+            raise UsageError(
+                f"no temporary folder can be made ({error.strerror}); set TMPDIR to a folder that "
+                "can be written"
+            ) from None
+        os.environ.update({name: str(folder / name.lower()) for name in missing})
         try:
             yield
         finally:

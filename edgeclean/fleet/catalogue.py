@@ -129,6 +129,8 @@ class NetworkEntry(NetworkOptions):
         NetworkOptions.check_together(self)
         if (self.checkpoint is None) == (self.glob is None):
             raise UsageError("a network has either checkpoint or glob; give one of the two")
+        if self.checkpoint == "" or (self.glob is not None and not Path(self.glob).name):
+            raise UsageError("checkpoint or glob names nothing; name a file, or a pattern of files")
         if self.glob is not None and (self.name is not None or self.sha256 is not None):
             raise UsageError("name and sha256 are of one file, and glob is of many; leave them out")
         if self.sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
@@ -349,7 +351,7 @@ def _networks(
         if not (is_regular(checkpoints[0]) or is_folder(checkpoints[0])):
             raise UsageError(f"{place}: there is no {checkpoints[0]}; name a file or a hub folder")
     else:
-        checkpoints = _matches(folder / str(entry.glob), place)
+        checkpoints = _matches(folder, str(entry.glob), place)
     for checkpoint in checkpoints:
         beside = checkpoint.with_name(f"{checkpoint.stem}.toml")
         given = None if entry.model is None else folder / entry.model
@@ -366,12 +368,13 @@ def _networks(
         )
 
 
-def _matches(pattern: Path, place: str) -> list[Path]:
+def _matches(folder: Path, glob: str, place: str) -> list[Path]:
     """Return the entries of one folder that match, by name; hidden and model files do not."""
-    if _WILD.search(str(pattern.parent)):
+    pattern = folder / glob
+    if _WILD.search(str(Path(glob).parent)) and not is_folder(pattern.parent):
         raise UsageError(
-            f"{place}: glob {shown(str(pattern))} has a pattern in its folder; only the last part "
-            "may be one: give an entry for each folder"
+            f"{place}: glob {shown(glob)} has a pattern in its folder; only the last part may be "
+            "one: give an entry for each folder"
         )
     try:
         with os.scandir(pattern.parent) as entries:

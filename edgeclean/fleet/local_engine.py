@@ -15,6 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -128,7 +129,22 @@ def _free_bytes() -> int | None:
     return max(0, min(found)) if found else None
 
 
+def _start_tracker() -> None:
+    """Start the process that removes what killed processes shared, silent on what it removes."""
+    name, before = "PYTHONWARNINGS", os.environ.get("PYTHONWARNINGS")
+    silent = "ignore::UserWarning:multiprocessing.resource_tracker"
+    os.environ[name] = silent if not before else f"{before},{silent}"
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 def _new_place() -> _Place:
+    _start_tracker()
     pool = ProcessPoolExecutor(
         1,
         mp_context=multiprocessing.get_context("spawn"),

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import os
 import secrets
-import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path, PurePosixPath
@@ -26,6 +26,7 @@ from edgeclean.errors import EdgecleanError, InputRejectedError, ToolchainError
 from edgeclean.files.atomic import replace_folder
 from edgeclean.files.reading import is_folder, is_hollow, open_regular
 from edgeclean.files.store import Store
+from edgeclean.files.temporary import temporary_folder
 from edgeclean.files.text import first_line, one_line
 from edgeclean.fleet.inputs import pictures_of
 from edgeclean.fleet.jobs import Answer, Done, Failed, Job, Lost
@@ -97,7 +98,7 @@ class RayEngine:
         """
         self._ray = _import_ray(alone=address is None)
         self._address, self._jobs, self._threads, self._gpu = address, jobs, threads, gpu
-        self._own: tempfile.TemporaryDirectory[str] | None = None
+        self._own = ExitStack()  # of the cluster that is started here
         self._flights: dict[Any, tuple[str, Job]] = {}
         self._ended: list[tuple[str, Answer]] = []
         self._connected = False
@@ -151,8 +152,7 @@ class RayEngine:
         self._flights.clear()
         if self._connected:
             self._ray.shutdown()
-        if self._own is not None:
-            self._own.cleanup()
+        self._own.close()
 
     def _connect(self) -> None:
         """Connect or start; a busy machine may need more than one try for what Ray gives 30 s."""
@@ -161,10 +161,10 @@ class RayEngine:
         if address is not None:
             asked["address"] = address
         else:  # its sockets have names of at most 107 characters: the folder's is short
-            self._own = tempfile.TemporaryDirectory(prefix="ec-", ignore_cleanup_errors=True)
+            folder = self._own.enter_context(temporary_folder("ec-"))
             cores = max(threads, os.cpu_count() or 1)
             asked["num_cpus"] = cores if self._jobs is None else self._jobs * threads
-            asked |= {"include_dashboard": False, "_temp_dir": self._own.name}
+            asked |= {"include_dashboard": False, "_temp_dir": str(folder)}
         for left in reversed(range(STARTS)):
             try:
                 self._ray.init(**asked)
@@ -264,8 +264,7 @@ def _on_a_node(job: Job, luggage: Luggage) -> Return:
     if luggage.code != own_code():
         other = ToolchainError("a node has another edgeclean than the driver; install the same one")
         return Return(answer=_failed(other), kept={}, bundle={})
-    with tempfile.TemporaryDirectory(prefix="edgeclean-", ignore_cleanup_errors=True) as temporary:
-        folder = Path(temporary)
+    with temporary_folder("edgeclean-") as folder:
         here = unpacked(job, luggage, folder)
         answer = run_job(here)
         if isinstance(answer, Failed):  # whose path would say nothing to the reader

@@ -17,7 +17,7 @@ from edgeclean.config import PipelineSettings, non_default, settings_from, to_to
 from edgeclean.effort import lengths_of
 from edgeclean.environment import Environment
 from edgeclean.files.schema import validator
-from edgeclean.files.text import without_folder
+from edgeclean.files.text import printable, without_folder
 from edgeclean.gates import GateVerdict
 from edgeclean.measure.accuracy import Evaluation
 from edgeclean.measure.latency import LatencyReport
@@ -194,7 +194,7 @@ def command_line(
         words += ["--config", CONFIG_NAME]
     words += [] if target_file is None else ["--target-file", target_file]
     words += ["--latency-table", TABLE_NAME] if table else []
-    return shlex.join([*words, "-o", "build"])
+    return printable(shlex.join([*words, "-o", "build"]))
 
 
 def changed_settings(settings: PipelineSettings) -> str:

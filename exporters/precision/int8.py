@@ -13,10 +13,8 @@ as int32, and pairs at every operator that has them.
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -32,6 +30,7 @@ from onnxruntime.quantization import (
 )
 
 from edgeclean.errors import InputRejectedError, UsageError
+from edgeclean.files.temporary import temporary_folder
 from exporters.onnx_check import drop_unread, open_onnx, opset_of
 
 INT8_OPSET = 13
@@ -81,8 +80,8 @@ def to_int8(
     if len(images) == 0:
         raise UsageError("no images were given to calibrate INT8 on; at least one is needed")
     reader = _Reader(proto.graph.input[0], images)
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-        path = Path(folder) / "int8.onnx"
+    with temporary_folder("edgeclean-") as folder, redirect_stdout(io.StringIO()):
+        path = folder / "int8.onnx"
         quantize_static(
             proto,
             path,

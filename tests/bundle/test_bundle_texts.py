@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from edgeclean.bundle import manifest as texts
@@ -26,6 +28,13 @@ def test_json_that_edgeclean_does_not_write_is_refused(content: bytes, message: 
 def test_json_has_one_form() -> None:
     written = texts.canonical_json({"b": 1e-05, "a": ("\u00e9", None)})
     assert written == '{\n  "a": [\n    "\u00e9",\n    null\n  ],\n  "b": 1e-05\n}\n'.encode()
+
+
+def test_a_name_that_is_not_utf_8_is_written_as_an_escape_and_read_again() -> None:
+    named = {"name": os.fsdecode(b"n\xff.onnx")}
+    written = texts.canonical_json(named)
+    assert written == b'{\n  "name": "n\\udcff.onnx"\n}\n'
+    assert texts.read_json(written, "manifest.json") == named
 
 
 @pytest.mark.parametrize(

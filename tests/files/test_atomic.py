@@ -313,6 +313,12 @@ def test_a_loop_of_links_is_no_place(tmp_path: Path) -> None:
             pass
 
 
+def test_a_place_that_cannot_be_says_why(tmp_path: Path) -> None:
+    for name, why in {"x" * 300: "File name too long", "a\0b": "null byte"}.items():
+        with pytest.raises(UsageError, match=why), hold_folder(tmp_path / name):
+            pass
+
+
 def test_what_an_earlier_version_or_a_user_left_beside_stays(tmp_path: Path) -> None:
     for name in ("lock", "partial", "previous"):
         (tmp_path / f".build.{name}").mkdir()

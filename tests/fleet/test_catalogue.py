@@ -96,6 +96,22 @@ def test_a_glob_takes_the_model_file_beside_each_and_no_code_by_it(
     }
 
 
+def test_a_catalogue_may_lie_in_a_folder_whose_name_looks_like_a_pattern(folder: Path) -> None:
+    strange = folder / "nets [v2]*"
+    (strange / "in [a]").mkdir(parents=True)
+    for name in ("net.toml", "net.py", "quick.toml", "a.safetensors"):
+        (strange / name).write_bytes((folder / name).read_bytes())
+    (strange / "in [a]" / "b.safetensors").write_bytes(b"")
+    path = strange / "fleet.toml"
+    entries = '[[networks]]\nglob = "*.safetensors"\n[[networks]]\nglob = "in [a]/*"\n'
+    path.write_text(BASE + entries, encoding="utf-8")
+    found = {name: one.checkpoint for name, one in planned(path).items()}
+    assert found == {
+        "a": strange / "a.safetensors",
+        "b": strange / "in [a]" / "b.safetensors",
+    }
+
+
 def test_a_model_file_that_the_defaults_name_is_the_users_own_also_where_it_lies_beside(
     written: Written, folder: Path
 ) -> None:
@@ -115,6 +131,9 @@ def test_a_model_file_that_the_defaults_name_is_the_users_own_also_where_it_lies
         ("[[networks]]\ncheckpoint = 'missing.pth'\n", "missing.pth"),
         ("[[networks]]\ncheckpoint = 'a.safetensors'\nglob = '*'\n", "glob"),
         ("[[networks]]\nglob = '*.pt'\n", "matches"),
+        ("[[networks]]\nglob = ''\n", "names nothing"),
+        ("[[networks]]\nglob = './'\n", "names nothing"),
+        ("[[networks]]\ncheckpoint = ''\n", "names nothing"),
         ("[[networks]]\nglob = '*/x'\n", "folder"),
         ("[[networks]]\nglob = 'nowhere/*'\n", "nowhere"),
         ("[[networks]]\ncheckpoint = 'a.safetensors'\nsha256 = 'ab'\n", "64"),

@@ -180,7 +180,16 @@ def gone(group: int) -> bool:
 
 
 @pytest.mark.slow
-def test_ctrl_c_is_one_line_and_leaves_no_process(place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [
+        (signal.SIGINT, 130, "error: interrupted while making cells; finished"),
+        (signal.SIGTERM, 143, "error: stopped by SIGTERM; "),
+    ],
+)
+def test_a_signal_is_one_line_and_leaves_no_process(
+    place: Path, tmp_path: Path, number: signal.Signals, code: int, line: str
+) -> None:
     long = (place / "quick.toml").read_text("utf-8").replace("[scan]\n", "[scan]\n", 1)
     text = long.replace("images = 16\nsteps = 3", "images = 16\nsteps = 1000000")
     assert text != long
@@ -196,14 +205,15 @@ def test_ctrl_c_is_one_line_and_leaves_no_process(place: Path, tmp_path: Path) -
     )
     with run:
         assert run.stderr is not None
-        for line in run.stderr:
-            if "1/2" in line:
+        for told in run.stderr:
+            if "1/2" in told:
                 break
-        os.killpg(run.pid, signal.SIGINT)
+        os.kill(run.pid, number)
         said = run.stderr.read()
-    assert run.returncode == 130
-    assert said.splitlines()[-1].startswith("error: interrupted while making cells; finished")
+    assert run.returncode == code
+    assert said.splitlines()[-1].startswith(line)
     assert "Traceback" not in said
+    assert "leaked" not in said
     assert gone(run.pid)
     document = json.loads((tmp_path / "out" / DOCUMENT).read_text("utf-8"))
     assert states(document)["a/cpu/ratio-2"] == "waiting"

@@ -121,6 +121,7 @@ def test_a_policy_file_is_read_and_options_win(tmp_path: Path) -> None:
         ("fail-on-backdoor = 1", "true or false"),
         ("[ranks]\nratio = 2", "unknown key"),
         ("max-size =", "not a TOML file"),
+        pytest.param(f"max-size = {'9' * 5000}", "4300 digits[^;]*$", id="digits"),
     ],
 )
 def test_a_policy_is_strict(tmp_path: Path, text: str, words: str) -> None:

@@ -64,6 +64,6 @@ def test_no_room_for_a_temporary_folder_is_told(monkeypatch: pytest.MonkeyPatch)
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tempfile.TemporaryDirectory", full)
+    monkeypatch.setattr("tempfile.mkdtemp", full)
     with pytest.raises(UsageError, match="No space left on device"), no_lasting_writes():
         pass

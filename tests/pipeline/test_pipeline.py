@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import time
 import tomllib
 from dataclasses import replace
@@ -339,6 +340,13 @@ def test_the_command_names_the_files_of_a_target_and_of_a_table() -> None:
         "latency-table.json -o build"
     )
     assert "a/" not in said
+
+
+def test_the_command_is_text_whatever_the_names_of_its_files() -> None:
+    checkpoint = Path(os.fsdecode(b"n\xff\x1b.safetensors"))
+    said = command_line(checkpoint, spec(), quick_settings())
+    assert said.startswith(r"edgeclean compress 'n\udcff\x1b.safetensors' ")
+    said.encode()
 
 
 def test_a_scan_and_a_plan_stop_where_they_should(checkpoint: Path) -> None:
