@@ -51,6 +51,7 @@ from edgeclean.networks.structure import read_structure
 __all__ = ["LoadLimits", "load_checkpoint", "parse_torch", "read_networks", "written_out"]
 
 ONNX = "onnx"
+_ASIDE = "+"  # before the number of a network, of tensors that its state dict would not hold
 _DEFAULT_LIMITS = LoadLimits()
 
 
@@ -128,7 +129,8 @@ def parse_torch(contents: bytes, limits: LoadLimits) -> bytes:
     Returns:
         A safetensors file. Its metadata has, as JSON under "networks", the keys that each network
         lies under, and under "beside" what the pickle asks for beside tensors. The names of the
-        first network's tensors begin with "0:", and so on.
+        first network's tensors begin with "0:", and so on; with "+0:" what a module would leave
+        out of its state dict.
 
     Raises:
         InputRejectedError: the archive or pickle is damaged, asks for code, holds no network, or
@@ -138,9 +140,10 @@ def parse_torch(contents: bytes, limits: LoadLimits) -> bytes:
         check_zip(contents, limits)
     try:
         file = TorchFile(contents)
-        found = find_networks(file.tree.root)
-        check_count([name for one in found for name in one.tensors], limits)
+        found = find_networks(file.tree)
+        check_count([name for one in found for name in (*one.tensors, *one.aside)], limits)
         networks = [_read(file, one, limits) for one in found]
+        aside = [_read_aside(file, one, limits) for one in found]
     except (MemoryError, InputRejectedError):
         raise
     except Exception as error:  # noqa: BLE001 - hostile bytes raise whatever they can
@@ -148,11 +151,12 @@ def parse_torch(contents: bytes, limits: LoadLimits) -> bytes:
         raise InputRejectedError(
             f"damaged, cut short, or not a checkpoint ({type(error).__name__}: {reason})"
         ) from None
-    _check_total(networks, limits)
+    _check_total([*networks, *aside], limits)
     # A copy each: safetensors takes neither shared nor transposed storages.
     plain = {
-        f"{index}:{name}": tensor.clone(memory_format=torch.contiguous_format)
-        for index, tensors in enumerate(networks)
+        f"{kind}{index}:{name}": tensor.clone(memory_format=torch.contiguous_format)
+        for kind, read in (("", networks), (_ASIDE, aside))
+        for index, tensors in enumerate(read)
         for name, tensor in tensors.items()
     }
     beside = beside_tensors(file.tree.names)[:MOST_NAMES]
@@ -160,6 +164,7 @@ def parse_torch(contents: bytes, limits: LoadLimits) -> bytes:
         "networks": [one.path for one in found],
         "beside": beside,
         "layers": [one.layers for one in found],
+        "versions": [one.versions for one in found],
     }
     return safetensors.torch.save(plain, {key: json.dumps(one) for key, one in told.items()})
 
@@ -183,14 +188,20 @@ def read_networks(contents: bytes, kind: Kind, limits: LoadLimits) -> SavedNetwo
         tuple(path): {} for path in json.loads(told["networks"])
     }
     by_index = list(networks.values())
+    aside: dict[tuple[str, ...], dict[str, Tensor]] = {path: {} for path in networks}
+    aside_by_index = list(aside.values())
     for name, tensor in _safetensors(parsed).items():
         index, _, own = name.partition(":")
-        by_index[int(index)][own] = tensor
+        into = aside_by_index if index.startswith(_ASIDE) else by_index
+        into[int(index.removeprefix(_ASIDE))][own] = tensor
     for tensors in by_index:
         check_layout(tensors, limits)
     layers = dict(zip(networks, json.loads(told["layers"]), strict=True))
+    versions = dict(zip(networks, json.loads(told["versions"]), strict=True))
     beside = tuple(json.loads(told["beside"]))
-    return SavedNetworks(networks=networks, beside=beside, layers=layers)
+    return SavedNetworks(
+        networks=networks, beside=beside, layers=layers, versions=versions, aside=aside
+    )
 
 
 def _safetensors(contents: bytes) -> dict[str, Tensor]:
@@ -208,6 +219,17 @@ def _read(file: TorchFile, found: FoundNetwork, limits: LoadLimits) -> dict[str,
     tensors = {name: file.tensor(node, name) for name, node in found.tensors.items()}
     check_layout(tensors, limits)
     return tensors
+
+
+def _read_aside(file: TorchFile, found: FoundNetwork, limits: LoadLimits) -> dict[str, Tensor]:
+    """Return what can be compared with the code's; no network needs the others."""
+    read: dict[str, Tensor] = {}
+    for name, node in found.aside.items():
+        with suppress(InputRejectedError):
+            tensor = file.tensor(node, name)
+            check_layout({name: tensor}, limits)
+            read[name] = tensor
+    return read
 
 
 def _check_total(networks: list[dict[str, Tensor]], limits: LoadLimits) -> None:

@@ -7,13 +7,18 @@ the architecture, or the user says which.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import random
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 
 from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.load.architectures import build_architecture, list_architectures
@@ -27,10 +32,15 @@ from edgeclean.load.state_dict import check_names_and_shapes, fit_weights
 from edgeclean.networks.layers import evaluated
 from edgeclean.networks.state import JsonValue, ModelSpec
 
+T = TypeVar("T")
 _Networks = Mapping[tuple[str, ...], Mapping[str, Tensor]]
 WHOLE_FILE = "."
 MOST_SHOWN = 8
 _ANOTHER_SEED = 2**31 - 19
+_NOT_AGAIN = (
+    "and no state dict holds that, so that the network that was trained cannot be made "
+    "again; register it as a buffer that is saved, or export the network to ONNX and give that file"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +51,15 @@ class SavedNetworks:
         networks: tensors by name, under the keys that they lie under in the file.
         beside: what else a pickle asks for, unread.
         layers: what pickled modules say of their layers, under the same keys.
+        versions: the versions of the layers' classes that state dicts note, under the same keys.
+        aside: tensors of pickled modules that no state dict of theirs would hold.
     """
 
     networks: _Networks
     beside: tuple[str, ...] = ()
     layers: Mapping[tuple[str, ...], Layers] = field(default_factory=dict)
+    versions: Mapping[tuple[str, ...], Mapping[str, int]] = field(default_factory=dict)
+    aside: _Networks = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +85,7 @@ def fitted(
         InputRejectedError: no network fits, or several do and ``limits.state_dict`` names none.
         UsageError: the architecture is unknown, or the user's own code for it failed.
     """
+    again: nn.Module | None = None
     if spec.architecture in list_architectures():
         # Without memory: a million classes that the file does not have would take gigabytes.
         with torch.device("meta"):
@@ -79,14 +94,17 @@ def fitted(
     else:
         if is_of_library(spec.architecture):
             _check_foreseen(saved, spec, limits)
-        module = _built(spec, (), code_folder)
-        _wake_(module, spec, limits)
-        needed = module.state_dict()
-        way = _chosen(saved, lambda _: needed, limits.state_dict)
-        _refuse_drawn(module, lambda: _built(spec, (), code_folder))
-    fit_weights(module, way.renamed.tensors)
+        module = _awake(spec, limits, code_folder)
+        way = _chosen_of_code(saved, module, limits.state_dict)
+        again = _made_again(module, spec, limits, code_folder)
+    for one in (module,) if again is None else (module, again):
+        fit_weights(one, way.renamed.tensors, _renamed(saved.versions, way))
+        evaluated(one)  # not before: what a layer does to its weights then, it does to these
+    if again is not None:
+        _refuse_drawn_values(module, again, spec, limits)
+    _refuse_others(_unsaved(module), _renamed(saved.aside, way))
     notes = {
-        "differences": list(differences(_renamed_layers(saved, way), module)),
+        "differences": list(differences(_renamed(saved.layers, way), module)),
         "network": way.label if way.label != WHOLE_FILE else "",
         "names": list(way.renamed.done),
         "beside": [name[:MOST_LETTERS] for name in saved.beside],
@@ -134,37 +152,150 @@ def _built(spec: ModelSpec, keys: Collection[str], code_folder: Path | None) -> 
     with torch.random.fork_rng(devices=[]):
         module = build_architecture(spec.architecture, spec, keys, code_folder=code_folder)
     _refuse_script(module)
-    return evaluated(module.float())
+    return module.float()
 
 
-def _renamed_layers(saved: SavedNetworks, way: _Way) -> Layers:
-    """Return what the file says of the layers, under the names that the architecture has."""
+def _awake(spec: ModelSpec, limits: LoadLimits, code_folder: Path | None) -> nn.Module:
+    """Build a network of the user's or a library's code, with no lazy layer left."""
+    module = _built(spec, (), code_folder)
+    if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+        _wake_(evaluated(module), spec, limits)
+        module.train()
+    for name, kept in module.state_dict().items():
+        if not isinstance(kept, Tensor):
+            raise InputRejectedError(
+                f"{name} is a {type(kept).__name__}, which the code keeps beside the weights and "
+                "the file's is not read; let get_extra_state return a tensor, or export the "
+                "network to ONNX and give that file"
+            )
+    return module
+
+
+def _made_again(
+    module: nn.Module, spec: ModelSpec, limits: LoadLimits, code_folder: Path | None
+) -> nn.Module | None:
+    """Build a network once more, with other random numbers; None where a library made it.
+
+    Raises:
+        InputRejectedError: a tensor that its state dict does not hold is another one.
+    """
+    library = is_of_library(spec.architecture)
+    if library and not _unsaved(module):
+        return None
+    with _other_random_numbers():
+        again = _awake(spec, limits, code_folder)
+    if not module.training:
+        evaluated(again)
+    _refuse_drawn(module, again)
+    return None if library else again
+
+
+def _chosen_of_code(saved: SavedNetworks, module: nn.Module, choice: str) -> _Way:
+    """Return the one way in which a network of the file fits, be it of training or of evaluation.
+
+    Some layers have other weights in evaluation mode; the module is put into it only where those
+    are the ones that the file has.
+    """
+    needed = module.state_dict()
+    try:
+        return _chosen(saved, lambda _: needed, choice)
+    except InputRejectedError:
+        inference = evaluated(module).state_dict()
+        if inference.keys() == needed.keys():
+            raise
+        return _chosen(saved, lambda _: inference, choice)
+
+
+def _renamed(said: Mapping[tuple[str, ...], Mapping[str, T]], way: _Way) -> dict[str, T]:
+    """Return what the file says of its layers, under the names that the architecture has."""
     prefix = way.renamed.prefix
     return {
-        unwrapped(f"{name}.".removeprefix(prefix))[:-1]: said
-        for name, said in saved.layers.get(way.path, {}).items()
+        unwrapped(f"{name}.".removeprefix(prefix))[:-1]: one
+        for name, one in said.get(way.path, {}).items()
         if f"{name}.".startswith(prefix)
     }
 
 
-def _refuse_drawn(module: nn.Module, build: Callable[[], nn.Module]) -> None:
-    """Refuse numbers that the code draws at random and that no state dict holds.
+@contextmanager
+def _other_random_numbers() -> Iterator[None]:
+    """Within, code draws other numbers than it would; the caller's do not move."""
+    python, arrays = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(_ANOTHER_SEED)
+        random.seed(_ANOTHER_SEED)
+        np.random.seed(_ANOTHER_SEED)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)
+
+
+def _refuse_drawn(module: nn.Module, again: nn.Module) -> None:
+    """Refuse tensors that the code draws at random and that no state dict holds.
 
     Raises:
         InputRejectedError: made once more, the network has others.
     """
-    unsaved = _unsaved(module)
-    if not unsaved:
-        return
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(_ANOTHER_SEED)
-        again = _unsaved(build())
-    for name, tensor in unsaved.items():
-        if name in again and not torch.equal(again[name], tensor):
+    others = _unsaved(again)
+    for name, tensor in _unsaved(module).items():
+        if name in others and not torch.equal(others[name], tensor):
             raise InputRejectedError(
-                f"{name} is drawn at random when the network is made, and its state dict does not "
-                "hold it, so that the network that was trained cannot be made again; register it "
-                "as a buffer that is saved, or export the network to ONNX and give that file"
+                f"{name} is drawn at random when the network is made, {_NOT_AGAIN}"
+            )
+
+
+def _refuse_drawn_values(
+    module: nn.Module, again: nn.Module, spec: ModelSpec, limits: LoadLimits
+) -> None:
+    """Refuse what is drawn at random and is no tensor of the network: an order, a wiring.
+
+    A network that does not run, or answers differently from run to run, is told so later.
+
+    Raises:
+        InputRejectedError: made once more, with the same weights, it answers otherwise.
+    """
+    images = torch.rand(2, *spec.input_shape, generator=torch.Generator().manual_seed(1))
+    answers = []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for one in (module, module, again):
+                with bounded_cost(one, spec.input_shape, limits):
+                    leaves = [leaf for leaf in tree_leaves(one(images.clone()))
+                              if isinstance(leaf, Tensor)]  # fmt: skip
+                answers.append(leaves)
+    except InputRejectedError:
+        raise
+    except Exception:  # noqa: BLE001 - a network that does not run may raise what it likes
+        return
+    first, second, other = answers
+    if _close(first, second) and not _close(first, other):
+        raise InputRejectedError(
+            "numbers that decide what the network computes are drawn at random when it is made, "
+            f"{_NOT_AGAIN}"
+        )
+
+
+def _close(some: list[Tensor], others: list[Tensor]) -> bool:
+    return len(some) == len(others) and all(
+        one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-5)
+        for one, other in zip(some, others, strict=True)
+    )
+
+
+def _refuse_others(unsaved: Mapping[str, Tensor], aside: Mapping[str, Tensor]) -> None:
+    """Refuse tensors beside the state dict that are others in the file's own module.
+
+    Raises:
+        InputRejectedError: naming the first.
+    """
+    for name, own in unsaved.items():
+        theirs = aside.get(name, own)
+        if theirs.shape != own.shape or not torch.equal(theirs.to(own.dtype), own):
+            raise InputRejectedError(
+                f"the file holds a whole network, in which {name} has other numbers than the "
+                "named code gives it, and no state dict holds that; give the code that made it, or "
+                "register it as a buffer that is saved"
             )
 
 
@@ -178,14 +309,16 @@ def _unsaved(module: nn.Module) -> dict[str, Tensor]:
         # The older norms and prunings keep what they make of others as an attribute.
         made = {name for name in plain if {f"{name}_g", f"{name}_orig"} & part._parameters.keys()}
         for name, one in {**kept, **plain}.items():
-            if one is not None and one.layout is torch.strided and name not in made:
+            if one is not None and _address(one) and name not in made:
                 found[f"{place}.{name}" if place else name] = one
     return {name: one for name, one in found.items() if _address(one) not in saved}
 
 
 def _address(tensor: Tensor) -> int:
-    """Return where the numbers lie; 0 for a tensor that has them in no one place."""
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
+    """Return where the numbers lie; 0 for a tensor that has them in no one place, or has none."""
+    if tensor.layout is not torch.strided or is_lazy(tensor):
+        return 0
+    return tensor.untyped_storage().data_ptr()
 
 
 def _refuse_script(module: nn.Module) -> None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from edgeclean.errors import InputRejectedError
-from edgeclean.load.pickled_layers import Layers, layers_of
-from edgeclean.load.pickles import StandIn
+from edgeclean.load.pickled_layers import MOST_BITS, MOST_LAYERS, Layers, layers_of
+from edgeclean.load.pickles import PickledTree, StandIn
 from edgeclean.load.torch_file import in_words, is_tensor
 
 NESTED_UNDER = ("state_dict", "model_state_dict", "model_state", "net", "netC", "model", "weights")
@@ -38,27 +39,32 @@ class FoundNetwork:
         tensors: the nodes of its tensors, by their names.
         flaw: why it is no state dict, in a line; empty where nothing is wrong.
         layers: of a pickled module, what it says of its layers beside their weights.
+        aside: of a pickled module, tensors that its state dict would not hold, by their names.
+        versions: of a state dict, the version that each layer's class had, by the layer's name.
     """
 
     path: tuple[str, ...]
     tensors: Mapping[str, StandIn]
     flaw: str = ""
     layers: Layers = field(default_factory=dict)
+    aside: Mapping[str, StandIn] = field(default_factory=dict)
+    versions: Mapping[str, int] = field(default_factory=dict)
 
 
-def find_networks(root: object) -> list[FoundNetwork]:
+def find_networks(tree: PickledTree) -> list[FoundNetwork]:
     """Return every state dict and module under at most `MAX_DEPTH` keys.
 
     Those with the most tensors come first.
 
     Args:
-        root: of the tree of a `TorchFile`.
+        tree: of a `TorchFile`.
 
     Raises:
         InputRejectedError: there is none, or what comes closest to one holds something else than
             tensors.
     """
-    found = list(_walk(root, ()))
+    root = tree.root
+    found = list(_walk(tree, root, ()))
     good = [one for one in found if not one.flaw]
     if good:
         return sorted(good, key=lambda one: -len(one.tensors))[:MOST_NETWORKS]
@@ -89,24 +95,38 @@ def is_name(key: object) -> bool:
     return isinstance(key, str) and 0 < len(key) <= 500 and key.isprintable()
 
 
-def _walk(node: object, path: tuple[str, ...]) -> Iterator[FoundNetwork]:
+def _walk(tree: PickledTree, node: object, path: tuple[str, ...]) -> Iterator[FoundNetwork]:
     if _is_module(node):
         tensors = dict(_of_module(node, "", 0))
         if tensors:
-            layers = layers_of(_modules_of(node, ""))
-            yield FoundNetwork(path=path, tensors=tensors, layers=layers)
+            layers, aside = layers_of(_modules_of(node, "")), dict(_aside(node))
+            yield FoundNetwork(path=path, tensors=tensors, layers=layers, aside=aside)
         return
     entries = _entries(node)
     tensors = {
         name: leaf for name, leaf in entries.items() if isinstance(name, str) and is_tensor(leaf)
     }
     if tensors:
-        yield FoundNetwork(path=path, tensors=tensors, flaw=_flaw(entries))
+        versions = _versions(tree.states.get(id(node)))
+        yield FoundNetwork(path=path, tensors=tensors, flaw=_flaw(entries), versions=versions)
     if len(path) == MAX_DEPTH:
         return
     for name, below in entries.items():
         if isinstance(name, str) and not _holds_no_network(name.lower()):
-            yield from _walk(below, (*path, name))
+            yield from _walk(tree, below, (*path, name))
+
+
+def _versions(kept: Any) -> dict[str, int]:
+    """Return the version of each layer's class, as ``state_dict`` notes it beside the tensors."""
+    state = kept[1] if kept is not None else None
+    metadata = _a_dict(_a_dict(state).get("_metadata"))
+    return {
+        name: said["version"]
+        for name, said in islice(metadata.items(), MOST_LAYERS)
+        if (name == "" or is_name(name))
+        and type(_a_dict(said).get("version")) is int
+        and said["version"].bit_length() <= MOST_BITS
+    }
 
 
 def _holds_no_network(name: str) -> bool:
@@ -201,19 +221,33 @@ def _of_module(node: Any, prefix: str, depth: int) -> Iterator[tuple[str, StandI
     """
     if depth > MOST_MODULES:
         raise InputRejectedError(f"the network's modules are nested deeper than {MOST_MODULES}")
-    state = node.state
-    passing = state.get("_non_persistent_buffers_set")
-    left_out: set[str] = set()
-    if isinstance(passing, StandIn):  # a set, as one protocol or another writes it
-        items = [*passing.items, *(item for one in passing.arguments for item in one)]
-        left_out = {item for item in items if isinstance(item, str)}
-    own = {**state["_parameters"], **_a_dict(state.get("_buffers"))}
+    own = {**node.state["_parameters"], **_a_dict(node.state.get("_buffers"))}
+    left_out = _left_out(node)
     for name, leaf in own.items():
         if isinstance(name, str) and name not in left_out and is_tensor(leaf):
             yield prefix + name, leaf
-    for name, below in state["_modules"].items():
+    for name, below in node.state["_modules"].items():
         if isinstance(name, str) and _is_module(below):
             yield from _of_module(below, f"{prefix}{name}.", depth + 1)
+
+
+def _left_out(node: Any) -> set[str]:
+    """Return the names of a module's buffers that its ``state_dict()`` leaves out."""
+    passing = node.state.get("_non_persistent_buffers_set")
+    if not isinstance(passing, StandIn):
+        return set()
+    # A set, as one protocol or another writes it.
+    items = [*passing.items, *(item for one in passing.arguments for item in one)]
+    return {item for item in items if isinstance(item, str)}
+
+
+def _aside(node: Any) -> Iterator[tuple[str, StandIn]]:
+    """Yield the tensors of a module that its ``state_dict()`` would leave out, by their names."""
+    for place, one in _modules_of(node, ""):
+        left_out, buffers = _left_out(one), _a_dict(one.state.get("_buffers"))
+        for name, leaf in {**one.state, **{key: buffers.get(key) for key in left_out}}.items():
+            if is_name(name) and is_tensor(leaf):
+                yield f"{place}.{name}" if place else name, leaf
 
 
 def _modules_of(node: Any, name: str) -> Iterator[tuple[str, StandIn]]:

@@ -76,12 +76,14 @@ class PickledTree:
         names: all that the pickle would import, in order.
         attributes: all that it would look up by ``getattr``, in order.
         stored: all that it says to lie beside it, in order.
+        states: dicts and what it would give to their ``__setstate__``, by the dict's identity.
     """
 
     root: Any
     names: tuple[str, ...]
     attributes: tuple[str, ...]
     stored: tuple[Stored, ...]
+    states: Mapping[int, tuple[Any, Any]]
 
 
 def read_pickle(stream: io.BytesIO) -> PickledTree:
@@ -100,6 +102,7 @@ def read_pickle(stream: io.BytesIO) -> PickledTree:
         names=tuple(machine.names),
         attributes=tuple(machine.attributes),
         stored=tuple(machine.stored),
+        states=machine.states,
     )
 
 
@@ -132,6 +135,7 @@ class _Machine:
         self.names: dict[str, Named] = {}
         self.attributes: dict[str, None] = {}
         self.stored: list[Stored] = []
+        self.states: dict[int, tuple[Any, Any]] = {}
         self._below: list[list[Any]] = []  # the stacks under each mark
         self._memo: dict[int, Any] = {}
 
@@ -268,6 +272,8 @@ class _Machine:
         (state,) = self._take(1)
         if isinstance(self.stack[-1], StandIn):
             self.stack[-1].state = state
+        elif isinstance(self.stack[-1], dict):
+            self.states[id(self.stack[-1])] = (self.stack[-1], state)  # the dict lives as long
 
 
 def _paired(keys_and_values: list[Any]) -> dict[Any, Any]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.text import first_line
 from edgeclean.load.limits import LoadLimits
 
 SHOWN = 5
@@ -62,11 +65,20 @@ def check_layout(tensors: Mapping[str, Tensor], limits: LoadLimits) -> None:
     _check_sharing(tensors)
 
 
-def fit_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def fit_weights(
+    module: nn.Module, tensors: Mapping[str, Tensor], versions: Mapping[str, int] | None = None
+) -> None:
     """Check every name, shape and number, then copy all of them into ``module``, as float32.
 
+    Args:
+        module: of the architecture; nothing else of it is changed.
+        tensors: by the names that its state dict has.
+        versions: of the layers' classes when the file was written, by the layers' names; a class
+            may convert what an older version wrote. The present ones where nothing is said.
+
     Raises:
-        InputRejectedError: see `check_names_and_shapes`; or numbers are not finite.
+        InputRejectedError: see `check_names_and_shapes`; or numbers are not finite, differ under
+            names that the architecture has for one tensor, or its own code refuses them.
     """
     needed = module.state_dict()
     check_names_and_shapes(needed, tensors)
@@ -76,7 +88,19 @@ def fit_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items()
     }
     _check_numbers(narrowed, needed)
-    module.load_state_dict({**needed, **narrowed}, strict=True)
+    _check_tied(narrowed, needed)
+    state = OrderedDict({**needed, **narrowed})
+    metadata = getattr(needed, "_metadata", {})
+    for name in metadata.keys() & (versions or {}).keys():
+        metadata[name] = {**metadata[name], "version": (versions or {})[name]}
+    state._metadata = metadata  # type: ignore[attr-defined]  # as PyTorch's own state dicts have it
+    try:
+        module.load_state_dict(state, strict=True)
+    except Exception as error:  # noqa: BLE001 - a layer's own code may raise what it likes
+        raise InputRejectedError(
+            f"the architecture's own code does not take these weights ({type(error).__name__}: "
+            f"{first_line(error)})"
+        ) from None
 
 
 def check_names_and_shapes(needed: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
@@ -146,6 +170,21 @@ def _check_numbers(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]) 
             )
         if name.endswith("running_var") and bool((tensor < 0).any()):
             raise InputRejectedError(f"{name} has variances below zero; no training makes these")
+
+
+def _check_tied(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> None:
+    """Refuse different numbers for one tensor of the architecture: the last would win."""
+    known: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+    for name, tensor in tensors.items():
+        own = needed[name]
+        if own.layout is not torch.strided or not own.numel() or is_lazy(own):
+            continue
+        first = known.setdefault((own.data_ptr(), own.shape, own.stride()), name)
+        if first != name and not torch.equal(tensors[first], tensor):
+            raise InputRejectedError(
+                f"{first} and {name} are one tensor in the architecture and two in the file; give "
+                "the code that made it"
+            )
 
 
 def _are_floats(*tensors: Tensor) -> bool:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_checkpoint import CODE, SPEC, assert_equal_tensors, saved, tiny
-from torch import nn
+from torch import Tensor, nn
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.checkpoint import load_checkpoint
@@ -94,6 +95,43 @@ def test_what_makes_no_other_answer_is_no_difference(name: str, tmp_path: Path) 
     network = loaded(saved(module), tmp_path)
     assert_equal_tensors(network.module.state_dict(), module.state_dict())
     assert "differences" not in network.history[0].notes
+
+
+NUMBERS = """
+import torch
+from torch import nn
+def tiny(classes):
+    made = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, classes)
+    )
+    made[0].mean = torch.full((3, 1, 1), 0.5)
+    made.register_buffer("grid", torch.arange(4), persistent=False)
+    return made
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "numbers"),
+    [
+        ("0.mean", torch.full((3, 1, 1), 0.4)),
+        ("0.mean", torch.full((1, 3, 1, 1), 0.5)),
+        ("grid", torch.arange(1, 5)),
+    ],
+)
+def test_tensors_beside_the_state_dict_are_those_of_the_code(
+    place: str, numbers: Tensor, tmp_path: Path
+) -> None:
+    module = tiny()
+    module[0].mean = torch.full((3, 1, 1), 0.5)  # type: ignore[index, union-attr]
+    module.register_buffer("grid", torch.arange(4), persistent=False)
+    module[2].last = torch.ones(3)  # type: ignore[index, union-attr]  # which no code has
+    module[2].odd = torch.eye(3).to_sparse()  # type: ignore[index, union-attr]
+    assert loaded(saved(module), tmp_path, NUMBERS)
+    owner, _, name = place.rpartition(".")
+    setattr(module.get_submodule(owner), name, numbers)
+    for tree in (module, {"model": nn.DataParallel(module)}):
+        with pytest.raises(InputRejectedError, match=f"in which {place} has other numbers"):
+            loaded(saved(tree), tmp_path, NUMBERS)
 
 
 def test_numbers_of_a_class_of_ones_own_are_told(tmp_path: Path) -> None:

@@ -59,7 +59,8 @@ def all_parsed(contents: bytes, limits: LoadLimits = LIMITS) -> dict[str, dict[s
     found: list[dict[str, Tensor]] = [{} for _ in json.loads(told["networks"])]
     for name, tensor in safetensors.torch.load(answer).items():
         index, _, own = name.partition(":")
-        found[int(index)][own] = tensor
+        if not index.startswith("+"):  # what no state dict holds
+            found[int(index)][own] = tensor
     paths = ["/".join(path) for path in json.loads(told["networks"])]
     return dict(zip(paths, found, strict=True))
 

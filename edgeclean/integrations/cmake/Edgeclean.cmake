@@ -24,8 +24,11 @@ if(CMAKE_VERSION VERSION_LESS 3.20)
 endif()
 cmake_policy(VERSION 3.20) # of this file alone: include() keeps it from the caller
 
-set(EDGECLEAN_COMMAND "edgeclean" CACHE STRING
-    "How to run edgeclean; a list, such as /opt/venv/bin/python;-m;edgeclean")
+# What a project has set before stays: set(... CACHE) would take it away here, once (CMP0126).
+if(NOT DEFINED EDGECLEAN_COMMAND)
+  set(EDGECLEAN_COMMAND "edgeclean" CACHE STRING
+      "How to run edgeclean; a list, such as /opt/venv/bin/python;-m;edgeclean")
+endif()
 
 # edgeclean_add_model(<name> CHECKPOINT <file> [...])
 #
@@ -38,12 +41,13 @@ set(EDGECLEAN_COMMAND "edgeclean" CACHE STRING
 #   FORM                                      c (if not given), incbin, or none for no library
 #   FILE                                      of the bundle, such as litert/model.tflite;
 #                                             model.onnx if not given
-#   OUTPUT_DIRECTORY                          <current binary folder>/edgeclean/<name>
+#   OUTPUT_DIRECTORY                          relative to the current binary folder;
+#                                             edgeclean/<name> if not given
 # Switch: FAIL_ON_BACKDOOR. Many values: OPTIONS, further options of `edgeclean compress`;
 # DEPENDS, further files or targets that the network depends on.
 #
-# The target <name>_bundle makes the bundle alone; with FORM none, it verifies it at each build. The property EDGECLEAN_BUNDLE of both targets is
-# the bundle's folder, to install from.
+# The target <name>_bundle makes the bundle alone; with FORM none, it verifies it at each build. The
+# property EDGECLEAN_BUNDLE of both targets is the bundle's folder, to install from.
 function(edgeclean_add_model name)
   set(files MODEL_FILE CONFIG POLICY TARGET_FILE EVALUATE)
   set(values TARGET JETPACK RATIO SEED THREADS MAX_ACCURACY_DROP MIN_SPEEDUP MAX_SIZE)
@@ -60,7 +64,7 @@ function(edgeclean_add_model name)
     message(FATAL_ERROR "edgeclean_add_model(${name}): give CHECKPOINT")
   endif()
   foreach(default "SYMBOL=${name}" "ALIGN=64" "FORM=c" "FILE=model.onnx"
-          "OUTPUT_DIRECTORY=${CMAKE_CURRENT_BINARY_DIR}/edgeclean/${name}")
+          "OUTPUT_DIRECTORY=edgeclean/${name}")
     string(REGEX MATCH "^[A-Z_]+" key "${default}")
     if(NOT DEFINED ARG_${key})
       string(REGEX REPLACE "^[A-Z_]+=" "" ARG_${key} "${default}")
@@ -68,6 +72,9 @@ function(edgeclean_add_model name)
   endforeach()
   if(NOT ARG_FORM MATCHES "^(c|incbin|none)$")
     message(FATAL_ERROR "edgeclean_add_model(${name}): FORM is ${ARG_FORM}; c, incbin or none")
+  endif()
+  if(NOT ARG_FORM STREQUAL "none")
+    _edgeclean_check_source(${name} "${ARG_SYMBOL}" "${ARG_ALIGN}" "${ARG_FORM}")
   endif()
 
   set(options "")
@@ -94,6 +101,7 @@ function(edgeclean_add_model name)
 
   _edgeclean_absolute("${ARG_CHECKPOINT}" checkpoint)
   set(folder "${ARG_OUTPUT_DIRECTORY}")
+  cmake_path(ABSOLUTE_PATH folder BASE_DIRECTORY "${CMAKE_CURRENT_BINARY_DIR}" NORMALIZE)
   _edgeclean_plain("${folder}/bundle.d")
   set(bundle "${folder}/bundle")
   file(MAKE_DIRECTORY "${folder}")
@@ -119,6 +127,29 @@ function(edgeclean_add_model name)
     _edgeclean_library(${name} "${folder}" "${ARG_SYMBOL}" "${ARG_ALIGN}" "${ARG_FORM}"
                        "${ARG_FILE}")
   endif()
+endfunction()
+
+# Now, and not when the network was compressed.
+function(_edgeclean_check_source name symbol align form)
+  if(NOT symbol MATCHES "^[A-Za-z][A-Za-z0-9_]*$")
+    message(FATAL_ERROR "edgeclean_add_model(${name}): ${symbol} is no name in C; give SYMBOL, in "
+      "letters, digits and _")
+  endif()
+  if(NOT align MATCHES "^(1|2|4|8|16|32|64|128|256|512|1024|2048|4096)$")
+    message(FATAL_ERROR "edgeclean_add_model(${name}): ALIGN is ${align}; a power of two up to "
+      "4096")
+  endif()
+  set(needed C)
+  if(form STREQUAL "incbin")
+    list(APPEND needed ASM)
+  endif()
+  get_property(enabled GLOBAL PROPERTY ENABLED_LANGUAGES)
+  foreach(language ${needed})
+    if(NOT language IN_LIST enabled)
+      message(FATAL_ERROR "edgeclean_add_model(${name}): FORM ${form} needs the language "
+        "${language}; add it to project(...), or call enable_language(${language}) before")
+    endif()
+  endforeach()
 endfunction()
 
 function(_edgeclean_library name folder symbol align form file)

@@ -23,7 +23,8 @@
 # The network is made again when the checkpoint or any file that was read with it changes: the
 # dependency file says which. A gate that fails stops the build and leaves the last good bundle; it
 # is older than what changed, so the next build tries again. Needs GNU Make 4.
-# Other options do not make it again: put them into the files that --config and --policy name.
+# Other options do not make it again: put them into the files that --config and --policy name. Nor
+# do another NAME_ALIGN or NAME_FILE embed it again: remove NAME_INCLUDE after a change.
 #
 # The stranger may have named the checkpoint as well: it reaches the shell in quotes and behind --,
 # and a name to whose characters Make gives a meaning is refused, at once.
@@ -45,7 +46,16 @@ edgeclean_check = $(if $(filter-out 1,$(words $(2)))$(filter ~%,$(2))$(call \
 	$(error edgeclean: $(1) must name one file, in letters, digits and any of +,/_.(){}@!~- but \
 	no ~ in front; rename the file))
 
+# The model's name is one in C as well; now, and not when the network was compressed.
+edgeclean_check_name = $(if $(filter-out 1,$(words $(1)))$(filter 0% 1% 2% 3% 4% 5% 6% 7% 8% 9% _%,\
+	$(1))$(shell printf %s $(call edgeclean_quoted,$(1)) | LC_ALL=C tr -d 'A-Za-z0-9_'),\
+	$(error edgeclean: $(1) is no name in C; call edgeclean_model with letters$(edgeclean_comma) digits \
+	and _$(edgeclean_comma) a letter first))
+edgeclean_comma := ,
+
 define edgeclean_model
+$(call edgeclean_check_name,$(1))
+$(call edgeclean_check,EDGECLEAN_OUT,$(EDGECLEAN_OUT))
 $(call edgeclean_check,$(1)_CHECKPOINT,$($(1)_CHECKPOINT))
 $(1)_FORM ?= c
 $(1)_ALIGN ?= 64
@@ -66,11 +76,14 @@ $$($(1)_BUNDLE)/model.onnx: $$($(1)_CHECKPOINT)
 $(1)_bundle: $$($(1)_BUNDLE)/model.onnx
 	$$(EDGECLEAN) verify $$($(1)_BUNDLE) --quiet
 
-# The header is put in place last, and is the oldest: where it is there, the others are.
+# The header is put in place last, and is the oldest: the others are there and no older, unless
+# somebody removed one, or has just asked for the other form.
+$(1)_EMBED = $$(EDGECLEAN) embed $$($(1)_BUNDLE) -o $$($(1)_INCLUDE) --symbol $(1) \
+	--align $$($(1)_ALIGN) --form $$($(1)_FORM) --file $$($(1)_FILE) --quiet
 $$($(1)_HEADER): $$($(1)_BUNDLE)/model.onnx
-	$$(EDGECLEAN) embed $$($(1)_BUNDLE) -o $$($(1)_INCLUDE) --symbol $(1) --align $$($(1)_ALIGN) \
-		--form $$($(1)_FORM) --file $$($(1)_FILE) --quiet
-$$($(1)_SOURCE): $$($(1)_HEADER) ;
+	$$($(1)_EMBED)
+$$($(1)_SOURCE): $$($(1)_HEADER)
+	{ test -f $$@ && test ! $$@ -ot $$<; } || $$($(1)_EMBED)
 
 $$($(1)_OBJECT): $$($(1)_SOURCE) $$($(1)_HEADER)
 	$$(CC) $$(CFLAGS) -I$$($(1)_INCLUDE) -c $$($(1)_SOURCE) -o $$@

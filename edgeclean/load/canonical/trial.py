@@ -119,7 +119,11 @@ def _failure_in_stages(
         probe = channels_last(with_layers(module, boxed))
         with torch.enable_grad():
             pixels = images.clone(memory_format=torch.channels_last).requires_grad_()
-            answers = probe(pixels * 1)
+            with _ran(module) as originals:
+                answers = probe(pixels * 1)
+            if originals:
+                layer = f"layer {originals[0]}" if originals[0] else "the network itself"
+                return Reason(f"a function of its code keeps {layer}, and a copy's layer is unused")
             if not answers.requires_grad:
                 return Reason("its answers have no gradient of the images")
             (gradient,) = torch.autograd.grad(answers.sum(), pixels, allow_unused=True)
@@ -189,6 +193,22 @@ class _Watch(TorchFunctionMode):
         if not self.found and called in _FUNCTIONS and not isinstance(layer, _LAYERS):
             self.found = f"{where or 'its forward'} calls {called} itself"
         return function(*inputs, **(named or {}))
+
+
+@contextmanager
+def _ran(module: nn.Module) -> Iterator[list[str]]:
+    """Note the names of the modules that run; while a copy does, these are none of its own."""
+    ran: list[str] = []
+
+    def noting(name: str) -> Any:
+        return lambda _layer, _inputs: ran.append(name)
+
+    handles = [one.register_forward_pre_hook(noting(name)) for name, one in module.named_modules()]
+    try:
+        yield ran
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
