@@ -19,6 +19,7 @@ verifier names. Revocation is not looked up, for the same reason.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import verification
@@ -204,12 +205,25 @@ def _judge(
             if "at validation time" in str(error):
                 _check_moment(certificate, moment)
         raise InputRejectedError(_no_chain(str(error), chain[-1])) from None
-    if list(chain) != path[: len(chain)]:
+    known = min(len(path), len(chain))  # the trusted one may stand in the middle of what came
+    if list(chain[:known]) != path[:known] or not _is_in_order(chain[known - 1 :]):
         raise InputRejectedError(
             "the signature comes with certificates that are no part of the signer's chain, or not "
-            "in its order; give the signer's first, then its issuer's, and so on"
+            "in its order; whoever signs gives the signer's first, then its issuer's, and so on"
         )
     return path
+
+
+def _is_in_order(chain: Sequence[x509.Certificate]) -> bool:
+    """Return whether each certificate was issued by the next, and none stands there twice."""
+    if len({*chain}) < len(chain):
+        return False
+    try:
+        for one, issuer in itertools.pairwise(chain):
+            one.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def _verifier(anchors: Sequence[x509.Certificate], moment: datetime) -> verification.ClientVerifier:

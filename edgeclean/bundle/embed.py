@@ -44,6 +44,14 @@ search semaphore setjmp signal spawn stab stdalign stdarg stdatomic stdbit stdbo
 stdint stdio stdlib stdnoreturn string strings stropts syscall sysexits syslog tar termios tgmath
 threads time trace uchar ucontext ulimit unistd utime utmp utmpx values wait wchar wctype wordexp
 """
+# Ends of the program's parts, which linkers define and heaps begin at; and names of types.
+_TAKEN_NAMES = "end edata etext std va_list uint ulong ushort"
+# Of which limits.h and stdint.h define NAME_WIDTH (C23), as the header does of the image.
+_WITH_WIDTH = """
+bool char schar uchar short ushrt int uint long ulong llong ullong intmax uintmax intptr uintptr
+size ptrdiff wchar wint sig_atomic
+"""
+_WITH_WIDTH_AND_BITS = re.compile(r"u?int(_least|_fast)?(8|16|32|64)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +87,11 @@ class EmbedSettings(Settings):
                 f"symbol is {self.symbol}, which the C library has a header or a function of; name "
                 f"it otherwise, such as {self.symbol}_model"
             )
+        if self.symbol.isupper() or _is_taken(self.symbol):
+            raise UsageError(
+                f"symbol is {self.symbol}, which the compiler, the linker or a standard header may "
+                f"have for something else; name it otherwise, such as {self.symbol.lower()}_model"
+            )
         if self.align & (self.align - 1):
             raise UsageError(f"align is {self.align}; it must be a power of two")
         if not texts.is_file_name(self.file):
@@ -99,6 +112,13 @@ class EmbedSettings(Settings):
         """The name of the file of bytes that ``.incbin`` takes; not one that is written beside."""
         suffix = PurePosixPath(self.file).suffix
         return f"{self.symbol}{suffix if suffix.lower() not in TAKEN else '.bin'}"
+
+
+def _is_taken(symbol: str) -> bool:
+    """Return whether a name, or a macro that begins with it, is usually there before."""
+    small = symbol.lower()
+    width = small in _WITH_WIDTH.split() or _WITH_WIDTH_AND_BITS.fullmatch(small) is not None
+    return symbol in _TAKEN_NAMES.split() or width
 
 
 def _in_c_library(symbol: str) -> bool:

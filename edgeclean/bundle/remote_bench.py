@@ -38,6 +38,7 @@ ROUND_SECONDS = 600  # beside the seconds that it measures
 SLOWEST_BYTES_PER_SECOND = 2**16
 WORK = "work"  # beside the bundle there
 HOME = ".edgeclean"  # in the device's home folder, where ssh begins
+NOT_FOUND = (126, 127)  # of a shell: what it was to run is not there, or does not run
 KIT_ERRORS: dict[int, type[EdgecleanError]] = {
     2: UsageError,
     3: InputRejectedError,
@@ -114,8 +115,10 @@ def bench_opened(
 
 
 def limits_of(rounds: int, seconds: int) -> AnswerLimits:
-    """Return the most that is taken from a kit at work: a line for each round, and the time."""
-    return AnswerLimits(messages=MAX_MESSAGE_BYTES + 200 * rounds, seconds=seconds)
+    """Return the most that is taken from a kit at work: lines for each round, and the time."""
+    return AnswerLimits(
+        messages=MAX_MESSAGE_BYTES + 200 * rounds, lines=1000 + 4 * rounds, seconds=seconds
+    )
 
 
 def answer_of(
@@ -237,8 +240,15 @@ def copy_files(files: Mapping[str, bytes], device: Device, place: str, log: Log)
     """Copy the files if they are not there; the name ``bundle`` is only ever a whole copy.
 
     Raises:
-        ToolchainError: no connection, or no room.
+        ToolchainError: no connection, no room, or a shell that speaks before it is asked.
     """
+    greeting = device.run(["true"]).stdout
+    if greeting:
+        raise ToolchainError(
+            f"the shell of {device.host} prints {shown(greeting.decode('utf-8', 'replace'))} when "
+            "a command is run, which would be taken for that command's answer; let it print on a "
+            "terminal alone ([ -t 1 ] before the echo in its .bashrc, say)"
+        )
     there = device.run(["cat", f"{place}/bundle/{CHECKSUMS}"])
     if there.returncode == 0 and there.stdout == files[CHECKSUMS]:
         log("the bundle is on the device already")  # its own kit checks every hash again
@@ -287,4 +297,9 @@ def _raise_from_kit(code: int, stderr: bytes, device: Device) -> None:
     lines = stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason was given"]
     last = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
     reason = last.removeprefix("error: ")[:400]
+    if code in NOT_FOUND:
+        reason += (
+            "; install what is missing there, or name the device's Python with --python where that "
+            "is asked for"
+        )
     raise KIT_ERRORS.get(code, ToolchainError)(f"{device.host}: {reason}")

@@ -139,6 +139,17 @@ def check_signature(
     if texts.SIGNATURE not in files:
         raise InputRejectedError(f"the bundle is not signed: it has no {texts.SIGNATURE}")
     content, signer = _content(files[texts.SIGNATURE], by_key=key is not None), None
+    signed, read = _digests(content.files), _read_digests(files)
+    if signed != read:
+        listing = (texts.CHECKSUMS, texts.MANIFEST)  # which change with any other file
+        different = sorted(
+            (name for name in {*signed, *read} if signed.get(name) != read.get(name)),
+            key=lambda name: (name in listing, name),
+        )
+        others = f", nor is {', '.join(different[1:4])}" if different[1:] else ""
+        raise InputRejectedError(
+            f"{different[0]} is not the file that {texts.SIGNATURE} signs{others}"
+        )
     # The bytes that were read are checked, not what lies in the folder by now.
     with temporary_folder("edgeclean-") as made:
         signature = made / texts.SIGNATURE
@@ -154,10 +165,6 @@ def check_signature(
         except Exception as error:  # noqa: BLE001 - the library raises many kinds on hostile bytes
             reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
             raise InputRejectedError(f"{texts.SIGNATURE} does not hold: {reason}") from None
-    signed, read = _digests(content.files), _read_digests(files)
-    if signed != read:
-        different = sorted(name for name in {*signed, *read} if signed.get(name) != read.get(name))
-        raise InputRejectedError(f"{different[0]} is not the file that {texts.SIGNATURE} signs")
     return signer
 
 
@@ -199,6 +206,7 @@ def _content(signature: bytes, *, by_key: bool) -> _Content:
         entries = parse_json(signature)
         envelope, material = entries["dsseEnvelope"], entries["verificationMaterial"]
         (seal,) = envelope["signatures"]
+        _check_kind(material, by_key=by_key)
         coded, chain = [envelope["payload"], seal["sig"]], []
         if by_key:
             whose = {"publicKey": {"hint": material["publicKey"]["hint"]}}
@@ -228,6 +236,20 @@ def _content(signature: bytes, *, by_key: bool) -> _Content:
     if not (named and whole and compact == signature):
         raise InputRejectedError(f"{texts.SIGNATURE} is not in the form in which it was written")
     return _Content(files=files, chain=certificates)
+
+
+def _check_kind(material: Mapping[str, Any], *, by_key: bool) -> None:
+    """Refuse a signature of the other kind than what is trusted."""
+    if by_key and "publicKey" not in material and "x509CertificateChain" in material:
+        raise InputRejectedError(
+            f"{texts.SIGNATURE} was made with a certificate; name the authority that you trust "
+            "with --certificate"
+        )
+    if not by_key and "publicKey" in material and "x509CertificateChain" not in material:
+        raise InputRejectedError(
+            f"{texts.SIGNATURE} was made with a key alone; name the public key that you trust with "
+            "--key"
+        )
 
 
 def _as_if_by_key(signature: bytes, pem: bytes) -> str:

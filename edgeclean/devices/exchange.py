@@ -33,11 +33,13 @@ class AnswerLimits:
     Attributes:
         answer: bytes on its stdout.
         messages: bytes on its stderr.
+        lines: of them that are shown as they come.
         seconds: from the start of the command to its end.
     """
 
     answer: int = 2**16
     messages: int = 2**16
+    lines: int = 1000
     seconds: int = 120
 
 
@@ -50,7 +52,7 @@ class Exchange:
         """Prepare a local program's words; ``host`` is only for messages."""
         self._words, self._host, self._limits, self._log = [*words], host, limits, log
         self._answer, self._messages, self._line = bytearray(), b"", b""
-        self._heard = 0
+        self._heard = self._lines = 0
 
     def run(self, stdin: bytes) -> subprocess.CompletedProcess[bytes]:
         """Start the program, send it ``stdin``, and wait until it ends; it never outlives this.
@@ -118,13 +120,17 @@ class Exchange:
         """Hand on every line that is whole; of one without an end, the beginning is kept."""
         *lines, rest = (self._line + block).split(b"\n")
         self._line = rest[:BLOCK_BYTES]
+        if self._log is None:
+            return
         for line in lines:
-            if self._log is not None:
-                self._log(line.decode("utf-8", "replace").strip()[:MOST_LINE])
+            self._lines += 1
+            if self._lines > self._limits.lines:
+                raise self._too_much("reports", self._limits.lines, "lines")
+            self._log(line.decode("utf-8", "replace").strip()[:MOST_LINE])
 
-    def _too_much(self, verb: str, most: int) -> InputRejectedError:
+    def _too_much(self, verb: str, most: int, unit: str = "bytes") -> InputRejectedError:
         return InputRejectedError(
-            f"{self._host} {verb} more than the {most} bytes that are taken from a device; what "
+            f"{self._host} {verb} more than the {most} {unit} that are taken from a device; what "
             "runs there is not what was sent, or the device is not to be trusted"
         )
 

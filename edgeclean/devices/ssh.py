@@ -21,6 +21,7 @@ from edgeclean.errors import ToolchainError, UsageError
 from edgeclean.files.reading import open_regular
 
 CONNECTION_LOST = 255  # ssh's own exit code, as opposed to the remote command's
+UNKNOWN_KEY, CHANGED_KEY = "Host key verification failed", "IDENTIFICATION HAS CHANGED"  # of ssh
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}|\[[0-9A-Fa-f:.]{2,45}\]")
 OPTIONS = (
@@ -78,14 +79,23 @@ class Device:
         exchange = Exchange([*self._client(), shlex.join(words)], self.host, limits, log)
         finished = exchange.run(stdin)
         if finished.returncode == CONNECTION_LOST:
-            lines = finished.stderr.decode("utf-8", "replace").strip().splitlines()
-            reason = lines[-1][:200] if lines else "no reason was given"
-            raise ConnectionLostError(
-                f"the connection to {self.host} failed or broke ({reason}); what was done there is "
-                "kept: run the same command again. A new host must first be accepted by hand: "
-                f"ssh {self._by_hand}"
-            )
+            raise self._lost(finished.stderr.decode("utf-8", "replace").strip())
         return finished
+
+    def _lost(self, said: str) -> ConnectionLostError:
+        """Return what is raised where ssh itself failed."""
+        reason = (said.splitlines() or ["no reason was given"])[-1][:200]
+        if CHANGED_KEY in said:
+            return ConnectionLostError(
+                f"{self.host} has another host key than the one that is known: it was installed "
+                "anew, or somebody else answers in its place. Ask whoever runs it, and only then "
+                f"remove the old key (ssh-keygen -R) and accept the new one: ssh {self._by_hand}"
+            )
+        way = "A new host must first be accepted by hand: " if UNKNOWN_KEY in said else "By hand: "
+        return ConnectionLostError(
+            f"the connection to {self.host} failed or broke ({reason}); what was done there is "
+            f"kept: run the same command again. {way}ssh {self._by_hand}"
+        )
 
     @property
     def _by_hand(self) -> str:

@@ -25,7 +25,7 @@ from edgeclean.bundle.verify import VerifiedBundle, open_bundle, verify_bundle
 from edgeclean.devices.kit import edgeclean_device
 from edgeclean.devices.kit.storage import Stop
 from edgeclean.devices.ssh import Device
-from edgeclean.errors import InputRejectedError
+from edgeclean.errors import InputRejectedError, ToolchainError
 from exporters.onnx_exporter import export_onnx
 
 SETTINGS = RemoteSettings(rounds=1, seconds=1)
@@ -225,6 +225,21 @@ def test_a_device_that_answers_without_end_is_left(
     with pytest.raises(
         InputRejectedError, match=r"board (answers|reports) more than the \d+ bytes"
     ):
+        bench(bundle)
+
+
+def test_a_shell_that_greets_is_told_before_anything_is_copied(bundle: Path, board: Board) -> None:
+    board.answers('echo Welcome to the board; exec sh -c "$last"')
+    with pytest.raises(ToolchainError, match=r"shell of board prints 'Welcome to the board.*-t 1"):
+        bench(bundle)
+    assert list(board.home.iterdir()) == []
+
+
+def test_a_program_that_is_missing_there_is_told_with_a_way(bundle: Path, board: Board) -> None:
+    board.answers(
+        'case "$last" in sh*) echo "sh: no" >&2; exit 127 ;; *) exec sh -c "$last" ;; esac'
+    )
+    with pytest.raises(ToolchainError, match=r"board: sh: no; install what is missing .*--python"):
         bench(bundle)
 
 

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from exhaustive import exhaustive
 from loopback_sshd import Loopback
 from programs import Program
@@ -181,6 +183,23 @@ def test_an_unknown_host_key_is_never_accepted(server: Loopback, tmp_path: Path)
     advised = shlex.split(str(caught.value).rpartition("by hand: ")[2])
     where = ["-F", str(server.configuration), "-p", str(device.port)]
     assert advised == ["ssh", *where, f"{device.user}@{device.host}"]
+
+
+def test_a_changed_host_key_is_told_as_such(server: Loopback) -> None:
+    device = device_of(server)
+    stranger = Ed25519PrivateKey.generate().public_key()
+    key = stranger.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    known = server.configuration.parent / "known_hosts"
+    known.write_text(f"[{device.host}]:{device.port} {key}\n")
+    with pytest.raises(ConnectionLostError, match="has another host key than the one") as caught:
+        device.run(["true"])
+    assert "somebody else answers" in str(caught.value)
+
+
+def test_a_connection_that_breaks_is_no_new_host(server: Loopback) -> None:
+    with pytest.raises(ConnectionLostError, match="failed or broke") as caught:
+        device_of(server).run(["sh", "-c", "kill -9 $PPID; sleep 9"])
+    assert "new host" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

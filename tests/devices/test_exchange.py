@@ -66,6 +66,19 @@ def test_a_device_need_not_read(program: str) -> None:
     assert finished.stdout == b""
 
 
+@pytest.mark.parametrize("lines", [2, 3])
+def test_no_more_lines_are_handed_on_than_are_asked_for(lines: int) -> None:
+    log: list[str] = []
+    program = "import os; os.write(2, b'y\\n' * 3)"
+    if lines == 2:
+        with pytest.raises(InputRejectedError, match="board reports more than the 2 lines"):
+            exchange(program, log, lines=lines).run(b"")
+    else:
+        exchange(program, log, lines=lines).run(b"")
+    assert log == ["y"] * lines
+    assert exchange(program, lines=1).run(b"").stderr == b"y\n" * 3  # nobody reads them
+
+
 def test_lines_are_handed_on_as_they_come_and_cut() -> None:
     log: list[str] = []
     long = 70_000

@@ -244,6 +244,18 @@ def test_an_authority_in_the_middle_may_be_all_that_is_trusted() -> None:
             judge_chain(ders(alone), alone, None)
 
 
+def test_the_trusted_one_may_stand_in_the_middle_of_what_the_signature_brings() -> None:
+    """Who signs does not know whom each reader trusts."""
+    chain = plain()
+    stranger = made([authority("root", key("P-256", 3))])
+    for sent in (chain[:2], chain):
+        assert judge_chain(ders(sent), chain[:1], None)[0].trusted == "CN=a maker"
+        assert judge_chain(ders(sent), chain[1:2], None)[0].trusted == "CN=middle"
+    for more in (stranger, [chain[2], chain[2]], [chain[1]], [chain[0]]):
+        with pytest.raises(InputRejectedError, match="no part of the signer's chain"):
+            judge_chain(ders([*chain[:2], *more]), chain[1:2], None)
+
+
 def test_certificates_beside_the_chain_are_refused() -> None:
     """Whoever carries a bundle could add them: the seal does not cover them."""
     chain, other = plain(), plain()

@@ -44,7 +44,7 @@ def test_a_changed_bundle_whose_hashes_fit_is_found_by_the_signature_alone(
     (bundle / "triggers" / "class_3.png").write_bytes(b"another")
     make_hashes_fit_but_the_signature(bundle)
     assert verify_bundle(bundle).signature == "not checked"
-    with pytest.raises(InputRejectedError, match=r"model\.sig does not hold"):
+    with pytest.raises(InputRejectedError, match=r"not the file that model.sig.*class_3\.png"):
         verify_bundle(bundle, trusted)
 
 
