@@ -14,8 +14,10 @@ def _relu(model: ModelProto) -> Any:
 
 
 def _function(model: ModelProto) -> None:
-    opset = helper.make_opsetid("", 13)
-    model.functions.append(helper.make_function("evil", "F", ["x"], ["y"], [], [opset]))
+    opsets = [helper.make_opsetid("", 13), helper.make_opsetid("evil", 1)]
+    calls = [helper.make_node("F", ["x"], ["y"], domain="evil")]
+    model.functions.append(helper.make_function("evil", "F", ["x"], ["y"], calls, opsets))
+    _relu(model).op_type, _relu(model).domain = "F", "evil"
 
 
 def _control_flow(kind: str) -> Change:
@@ -236,9 +238,9 @@ def _one_name_twice(model: ModelProto) -> None:
 GRAPHS: list[tuple[str, str, Change, str]] = [
     (
         "function",
-        "a function of its own: a graph that no list of operators sees",
+        "a function that calls itself: nodes without an end",
         _function,
-        "holds functions",
+        "in a circle",
     ),
     (
         "training graph",

@@ -351,3 +351,164 @@ def test_a_range_of_unknown_length_is_refused() -> None:
     numbers = {"zero": 0, "one": 1, "mask": [1, 0, 1]}
     with pytest.raises(InputRejectedError, match="it makes an unknown number of numbers"):
         imported(network(middle=middle, numbers=numbers).SerializeToString())
+
+
+class Counting(nn.Module):
+    """Code that counts along its images: the length of each Range is computed of their shape."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.first = nn.Conv2d(3, CHANNELS, 3, 2, 1)
+        self.unfold, self.places = nn.Unfold(3, padding=1), nn.Embedding(2 * SIDE, SIDE // 2)
+        self.head = nn.Linear(9 * CHANNELS if how == "Unfold" else CHANNELS, CLASSES)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        planes = self.first(pixels).relu()
+        tall, wide = planes.shape[2:]
+        if self.how == "Unfold":
+            return self.head(self.unfold(planes).mean(2))
+        counted = {
+            "whole": lambda: torch.arange(wide),
+            "float": lambda: torch.arange(wide, dtype=torch.float32),
+            "linspace": lambda: torch.linspace(0, 1, wide),
+            "product": lambda: torch.arange(tall * wide).view(tall, wide),
+            "step": lambda: torch.arange(1, 2 * wide, 2),
+            "down": lambda: torch.arange(wide, 0, -1),
+            "places": lambda: self.places(torch.arange(tall)),
+        }[self.how]()
+        return self.head((planes * counted).mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize(
+    "how", ["whole", "float", "linspace", "product", "step", "down", "places", "Unfold"]
+)
+def test_a_range_may_be_as_long_as_a_shape_says(how: str, free: bool) -> None:
+    torch.manual_seed(0)
+    module = Counting(how).eval()
+    stream = io.BytesIO()
+    torch.onnx.export(
+        module,
+        (torch.zeros(1, 3, SIDE, SIDE),),
+        stream,
+        input_names=["image"],
+        output_names=["logits"],
+        dynamic_axes={"image": {0: "n"}, "logits": {0: "n"}} if free else None,
+        opset_version=17,
+        dynamo=False,
+    )
+    read, shape, _, _ = imported(stream.getvalue())
+    pixels = images(3, shape)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            read(pixels), module(pixels), rtol=TOLERANCE, atol=TOLERANCE, check_dtype=False
+        )
+
+
+@pytest.mark.parametrize("times", [1, 2**20])
+def test_a_range_of_a_computed_length_is_bounded_as_well(times: int) -> None:
+    """By a Mul of whole numbers, which ONNX's own inference does not follow."""
+    middle = (
+        node("Shape", ["r"], ["s"]),
+        node("Gather", ["s", "last"], ["wide"]),
+        node("Cast", ["wide"], ["wide_f"], to=TensorProto.FLOAT),
+        node("Mul", ["wide_f", "times"], ["count_f"]),
+        node("Cast", ["count_f"], ["count"], to=TensorProto.INT64),
+        node("Range", ["zero", "count", "one"], ["many"]),
+        node("ReduceSum", ["many"], ["sum"], keepdims=0),
+        node("Cast", ["sum"], ["number"], to=TensorProto.FLOAT),
+        node("Add", ["r", "number"], ["m"]),
+    )
+    numbers = {"zero": 0, "one": 1, "last": 3, "times": float(times)}
+    contents = network(middle=middle, numbers=numbers).SerializeToString()
+    if times == 1:
+        read, shape, _, _ = imported(contents)
+        pixels = images(3, shape)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                read(pixels), by_runtime(contents, pixels), rtol=TOLERANCE, atol=TOLERANCE
+            )
+    else:
+        with pytest.raises(InputRejectedError, match=f"it makes {SIDE * times} numbers; at most"):
+            imported(contents)
+
+
+@pytest.mark.parametrize("axis", [2, 3, -1])
+def test_planes_may_be_laid_out_as_rows_by_flatten(axis: int) -> None:
+    """As LeViT does to normalise its tokens."""
+    middle = (
+        node("Flatten", ["r"], ["rows"], axis=axis),
+        node("Softmax", ["rows"], ["shares"], axis=1),
+        node("Reshape", ["shares", "planes"], ["m"]),
+    )
+    contents = network(
+        middle=middle, numbers={"planes": [-1, CHANNELS, SIDE, SIDE]}
+    ).SerializeToString()
+    read, shape, _, _ = imported(contents)
+    pixels = images(3, shape)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            read(pixels), by_runtime(contents, pixels), rtol=TOLERANCE, atol=TOLERANCE
+        )
+
+
+def function(name: str, *nodes: NodeProto, opset: int = 17) -> Any:
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("own", 1)]
+    return helper.make_function("own", name, ["a"], ["z"], nodes, opsets)
+
+
+def called(name: str, *functions: Any) -> ModelProto:
+    """A network whose middle is a function of its own."""
+    model = network(middle=(node(name, ["r"], ["m"], domain="own"),))
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    model.functions.extend(functions)
+    return model
+
+
+SWISH = function("Swish", node("Sigmoid", ["a"], ["s"]), node("Mul", ["a", "s"], ["z"]))
+
+
+def twice(name: str, inner: str) -> Any:
+    calls = (node(inner, ["a"], ["b"], domain="own"), node(inner, ["b"], ["z"], domain="own"))
+    return function(name, *calls)
+
+
+@pytest.mark.parametrize("name", ["Swish", "Twice"])
+def test_functions_of_the_files_own_are_read_where_they_are_called(name: str) -> None:
+    contents = called(name, SWISH, twice("Twice", "Swish")).SerializeToString()
+    read, shape, _, _ = imported(contents)
+    pixels = images(3, shape)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            read(pixels), by_runtime(contents, pixels), rtol=TOLERANCE, atol=TOLERANCE
+        )
+
+
+def bomb(count: int) -> ModelProto:
+    """A few hundred bytes, of which each function doubles the nodes of the one before."""
+    functions, inner = [SWISH], "Swish"
+    for number in range(count):
+        functions.append(twice(f"F{number}", inner))
+        inner = f"F{number}"
+    return called(inner, *functions)
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (bomb(28), r"has \d{10} nodes; the limit onnx_nodes"),
+        (bomb(200), "more than 32 deep, or in a circle"),
+        (called("F", twice("F", "F")), "more than 32 deep, or in a circle"),
+        (called("F", twice("F", "G"), twice("G", "F")), "more than 32 deep, or in a circle"),
+        (called("F", function("F", node("GRU", ["a"], ["z"]))), "recurrent layers are not read"),
+        (called("F", function("F", node("Relu", ["a"], ["z"]), opset=13)), "holds functions"),
+    ],
+    ids=["bomb", "deep", "itself", "circle", "what it hides", "another opset"],
+)
+def test_functions_that_are_too_many_or_hide_something_are_refused(
+    model: ModelProto, why: str
+) -> None:
+    with pytest.raises(InputRejectedError, match=why):
+        imported(model.SerializeToString())

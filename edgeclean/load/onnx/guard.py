@@ -25,6 +25,7 @@ from edgeclean.load.onnx.branches import take_branches_
 from edgeclean.load.onnx.cost import check_cost
 from edgeclean.load.onnx.doubles import check_doubles
 from edgeclean.load.onnx.einsum import product_of
+from edgeclean.load.onnx.functions import without_functions
 from edgeclean.load.onnx.fusions import FUSIONS, MICROSOFT
 from edgeclean.load.onnx.graph import (
     OWN_DOMAINS,
@@ -38,6 +39,7 @@ from edgeclean.load.onnx.graph import (
 from edgeclean.load.onnx.lift import lifted, own_opset
 from edgeclean.load.onnx.operators import OPERATORS
 from edgeclean.load.onnx.quantised import QUANTISERS
+from edgeclean.load.onnx.shape_numbers import Numbers, ShapeNumbers
 from edgeclean.load.onnx.uniform import hold_, kind_of, release_, uniform_shape
 
 MAX_AXES = 8
@@ -106,7 +108,7 @@ def parse_onnx(contents: bytes, limits: LoadLimits, asked: Asked = NOTHING) -> b
     Raises:
         InputRejectedError: naming the node or tensor and what about it is refused.
     """
-    model = read_model(contents)
+    model = without_functions(read_model(contents), limits)
     check_size(model, limits)
     external = external_tensors(model)
     for tensor in external:
@@ -162,13 +164,26 @@ def _simplified(model: ModelProto) -> ModelProto:
 def _check_ranges(ranges: list[NodeProto], inferred: ModelProto) -> None:
     """Refuse a Range of a length that is unknown, or large: its numbers are folded into weights."""
     known = {value.name: value for value in inferred.graph.value_info}
+    numbers = ShapeNumbers(inferred)
     for node in ranges:
         count = sum(shape_of(known[node.output[0]])[:1]) if node.output[0] in known else 0
+        count = count if count > 0 else _counted([numbers.of(name) for name in node.input])
         if not 0 < count <= MOST_COUNTED:
             raise InputRejectedError(
                 f"{node_label(node)}: it makes {count or 'an unknown number of'} numbers; at most "
                 f"{MOST_COUNTED}, which the image's shape tells, are read"
             )
+
+
+def _counted(given: list[Numbers | None]) -> int:
+    """Return how many numbers a Range makes of start, limit and step; 0 where it is not known."""
+    if len(given) != 3 or any(one is None or one.size != 1 for one in given):
+        return 0
+    start, limit, step = (float(one.item()) for one in given if one is not None)
+    if not math.isfinite(start + limit) or not math.isfinite(step) or step == 0:
+        return 0
+    count = (limit - start) / step
+    return math.ceil(count) if 0 < count < 2**53 else 0
 
 
 def check_structure(model: ModelProto, limits: LoadLimits) -> None:

@@ -134,12 +134,15 @@ def reshape(view: NodeView) -> nn.Module:
 
 
 def flatten(view: NodeView) -> nn.Module:
-    """Convert Flatten behind the batch axis; of one image alone, all its axes are behind."""
+    """Convert Flatten behind the batch axis; of one image alone, all its axes are behind.
+
+    At a later axis the axes before it become the first: rows of the images, as `reshape` makes.
+    """
     axis = int(view.attribute("axis", 1))
     if axis in (0, -len(view.shape())) and view.shape()[0] == 1:
         return nn.Flatten()
-    if view.axis(axis) != 1:
-        raise view.refusal(f"axis {axis}; 1 is supported")
+    if view.axis(axis) > 1:
+        return Reshape(view.shapes[view.node.output[0]][1:])
     return nn.Flatten()
 
 

@@ -1,0 +1,73 @@
+"""Functions that an ONNX file defines itself, put in place of the nodes that call them.
+
+Exporters write some layers so (`Swish`, a normalisation). A function may call others, each twice,
+so that a few hundred bytes stand for a billion nodes: they are counted before any is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from onnx import FunctionProto, ModelProto, NodeProto, inliner
+
+from edgeclean.errors import InputRejectedError
+from edgeclean.files.text import first_line
+from edgeclean.load.limits import LoadLimits
+
+MOST_DEPTH = 32  # of functions that call functions, and of graphs in graphs
+_Name = tuple[str, str, str]
+
+
+def without_functions(model: ModelProto, limits: LoadLimits) -> ModelProto:
+    """Return the model with each of its own functions where it is called.
+
+    Raises:
+        InputRejectedError: they call each other round in a circle or too deeply, or would make more
+            nodes than ``limits.onnx_nodes``, or cannot be put in place.
+    """
+    if not model.functions:
+        return model
+    bodies = {_name_of(one): one for one in model.functions}
+    counted: dict[_Name, int] = {}
+    count = _count(model.graph.node, bodies, counted, 0)
+    if count > limits.onnx_nodes:
+        raise InputRejectedError(
+            f"with its functions in place the graph has {count} nodes; the limit onnx_nodes is "
+            f"{limits.onnx_nodes}"
+        )
+    try:
+        return inliner.inline_local_functions(model)
+    except Exception as error:  # noqa: BLE001 - native code raises many kinds on hostile graphs
+        raise InputRejectedError(
+            f"the ONNX file's functions cannot be put in place ({first_line(error)}); export "
+            "without them (onnx.inliner.inline_local_functions)"
+        ) from None
+
+
+def _count(
+    nodes: Iterable[NodeProto],
+    bodies: dict[_Name, FunctionProto],
+    counted: dict[_Name, int],
+    depth: int,
+) -> int:
+    """Return how many nodes there will be; each function is counted once."""
+    if depth > MOST_DEPTH:
+        raise InputRejectedError(
+            f"the ONNX file's functions call each other more than {MOST_DEPTH} deep, or in a circle"
+        )
+    count = 0
+    for node in nodes:
+        name = (node.domain, node.op_type, node.overload)
+        if name in bodies:
+            if name not in counted:
+                counted[name] = _count(bodies[name].node, bodies, counted, depth + 1)
+            count += counted[name]
+        count += 1
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                count += _count(graph.node, bodies, counted, depth + 1)
+    return count
+
+
+def _name_of(function: FunctionProto) -> _Name:
+    return function.domain, function.name, function.overload
