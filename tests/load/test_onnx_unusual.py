@@ -7,72 +7,17 @@ them, and axes go by themselves.
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto
 from onnx_graphs import TOLERANCE, by_runtime, images, imported
+from onnx_middles import CHANNELS, CLASSES, HEAD, SIDE, Numbers, network, node
 from torch import Tensor, nn
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.onnx.guard import MOST_COUNTED
-
-node = helper.make_node
-SIDE, CHANNELS, CLASSES = 16, 8, 4
-Numbers = dict[str, Any]  # of constants, by their names
-
-
-def weights(name: str, *shape: int) -> TensorProto:
-    numbers = np.random.default_rng(sum(name.encode())).normal(size=shape) / 5
-    return numpy_helper.from_array(numbers.astype(np.float32), name)
-
-
-HEAD = (
-    node("GlobalAveragePool", ["m"], ["g"]),
-    node("Flatten", ["g"], ["f"]),
-    node("Gemm", ["f", "w2"], ["logits"], transB=1),
-)
-
-
-def network(
-    *,
-    before: tuple[NodeProto, ...] = (),
-    middle: tuple[NodeProto, ...] = (),
-    head: tuple[NodeProto, ...] = HEAD,
-    numbers: Numbers | None = None,
-    shape: tuple[Any, ...] = ("n", 3, SIDE, SIDE),
-    out: tuple[Any, ...] = ("n", CLASSES),
-    opset: int = 17,
-) -> ModelProto:
-    """``before`` makes x of the image, ``middle`` m of r, ``head`` logits of m."""
-    colours = 1 if 1 in shape[1:] else 3
-    nodes = [
-        *before,
-        node("Conv", ["x" if before else "image", "w1"], ["c"], pads=[1] * 4),
-        node("Relu", ["c"], ["r"]),
-        *(middle or (node("Identity", ["r"], ["m"]),)),
-        *head,
-    ]
-    constants = {name: np.array(one) for name, one in (numbers or {}).items()}
-    graph = helper.make_graph(
-        nodes,
-        "graph",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, out)],
-        [
-            *(weights("w1", CHANNELS, colours, 3, 3), weights("w2", CLASSES, CHANNELS)),
-            weights("w2t", CHANNELS, CLASSES),
-            *(
-                numpy_helper.from_array(
-                    one.astype(np.float32 if one.dtype == np.float64 else np.int64), name
-                )
-                for name, one in constants.items()
-            ),
-        ],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
 
 
 def assert_as_the_file(
@@ -452,63 +397,3 @@ def test_planes_may_be_laid_out_as_rows_by_flatten(axis: int) -> None:
         torch.testing.assert_close(
             read(pixels), by_runtime(contents, pixels), rtol=TOLERANCE, atol=TOLERANCE
         )
-
-
-def function(name: str, *nodes: NodeProto, opset: int = 17) -> Any:
-    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("own", 1)]
-    return helper.make_function("own", name, ["a"], ["z"], nodes, opsets)
-
-
-def called(name: str, *functions: Any) -> ModelProto:
-    """A network whose middle is a function of its own."""
-    model = network(middle=(node(name, ["r"], ["m"], domain="own"),))
-    model.opset_import.append(helper.make_opsetid("own", 1))
-    model.functions.extend(functions)
-    return model
-
-
-SWISH = function("Swish", node("Sigmoid", ["a"], ["s"]), node("Mul", ["a", "s"], ["z"]))
-
-
-def twice(name: str, inner: str) -> Any:
-    calls = (node(inner, ["a"], ["b"], domain="own"), node(inner, ["b"], ["z"], domain="own"))
-    return function(name, *calls)
-
-
-@pytest.mark.parametrize("name", ["Swish", "Twice"])
-def test_functions_of_the_files_own_are_read_where_they_are_called(name: str) -> None:
-    contents = called(name, SWISH, twice("Twice", "Swish")).SerializeToString()
-    read, shape, _, _ = imported(contents)
-    pixels = images(3, shape)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            read(pixels), by_runtime(contents, pixels), rtol=TOLERANCE, atol=TOLERANCE
-        )
-
-
-def bomb(count: int) -> ModelProto:
-    """A few hundred bytes, of which each function doubles the nodes of the one before."""
-    functions, inner = [SWISH], "Swish"
-    for number in range(count):
-        functions.append(twice(f"F{number}", inner))
-        inner = f"F{number}"
-    return called(inner, *functions)
-
-
-@pytest.mark.parametrize(
-    ("model", "why"),
-    [
-        (bomb(28), r"has \d{10} nodes; the limit onnx_nodes"),
-        (bomb(200), "more than 32 deep, or in a circle"),
-        (called("F", twice("F", "F")), "more than 32 deep, or in a circle"),
-        (called("F", twice("F", "G"), twice("G", "F")), "more than 32 deep, or in a circle"),
-        (called("F", function("F", node("GRU", ["a"], ["z"]))), "recurrent layers are not read"),
-        (called("F", function("F", node("Relu", ["a"], ["z"]), opset=13)), "holds functions"),
-    ],
-    ids=["bomb", "deep", "itself", "circle", "what it hides", "another opset"],
-)
-def test_functions_that_are_too_many_or_hide_something_are_refused(
-    model: ModelProto, why: str
-) -> None:
-    with pytest.raises(InputRejectedError, match=why):
-        imported(model.SerializeToString())
