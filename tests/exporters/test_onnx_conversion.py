@@ -98,7 +98,7 @@ REFUSED: dict[str, tuple[list[Node], Callable[[ModelProto], None], str]] = {
     "not folded": (
         [("Trilu", [""], {})],
         unchanged,
-        "it is part of how a shape is computed",
+        "it works on the image here, and is read only where",
     ),
     "second output": ([("Dropout", [""], {})], with_output("mask"), "more than one output"),
     "no image": ([("Relu", [""], {}), ("Relu", [""], {})], from_constants, "depend on the image"),

@@ -21,6 +21,7 @@ from edgeclean.files.text import first_line
 from edgeclean.load.limits import MIB, LoadLimits
 from edgeclean.load.onnx.asked import NOTHING, Asked, question_of
 from edgeclean.load.onnx.batch import batch_first_
+from edgeclean.load.onnx.boxes import write_boxes_
 from edgeclean.load.onnx.branches import take_branches_
 from edgeclean.load.onnx.cost import check_cost
 from edgeclean.load.onnx.doubles import check_doubles
@@ -157,6 +158,8 @@ def _simplified(model: ModelProto) -> ModelProto:
     release_(simplified.graph, held)
     del simplified.metadata_props[:]
     simplified = with_shapes(simplified, strict_mode=True)
+    if write_boxes_(simplified):
+        simplified = with_shapes(simplified, strict_mode=True)
     batch_first_(simplified)
     return with_shapes(simplified, strict_mode=True)
 

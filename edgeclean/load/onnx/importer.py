@@ -291,7 +291,11 @@ def _has_flat_end(shape: tuple[int, ...]) -> bool:
 def _converted(view: NodeView, inputs: tuple[str, ...]) -> list[nn.Module]:
     """Return the modules of a node's outputs, having read all its constants."""
     if view.node.op_type not in OPERATORS:
-        raise view.refusal("it is part of how a shape is computed, which the image must not change")
+        raise view.refusal(
+            "it works on the image here, and is read only where a shape or a constant is computed; "
+            "write it otherwise (of parts that are written into a tensor, torch.cat), or give "
+            "--arch and a checkpoint"
+        )
     if not inputs:
         raise view.refusal("it does not depend on the image")
     try:
