@@ -48,6 +48,16 @@ def _with_negative_axis(model: ModelProto) -> None:
     model.graph.initializer[0].dims[0] = -4
 
 
+def _with_whole_pixels(model: ModelProto) -> None:
+    name = model.graph.input[0].name
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    for node in model.graph.node:
+        for place, given in enumerate(node.input):
+            if given == name:
+                node.input[place] = "pixels"
+    model.graph.node.insert(0, helper.make_node("Cast", [name], ["pixels"], to=TensorProto.FLOAT))
+
+
 def _with_strings(model: ModelProto) -> None:
     model.graph.initializer[0].data_type = TensorProto.STRING
 
@@ -141,6 +151,7 @@ HOSTILE: dict[str, tuple[Callable[[ModelProto], None], str]] = {
     "terabytes claimed": (_with_huge_constant, "tensor 'w2': up to here the tensors claim"),
     "negative axis": (_with_negative_axis, "has shape [-4"),
     "strings": (_with_strings, "has element type 8"),
+    "whole pixels": (_with_whole_pixels, "without the Cast of whole numbers, and give what scales"),
     "short weights": (_with_short_weights, "not a valid ONNX model"),
     "NaN": (_with_nan, "Conv node 'step0': input 1 has NaN or infinite numbers"),
     "two outputs": (_with_two_outputs, "1 inputs and 2 outputs"),

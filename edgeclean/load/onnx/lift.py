@@ -83,6 +83,16 @@ def lifted(model: ModelProto, asked: Asked) -> Lifted:
     )
 
 
+def _way_with(kind: int) -> str:
+    """Return what to do where images are whole numbers, as cameras give them."""
+    if kind not in (TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32, TensorProto.INT64):
+        return ""
+    return (
+        ": export without the Cast of whole numbers, and give what scales pixels in [0, 1] as "
+        "--mean and --std"
+    )
+
+
 def image_sides(graph: GraphProto, asked: Asked, *, channels_last: bool) -> tuple[int, ...]:
     """Return the images of a batch (1 where it is free), and their sides in the file's order.
 
@@ -94,7 +104,7 @@ def image_sides(graph: GraphProto, asked: Asked, *, channels_last: bool) -> tupl
     if len(sides) != 3 or kind != TensorProto.FLOAT:
         raise InputRejectedError(
             f"the graph's input has shape {label_of((batch, *sides))} and element type {kind}; it "
-            "must be float32 [n, channels, height, width]"
+            f"must be float32 [n, channels, height, width]{_way_with(kind)}"
         )
     if 0 not in sides:
         return (max(1, batch), *sides)
