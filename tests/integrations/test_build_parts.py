@@ -52,7 +52,7 @@ def test_a_firmware_build_holds_the_network_and_follows_its_checkpoint(
     for attempt in (3, 4):  # and again: the old bundle does not count as made
         failed = project.build()
         assert failed.returncode != 0
-        assert "at most 1000 was asked" in failed.stdout + failed.stderr
+        assert "at most 1,000 was asked" in failed.stdout + failed.stderr
         assert ran.read_text("utf-8").split().count("compress") == attempt
         assert {path.name: path.read_bytes() for path in project.bundle.iterdir()} == good
 
