@@ -175,12 +175,16 @@ def _check_numbers(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]) 
 def _check_tied(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> None:
     """Refuse different numbers for one tensor of the architecture: the last would win."""
     known: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
-    for name, tensor in tensors.items():
-        own = needed[name]
-        if own.layout is not torch.strided or not own.numel() or is_lazy(own):
+    for name, own in needed.items():
+        if (
+            name not in tensors
+            or own.layout is not torch.strided
+            or not own.numel()
+            or is_lazy(own)
+        ):
             continue
         first = known.setdefault((own.data_ptr(), own.shape, own.stride()), name)
-        if first != name and not torch.equal(tensors[first], tensor):
+        if first != name and not torch.equal(tensors[first], tensors[name]):
             raise InputRejectedError(
                 f"{first} and {name} are one tensor in the architecture and two in the file; give "
                 "the code that made it"
