@@ -115,6 +115,7 @@ GRID = np.stack(np.meshgrid([0], [2, 3, 4], indexing="ij"), -1)  # of a batch of
         (GRID[:, ::-1], "none", False),  # the planes in another order
         (GRID[:, [0, 0, 2]], "none", False),  # one of them twice
         (GRID, "add", False),
+        (np.stack(np.meshgrid([0, 0], [2, 3, 4], indexing="ij"), -1), "none", False),
     ],
 )
 def test_only_a_box_in_its_order_is_written(at: np.ndarray, reduction: str, read: bool) -> None:

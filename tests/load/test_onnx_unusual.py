@@ -353,21 +353,25 @@ def test_a_range_may_be_as_long_as_a_shape_says(how: str, free: bool) -> None:
 
 
 @pytest.mark.parametrize("times", [1, 2**20])
-def test_a_range_of_a_computed_length_is_bounded_as_well(times: int) -> None:
+@pytest.mark.parametrize("opset", [11, 17])  # axes were attributes, and are inputs
+def test_a_range_of_a_computed_length_is_bounded_as_well(times: int, opset: int) -> None:
     """By a Mul of whole numbers, which ONNX's own inference does not follow."""
+    axes = ([], {"axes": [0]}) if opset < 13 else (["zeros"], {})
     middle = (
         node("Shape", ["r"], ["s"]),
         node("Gather", ["s", "last"], ["wide"]),
         node("Cast", ["wide"], ["wide_f"], to=TensorProto.FLOAT),
-        node("Mul", ["wide_f", "times"], ["count_f"]),
+        node("Mul", ["wide_f", "times"], ["counts_f"]),
+        node("Unsqueeze", ["counts_f", *axes[0]], ["row"], **axes[1]),
+        node("Squeeze", ["row", *axes[0]], ["count_f"], **axes[1]),
         node("Cast", ["count_f"], ["count"], to=TensorProto.INT64),
         node("Range", ["zero", "count", "one"], ["many"]),
         node("ReduceSum", ["many"], ["sum"], keepdims=0),
         node("Cast", ["sum"], ["number"], to=TensorProto.FLOAT),
         node("Add", ["r", "number"], ["m"]),
     )
-    numbers = {"zero": 0, "one": 1, "last": 3, "times": float(times)}
-    contents = network(middle=middle, numbers=numbers).SerializeToString()
+    numbers = {"zero": 0, "one": 1, "last": 3, "times": float(times), "zeros": [0]}
+    contents = network(middle=middle, numbers=numbers, opset=opset).SerializeToString()
     if times == 1:
         read, shape, _, _ = imported(contents)
         pixels = images(3, shape)

@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from edgeclean.load.onnx.graph import shape_of
+from edgeclean.load.onnx.lift import own_opset
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
 MOST = 64  # numbers of a value
@@ -37,6 +38,7 @@ class ShapeNumbers:
         known = [*graph.value_info, *graph.input, *graph.output]
         self._shapes = {one.name: shape_of(one) for one in known}
         self._made_by = {name: node for node in graph.node for name in node.output if name}
+        self._opsets = [helper.make_opsetid("", own_opset(inferred))]
         self._known: dict[str, Numbers | None] = {}
         for one in graph.initializer:
             few = np.prod(one.dims, dtype=object) <= MOST
@@ -60,11 +62,18 @@ class ShapeNumbers:
             return None
         try:
             with np.errstate(all="ignore"):
-                (made,) = ReferenceEvaluator(node).run(None, given)
+                (made,) = self._alone(node).run(None, given)
         except Exception:  # noqa: BLE001 - a node that does not fit raises what it likes
             return None
         numbers = np.asarray(made)
         return numbers if numbers.size <= MOST and numbers.dtype.kind in "biuf" else None
+
+    def _alone(self, node: NodeProto) -> ReferenceEvaluator:
+        """Return what computes a node as the file's opset has it, not as the newest."""
+        given = [helper.make_empty_tensor_value_info(one) for one in node.input if one]
+        made = [helper.make_empty_tensor_value_info(one) for one in node.output]
+        graph = helper.make_graph([node], "alone", given, made)
+        return ReferenceEvaluator(helper.make_model(graph, opset_imports=self._opsets))
 
     def _shape(self, node: NodeProto) -> Numbers | None:
         sides = self._shapes.get(node.input[0], ())
