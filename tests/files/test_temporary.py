@@ -12,13 +12,13 @@ import pytest
 from edgeclean.files.temporary import MARK, remove_left, temporary_folder
 
 PROGRAM = """
-import sys, time
+import sys
 from edgeclean.files.temporary import temporary_folder
 with temporary_folder("edgeclean-") as folder:
     (folder / "large").mkdir()
     (folder / "large" / "file").write_bytes(b"1")
     print(folder, flush=True)
-    time.sleep(600)
+    sys.stdin.read()  # until the test is over, whatever becomes of it
 """
 
 
@@ -43,7 +43,7 @@ def test_a_folder_goes_at_the_end_also_after_an_error(place: Path) -> None:
 
 def test_what_a_killed_run_left_goes_with_the_next_and_what_is_in_use_stays(place: Path) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as run:
         assert run.stdout is not None
         folder = Path(run.stdout.readline().strip())

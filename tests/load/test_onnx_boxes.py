@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import torch
 from onnx import NodeProto
 from onnx_graphs import TOLERANCE, by_runtime, images, imported
-from onnx_middles import CHANNELS, CLASSES, SIDE, network, node
+from onnx_middles import CHANNELS, CLASSES, SIDE, exported, network, node
 from torch import Tensor, nn
 
 from edgeclean.errors import InputRejectedError
@@ -59,21 +58,6 @@ class Writing(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         planes = self.write(self.first(pixels), self.second(pixels))
         return self.head(planes.relu().mean((2, 3)))
-
-
-def exported(module: nn.Module, *, free: bool) -> bytes:
-    stream = io.BytesIO()
-    torch.onnx.export(
-        module,
-        (torch.zeros(1, 3, SIDE, SIDE),),
-        stream,
-        input_names=["image"],
-        output_names=["logits"],
-        dynamic_axes={"image": {0: "n"}, "logits": {0: "n"}} if free else None,
-        opset_version=17,
-        dynamo=False,
-    )
-    return stream.getvalue()
 
 
 @pytest.mark.filterwarnings("ignore")

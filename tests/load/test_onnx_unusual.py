@@ -6,14 +6,12 @@ them, and axes go by themselves.
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
 import torch
 from onnx import ModelProto, NodeProto, TensorProto
 from onnx_graphs import TOLERANCE, by_runtime, images, imported
-from onnx_middles import CHANNELS, CLASSES, HEAD, SIDE, Numbers, network, node
+from onnx_middles import CHANNELS, CLASSES, HEAD, SIDE, Numbers, exported, network, node
 from torch import Tensor, nn
 
 from edgeclean.errors import InputRejectedError
@@ -251,19 +249,8 @@ class Shuffle(nn.Module):
 @pytest.mark.parametrize("free", [False, True])
 def test_channels_that_are_shuffled_along_the_axis_of_the_images(free: bool) -> None:
     torch.manual_seed(0)
-    stream, module = io.BytesIO(), Shuffle().eval()
-    axes = {"image": {0: "n"}, "logits": {0: "n"}} if free else None
-    torch.onnx.export(
-        module,
-        (torch.zeros(1, 3, SIDE, SIDE),),
-        stream,
-        input_names=["image"],
-        output_names=["logits"],
-        dynamic_axes=axes,
-        opset_version=17,
-        dynamo=False,
-    )
-    network, shape, _, _ = imported(stream.getvalue())
+    module = Shuffle().eval()
+    network, shape, _, _ = imported(exported(module, free=free))
     pixels = images(3, shape)
     with torch.no_grad():
         expected, got = module(pixels), network(pixels)
@@ -333,18 +320,7 @@ class Counting(nn.Module):
 def test_a_range_may_be_as_long_as_a_shape_says(how: str, free: bool) -> None:
     torch.manual_seed(0)
     module = Counting(how).eval()
-    stream = io.BytesIO()
-    torch.onnx.export(
-        module,
-        (torch.zeros(1, 3, SIDE, SIDE),),
-        stream,
-        input_names=["image"],
-        output_names=["logits"],
-        dynamic_axes={"image": {0: "n"}, "logits": {0: "n"}} if free else None,
-        opset_version=17,
-        dynamo=False,
-    )
-    read, shape, _, _ = imported(stream.getvalue())
+    read, shape, _, _ = imported(exported(module, free=free))
     pixels = images(3, shape)
     with torch.no_grad():
         torch.testing.assert_close(

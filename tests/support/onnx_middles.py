@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
+import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from torch import nn
 
 node = helper.make_node
 SIDE, CHANNELS, CLASSES = 16, 8, 4
@@ -61,3 +64,19 @@ def network(
         ],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+
+
+def exported(module: nn.Module, *, free: bool) -> bytes:
+    """What PyTorch's older exporter writes, for one image or a free number of them."""
+    stream = io.BytesIO()
+    torch.onnx.export(
+        module,
+        (torch.zeros(1, 3, SIDE, SIDE),),
+        stream,
+        input_names=["image"],
+        output_names=["logits"],
+        dynamic_axes={"image": {0: "n"}, "logits": {0: "n"}} if free else None,
+        opset_version=17,
+        dynamo=False,
+    )
+    return stream.getvalue()
