@@ -151,7 +151,7 @@ def parse_torch(contents: bytes, limits: LoadLimits) -> bytes:
         raise InputRejectedError(
             f"damaged, cut short, or not a checkpoint ({type(error).__name__}: {reason})"
         ) from None
-    _check_total([*networks, *aside], limits)
+    _check_total(networks, aside, limits)
     # A copy each: safetensors takes neither shared nor transposed storages.
     plain = {
         f"{kind}{index}:{name}": tensor.clone(memory_format=torch.contiguous_format)
@@ -232,9 +232,12 @@ def _read_aside(file: TorchFile, found: FoundNetwork, limits: LoadLimits) -> dic
     return read
 
 
-def _check_total(networks: list[dict[str, Tensor]], limits: LoadLimits) -> None:
+def _check_total(
+    networks: list[dict[str, Tensor]], aside: list[dict[str, Tensor]], limits: LoadLimits
+) -> None:
     """Refuse networks that together take more than one may: each was looked at alone."""
-    total = sum(tensor.nbytes for tensors in networks for tensor in tensors.values())
+    read = (*networks, *aside)
+    total = sum(tensor.nbytes for tensors in read for tensor in tensors.values())
     if total > limits.file_bytes:
         raise InputRejectedError(
             f"the tensors of {len(networks)} networks take {total} bytes; the limit file_bytes is "

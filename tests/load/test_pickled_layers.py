@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,6 +128,11 @@ def test_tensors_beside_the_state_dict_are_those_of_the_code(
     module[2].last = torch.ones(3)  # type: ignore[index, union-attr]  # which no code has
     module[2].odd = torch.eye(3).to_sparse()  # type: ignore[index, union-attr]
     assert loaded(saved(module), tmp_path, NUMBERS)
+    module[0].mean *= 1 + 1e-7  # type: ignore[index, operator, union-attr]  # rounded otherwise
+    assert loaded(saved(module), tmp_path, NUMBERS)
+    halved = copy.deepcopy(module)
+    halved[0].mean = halved[0].mean.half()  # type: ignore[index, operator, union-attr]
+    assert loaded(saved(halved), tmp_path, NUMBERS)
     owner, _, name = place.rpartition(".")
     setattr(module.get_submodule(owner), name, numbers)
     for tree in (module, {"model": nn.DataParallel(module)}):
