@@ -300,7 +300,8 @@ def settings_from(
             name = key[:MOST_NAME].replace("-", "_")
             if name not in fields:
                 near = difflib.get_close_matches(name, fields, n=3, cutoff=0.5) or sorted(fields)
-                raise UsageError(f"unknown key {shown(key)}; nearest: {', '.join(near)}")
+                as_asked = [one.replace("_", "-") if "-" in key else one for one in near]
+                raise UsageError(f"unknown key {shown(key)}; nearest: {', '.join(as_asked)}")
             if name in given:
                 raise UsageError(f"{key!r} is given twice, with - and with _; keep one")
             hint, limits = fields[name]

@@ -106,7 +106,7 @@ def test_a_policy_file_is_read_and_options_win(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("max-acuracy-drop = 1", "unknown key .* nearest: max_accuracy_drop"),
+        ("max-acuracy-drop = 1", "unknown key .* nearest: max-accuracy-drop"),
         ("max-size = 1\nmax_size = 2", "given twice"),
         ("max-size = 1.5", "max-size is 1.5;"),
         ("max-size = 0", "it must be a whole number from 1 to 2.63-1, or a text of at most 40 "),
