@@ -25,6 +25,7 @@ import torch
 from benchmarks.data.images import PACK_FOLDER, LabelledImages, read_pack
 from benchmarks.environment import environment, wall_seconds
 from benchmarks.metrics import accuracy, attack_success_rate, robust_accuracy
+from benchmarks.rendering.forecast_table import write_tables
 from benchmarks.studies.published import (
     PROBE_NETWORK,
     RESULTS,
@@ -36,6 +37,7 @@ from edgeclean.devices.targets import load_target
 from edgeclean.networks.cost import count_macs, count_params
 from edgeclean.networks.pixels import pixel_network
 from edgeclean.networks.state import JsonValue, Network
+from edgeclean.outcome import Compression
 from edgeclean.pipeline import WrittenCompression, compress
 from edgeclean.runner import Cache
 
@@ -141,6 +143,16 @@ def _cell(name: str, published: PublishedNetwork, written: WrittenCompression) -
         / count_params(outcome.original.module),
         "parity_max_abs": outcome.parity.max_abs_difference,
         "stages": written.report["stages"],
+        "forecast": _forecast(outcome),
+    }
+
+
+def _forecast(outcome: Compression) -> Cell:
+    """Return what the run said beforehand of the accuracy that was lost."""
+    told = {"purified": outcome.forecasts.purified, "compressed": outcome.forecasts.compressed}
+    return {
+        state: {"expected": one.expected_points, "low": one.low_points, "high": one.high_points}
+        for state, one in told.items()
     }
 
 
@@ -173,6 +185,7 @@ def _write_table(target: str, known: dict[tuple[str, int, float], Cell]) -> None
         *(_row(cell) for cell in cells),
     ]
     (RESULTS / "compress-zoo.md").write_text("\n".join(lines) + "\n")
+    write_tables()
 
 
 def _row(cell: Cell) -> str:
