@@ -15,12 +15,12 @@ from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.errors import UsageError
 from edgeclean.files.reading import is_regular
 from edgeclean.files.text import shown
-from edgeclean.files.writing import check_place, in_place, is_our_onnx, keep_apart, marked
+from edgeclean.files.writing import beginning, check_place, in_place, is_our_onnx, keep_apart
 
 if TYPE_CHECKING:
     from edgeclean.bundle.certificates import SignerCertificate
 
-_is_written = marked(b"Written by `edgeclean embed`")
+_is_written = beginning(rb"/\* Written by `edgeclean embed`")
 
 
 def verify(
@@ -202,4 +202,4 @@ def _is_ours(path: Path) -> bool:
     if not is_regular(header) or not _is_written(header):
         return False
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return marked(f'_SHA256 "{digest}"'.encode())(header)
+    return beginning(rf'.*_SHA256 "{digest}"'.encode())(header)

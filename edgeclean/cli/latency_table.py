@@ -10,14 +10,16 @@ import typer
 from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.cli.dependencies import checkpoint_files, code_file, external_files
-from edgeclean.files.writing import check_place, keep_apart, marked, write_file
+from edgeclean.files.writing import beginning, check_place, keep_apart, write_file
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from edgeclean.compression.latency_table import LatencyTable
 
-IS_TABLE = marked(b'"format": "edgeclean-latency-table-1"')
+IS_TABLE = beginning(
+    rb'\{\n "batch": \d+,\n "device": "(?:[^"\\\n]|\\.)*",\n "format": "edgeclean-latency-table-1"'
+)
 
 
 def latency_table(  # noqa: PLR0913 - the options are the interface

@@ -429,7 +429,7 @@ def _moved_in(held: HeldFolder) -> Path | None:
     if not os.path.lexists(held.path):
         held.partial.rename(held.path)
         return None
-    if _exchange(held.partial, held.path):
+    if exchange(held.partial, held.path):
         return held.partial
     held.path.rename(held.previous)
     try:
@@ -451,15 +451,15 @@ def _put_back(held: HeldFolder, old: Path | None, new: int) -> None:
                 f"{old} is what was at {held.named} before a run was ended; move one of the two"
             )
     elif old == held.partial:
-        _exchange(held.partial, held.path)
+        exchange(held.partial, held.path)
     else:
         held.path.rename(held.staging / "new" / "refused")
         if old is not None:
             old.rename(held.path)
 
 
-def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two folders in one step; False where the system or filesystem cannot.
+def exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders or files in one step; False where the system or filesystem cannot.
 
     Source: rename(2), RENAME_EXCHANGE.
     """

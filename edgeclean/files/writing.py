@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 from edgeclean.errors import UsageError
-from edgeclean.files.atomic import hold_folder, not_written, replace_folder, resolved, with_parents
+from edgeclean.files.atomic import (
+    exchange,
+    hold_folder,
+    not_written,
+    replace_folder,
+    resolved,
+    staging_name,
+    with_parents,
+)
 from edgeclean.files.mounts import refuse_mount
 from edgeclean.files.reading import is_regular, open_regular
 from edgeclean.files.temporary import temporary_folder
@@ -19,8 +30,11 @@ from edgeclean.notes import BESIDE, MADE, MOVED, SETTLED, note, note_output
 
 Write = Callable[[Mapping[str, bytes]], None]
 Recognise = Callable[[Path], bool]
-OWN_PREFIX = ".edgeclean-"  # of files that wait beside their place
+_Seen = tuple[int, ...]
+NEW, OLD = "new", "old"  # in the names of files that wait beside their place
+MOST_ENTRIES = 100_000  # of a folder, that are looked at for what killed runs left
 HEAD_BYTES = 4096
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # as on FAT
 MANIFEST_BYTES = 1 << 20  # the format stands before what can be long
 FOLDER_VARIABLES = ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR")
 
@@ -80,19 +94,22 @@ def keep_apart(
                 )
 
 
-def marked(*marks: bytes) -> Recognise:
-    """Return a check for whether one of these stands in the first 4096 bytes of a file."""
+def beginning(form: bytes) -> Recognise:
+    """Return a check for whether a file begins in this form, a regular expression.
+
+    A file that merely names a mark of ours further down is somebody else's.
+    """
+    pattern = re.compile(form, re.DOTALL)
 
     def is_ours(path: Path) -> bool:
         with open_regular(path) as stream:
-            beginning = stream.read(HEAD_BYTES)
-        return any(mark in beginning for mark in marks)
+            return pattern.match(stream.read(HEAD_BYTES)) is not None
 
     return is_ours
 
 
-# The field producer_name, which our exporter fills and which stands near the beginning.
-is_our_onnx = marked(b"\x12\x09edgeclean")
+# The version of the format, and who wrote it: the first two fields, which our exporter fills.
+is_our_onnx = beginning(rb"\x08[\x00-\x7f]\x12\x09edgeclean")
 
 
 def check_place(path: Path, ours: Recognise) -> Path:
@@ -104,6 +121,11 @@ def check_place(path: Path, ours: Recognise) -> Path:
     Raises:
         UsageError: something else is there, or it is a mount point.
     """
+    return _looked_at(path, ours)[0]
+
+
+def _looked_at(path: Path, ours: Recognise) -> tuple[Path, _Seen | None]:
+    """Do as `check_place`; return as well which file was seen there, None for none."""
     place = resolved(path)
     try:
         status = place.stat()
@@ -112,15 +134,24 @@ def check_place(path: Path, ours: Recognise) -> Path:
             raise UsageError(f"{path} is no plain file, and is not replaced; choose another name")
         known = status.st_size == 0 or ours(place)
     except FileNotFoundError:
-        return place
+        return place, None
     except OSError as error:
         raise not_written(path, error) from None
     if not known:
-        raise UsageError(
-            f"{path} exists and was not written by this command, so it is not replaced; move it "
-            "away, or choose another name"
-        )
-    return place
+        raise _not_ours(path)
+    return place, _seen(status)
+
+
+def _seen(status: os.stat_result) -> _Seen:
+    """Return what tells a file from another one, and from itself with other contents."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _not_ours(path: Path) -> UsageError:
+    return UsageError(
+        f"{path} exists and was not written by this command, so it is not replaced; move it "
+        "away, or choose another name"
+    )
 
 
 def check_folder(path: Path, option: str) -> None:
@@ -170,59 +201,185 @@ def in_place(
         UsageError: a place cannot be written, or holds what is not ours; what was there is
             unchanged.
     """
-    run = secrets.token_hex(8)
     with ExitStack() as leftovers, ExitStack() as undo:
+        one = _Replacement(ours, leftovers, undo)
         try:
-            beside = {}
-            for path, contents in files.items():
-                place = check_place(path, ours)
-                leftovers.enter_context(with_parents(place))
-                beside[place] = _written_beside(place, contents, leftovers, run)
-            final = None if last is None else resolved(last)
-            if final is not None and final.exists():
-                aside = _new_name(final, leftovers, run)
-                note(MOVED, run, aside, final)
-                final.rename(aside)
-                undo.callback(aside.replace, final)
-            for place in sorted(beside, key=lambda place: place == final):
-                if place.exists():
-                    aside = _new_name(place, leftovers, run)
-                    note(MOVED, run, aside, place)
-                    _link(place, aside)
-                    undo.callback(aside.replace, place)
-                else:
-                    note(MADE, run, str(beside[place].stat().st_ino), place)
-                    undo.callback(place.unlink, missing_ok=True)
-                beside[place].replace(place)
+            beside = {path: one.written_beside(path, contents) for path, contents in files.items()}
+            if last is not None:
+                one.move_away(last)
+            for path in sorted(beside, key=lambda path: path == last):
+                one.put(path, beside[path])
         except OSError as error:
             raise not_written(next(iter(files)), error) from None
         yield
-        note(SETTLED, run)
+        note(SETTLED, one.run)
         undo.pop_all()
 
 
-def _written_beside(place: Path, contents: bytes, leftovers: ExitStack, run: str) -> Path:
-    beside = _new_name(place, leftovers, run)
-    with beside.open("xb") as stream:
+class _Replacement:
+    """The files of one `in_place`: what lies beside them meanwhile, and how they are put back.
+
+    What is at a place may change while new files are written. So what came away from there is
+    compared with what was looked at, before it is removed.
+    """
+
+    def __init__(self, ours: Recognise, leftovers: ExitStack, undo: ExitStack) -> None:
+        self.run = secrets.token_hex(8)
+        self._ours, self._leftovers, self._undo = ours, leftovers, undo
+        self._found: dict[Path, _Seen | None] = {}
+
+    def written_beside(self, path: Path, contents: bytes) -> Path:
+        """Write a new file beside its place, and remove what killed runs left there."""
+        _remove_left(check_place(path, self._ours))
+        place, self._found[path] = _looked_at(path, self._ours)
+        self._leftovers.enter_context(with_parents(place))
+        beside = self._new_name(place, NEW)
+        stream = self._leftovers.enter_context(beside.open("xb"))
+        _try_lock(stream.fileno())  # until the end: it is no killed run's
         stream.write(contents)
         stream.flush()
         os.fsync(stream.fileno())
-    return beside
+        return beside
+
+    def move_away(self, path: Path) -> None:
+        """Move what is at a place aside, if something is."""
+        place, seen = self._look_again(path)
+        if seen is not None:
+            aside = self._aside(place, None)
+            place.rename(aside)
+            _refuse_another(aside, seen, path)
+            self._found[path] = None
+
+    def put(self, path: Path, beside: Path) -> None:
+        """Put a new file in its place, instead of what is ours there or of nothing."""
+        place, seen = self._look_again(path)
+        new = beside.stat().st_ino
+        if seen is not None:
+            aside = self._aside(place, new)
+            _link(place, aside)
+            _refuse_another(aside, seen, path)
+        if seen is None or not os.path.lexists(place):
+            note(MADE, self.run, str(new), place)
+            self._undo.callback(_unmade, place, new)
+            _fill_gap(beside, place, path)
+        elif not exchange(beside, place):
+            beside.replace(place)
+        elif _seen(beside.lstat()) != seen:
+            exchange(beside, place)
+            raise _not_ours(path)
+
+    def _look_again(self, path: Path) -> tuple[Path, _Seen | None]:
+        """Return what is at a place now; what has changed since must be ours as well."""
+        place, seen = resolved(path), self._found[path]
+        try:
+            now = _seen(place.lstat())
+        except FileNotFoundError:
+            return place, None
+        return (place, seen) if now == seen else _looked_at(path, self._ours)
+
+    def _aside(self, place: Path, new: int | None) -> Path:
+        """Return the name that an old file gets, locked and noted before it has it.
+
+        Args:
+            place: where it is.
+            new: the inode number of what takes its place; None where nothing does yet.
+        """
+        aside = self._new_name(place, OLD)
+        _try_lock(self._leftovers.enter_context(open_regular(place)).fileno())
+        note(MOVED, self.run, aside, place)
+        self._undo.callback(_back, aside, place, new)
+        return aside
+
+    def _new_name(self, place: Path, kind: str) -> Path:
+        """Return a name beside a file that nobody else has."""
+        name = f"{_left_prefix(place)}{kind}-{secrets.token_hex(8)}"
+        aside = place.with_name(name)
+        note(BESIDE, self.run, aside)
+        self._leftovers.callback(aside.unlink, missing_ok=True)
+        return aside
 
 
-def _new_name(place: Path, leftovers: ExitStack, run: str) -> Path:
-    """Return a name beside a file that nobody else has."""
-    aside = place.with_name(f"{OWN_PREFIX}{secrets.token_hex(8)}")
-    note(BESIDE, run, aside)
-    leftovers.callback(aside.unlink, missing_ok=True)
-    return aside
+def _refuse_another(aside: Path, seen: _Seen, named: Path) -> None:
+    """Refuse a file that is not the one that was looked at; what is undone puts it back."""
+    if _seen(aside.lstat()) != seen:
+        raise _not_ours(named)
+
+
+def _fill_gap(beside: Path, place: Path, named: Path) -> None:
+    """Give a new file its name where there is nothing, and refuse where something is by now."""
+    try:
+        os.link(beside, place)
+    except FileExistsError:
+        raise _not_ours(named) from None
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(place):
+            raise _not_ours(named) from None
+        beside.rename(place)
+
+
+def _back(aside: Path, place: Path, new: int | None) -> None:
+    """Put an old file back, in place of the new one or of nothing, and of nobody else's."""
+    with suppress(FileNotFoundError):
+        if not os.path.lexists(place) or place.lstat().st_ino == new:
+            aside.replace(place)
+
+
+def _unmade(place: Path, inode: int) -> None:
+    """Remove a new file, and nothing that somebody put there since."""
+    with suppress(FileNotFoundError):
+        if place.lstat().st_ino == inode:
+            place.unlink()
+
+
+def _left_prefix(place: Path) -> str:
+    """Return what the names begin with of all that waits beside a file."""
+    return f"{staging_name(place.name)}-"
+
+
+def _remove_left(place: Path) -> None:
+    """Remove what waits beside a file for a run that was killed: nobody holds a lock on it.
+
+    An old file that was moved away goes back where nothing stands in its place.
+    """
+    prefix = _left_prefix(place)
+    with suppress(OSError), os.scandir(place.parent) as entries:
+        names = [one.name for one in islice(entries, MOST_ENTRIES) if one.name.startswith(prefix)]
+        for name in names:
+            with suppress(OSError):
+                _remove_if_left(place.with_name(name), place)
+
+
+def _remove_if_left(aside: Path, place: Path) -> None:
+    status = aside.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+        return
+    with open_regular(aside) as stream:
+        if not _try_lock(stream.fileno()):
+            return
+        if aside.name.startswith(f"{_left_prefix(place)}{OLD}-") and not os.path.lexists(place):
+            aside.rename(place)
+        else:
+            aside.unlink()
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Lock a file until it is closed; False where another process does, or none can."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _link(place: Path, aside: Path) -> None:
     """Give a file a second name; on filesystems without, its only one for a moment."""
     try:
         os.link(place, aside)
-    except OSError:
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
         place.rename(aside)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from typing import Any, Literal
 from edgeclean.errors import UsageError
 from edgeclean.files.documents import parse_json
 from edgeclean.files.reading import open_regular
-from edgeclean.files.writing import marked, write_file
+from edgeclean.files.writing import beginning, write_file
 
 Part = Literal["networks", "cells"]
 PARTS: tuple[Part, ...] = ("networks", "cells")
@@ -82,7 +83,7 @@ class Journal:
         return self._rows[part].get(name)
 
 
-is_journal = marked(HEAD)
+is_journal = beginning(re.escape(HEAD))
 
 
 def _line(part: Part, text: str) -> bytes:

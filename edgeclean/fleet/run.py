@@ -11,6 +11,7 @@ The folder of a fleet::
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from pathlib import Path
 from edgeclean.environment import versions
 from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.files.atomic import hold_folder
-from edgeclean.files.writing import check_place, marked, write_file
+from edgeclean.files.writing import beginning, check_place, write_file
 from edgeclean.fleet.engines import Engine, drive
 from edgeclean.fleet.graph import Node, graph, job_of
 from edgeclean.fleet.inputs import MOST_BYTES, NetworkFiles, file_sha256, look_at
@@ -35,8 +36,8 @@ from edgeclean.runner import own_code
 
 DOCUMENT, PAGE = "fleet.json", "index.html"
 WRITE_SHARE = 20  # the documents are written again after so many times what writing them took
-is_document = marked(f'"format": "{FORMAT}"'.encode())
-is_page = marked(PAGE_MARK.encode())
+is_document = beginning(rf'\{{\n "format": "{FORMAT}"'.encode())
+is_page = beginning(rb"<!DOCTYPE html>\n(?:<[^<>]*>\n)*" + re.escape(PAGE_MARK).encode())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ from pathlib import Path
 from edgeclean.files import atomic
 output, die_at, can_exchange = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "True"
 if not can_exchange:
-    atomic._exchange = lambda one, other: False
+    atomic.exchange = lambda one, other: False
 seen = 0
 def count(event, parameters):
     global seen
@@ -61,7 +61,7 @@ def test_a_folder_is_made_and_replaced_and_nothing_stays_beside_it(
     tmp_path: Path, exchanging: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not exchanging:
-        monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(atomic, "exchange", lambda one, other: False)
     output = tmp_path / "made" / "on the way" / "build"
     for files in (OLD, NEW):
         write(output, files)
@@ -74,7 +74,7 @@ def test_this_system_exchanges_in_one_step(tmp_path: Path) -> None:
     one.mkdir()
     other.mkdir()
     (one / "mark").touch()
-    assert atomic._exchange(one, other)
+    assert atomic.exchange(one, other)
     assert (other / "mark").exists()
     assert not (one / "mark").exists()
 
@@ -201,7 +201,7 @@ def test_a_failing_second_rename_puts_the_old_folder_back(
 ) -> None:
     output = tmp_path / "build"
     write(output, OLD)
-    monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(atomic, "exchange", lambda one, other: False)
     rename = Path.rename
 
     def refuse_the_new_one(self: Path, target: Path) -> Path:
@@ -276,7 +276,7 @@ def test_a_folder_that_may_not_be_replaced_is_whole_whenever_it_is_found_out(
 ) -> None:
     """It is asked at the start, before the exchange, and of what came out of the exchange."""
     if not exchanging:
-        monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(atomic, "exchange", lambda one, other: False)
     output = tmp_path / "build"
     write(output, OLD)
     asked: list[Path] = []
@@ -364,4 +364,4 @@ def test_a_file_cannot_be_an_output_folder(tmp_path: Path) -> None:
 def test_other_errors_of_the_exchange_are_told(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     with pytest.raises(FileNotFoundError):
-        atomic._exchange(tmp_path / "one", tmp_path / "not there")
+        atomic.exchange(tmp_path / "one", tmp_path / "not there")

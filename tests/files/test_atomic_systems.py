@@ -74,7 +74,7 @@ def test_everything_is_flushed_before_it_is_in_place(
     """A power cut right after the exchange must find the files, and one later the exchange."""
     output = tmp_path / "build"
     write(output, OLD)
-    fsync, swap = os.fsync, atomic._exchange
+    fsync, swap = os.fsync, atomic.exchange
     events: list[str] = []
 
     def flush(descriptor: int) -> None:
@@ -87,7 +87,7 @@ def test_everything_is_flushed_before_it_is_in_place(
         return swap(one, other)
 
     monkeypatch.setattr(os, "fsync", flush)
-    monkeypatch.setattr(atomic, "_exchange", exchange)
+    monkeypatch.setattr(atomic, "exchange", exchange)
     write(output, NEW)
     before, after = events[: events.index("exchange")], events[events.index("exchange") + 1 :]
     inside = {*NEW, "folder", "folder/deep"}

@@ -59,7 +59,7 @@ def every_step(run: Callable[[], object]) -> Iterator[list[list[str]]]:
 @pytest.fixture(params=["exchanged", "renamed"])
 def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "renamed":  # as on filesystems that cannot exchange
-        monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(atomic, "exchange", lambda one, other: False)
     return str(request.param)
 
 

@@ -21,7 +21,7 @@ from edgeclean.bundle.bundle import hold_output, write_bundle
 from edgeclean.bundle.verify import verify_bundle
 from edgeclean.cli.dependencies import InputFiles
 from edgeclean.errors import UsageError
-from edgeclean.files import atomic
+from edgeclean.files import atomic, writing
 from edgeclean.files.depfile import depfile
 
 
@@ -83,17 +83,17 @@ def test_what_a_user_puts_into_the_old_bundle_while_it_is_exchanged_is_kept(
 ) -> None:
     """Between the last look at the bundle and the exchange there is a moment."""
     folder = put_bundle(tmp_path / "build")
-    exchange = atomic._exchange
+    exchange = atomic.exchange
 
     def late(one: Path, other: Path) -> bool:
         if (other / name).is_file():
             (other / name).write_text("mine")
         else:
             (other / name / "notes.txt").write_text("mine")
-        monkeypatch.setattr(atomic, "_exchange", exchange)
+        monkeypatch.setattr(atomic, "exchange", exchange)
         return exchange(one, other)
 
-    monkeypatch.setattr(atomic, "_exchange", late)
+    monkeypatch.setattr(atomic, "exchange", late)
     with pytest.raises(UsageError, match="would be lost"):
         write_bundle(folder, tiny_contents())
     place = folder / name
@@ -117,7 +117,7 @@ def test_a_bundle_and_its_dependency_file_are_both_put_in_place_or_neither(
     inputs = InputFiles(place, output)
     inputs.add(Path("new"))
     before = looked_at(output), place.exists() and place.read_bytes()
-    rename, move, sync = Path.rename, Path.replace, atomic._sync
+    rename, link, sync = Path.rename, os.link, atomic._sync
 
     def fail(*_: object) -> Any:
         raise OSError(5, "Input/output error")
@@ -127,15 +127,10 @@ def test_a_bundle_and_its_dependency_file_are_both_put_in_place_or_neither(
             shutil.rmtree(place.parent, ignore_errors=True)
             place.parent.touch()
         elif step == "the file":
-            moves: list[Path] = []
-
-            def first_fails(one: Path, to: Path) -> Path:
-                moves.append(to)
-                return fail() if moves == [place] else move(one, to)
-
-            patch.setattr(Path, "replace", first_fails)
+            patch.setattr(writing, "exchange", fail)
+            patch.setattr("os.link", lambda one, to: fail() if to == place else link(one, to))
         elif step == "the bundle":
-            patch.setattr(atomic, "_exchange", fail)
+            patch.setattr(atomic, "exchange", fail)
             patch.setattr(
                 Path, "rename", lambda one, to: fail() if to == output else rename(one, to)
             )
