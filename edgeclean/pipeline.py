@@ -33,7 +33,7 @@ from edgeclean.compression.latency_table import LatencyTable
 from edgeclean.compression.plan import RankPlan, choose_ranks
 from edgeclean.compression.resolution import check_reach, smaller_images_reach
 from edgeclean.compression.truncate import truncate
-from edgeclean.config import PipelineSettings, check_goal
+from edgeclean.config import PipelineSettings, check_goal, settings_for
 from edgeclean.devices.profile_files import profile_names
 from edgeclean.devices.targets import Target, load_target, require
 from edgeclean.errors import RatioError, UsageError
@@ -59,7 +59,7 @@ from edgeclean.measure.runtimes import (
     require_forms,
     require_runtimes,
 )
-from edgeclean.networks.compute import placed, require_compute
+from edgeclean.networks.compute import as_torch_comes, placed, require_compute
 from edgeclean.networks.state import (
     FinetunedNetwork,
     JsonValue,
@@ -123,6 +123,7 @@ class WrittenCompression:
     report: dict[str, JsonValue]
 
 
+@as_torch_comes()
 def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     checkpoint: Path,
     spec: ModelSpec,
@@ -161,8 +162,13 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     Raises:
         EdgecleanError: what was wrong, of the kind that `errors` lists.
     """
-    chosen = settings or PipelineSettings()
+    chosen = settings or (PipelineSettings() if target is None else settings_for(target, {}))
     device = target or load_target(chosen.target, jetpack=chosen.jetpack)
+    if chosen.target != device.name:
+        raise UsageError(
+            f"the settings are of the target {chosen.target}, and the target is {device.name}; "
+            "make them with settings_for(target, ...)"
+        )
     require(device, opset=chosen.export.opset)
     require_compute(chosen.compute)
     check_precision(chosen.precision, chosen.export, device)
@@ -190,7 +196,8 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
             evaluation = runner("evaluate", evaluate, *models, labelled, original.spec)
         compression = judged(compression, policy, evaluation)
         own = None if device.name in profile_names() else f"{device.name}.toml"
-        command = command_line(checkpoint, spec, chosen, own, table=latency_table is not None)
+        of_run = checkpoint, spec, chosen, own, torch.get_num_threads()
+        command = command_line(*of_run, table=latency_table is not None)
         report = build_report(report_inputs(compression, chosen, device, runner.seconds, command))
         contents = contents_of(compression, chosen, device, report)
         bundle = write_bundle(held, contents, signer=signer, alongside=beside)
@@ -350,6 +357,7 @@ def _exported(
     return parity, lowered, latency, runtimes
 
 
+@as_torch_comes()
 def scan_checkpoint(
     checkpoint: Path,
     spec: ModelSpec,
@@ -384,6 +392,7 @@ def scan_checkpoint(
     return ScannedCheckpoint(network=network, images=images, report=report)
 
 
+@as_torch_comes()
 def inspect_checkpoint(
     checkpoint: Path,
     spec: ModelSpec,
@@ -440,6 +449,7 @@ def _planned_by_weights(
         raise
 
 
+@as_torch_comes()
 def export_checkpoint(
     checkpoint: Path,
     spec: ModelSpec,

@@ -32,17 +32,28 @@ def inference_copy(function: nn.Module, pixels: Float[Tensor, "n c h w"]) -> nn.
     A folded BatchNorm leaves an identity under its name. Weights are rounded to bfloat16 where
     autocast would do so at every pass.
     """
-    plain = copy.deepcopy(function).eval().requires_grad_(False)
-    for name, layer in _folded_by_name(plain, pixels).items():
-        if isinstance(layer, NormedConv):
-            plain.set_submodule(name, fuse_conv_bn_eval(layer.conv, layer.norm))
-        else:
-            plain.set_submodule(name, layer)
+    plain = folded_copy(function, pixels)
     if has_fast_bfloat16(device_of(plain)):
         for layer in plain.modules():
             if type(layer) in _PLAIN:
                 layer.to(torch.bfloat16)
     return channels_last(plain)
+
+
+def folded_copy(module: nn.Module, images: Float[Tensor, "n c h w"]) -> nn.Module:
+    """Return a copy of ``module`` with each BatchNorm in the convolution before it, in float32.
+
+    Args:
+        module: for inference; a folded BatchNorm leaves an identity under its name.
+        images: what it takes; a few of them show what follows what.
+    """
+    plain = copy.deepcopy(module).eval().requires_grad_(False)
+    for name, layer in _folded_by_name(plain, images).items():
+        if isinstance(layer, NormedConv):
+            plain.set_submodule(name, fuse_conv_bn_eval(layer.conv, layer.norm))
+        else:
+            plain.set_submodule(name, layer)
+    return plain
 
 
 @contextmanager

@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from edgeclean.compression.factorisation import Axis, SeparableKernel, factors_of, kernel_of
 from edgeclean.compression.tucker import singular_values
+from edgeclean.networks.autocast import device_of
 from edgeclean.networks.blocks import is_block
 from edgeclean.networks.cost import count_params
+from edgeclean.networks.folding import folded_copy
 from edgeclean.networks.layers import Layer, trace_layers
 from edgeclean.networks.state import JsonValue, Network
 
 SPECTRUM_POINTS = 64
+EXAMPLES = 2  # images that show which BatchNorm follows which convolution
 Fate = Literal["factored", "cut", "kept", "one convolution"]
 
 
@@ -85,6 +88,8 @@ class LayerRow:
 class Spectrum:
     """Singular values of one kernel's output mode, divided by the original kernel's largest.
 
+    The BatchNorm behind a kernel is in it.
+
     Attributes:
         name: name of the layer.
         positions: positions of the values, counted from 1; at most 64, evenly spread.
@@ -138,6 +143,9 @@ def layer_rows(before: Network, after: Network) -> tuple[LayerRow, ...]:
 
 def spectra(before: Network, scaled: Network | None, compressed: Network) -> tuple[Spectrum, ...]:
     """Return the spectrum of every layer that may be factored, the largest saving of MACs first.
+
+    Kernels are compared with the BatchNorm behind them in them: recovery moves the one into the
+    other.
 
     Args:
         before: the network whose kernels were factored.
@@ -214,9 +222,12 @@ def _ranks(module: nn.Module) -> dict[str, Any]:
 
 
 def _singular_values(network: Network) -> dict[str, Float[Tensor, " values"]]:
+    shape = network.spec.input_shape
+    images = torch.randn(EXAMPLES, *shape, generator=torch.Generator().manual_seed(0))
+    folded = folded_copy(network.module, images.to(device_of(network.module)))
     return {
         layer.name: singular_values(kernel_of(layer), 1)
-        for layer in _layers(network)
+        for layer in trace_layers(folded, shape)
         if not layer.reason
     }
 

@@ -171,20 +171,27 @@ def command_line(
     checkpoint: Path,
     spec: ModelSpec,
     settings: PipelineSettings,
-    target_file: str | None = None,
+    target_file: str | None,
+    threads: int,
     *,
     table: bool = False,
 ) -> str:
     """Return the command line of a run, with file names for paths: a report names no machine.
+
+    It names the threads of PyTorch, which decide the bytes: by the option where that says the same
+    of the measurement too.
 
     Args:
         checkpoint: the network's file.
         spec: what was said of it.
         settings: of the run.
         target_file: a name for the file of a target that is not shipped; None for one that is.
+        threads: PyTorch's.
         table: whether ranks were chosen by a latency table of the user's.
     """
-    words = ["edgeclean", "compress", checkpoint.name or checkpoint.resolve().name]
+    by_option = threads == settings.latency.threads
+    words = [] if by_option else [f"OMP_NUM_THREADS={threads}"]
+    words += ["edgeclean", "compress", checkpoint.name or checkpoint.resolve().name]
     words += ["--arch", without_folder(spec.architecture)]
     words += ["--input-shape", "x".join(str(side) for side in spec.input_shape)]
     words += ["--classes", str(spec.classes)]
@@ -192,6 +199,7 @@ def command_line(
     words += [f"--std={','.join(str(number) for number in spec.std)}"]
     if changed_settings(settings):
         words += ["--config", CONFIG_NAME]
+    words += ["--threads", str(threads)] if by_option else []
     words += [] if target_file is None else ["--target-file", target_file]
     words += ["--latency-table", TABLE_NAME] if table else []
     return printable(shlex.join([*words, "-o", "build"]))

@@ -326,17 +326,38 @@ def test_what_the_command_says_gives_the_same_settings(written: WrittenCompressi
     again = written.report["reproduce"]
     settings = settings_from(PipelineSettings, tomllib.loads(again["settings_toml"]))
     assert settings == quick_settings()
+    threads = torch.get_num_threads()
+    by_option = f" --threads {threads}" if threads == settings.latency.threads else ""
+    by_variable = "" if by_option else f"OMP_NUM_THREADS={threads} "
     assert again["command"] == (
-        "edgeclean compress model.safetensors --arch net.py:make --input-shape 3x12x12 --classes 4 "
-        "--mean=0.5,0.5,0.5 --std=0.25,0.25,0.25 --config edgeclean.toml -o build"
+        f"{by_variable}edgeclean compress model.safetensors --arch net.py:make "
+        "--input-shape 3x12x12 --classes 4 --mean=0.5,0.5,0.5 --std=0.25,0.25,0.25 "
+        f"--config edgeclean.toml{by_option} -o build"
     )
+
+
+@pytest.mark.parametrize("option", [None, 1, 3])
+def test_the_command_computes_with_as_many_threads(option: int | None) -> None:
+    """``--threads`` is also of the measurement, and the network's bytes hang on PyTorch's alone."""
+    given = {} if option is None else {"latency": {"threads": option}}
+    settings = settings_for(load_target("cpu"), overlay(QUICK, given))
+    for threads in (1, 3):
+        words = command_line(Path("a.pth"), spec(), settings, None, threads).split()
+        said = next((one for one in words if one.startswith("OMP_NUM_THREADS=")), "")
+        if "--threads" in words:
+            assert words[words.index("--threads") + 1] == str(threads)
+            assert settings.latency.threads == threads
+        else:
+            assert words[0] == said == f"OMP_NUM_THREADS={threads}"
 
 
 def test_the_command_names_the_files_of_a_target_and_of_a_table() -> None:
     settings = replace(quick_settings(), target="camera-board")
-    said = command_line(Path("a/model.onnx"), spec(), settings, "camera-board.toml", table=True)
+    said = command_line(
+        Path("a/model.onnx"), spec(), settings, "camera-board.toml", threads=1, table=True
+    )
     assert said.endswith(
-        "--config edgeclean.toml --target-file camera-board.toml --latency-table "
+        "--config edgeclean.toml --threads 1 --target-file camera-board.toml --latency-table "
         "latency-table.json -o build"
     )
     assert "a/" not in said
@@ -344,7 +365,7 @@ def test_the_command_names_the_files_of_a_target_and_of_a_table() -> None:
 
 def test_the_command_is_text_whatever_the_names_of_its_files() -> None:
     checkpoint = Path(os.fsdecode(b"n\xff\x1b.safetensors"))
-    said = command_line(checkpoint, spec(), quick_settings())
+    said = command_line(checkpoint, spec(), quick_settings(), None, 1)
     assert said.startswith(r"edgeclean compress 'n\udcff\x1b.safetensors' ")
     said.encode()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
@@ -11,7 +12,9 @@ import pytest
 import torch
 from report_evidence import HOSTILE, evidence, whole_report
 from report_pages import whole_page
+from torch import nn
 
+from edgeclean.networks.folding import learning_folded
 from edgeclean.report.layer_table import layer_rows, spectra
 from edgeclean.report.report import check_report
 
@@ -73,6 +76,26 @@ def test_layer_rows_tell_every_layers_fate() -> None:
     assert rows[HOSTILE].shape == (16, 16, 3, 3)
     same = {row.name: row for row in layer_rows(given.original, given.original)}
     assert all(row.macs_before == row.macs_after for row in same.values())
+
+
+def test_a_batchnorm_that_moves_into_its_kernel_leaves_the_spectrum_as_it_is() -> None:
+    """Recovery learns a kernel and its BatchNorm as one; the function is the same."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+    )
+    module = nn.Sequential(*module, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    for layer in module:
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_var.uniform_(0.01, 4)
+            nn.init.uniform_(layer.weight, 0.1, 3)
+    network = replace(evidence().original, module=module)
+    moved = copy.deepcopy(module)
+    with learning_folded(moved, torch.rand(4, *network.spec.input_shape)):
+        pass  # a step of nothing
+    assert not torch.equal(moved[3].weight, module[3].weight)
+    for curve in spectra(network, None, replace(network, module=moved)):
+        np.testing.assert_allclose(curve.compressed, curve.before, rtol=1e-3)
 
 
 def test_spectra_are_the_singular_values_over_the_largest() -> None:
