@@ -14,6 +14,7 @@ EdgecleanError
 ├── ToolchainError           7  the target needs a tool that is not installed (the ONNX is written)
 │   └── ConnectionLostError  7  the device cannot be reached; what was done there is kept
 ├── CellsFailedError         1  some cells of a fleet failed; the code is that of the first of them
+├── NoMemoryError            1  the machine, or a limit of it, has no memory left
 └── EndedBySignalError       1  native code crashed, or the system ended the process; 128 + n where
                                 somebody asked it to stop by signal n
 
@@ -101,6 +102,10 @@ class CellsFailedError(EdgecleanError):
     def __init__(self, message: str = "", /, *, exit_code: int = 1, **facts: Any) -> None:
         super().__init__(message, **facts)
         self.exit_code = exit_code
+
+
+class NoMemoryError(EdgecleanError):
+    """There is no memory left."""
 
 
 class EndedBySignalError(EdgecleanError):

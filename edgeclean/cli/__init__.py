@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 from contextvars import Context
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,7 +28,7 @@ from edgeclean.cli.inspect import inspect
 from edgeclean.cli.latency_table import latency_table
 from edgeclean.cli.scan import scan
 from edgeclean.cli.streams import safe_streams
-from edgeclean.errors import EdgecleanError, EndedBySignalError, UsageError
+from edgeclean.errors import EdgecleanError, EndedBySignalError, NoMemoryError, UsageError
 from edgeclean.files.writing import no_lasting_writes
 from edgeclean.processes import keep_freed_memory
 from edgeclean.version import __version__
@@ -104,6 +105,7 @@ def _run(as_json: bool) -> None:
 
 def _command() -> int:
     """Do what the words say; the exit code of what is no error."""
+    _refuse_no_folder()
     try:
         with no_lasting_writes():
             if supervisor.is_split(sys.argv[1:]):
@@ -115,11 +117,31 @@ def _command() -> int:
             wrong.show()
             return UsageError.exit_code
         raise UsageError(usage_line(wrong)) from None
+    except MemoryError:
+        raise NoMemoryError(
+            "there is no memory left; end what else takes it, or raise the limit on this process, "
+            "and run the same command again"
+        ) from None
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     if code == 128 + signal.SIGINT:  # before the command itself had begun
         raise EndedBySignalError(interrupted_line(), exit_code=code, signal="SIGINT")
     return code or 0
+
+
+def _refuse_no_folder() -> None:
+    """Refuse to work where the current folder was removed: native libraries end the process there.
+
+    Raises:
+        UsageError: it was.
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UsageError(
+            f"the current folder cannot be named ({error.strerror}); it was probably removed: "
+            "change to one that is there"
+        ) from None
 
 
 def _split() -> None:
