@@ -188,7 +188,10 @@ def check_spec(spec: ModelSpec) -> None:
     Raises:
         UsageError: it does; the message names the field.
     """
-    name = lambda key: f"ModelSpec.{key.replace('-', '_')}"  # noqa: E731
+
+    def name(key: str) -> str:
+        return f"ModelSpec.{key.replace('-', '_')}"
+
     shape = list(spec.input_shape)
     if len(shape) != 3 or min(shape) < 1:  # an ONNX file may have larger sides than a model file
         raise UsageError(

@@ -244,7 +244,11 @@ def test_more_classes_than_any_network_needs_are_refused_for_every_kind_of_file(
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("std", (0.5, 0.0, 0.5), r"ModelSpec\.std is \[0\.5, 0\.0, 0\.5\]; it must be .*above zero"),
+        (
+            "std",
+            (0.5, 0.0, 0.5),
+            r"ModelSpec\.std is \[0\.5, 0\.0, 0\.5\]; it must be .*above zero",
+        ),
         ("std", (0.5, -1.0, 0.5), r"ModelSpec\.std is .*above zero"),
         ("std", (0.5, float("inf"), 0.5), r"ModelSpec\.std is .*finite"),
         ("mean", (float("nan"), 0.5, 0.5), r"ModelSpec\.mean is .*finite"),
