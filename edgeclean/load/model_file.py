@@ -22,7 +22,7 @@ from typing import Any
 
 from edgeclean.errors import EdgecleanError, InputRejectedError, UsageError
 from edgeclean.files.reading import is_folder, read_small_toml
-from edgeclean.files.text import printable, shown
+from edgeclean.files.text import counted, printable, shown
 from edgeclean.load import hub_folder
 from edgeclean.networks.state import ModelSpec
 
@@ -216,8 +216,8 @@ def _check_lengths(
         count = len(entries[key])
         if count != channels:
             raise error(
-                f"{name(key)} has {count} number{'s' * (count != 1)} for {channels} "
-                f"channel{'s' * (channels != 1)}; give one per channel of {name('input-shape')}"
+                f"{name(key)} has {counted(count, 'number')} for {counted(channels, 'channel')}; "
+                f"give one per channel of {name('input-shape')}"
             )
 
 
