@@ -16,7 +16,6 @@ command line and the Python API build the same object.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +34,7 @@ from edgeclean.compression.truncate import TruncateSettings
 from edgeclean.devices.targets import Target, load_target, require
 from edgeclean.effort import Effort, lengths_of
 from edgeclean.errors import UsageError
+from edgeclean.files.nearest import nearest_or_known
 from edgeclean.files.reading import read_small_toml
 from edgeclean.files.text import shown
 from edgeclean.images.synthesize import SynthesizeSettings
@@ -54,6 +54,7 @@ from exporters.precision.lower import Precision, PrecisionSettings, check_precis
 
 MAX_FILE_BYTES = 1 << 20
 DEFAULT_TARGET = "cpu"
+REFERENCE = "docs/reference/settings.md"
 S = TypeVar("S")
 OLD_WORDS = {("purify", "mode"): {"deck": "clean-compact"}}  # still read, and reported
 
@@ -284,11 +285,21 @@ def in_new_words(
 
 
 def settings_from(
-    settings_class: type[S], entries: Mapping[str, Any], *, where: str = "configuration"
+    settings_class: type[S],
+    entries: Mapping[str, Any],
+    *,
+    where: str = "configuration",
+    listed_in: str = REFERENCE,
 ) -> S:
     """Make a settings object from nested mappings: no unknown key, no silent conversion.
 
     A whole number is taken where a float is asked, a list where a tuple is.
+
+    Args:
+        settings_class: the class of the settings.
+        entries: the keys with their values.
+        where: the place that a refusal begins with.
+        listed_in: the page of the documentation that lists all keys.
 
     Raises:
         UsageError: a key is unknown, a value has the wrong type, or the settings refuse it.
@@ -299,14 +310,19 @@ def settings_from(
         for key, entry in entries.items():
             name = key[:MOST_NAME].replace("-", "_")
             if name not in fields:
-                near = difflib.get_close_matches(name, fields, n=3, cutoff=0.5) or sorted(fields)
-                as_asked = [one.replace("_", "-") if "-" in key else one for one in near]
-                raise UsageError(f"unknown key {shown(key)}; nearest: {', '.join(as_asked)}")
+                as_asked = [one.replace("_", "-") if "-" in key else one for one in fields]
+                meant = nearest_or_known(key, as_asked, otherwise=f"{listed_in} lists all")
+                raise UsageError(f"unknown key {shown(key)}; {meant}")
             if name in given:
                 raise UsageError(f"{key!r} is given twice, with - and with _; keep one")
             hint, limits = fields[name]
             if dataclasses.is_dataclass(hint) and isinstance(entry, Mapping):
-                given[name] = settings_from(hint, entry, where=name)  # type: ignore[arg-type]
+                given[name] = settings_from(
+                    hint,  # type: ignore[arg-type]
+                    entry,
+                    where=name,
+                    listed_in=listed_in,
+                )
             else:
                 given[name] = checked(hint, entry, key, limits)  # as the user wrote it
         return settings_class(**given)

@@ -37,7 +37,7 @@ from edgeclean.errors import (
     EdgecleanError,
     UsageError,
 )
-from edgeclean.files.text import shown
+from edgeclean.files.text import counted, shown
 from edgeclean.measure.accuracy import Evaluation
 from edgeclean.measure.forecast import Forecast
 from edgeclean.measure.latency import LatencyReport
@@ -310,8 +310,8 @@ def _judge_speed(least: float, latency: LatencyReport) -> GateVerdict:
         measured=latency.speedup,
         unit="times",
         passed=latency.speedup >= least,
-        detail=f"{latency.runtime}, {latency.threads} threads of this machine; 95 % interval "
-        f"{latency.speedup_low:.2f} to {latency.speedup_high:.2f}{steady}",
+        detail=f"{latency.runtime}, {counted(latency.threads, 'thread')} of this machine; 95 % "
+        f"interval {latency.speedup_low:.2f} to {latency.speedup_high:.2f}{steady}",
     )
 
 

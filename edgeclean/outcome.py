@@ -93,7 +93,21 @@ class Compression:
     def caveats(self) -> tuple[str, ...]:
         """Sentences that the reader of what was measured should know."""
         said = (self._still_there, self.scan.caveat, left_out(self.compressed))
-        return tuple(filter(None, said))
+        return (*filter(None, said), *self._of_latency)
+
+    @property
+    def _of_latency(self) -> tuple[str, ...]:
+        """What is wrong with the measured times, or was not won by them."""
+        said = []
+        if self.latency.speedup_high < 1:
+            said.append("The compressed network is slower than the original on this machine.")
+        if not self.latency.steady:
+            said.append("This machine was not steady: its times say little.")
+        return *said, *(
+            f"In {row['name']} the compressed network is slower than the original."
+            for row in self.runtimes.rows
+            if row["latency"] is not None and row["latency"]["speedup"] < 1
+        )
 
     @property
     def _still_there(self) -> str | None:

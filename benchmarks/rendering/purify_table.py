@@ -44,7 +44,8 @@ def write_results(cells: Sequence[Cell]) -> None:
 
 def _by_network(cells: Sequence[Cell]) -> list[str]:
     lines = [
-        "| network | method | seeds | scan: class, score (true) | before | full | 2x | 4x |",
+        "| network | method | seeds | scan: classes (highest score); true class | before | full "
+        "| 2x | 4x |",
         "|---|---|---|---|---|---|---|---|",
     ]
     groups = defaultdict(list)
@@ -108,8 +109,10 @@ def _scan(group: Sequence[Cell]) -> str:
         if "verdict" not in cell:
             continue
         classes = ", ".join(map(str, cell["suspected"])) or "not found"
-        score = "" if cell["score"] is None else f", {cell['score']:.1f}"
+        score = "" if cell["score"] is None else f" ({cell['score']:.1f})"
         said.append(f"{classes}{score}")
     if not said:
         return ""
-    return f"{'; '.join(dict.fromkeys(said))} ({group[0]['true_target']})"
+    target = group[0]["true_target"]
+    true = "none" if target is None else target
+    return f"{'; '.join(dict.fromkeys(said))}; true: {true}"

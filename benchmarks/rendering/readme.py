@@ -1,8 +1,8 @@
 """Put the tables of ``results/*.md`` into the pages: ``python -m benchmarks.rendering.readme``.
 
 A section stands between ``<!-- measured:NAME -->`` and ``<!-- /measured:NAME -->`` in a page under
-``docs/results``; its content is ``results/NAME.md``, so that no number is typed by hand;
-``--check`` fails on a stale one.
+``docs/results``; its content is ``results/NAME.md``, so that no number of a table is typed
+by hand; ``--check`` fails on a stale one.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from edgeclean.cli import options as opt
 from edgeclean.cli.bench_device import bench_there, times_table
 from edgeclean.cli.console import Reporter, cells
 from edgeclean.errors import BudgetError, UsageError
-from edgeclean.files.text import printable
+from edgeclean.files.text import counted, printable
 
 if TYPE_CHECKING:
     from edgeclean.measure.latency import LatencyReport
@@ -135,7 +135,10 @@ def bench(  # noqa: PLR0913 - the options are the interface
         settings |= {"provider": provider}
         report = _here(reporter, bundle, against, settings, means)
         means = provider if means == ONNX_RUNTIME else means
-        speedup, where = report.speedup, f"{threads} threads of this machine with {means}"
+        speedup, where = (
+            report.speedup,
+            f"{counted(threads, 'thread')} of this machine with {means}",
+        )
     if min_speedup is not None and speedup < min_speedup:
         raise BudgetError(
             f"the speed-up is {speedup:.2f}, and at least {min_speedup:g} was asked; on "

@@ -42,10 +42,15 @@ def verify(
 ) -> None:
     """Check that a bundle is whole, unchanged, signed by whom you say, and computes what it did."""
     reporter = Reporter(as_json=as_json, quiet=quiet)
+    if at is not None and certificate is None:
+        raise UsageError(
+            "--at is the moment to judge a certificate at: give --certificate as well, or leave "
+            "--at out"
+        )
     from edgeclean.bundle.signing import Trusted
     from edgeclean.bundle.verify import verify_bundle
 
-    named = key is not None or certificate is not None or at is not None
+    named = key is not None or certificate is not None
     moment = None if at is None else _moment(at)
     trusted = Trusted(public_key=key, certificate=certificate, at=moment) if named else None
     with reporter.progress() as progress:

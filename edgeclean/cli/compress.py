@@ -155,14 +155,6 @@ def _answer(reporter: Reporter, checkpoint: Path, written: WrittenCompression) -
     fastest = fastest_line(written.report["runtimes"])
     if fastest is not None:
         reporter.note(fastest)
-    latency = written.compression.latency
-    if latency.speedup_high < 1:
-        reporter.note("the compressed network is slower than the original on this machine")
-    if not latency.steady:
-        reporter.note("this machine was not steady: its times say little")
-    for row in written.report["runtimes"]:
-        if row["latency"] is not None and row["latency"]["speedup"] < 1:
-            reporter.note(f"in {row['name']} the compressed network is slower than the original")
     for name in written.bundle.file_bytes:
         if name.endswith("/README.md"):  # of a kit for a converter that its vendor alone has
             reporter.note(

@@ -75,7 +75,9 @@ StateDict = Annotated[
 TargetName = Annotated[
     str | None,
     typer.Option(
-        "--target", help="What to build for; `edgeclean targets` lists them.", rich_help_panel=RUN
+        "--target",
+        help="What to build for, cpu if not given; `edgeclean targets` lists them.",
+        rich_help_panel=RUN,
     ),
 ]
 TargetFile = Annotated[
@@ -110,7 +112,8 @@ EffortLevel = Annotated[
     str | None,
     typer.Option(
         "--effort",
-        help="How long every stage is: quick, standard or thorough; single settings win over it.",
+        help="How long every stage is: quick, standard (if not given) or thorough; single settings "
+        "win over it.",
         rich_help_panel=RUN,
     ),
 ]
@@ -121,7 +124,11 @@ Seed = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option(
-        min=1, max=1024, help="Processor threads; all cores if not given.", rich_help_panel=RUN
+        min=1,
+        max=1024,
+        help="Processor threads of the stages, all cores if not given; of compress also those that "
+        "latency is measured with, 1 if not given.",
+        rich_help_panel=RUN,
     ),
 ]
 Gpu = Annotated[
@@ -141,12 +148,16 @@ Output = Annotated[
 ]
 Ratio = Annotated[
     float | None,
-    typer.Option(help="How many times fewer MACs (or parameters).", rich_help_panel=SIZE),
+    typer.Option(
+        help="How many times fewer MACs (or parameters), 1 or more; 2 if no goal is given.",
+        rich_help_panel=SIZE,
+    ),
 ]
 Speedup = Annotated[
     float | None,
     typer.Option(
-        help="How many times faster, by a latency table; measured here if none is given.",
+        help="How many times faster, 1 or more, by a latency table; measured here if none is "
+        "given.",
         rich_help_panel=SIZE,
     ),
 ]
@@ -180,7 +191,8 @@ TableFile = Annotated[
     ),
 ]
 Measure = Annotated[
-    str | None, typer.Option(help="What the ratio is of: macs or params.", rich_help_panel=SIZE)
+    str | None,
+    typer.Option(help="What the ratio is of: macs (if not given) or params.", rich_help_panel=SIZE),
 ]
 Keep = Annotated[
     list[str] | None,
@@ -211,16 +223,16 @@ RanksFile = Annotated[
 Purify = Annotated[
     str | None,
     typer.Option(
-        help="guided (by the scan), clean-compact (clamp at tau, truncate, tune on labels), or "
-        "none.",
+        help="guided (by the scan; if not given), clean-compact (clamp at tau, truncate, tune on "
+        "labels), or none.",
         rich_help_panel=PURIFY,
     ),
 ]
 Tau = Annotated[
     float | None,
     typer.Option(
-        help="Clamp singular values at this share of the largest; with --purify clean-compact it "
-        "is chosen on the synthetic images if not given.",
+        help="Clamp singular values at this share of the largest, above 0; if not given nothing is "
+        "clamped, and with --purify clean-compact it is chosen on the synthetic images.",
         rich_help_panel=PURIFY,
     ),
 ]

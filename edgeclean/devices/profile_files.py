@@ -106,8 +106,8 @@ def choose_generation(profile: Mapping[str, Any], jetpack: str | None) -> dict[s
         if asked == generation["name"] or _covers(generation, asked):
             return generation
     raise UsageError(
-        f"JetPack {asked} does not exist for {profile['name']}, or is not known; known are "
-        f"{', '.join(one['name'] for one in own)}"
+        f"JetPack {asked} does not exist for {profile['name']}, or is not known; taken are the "
+        f"releases {', '.join(map(_releases, own))}"
     )
 
 
@@ -137,6 +137,14 @@ def converter_facts(profile: Mapping[str, Any]) -> dict[str, Any]:
             f"are {', '.join(table)}"
         )
     return dict(table[profile["converter"]])
+
+
+def _releases(generation: Mapping[str, Any]) -> str:
+    """Return in words which releases a generation covers."""
+    first, last = generation["first"], generation.get("last")
+    if last is None:
+        return f"{first} and later"
+    return first if _version(first) == _version(last) else f"{first} to {last}"
 
 
 def _covers(generation: Mapping[str, Any], release: str) -> bool:

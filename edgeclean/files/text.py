@@ -50,6 +50,11 @@ def shown(value: object) -> str:
     return printable(_SHOWN.repr(value))[:MOST_SHOWN]
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a number with a noun: "1 thread", "2 threads"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def without_folder(architecture: str) -> str:
     """Turn ``folder/net.py:make``, a place on one machine, into ``net.py:make``."""
     if architecture.startswith("onnx:"):

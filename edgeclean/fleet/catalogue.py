@@ -26,7 +26,6 @@ a target's over its network's. Paths are relative to the catalogue.
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import os
 import re
@@ -34,20 +33,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edgeclean.config import overlay, settings_from
 from edgeclean.errors import UsageError
+from edgeclean.files.nearest import nearest_or_known
 from edgeclean.files.reading import is_folder, is_regular, read_small_toml
 from edgeclean.files.text import shown
 from edgeclean.gates import read_size
 from edgeclean.settings import Settings, setting
 
+E = TypeVar("E", bound=Settings)
 MAX_FILE_BYTES = 16 << 20
 MOST_NETWORKS = 100_000
 MOST_CELLS = 500_000
 MOST_ENTRIES = 1_000_000  # of a folder that a glob looks through
 MOST_PATH = 4096
+REFERENCE = "docs/reference/catalogue.md"
 PARTS = ("defaults", "targets", "goals", "networks")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
 _NO_NAME = re.compile(r"[^A-Za-z0-9._-]")
@@ -287,18 +289,16 @@ def read_catalogue(path: Path) -> Catalogue:
     entries = read_small_toml(path, MAX_FILE_BYTES, hint="use globs, or several catalogues")
     for key in entries:
         if key not in PARTS:
-            near = difflib.get_close_matches(key[:80], PARTS, n=1) or PARTS
-            raise UsageError(f"{path}: unknown key {shown(key)}; nearest: {', '.join(near)}")
+            hint = nearest_or_known(key, PARTS, otherwise=f"{REFERENCE} lists all")
+            raise UsageError(f"{path}: unknown key {shown(key)}; {hint}")
     defaults = entries.get("defaults", {})
     if not isinstance(defaults, Mapping):
         raise UsageError(f"{path}: defaults is {shown(defaults)}; it must be a table")
-    common = settings_from(NetworkOptions, defaults, where=f"{path}: defaults")
+    common = _options(NetworkOptions, defaults, f"{path}: defaults")
     if common.model is not None and not is_regular(path.parent / common.model):
         raise UsageError(f"{path}: defaults: model names {common.model}, which is no file")
-    targets = [
-        settings_from(TargetEntry, one, where=place) for place, one in _tables(path, entries, 1)
-    ]
-    goals = [settings_from(GoalEntry, one, where=place) for place, one in _tables(path, entries, 2)]
+    targets = [_options(TargetEntry, one, place) for place, one in _tables(path, entries, 1)]
+    goals = [_options(GoalEntry, one, place) for place, one in _tables(path, entries, 2)]
     networks = [
         found
         for place, one in _tables(path, entries, 3)
@@ -320,6 +320,10 @@ def as_name(text: str) -> str:
     """Return a text as a name: what no name may hold becomes ``_``; at most 80 characters."""
     plain = _NO_NAME.sub("_", text)[:80] or "_"
     return plain if NAME.fullmatch(plain) else f"_{plain[1:]}"
+
+
+def _options(entry: type[E], keys: Mapping[str, Any], place: str) -> E:
+    return settings_from(entry, keys, where=place, listed_in=REFERENCE)
 
 
 def _tables(
@@ -344,8 +348,8 @@ def _networks(
     Raises:
         UsageError: the entry is wrong, or its file is missing, or nothing matches its pattern.
     """
-    settings_from(NetworkEntry, own, where=place)
-    entry = settings_from(NetworkEntry, overlay(defaults, own), where=place)
+    _options(NetworkEntry, own, place)
+    entry = _options(NetworkEntry, overlay(defaults, own), place)
     if entry.checkpoint is not None:
         checkpoints = [folder / entry.checkpoint]
         if not (is_regular(checkpoints[0]) or is_folder(checkpoints[0])):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgeclean.errors import InputRejectedError
-from edgeclean.files.reading import is_folder
+from edgeclean.files.reading import is_folder, is_regular
 from edgeclean.files.text import printable
 from edgeclean.images.packs import FREE_BYTES, open_pack
 from edgeclean.load.limits import read_input
@@ -76,6 +76,11 @@ def read_labelled_images(path: Path, spec: ModelSpec) -> LabelledImages:
     """
     if is_folder(path):
         return _read_folder(path, spec)
+    if not is_regular(path):
+        raise InputRejectedError(
+            f"{printable(str(path))}: does not exist, or is neither a folder nor a regular file; "
+            "name a folder of class folders or an .npz pack"
+        )
     if path.suffix.lower() != ".npz":
         raise InputRejectedError(
             f"{printable(str(path))}: not a folder of class folders and not an .npz pack"

@@ -40,7 +40,7 @@ from edgeclean.load.limits import (
     check_zip,
     read_input,
 )
-from edgeclean.load.model_file import MAX_CLASSES
+from edgeclean.load.model_file import MAX_CLASSES, check_spec
 from edgeclean.load.networks_in_file import FoundNetwork, check_plain, find_networks
 from edgeclean.load.running_cost import bounded_cost
 from edgeclean.load.state_dict import check_count, check_layout
@@ -77,13 +77,15 @@ def load_checkpoint(
 
     Raises:
         InputRejectedError: the file cannot be accepted; nothing of it was executed.
-        UsageError: the architecture is unknown, or the user's own code for it failed.
+        UsageError: a value of the spec is impossible, the architecture is unknown, or the user's
+            own code for it failed.
     """
     path = weights_of(path)
     if spec.classes > MAX_CLASSES:  # which an ONNX file says itself, or a caller from Python
         raise InputRejectedError(
             printable(f"{path}: {spec.classes} classes; at most {MAX_CLASSES} are taken")
         )
+    check_spec(spec)
     contents = read_input(path, limits.file_bytes)
     kind = kind_of(path, contents)
     try:

@@ -15,13 +15,14 @@ and the caller gives the folder to ``load_checkpoint(..., code_folder=...)``.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgeclean.errors import EdgecleanError, InputRejectedError, UsageError
 from edgeclean.files.reading import is_folder, read_small_toml
-from edgeclean.files.text import printable, shown
+from edgeclean.files.text import counted, printable, shown
 from edgeclean.load import hub_folder
 from edgeclean.networks.state import ModelSpec
 
@@ -171,12 +172,7 @@ def _spec(
     entries: Mapping[str, Any], *, name: Callable[[str], str], error: type[EdgecleanError]
 ) -> ModelSpec:
     channels, height, width = entries["input-shape"]
-    for key in ("mean", "std"):
-        if len(entries[key]) != channels:
-            raise error(
-                f"{name(key)} has {len(entries[key])} numbers for {channels} channels; give one "
-                f"per channel of {name('input-shape')}"
-            )
+    _check_lengths(entries, name=name, error=error)
     return ModelSpec(
         architecture=entries["architecture"],
         input_shape=(channels, height, width),
@@ -184,6 +180,45 @@ def _spec(
         mean=tuple(float(number) for number in entries["mean"]),
         std=tuple(float(number) for number in entries["std"]),
     )
+
+
+def check_spec(spec: ModelSpec) -> None:
+    """Refuse a spec that was made in Python and says what no network and no images can have.
+
+    Raises:
+        UsageError: it does; the message names the field.
+    """
+
+    def name(key: str) -> str:
+        return f"ModelSpec.{key.replace('-', '_')}"
+
+    shape = list(spec.input_shape)
+    if len(shape) != 3 or min(shape) < 1:  # an ONNX file may have larger sides than a model file
+        raise UsageError(
+            f"{name('input-shape')} is {shown(shape)}; it must be three whole numbers of at least "
+            "1: channels, height, width"
+        )
+    entries = {
+        "classes": operator.index(spec.classes),
+        "mean": [float(number) for number in spec.mean],
+        "std": [float(number) for number in spec.std],
+    }
+    _check_entries(entries, name=name, error=UsageError)
+    _check_lengths({**entries, "input-shape": shape}, name=name, error=UsageError)
+
+
+def _check_lengths(
+    entries: Mapping[str, Any], *, name: Callable[[str], str], error: type[EdgecleanError]
+) -> None:
+    """Refuse scaling that has not one number for each channel."""
+    channels = entries["input-shape"][0]
+    for key in ("mean", "std"):
+        count = len(entries[key])
+        if count != channels:
+            raise error(
+                f"{name(key)} has {counted(count, 'number')} for {counted(channels, 'channel')}; "
+                f"give one per channel of {name('input-shape')}"
+            )
 
 
 def _check_entries(

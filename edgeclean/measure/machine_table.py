@@ -10,6 +10,7 @@ from edgeclean.compression.unit_candidates import cut_shapes
 from edgeclean.environment import describe_environment
 from edgeclean.errors import UsageError
 from edgeclean.files.store import Store
+from edgeclean.files.text import counted
 from edgeclean.measure.block_latency import BlockLatencySettings, measure_table
 from edgeclean.measure.latency import LatencySettings
 from edgeclean.networks.layers import trace_layers
@@ -98,7 +99,7 @@ def check_table(table: LatencyTable, *, precision: str, threads: int, batch: int
         )
     if is_of_this_machine(table) and (table.threads, table.batch) != (threads, batch):
         raise UsageError(
-            f"the latency table was measured here with {table.threads} threads at batch "
+            f"the latency table was measured here with {counted(table.threads, 'thread')} at batch "
             f"{table.batch}, and this run measures with {threads} at batch {batch}; make them "
             "alike (--threads), or measure the table again"
         )

@@ -7,7 +7,6 @@ network that is decomposed already has the same layers, with blocks in place of 
 from __future__ import annotations
 
 import copy
-import difflib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeclean.errors import UsageError
+from edgeclean.files.nearest import nearest_or_known
 from edgeclean.networks.blocks import block_shape, is_block, whole_conv
 from edgeclean.networks.resized import inside
 from edgeclean.networks.shapes import ConvShape, conv_shape
@@ -176,10 +176,10 @@ def require_layers(option: str, names: Iterable[str], known: Iterable[str]) -> N
     known = list(known)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known[:3]
+            hint = nearest_or_known(name, known, otherwise="none has a name like it")
             raise UsageError(
-                f"{option} {name!r} is no layer of this network; nearest: {', '.join(near)} "
-                "(`edgeclean inspect` lists all)"
+                f"{option} {name!r} is no layer of this network; {hint} (`edgeclean inspect` lists "
+                "all)"
             )
 
 

@@ -109,6 +109,11 @@ def test_a_release_that_a_module_does_not_have_is_refused(name: str, release: st
         load_target(name, jetpack=release)
 
 
+def test_a_refused_release_is_answered_by_those_that_are_taken() -> None:
+    with pytest.raises(UsageError, match=r"5\.1\.9 .*taken are the releases .*5\.1 to 5\.1\.6, "):
+        load_target("orin-nano", jetpack="5.1.9")
+
+
 def test_jetson_says_what_it_stands_for() -> None:
     alias, meant = load_target("jetson"), load_target("orin-nano")
     assert alias.alias_of == "orin-nano"

@@ -99,7 +99,8 @@ def refused(path: Path, words: str, spec: ModelSpec = SPEC) -> None:
 
 
 def test_a_folder_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    refused(tmp_path / "none", "not a folder")
+    (tmp_path / "notes.txt").write_text("0", encoding="utf-8")
+    refused(tmp_path / "notes.txt", "not a folder")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "holds no folders")
     (tmp_path / "empty" / "0").mkdir()
@@ -120,6 +121,11 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         other = write_images(tmp_path / f"c{len(content)}", ["0"])
         (other / "0" / "b.png").write_bytes(content)
         refused(other, words)
+
+
+@pytest.mark.parametrize("name", ["nothere", "nothere.npz"])
+def test_a_path_that_leads_nowhere_is_named_as_such(tmp_path: Path, name: str) -> None:
+    refused(tmp_path / name, f"{name}: does not exist, or is neither .* name a folder of class")
 
 
 def test_a_picture_bomb_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,3 +239,30 @@ def test_more_classes_than_any_network_needs_are_refused_for_every_kind_of_file(
     for name, architecture in (("a.pth", "net.py:tiny"), ("a.onnx", "onnx")):
         with pytest.raises(InputRejectedError, match=f"65537 classes; at most {MAX_CLASSES} are"):
             load_checkpoint(folder / name, dataclasses.replace(spec, architecture=architecture))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (
+            "std",
+            (0.5, 0.0, 0.5),
+            r"ModelSpec\.std is \[0\.5, 0\.0, 0\.5\]; it must be .*above zero",
+        ),
+        ("std", (0.5, -1.0, 0.5), r"ModelSpec\.std is .*above zero"),
+        ("std", (0.5, float("inf"), 0.5), r"ModelSpec\.std is .*finite"),
+        ("mean", (float("nan"), 0.5, 0.5), r"ModelSpec\.mean is .*finite"),
+        ("mean", (0.5,), r"ModelSpec\.mean has 1 number for 3 channels; give one per channel"),
+        ("std", (), r"ModelSpec\.std has 0 numbers for 3 channels"),
+        ("classes", 0, r"ModelSpec\.classes is 0; it must be a whole number in 2\.\."),
+        ("input_shape", (3, 0, 8), r"ModelSpec\.input_shape is \[3, 0, 8\]"),
+    ],
+)
+def test_a_spec_made_in_python_is_held_to_what_a_model_file_is(
+    field: str, value: Any, message: str, folder: Path
+) -> None:
+    path = folder / "a.safetensors"
+    safetensors.torch.save_file(tiny().state_dict(), path)
+    with pytest.raises(UsageError, match=message) as caught:
+        load_checkpoint(path, dataclasses.replace(SPEC, **{field: value}))
+    assert "\n" not in str(caught.value)

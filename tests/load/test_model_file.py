@@ -63,7 +63,7 @@ def test_files_of_the_zoo_are_good(name: str) -> None:
         ("[3, 32, 24]", "[3, 0, 24]", "input-shape is"),
         ("[3, 32, 24]", "[3, 4097, 24]", "input-shape is"),
         ("[3, 32, 24]", "[3, 32, true]", "input-shape is"),
-        ("[3, 32, 24]", "[1, 32, 24]", "mean has 3 numbers for 1 channels"),
+        ("[3, 32, 24]", "[1, 32, 24]", "mean has 3 numbers for 1 channel;"),
         ("[0.2, 1, 0.3]", "[0.2, 1]", "std has 2 numbers for 3 channels"),
         ("[0.2, 1, 0.3]", "[0.2, 0, 0.3]", "std is [0.2, 0, 0.3]; it must be a list of finite"),
         ("[0.2, 1, 0.3]", "[0.2, -1, 0.3]", "std is"),
@@ -154,8 +154,8 @@ def test_bad_file_is_not_mended_by_options(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "text", "message"),
     [
-        ("input_shape", "1x32x24", "--mean|mean has 3 numbers for 1 channels.*--input-shape"),
-        ("mean", "0.5", "^--mean has 1 numbers for 3 channels.*model.toml: input-shape"),
+        ("input_shape", "1x32x24", "--mean|mean has 3 numbers for 1 channel;.*--input-shape"),
+        ("mean", "0.5", "^--mean has 1 number for 3 channels.*model.toml: input-shape"),
         ("std", "1,1,0", "^--std is"),
         ("classes", 0, "^--classes is 0; it must be a whole number in 2"),
         pytest.param(

@@ -64,6 +64,8 @@ def test_a_file_is_in_the_devices_own_precision(tmp_path: Path, default: str, wr
     ("entries", "words"),
     [
         ({"synthesise": {}}, "unknown key 'synthesise'; nearest: synthesize"),
+        ({"architecture": "onnx"}, r"'architecture'; docs/reference/settings.md lists all$"),
+        ({"purify": {"std": 1}}, "unknown key 'std'; known: mode, "),
         ({"ranks": {"ration": 2}}, "ranks: unknown key 'ration'; nearest: ratio"),
         ({"ranks": {"ratio": "two"}}, "ranks: ratio is 'two'; it must be a number"),
         ({"ranks": {"ratio": True}}, "ratio is True; it must be a number"),

@@ -24,6 +24,7 @@ from edgeclean.config import PipelineSettings, overlay, settings_for, settings_f
 from edgeclean.devices.targets import load_target
 from edgeclean.images.synthesize import synthesize
 from edgeclean.load.checkpoint import load_checkpoint
+from edgeclean.measure.runtimes import Runtimes
 from edgeclean.networks.cost import count_macs, count_params
 from edgeclean.networks.state import same_weights
 from edgeclean.pipeline import (
@@ -392,6 +393,24 @@ def test_what_was_suspected_and_left_as_it_was_is_warned_of(written: WrittenComp
     assert "The scan suspects class 2, and purification changed no weight" in said
     quiet = replace(outcome, purified=same, scan=scan_report(suspected=False))
     assert not any("suspects" in one for one in quiet.caveats)
+
+
+def test_times_that_say_little_are_in_the_report_as_well(written: WrittenCompression) -> None:
+    measured = replace(written.compression.latency, speedup_high=1.1, steady=True)
+    good = replace(written.compression, latency=measured, runtimes=Runtimes())
+    row = {"name": "ncnn", "latency": {"speedup": 0.9}}
+    poor = replace(
+        good,
+        latency=replace(measured, speedup_high=0.9, steady=False),
+        runtimes=Runtimes(rows=({"name": "mnn", "latency": None}, row)),
+    )
+    assert poor.caveats == (
+        *good.caveats,
+        "The compressed network is slower than the original on this machine.",
+        "This machine was not steady: its times say little.",
+        "In ncnn the compressed network is slower than the original.",
+    )
+    assert set(written.compression.caveats) <= set(written.report["warnings"])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

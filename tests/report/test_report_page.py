@@ -119,6 +119,16 @@ def test_the_page_of_an_unsuspected_network_says_by_which_searches() -> None:
     assert "No weight was changed" in page.text
 
 
+@pytest.mark.parametrize("warnings", [[], ["Recovery was left out: it moved the answers."]])
+def test_the_page_claims_no_recovery_that_was_left_out(
+    report: dict[str, Any], warnings: list[str]
+) -> None:
+    told = {**report, "warnings": warnings}
+    page = Page(render_html(MANIFEST, told, images=synthetic_images(), scan=scan_report()))
+    assert "recovery, where it was kept, saw synthetic images alone" in page.text
+    assert "accuracy was recovered" not in page.text
+
+
 def test_a_trigger_from_one_class_alone_is_told_with_that_class() -> None:
     given = evidence()
     (suspect,) = given.scan.suspects

@@ -7,6 +7,7 @@
 #   $(eval $(call edgeclean_model,digits))
 #
 #   firmware: main.o $(digits_OBJECT)
+#   	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 #   main.o: $(digits_HEADER)
 #   main.o: CFLAGS += -I$(digits_INCLUDE)
 #

@@ -7,13 +7,13 @@ the checkpoint's keys (each module's docstring lists them). Every network is mad
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from torch import nn
 
 from edgeclean.errors import UsageError
+from edgeclean.files.nearest import nearest_or_known
 from edgeclean.load.architectures.libraries import build_of_library, is_of_library
 from edgeclean.load.architectures.mobilenet import mobilenet_v2
 from edgeclean.load.architectures.named_code import build_named
@@ -67,9 +67,10 @@ def build_architecture(
     if ":" in name:
         return build_named(name, spec, code_folder)
     if name not in _TABLE:
-        near = difflib.get_close_matches(name, _TABLE, n=3) or list_architectures()
+        every = f"known: {', '.join(list_architectures())}"
+        hint = nearest_or_known(name, _TABLE, otherwise=every)
         raise UsageError(
-            f"--arch {name!r} is not in the table (nearest: {', '.join(near)}); name code of "
+            f"--arch {name!r} is not in the table ({hint}); name code of "
             "your own by package.module:callable or file.py:callable, or timm:NAME"
         )
     return _TABLE[name](spec, keys)

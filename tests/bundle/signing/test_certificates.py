@@ -466,7 +466,9 @@ def test_the_signer_is_in_the_answer(
         code, _, err = command(monkeypatch, capsys, *asked, "--at", wrong)
         assert code == 2
         assert "ISO 8601" in err
-    assert command(monkeypatch, capsys, "verify", folder, "--at", sooner)[0] == 2
+    code, _, err = command(monkeypatch, capsys, "verify", folder, "--at", sooner)
+    assert code == 2
+    assert "give --certificate as well" in err
     chain_length = (folder / "model.sig").stat().st_size
     for place in range(3, 8 * chain_length, 8 * 37):
         flip(folder / "model.sig", place)
