@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -216,4 +215,4 @@ def test_a_link_in_the_journals_place_is_refused(
     assert "Traceback" not in said.err
     assert target.exists() is there
     assert not there or target.read_bytes() == before
-    assert os.path.islink(output / JOURNAL)
+    assert (output / JOURNAL).is_symlink()
