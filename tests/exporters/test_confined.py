@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -221,3 +222,21 @@ def test_what_a_task_detached_ends_also_where_this_program_is_killed(tmp_path: P
     left = json.loads(said.partition("left behind: ")[2])
     assert len(left) == 3
     assert _alive(left) == []
+
+
+def test_nothing_that_the_system_keeps_of_a_users_file_is_changed(tmp_path: Path) -> None:
+    """Landlock lets all of it through: the filter of calls refuses it, everywhere."""
+    file = tmp_path / "precious"
+    file.write_text("kept")
+    file.chmod(0o600)
+    with contextlib.suppress(OSError):  # some filesystems have none
+        os.setxattr(file, "user.mine", b"1")
+    before = file.stat()
+    given = Parcel(facts={"file": str(file)})
+    answer = run_confined("confined_tasks:meddling_task", given, "meddling")
+    if not answer.facts["confined"]["network"]:
+        pytest.skip(f"this kernel confines no more than: {in_words(answer.facts['confined'])}")
+    assert answer.facts["done"] == []
+    after = file.stat()
+    assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
+    assert after.st_ctime_ns == before.st_ctime_ns, "the time of the last change of any of these"
