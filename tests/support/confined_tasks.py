@@ -67,30 +67,31 @@ def meddling_task(given: Parcel) -> Parcel:
         "removexattr": lambda: os.removexattr(file, "user.mine"),
         "fremovexattr": lambda: os.removexattr(opened, "user.mine"),
     }
-    tries |= {name: _call(*words) for name, *words in _raw_calls(os.fsencode(file))}
+    tries |= {name: _call(number, words) for name, number, words in _raw_calls(os.fsencode(file))}
     return Parcel(facts={"done": [name for name, attempt in tries.items() if _is_done(attempt)]})
 
 
-def _raw_calls(file: bytes) -> list[tuple[object, ...]]:
+def _raw_calls(file: bytes) -> list[tuple[str, int, tuple[int | bytes, ...]]]:
     """Name, number and arguments of what Python has no function for; syscalls(2)."""
     here, times = -100, bytes(32)
-    calls: list[tuple[object, ...]] = [
-        ("fchmodat2", 452, here, file, 0o777, 0),
-        ("setxattrat", 463, here, file, 0, b"user.x", bytes(16), 16),
-        ("removexattrat", 466, here, file, 0, b"user.mine"),
+    calls: list[tuple[str, int, tuple[int | bytes, ...]]] = [
+        ("fchmodat2", 452, (here, file, 0o777, 0)),
+        ("setxattrat", 463, (here, file, 0, b"user.x", bytes(16), 16)),
+        ("removexattrat", 466, (here, file, 0, b"user.mine")),
     ]
     if os.uname().machine == "x86_64":
-        calls += [("old utime", 132, file, times), ("utimes", 235, file, times)]
-        calls += [("futimesat", 261, here, file, times)]
-        calls += [("shmget", 29, 0, 4096, 0o1600), ("semget", 64, 0, 1, 0o1600)]
-        calls += [("msgget", 68, 0, 0o1600), ("mq_open", 240, b"edgeclean-test", 0o102, 0o600, 0)]
+        calls += [("old utime", 132, (file, times)), ("utimes", 235, (file, times))]
+        calls += [("futimesat", 261, (here, file, times))]
+        calls += [("shmget", 29, (0, 4096, 0o1600)), ("semget", 64, (0, 1, 0o1600))]
+        calls += [("msgget", 68, (0, 0o1600))]
+        calls += [("mq_open", 240, (b"edgeclean-test", 0o102, 0o600, 0))]
     return calls
 
 
-def _call(number: int, *given: object) -> Callable[[], object]:
+def _call(number: int, given: tuple[int | bytes, ...]) -> Callable[[], object]:
     def attempt() -> None:
         library = ctypes.CDLL(None, use_errno=True)
-        words = [one if isinstance(one, bytes) else ctypes.c_long(one) for one in given]  # type: ignore[arg-type]
+        words = [one if isinstance(one, bytes) else ctypes.c_long(one) for one in given]
         if library.syscall(ctypes.c_long(number), *words) < 0:
             raise OSError(ctypes.get_errno(), "refused")
 
