@@ -5,6 +5,7 @@ installs packages and calls home by being imported. So none is ever imported in 
 child starts with an empty environment in an empty folder, gives up the network and all writing
 elsewhere (`edgeclean.confinement`), limits its memory and time, and only then imports what it is
 asked to run. What goes in and what comes out are files in that folder, bounded, and read as data.
+Between the two stands a process that waits, and ends whatever the child started with it.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ from edgeclean.errors import EdgecleanError, InputRejectedError, ToolchainError
 from edgeclean.files.temporary import temporary_folder
 from edgeclean.files.text import printable
 from edgeclean.load.child import mapped_bytes
-from edgeclean.processes import end_with_parent
+from edgeclean.processes import go_on_watched
 from edgeclean.settings import Settings, setting
 
 JsonValue = Any  # as in `edgeclean.networks.state`, which would load torch into every child
 GIVEN, ANSWER, LOG = "given", "answer", "log"
+GRACE_SECONDS = 15  # for ending what a task started, before it is left
 MOST_LOG_BYTES = 2**16  # of what a runtime printed, for the message of a failure
 _LENGTH = struct.Struct("<Q")
 # As `edgeclean.load.isolation`: a fresh interpreter with this one's module path.
@@ -150,7 +152,7 @@ def unpacked(contents: bytes) -> Parcel:
 def main(settings_text: str) -> None:
     """Do the task that the parent named; the child's only way in."""
     settings = json.loads(settings_text)
-    end_with_parent(settings["parent"])
+    go_on_watched(settings["parent"])
     folder = Path.cwd()
     os.umask(0o077)
     held = confine(folder)
@@ -201,16 +203,19 @@ def _ended(words: list[str], folder: Path, wall_seconds: int) -> int:
             stderr=log,
             cwd=folder,
             env=quiet_environment(folder / "home"),
-            start_new_session=True,  # a group of its own, to be ended as a whole
+            start_new_session=True,  # no terminal's signals: it ends what the task started first
         )
         try:
             return child.wait(wall_seconds)
         except subprocess.TimeoutExpired:
             return -signal.SIGALRM
         finally:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+            child.terminate()
+            try:
+                child.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
 
 
 def _death(code: int) -> str:

@@ -22,11 +22,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from edgeclean.files.reading import open_regular
+from edgeclean.files.reading import is_hollow, open_regular
 
 SECRET = "secret"  # noqa: S105 - the name of the file
 SECRET_BYTES = 32
 SEAL_BYTES = 32
+_PART = 2**20  # bytes that are sealed at once: OpenSSL takes no 2 GiB
 SUFFIX = ".kept"
 TAG = "CACHEDIR.TAG"
 # Source: the Cache Directory Tagging Specification; programs that make backups leave it out.
@@ -68,15 +69,18 @@ class Store:
         try:
             # Not followed, and not waited for: a link or a pipe is nobody's result.
             with open_regular(path, follow=False) as file:
-                small = os.fstat(file.fileno()).st_size <= self._limit_bytes
-                contents = file.read(self._limit_bytes) if small else b""
+                size = os.fstat(file.fileno()).st_size
+                if size > self._limit_bytes or is_hollow(file):  # damaged: it is not even read
+                    size = 0
+                sealed = file.read(min(size, SEAL_BYTES))
+                result = file.read(max(0, size - SEAL_BYTES))
         except FileNotFoundError:
             return None
-        except OSError as error:
-            self._notify(f"cache: {path.name} cannot be read ({error.strerror}); made again")
+        except (OSError, MemoryError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "no memory is left for it"
+            self._notify(f"cache: {path.name} cannot be read ({reason}); made again")
             return None
         secret = self._secret()
-        sealed, result = contents[:SEAL_BYTES], contents[SEAL_BYTES:]
         if secret is None or not hmac.compare_digest(_seal(secret, key, result), sealed):
             self._notify(f"cache: {path.name} was changed or is not ours; it is ignored")
             return None
@@ -86,30 +90,27 @@ class Store:
 
     def put(self, key: str, contents: bytes) -> None:
         """Keep a result; where that is impossible, warn and go on without."""
+        if SEAL_BYTES + len(contents) > self._limit_bytes:
+            self._notify(
+                f"cache: a result of {len(contents)} bytes is more than all that is kept; going on"
+            )
+            return
         beside = None
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            foreign = foreign_entry(self.folder)
-            if foreign is not None:
-                self._notify(
-                    f"cache: {self.folder} holds {foreign!r} and was not made by edgeclean; "
-                    "nothing is kept there"
-                )
-                return
-            if not (self.folder / TAG).exists() or (self.folder / TAG).stat().st_size == 0:
-                _write_tag(self.folder / TAG)
-            secret = self._secret(make=True)
+            secret = self._prepared()
             if secret is None:
                 return
             with tempfile.NamedTemporaryFile(
                 dir=self.folder, prefix=PREFIX, suffix=PARTIAL, delete=False
             ) as stream:
                 beside = Path(stream.name)
-                stream.write(_seal(secret, key, contents) + contents)
+                stream.write(_seal(secret, key, contents))
+                stream.write(contents)
                 stream.flush()
                 os.fsync(stream.fileno())
             path = self._path(key)
-            if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+            there = _status(path)
+            if there is not None and not stat.S_ISREG(there.st_mode):
                 self._notify(f"cache: {path.name} is no plain file, and is not replaced")
                 return
             beside.replace(path)
@@ -120,6 +121,20 @@ class Store:
             if beside is not None:
                 with suppress(OSError):
                     beside.unlink(missing_ok=True)
+
+    def _prepared(self) -> bytes | None:
+        """Return the secret of the folder, made where it is missing; None where nothing is kept."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        foreign = foreign_entry(self.folder)
+        if foreign is not None:
+            self._notify(
+                f"cache: {self.folder} holds {foreign!r} and was not made by edgeclean; "
+                "nothing is kept there"
+            )
+            return None
+        if not (self.folder / TAG).exists() or (self.folder / TAG).stat().st_size == 0:
+            _write_tag(self.folder / TAG)
+        return self._secret(make=True)
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{SUFFIX}"
@@ -156,9 +171,9 @@ class Store:
 
     def _prune(self) -> None:
         """Remove the oldest results above the limit, and what killed writers left."""
-        found = [(path.lstat(), path) for path in self.folder.iterdir()]
-        plain = [(status, path) for status, path in found if stat.S_ISREG(status.st_mode)]
-        now = max(status.st_mtime for status, _ in plain)
+        found = [(_status(path), path) for path in self.folder.iterdir()]
+        plain = [(one, path) for one, path in found if one and stat.S_ISREG(one.st_mode)]
+        now = max((status.st_mtime for status, _ in plain), default=0)
         room = self._limit_bytes
         for status, path in sorted(plain, key=lambda one: -one[0].st_mtime):
             left = _PARTIAL.fullmatch(path.name) and status.st_mtime < now - STALE_SECONDS
@@ -195,6 +210,14 @@ def _beginning(path: Path) -> bytes | None:
     return None
 
 
+def _status(path: Path) -> os.stat_result | None:
+    """Return what a name stands for, a link itself; None where another run has removed it."""
+    try:
+        return path.lstat()
+    except FileNotFoundError:
+        return None
+
+
 def _write_tag(path: Path) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, 0o644), "wb") as stream:
@@ -203,4 +226,7 @@ def _write_tag(path: Path) -> None:
 
 def _seal(secret: bytes, key: str, contents: bytes) -> bytes:
     """Seal the key as well: a result under another name is not that name's result."""
-    return hmac.digest(secret, key.encode() + b"\0" + contents, "sha256")
+    seal, view = hmac.new(secret, key.encode() + b"\0", "sha256"), memoryview(contents)
+    for start in range(0, len(view), _PART):
+        seal.update(view[start : start + _PART])
+    return seal.digest()

@@ -1,8 +1,9 @@
 """The rows of a fleet, kept as they come: what is done stays done when the driver is killed.
 
 A row is one line of JSON in ``journal.jsonl``, on the disk before the next job begins; a row of the
-same name behind it takes its place. What a killed run wrote half is left out, and gone with the
-next run, which writes the file anew.
+same name behind it takes its place. What a killed run wrote half, and whatever else is not of a
+row's form (as ``fleet.json`` has it), is left out, and gone with the next run, which writes the
+file anew: its task is done again.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from edgeclean.errors import UsageError
 from edgeclean.files.documents import parse_json
 from edgeclean.files.reading import open_regular
+from edgeclean.files.schema import validator
 from edgeclean.files.writing import beginning, write_file
 
 Part = Literal["networks", "cells"]
@@ -25,6 +28,7 @@ JOURNAL = "journal.jsonl"
 HEAD = b'{"format": "edgeclean-fleet-journal-1"}\n'
 MOST_LINE = 1 << 20
 MOST_VALUES = 10_000
+CELL_NAME = "network", "target", "goal"  # the keys of a cell that its name is made of
 Row = dict[str, Any]
 
 
@@ -41,16 +45,19 @@ class Journal:
             folder: the fleet's folder, which is there.
 
         Raises:
-            UsageError: the file cannot be read or written, or is none of ours.
+            UsageError: the file cannot be read or written, is a link, or is none of ours.
         """
         self._path = folder / JOURNAL
         self._rows: dict[Part, dict[str, str]] = {part: {} for part in PARTS}
-        for part, row in _read(self._path):
-            self._rows[part][row["name"]] = json.dumps(row)
+        for part, name, text in _read(self._path):
+            self._rows[part][name] = text
         lines = [_line(part, text) for part in PARTS for text in self._rows[part].values()]
         write_file(self._path, HEAD + b"".join(lines), ours=is_journal)
         flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._descriptor = os.open(self._path, flags)
+        try:
+            self._descriptor = os.open(self._path, flags)
+        except OSError as error:
+            raise UsageError(f"{self._path}: cannot be written ({error.strerror})") from None
 
     def close(self) -> None:
         """Close the file."""
@@ -90,10 +97,16 @@ def _line(part: Part, text: str) -> bytes:
     return f'{{"part": "{part}", "row": {text}}}\n'.encode()
 
 
-def _read(path: Path) -> Iterator[tuple[Part, Row]]:
-    """Yield the whole rows; a file that is not there has none."""
+def _read(path: Path) -> Iterator[tuple[Part, str, str]]:
+    """Yield part, name and text of the whole rows; a file that is not there has none.
+
+    Raises:
+        UsageError: it cannot be read, is a link, or is none of ours.
+    """
+    if path.is_symlink():  # what it leads to would be replaced, and is not the fleet's
+        raise UsageError(f"{path} is a symbolic link, and is not followed; remove it")
     try:
-        with open_regular(path) as stream:
+        with open_regular(path, follow=False) as stream:
             if stream.readline(len(HEAD)) not in (HEAD, b""):
                 raise UsageError(
                     f"{path} was not written by `edgeclean fleet`, so it is not replaced; choose "
@@ -109,13 +122,25 @@ def _read(path: Path) -> Iterator[tuple[Part, Row]]:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _row(line: bytes) -> tuple[Part, Row] | None:
-    """Return the row of a line; None for one that is not as it was written."""
+def _row(line: bytes) -> tuple[Part, str, str] | None:
+    """Return part, name and text of the row of a line; None for one that no run would write."""
     try:
         entry = parse_json(line, most_values=MOST_VALUES)
-    except ValueError:
+        row = entry["row"]
+        text = json.dumps(row, allow_nan=False)  # NaN, and 1e999, which is read as infinity
+    except (ValueError, TypeError, KeyError):
         return None
-    row = entry.get("row") if isinstance(entry, dict) else None
-    if not isinstance(row, dict) or entry.get("part") not in PARTS:
+    part = next((one for one in PARTS if one == entry.get("part")), None)
+    if part is None or not _form(part).is_valid(row):
         return None
-    return (entry["part"], row) if isinstance(row.get("name"), str) else None
+    if part == "cells" and row["name"] != "/".join(row[key] for key in CELL_NAME):
+        return None
+    return part, row["name"], text
+
+
+@cache
+def _form(part: Part) -> Any:
+    """Return the validator of one row of a part of ``fleet.json``."""
+    whole = validator("fleet")
+    items = whole.schema["properties"][part]["items"]
+    return whole.evolve(schema=whole.schema["$defs"][items["$ref"].rpartition("/")[2]])

@@ -202,9 +202,11 @@ class Fleet:
             except InputRejectedError as error:
                 self._refuse(network, error)
                 continue
+            # Without the network's own row, which was damaged, its task is done again too.
+            known = self._journal.row("networks", network.name) is not None
             for cell in network.cells:
                 key = self._key(files, cell)
-                if self._is_made(network, cell, key):
+                if known and self._is_made(network, cell, key):
                     del self._waiting[cell.name]
                     self._done += 1
                     self._kept_cells += 1

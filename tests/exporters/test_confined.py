@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,7 +22,7 @@ from tiny_networks import tiny_network
 
 from edgeclean.confinement import in_words
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
-from exporters.confined import Parcel, packed, run_confined, unpacked
+from exporters.confined import ConfinedLimits, Parcel, packed, run_confined, unpacked
 from exporters.onnx_exporter import export_onnx
 
 
@@ -164,3 +168,75 @@ def test_a_converter_that_installs_and_calls_home_when_imported_cannot() -> None
     if answer.facts["confined"] != {"network": True, "writes": True}:
         pytest.skip(f"this kernel confines no more than: {in_words(answer.facts['confined'])}")
     assert answer.facts["packages_before"] == answer.facts["packages_after"]
+
+
+def _alive(processes: list[int]) -> list[int]:
+    """Those that are still there after a moment; they are ended, so that none outlives the test."""
+    for _ in range(100):
+        left = [one for one in processes if Path(f"/proc/{one}").exists() and not _is_dead(one)]
+        if not left:
+            return []
+        time.sleep(0.05)
+    for one in left:
+        os.kill(one, signal.SIGKILL)
+    return left
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems end the group alone")
+def test_what_a_task_detached_ends_with_it_and_nobody_elses_process_does() -> None:
+    """Also what left the session and its parent, however the task ends."""
+    bystander = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        given = Parcel(facts={"then": "answer"})
+        answer = run_confined("confined_tasks:daemon_task", given, "leaving processes")
+        assert len(answer.facts["left"]) == 3
+        assert _alive(answer.facts["left"]) == []
+        for then, words in (("crash", r"crashed \(SIGABRT\)"), ("hang", "took too long")):
+            given = Parcel(facts={"then": then})
+            limits = ConfinedLimits(wall_seconds=5)
+            with pytest.raises(ToolchainError, match=words) as refusal:
+                run_confined("confined_tasks:daemon_task", given, "leaving processes", limits)
+            left = json.loads(str(refusal.value).partition("left behind: ")[2])
+            assert len(left) == 3
+            assert _alive(left) == []
+        assert bystander.poll() is None
+    finally:
+        bystander.communicate(b"\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems end the group alone")
+def test_what_a_task_detached_ends_also_where_this_program_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys, tempfile; sys.path[:] = sys.argv[2:]; tempfile.tempdir = sys.argv[1]; "
+        "from exporters.confined import Parcel, run_confined; "
+        "run_confined('confined_tasks:daemon_task', Parcel(facts={'then': 'hang'}), 'leaving')"
+    )
+    path = [str(Path(entry).absolute()) for entry in sys.path]
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path), *path]) as program:
+        said = ""
+        while not said.endswith("]\n"):
+            assert program.poll() is None
+            time.sleep(0.05)
+            said = "".join(log.read_text() for log in tmp_path.glob("*/log"))
+        program.kill()
+    left = json.loads(said.partition("left behind: ")[2])
+    assert len(left) == 3
+    assert _alive(left) == []
+
+
+def test_nothing_that_the_system_keeps_of_a_users_file_is_changed(tmp_path: Path) -> None:
+    """Landlock lets all of it through: the filter of calls refuses it, everywhere."""
+    file = tmp_path / "precious"
+    file.write_text("kept")
+    file.chmod(0o600)
+    with contextlib.suppress(OSError):  # some filesystems have none
+        os.setxattr(file, "user.mine", b"1")
+    before = file.stat()
+    given = Parcel(facts={"file": str(file)})
+    answer = run_confined("confined_tasks:meddling_task", given, "meddling")
+    if not answer.facts["confined"]["network"]:
+        pytest.skip(f"this kernel confines no more than: {in_words(answer.facts['confined'])}")
+    assert answer.facts["done"] == []
+    after = file.stat()
+    assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
+    assert after.st_ctime_ns == before.st_ctime_ns, "the time of the last change of any of these"

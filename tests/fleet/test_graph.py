@@ -16,7 +16,7 @@ from edgeclean.fleet.jobs import Done, Failed, Job
 from edgeclean.fleet.journal import Journal
 from edgeclean.fleet.local_engine import LocalEngine
 from edgeclean.fleet.plan import plan_networks
-from edgeclean.fleet.rows import bundle_of, cell_row
+from edgeclean.fleet.rows import bundle_of, cell_row, network_row
 from edgeclean.fleet.run import Fleet
 from edgeclean.fleet.scheduler import Task
 from edgeclean.fleet.work import run_job
@@ -87,6 +87,7 @@ def test_a_cell_is_made_again_if_anything_that_decides_it_changed(
     sha256 = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
     done = Done(facts={"manifest_sha256": sha256, "external_sha256": {}}, seconds=1.0)
     journal = Journal(tmp_path / "out")
+    journal.write("networks", network_row(network, None, Done(facts={}, seconds=1.0)))
     journal.write("cells", cell_row(network, cell, first._waiting[cell.name], done))
     journal.close()
     assert looked_at(written(catalogue)).counts.kept == 1
@@ -126,20 +127,27 @@ def test_code_of_a_model_file_that_only_lies_there_is_not_run(
 
 
 def test_a_journal_gives_back_what_it_was_given_and_leaves_out_what_is_torn(
-    tmp_path: Path,
+    tmp_path: Path, written: Written
 ) -> None:
+    (network,) = plan_networks(
+        read_catalogue(written(BASE + '[[networks]]\ncheckpoint = "a.safetensors"\n'))
+    )
+    cell = network.cells[0]
+    wrong = Failed(kind="defect", message="\u2028 \x1b", exit_code=1)
+    whole = network_row(network, None, wrong)
+    first, second = (cell_row(network, cell, key, wrong) for key in ("1", "2"))
     journal = Journal(tmp_path)
-    journal.write("cells", {"name": "x", "value": 1})
-    journal.write("networks", {"name": "x", "value": "\u2028 \x1b"})
-    journal.write("cells", {"name": "x", "value": 2})
+    journal.write("cells", first)
+    journal.write("networks", whole)
+    journal.write("cells", second)
     journal.close()
     path = tmp_path / "journal.jsonl"
     path.write_bytes(path.read_bytes() + b'{"part": "cells", "row": {"name": "y"')
     again = Journal(tmp_path)
-    assert again.row("cells", "x") == {"name": "x", "value": 2}
-    assert again.row("networks", "x") == {"name": "x", "value": "\u2028 \x1b"}
+    assert again.row("cells", cell.name) == second
+    assert again.row("networks", network.name) == whole
     assert again.row("cells", "y") is None
-    again.write("cells", {"name": "y"})
+    again.write("cells", {**second, "name": "y"})
     again.close()
     lines = path.read_text("utf-8").splitlines()
     assert len(lines) == 4  # the head, and each row once

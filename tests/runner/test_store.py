@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import multiprocessing
 import os
+import resource
 import signal
 import stat
 from pathlib import Path
@@ -10,7 +14,8 @@ from pathlib import Path
 import pytest
 from kept_things import Ear
 
-from edgeclean.files.store import SECRET, TAG, Store
+from edgeclean.files.store import SEAL_BYTES, SECRET, TAG, Store
+from edgeclean.load.child import mapped_bytes
 
 
 def test_a_result_comes_back_as_it_was_and_only_under_its_key(store: Store, ear: Ear) -> None:
@@ -214,3 +219,81 @@ def test_a_pipe_in_the_cache_holds_nothing_up(store: Store, ear: Ear, name: str)
         signal.signal(signal.SIGALRM, before)
     assert stat.S_ISFIFO((store.folder / name).lstat().st_mode)  # nobody's to replace
     assert ear.heard
+
+
+@pytest.mark.parametrize("length", [0, 1, 2**20 - 1, 2**20, 2**20 + 1, 3 * 2**20 + 7])
+def test_the_seal_is_that_of_the_whole(store: Store, ear: Ear, length: int) -> None:
+    """Sealed in parts, since OpenSSL takes no 2 GiB at once; what was kept before still holds."""
+    contents = os.urandom(length)
+    store.put("one", contents)
+    kept, secret = (store.folder / "one.kept").read_bytes(), (store.folder / SECRET).read_bytes()
+    assert kept[:SEAL_BYTES] == hmac.digest(secret, b"one\0" + contents, "sha256")
+    assert store.get("one") == contents
+    assert ear.heard == []
+
+
+@pytest.mark.parametrize("length", [2**30, 2**31 - 1, 2**31, 2**33])
+def test_an_entry_that_became_a_hole_is_not_read(store: Store, ear: Ear, length: int) -> None:
+    """As a power cut or a failing disk leaves it: in a process that has no room for it."""
+    store.put("one", b"result")
+    os.truncate(store.folder / "one.kept", length)
+    assert _in_little_memory(store.folder) == [
+        "None",
+        "cache: one.kept was changed or is not ours; it is ignored",
+    ]
+    store.put("one", b"result")
+    assert store.get("one") == b"result"
+
+
+def test_an_entry_that_memory_has_no_room_for_is_made_again(store: Store, ear: Ear) -> None:
+    store.put("one", os.urandom(2**24))
+    os.truncate(store.folder / "one.kept", 2**28)  # a sixteenth is data: no hole
+    assert _in_little_memory(store.folder) == [
+        "None",
+        "cache: one.kept cannot be read (no memory is left for it); made again",
+    ]
+
+
+@pytest.mark.slow
+def test_a_result_of_more_than_two_gigabytes_comes_back(tmp_path: Path, ear: Ear) -> None:
+    store = Store(tmp_path / "cache", ear, limit_bytes=2**32)
+    contents = bytes(2**31 + 1)
+    store.put("one", contents)
+    assert store.get("one") == contents
+    assert ear.heard == []
+
+
+def test_a_result_above_the_limit_is_not_kept_and_costs_no_other(tmp_path: Path, ear: Ear) -> None:
+    store = Store(tmp_path / "cache", ear, limit_bytes=300)
+    store.put(digest(0), bytes(100))
+    store.put(digest(1), bytes(300))
+    assert ear.heard == ["cache: a result of 300 bytes is more than all that is kept; going on"]
+    assert store.get(digest(0)) == bytes(100)
+    assert store.get(digest(1)) is None
+
+
+def _in_little_memory(folder: Path) -> list[str]:
+    """What a process with 128 MiB to spare gets under the key "one", and what it is told."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(_get_in_little_memory, (folder,))
+
+
+def _get_in_little_memory(folder: Path) -> list[str]:
+    ear = Ear()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped_bytes() + 2**27,) * 2)
+    return [str(Store(folder, ear).get("one")), *ear.heard]
+
+
+def test_runs_that_share_a_full_cache_warn_of_nothing(tmp_path: Path) -> None:
+    """Each removes old results while the others look at them."""
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        heard = pool.starmap(_put_many, [(tmp_path / "cache", number) for number in range(3)])
+    assert heard == [[]] * 3
+
+
+def _put_many(folder: Path, number: int) -> list[str]:
+    ear = Ear()
+    store = Store(folder, ear, limit_bytes=20_000)
+    for turn in range(150):
+        store.put(hashlib.sha256(f"{number} {turn}".encode()).hexdigest(), bytes(1500))
+    return sorted(set(ear.heard))
