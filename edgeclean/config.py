@@ -204,6 +204,24 @@ def configured(
     return settings_for(target, entries, where=where), target
 
 
+def for_one_target(
+    settings: PipelineSettings | None, target: Target | None
+) -> tuple[PipelineSettings, Target]:
+    """Return settings and the target that they are of, where one or both were not given.
+
+    Raises:
+        UsageError: the settings are of another target; or see `load_target`.
+    """
+    chosen = settings or (PipelineSettings() if target is None else settings_for(target, {}))
+    device = target or load_target(chosen.target, jetpack=chosen.jetpack)
+    if chosen.target != device.name:
+        raise UsageError(
+            f"the settings are of the target {chosen.target}, and the target is {device.name}; "
+            "make them with settings_for(target, ...)"
+        )
+    return chosen, device
+
+
 def check_goal(settings: PipelineSettings, target: Target, table: LatencyTable | None) -> None:
     """Refuse goals that cannot be planned for this target, before anything is loaded.
 

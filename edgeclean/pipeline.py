@@ -33,7 +33,7 @@ from edgeclean.compression.latency_table import LatencyTable
 from edgeclean.compression.plan import RankPlan, choose_ranks
 from edgeclean.compression.resolution import check_reach, smaller_images_reach
 from edgeclean.compression.truncate import truncate
-from edgeclean.config import PipelineSettings, check_goal, settings_for
+from edgeclean.config import PipelineSettings, check_goal, for_one_target
 from edgeclean.devices.profile_files import profile_names
 from edgeclean.devices.targets import Target, load_target, require
 from edgeclean.errors import RatioError, UsageError
@@ -162,13 +162,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     Raises:
         EdgecleanError: what was wrong, of the kind that `errors` lists.
     """
-    chosen = settings or (PipelineSettings() if target is None else settings_for(target, {}))
-    device = target or load_target(chosen.target, jetpack=chosen.jetpack)
-    if chosen.target != device.name:
-        raise UsageError(
-            f"the settings are of the target {chosen.target}, and the target is {device.name}; "
-            "make them with settings_for(target, ...)"
-        )
+    chosen, device = for_one_target(settings, target)
     require(device, opset=chosen.export.opset)
     require_compute(chosen.compute)
     check_precision(chosen.precision, chosen.export, device)
