@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 
-import torch
-
 from edgeclean.errors import InputRejectedError, ParityError
 from edgeclean.load.checkpoint import LoadLimits, written_out
+from edgeclean.load.trial_images import trial_images
 from edgeclean.networks.operations import Operation
 from edgeclean.networks.state import LoadedNetwork
 from exporters.onnx_exporter import ExportSettings, export_onnx
 from exporters.parity import ParitySettings, check_parity
 
-_IMAGES = 3
+_IMAGES = 4  # one of each kind
 _OPERATION = re.compile(r"(?:aten::|operator )(\w+)")
 _WAY_OUT = "compute it by other operations, or choose a target with a newer opset"
 
@@ -71,7 +70,5 @@ def _place(second: str, written: LoadedNetwork) -> str:
 
 def _checked_file(network: LoadedNetwork, export: ExportSettings, parity: ParitySettings) -> bytes:
     model = export_onnx(network, export)
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.rand(_IMAGES, *network.spec.input_shape, generator=generator)
-    check_parity(network, model, pixels, parity)
+    check_parity(network, model, trial_images(network.spec.input_shape, _IMAGES), parity)
     return model
