@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from edgeclean.errors import InputRejectedError, ParityError
+from edgeclean.load.canonical.trial import under_autocast
 from edgeclean.load.checkpoint import LoadLimits, written_out
 from edgeclean.load.trial_images import trial_images
 from edgeclean.networks.operations import Operation
@@ -39,6 +40,7 @@ def exportable(
     try:
         return network, _checked_file(network, export, parity)
     except (InputRejectedError, ParityError) as error:
+        _refuse_autocast(network)
         again = None
         try:
             again = written_out(network, limits, "ONNX cannot express its code as it is")
@@ -49,6 +51,16 @@ def exportable(
             if again is None:
                 raise InputRejectedError(f"{error}; {second}") from None
             raise InputRejectedError(f"{error}{_place(str(second), again)}") from None
+
+
+def _refuse_autocast(network: LoadedNetwork) -> None:
+    """Say it where code rounds on its way: neither the exporter's words nor ours would tell."""
+    where = under_autocast(network.module, trial_images(network.spec.input_shape, 1))
+    if where:
+        raise InputRejectedError(
+            f"{where} computes under torch.autocast, which ONNX cannot express; call the network "
+            "under autocast instead of within its forward"
+        )
 
 
 def _place(second: str, written: LoadedNetwork) -> str:

@@ -48,6 +48,17 @@ class Sampled(nn.Module):
         return logits
 
 
+class Cast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits: Tensor = self.head(self.conv(images).mean((2, 3)))
+        return logits.float()
+
+
 def loaded(module: nn.Module) -> LoadedNetwork:
     network = network_of(module)
     history = (record("load", network.module, network.spec, LoadLimits(), {}),)
@@ -66,6 +77,11 @@ def test_the_operation_that_onnx_lacks_is_named_with_its_layer_in_one_line() -> 
     assert "(called at 1.0)" in message
     assert "compute it by other operations" in message
     assert "\n" not in message
+
+
+def test_autocast_within_forward_is_named_and_not_what_it_makes_the_exporter_say() -> None:
+    with pytest.raises(InputRejectedError, match="^layer conv computes under "):
+        exportable(loaded(seeded(Cast)), ExportSettings(), ParitySettings(), LoadLimits())
 
 
 def test_uneven_pooling_and_a_sampling_grid_are_written_out_exactly() -> None:

@@ -16,6 +16,7 @@ from edgeclean.load.canonical.settle import settle_
 from edgeclean.load.canonical.sigmoid import refuse_probabilities, without_last_sigmoid
 from edgeclean.load.canonical.trial import Reason, is_close, reason_to_rewrite
 from edgeclean.load.canonical.writing import written
+from edgeclean.load.finite import require_numbers
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.trial_images import trial_images
 from edgeclean.networks.autocast import channels_last
@@ -58,7 +59,8 @@ def stock_form(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> Form:
 
     Raises:
         InputRejectedError: a stage would fail, and the network cannot be written out; or it gives
-            no logits, answers at random, mixes the images of a batch, or decides by numbers.
+            no finite logits, answers at random, mixes the images of a batch, or decides by
+            numbers.
     """
     notes: dict[str, JsonValue] = {}
     images = normalize(trial_images(spec.input_shape, _IMAGES), spec)
@@ -68,8 +70,7 @@ def stock_form(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> Form:
     with torch.no_grad():
         at = _logits_at(module, images[:_FEW], spec)
         expected = answer_of(Logits(module, at), images.clone())
-    if not bool(torch.isfinite(expected).all()):
-        return Form(module=module, notes=notes)  # to be refused, with its first such layer
+    require_numbers(module, images, expected, spec)
     _refuse_decisions(module, images[:_FEW])
     reason = reason_to_rewrite(Logits(module, at) if at.why else module, images, expected)
     if at.why:

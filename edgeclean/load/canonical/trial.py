@@ -162,18 +162,28 @@ def _odd_layer(module: nn.Module) -> str:
 
 
 def _hidden_layer(module: nn.Module, images: Tensor) -> str:
-    with running_modules(module) as running, torch.no_grad(), _Watch(module, running) as watch:
-        module(images[:1].clone())
-    found: str = watch.found
-    return found
+    return _watched(module, images).found
+
+
+def under_autocast(module: nn.Module, images: Float[Tensor, "n c h w"]) -> str:
+    """Return which layer's code turns on torch.autocast itself, in words; empty where none does."""
+    return _watched(module, images).cast
+
+
+def _watched(module: nn.Module, images: Tensor) -> _Watch:
+    with running_modules(module) as running:
+        watch = _Watch(module, running)
+        with torch.no_grad(), watch:
+            module(images[:1].clone())
+    return watch
 
 
 class _Watch(TorchFunctionMode):
-    """Sees weights of stock layers taken by other code, and layers that are no modules."""
+    """Sees weights of stock layers taken by other code, layers that are no modules, autocast."""
 
     def __init__(self, module: nn.Module, running: list[tuple[str, nn.Module]]) -> None:
         super().__init__()
-        self.found = ""
+        self.found = self.cast = ""  # in words, the first that looks past a layer; under autocast
         self._running = running
         self._owners = {
             id(weight): (name, layer)
@@ -187,6 +197,8 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         """Run ``function``; remember the first that looks into, or goes past, a layer."""
         where, layer = self._running[-1] if self._running else ("", None)
+        if not self.cast and torch.is_autocast_enabled("cpu"):
+            self.cast = f"layer {where}" if where else "its forward"
         given = [*inputs, *(named or {}).values()]
         for tensor in given if not self.found else ():
             owner, owning = self._owners.get(id(tensor), ("", layer))
