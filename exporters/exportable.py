@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 
-import torch
-
 from edgeclean.errors import InputRejectedError, ParityError
+from edgeclean.load.canonical.trial import under_autocast
 from edgeclean.load.checkpoint import LoadLimits, written_out
+from edgeclean.load.trial_images import trial_images
 from edgeclean.networks.operations import Operation
 from edgeclean.networks.state import LoadedNetwork
 from exporters.onnx_exporter import ExportSettings, export_onnx
 from exporters.parity import ParitySettings, check_parity
 
-_IMAGES = 3
+_IMAGES = 4  # one of each kind
 _OPERATION = re.compile(r"(?:aten::|operator )(\w+)")
 _WAY_OUT = "compute it by other operations, or choose a target with a newer opset"
 
@@ -40,6 +40,7 @@ def exportable(
     try:
         return network, _checked_file(network, export, parity)
     except (InputRejectedError, ParityError) as error:
+        _refuse_autocast(network)
         again = None
         try:
             again = written_out(network, limits, "ONNX cannot express its code as it is")
@@ -50,6 +51,16 @@ def exportable(
             if again is None:
                 raise InputRejectedError(f"{error}; {second}") from None
             raise InputRejectedError(f"{error}{_place(str(second), again)}") from None
+
+
+def _refuse_autocast(network: LoadedNetwork) -> None:
+    """Say it where code rounds on its way: neither the exporter's words nor ours would tell."""
+    where = under_autocast(network.module, trial_images(network.spec.input_shape, 1))
+    if where:
+        raise InputRejectedError(
+            f"{where} computes under torch.autocast, which ONNX cannot express; call the network "
+            "under autocast instead of within its forward"
+        )
 
 
 def _place(second: str, written: LoadedNetwork) -> str:
@@ -71,7 +82,5 @@ def _place(second: str, written: LoadedNetwork) -> str:
 
 def _checked_file(network: LoadedNetwork, export: ExportSettings, parity: ParitySettings) -> bytes:
     model = export_onnx(network, export)
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.rand(_IMAGES, *network.spec.input_shape, generator=generator)
-    check_parity(network, model, pixels, parity)
+    check_parity(network, model, trial_images(network.spec.input_shape, _IMAGES), parity)
     return model

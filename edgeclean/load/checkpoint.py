@@ -27,6 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.files.text import printable
 from edgeclean.load.asked_for import MOST_NAMES, beside_tensors
+from edgeclean.load.canonical.answers import way_out
 from edgeclean.load.canonical.form import as_stock_layers, stock_form
 from edgeclean.load.finite import check_answers
 from edgeclean.load.fitting import SavedNetworks, fitted
@@ -315,6 +316,6 @@ def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> 
         reason = (str(error).splitlines() or [""])[0][:200]
         raise InputRejectedError(
             f"the network does not take an image of {shape} ({type(error).__name__}: {reason}); "
-            "give its input shape"
+            f"{way_out(module)}"
         ) from None
     return bill.is_dear

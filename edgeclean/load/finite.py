@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.canonical.answers import answer_of
+from edgeclean.load.trial_images import trial_images
 from edgeclean.networks.pixels import normalize
 from edgeclean.networks.state import ModelSpec
 
@@ -45,12 +46,32 @@ def check_answers(module: nn.Module, spec: ModelSpec, *, few: bool = False) -> N
                 f"for {len(batch)} images the network gives {tuple(answers.shape)}; with "
                 f"{spec.classes} classes it must give ({len(batch)}, {spec.classes})"
             )
-        if not _is_finite(answers):
-            raise InputRejectedError(
-                f"the network answers a plain image with NaN or infinity; {_origin(module, batch)} "
-                "is the first that makes them of finite numbers: its weights, or those before it, "
-                "are too large for float32"
-            )
+        require_numbers(module, batch, answers, spec)
+
+
+@torch.no_grad()
+def require_numbers(
+    module: nn.Module, batch: Float[Tensor, "n c h w"], answers: Tensor, spec: ModelSpec
+) -> None:
+    """Check the answers to a batch of normalised images.
+
+    Raises:
+        InputRejectedError: one is NaN or infinite; the line names the first layer that makes it.
+    """
+    if _is_finite(answers):
+        return
+    begins = f"{_origin(module, batch)} is the first that makes them of finite numbers"
+    flat = bool((batch == batch[..., :1, :1]).all())
+    if flat and _is_finite(module(normalize(trial_images(spec.input_shape, 4), spec))):
+        raise InputRejectedError(
+            "the network answers an image of one colour, and no other, with NaN or infinity; "
+            f"{begins}, as a division by the image's own standard deviation does, which is zero "
+            "there; add a small number to the divisor"
+        )
+    raise InputRejectedError(
+        f"the network answers a plain image with NaN or infinity; {begins}: its weights, or those "
+        "before it, are too large for float32, or it divides by zero"
+    )
 
 
 def _plain_images(spec: ModelSpec, *, few: bool) -> Iterator[Float[Tensor, "n c h w"]]:

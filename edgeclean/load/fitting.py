@@ -24,6 +24,7 @@ from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.load.architectures import build_architecture, list_architectures
 from edgeclean.load.architectures.libraries import is_of_library
 from edgeclean.load.asked_for import MOST_LETTERS
+from edgeclean.load.canonical.answers import way_out
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.names import Architecture, Renamed, closest, fits, unwrapped
 from edgeclean.load.pickled_layers import Layers, differences
@@ -355,7 +356,7 @@ def _wake_(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> None:
         reason = (str(error).splitlines() or [""])[0][:200]
         raise InputRejectedError(
             f"the network's lazy layers get no shape from an image of {shape} "
-            f"({type(error).__name__}: {reason}); give its input shape"
+            f"({type(error).__name__}: {reason}); {way_out(module)}"
         ) from None
     asleep = [name for name, tensor in module.named_parameters() if is_lazy(tensor)]
     if asleep:

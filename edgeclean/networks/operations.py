@@ -178,6 +178,31 @@ def affine_grid(theta: Tensor, places: Tensor, plane: tuple[int, int]) -> Tensor
     return (places @ theta.transpose(1, 2)).reshape(-1, *plane, 2)
 
 
+def shuffled(values: Tensor, groups: int) -> Tensor:
+    """Return what `channel_shuffle` does: the first of each group, then the second of each."""
+    moved: Tensor = values.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+    return moved
+
+
+def above(values: Tensor, threshold: int | float, value: int | float) -> Tensor:
+    """Return what `threshold` does: a fixed number in place of all that is not above another."""
+    return torch.where(values <= threshold, value, values)
+
+
+def turned(values: Tensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> Tensor:
+    """Return what `rot90` does: ``k`` quarters of a turn, from the first axis to the second."""
+    first, second = dims
+    if k % 2 == 0:
+        return values.flip((first, second)) if k % 4 else values
+    return values.flip(second if k % 4 == 1 else first).transpose(first, second)
+
+
+def softplus(values: Tensor, beta: int | float = 1, threshold: int | float = 20) -> Tensor:
+    """Return what `softplus` does; ONNX's has no threshold, which shows where it is a low one."""
+    curved = functional.softplus(values, beta, max(threshold, 20))
+    return torch.where(values * beta > threshold, values, curved) if threshold < 20 else curved
+
+
 def cast(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the values as another type of numbers, as ``values.to(dtype)`` does."""
     return values.to(dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from factor_networks import network_of, seeded
@@ -48,6 +50,17 @@ class Sampled(nn.Module):
         return logits
 
 
+class Cast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits: Tensor = self.head(self.conv(images).mean((2, 3)))
+        return logits.float()
+
+
 def loaded(module: nn.Module) -> LoadedNetwork:
     network = network_of(module)
     history = (record("load", network.module, network.spec, LoadLimits(), {}),)
@@ -68,6 +81,11 @@ def test_the_operation_that_onnx_lacks_is_named_with_its_layer_in_one_line() -> 
     assert "\n" not in message
 
 
+def test_autocast_within_forward_is_named_and_not_what_it_makes_the_exporter_say() -> None:
+    with pytest.raises(InputRejectedError, match="layer conv computes under torch"):
+        exportable(loaded(seeded(Cast)), ExportSettings(), ParitySettings(), LoadLimits())
+
+
 def test_uneven_pooling_and_a_sampling_grid_are_written_out_exactly() -> None:
     given = loaded(seeded(Sampled))
     network, model = exportable(given, ExportSettings(), ParitySettings(), LoadLimits())
@@ -75,6 +93,51 @@ def test_uneven_pooling_and_a_sampling_grid_are_written_out_exactly() -> None:
     images = torch.rand(3, 3, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(network.module(images), given.module(images))
+
+
+class By(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.function(values)
+
+
+WRITTEN: dict[str, Callable[[], nn.Module]] = {
+    "shuffle": lambda: nn.ChannelShuffle(4),
+    "threshold": lambda: nn.Threshold(0, 1),
+    "softplus": lambda: nn.Softplus(2, 1),
+    "nearest-exact": lambda: nn.Upsample(scale_factor=2, mode="nearest-exact"),
+    "nearest-exact to a size": lambda: nn.Upsample((28, 42), mode="nearest-exact"),
+    **{
+        f"turned by {k}": lambda k=k: By(lambda values: values.rot90(k, (2, 3)))
+        for k in (-1, 0, 1, 2, 7)
+    },
+}
+
+
+@pytest.mark.parametrize("name", sorted(WRITTEN))
+def test_what_onnx_has_no_word_for_is_written_in_words_that_it_has(name: str) -> None:
+    module = seeded(
+        lambda: nn.Sequential(
+            *(nn.Conv2d(3, 8, 3), WRITTEN[name](), nn.Conv2d(8, 8, 3)),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)),
+        )
+    )
+    given = loaded(module)
+    network, _ = exportable(given, ExportSettings(), ParitySettings(), LoadLimits())
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(network.module(images), given.module(images))
+
+
+def test_uneven_factors_of_nearest_exact_are_refused_by_layer() -> None:
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    uneven = nn.Upsample(scale_factor=1.5, mode="nearest-exact")
+    module = seeded(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), uneven, *head))
+    with pytest.raises(InputRejectedError, match=r"nearest_exact2d' .*\(called at 1\)"):
+        exportable(loaded(module), ExportSettings(), ParitySettings(), LoadLimits())
 
 
 @pytest.mark.parametrize("batch", [1, None])

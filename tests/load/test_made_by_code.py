@@ -242,3 +242,14 @@ def test_functions_that_keep_the_layers_that_they_were_made_with_are_written_out
     own.bias.data.zero_()
     assert not torch.allclose(answers(network.module), expected)
     assert network.history[0].notes["written_out"]
+
+
+@pytest.mark.parametrize("arguments", ["*, images", "images, mask"])
+@pytest.mark.parametrize("head", ["nn.Linear(16, classes)", "nn.LazyLinear(classes)"])
+def test_a_forward_that_needs_more_than_the_image_is_no_matter_of_its_shape(
+    arguments: str, head: str, tmp_path: Path
+) -> None:
+    text = code().replace("forward(self, images)", f"forward(self, {arguments})")
+    text = text.replace("nn.Linear(16, classes)", head)
+    with pytest.raises(InputRejectedError, match="needs other arguments than the image; give --"):
+        loaded(saved(made(code()).state_dict()), text, tmp_path)

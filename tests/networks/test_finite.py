@@ -68,6 +68,26 @@ def test_a_network_without_finite_answers_is_refused_where_they_end(
         check_answers(module.eval(), SPEC)
 
 
+class Scaled(nn.Module):
+    """What is common as a first step: each image by its own mean and standard deviation."""
+
+    def __init__(self, least: float, axes: tuple[int, ...] = (1, 2, 3)) -> None:
+        super().__init__()
+        self.answers, self.least, self.axes = Answers(), least, axes
+
+    def forward(self, images: Tensor) -> Tensor:
+        centred = images - images.mean(self.axes, keepdim=True)
+        scaled = centred / (images.std(self.axes, keepdim=True) + self.least)
+        logits: Tensor = self.answers(scaled)
+        return logits
+
+
+def test_a_division_by_an_images_own_deviation_is_not_called_large_weights() -> None:
+    with pytest.raises(InputRejectedError, match="an image of one colour, and no other, with NaN"):
+        check_answers(Scaled(0.0).eval(), SPEC)
+    check_answers(Scaled(1e-5).eval(), SPEC)
+
+
 def test_several_images_are_tried_as_well() -> None:
     def lonely(features: Tensor) -> Tensor:
         return features / (1 if len(features) == 1 else 0)

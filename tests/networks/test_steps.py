@@ -17,12 +17,16 @@ from edgeclean.networks.operations import (
     Held,
     MeanOfParts,
     Operation,
+    above,
     affine_grid,
     affine_positions,
     entry_written,
     max_of_parts,
     rms_norm,
+    shuffled,
     slice_written,
+    softplus,
+    turned,
 )
 from edgeclean.networks.steps import Call, StepNetwork, free_name, plain_name
 
@@ -143,6 +147,26 @@ def test_the_norm_of_means_of_squares_is_torchs(shape: tuple[int, ...], eps: flo
     for one in (weight, None):
         expected = functional.rms_norm(values, shape, one, eps)
         torch.testing.assert_close(rms_norm(values, shape, one, eps), expected)
+
+
+@given(groups=st.sampled_from([1, 2, 3, 6]), k=st.integers(-5, 5), dims=st.permutations(range(4)))
+@settings(deadline=None)
+def test_channels_and_planes_are_moved_as_pytorch_does(
+    groups: int, k: int, dims: list[int]
+) -> None:
+    values = torch.randn(2, 6, 4, 5)
+    assert torch.equal(shuffled(values, groups), functional.channel_shuffle(values, groups))
+    assert torch.equal(turned(values, k, dims[:2]), torch.rot90(values, k, dims[:2]))
+
+
+@given(beta=st.sampled_from([0.5, 1, 3]), threshold=st.floats(-3, 25))
+@settings(deadline=None)
+def test_steps_at_a_threshold_are_pytorchs(beta: float, threshold: float) -> None:
+    values = torch.cat([4 * torch.randn(50), torch.tensor([threshold, torch.nan])])
+    expected = functional.threshold(values, threshold, 0.3)
+    torch.testing.assert_close(above(values, threshold, 0.3), expected, equal_nan=True)
+    expected = functional.softplus(values[:50], beta, threshold)
+    torch.testing.assert_close(softplus(values[:50], beta, threshold), expected)
 
 
 @given(start=st.integers(-7, 7), length=st.integers(0, 6), dim=st.integers(-3, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -61,6 +62,24 @@ def answer_of(module: nn.Module, images: Float[Tensor, "n c h w"]) -> Any:
             f"the network does not take {len(images)} images at once ({type(error).__name__}: "
             f"{first_line(error)}); its first dimension must be free"
         ) from None
+
+
+def way_out(module: nn.Module) -> str:
+    """Return what to do about a network that took no image: its shape may be another, or its code.
+
+    Args:
+        module: whose forward raised.
+    """
+    try:
+        inspect.signature(module.forward).bind(None)
+    except TypeError:
+        return (
+            "its forward needs other arguments than the image; give --arch a function that returns "
+            "the network with a forward of the image alone"
+        )
+    except Exception:  # noqa: BLE001, S110 - code of any kind, which says nothing of itself
+        pass
+    return "give its input shape"
 
 
 def find_logits(answer: object, images: int, classes: int) -> LogitsAt:

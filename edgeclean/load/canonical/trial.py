@@ -23,6 +23,7 @@ from edgeclean.networks.autocast import channels_last
 from edgeclean.networks.layers import with_layers
 
 TOLERANCE = 1e-3  # of the largest output; another order of sums moves outputs by about 1e-6 of it
+_FEW = 2  # images are several, and all that a pass keeps for its gradients is of few
 _ROUNDING = 1e-7  # of numbers around one, which answers that cancel out are the difference of
 _LAYERS = (_ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm)
 # What these layers call, by name; a call from elsewhere is a layer that no stage can see.
@@ -90,7 +91,7 @@ def _failure(module: nn.Module, images: Tensor, expected: Tensor) -> Reason | No
         with torch.no_grad():
             given = images.clone()
             again = module(given)
-            alone = module(images[:1].clone())
+            alone = [module(one[None].clone()) for one in images]
     except Exception as error:  # noqa: BLE001 - code of any kind raises what it likes
         return _raised(error)
     if not is_close(again, expected):
@@ -100,12 +101,14 @@ def _failure(module: nn.Module, images: Tensor, expected: Tensor) -> Reason | No
         )
     if not torch.equal(given, images):
         return Reason("it changes its images in place")
-    if alone.shape == expected[:1].shape and not is_close(alone, expected[:1]):
+    # Each of them: what is taken over a batch is often that of one of its images.
+    pairs = [(one.reshape(-1), row) for one, row in zip(alone, expected, strict=True)]
+    if any(one.shape == row.shape and not is_close(one, row) for one, row in pairs):
         raise InputRejectedError(
             "the network's answer to an image hangs on the others of its batch; write the part "
             "that mixes them for each image alone"
         )
-    return _failure_in_stages(module, images, expected, alone)
+    return _failure_in_stages(module, images[:_FEW], expected[:_FEW], alone[0])
 
 
 def _failure_in_stages(
@@ -159,18 +162,28 @@ def _odd_layer(module: nn.Module) -> str:
 
 
 def _hidden_layer(module: nn.Module, images: Tensor) -> str:
-    with running_modules(module) as running, torch.no_grad(), _Watch(module, running) as watch:
-        module(images[:1].clone())
-    found: str = watch.found
-    return found
+    return _watched(module, images).found
+
+
+def under_autocast(module: nn.Module, images: Float[Tensor, "n c h w"]) -> str:
+    """Return which layer's code turns on torch.autocast itself, in words; empty where none does."""
+    return _watched(module, images).cast
+
+
+def _watched(module: nn.Module, images: Tensor) -> _Watch:
+    with running_modules(module) as running:
+        watch = _Watch(module, running)
+        with torch.no_grad(), watch:
+            module(images[:1].clone())
+    return watch
 
 
 class _Watch(TorchFunctionMode):
-    """Sees weights of stock layers taken by other code, and layers that are no modules."""
+    """Sees weights of stock layers taken by other code, layers that are no modules, autocast."""
 
     def __init__(self, module: nn.Module, running: list[tuple[str, nn.Module]]) -> None:
         super().__init__()
-        self.found = ""
+        self.found = self.cast = ""  # in words, the first that looks past a layer; under autocast
         self._running = running
         self._owners = {
             id(weight): (name, layer)
@@ -184,6 +197,8 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         """Run ``function``; remember the first that looks into, or goes past, a layer."""
         where, layer = self._running[-1] if self._running else ("", None)
+        if not self.cast and torch.is_autocast_enabled("cpu"):
+            self.cast = f"layer {where}" if where else "its forward"
         given = [*inputs, *(named or {}).values()]
         for tensor in given if not self.found else ():
             owner, owning = self._owners.get(id(tensor), ("", layer))

@@ -30,6 +30,7 @@ from edgeclean.networks.operations import (
     Held,
     MeanOfParts,
     Operation,
+    above,
     affine_grid,
     affine_positions,
     cast,
@@ -38,7 +39,10 @@ from edgeclean.networks.operations import (
     entry_written,
     max_of_parts,
     rms_norm,
+    shuffled,
     slice_written,
+    softplus,
+    turned,
 )
 from edgeclean.networks.steps import Call, StepNetwork, free_name
 
@@ -51,11 +55,15 @@ _RESHAPES = frozenset(
     }
 )
 # What ONNX's exporter does not know by this name, or not in every opset: another type of numbers,
-# parts of a tensor that code has written to, a norm.
+# parts of a tensor that code has written to, a norm, channels and planes in another order.
 _WRITES: dict[Any, Any] = {
     _aten._to_copy.default: cast,
     _aten.copy.default: copied,
+    _aten.channel_shuffle.default: shuffled,
     _aten.rms_norm.default: rms_norm,
+    _aten.rot90.default: turned,
+    _aten.softplus.default: softplus,
+    _aten.threshold.default: above,
     _aten.slice_scatter.default: slice_written,
     _aten.select_scatter.default: entry_written,
 }
@@ -224,7 +232,8 @@ class _Writer:
         if depends_on_number(node, self._twins[node]):
             raise CannotWriteError(f"{label(node)} depends on the number of images")
         named = {name: one for name, one in node.kwargs.items() if name not in _MEMORY}
-        self._add_operation(node, _WRITES.get(node.target, node.target), node.args, named)
+        function = _aten.upsample_nearest2d.vec if _repeats_pixels(node) else node.target
+        self._add_operation(node, _WRITES.get(node.target, function), node.args, named)
 
     def _add_operation(
         self, node: fx.Node, function: Any, inputs: tuple[Any, ...], named: dict[str, Any]
@@ -349,6 +358,15 @@ def _first(node: fx.Node) -> fx.Node:
     first = node.args[0]
     assert isinstance(first, fx.Node)  # noqa: S101 - of functions whose first argument is a tensor
     return first
+
+
+def _repeats_pixels(node: fx.Node) -> bool:
+    """Return whether ONNX's plain ``nearest`` is what is called: by whole factors, both are."""
+    if node.target is not _aten._upsample_nearest_exact2d.vec:
+        return False
+    sides = zip(_first(node).meta["val"].shape[2:], node.meta["val"].shape[2:], strict=True)
+    factors = arguments(node)["scale_factors"] or [after / before for before, after in sides]
+    return all(float(factor).is_integer() for factor in factors)
 
 
 def _numbers(tensor: Tensor) -> tuple[int, int]:

@@ -40,9 +40,10 @@ from edgeclean.load.onnx.operators import OPERATORS
 from edgeclean.load.onnx.reference import answer_onnx, answers_of, with_images
 from edgeclean.load.onnx.uniform import fill_number
 from edgeclean.load.running_cost import bounded_cost
+from edgeclean.load.trial_images import trial_images
 from edgeclean.networks.steps import Call, StepNetwork, plain_name
 
-MIXED_SHARE = 1e-3  # of the largest answer
+MIXED_SHARE = 1e-3  # of an image's largest answer
 SLOWEST_MACS_PER_SECOND = 10**9
 
 _DEFAULT_LIMITS = LoadLimits()
@@ -326,7 +327,7 @@ def check_batches(
         InputRejectedError: they do not, two images do not run at all, or one costs more than the
             limits (`running_cost`).
     """
-    images = torch.linspace(0, 1, 2 * math.prod(shape)).view(2, *shape)
+    images = trial_images(shape, 2)
     try:
         with torch.no_grad():
             with bounded_cost(module, shape, limits):
@@ -338,12 +339,16 @@ def check_batches(
     except Exception as error:  # noqa: BLE001 - whatever a wrong graph makes torch raise
         reason = (str(error).splitlines() or [""])[0][:200]
         raise InputRejectedError(f"the network does not run on two images ({reason})") from None
-    near = MIXED_SHARE * float(alone.abs().max())  # a share, for probabilities may be tiny
-    if together.shape != alone.shape or not bool(((together - alone).abs() <= near).all()):
+    if together.shape != alone.shape or not all(map(_near, together, alone)):
         raise InputRejectedError(
             "the network mixes the images of a batch, or its output is not finite; export it with "
             "a free batch axis"
         )
+
+
+def _near(got: Tensor, alone: Tensor) -> bool:
+    """Compare two answers to one image by a share of its largest: probabilities may be tiny."""
+    return bool(((got - alone).abs() <= MIXED_SHARE * alone.abs().max()).all())
 
 
 def _module_name(node: NodeProto, taken: Mapping[str, nn.Module], numbers: dict[str, int]) -> str:

@@ -203,6 +203,10 @@ REFUSED = {
         By(lambda m, x: torch.cat([m.a(one[None]) for one in x.detach()]), a=plain()),
         "something else for each number of images",
     ),
+    "no numbers": (
+        By(lambda m, x: m.a(x) / (x.amax((1, 2, 3)) > 5)[:, None], a=plain()),
+        "with NaN or infinity",
+    ),
     "fixed batch": (
         By(lambda m, x: m.a(x).view(1, 5), a=plain()),
         "does not take 2 images at once",
