@@ -43,7 +43,7 @@ from edgeclean.load.running_cost import bounded_cost
 from edgeclean.networks.steps import Call, StepNetwork, plain_name
 
 MIXED_SHARE = 1e-3  # of the largest answer
-SLOWEST_MACS_PER_SECOND = 10**9
+SLOWEST_MACS_PER_SECOND = 4 * 10**8  # of one image, which stands for all that are run
 
 _DEFAULT_LIMITS = LoadLimits()
 
