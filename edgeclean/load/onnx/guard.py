@@ -121,6 +121,7 @@ def parse_onnx(contents: bytes, limits: LoadLimits, asked: Asked = NOTHING) -> b
     check_size(model, limits)
     check_operators(model, as_it_came=True)
     try:
+        _declare_output_(model)
         onnx.checker.check_model(model)
         lift = lifted(model, asked)
         inferred = _simplified(lift.model)
@@ -139,6 +140,17 @@ def parse_onnx(contents: bytes, limits: LoadLimits, asked: Asked = NOTHING) -> b
             f"{len(contents)}; at most {most} are read"
         )
     return COMPLETE + bytes(inferred.SerializeToString())
+
+
+def _declare_output_(model: ModelProto) -> None:
+    """Say of what type and shape the output is where the file does not, as runtimes allow."""
+    output = model.graph.output[0]
+    if output.type.tensor_type.elem_type and output.type.tensor_type.HasField("shape"):
+        return
+    (found,) = with_shapes(model).graph.output
+    kind = found.type.tensor_type.elem_type or TensorProto.FLOAT
+    free = [None] * len(shape_of(found))
+    output.CopyFrom(onnx.helper.make_tensor_value_info(output.name, kind, free))
 
 
 def _simplified(model: ModelProto) -> ModelProto:

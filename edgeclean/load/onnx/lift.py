@@ -25,7 +25,13 @@ from edgeclean.errors import InputRejectedError
 from edgeclean.load.onnx.asked import Asked
 from edgeclean.load.onnx.einsum import without_einsums_
 from edgeclean.load.onnx.fusions import without_fusions_
-from edgeclean.load.onnx.graph import label_of, prune_, shape_of, with_shapes
+from edgeclean.load.onnx.graph import (
+    label_of,
+    prune_,
+    replace_nodes_,
+    shape_of,
+    with_shapes,
+)
 from edgeclean.load.onnx.quantised import QUANTISERS, without_quantisers_
 
 Rounded = Literal["", "float16", "bfloat16", "quantised"]
@@ -61,6 +67,12 @@ def lifted(model: ModelProto, asked: Asked) -> Lifted:
     Raises:
         InputRejectedError: a step cannot be done, or the image's shape is neither fixed nor given.
     """
+    own_batch = (shape_of(model.graph.input[0]) or (0,))[0]
+    if own_opset(model) < OLDEST_READ and _is_float32(model.graph):
+        # The converter knows no side by its name.
+        old = takes_channels_last(model.graph)
+        set_input(model.graph, image_sides(model.graph, asked, channels_last=old))
+        with_broadcast_axes_(model)
     model, raised = raise_opset(model)
     graph, opset = model.graph, own_opset(model)
     kinds, narrow = as_float32_(graph)
@@ -70,7 +82,6 @@ def lifted(model: ModelProto, asked: Asked) -> Lifted:
     without_side_outputs_(graph)
     prune_(graph)
     turned = takes_channels_last(graph)
-    own_batch = (shape_of(graph.input[0]) or (0,))[0]
     set_input(graph, image_sides(graph, asked, channels_last=turned))
     order = channels_first_(graph) if turned else ""
     squeezed = with_squeezed_axes_(model, own_batch)
@@ -81,6 +92,10 @@ def lifted(model: ModelProto, asked: Asked) -> Lifted:
         channels_last=turned,
         rounded="quantised" if quantised else narrow,
     )
+
+
+def _is_float32(graph: GraphProto) -> bool:
+    return bool(graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT)
 
 
 def _way_with(kind: int) -> str:
@@ -138,6 +153,33 @@ def raise_opset(model: ModelProto) -> tuple[ModelProto, str]:
             f"{OLDEST_READ} ({reason}); export at opset {OLDEST_READ} or newer"
         ) from None
     return raised, f"opset {opset} is raised to {OLDEST_READ}"
+
+
+def with_broadcast_axes_(model: ModelProto) -> None:
+    """Give the second operands of opset 1 to 6 the axes that follow the one they lie along.
+
+    The version converter gives them one more where that is not the first axis.
+    """
+    graph = model.graph
+    ranks = {one.name: len(one.dims) for one in graph.initializer}
+    known = [*graph.input, *with_shapes(model).graph.value_info]
+    ranks |= {value.name: len(shape_of(value)) for value in known}
+    nodes = []
+    for node in graph.node:
+        axis = next((one for one in node.attribute if one.name == "axis"), None)
+        given = [ranks.get(name, 0) for name in node.input]
+        along = any(one.name == "broadcast" and one.i for one in node.attribute)
+        if along and axis is not None and len(given) == 2 and all(given):
+            first, second = given
+            after = first - axis.i % first - second
+            if after > 0:
+                name = free_name(graph, f"{node.output[0]}/along")
+                axes = list(range(second, second + after))
+                nodes.append(helper.make_node("Unsqueeze", [node.input[1]], [name], axes=axes))
+                node.input[1] = name
+            node.attribute.remove(axis)
+        nodes.append(node)
+    replace_nodes_(graph, nodes)
 
 
 def own_opset(model: ModelProto) -> int:
