@@ -1,4 +1,4 @@
-"""What a file leaves unsaid, or says where it is rarely looked for, a runtime finds out; so do we."""
+"""What a file leaves unsaid, or says in rare places, a runtime finds out; so do we."""
 
 from __future__ import annotations
 

@@ -24,15 +24,19 @@ from onnx import (
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.onnx.asked import Asked
 from edgeclean.load.onnx.einsum import without_einsums_
+from edgeclean.load.onnx.elementwise import ELEMENTWISE
 from edgeclean.load.onnx.fusions import without_fusions_
 from edgeclean.load.onnx.graph import (
     label_of,
+    node_label,
     prune_,
     replace_nodes_,
     shape_of,
     with_shapes,
 )
 from edgeclean.load.onnx.quantised import QUANTISERS, without_quantisers_
+from edgeclean.load.onnx.reductions import REDUCTIONS
+from edgeclean.load.onnx.windows import WINDOWS
 
 Rounded = Literal["", "float16", "bfloat16", "quantised"]
 _AXES_ARE_AN_INPUT = 13  # of Squeeze, from this opset
@@ -76,6 +80,7 @@ def lifted(model: ModelProto, asked: Asked) -> Lifted:
     model, raised = raise_opset(model)
     graph, opset = model.graph, own_opset(model)
     kinds, narrow = as_float32_(graph)
+    with_casts_(model)
     fused = without_fusions_(graph, opset)
     quantised = without_quantisers_(graph, opset)
     products = without_einsums_(graph, opset)
@@ -219,6 +224,22 @@ def as_float32_(graph: GraphProto) -> tuple[str, Rounded]:
     return (f"{' and '.join(names)} is read as float32" if names else ""), coarsest
 
 
+def with_casts_(model: ModelProto) -> None:
+    """Make a Cast of each CastLike, to the type of what it names, where that is known."""
+    nodes = [node for node in model.graph.node if node.op_type == "CastLike"]
+    if not nodes:
+        return
+    graph = with_shapes(model).graph
+    kinds = {one.name: one.data_type for one in graph.initializer}
+    known = [*graph.input, *graph.value_info]
+    kinds |= {value.name: value.type.tensor_type.elem_type for value in known}
+    for node in nodes:
+        kind = kinds.get(node.input[1], 0)
+        if kind:
+            cast = helper.make_node("Cast", node.input[:1], node.output, node.name, to=kind)
+            node.CopyFrom(cast)
+
+
 def without_side_outputs_(graph: GraphProto) -> None:
     """Remove outputs that only training needs, as a Dropout's mask, where nothing reads them."""
     used = {name for node in graph.node for name in node.input} | {one.name for one in graph.output}
@@ -293,6 +314,9 @@ def takes_channels_last(graph: GraphProto) -> bool:
     """Return whether the image is first put from NHWC to NCHW, before anything looks at planes.
 
     Where it has one channel, a change of shape does that as well.
+
+    Raises:
+        InputRejectedError: it seems to be, but first something is done that tells of no order.
     """
     constants = {tensor.name for tensor in graph.initializer}
     shapes = {one.name: numpy_helper.to_array(one) for one in graph.initializer if one.dims == [4]}
@@ -303,7 +327,7 @@ def takes_channels_last(graph: GraphProto) -> bool:
             if all(name in constants for name in node.input if name):
                 constants.update(node.output)
             continue
-        others = [name for name in node.input if name and name not in reached | constants]
+        others = [one for one in node.input if one and not (one in reached or one in constants)]
         if node.op_type == "Transpose":
             perm = [n for one in node.attribute if one.name == "perm" for n in one.ints]
             if perm != [0, 3, 1, 2]:
@@ -311,11 +335,44 @@ def takes_channels_last(graph: GraphProto) -> bool:
             turned = True
         elif grey and node.op_type == "Reshape" and _is_of_planes(shapes.get(node.input[1])):
             turned = True
-        elif node.op_type in _BEFORE_TURNED and not others:
+        elif node.op_type in ("Shape", "Size"):
+            constants.update(node.output)
+        elif node.op_type in _BEFORE_TURNED and not others and _keeps_axes(node):
             reached.update(node.output)
         else:
+            _check_order(graph, node, reached)
             return False
     return turned
+
+
+def _keeps_axes(node: NodeProto) -> bool:
+    """Return whether what a node makes has the axes of what it takes, be they of length 1."""
+    kept = next((one.i for one in node.attribute if one.name == "keepdims"), 1)
+    return bool(kept) or not node.op_type.startswith("Reduce")
+
+
+def _check_order(graph: GraphProto, unforeseen: NodeProto, reached: set[str]) -> None:
+    """Refuse images that seem to be [n, height, width, channels], behind a node that is not known.
+
+    The colours stand last, and the first node that lays out or looks at planes puts them first.
+    """
+    sides = shape_of(graph.input[0])
+    if len(sides) != 4 or sides[3] not in (1, 3, 4) or 0 < sides[1] <= sides[3]:
+        return
+    for node in graph.node:
+        if not reached.intersection(node.input):
+            continue
+        perm = [n for one in node.attribute if one.name == "perm" for n in one.ints]
+        if node.op_type == "Transpose" and perm == [0, 3, 1, 2]:
+            raise InputRejectedError(
+                f"{node_label(unforeseen)}: it comes before {node_label(node)}, which seems to put "
+                "images [n, height, width, channels] into the order [n, channels, height, width]; "
+                "write it behind that, or export the network for images [n, channels, height, "
+                "width]"
+            )
+        if node.op_type in _LAYS_OUT:
+            return
+        reached.update(node.output)
 
 
 def _is_of_planes(shape: np.ndarray | None) -> bool:
@@ -324,11 +381,18 @@ def _is_of_planes(shape: np.ndarray | None) -> bool:
 
 
 # What a graph may do to an image of any order of axes before it turns it: also crop or resize it,
-# and put its colours into another order.
+# put its colours into another order, and scale it by what is computed of it.
 _BEFORE_TURNED = frozenset(
     {
-        *("Add", "Cast", "Clip", "Div", "Identity", "Mul", "Neg", "Pad", "Sub", *QUANTISERS),
-        *("Concat", "Gather", "Resize", "Slice", "Split", "Upsample"),
+        *(*ELEMENTWISE, "CastLike", "Dropout", "Identity", *QUANTISERS),
+        *("Concat", "Gather", "Pad", "Resize", "Slice", "Split", "Upsample"),
+        *(kind for kind in REDUCTIONS if kind.startswith("Reduce")),  # to scale each image by
+    }
+)
+_LAYS_OUT = frozenset(
+    {
+        *("BatchNormalization", "Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"),
+        *("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", *WINDOWS),
     }
 )
 
