@@ -26,7 +26,7 @@ from edgeclean.load.onnx.branches import take_branches_
 from edgeclean.load.onnx.cost import check_cost
 from edgeclean.load.onnx.doubles import check_doubles
 from edgeclean.load.onnx.einsum import product_of
-from edgeclean.load.onnx.functions import without_functions
+from edgeclean.load.onnx.functions import without_attention, without_functions
 from edgeclean.load.onnx.fusions import FUSIONS, MICROSOFT
 from edgeclean.load.onnx.graph import (
     OWN_DOMAINS,
@@ -65,6 +65,7 @@ WAYS_OUT = {
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm", "QLinearAdd"), _WHOLE),
     **dict.fromkeys(("GRU", "LSTM", "RNN"), f"recurrent layers are not read; {_UNROLLED}"),
     **dict.fromkeys(("If", "Loop", "Scan"), f"control flow is not read; {_UNROLLED}"),
+    "Attention": "export at opset 22 or older, which has it as MatMul and Softmax",
     "Einsum": "write it as a MatMul (torch.matmul, with permute and reshape around it)",
     "GridSample": "warp images before the network, or give --arch and a checkpoint",
     "NonMaxSuppression": "it belongs to a detector; only classifiers are read",
@@ -116,6 +117,7 @@ def parse_onnx(contents: bytes, limits: LoadLimits, asked: Asked = NOTHING) -> b
         external_location(tensor)
     if external:
         return NEEDS_FILES
+    model = without_attention(model, limits)
     take_branches_(model)
     chosen = reduce_(model, asked)
     check_size(model, limits)

@@ -20,7 +20,7 @@ from edgeclean.files.text import first_line
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx.asked import Asked, question_of, with_question
 from edgeclean.load.onnx.branches import take_branches_
-from edgeclean.load.onnx.functions import without_functions
+from edgeclean.load.onnx.functions import without_attention, without_functions
 from edgeclean.load.onnx.graph import read_model, reduce_, shape_of
 from edgeclean.load.onnx.lift import Lifted, lifted, set_input
 
@@ -67,6 +67,7 @@ def answer_onnx(message: bytes, limits: LoadLimits) -> bytes:
     size = 4 * int(np.prod(shape))
     images = np.frombuffer(rest[:size], "<f4").reshape(shape)
     own, other = read_model(rest[size:]), without_functions(read_model(rest[size:]), limits)
+    other = without_attention(other, limits)
     take_branches_(other)
     reduce_(own, asked)
     reduce_(other, asked)
