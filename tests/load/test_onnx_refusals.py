@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx_graphs import MIXED, SIDE, WEIGHTS, Node, converted, graph, relu_graph
+from onnx_middles import network
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.limits import LoadLimits
@@ -225,6 +226,19 @@ CUT_SHORT = relu_graph().SerializeToString()[:-9]
 def test_bytes_that_are_no_model(contents: bytes) -> None:
     with pytest.raises(InputRejectedError):
         converted(contents)
+
+
+def test_a_choice_among_layers_is_not_told_as_a_label() -> None:
+    """To export up to the logits is no way out where they lie behind it."""
+    middle = (
+        helper.make_node("ArgMin", ["r"], ["places"], "choice", axis=1, keepdims=1),
+        helper.make_node("Cast", ["places"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["r", "numbers"], ["m"]),
+    )
+    with pytest.raises(
+        InputRejectedError, match=r"'choice': the operator ArgMin .*; write it with"
+    ):
+        converted(network(middle=middle).SerializeToString())
 
 
 def test_a_text_that_is_none_is_refused_wherever_it_stands() -> None:

@@ -53,6 +53,7 @@ FOLDED = frozenset(
 )
 MOST_COUNTED = 2**20  # numbers that a Range makes of three
 _LABELS = "its answer is a label; export the network up to its logits"
+_SAME_NUMBERS = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 _WHOLE = "quantise by QuantizeLinear and DequantizeLinear in pairs (QDQ), or export it in float"
 _UNROLLED = "give --arch and a checkpoint instead, or export the network without it"
 _WRITE_OTHERWISE = (
@@ -263,8 +264,9 @@ def check_operators(model: ModelProto, *, as_it_came: bool) -> None:
         raise InputRejectedError(
             f"opset {own_opset(model)} of domain ''; 1 to {newest} are read, and 9 or newer is best"
         )
+    ends = _ends(model)
     for node in model.graph.node:
-        _check_node(node, as_it_came=as_it_came)
+        _check_node(node, ends, as_it_came=as_it_came)
 
 
 def external_tensors(model: ModelProto) -> list[TensorProto]:
@@ -307,9 +309,20 @@ def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
             yield from attribute.tensors
 
 
-def _check_node(node: NodeProto, *, as_it_came: bool) -> None:
+def _ends(model: ModelProto) -> set[str]:
+    """Return the outputs, and the values that they are in another shape or type."""
+    ends = {value.name for value in model.graph.output}
+    for node in reversed(model.graph.node):
+        if node.op_type in _SAME_NUMBERS and ends.intersection(node.output):
+            ends.update(node.input[:1])
+    return ends
+
+
+def _check_node(node: NodeProto, ends: set[str], *, as_it_came: bool) -> None:
     own = node.domain in OWN_DOMAINS
     way = WAYS_OUT.get(node.op_type)
+    if way == _LABELS and not ends.intersection(node.output):
+        way = None  # among the layers, where no logits lie before it
     if not own and not (as_it_came and node.domain == MICROSOFT and node.op_type in FUSIONS):
         raise InputRejectedError(
             f"{node_label(node)}: domain {node.domain[:60]!r}; "

@@ -323,8 +323,8 @@ def check_batches(
     """Check that two images at once give what they give alone: a graph may mix the batch axis.
 
     Raises:
-        InputRejectedError: they do not, two images do not run at all, or one costs more than the
-            limits (`running_cost`).
+        InputRejectedError: they do not, they are not finite, two images do not run at all, or one
+            costs more than the limits (`running_cost`).
     """
     images = torch.linspace(0, 1, 2 * math.prod(shape)).view(2, *shape)
     try:
@@ -339,10 +339,15 @@ def check_batches(
         reason = (str(error).splitlines() or [""])[0][:200]
         raise InputRejectedError(f"the network does not run on two images ({reason})") from None
     near = MIXED_SHARE * float(alone.abs().max())  # a share, for probabilities may be tiny
+    if not bool(torch.isfinite(alone).all()):
+        raise InputRejectedError(
+            "the network's answer for a plain image is not finite: it divides by 0, such as by the "
+            "deviation of a plane that is constant, or its numbers overflow; add a small number to "
+            "the divisor, and export it anew"
+        )
     if together.shape != alone.shape or not bool(((together - alone).abs() <= near).all()):
         raise InputRejectedError(
-            "the network mixes the images of a batch, or its output is not finite; export it with "
-            "a free batch axis"
+            "the network mixes the images of a batch; export it with a free batch axis"
         )
 
 
