@@ -241,6 +241,12 @@ def test_a_choice_among_layers_is_not_told_as_a_label() -> None:
         converted(network(middle=middle).SerializeToString())
 
 
+def test_a_normalisation_that_would_mix_its_images_is_refused_with_the_way_out() -> None:
+    model = network(middle=(helper.make_node("MeanVarianceNormalization", ["r"], ["m"]),))
+    with pytest.raises(InputRejectedError, match="write it as an InstanceNormalization"):
+        converted(model.SerializeToString())
+
+
 def test_a_text_that_is_none_is_refused_wherever_it_stands() -> None:
     model = relu_graph()
     weight = numpy_helper.from_array(np.ones(432, np.float32), "QQ4")

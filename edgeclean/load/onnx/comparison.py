@@ -108,8 +108,9 @@ def _share_of_spread(ours: Tensor, theirs: Tensor) -> float:
     """Return the differences as a share of how the answers vary over the images, by their norms."""
     if _share(ours, theirs) == float("inf"):
         return float("inf")
-    zeros = {"nan": 0.0, "posinf": 0.0, "neginf": 0.0}  # left to `finite.check_answers`
-    theirs, difference = torch.nan_to_num(theirs, **zeros), torch.nan_to_num(ours - theirs, **zeros)
+    finite = torch.isfinite(theirs)  # what is not is left to `finite.check_answers`
+    difference = torch.where(finite, ours - theirs, 0.0)
+    theirs = torch.where(finite, theirs, 0.0)
     spread = (theirs - theirs.mean(0)).norm() + SHARE * theirs.norm()  # of a constant answer, 0
     return float(difference.norm() / spread) if difference.any() else 0.0
 

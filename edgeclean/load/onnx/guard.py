@@ -69,6 +69,10 @@ WAYS_OUT = {
     "Attention": "export at opset 22 or older, which has it as MatMul and Softmax",
     "Einsum": "write it as a MatMul (torch.matmul, with permute and reshape around it)",
     "GridSample": "warp images before the network, or give --arch and a checkpoint",
+    "MeanVarianceNormalization": (
+        "write it as an InstanceNormalization (nn.InstanceNorm2d); over its default axes it would "
+        "mix the images of a batch"
+    ),
     "NonMaxSuppression": "it belongs to a detector; only classifiers are read",
 }
 TYPES: dict[int, int] = {
