@@ -189,11 +189,11 @@ UNSUPPORTED: dict[str, tuple[list[Node], int, str]] = {
             (
                 "Resize",
                 ["", "-", "scales"],
-                {"coordinate_transformation_mode": "tf_half_pixel_for_nn"},
+                {"coordinate_transformation_mode": "tf_crop_and_resize"},
             )
         ],
         13,
-        "tf_half_pixel_for_nn",
+        "tf_crop_and_resize",
     ),
     "channels resized": ([("Resize", ["", "-", "deep"], {})], 13, "only height and width"),
     "column of a batch": ([("Gather", ["", "starts_r"], {"axis": 0})], 13, "axis 0 of 4"),
