@@ -450,7 +450,7 @@ def test_a_network_that_computes_by_rounding_is_refused() -> None:
     model = quantised(network(), zero=0, kind=np.uint8)
     (scale,) = (one for one in model.graph.initializer if one.name == "s")
     scale.CopyFrom(numpy_helper.from_array(np.float32(3), "s"))
-    with pytest.raises(InputRejectedError, match="does not answer as the file does"):
+    with pytest.raises(InputRejectedError, match="does not answer as the quantised file does"):
         imported(model.SerializeToString())
 
 

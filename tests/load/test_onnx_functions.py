@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from onnx import ModelProto, NodeProto, helper
 from onnx_graphs import TOLERANCE, by_runtime, images, imported
-from onnx_middles import network, node
+from onnx_middles import CHANNELS, SIDE, network, node
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.load.limits import LoadLimits
+from edgeclean.load.onnx.functions import ATTENTION_NODES
 
 
 def function(name: str, *nodes: NodeProto, opset: int = 17) -> Any:
@@ -71,3 +74,43 @@ def test_functions_that_are_too_many_or_hide_something_are_refused(
 ) -> None:
     with pytest.raises(InputRejectedError, match=why):
         imported(model.SerializeToString())
+
+
+def attending(opset: int, *mask: str, **attributes: Any) -> ModelProto:
+    """A network with two heads of attention among the pixels of its planes."""
+    middle = (
+        node("Reshape", ["r", "heads"], ["h"]),
+        node("Transpose", ["h"], ["t"], perm=[0, 1, 3, 2]),
+        node("Attention", ["t", "t", "t", *mask], ["a"], **attributes),
+        node("Transpose", ["a"], ["b"], perm=[0, 1, 3, 2]),
+        node("Reshape", ["b", "planes"], ["m"]),
+    )
+    shapes = {"heads": [-1, 2, CHANNELS // 2, SIDE**2], "planes": [-1, CHANNELS, SIDE, SIDE]}
+    bias = np.linspace(-1, 1, SIDE**4).reshape(SIDE**2, SIDE**2)
+    numbers = {**shapes, **{name: bias for name in mask}}
+    return network(middle=middle, numbers=numbers, opset=opset)
+
+
+@pytest.mark.parametrize("opset", [23, 24])
+@pytest.mark.parametrize(
+    ("mask", "attributes"),
+    [((), {}), ((), {"scale": 0.3}), (("bias",), {"softcap": 2.0})],
+    ids=["plain", "scaled", "biased"],
+)
+def test_attention_is_read_as_onnx_itself_defines_it(
+    opset: int, mask: tuple[str, ...], attributes: dict[str, Any]
+) -> None:
+    contents = attending(opset, *mask, **attributes).SerializeToString()
+    read, shape, _, _ = imported(contents)
+    pixels = images(3, shape)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            read(pixels), by_runtime(contents, pixels), rtol=TOLERANCE, atol=TOLERANCE
+        )
+
+
+def test_attention_is_counted_before_it_is_written_out() -> None:
+    contents = attending(23).SerializeToString()
+    limits = LoadLimits(onnx_nodes=ATTENTION_NODES)
+    with pytest.raises(InputRejectedError, match="with its Attention nodes written out the graph"):
+        imported(contents, limits=limits)

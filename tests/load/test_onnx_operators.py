@@ -12,6 +12,7 @@ from torch import nn
 from edgeclean.load.onnx.modules import Arithmetic
 
 MEANS: dict[str, Any] = {"axes": [2, 3]}
+WHERE = ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
 OPERATOR_CASES: dict[str, tuple[list[Node], int]] = {
     "conv": ([("Conv", ["", "w", "b"], {"strides": [2, 1], "dilations": [1, 2]})], 13),
     "conv-even-padding": ([("Conv", ["", "w"], {"pads": [1, 2, 1, 2]})], 13),
@@ -144,7 +145,7 @@ OPERATOR_CASES: dict[str, tuple[list[Node], int]] = {
             ],
             13,
         )
-        for where in ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
+        for where in (*WHERE, "tf_half_pixel_for_nn")
         for rounding in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
         for scales in ("scales", "third")
     },
@@ -157,9 +158,9 @@ OPERATOR_CASES: dict[str, tuple[list[Node], int]] = {
                     {"coordinate_transformation_mode": where, "mode": mode},
                 )
             ],
-            13,
+            19 if where == "half_pixel_symmetric" else 13,
         )
-        for where in ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
+        for where in (*WHERE, "half_pixel_symmetric")
         for mode in ("linear", "cubic")
         for scales in ("scales", "third")
     },

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx_graphs import MIXED, SIDE, WEIGHTS, Node, converted, graph, relu_graph
+from onnx_middles import network
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.limits import LoadLimits
@@ -188,11 +189,11 @@ UNSUPPORTED: dict[str, tuple[list[Node], int, str]] = {
             (
                 "Resize",
                 ["", "-", "scales"],
-                {"coordinate_transformation_mode": "tf_half_pixel_for_nn"},
+                {"coordinate_transformation_mode": "tf_crop_and_resize"},
             )
         ],
         13,
-        "tf_half_pixel_for_nn",
+        "tf_crop_and_resize",
     ),
     "channels resized": ([("Resize", ["", "-", "deep"], {})], 13, "only height and width"),
     "column of a batch": ([("Gather", ["", "starts_r"], {"axis": 0})], 13, "axis 0 of 4"),
@@ -225,6 +226,25 @@ CUT_SHORT = relu_graph().SerializeToString()[:-9]
 def test_bytes_that_are_no_model(contents: bytes) -> None:
     with pytest.raises(InputRejectedError):
         converted(contents)
+
+
+def test_a_choice_among_layers_is_not_told_as_a_label() -> None:
+    """To export up to the logits is no way out where they lie behind it."""
+    middle = (
+        helper.make_node("ArgMin", ["r"], ["places"], "choice", axis=1, keepdims=1),
+        helper.make_node("Cast", ["places"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["r", "numbers"], ["m"]),
+    )
+    with pytest.raises(
+        InputRejectedError, match=r"'choice': the operator ArgMin .*; write it with"
+    ):
+        converted(network(middle=middle).SerializeToString())
+
+
+def test_a_normalisation_that_would_mix_its_images_is_refused_with_the_way_out() -> None:
+    model = network(middle=(helper.make_node("MeanVarianceNormalization", ["r"], ["m"]),))
+    with pytest.raises(InputRejectedError, match="write it as an InstanceNormalization"):
+        converted(model.SerializeToString())
 
 
 def test_a_text_that_is_none_is_refused_wherever_it_stands() -> None:

@@ -118,6 +118,13 @@ def test_group_norms_of_newer_opsets(opset: int) -> None:
     assert_as_the_file(network(middle=(norm,), numbers=numbers, opset=opset))
 
 
+@pytest.mark.parametrize("like", ["k", "image"])
+def test_a_cast_of_numbers_of_the_image_to_their_own_kind_is_none(like: str) -> None:
+    """As PyTorch's newer exporter writes it at opsets 18 to 20, to the kind of a constant."""
+    middle = (node("CastLike", ["r", like], ["m"]),)
+    assert_as_the_file(network(middle=middle, numbers={"k": 1.0}))
+
+
 TURN = node("Transpose", ["t"], ["x"], perm=[0, 3, 1, 2])
 AS_CAMERAS_GIVE: dict[str, tuple[tuple[NodeProto, ...], Numbers]] = {
     "colours in another order": ((node("Gather", ["image", "bgr"], ["t"], axis=3), TURN), {}),
@@ -137,6 +144,28 @@ AS_CAMERAS_GIVE: dict[str, tuple[tuple[NodeProto, ...], Numbers]] = {
         (node("Resize", ["image", "", "twice"], ["t"], mode="linear"), TURN),
         {"twice": [1.0, 2.0, 1.5, 1.0]},
     ),
+    "by functions of each number": (
+        (
+            node("Max", ["image", "least"], ["above"]),
+            node("Log", ["above"], ["log"]),
+            node("Relu", ["log"], ["t"]),
+            TURN,
+        ),
+        {"least": 0.01},
+    ),
+    "each by its own mean and deviation": (
+        (
+            node("ReduceMean", ["image"], ["mean"], axes=[1, 2, 3], keepdims=1),
+            node("Sub", ["image", "mean"], ["d"]),
+            node("Mul", ["d", "d"], ["dd"]),
+            node("ReduceMean", ["dd"], ["variance"], axes=[1, 2, 3], keepdims=1),
+            node("Sqrt", ["variance"], ["deviation"]),
+            node("Max", ["deviation", "least"], ["scale"]),
+            node("Div", ["d", "scale"], ["t"]),
+            TURN,
+        ),
+        {"least": 0.01},
+    ),
 }
 
 
@@ -147,6 +176,14 @@ def test_channels_last_that_are_changed_before_they_are_turned(name: str) -> Non
         before=before, numbers={"bgr": [2, 1, 0], **numbers}, shape=("n", SIDE, SIDE, 3)
     )
     assert_as_the_file(model, turned=True)
+
+
+def test_channels_last_behind_what_tells_of_no_order_are_refused() -> None:
+    """Taken for sixteen channels, they were asked sixteen means for, along another axis."""
+    before = (node("Softmax", ["image"], ["t"], axis=3), TURN)
+    model = network(before=before, shape=("n", SIDE, SIDE, 3))
+    with pytest.raises(InputRejectedError, match=r"Softmax node 't': it comes before .* \[n, h"):
+        imported(model.SerializeToString())
 
 
 def test_channels_last_of_one_channel_are_turned_by_a_reshape() -> None:

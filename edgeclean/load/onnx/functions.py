@@ -1,4 +1,4 @@
-"""Functions that an ONNX file defines itself, put in place of the nodes that call them.
+"""Functions that an ONNX file or ONNX itself defines, put in place of the nodes that call them.
 
 Exporters write some layers so (`Swish`, a normalisation). A function may call others, each twice,
 so that a few hundred bytes stand for a billion nodes: they are counted before any is written.
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from onnx import FunctionProto, ModelProto, NodeProto, inliner
+from onnx import FunctionProto, ModelProto, NodeProto, helper, inliner
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.text import first_line
 from edgeclean.load.limits import LoadLimits
+from edgeclean.load.onnx.graph import OWN_DOMAINS, with_shapes
 
+ATTENTION = "Attention"  # ONNX's own, of opset 23, which it defines by older operators
+ATTENTION_NODES = 128  # of one, at most; 40 to 80 in onnx 1.23
 MOST_DEPTH = 32  # of functions that call functions, and of graphs in graphs
 _Name = tuple[str, str, str]
 
@@ -42,6 +45,36 @@ def without_functions(model: ModelProto, limits: LoadLimits) -> ModelProto:
             f"the ONNX file's functions cannot be put in place ({first_line(error)}); export "
             "without them (onnx.inliner.inline_local_functions)"
         ) from None
+
+
+def without_attention(model: ModelProto, limits: LoadLimits) -> ModelProto:
+    """Return the model with ONNX's own definition in place of each Attention, if it has one.
+
+    Raises:
+        InputRejectedError: that would make more nodes than ``limits.onnx_nodes``.
+    """
+    nodes = model.graph.node
+    many = sum(node.op_type == ATTENTION and node.domain in OWN_DOMAINS for node in nodes)
+    if not many:
+        return model
+    count = len(nodes) + many * ATTENTION_NODES
+    if count > limits.onnx_nodes:
+        raise InputRejectedError(
+            f"with its Attention nodes written out the graph has {count} nodes; the limit "
+            f"onnx_nodes is {limits.onnx_nodes}"
+        )
+    try:
+        known = with_shapes(model)
+        for one in model.graph.initializer:  # whose types the inliner asks for, too
+            value = helper.make_tensor_value_info(one.name, one.data_type, one.dims)
+            known.graph.value_info.append(value)
+        return inliner.inline_selected_functions(
+            known, [("", ATTENTION)], exclude=False, inline_schema_functions=True
+        )
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - what stays is refused as an operator that is not known
+        return model
 
 
 def _count(

@@ -116,7 +116,7 @@ def prune_(graph: GraphProto) -> None:
     for node in reversed(graph.node):
         if needed.intersection(node.output):
             kept.append(node)
-            needed.update(node.input)
+            needed.update(_read_by(node))
     if len(kept) != len(graph.node):
         replace_nodes_(graph, kept[::-1])
     for index in reversed(range(len(graph.initializer))):
@@ -243,8 +243,18 @@ def _ancestors(graph: GraphProto, name: str) -> set[str]:
     needed = {name}
     for node in reversed(graph.node):
         if needed.intersection(node.output):
-            needed.update(node.input)
+            needed.update(_read_by(node))
     return needed - {name}
+
+
+def _read_by(node: NodeProto) -> set[str]:
+    """Return the values that a node reads, also those that the graphs within it capture."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):  # as deep as protocol buffers allow
+            names.update(value.name for value in graph.output)
+            names.update(*map(_read_by, graph.node))
+    return names
 
 
 def _names(outputs: list[ValueInfoProto]) -> str:

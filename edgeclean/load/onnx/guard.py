@@ -26,7 +26,7 @@ from edgeclean.load.onnx.branches import take_branches_
 from edgeclean.load.onnx.cost import check_cost
 from edgeclean.load.onnx.doubles import check_doubles
 from edgeclean.load.onnx.einsum import product_of
-from edgeclean.load.onnx.functions import without_functions
+from edgeclean.load.onnx.functions import without_attention, without_functions
 from edgeclean.load.onnx.fusions import FUSIONS, MICROSOFT
 from edgeclean.load.onnx.graph import (
     OWN_DOMAINS,
@@ -53,6 +53,7 @@ FOLDED = frozenset(
 )
 MOST_COUNTED = 2**20  # numbers that a Range makes of three
 _LABELS = "its answer is a label; export the network up to its logits"
+_SAME_NUMBERS = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 _WHOLE = "quantise by QuantizeLinear and DequantizeLinear in pairs (QDQ), or export it in float"
 _UNROLLED = "give --arch and a checkpoint instead, or export the network without it"
 _WRITE_OTHERWISE = (
@@ -65,8 +66,13 @@ WAYS_OUT = {
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm", "QLinearAdd"), _WHOLE),
     **dict.fromkeys(("GRU", "LSTM", "RNN"), f"recurrent layers are not read; {_UNROLLED}"),
     **dict.fromkeys(("If", "Loop", "Scan"), f"control flow is not read; {_UNROLLED}"),
+    "Attention": "export at opset 22 or older, which has it as MatMul and Softmax",
     "Einsum": "write it as a MatMul (torch.matmul, with permute and reshape around it)",
     "GridSample": "warp images before the network, or give --arch and a checkpoint",
+    "MeanVarianceNormalization": (
+        "write it as an InstanceNormalization (nn.InstanceNorm2d); over its default axes it would "
+        "mix the images of a batch"
+    ),
     "NonMaxSuppression": "it belongs to a detector; only classifiers are read",
 }
 TYPES: dict[int, int] = {
@@ -116,11 +122,13 @@ def parse_onnx(contents: bytes, limits: LoadLimits, asked: Asked = NOTHING) -> b
         external_location(tensor)
     if external:
         return NEEDS_FILES
+    model = without_attention(model, limits)
     take_branches_(model)
     chosen = reduce_(model, asked)
     check_size(model, limits)
     check_operators(model, as_it_came=True)
     try:
+        _declare_output_(model)
         onnx.checker.check_model(model)
         lift = lifted(model, asked)
         inferred = _simplified(lift.model)
@@ -139,6 +147,17 @@ def parse_onnx(contents: bytes, limits: LoadLimits, asked: Asked = NOTHING) -> b
             f"{len(contents)}; at most {most} are read"
         )
     return COMPLETE + bytes(inferred.SerializeToString())
+
+
+def _declare_output_(model: ModelProto) -> None:
+    """Say of what type and shape the output is where the file does not, as runtimes allow."""
+    output = model.graph.output[0]
+    if output.type.tensor_type.elem_type and output.type.tensor_type.HasField("shape"):
+        return
+    (found,) = with_shapes(model).graph.output
+    kind = found.type.tensor_type.elem_type or TensorProto.FLOAT
+    free = [None] * len(shape_of(found))
+    output.CopyFrom(onnx.helper.make_tensor_value_info(output.name, kind, free))
 
 
 def _simplified(model: ModelProto) -> ModelProto:
@@ -249,8 +268,9 @@ def check_operators(model: ModelProto, *, as_it_came: bool) -> None:
         raise InputRejectedError(
             f"opset {own_opset(model)} of domain ''; 1 to {newest} are read, and 9 or newer is best"
         )
+    ends = _ends(model)
     for node in model.graph.node:
-        _check_node(node, as_it_came=as_it_came)
+        _check_node(node, ends, as_it_came=as_it_came)
 
 
 def external_tensors(model: ModelProto) -> list[TensorProto]:
@@ -293,9 +313,20 @@ def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
             yield from attribute.tensors
 
 
-def _check_node(node: NodeProto, *, as_it_came: bool) -> None:
+def _ends(model: ModelProto) -> set[str]:
+    """Return the outputs, and the values that they are in another shape or type."""
+    ends = {value.name for value in model.graph.output}
+    for node in reversed(model.graph.node):
+        if node.op_type in _SAME_NUMBERS and ends.intersection(node.output):
+            ends.update(node.input[:1])
+    return ends
+
+
+def _check_node(node: NodeProto, ends: set[str], *, as_it_came: bool) -> None:
     own = node.domain in OWN_DOMAINS
     way = WAYS_OUT.get(node.op_type)
+    if way == _LABELS and not ends.intersection(node.output):
+        way = None  # among the layers, where no logits lie before it
     if not own and not (as_it_came and node.domain == MICROSOFT and node.op_type in FUSIONS):
         raise InputRejectedError(
             f"{node_label(node)}: domain {node.domain[:60]!r}; "

@@ -44,7 +44,7 @@ from edgeclean.load.trial_images import trial_images
 from edgeclean.networks.steps import Call, StepNetwork, plain_name
 
 MIXED_SHARE = 1e-3  # of an image's largest answer
-SLOWEST_MACS_PER_SECOND = 10**9
+SLOWEST_MACS_PER_SECOND = 4 * 10**8  # of one image, which stands for all that are run
 
 _DEFAULT_LIMITS = LoadLimits()
 
@@ -324,8 +324,8 @@ def check_batches(
     """Check that two images at once give what they give alone: a graph may mix the batch axis.
 
     Raises:
-        InputRejectedError: they do not, two images do not run at all, or one costs more than the
-            limits (`running_cost`).
+        InputRejectedError: they do not, they are not finite, two images do not run at all, or one
+            costs more than the limits (`running_cost`).
     """
     images = trial_images(shape, 2)
     try:
@@ -339,10 +339,15 @@ def check_batches(
     except Exception as error:  # noqa: BLE001 - whatever a wrong graph makes torch raise
         reason = (str(error).splitlines() or [""])[0][:200]
         raise InputRejectedError(f"the network does not run on two images ({reason})") from None
+    if not bool(torch.isfinite(alone).all()):
+        raise InputRejectedError(
+            "the network's answer for a plain image is not finite: it divides by 0, such as by the "
+            "deviation of a plane that is constant, or its numbers overflow; add a small number to "
+            "the divisor, and export it anew"
+        )
     if together.shape != alone.shape or not all(map(_near, together, alone)):
         raise InputRejectedError(
-            "the network mixes the images of a batch, or its output is not finite; export it with "
-            "a free batch axis"
+            "the network mixes the images of a batch; export it with a free batch axis"
         )
 
 

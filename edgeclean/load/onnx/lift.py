@@ -24,9 +24,19 @@ from onnx import (
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.onnx.asked import Asked
 from edgeclean.load.onnx.einsum import without_einsums_
+from edgeclean.load.onnx.elementwise import ELEMENTWISE
 from edgeclean.load.onnx.fusions import without_fusions_
-from edgeclean.load.onnx.graph import label_of, prune_, shape_of, with_shapes
+from edgeclean.load.onnx.graph import (
+    label_of,
+    node_label,
+    prune_,
+    replace_nodes_,
+    shape_of,
+    with_shapes,
+)
 from edgeclean.load.onnx.quantised import QUANTISERS, without_quantisers_
+from edgeclean.load.onnx.reductions import REDUCTIONS
+from edgeclean.load.onnx.windows import WINDOWS
 
 Rounded = Literal["", "float16", "bfloat16", "quantised"]
 _AXES_ARE_AN_INPUT = 13  # of Squeeze, from this opset
@@ -61,16 +71,22 @@ def lifted(model: ModelProto, asked: Asked) -> Lifted:
     Raises:
         InputRejectedError: a step cannot be done, or the image's shape is neither fixed nor given.
     """
+    own_batch = (shape_of(model.graph.input[0]) or (0,))[0]
+    if own_opset(model) < OLDEST_READ and _is_float32(model.graph):
+        # The converter knows no side by its name.
+        old = takes_channels_last(model.graph)
+        set_input(model.graph, image_sides(model.graph, asked, channels_last=old))
+        with_broadcast_axes_(model)
     model, raised = raise_opset(model)
     graph, opset = model.graph, own_opset(model)
     kinds, narrow = as_float32_(graph)
+    with_casts_(model)
     fused = without_fusions_(graph, opset)
     quantised = without_quantisers_(graph, opset)
     products = without_einsums_(graph, opset)
     without_side_outputs_(graph)
     prune_(graph)
     turned = takes_channels_last(graph)
-    own_batch = (shape_of(graph.input[0]) or (0,))[0]
     set_input(graph, image_sides(graph, asked, channels_last=turned))
     order = channels_first_(graph) if turned else ""
     squeezed = with_squeezed_axes_(model, own_batch)
@@ -81,6 +97,10 @@ def lifted(model: ModelProto, asked: Asked) -> Lifted:
         channels_last=turned,
         rounded="quantised" if quantised else narrow,
     )
+
+
+def _is_float32(graph: GraphProto) -> bool:
+    return bool(graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT)
 
 
 def _way_with(kind: int) -> str:
@@ -140,6 +160,33 @@ def raise_opset(model: ModelProto) -> tuple[ModelProto, str]:
     return raised, f"opset {opset} is raised to {OLDEST_READ}"
 
 
+def with_broadcast_axes_(model: ModelProto) -> None:
+    """Give the second operands of opset 1 to 6 the axes that follow the one they lie along.
+
+    The version converter gives them one more where that is not the first axis.
+    """
+    graph = model.graph
+    ranks = {one.name: len(one.dims) for one in graph.initializer}
+    known = [*graph.input, *with_shapes(model).graph.value_info]
+    ranks |= {value.name: len(shape_of(value)) for value in known}
+    nodes = []
+    for node in graph.node:
+        axis = next((one for one in node.attribute if one.name == "axis"), None)
+        given = [ranks.get(name, 0) for name in node.input]
+        along = any(one.name == "broadcast" and one.i for one in node.attribute)
+        if along and axis is not None and len(given) == 2 and all(given):
+            first, second = given
+            after = first - axis.i % first - second
+            if after > 0:
+                name = free_name(graph, f"{node.output[0]}/along")
+                axes = list(range(second, second + after))
+                nodes.append(helper.make_node("Unsqueeze", [node.input[1]], [name], axes=axes))
+                node.input[1] = name
+            node.attribute.remove(axis)
+        nodes.append(node)
+    replace_nodes_(graph, nodes)
+
+
 def own_opset(model: ModelProto) -> int:
     """Return the version of ONNX's own operators; 1 where none is given."""
     return max(
@@ -175,6 +222,22 @@ def as_float32_(graph: GraphProto) -> tuple[str, Rounded]:
     if TensorProto.BFLOAT16 in found:
         coarsest = "bfloat16"
     return (f"{' and '.join(names)} is read as float32" if names else ""), coarsest
+
+
+def with_casts_(model: ModelProto) -> None:
+    """Make a Cast of each CastLike, to the type of what it names, where that is known."""
+    nodes = [node for node in model.graph.node if node.op_type == "CastLike"]
+    if not nodes:
+        return
+    graph = with_shapes(model).graph
+    kinds = {one.name: one.data_type for one in graph.initializer}
+    known = [*graph.input, *graph.value_info]
+    kinds |= {value.name: value.type.tensor_type.elem_type for value in known}
+    for node in nodes:
+        kind = kinds.get(node.input[1], 0)
+        if kind:
+            cast = helper.make_node("Cast", node.input[:1], node.output, node.name, to=kind)
+            node.CopyFrom(cast)
 
 
 def without_side_outputs_(graph: GraphProto) -> None:
@@ -251,6 +314,9 @@ def takes_channels_last(graph: GraphProto) -> bool:
     """Return whether the image is first put from NHWC to NCHW, before anything looks at planes.
 
     Where it has one channel, a change of shape does that as well.
+
+    Raises:
+        InputRejectedError: it seems to be, but first something is done that tells of no order.
     """
     constants = {tensor.name for tensor in graph.initializer}
     shapes = {one.name: numpy_helper.to_array(one) for one in graph.initializer if one.dims == [4]}
@@ -261,7 +327,7 @@ def takes_channels_last(graph: GraphProto) -> bool:
             if all(name in constants for name in node.input if name):
                 constants.update(node.output)
             continue
-        others = [name for name in node.input if name and name not in reached | constants]
+        others = [one for one in node.input if one and not (one in reached or one in constants)]
         if node.op_type == "Transpose":
             perm = [n for one in node.attribute if one.name == "perm" for n in one.ints]
             if perm != [0, 3, 1, 2]:
@@ -269,11 +335,44 @@ def takes_channels_last(graph: GraphProto) -> bool:
             turned = True
         elif grey and node.op_type == "Reshape" and _is_of_planes(shapes.get(node.input[1])):
             turned = True
-        elif node.op_type in _BEFORE_TURNED and not others:
+        elif node.op_type in ("Shape", "Size"):
+            constants.update(node.output)
+        elif node.op_type in _BEFORE_TURNED and not others and _keeps_axes(node):
             reached.update(node.output)
         else:
+            _check_order(graph, node, reached)
             return False
     return turned
+
+
+def _keeps_axes(node: NodeProto) -> bool:
+    """Return whether what a node makes has the axes of what it takes, be they of length 1."""
+    kept = next((one.i for one in node.attribute if one.name == "keepdims"), 1)
+    return bool(kept) or not node.op_type.startswith("Reduce")
+
+
+def _check_order(graph: GraphProto, unforeseen: NodeProto, reached: set[str]) -> None:
+    """Refuse images that seem to be [n, height, width, channels], behind a node that is not known.
+
+    The colours stand last, and the first node that lays out or looks at planes puts them first.
+    """
+    sides = shape_of(graph.input[0])
+    if len(sides) != 4 or sides[3] not in (1, 3, 4) or 0 < sides[1] <= sides[3]:
+        return
+    for node in graph.node:
+        if not reached.intersection(node.input):
+            continue
+        perm = [n for one in node.attribute if one.name == "perm" for n in one.ints]
+        if node.op_type == "Transpose" and perm == [0, 3, 1, 2]:
+            raise InputRejectedError(
+                f"{node_label(unforeseen)}: it comes before {node_label(node)}, which seems to put "
+                "images [n, height, width, channels] into the order [n, channels, height, width]; "
+                "write it behind that, or export the network for images [n, channels, height, "
+                "width]"
+            )
+        if node.op_type in _LAYS_OUT:
+            return
+        reached.update(node.output)
 
 
 def _is_of_planes(shape: np.ndarray | None) -> bool:
@@ -282,11 +381,18 @@ def _is_of_planes(shape: np.ndarray | None) -> bool:
 
 
 # What a graph may do to an image of any order of axes before it turns it: also crop or resize it,
-# and put its colours into another order.
+# put its colours into another order, and scale it by what is computed of it.
 _BEFORE_TURNED = frozenset(
     {
-        *("Add", "Cast", "Clip", "Div", "Identity", "Mul", "Neg", "Pad", "Sub", *QUANTISERS),
-        *("Concat", "Gather", "Resize", "Slice", "Split", "Upsample"),
+        *(*ELEMENTWISE, "CastLike", "Dropout", "Identity", *QUANTISERS),
+        *("Concat", "Gather", "Pad", "Resize", "Slice", "Split", "Upsample"),
+        *(kind for kind in REDUCTIONS if kind.startswith("Reduce")),  # to scale each image by
+    }
+)
+_LAYS_OUT = frozenset(
+    {
+        *("BatchNormalization", "Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"),
+        *("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", *WINDOWS),
     }
 )
 

@@ -7,6 +7,7 @@ network computes, for quantisers leave a ReLU to it. So the pair becomes a Clip.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ RANGES: dict[int, tuple[int, int]] = {
     TensorProto.UINT16: (0, 65535),
     TensorProto.INT16: (-32768, 32767),
 }
+MOST_SCALES = 2**16  # numbers of a scale or zero point that is cast
 Numbers = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -80,6 +82,8 @@ class _Reader:
             return self._quantize(node)
         if node.op_type == "DequantizeLinear":
             return self._dequantize(node)
+        if node.op_type in ("Identity", "Cast") and node.input[0] in self.constants:
+            self._pass_on(node)
         whole = [name for name in node.input if name in self.quantised]
         if whole:
             raise InputRejectedError(
@@ -87,6 +91,17 @@ class _Reader:
                 "QuantizeLinear and DequantizeLinear in pairs (QDQ), or export the float network"
             )
         return [node]
+
+    def _pass_on(self, node: NodeProto) -> None:
+        """Know a constant by its other name or in its other type, as exporters write scales."""
+        tensor = self.constants[node.input[0]]
+        if node.op_type == "Cast":
+            if math.prod(tensor.dims) > MOST_SCALES:
+                return
+            kind = next((one.i for one in node.attribute if one.name == "to"), 0)
+            numbers = numpy_helper.to_array(tensor).astype(helper.tensor_dtype_to_np_dtype(kind))
+            tensor = numpy_helper.from_array(numbers, node.output[0])
+        self.constants[node.output[0]] = tensor
 
     def _quantize(self, node: NodeProto) -> list[NodeProto]:
         scale = self._scale(node)

@@ -19,11 +19,13 @@ from edgeclean.errors import InputRejectedError
 from edgeclean.files.text import first_line
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx.asked import Asked, question_of, with_question
-from edgeclean.load.onnx.functions import without_functions
+from edgeclean.load.onnx.branches import take_branches_
+from edgeclean.load.onnx.functions import without_attention, without_functions
 from edgeclean.load.onnx.graph import read_model, reduce_, shape_of
 from edgeclean.load.onnx.lift import Lifted, lifted, set_input
 
 Images = np.ndarray[Any, np.dtype[Any]]
+TOGETHER = 4  # images of a batch: more would need more memory than one image was counted to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +35,8 @@ class Answers:
     Attributes:
         file: the answers of the graph as it came; None where it cannot be run here.
         lifted: those of the graph as it was lifted; None where that rounds nothing else.
-        together: those of the graph for all images at once; None where it takes a fixed number.
+        together: those of the graph for the first images at once; None where it takes a fixed
+            number.
         rounded: what the file rounds to, or "".
     """
 
@@ -64,6 +67,8 @@ def answer_onnx(message: bytes, limits: LoadLimits) -> bytes:
     size = 4 * int(np.prod(shape))
     images = np.frombuffer(rest[:size], "<f4").reshape(shape)
     own, other = read_model(rest[size:]), without_functions(read_model(rest[size:]), limits)
+    other = without_attention(other, limits)
+    take_branches_(other)
     reduce_(own, asked)
     reduce_(other, asked)
     lift = lifted(other, asked)
@@ -75,7 +80,7 @@ def answer_onnx(message: bytes, limits: LoadLimits) -> bytes:
             np.ascontiguousarray(images.transpose(0, 2, 3, 1)) if lift.channels_last else images
         )
         file = _run(session, in_order, lift.batch or 1)
-        together = None if lift.batch else _run_at_once(session, in_order)
+        together = None if lift.batch else _run_at_once(session, in_order[:TOGETHER])
     except (MemoryError, InputRejectedError):
         raise
     except Exception as error:  # noqa: BLE001 - the runtime raises kinds of its own
@@ -162,7 +167,7 @@ def _run(session: onnxruntime.InferenceSession, images: Images, batch: int) -> I
 
 
 def _run_at_once(session: onnxruntime.InferenceSession, images: Images) -> Images | None:
-    """Return the answers for all images at once, or None where they are not taken so."""
+    """Return the answers for images at once, or None where they are not taken so."""
     try:
         return _answers(session, images)
     except MemoryError:

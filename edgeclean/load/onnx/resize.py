@@ -18,6 +18,10 @@ from edgeclean.load.onnx.modules import Interpolate, Take, Transpose
 from edgeclean.load.onnx.node import NodeView
 
 CUBIC = -0.75
+_WHERE = (
+    *("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners"),
+    *("half_pixel_symmetric", "tf_half_pixel_for_nn"),
+)
 Places = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
@@ -75,7 +79,7 @@ def _coordinates(view: NodeView) -> str:
     if view.node.op_type == "Upsample" or view.opset < 11:
         return "asymmetric"
     where: str = view.attribute("coordinate_transformation_mode", b"half_pixel").decode("ascii")
-    if where not in ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners"):
+    if where not in _WHERE:
         raise view.refusal(f"coordinate_transformation_mode {where[:40]!r} is not supported")
     return where
 
@@ -110,8 +114,12 @@ def _places(where: str, old: int, new: int, scale: float) -> Places:
         places = index.astype(np.float32) / ratio
     elif where == "pytorch_half_pixel" and new == 1:
         places = np.zeros(1, np.float32)
+    elif where == "tf_half_pixel_for_nn":
+        places = (index.astype(np.float32) + half) / ratio
     else:
         places = (index.astype(np.float32) + half) / ratio - half
+        if where == "half_pixel_symmetric":  # about the middle, where a scale makes no whole side
+            places += np.float32(old / 2) * (1 - np.float32(new) / (ratio * np.float32(old)))
     if not np.isfinite(places).all():
         raise OverflowError("a scale leaves pixels without a place")
     return places.astype(np.float64)
@@ -155,7 +163,11 @@ def _stock(mode: bytes, where: str, sides: list[tuple[int, int, float]]) -> nn.M
     (_, height, _), (_, width, _) = sides
     exact = all(math.isclose(old * scale, new, rel_tol=1e-6) for old, new, scale in sides)
     corners = where == "align_corners"
-    if where == "asymmetric" or not exact or (not corners and 1 in (height, width)):
+    if (
+        where in ("asymmetric", "tf_half_pixel_for_nn")
+        or not exact
+        or (not corners and 1 in (height, width))
+    ):
         return None
     kind = "bilinear" if mode == b"linear" else "bicubic"
     return nn.Upsample(size=(height, width), mode=kind, align_corners=corners)
