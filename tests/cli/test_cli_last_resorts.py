@@ -17,6 +17,11 @@ FULL = (
     "main()"
 )
 
+GONE = (
+    "import os, sys\nos.rmdir(os.getcwd())\n"
+    "os.execv(sys.executable, [sys.executable, '-m', 'edgeclean', *sys.argv[1:]])"
+)
+
 
 def test_no_memory_is_one_line() -> None:
     run = [sys.executable, "-c", FULL, "full"]
@@ -35,10 +40,9 @@ def test_a_folder_that_is_gone_is_one_line(words: list[str], tmp_path: Path) -> 
     gone, temporary = tmp_path / "gone", tmp_path / "tmp"
     gone.mkdir()
     temporary.mkdir()
-    command = f"rmdir {gone}; exec {sys.executable} -m edgeclean {' '.join(words)}"
     root = str(Path(__file__).parents[2])
     said = subprocess.run(
-        ["/bin/sh", "-c", command],
+        [sys.executable, "-c", GONE, *words],
         cwd=gone,
         env={"PATH": "/usr/bin:/bin", "TMPDIR": str(temporary), "PYTHONPATH": root},
         capture_output=True,

@@ -210,4 +210,4 @@ def test_a_hole_is_not_read(tmp_path: Path) -> None:
 
 
 def test_a_pack_that_is_no_file_is_refused(tmp_path: Path) -> None:
-    refused(tmp_path / "none.npz", "cannot be read")
+    refused(tmp_path / "none.npz", "does not exist")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -101,7 +102,8 @@ def test_no_random_numbers_of_the_process_are_drawn(checkpoint: Path) -> None:
         "export_checkpoint(path, spec(), quick_settings(), code_folder=path.parent)\n"
         "assert random.getstate() == before"
     )
-    subprocess.run([sys.executable, "-c", program, checkpoint], check=True)
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", program, checkpoint], env=paths, check=True)
 
 
 def test_settings_of_another_target_are_refused(checkpoint: Path, tmp_path: Path) -> None:

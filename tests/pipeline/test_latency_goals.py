@@ -18,7 +18,6 @@ from small_checkpoint import OPTIONS, QUICK, quick_config, quick_settings, spec,
 from edgeclean import pipeline, shrinking
 from edgeclean.compression.latency_table import LatencyTable, read_latency_table
 from edgeclean.config import overlay
-from edgeclean.devices.targets import load_target
 from edgeclean.environment import describe_environment
 from edgeclean.errors import BudgetError, UsageError
 from edgeclean.load.checkpoint import load_checkpoint
@@ -191,7 +190,7 @@ def test_what_cannot_be_planned_is_refused_before_anything_is_loaded(
             compress(absent, spec(), tmp_path / "b", quick_settings(**goal), **more)
 
     fast = {"ranks": {"speedup": 1.3}}
-    refused("cannot be measured here", fast, target=load_target("orin-nano"))
+    refused("cannot be measured here", fast | {"target": "orin-nano"})
     refused("of fp16", {}, latency_table=replace(table, precision="fp16"))
     other_threads = replace(of_here(table), threads=2)
     refused("make them alike", fast, latency_table=other_threads)
