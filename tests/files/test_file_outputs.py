@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,9 +80,47 @@ def test_what_takes_the_place_of_ours_meanwhile_is_kept(how: str, tmp_path: Path
     assert names(tmp_path) == ["a", "b"]
 
 
-def test_what_a_user_puts_in_the_place_of_the_new_file_outlives_the_undoing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("there", "step"),
+    [(True, "os.link"), (True, "ctypes.dlopen"), (False, "os.link")],
+    ids=["moved aside", "exchanged", "new"],
+)
+def test_what_comes_to_the_place_at_the_last_moment_is_kept(
+    there: bool, step: str, tmp_path: Path
+) -> None:
+    """Between the last look at a file and the call that moves it there is a moment."""
     place = tmp_path / "a"
-    place.write_bytes(b"ours")
+    if there:
+        place.write_bytes(b"ours")
+    (tmp_path / "n").write_bytes(b"notes")
+
+    def act(event: str, _parameters: object) -> None:
+        if event == step and (tmp_path / "n").exists():
+            (tmp_path / "n").rename(place)
+
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            sys.addaudithook(act)
+            with in_place({place: b"ours 2"}, ours=OURS):
+                pass
+        except UsageError:
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    assert place.read_bytes() == b"notes"
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_a_user_puts_in_the_place_of_the_new_file_outlives_the_undoing(
+    there: bool, tmp_path: Path
+) -> None:
+    place = tmp_path / "a"
+    if there:
+        place.write_bytes(b"ours")
 
     def fail() -> None:
         with in_place({place: b"ours 2"}, ours=OURS):
