@@ -82,8 +82,8 @@ def test_what_takes_the_place_of_ours_meanwhile_is_kept(how: str, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("there", "step"),
-    [(True, "os.link"), (True, "ctypes.dlopen"), (False, "os.link")],
-    ids=["moved aside", "exchanged", "new"],
+    [(True, "os.link"), (True, "ctypes.dlopen"), (False, "os.link"), (True, "os.rename")],
+    ids=["linked aside", "exchanged", "new", "moved away"],
 )
 def test_what_comes_to_the_place_at_the_last_moment_is_kept(
     there: bool, step: str, tmp_path: Path
@@ -94,8 +94,11 @@ def test_what_comes_to_the_place_at_the_last_moment_is_kept(
         place.write_bytes(b"ours")
     (tmp_path / "n").write_bytes(b"notes")
 
+    to_do = [step]
+
     def act(event: str, _parameters: object) -> None:
-        if event == step and (tmp_path / "n").exists():
+        if event in to_do:
+            to_do.clear()
             (tmp_path / "n").rename(place)
 
     child = os.fork()
@@ -103,7 +106,8 @@ def test_what_comes_to_the_place_at_the_last_moment_is_kept(
         code = 1
         try:
             sys.addaudithook(act)
-            with in_place({place: b"ours 2"}, ours=OURS):
+            last = place if step == "os.rename" else None
+            with in_place({place: b"ours 2"}, ours=OURS, last=last):
                 pass
         except UsageError:
             code = 0
