@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from command_line import Terminal
-from fleet_folder import fill
+from fleet_folder import CATALOGUE, fill
 from kept_stages import BOUND
 from small_checkpoint import OPTIONS
 
@@ -27,25 +27,13 @@ from edgeclean.fleet.inputs import look_at
 from edgeclean.fleet.plan import plan_networks
 from edgeclean.fleet.run import DOCUMENT, PAGE
 
-CATALOGUE = """
-[defaults]
-model = "net.toml"
-config = "quick.toml"
-
-[[goals]]
-ratio = 2.0
-
-[[networks]]
-checkpoint = "a.safetensors"
-
+TWO = f"""{CATALOGUE}
 [[networks]]
 checkpoint = "b.safetensors"
-sha256 = "{zeros}"
-""".format(zeros="0" * 64)
+sha256 = "{"0" * 64}"
+"""
 BAD = '[[networks]]\ncheckpoint = "bad.pth"\n'
-GROWN = CATALOGUE.replace(
-    "ratio = 2.0", 'ratio = 2.0\n\n[[targets]]\n\n[[targets]]\ntarget = "jetson"'
-)
+GROWN = TWO.replace("ratio = 2.0", 'ratio = 2.0\n\n[[targets]]\n\n[[targets]]\ntarget = "jetson"')
 
 
 @pytest.fixture
@@ -77,7 +65,7 @@ def states(document: Any) -> dict[str, str]:
 def test_a_cell_has_the_bytes_of_compress_and_others_fail_alone(
     terminal: Terminal, place: Path
 ) -> None:
-    document, err = fleet(terminal, place, CATALOGUE + BAD)
+    document, err = fleet(terminal, place, TWO + BAD)
     assert states(document) == {
         "a/cpu/ratio-2": "done",
         "b/cpu/ratio-2": "failed",
@@ -109,13 +97,13 @@ def test_a_cell_has_the_bytes_of_compress_and_others_fail_alone(
 def test_the_same_catalogue_does_nothing_again_also_where_a_run_was_killed(
     terminal: Terminal, place: Path
 ) -> None:
-    fleet(terminal, place, CATALOGUE)
+    fleet(terminal, place, TWO)
     bundle = place / "out" / "bundles" / "a" / "cpu" / "ratio-2"
     before = bundle.stat()
     journal = place / "out" / "journal.jsonl"
     whole = journal.read_bytes()
     journal.write_bytes(whole + b'{"part": "cells", "row": {"name": "a/cpu/ra')  # killed within
-    document, _ = fleet(terminal, place, CATALOGUE)
+    document, _ = fleet(terminal, place, TWO)
     assert document["counts"] == {"cells": 2, "done": 1, "failed": 1, "waiting": 0, "kept": 1}
     assert bundle.stat() == before
     assert states(document)["a/cpu/ratio-2"] == "done"
@@ -123,7 +111,7 @@ def test_the_same_catalogue_does_nothing_again_also_where_a_run_was_killed(
 
 @pytest.mark.slow
 def test_a_grown_catalogue_does_only_what_is_new(terminal: Terminal, place: Path) -> None:
-    fleet(terminal, place, CATALOGUE)
+    fleet(terminal, place, TWO)
     document, _ = fleet(terminal, place, GROWN)
     assert document["counts"]["kept"] == 1
     (new,) = [one for one in document["cells"] if one["name"] == "a/jetson/ratio-2"]
@@ -156,7 +144,7 @@ def test_a_worker_that_is_killed_loses_its_own_job_alone(
     killer = (tmp_path / "net.toml").read_text("utf-8").replace("net.py", "killer.py")
     (tmp_path / "killer.toml").write_text(killer, encoding="utf-8")
     more = '[[networks]]\nname = "killer"\ncheckpoint = "a.safetensors"\nmodel = "killer.toml"\n'
-    document, _ = fleet(terminal, tmp_path, CATALOGUE + more, "--jobs", "2")
+    document, _ = fleet(terminal, tmp_path, TWO + more, "--jobs", "2")
     assert states(document)["a/cpu/ratio-2"] == "done"
     (cell,) = [one for one in document["cells"] if one["network"] == "killer"]
     if times == 1:
@@ -195,7 +183,7 @@ def test_a_signal_is_one_line_and_leaves_no_process(
     assert text != long
     (place / "long.toml").write_text(text, encoding="utf-8")
     catalogue = place / "long-catalogue.toml"
-    catalogue.write_text(CATALOGUE.replace("quick.toml", "long.toml"), encoding="utf-8")
+    catalogue.write_text(TWO.replace("quick.toml", "long.toml"), encoding="utf-8")
     command = [sys.executable, "-m", "edgeclean", "fleet", str(catalogue), "--jobs", "1"]
     run = subprocess.Popen(
         [*command, "-o", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")],
@@ -224,7 +212,7 @@ def test_a_worker_that_has_not_even_started_is_ended_too(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local_engine, "GRACE_SECONDS", 0.01)  # less than its imports take
-    (place / "catalogue.toml").write_text(CATALOGUE, encoding="utf-8")
+    (place / "catalogue.toml").write_text(TWO, encoding="utf-8")
     (network, _) = plan_networks(read_catalogue(place / "catalogue.toml"))
     (files, cells) = look_at(network, {}), {network.name: network.cells}
     first = next(graph([network], {network.name: files}, cells))
@@ -240,7 +228,7 @@ def test_a_users_folder_is_refused_and_stays(terminal: Terminal, place: Path) ->
     mine = place / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("mine", encoding="utf-8")
-    (place / "catalogue.toml").write_text(CATALOGUE, encoding="utf-8")
+    (place / "catalogue.toml").write_text(TWO, encoding="utf-8")
     for output in (mine, place):
         said = terminal("fleet", place / "catalogue.toml", "-o", output, "--cache", place / "cache")
         assert said.code == 2, said.err

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from command_line import Terminal
-from fleet_folder import fill
+from fleet_folder import CATALOGUE, fill
 
 from edgeclean.errors import UsageError
 from edgeclean.files.schema import validator
@@ -21,17 +21,6 @@ from edgeclean.fleet.local_engine import LocalEngine
 from edgeclean.fleet.plan import plan_networks
 from edgeclean.fleet.run import DOCUMENT, Fleet, run_fleet
 
-CATALOGUE = """
-[defaults]
-model = "net.toml"
-config = "quick.toml"
-
-[[goals]]
-ratio = 2.0
-
-[[networks]]
-checkpoint = "a.safetensors"
-"""
 OTHERS = (None, True, -1, "x", [[1]], {"a": 1})
 NO_NUMBERS = (float("nan"), float("inf"), float("-inf"))
 

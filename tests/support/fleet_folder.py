@@ -14,6 +14,17 @@ classes = 4
 mean = [0.5, 0.5, 0.5]
 std = [0.25, 0.25, 0.25]
 """
+CATALOGUE = """
+[defaults]
+model = "net.toml"
+config = "quick.toml"
+
+[[goals]]
+ratio = 2.0
+
+[[networks]]
+checkpoint = "a.safetensors"
+"""
 Written = Callable[[str], Path]
 
 
