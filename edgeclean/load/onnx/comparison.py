@@ -1,7 +1,7 @@
 """Compare an imported network with what ONNX Runtime answers for the file as it came.
 
 No step of the import is trusted: whatever it left out, or read otherwise, shows in the answers for
-a few images: black, white, noise, and dim, pale and smooth ones.
+a few images: black, white, and those of `trial_images`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.onnx.reference import TOGETHER, Answers
+from edgeclean.load.trial_images import trial_images
 
 SHARE = 1e-4  # of the largest answer: what two orders of adding up float32 may differ by
 # How often the difference that rounding makes of our own network may occur: in another order of
@@ -33,17 +34,11 @@ def plain_images(
 ) -> Float[Tensor, "10 c h w"]:
     """Return plain images, normalised, the same at every call.
 
-    A black one, a white one, and two each of noise, dim noise, smooth colours and pale ones: what
-    a network computes by rounding shows where its values are small.
+    A black one, a white one, and eight that differ in brightness, contrast and smoothness: what a
+    network computes by rounding shows where its values are small.
     """
-    channels, *plane = shape
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.rand(2, *shape, generator=generator)
-    dim = 0.25 * torch.rand(2, *shape, generator=generator)
-    blots = torch.rand(4, channels, 4, 4, generator=generator)
-    smooth, pale = nn.functional.interpolate(blots, tuple(plane), mode="bilinear").split(2)
-    ends = (torch.zeros(1, *shape), torch.ones(1, *shape))
-    pixels = torch.cat([*ends, noise, dim, smooth, 0.4 + 0.2 * pale])
+    ends = torch.zeros(1, *shape), torch.ones(1, *shape)
+    pixels = torch.cat([*ends, trial_images(shape, 8)])
     return (pixels - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
 
 
