@@ -26,7 +26,7 @@ def with_steps(step: float) -> ModelProto:
 
 
 def test_few_levels_in_use_are_another_network() -> None:
-    """What rounds away dim images moves the answers for black, white and noise by a third alone."""
+    """What rounds away dim images shows on dim images, and hardly on black, white and noise."""
     compared = imported(with_steps(0.25).SerializeToString()).comparison
     assert TOLERANCE < compared["compared_as_rounded"] < 0.05
     with pytest.raises(InputRejectedError, match=r"moves the answers by 0\.56 of what"):
