@@ -21,6 +21,7 @@ from benchmarks.attacks.base import Attack
 from benchmarks.data.images import LabelledImages
 from benchmarks.metrics import accuracy, attack_success_rate
 from benchmarks.suite.epoch_store import EpochStore
+from edgeclean.networks.autocast import has_fast_bfloat16
 
 Report = Callable[[str], None]
 
@@ -39,7 +40,8 @@ class TrainingSettings:
         smoothing: label smoothing.
         padding: zero pixels added on each side before the random crop; 0 for no crops.
         flip: mirror half of the images (not for traffic signs).
-        mixed: bfloat16 autocast.
+        mixed: bfloat16 autocast on a device with instructions for it; emulated, it takes thrice
+            as long as float32.
         compiled: `torch.compile` for the classifier, which pays on a GPU.
         seed: of the order, the crops, the flips, dropout and the poison.
     """
@@ -105,7 +107,7 @@ def train(  # noqa: PLR0913 - four things to train with, three about where
     epochs = store.load(network, optimiser, device)
     if epochs is None:
         epochs = []
-        attack.prepare(images, settings.seed, device, settings.mixed)
+        attack.prepare(images, settings.seed, device, _mixed(settings, device))
         store.save(network, optimiser, epochs)
     function = torch.compile(network) if settings.compiled else network
     for epoch in range(len(epochs), settings.epochs):
@@ -177,7 +179,8 @@ def _epoch(  # noqa: PLR0913 - one loop and what it needs
         rate = one_cycle(epoch * per_epoch + index, settings.epochs * per_epoch, settings)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        with torch.autocast(batch.device.type, torch.bfloat16, enabled=settings.mixed):
+        mixed = _mixed(settings, batch.device)
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=mixed):
             loss = attack.batch_loss(network, batch, labels[chosen], settings.smoothing, generator)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -186,6 +189,10 @@ def _epoch(  # noqa: PLR0913 - one loop and what it needs
         total += loss.detach() * len(chosen)
         counted += len(chosen)
     return float(total) / counted
+
+
+def _mixed(settings: TrainingSettings, device: torch.device) -> bool:
+    return settings.mixed and has_fast_bfloat16(device)
 
 
 def _floats(pixels: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
