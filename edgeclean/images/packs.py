@@ -10,6 +10,7 @@ import io
 import math
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,9 +36,9 @@ class Pack:
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
-        names = [member.filename for member in archive.infolist()]
+        times = Counter(member.filename for member in archive.infolist())
         self.names = frozenset(
-            name.removesuffix(".npy") for name in names if names.count(name) == 1
+            name.removesuffix(".npy") for name, count in times.items() if count == 1
         )
 
     def read(self, name: str, most_bytes: int) -> NDArray[Any]:

@@ -206,7 +206,7 @@ BAD_SAFETENSORS: dict[str, tuple[bytes, str]] = {
     "no JSON": (headed(b"{nonsense"), "header is not valid"),
     "nested": (headed(b"[" * 100_000), "header is not valid"),
     "list": (headed(b"[]"), "must be an object"),
-    "one name twice": (headed(b'{"a":' + ENTRY + b',"a":' + ENTRY + b"}", b"1234"), "occurs twice"),
+    "one name twice": (headed(b'{"a":' + ENTRY + b',"a":' + ENTRY + b"}", b"1234"), "given twice"),
     "numbers cut off": (headed(b'{"a":' + ENTRY + b"}", b"12"), "not a valid safetensors file"),
     "no dtype": (headed(b'{"a":{"shape":[1],"data_offsets":[0,4]}}', b"1234"), "not a valid"),
     "empty": (headed(b"{}"), "not a filled state dict"),
