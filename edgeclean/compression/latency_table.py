@@ -1,6 +1,6 @@
 """How long a layer takes on one device at every rank, as numbers that ranks are chosen by.
 
-Who measures, and how, is no matter here: `runtime.block_latency` does on this machine; a file may
+Who measures, and how, is no matter here: `measure.block_latency` does on this machine; a file may
 come from a device. What is timed stands between two borders that are alike for all ranks of a
 layer, so differences against the one convolution are what counts.
 
