@@ -28,7 +28,7 @@ from typing import Any
 from edgeclean.confinement import confine, quiet_environment
 from edgeclean.errors import EdgecleanError, InputRejectedError, ToolchainError
 from edgeclean.files.temporary import temporary_folder
-from edgeclean.files.text import printable
+from edgeclean.files.text import first_line, printable
 from edgeclean.load.child import mapped_bytes
 from edgeclean.processes import go_on_watched
 from edgeclean.settings import Settings, setting
@@ -264,7 +264,7 @@ def imported(module: str, needs: str) -> Any:
     try:
         return importlib.import_module(module)
     except (ImportError, OSError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = first_line(error)
         raise ToolchainError(
             f"{module} cannot be imported here ({line[:200]}); pip install '{needs}'"
         ) from None

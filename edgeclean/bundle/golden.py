@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.text import first_line
 from edgeclean.load.isolation import parse_isolated
 from edgeclean.load.limits import LoadLimits
 
@@ -83,7 +84,7 @@ def run_golden(contents: bytes, limits: LoadLimits) -> bytes:
     except (MemoryError, InputRejectedError):
         raise
     except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no public base
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        line = first_line(error)
         raise InputRejectedError(f"ONNX Runtime cannot run the network: {line}") from None
     if logits.dtype != np.float32 or len(logits) != len(images):
         raise InputRejectedError(

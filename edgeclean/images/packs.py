@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.reading import is_hollow, open_regular
-from edgeclean.files.text import printable
+from edgeclean.files.text import first_line, printable
 
 MAX_DIRECTORY_BYTES = 2**20  # of the archive: some ten thousand names
 MAX_HEADER_BYTES = 10_000
@@ -102,7 +102,7 @@ def open_pack(path: Path, most_bytes: int) -> Iterator[Pack]:
     except OSError as error:
         raise InputRejectedError(f"{where}: cannot be read ({error.strerror or error})") from None
     except Exception as error:  # noqa: BLE001 - zipfile and numpy raise many kinds on damaged bytes
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)
         raise InputRejectedError(f"{where}: not an .npz pack ({printable(reason)})") from None
 
 

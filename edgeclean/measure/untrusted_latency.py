@@ -17,6 +17,7 @@ import numpy as np
 
 from edgeclean.environment import describe_environment
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.text import first_line
 from edgeclean.load.isolation import parse_isolated
 from edgeclean.load.limits import LoadLimits
 from edgeclean.measure.latency import (
@@ -89,7 +90,7 @@ def time_packed(contents: bytes, _limits: LoadLimits) -> bytes:
     except (MemoryError, InputRejectedError):
         raise
     except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no public base
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        line = first_line(error)
         raise InputRejectedError(f"ONNX Runtime cannot run the networks: {line}") from None
     facts = {"warmup_runs": times.warmup_runs, "settled": times.settled}
     return json.dumps(facts).encode() + b"\n" + times.latencies_ms.tobytes()

@@ -20,6 +20,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 from torch import Tensor, nn
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.text import first_line
 from edgeclean.load.isolation import parse_isolated
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx.asked import NOTHING, Asked, with_question
@@ -302,7 +303,7 @@ def _converted(view: NodeView, inputs: tuple[str, ...]) -> list[nn.Module]:
     try:
         made = OPERATORS[view.node.op_type](view)
     except (ArithmeticError, LookupError, ValueError, TypeError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = first_line(error)
         raise view.refusal(f"cannot be converted ({reason})") from error
     unread = [
         place
@@ -337,7 +338,7 @@ def check_batches(
     except InputRejectedError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a wrong graph makes torch raise
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = first_line(error)
         raise InputRejectedError(f"the network does not run on two images ({reason})") from None
     if not bool(torch.isfinite(alone).all()):
         raise InputRejectedError(
