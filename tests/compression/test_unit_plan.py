@@ -97,7 +97,9 @@ def test_the_loss_foretold_is_that_of_the_consumers_outputs(kind):
     planned = planned_network(
         network, (), images_of(network, 200), most_images=200, ridge=1e-3, hidden=True
     )
-    for unit in (one for one in planned.units if one.spread == 1):
+    units = [one for one in planned.units if one.spread == 1]
+    assert units
+    for unit in units:
         moments = planned.covariances(unit)
         fit = planned.hidden_fit(unit, 1, moments)
         consumer = planned.module.get_submodule(unit.consumer)
