@@ -108,8 +108,8 @@ def choose_generation(profile: Mapping[str, Any], jetpack: str | None) -> dict[s
         if asked == generation["name"] or _covers(generation, asked):
             return generation
     raise UsageError(
-        f"JetPack {asked[:80]} does not exist for {profile['name']}, or is not known; taken are the "
-        f"releases {', '.join(map(_releases, own))}"
+        f"JetPack {asked[:80]} does not exist for {profile['name']}, or is not known; taken are "
+        f"the releases {', '.join(map(_releases, own))}"
     )
 
 
