@@ -32,7 +32,7 @@ from edgeclean.load.canonical.form import as_stock_layers, stock_form
 from edgeclean.load.finite import check_answers
 from edgeclean.load.fitting import SavedNetworks, fitted
 from edgeclean.load.hub_folder import weights_of
-from edgeclean.load.isolation import parse_isolated
+from edgeclean.load.isolation import parse_isolated, untrusted_answer
 from edgeclean.load.kinds import Kind, kind_of
 from edgeclean.load.limits import (
     ZIP_MAGIC,
@@ -185,6 +185,12 @@ def read_networks(contents: bytes, kind: Kind, limits: LoadLimits) -> SavedNetwo
         check_layout(tensors, limits)
         return SavedNetworks(networks={(): tensors}, beside=())
     parsed = parse_isolated(parse_torch, contents, limits)
+    with untrusted_answer(InputRejectedError("the parsing process answered nonsense")):
+        return _told(parsed, limits)
+
+
+def _told(parsed: bytes, limits: LoadLimits) -> SavedNetworks:
+    """Return the networks in the answer of `parse_torch`."""
     (length,) = struct.unpack("<Q", parsed[:8])
     told = json.loads(parsed[8 : 8 + length])["__metadata__"]
     networks: dict[tuple[str, ...], dict[str, Tensor]] = {

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.text import first_line
-from edgeclean.load.isolation import parse_isolated
+from edgeclean.load.isolation import parse_isolated, untrusted_answer
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx.asked import NOTHING, Asked, with_question
 from edgeclean.load.onnx.comparison import check_same, plain_images
@@ -212,11 +212,9 @@ def notes_of(model: ModelProto) -> tuple[str, ...]:
     Raises:
         InputRejectedError: it says something else.
     """
-    try:
+    with untrusted_answer(InputRejectedError("the parsing process's notes are damaged")):
         texts = [one.value for one in model.metadata_props if one.key == NOTES]
         return tuple(str(note)[:300] for text in texts[:1] for note in json.loads(text)[:16])
-    except (ValueError, TypeError, LookupError, RecursionError):
-        raise InputRejectedError("the parsing process's notes are damaged") from None
 
 
 def _outputs(model: ModelProto) -> int:
