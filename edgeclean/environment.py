@@ -71,7 +71,7 @@ def describe_environment(*, gpu: str | None = None) -> Environment:
     """Describe the machine as it is now; ``gpu`` is of `compute.gpu_name`, where one worked."""
     return Environment(
         processor=_processor_name(),
-        logical_cores=_usable_cores(),
+        logical_cores=usable_cores(),
         memory_gib=_memory_gib(),
         system=f"{platform.system()} {platform.release()}",
         machine=platform.machine(),
@@ -96,7 +96,8 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine() or "unknown"
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Return the number of logical cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

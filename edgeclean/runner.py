@@ -16,6 +16,7 @@ import inspect
 import json
 import math
 import platform
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -203,12 +204,8 @@ def _package_folder(package: str) -> Path:
     return Path(spec.origin).parent
 
 
-def peak_memory_mib() -> float | None:
-    """Return the most memory this process has held, in MiB; None where the system has no answer."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
+def peak_memory_mib() -> float:
+    """Return the most memory that this process has held, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 

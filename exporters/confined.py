@@ -27,9 +27,11 @@ from typing import Any
 
 from edgeclean.confinement import confine, quiet_environment
 from edgeclean.errors import EdgecleanError, InputRejectedError, ToolchainError
+from edgeclean.files.documents import parse_json
 from edgeclean.files.temporary import temporary_folder
-from edgeclean.files.text import printable
+from edgeclean.files.text import first_line, printable
 from edgeclean.load.child import mapped_bytes
+from edgeclean.load.isolation import untrusted_answer
 from edgeclean.processes import go_on_watched
 from edgeclean.settings import Settings, setting
 
@@ -110,11 +112,9 @@ def run_confined(
         answer = _read(folder / ANSWER, limits.file_bytes) if code == 0 else b""
     if code != 0:
         raise ToolchainError(f"{doing} {_death(code)}{log}")
-    try:
+    with untrusted_answer(ToolchainError(f"{doing} came to no answer{log}")):
         found = unpacked(answer)
-        refused = found.facts.get("refused")
-    except (ValueError, TypeError, KeyError, struct.error, AttributeError):
-        raise ToolchainError(f"{doing} came to no answer{log}") from None
+    refused = found.facts.get("refused")
     if refused is not None:
         kinds = {"InputRejectedError": InputRejectedError, "ToolchainError": ToolchainError}
         kind = kinds.get(str(found.facts.get("kind")), InputRejectedError)
@@ -130,14 +130,10 @@ def packed(parcel: Parcel) -> bytes:
 
 
 def unpacked(contents: bytes) -> Parcel:
-    """The parcel of some bytes.
-
-    Raises:
-        ValueError: they are not exactly those of a parcel.
-    """
+    """The parcel of some bytes; see `untrusted_answer` for where they are none."""
     (length,) = _LENGTH.unpack_from(contents)
     start = _LENGTH.size + length
-    head = json.loads(contents[_LENGTH.size : start])
+    head = parse_json(contents[_LENGTH.size : start])
     files = {}
     for name, size in head["files"]:
         if not isinstance(size, int) or not 0 <= size <= len(contents) - start:
@@ -264,7 +260,7 @@ def imported(module: str, needs: str) -> Any:
     try:
         return importlib.import_module(module)
     except (ImportError, OSError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = first_line(error)
         raise ToolchainError(
             f"{module} cannot be imported here ({line[:200]}); pip install '{needs}'"
         ) from None

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from edgeclean.environment import installed_version
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
+from edgeclean.load.isolation import untrusted_answer
+from edgeclean.load.onnx.graph import image_input
 from edgeclean.networks.state import JsonValue, Network
 from edgeclean.settings import Settings, setting
 from exporters.confined import DEFAULT_LIMITS, ConfinedLimits, Parcel, run_confined
@@ -60,11 +62,9 @@ class ConfinedRun:
             files={**self._files, IMAGES: np.ascontiguousarray(images, np.float32).tobytes()},
         )
         answer = run_confined(RUN, given, f"{exporter.title}: running it", exporter.limits)
-        try:
+        with untrusted_answer(ToolchainError(f"{exporter.title} answered nonsense")):
             logits = np.frombuffer(answer.files["logits"], np.float32)
             found: NDArray[np.float32] = logits.reshape(answer.facts["shape"])
-        except (ValueError, TypeError, KeyError):  # whoever took the child over may say anything
-            raise ToolchainError(f"{exporter.title} answered nonsense") from None
         if found.ndim != 2 or len(found) != len(images):
             raise InputRejectedError(
                 f"{exporter.title} gave {found.shape} for {len(images)} images; one row of logits "
@@ -236,12 +236,6 @@ def input_sides(model: bytes) -> list[int | None]:
         InputRejectedError: it is no plain ONNX file of an image network.
     """
     proto = open_onnx(model)
-    weights = {one.name for one in proto.graph.initializer}
-    images = [one for one in proto.graph.input if one.name not in weights]
-    sides = [one.dim_value or None for one in images[0].type.tensor_type.shape.dim]
-    if len(images) != 1 or len(sides) != 4 or None in sides[1:]:
-        raise InputRejectedError(
-            f"the ONNX network has {len(images)} inputs, the first {sides}; one input "
-            "[n, channels, height, width] with fixed sizes is supported"
-        )
-    return sides
+    name, image = image_input(proto)
+    (given,) = (one for one in proto.graph.input if one.name == name)
+    return [given.type.tensor_type.shape.dim[0].dim_value or None, *image]

@@ -23,6 +23,7 @@ from torch import nn
 from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.text import first_line
 from edgeclean.networks.layers import evaluated
 from edgeclean.networks.state import ModelSpec, Network
 from edgeclean.settings import Settings, setting
@@ -154,7 +155,7 @@ def _trace(module: nn.Module, spec: ModelSpec, settings: ExportSettings) -> byte
                 dynamic_axes=open_batch if settings.batch is None else None,
             )
     except Exception as error:  # the exporter's own, or whatever the user's code raises in it
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = first_line(error)
         # What follows is a dump of the graph, or where to ask for a new feature of PyTorch.
         line = re.split(r", scope: |\. Please |\s*\[Caused by ", line)[0][:300]
         raise InputRejectedError(

@@ -65,6 +65,6 @@ def _strides(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> li
     starts, ends, axes, steps = (np.asarray(one, np.int64).tolist() for one in given)
     by_axis = {axis % 4: step for axis, step in zip(axes, steps, strict=True)}
     whole = all(start == 0 for start in starts) and all(end >= WHOLE for end in ends)
-    if not whole or not set(by_axis) <= {ROWS, COLUMNS} or min(steps) < 1:
+    if not whole or not set(by_axis) <= {ROWS, COLUMNS} or min(steps, default=1) < 1:
         return None
     return [by_axis.get(ROWS, 1), by_axis.get(COLUMNS, 1)]

@@ -35,7 +35,8 @@ from benchmarks.suite.cells import Cell, write_whole
 from edgeclean.errors import EdgecleanError, ToolchainError
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx.importer import check_computed_as_written, import_onnx
-from edgeclean.measure.block_backends import Run, milliseconds
+from edgeclean.measure.block_backends import milliseconds
+from edgeclean.measure.block_turns import Run
 from edgeclean.measure.cuda_latency import captured, event_timed
 from edgeclean.networks.cost import count_macs
 from edgeclean.networks.state import Network

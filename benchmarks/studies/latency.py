@@ -29,8 +29,9 @@ from benchmarks.studies import latency_models as models
 from benchmarks.suite.cells import write_whole
 from edgeclean.compression.latency_table import read_latency_table
 from edgeclean.errors import RatioError
-from edgeclean.measure.block_backends import Run, milliseconds
+from edgeclean.measure.block_backends import milliseconds
 from edgeclean.measure.block_latency import BlockLatencySettings
+from edgeclean.measure.block_turns import Run
 from edgeclean.measure.latency import speedup_interval, summarise
 from edgeclean.measure.machine_table import measured_table
 from edgeclean.networks.state import JsonValue, Network

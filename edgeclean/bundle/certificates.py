@@ -37,7 +37,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, SignatureAlgorithmOID
 
 from edgeclean.errors import EdgecleanError, InputRejectedError, UsageError
 from edgeclean.files.reading import read_small_file
-from edgeclean.files.text import printable
+from edgeclean.files.text import first_line, printable
 
 MAX_CERTIFICATES = 10
 MAX_PEM_BYTES = 2**20
@@ -403,5 +403,5 @@ def _refusal_as(
     except (EdgecleanError, but):
         raise
     except Exception as error:  # noqa: BLE001 - parsers raise many kinds on hostile bytes
-        reason = _short((str(error).splitlines() or [type(error).__name__])[0])
+        reason = _short(first_line(error))
         raise kind(f"{failure}: {reason}") from None

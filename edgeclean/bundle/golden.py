@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclean.errors import InputRejectedError
-from edgeclean.load.isolation import parse_isolated
+from edgeclean.files.text import first_line
+from edgeclean.load.isolation import parse_isolated, untrusted_answer
 from edgeclean.load.limits import LoadLimits
 
 _LENGTHS = struct.Struct("<QQ")  # of the model, and of the shape in JSON
@@ -49,12 +50,10 @@ def run_isolated(
     contents = _LENGTHS.pack(len(model), len(shape)) + model + shape + images.tobytes()
     answer = parse_isolated(run_golden, contents, limits)
     head, _, numbers = answer.partition(b"\n")
-    try:
+    with untrusted_answer(InputRejectedError("the process that ran the network answered nonsense")):
         facts = json.loads(head)
         logits = np.frombuffer(numbers, np.float32).reshape(facts["shape"])
         opset, source_sha256 = int(facts["opset"]), str(facts["source_sha256"])
-    except (ValueError, TypeError, KeyError):  # whoever took the child over may answer anything
-        raise InputRejectedError("the process that ran the network answered nonsense") from None
     return GoldenRun(opset=opset, source_sha256=source_sha256, logits=logits)
 
 
@@ -83,7 +82,7 @@ def run_golden(contents: bytes, limits: LoadLimits) -> bytes:
     except (MemoryError, InputRejectedError):
         raise
     except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no public base
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        line = first_line(error)
         raise InputRejectedError(f"ONNX Runtime cannot run the network: {line}") from None
     if logits.dtype != np.float32 or len(logits) != len(images):
         raise InputRejectedError(

@@ -28,7 +28,7 @@ from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
 from edgeclean.files.documents import parse_json
 from edgeclean.files.reading import read_small_file
 from edgeclean.files.temporary import temporary_folder
-from edgeclean.files.text import shown
+from edgeclean.files.text import first_line, shown
 
 if TYPE_CHECKING:
     from edgeclean.bundle.certificates import SignerCertificate
@@ -163,7 +163,7 @@ def check_signature(
         try:
             config.verify(folder, signature)
         except Exception as error:  # noqa: BLE001 - the library raises many kinds on hostile bytes
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            reason = first_line(error)
             raise InputRejectedError(f"{texts.SIGNATURE} does not hold: {reason}") from None
     return signer
 

@@ -1,6 +1,6 @@
 """How long a layer takes on one device at every rank, as numbers that ranks are chosen by.
 
-Who measures, and how, is no matter here: `runtime.block_latency` does on this machine; a file may
+Who measures, and how, is no matter here: `measure.block_latency` does on this machine; a file may
 come from a device. What is timed stands between two borders that are alike for all ranks of a
 layer, so differences against the one convolution are what counts.
 
@@ -18,7 +18,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from edgeclean.compression.factorisation import (
     ModeRanks,
@@ -284,11 +284,7 @@ def parse_latency_table(contents: bytes, *, where: str) -> LatencyTable:
         UsageError: see `read_latency_table`; the line begins with ``where``.
     """
     try:
-        document = parse_json(
-            contents,
-            object_pairs_hook=_without_repeats,
-            parse_constant=_refuse_constant,
-        )
+        document = parse_json(contents)
     except ValueError as error:
         raise UsageError(f"{where}: is not a JSON document ({first_line(error)})") from None
     violation = first_violation(document, "latency-table")
@@ -377,14 +373,3 @@ def _check_fits(shape: ConvShape, ranks: Ranks, place: str) -> None:
 def _fits_modes(shape: ConvShape, ranks: ModeRanks) -> bool:
     within = all(rank <= most for rank, most in zip(ranks, shape.channels, strict=True))
     return within and not (shape.pointwise and ranks[0] != ranks[1])
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is given twice")
-    return found
-
-
-def _refuse_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no number of JSON")

@@ -211,7 +211,7 @@ class PlannedNetwork:
         """
         layer, weight = self.module.get_submodule(reader), _weight(self.module, reader)
         matrix = weight.flatten(1)
-        entries = unit.entries(reader, torch.tensor(kept), matrix.shape[1]).to(weight.device)
+        entries = unit.entries(torch.tensor(kept), matrix.shape[1]).to(weight.device)
         solved, bias = refitted(matrix, moments, entries, self.ridge or 0.0)
         whole = solved.new_zeros(matrix.shape)
         whole[:, entries] = solved

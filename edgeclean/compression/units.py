@@ -66,14 +66,8 @@ class Unit:
         held = (one.module for one in self.held)
         return tuple(dict.fromkeys((self.producer, *held, *self.gates, *self.readers)))
 
-    def entries(self, reader: str, kept: Int[Tensor, " k"], inputs: int) -> Int[Tensor, " n"]:
-        """Return which of a reader's flattened inputs belong to these channels.
-
-        Args:
-            reader: one of `readers`.
-            kept: channels.
-            inputs: how many the reader has in all.
-        """
+    def entries(self, kept: Int[Tensor, " k"], inputs: int) -> Int[Tensor, " n"]:
+        """Return which of a reader's inputs, ``inputs`` in all, belong to these channels."""
         spread = inputs // self.channels
         return (kept[:, None] * spread + torch.arange(spread)).flatten()
 
@@ -120,9 +114,8 @@ def cut_(module: nn.Module, unit: Unit, kept: Int[Tensor, " k"]) -> None:
     for one in unit.held:
         _pick_(module.get_submodule(one.module), one.name, one.axis, kept)
     for name in unit.readers:
-        spread = unit.spread if name == unit.consumer else 1
-        entries = (kept[:, None] * spread + torch.arange(spread)).flatten()
-        _pick_(module.get_submodule(name), "weight", 1, entries)
+        inputs = module.get_parameter(f"{name}.weight").shape[1]
+        _pick_(module.get_submodule(name), "weight", 1, unit.entries(kept, inputs))
     for name in unit.modules:
         _count_(module.get_submodule(name))
     for name in unit.shaped:

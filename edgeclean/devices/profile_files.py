@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from functools import cache
@@ -20,6 +21,7 @@ from edgeclean.files.text import shown
 
 MAX_TARGET_FILE_BYTES = 2**20
 TABLES = frozenset({"converters", "gpu", "jetpack"})  # shared by the profiles beside them
+_RELEASE = re.compile(r"[0-9]{1,4}(\.[0-9]{1,4})+")  # of JetPack; no number of any length
 
 
 @cache
@@ -40,7 +42,7 @@ def shipped_profile(name: str) -> dict[str, Any]:
         close = difflib.get_close_matches(name, profile_names(), n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UsageError(
-            f"target {name!r} is not known; {hint}known are {', '.join(profile_names())}"
+            f"target {shown(name)} is not known; {hint}known are {', '.join(profile_names())}"
         )
     profile = _read_table(name)
     if "alias_of" in profile:
@@ -93,7 +95,7 @@ def choose_generation(profile: Mapping[str, Any], jetpack: str | None) -> dict[s
     """
     if "jetpacks" not in profile:
         if jetpack is not None:
-            raise UsageError(f"{profile['name']} has no JetPack; leave JetPack {jetpack} out")
+            raise UsageError(f"{profile['name']} has no JetPack; leave JetPack {jetpack[:80]} out")
         return None
     own = [one for one in generations() if one["name"] in profile["jetpacks"]["value"]]
     if not own:
@@ -106,8 +108,8 @@ def choose_generation(profile: Mapping[str, Any], jetpack: str | None) -> dict[s
         if asked == generation["name"] or _covers(generation, asked):
             return generation
     raise UsageError(
-        f"JetPack {asked} does not exist for {profile['name']}, or is not known; taken are the "
-        f"releases {', '.join(map(_releases, own))}"
+        f"JetPack {asked[:80]} does not exist for {profile['name']}, or is not known; taken are "
+        f"the releases {', '.join(map(_releases, own))}"
     )
 
 
@@ -148,8 +150,7 @@ def _releases(generation: Mapping[str, Any]) -> str:
 
 
 def _covers(generation: Mapping[str, Any], release: str) -> bool:
-    numbers = release.split(".")
-    if not all(number.isascii() and number.isdigit() for number in numbers) or len(numbers) < 2:
+    if _RELEASE.fullmatch(release) is None:
         return False
     first, asked = _version(generation["first"]), _version(release)
     return first <= asked and ("last" not in generation or asked <= _version(generation["last"]))

@@ -9,6 +9,7 @@ these are the parser's own tokens; where it is not, the parser stops at the same
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 from typing import Any
@@ -61,16 +62,16 @@ def parse_toml(contents: bytes) -> dict[str, Any]:
         raise ValueError("nested too deeply") from None
 
 
-def parse_json(contents: bytes, *, most_values: int = MOST_VALUES, **hooks: Any) -> Any:
-    """Return what a JSON document in UTF-8 holds.
+def parse_json(contents: bytes, *, most_values: int = MOST_VALUES) -> Any:
+    """Return what a JSON document in UTF-8 holds; what readers do not read alike is refused.
 
     Args:
         contents: the document.
         most_values: how many values it may have, keys aside; a few more may pass.
-        hooks: those of ``json.loads``, such as ``parse_constant``.
 
     Raises:
-        ValueError: it is none, has more than 64 brackets within each other, or more values.
+        ValueError: it is none, has more than 64 brackets within each other, or more values; a key
+            is given twice in one object, or a number is not finite: NaN, Infinity, 1e999.
     """
     text = contents.decode("utf-8")
     depth = 0
@@ -79,9 +80,34 @@ def parse_json(contents: bytes, *, most_values: int = MOST_VALUES, **hooks: Any)
             raise ValueError(f"more than {most_values} values, at character {token.end()}")
         depth = _deeper(depth, token[0], token.end())
     try:
-        return json.loads(text, **hooks)
+        return json.loads(
+            text,
+            object_pairs_hook=_each_once,
+            parse_float=_finite,
+            parse_int=_whole,
+            parse_constant=_finite,
+        )
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is given twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{shown(text)} is no finite number")
+    return number
+
+
+def _whole(text: str) -> int:
+    _finite(text)  # before Python reads, and later writes, thousands of digits
+    return int(text)
 
 
 def _deeper(depth: int, mark: str, place: int) -> int:

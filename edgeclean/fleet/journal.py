@@ -127,7 +127,7 @@ def _row(line: bytes) -> tuple[Part, str, str] | None:
     try:
         entry = parse_json(line, most_values=MOST_VALUES)
         row = entry["row"]
-        text = json.dumps(row, allow_nan=False)  # NaN, and 1e999, which is read as infinity
+        text = json.dumps(row)
     except (ValueError, TypeError, KeyError):
         return None
     part = next((one for one in PARTS if one == entry.get("part")), None)

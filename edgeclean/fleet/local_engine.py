@@ -19,6 +19,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from edgeclean.environment import usable_cores
 from edgeclean.files.atomic import clear_up_after
 from edgeclean.fleet.jobs import Answer, Job, Lost
 from edgeclean.processes import end_with_parent
@@ -107,11 +108,7 @@ class LocalEngine:
 
 def jobs_that_fit(threads: int) -> int:
     """Return how many jobs of so many threads this machine's cores and free memory bear."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    by_cores, memory = cores // threads, _free_bytes()
+    by_cores, memory = usable_cores() // threads, _free_bytes()
     by_memory = by_cores if memory is None else memory // JOB_BYTES
     return max(1, min(by_cores, by_memory))
 

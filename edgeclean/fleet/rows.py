@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,14 +154,9 @@ def _outcome(answer: Done | Failed | None, facts: Sequence[str]) -> Row:
 
 
 def gates_in_short(gates: Sequence[Mapping[str, JsonValue]]) -> list[dict[str, JsonValue]]:
-    """Return verdicts without their evidence; a measured number that is none is null."""
-    return [
-        {
-            **{name: gate[name] for name in ("gate", "asked", "unit", "passed")},
-            "measured": gate["measured"] if math.isfinite(gate["measured"]) else None,
-        }
-        for gate in gates
-    ]
+    """Return verdicts without their evidence; where no number was measured, it is null."""
+    kept = ("gate", "asked", "measured", "unit", "passed")
+    return [{name: gate[name] for name in kept} for gate in gates]
 
 
 def bundle_of(folder: Path, cell: CellPlan) -> Path:

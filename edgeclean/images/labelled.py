@@ -21,7 +21,7 @@ from PIL import Image
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.reading import is_folder, is_regular
-from edgeclean.files.text import printable
+from edgeclean.files.text import first_line, printable
 from edgeclean.images.packs import FREE_BYTES, open_pack
 from edgeclean.load.limits import read_input
 from edgeclean.networks.state import ModelSpec
@@ -241,7 +241,7 @@ def _decode(content: bytes, spec: ModelSpec, name: str) -> UInt8[np.ndarray, "c 
                 return pixels.reshape(height, width, channels).transpose(2, 0, 1)
             size = picture.size
     except Exception as error:  # noqa: BLE001 - decoders raise what they like on damaged bytes
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)
         raise InputRejectedError(f"{name}: not a picture ({printable(reason)})") from None
     raise InputRejectedError(
         f"{name}: has {size[0]}x{size[1]} pixels and the network takes {width}x{height}; scale the "

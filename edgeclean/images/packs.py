@@ -10,6 +10,7 @@ import io
 import math
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.reading import is_hollow, open_regular
-from edgeclean.files.text import printable
+from edgeclean.files.text import first_line, printable
 
 MAX_DIRECTORY_BYTES = 2**20  # of the archive: some ten thousand names
 MAX_HEADER_BYTES = 10_000
@@ -35,9 +36,9 @@ class Pack:
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
-        names = [member.filename for member in archive.infolist()]
+        times = Counter(member.filename for member in archive.infolist())
         self.names = frozenset(
-            name.removesuffix(".npy") for name in names if names.count(name) == 1
+            name.removesuffix(".npy") for name, count in times.items() if count == 1
         )
 
     def read(self, name: str, most_bytes: int) -> NDArray[Any]:
@@ -101,7 +102,7 @@ def open_pack(path: Path, most_bytes: int) -> Iterator[Pack]:
     except OSError as error:
         raise InputRejectedError(f"{where}: cannot be read ({error.strerror or error})") from None
     except Exception as error:  # noqa: BLE001 - zipfile and numpy raise many kinds on damaged bytes
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)
         raise InputRejectedError(f"{where}: not an .npz pack ({printable(reason)})") from None
 
 

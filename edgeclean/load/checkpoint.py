@@ -25,14 +25,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgeclean.errors import InputRejectedError, UsageError
-from edgeclean.files.text import printable
+from edgeclean.files.text import first_line, printable
 from edgeclean.load.asked_for import MOST_NAMES, beside_tensors
 from edgeclean.load.canonical.answers import way_out
 from edgeclean.load.canonical.form import as_stock_layers, stock_form
 from edgeclean.load.finite import check_answers
 from edgeclean.load.fitting import SavedNetworks, fitted
 from edgeclean.load.hub_folder import weights_of
-from edgeclean.load.isolation import parse_isolated
+from edgeclean.load.isolation import parse_isolated, untrusted_answer
 from edgeclean.load.kinds import Kind, kind_of
 from edgeclean.load.limits import (
     ZIP_MAGIC,
@@ -150,7 +150,7 @@ def parse_torch(contents: bytes, limits: LoadLimits) -> bytes:
     except (MemoryError, InputRejectedError):
         raise
     except Exception as error:  # noqa: BLE001 - hostile bytes raise whatever they can
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = first_line(error)
         raise InputRejectedError(
             f"damaged, cut short, or not a checkpoint ({type(error).__name__}: {reason})"
         ) from None
@@ -185,6 +185,12 @@ def read_networks(contents: bytes, kind: Kind, limits: LoadLimits) -> SavedNetwo
         check_layout(tensors, limits)
         return SavedNetworks(networks={(): tensors}, beside=())
     parsed = parse_isolated(parse_torch, contents, limits)
+    with untrusted_answer(InputRejectedError("the parsing process answered nonsense")):
+        return _told(parsed, limits)
+
+
+def _told(parsed: bytes, limits: LoadLimits) -> SavedNetworks:
+    """Return the networks in the answer of `parse_torch`."""
     (length,) = struct.unpack("<Q", parsed[:8])
     told = json.loads(parsed[8 : 8 + length])["__metadata__"]
     networks: dict[tuple[str, ...], dict[str, Tensor]] = {
@@ -212,7 +218,7 @@ def _safetensors(contents: bytes) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = safetensors.torch.load(contents)
     # The parser is Rust: besides its own error it raises what its Python glue does.
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = first_line(error)
         raise InputRejectedError(f"not a valid safetensors file ({reason})") from None
     return tensors
 
@@ -313,7 +319,7 @@ def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> 
     except InputRejectedError:
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - code that does not fit raises any
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = first_line(error)
         raise InputRejectedError(
             f"the network does not take an image of {shape} ({type(error).__name__}: {reason}); "
             f"{way_out(module)}"

@@ -21,6 +21,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from edgeclean.errors import InputRejectedError, UsageError
+from edgeclean.files.text import first_line
 from edgeclean.load.architectures import build_architecture, list_architectures
 from edgeclean.load.architectures.libraries import is_of_library
 from edgeclean.load.asked_for import MOST_LETTERS
@@ -353,7 +354,7 @@ def _wake_(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> None:
         raise
     except Exception as error:  # noqa: BLE001 - a module that does not fit raises what it likes
         shape = "x".join(map(str, spec.input_shape))
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = first_line(error)
         raise InputRejectedError(
             f"the network's lazy layers get no shape from an image of {shape} "
             f"({type(error).__name__}: {reason}); {way_out(module)}"

@@ -6,12 +6,12 @@ entries of a model file, which are checked as those are.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.documents import parse_json
 from edgeclean.files.reading import is_folder, is_regular, read_small_file
 from edgeclean.files.text import first_line, printable
 
@@ -104,16 +104,11 @@ def _read(path: Path) -> Mapping[str, Any]:
         path, MAX_CONFIG_BYTES, hint="timm's is smaller", error=InputRejectedError
     )
     try:
-        document = json.loads(contents.decode("utf-8"), parse_constant=_no_number)
-    # Deeply nested arrays exhaust the parser's stack: the file's fault, not ours.
-    except (ValueError, RecursionError) as wrong:
+        document = parse_json(contents)
+    except ValueError as wrong:
         raise InputRejectedError(
             printable(f"{path}: not a JSON file ({first_line(wrong)})")
         ) from None
     if not isinstance(document, dict):
         raise InputRejectedError(f"{path}: not a JSON object")
     return document
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number")

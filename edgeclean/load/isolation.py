@@ -15,13 +15,15 @@ import inspect
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from edgeclean.errors import InputRejectedError
+from edgeclean.errors import EdgecleanError, InputRejectedError
 from edgeclean.load.limits import LoadLimits
 
 Parser = Callable[[bytes, LoadLimits], bytes]
@@ -82,6 +84,19 @@ def parse_isolated(parser: Parser, contents: bytes, limits: LoadLimits) -> bytes
         f"parsing {_death(child.returncode)}; the limits are memory_bytes {limits.memory_bytes} "
         f"and cpu_seconds {limits.cpu_seconds}"
     )
+
+
+@contextmanager
+def untrusted_answer(refusal: EdgecleanError) -> Iterator[None]:
+    """Within, a child's answer is read: whoever took the child over may answer anything.
+
+    Args:
+        refusal: raised where the answer is not of its form.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, struct.error):
+        raise refusal from None
 
 
 def name_of(parser: Parser) -> str:

@@ -9,10 +9,10 @@ import io
 import os
 import struct
 import zipfile
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.documents import parse_json
@@ -143,9 +143,7 @@ def check_safetensors(contents: bytes, limits: LoadLimits) -> None:
         )
     try:
         header = parse_json(
-            contents[8 : 8 + length],
-            most_values=VALUES_PER_TENSOR * limits.entries,
-            object_pairs_hook=_unique_keys,
+            contents[8 : 8 + length], most_values=VALUES_PER_TENSOR * limits.entries
         )
     except ValueError as error:
         raise InputRejectedError(
@@ -199,10 +197,10 @@ def _check_places(members: Iterable[zipfile.ZipInfo], end: int) -> None:
 def _check_names(names: Iterable[str]) -> None:
     # Two zip readers may pick different ones of two equal names, and a scanner may check one
     # while torch loads the other: nothing that depends on such a choice is read.
-    folded = [name.casefold() for name in names]
-    if len(set(folded)) != len(folded):
-        twice = next(name for name in folded if folded.count(name) > 1)
-        raise InputRejectedError(f"the archive holds {twice[:80]!r} twice")
+    times = Counter(name.casefold() for name in names)
+    twice = [name for name, count in times.items() if count > 1]
+    if twice:
+        raise InputRejectedError(f"the archive holds {twice[0][:80]!r} twice")
     inner = {name.partition("/")[2] for name in names}
     if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
         raise InputRejectedError(
@@ -216,10 +214,3 @@ def _check_names(names: Iterable[str]) -> None:
         raise InputRejectedError(
             "a zip archive, but not one of torch.save: that has one folder with data.pkl in it"
         )
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique = dict(pairs)
-    if len(unique) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return unique

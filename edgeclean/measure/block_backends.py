@@ -20,14 +20,13 @@ from torch import nn
 from edgeclean.environment import describe_environment, versions
 from edgeclean.errors import ToolchainError
 from edgeclean.load.limits import LoadLimits
+from edgeclean.measure.block_turns import Run, undisturbed_milliseconds
 from edgeclean.measure.cuda_latency import captured, event_timed
 from edgeclean.networks.shapes import ConvShape
 from exporters.session import NAMES, open_bytes
 
 OPSET = 17
-TRIES = 8
 
-Run = Callable[[], float]
 Chain = Sequence[ConvShape]
 
 
@@ -201,15 +200,7 @@ def milliseconds(run: Callable[[], object], *, threads: int) -> float:
         start = time.thread_time_ns()
         run()
         return (time.thread_time_ns() - start) / 1e6
-    shortest = float("inf")
-    for _ in range(TRIES):
-        before, start = _interruptions(), time.perf_counter_ns()
-        run()
-        ms = (time.perf_counter_ns() - start) / 1e6
-        if _interruptions() == before:
-            return ms
-        shortest = min(shortest, ms)
-    return shortest
+    return undisturbed_milliseconds(run)
 
 
 def _attributes(conv: ConvShape) -> dict[str, Any]:
@@ -219,12 +210,3 @@ def _attributes(conv: ConvShape) -> dict[str, Any]:
         "dilations": list(conv.dilation),
         "pads": list(conv.padding),
     }
-
-
-def _interruptions() -> int:
-    """Count this process's involuntary context switches so far; 0 where the system cannot."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw

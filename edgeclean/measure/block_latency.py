@@ -30,9 +30,9 @@ from edgeclean.compression.rank_grids import measured_grid
 from edgeclean.compression.settings import OF_LAYERS, Form
 from edgeclean.environment import versions
 from edgeclean.errors import UsageError
-from edgeclean.measure.block_backends import Backend, Run, chain_model, open_backend
+from edgeclean.measure.block_backends import Backend, chain_model, open_backend
 from edgeclean.measure.block_runtimes import ConfinedBackend
-from edgeclean.measure.block_turns import take_rounds
+from edgeclean.measure.block_turns import Run, take_rounds
 from edgeclean.networks.layers import conv_shapes, trace_layers
 from edgeclean.networks.shapes import ConvShape
 from edgeclean.networks.state import Network

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from edgeclean.environment import describe_environment
 from edgeclean.errors import ToolchainError
+from edgeclean.load.isolation import untrusted_answer
 from exporters.confined import Parcel, run_confined
 from exporters.confined_runtime import HeldSettings, input_sides
 from exporters.protocol import confined_exporter
@@ -59,13 +60,10 @@ class ConfinedBackend:
         )
         doing = f"{exporter.title}: timing layers"
         answer = run_confined(ROUNDS, given, doing, exporter.limits)
-        try:
+        with untrusted_answer(ToolchainError(f"{doing} answered nonsense")):
             found = np.frombuffer(answer.files["latencies_ms"], np.float64)
             latencies = found.reshape(-1, len(models))
             usable = np.isfinite(latencies) & (latencies > 0)
-            whole = 1 <= len(latencies) <= rounds and bool(usable.all())
-        except (ValueError, TypeError, KeyError):  # whoever took the child over may say anything
-            whole = False
-        if not whole:
-            raise ToolchainError(f"{doing} answered nonsense")
+            if not (1 <= len(latencies) <= rounds and usable.all()):
+                raise ValueError(latencies.shape)
         return latencies

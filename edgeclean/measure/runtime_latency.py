@@ -6,7 +6,6 @@ The way of measuring is that of `edgeclean.measure.latency`; the process that of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ import numpy as np
 
 from edgeclean.environment import describe_environment
 from edgeclean.errors import ToolchainError
+from edgeclean.load.isolation import untrusted_answer
 from edgeclean.measure.latency import (
     LatencyReport,
     LatencySettings,
@@ -76,16 +76,14 @@ def _for_all_runs(limits: ConfinedLimits, settings: LatencySettings) -> Confined
 
 
 def _read_times(answer: Parcel, settings: LatencySettings, doing: str) -> PairTimes:
-    try:
-        facts = json.loads(json.dumps(dict(answer.facts)))
+    facts = answer.facts
+    with untrusted_answer(ToolchainError(f"{doing} answered nonsense")):
         channels, height, width = map(int, facts["input_shape"])
         warmup_runs, settled = int(facts["warmup_runs"]), bool(facts["settled"])
         latencies = np.frombuffer(answer.files["latencies_ms"], np.float64).reshape(-1, 2)
         whole = 1 <= len(latencies) <= settings.runs and 0 <= warmup_runs <= settings.warmup_runs
         if not whole or not (np.isfinite(latencies) & (latencies > 0)).all():
             raise ValueError(latencies.shape)
-    except (ValueError, TypeError, KeyError):  # whoever took the child over may answer anything
-        raise ToolchainError(f"{doing} answered nonsense") from None
     return PairTimes(
         latencies_ms=latencies,
         input_shape=(channels, height, width),

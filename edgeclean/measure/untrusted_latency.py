@@ -17,7 +17,8 @@ import numpy as np
 
 from edgeclean.environment import describe_environment
 from edgeclean.errors import InputRejectedError
-from edgeclean.load.isolation import parse_isolated
+from edgeclean.files.text import first_line
+from edgeclean.load.isolation import parse_isolated, untrusted_answer
 from edgeclean.load.limits import LoadLimits
 from edgeclean.measure.latency import (
     LatencyReport,
@@ -89,7 +90,7 @@ def time_packed(contents: bytes, _limits: LoadLimits) -> bytes:
     except (MemoryError, InputRejectedError):
         raise
     except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no public base
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        line = first_line(error)
         raise InputRejectedError(f"ONNX Runtime cannot run the networks: {line}") from None
     facts = {"warmup_runs": times.warmup_runs, "settled": times.settled}
     return json.dumps(facts).encode() + b"\n" + times.latencies_ms.tobytes()
@@ -108,17 +109,15 @@ def _read_times(
     answer: bytes, settings: LatencySettings, input_shape: tuple[int, int, int]
 ) -> PairTimes:
     head, _, numbers = answer.partition(b"\n")
-    try:
+    with untrusted_answer(
+        InputRejectedError("the process that measured the networks answered nonsense")
+    ):
         facts = json.loads(head)
         warmup_runs, settled = int(facts["warmup_runs"]), bool(facts["settled"])
         latencies = np.frombuffer(numbers, np.float64).reshape(-1, 2)
         whole = 1 <= len(latencies) <= settings.runs and 0 <= warmup_runs <= settings.warmup_runs
         if not whole or not (np.isfinite(latencies) & (latencies > 0)).all():
             raise ValueError(latencies.shape)
-    except (ValueError, TypeError, KeyError):  # whoever took the child over may answer anything
-        raise InputRejectedError(
-            "the process that measured the networks answered nonsense"
-        ) from None
     return PairTimes(
         latencies_ms=latencies, input_shape=input_shape, warmup_runs=warmup_runs, settled=settled
     )

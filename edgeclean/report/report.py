@@ -57,7 +57,7 @@ class ReportInputs:
         runtimes: rows of `edgeclean.measure.runtimes.Runtimes`; empty for ONNX Runtime alone.
         target: name and description of the target.
         stage_seconds: wall time by stage, in order.
-        peak_memory_mib: peak memory of this process; None where the system does not report it.
+        peak_memory_mib: peak memory of this process.
         environment: the machine and the versions of its software.
         seed: seed of the whole run.
         command: command line that repeats the run, without paths.
@@ -83,7 +83,7 @@ class ReportInputs:
     latency: LatencyReport | None
     target: Mapping[str, str]
     stage_seconds: Mapping[str, float]
-    peak_memory_mib: float | None
+    peak_memory_mib: float
     environment: Environment
     seed: int
     command: str

@@ -63,7 +63,7 @@ HOSTILE = {
     "zero threads": (_changed(lambda d: d.update(threads=0)), "threads"),
     "infinite": (
         _changed(lambda d: d["network"].update(ms=0.125)).replace(b"0.125", b"1e999"),
-        "ms",
+        "no finite number",
     ),
     "negative": (_changed(lambda d: _block(d)["forms"][0].update(ms=-1.0)), "ms"),
     "no ranks": (_changed(lambda d: _block(d)["forms"][0].pop("ranks")), "ranks"),

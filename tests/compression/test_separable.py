@@ -224,9 +224,9 @@ def test_the_loss_in_a_plan_is_what_the_layers_outputs_lose(images):
     planned = planned_network(
         network, (), images, most_images=96, ridge=None if images is None else 0.001
     )
-    for layer in plan.layers:
-        if not isinstance(layer.ranks, Separable):
-            continue
+    separated = [layer for layer in plan.layers if isinstance(layer.ranks, Separable)]
+    assert separated
+    for layer in separated:
         weight = planned.convs[layer.layer].weight.detach().double()
         weigh = torch.eye(weight[0].numel(), dtype=torch.float64)
         if planned.batch is not None:

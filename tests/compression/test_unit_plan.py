@@ -97,7 +97,9 @@ def test_the_loss_foretold_is_that_of_the_consumers_outputs(kind):
     planned = planned_network(
         network, (), images_of(network, 200), most_images=200, ridge=1e-3, hidden=True
     )
-    for unit in (one for one in planned.units if one.spread == 1):
+    units = [one for one in planned.units if one.spread == 1]
+    assert units
+    for unit in units:
         moments = planned.covariances(unit)
         fit = planned.hidden_fit(unit, 1, moments)
         consumer = planned.module.get_submodule(unit.consumer)
@@ -163,8 +165,8 @@ def test_forms_are_what_was_asked():
     cut = choose_ranks(network, RankSettings(ratio=2.0, forms=HIDDEN))
     assert cut.units
     assert set(cut.ranks().values()) == {None}
-    with pytest.raises(UsageError, match="forms names 'tucker' twice"):
-        RankSettings(forms=("tucker", "tucker"))
+    with pytest.raises(UsageError, match="forms names 'hidden' twice"):
+        RankSettings(forms=("tucker", "hidden", "hidden"))
     with pytest.raises(UsageError, match="one of tucker, hidden"):
         settings_from(RankSettings, {"forms": ["wide"]}, where="options")
     with pytest.raises(UsageError, match="forms has 0 entries"):

@@ -96,7 +96,7 @@ def test_unread_channels_can_go(drawn):
             for name in unit.readers:
                 weight = changed.get_submodule(name).weight
                 gone = torch.arange(unit.channels // 2, unit.channels)
-                unread = unit.entries(name, gone, weight[0].numel())
+                unread = unit.entries(gone, weight[0].numel())
                 weight.view(len(weight), -1)[:, unread] = 0
     expected = outputs(changed, network)
     for unit in units:

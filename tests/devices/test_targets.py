@@ -109,6 +109,13 @@ def test_a_release_that_a_module_does_not_have_is_refused(name: str, release: st
         load_target(name, jetpack=release)
 
 
+@pytest.mark.parametrize("number", ["9" * 5000, "0" * 5000])
+def test_a_release_of_any_length_is_refused_in_a_few_words(number: str) -> None:
+    with pytest.raises(UsageError, match="does not exist for orin-nx") as refused:
+        load_target("orin-nx", jetpack=f"5.{number}")
+    assert len(str(refused.value)) < 400
+
+
 def test_a_refused_release_is_answered_by_those_that_are_taken() -> None:
     with pytest.raises(UsageError, match=r"5\.1\.9 .*taken are the releases .*5\.1 to 5\.1\.6, "):
         load_target("orin-nano", jetpack="5.1.9")

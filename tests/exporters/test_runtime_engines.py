@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from packaging.requirements import Requirement
 from packaging.version import Version
 from runtime_installed import every_runtime, installed_runtime
@@ -19,7 +20,7 @@ from edgeclean.errors import EdgecleanError, InputRejectedError, UsageError
 from edgeclean.networks.pixels import normalize
 from edgeclean.networks.resized import Resized
 from edgeclean.networks.state import LoadedNetwork, ModelSpec
-from exporters.confined_runtime import HeldSettings
+from exporters.confined_runtime import HeldSettings, input_sides
 from exporters.onnx_check import open_onnx
 from exporters.onnx_exporter import ExportSettings, export_onnx
 from exporters.parity import ParitySettings, compare_with_pytorch
@@ -233,6 +234,36 @@ def test_strided_slices_are_pools_of_the_same_numbers() -> None:
     np.testing.assert_array_equal(OnnxSession(changed).predict(images), expected)
     plain = export_onnx(tiny_network())
     assert pooled_slices(plain) is plain
+
+
+def test_a_slice_of_no_axis_is_a_pool_of_every_pixel() -> None:
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 4, 5])
+    same = helper.make_tensor_value_info("same", TensorProto.FLOAT, [1, 3, 4, 5])
+    none = numpy_helper.from_array(np.zeros(0, np.int64), "none")
+    taken = helper.make_node("Slice", ["image", *["none"] * 4], ["same"])
+    changed = pooled_slices(serialized([taken], [image], [same], [none]))
+    assert operators(changed) == ["MaxPool"]
+    pixels = np.random.default_rng(0).standard_normal((1, 3, 4, 5)).astype(np.float32)
+    np.testing.assert_array_equal(OnnxSession(changed).run(pixels), pixels)
+
+
+def test_what_has_no_image_as_its_input_is_refused() -> None:
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 2])
+    zeros = numpy_helper.from_array(np.zeros((1, 2), np.float32))
+    constant = helper.make_node("Constant", [], ["logits"], value=zeros)
+    with pytest.raises(InputRejectedError, match="the graph has 0 inputs"):
+        input_sides(serialized([constant], [], [logits], []))
+
+
+def serialized(
+    nodes: list[NodeProto],
+    inputs: list[ValueInfoProto],
+    outputs: list[ValueInfoProto],
+    weights: list[TensorProto],
+) -> bytes:
+    graph = helper.make_graph(nodes, "graph", inputs, outputs, weights)
+    opsets = [helper.make_opsetid("", 17)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
 
 
 def test_weights_stored_in_int8_compute_the_same() -> None:

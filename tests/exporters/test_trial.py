@@ -215,7 +215,14 @@ def test_a_network_that_fails_when_it_runs_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    [b"", b"[]", b'{"input_shape": 3, "batch": 1}', b'{"input_shape": [1, 2], "batch": 1}'],
+    [
+        b"",
+        b"[]",
+        b'{"input_shape": 3, "batch": 1}',
+        b'{"input_shape": [1, 2], "batch": 1}',
+        b'{"input_shape": [1, 2, 1e999], "batch": 1}',
+        b"[" * 10**5,
+    ],
 )
 def test_a_child_that_was_taken_over_may_answer_anything(
     answer: bytes, monkeypatch: pytest.MonkeyPatch

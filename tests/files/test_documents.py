@@ -145,6 +145,24 @@ def test_json_of_many_values_is_refused(part: str, most: int) -> None:
         parse_json(document, most_values=most)
 
 
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ('{"a": 1, "a": 1}', "a key is given twice"),
+        ('[{"a": {"b": 1, "c": 2, "b": 3}}]', "a key is given twice"),
+        ("[NaN]", "'NaN' is no finite number"),
+        ("[-Infinity]", "'-Infinity' is no finite number"),
+        ("[1e999]", "'1e999' is no finite number"),
+        ("9" * 400, "is no finite number"),
+        ("9" * 100_000, "is no finite number"),
+    ],
+)
+def test_json_that_readers_do_not_read_alike_is_refused(document: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        parse_json(document.encode())
+    assert len(str(caught.value)) < 120
+
+
 def test_hostile_documents_take_little_time() -> None:
     megabyte = 2**20
     started = time.process_time()

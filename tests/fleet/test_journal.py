@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from command_line import Terminal
 from fleet_folder import CATALOGUE, fill
 
-from edgeclean.errors import UsageError
+from edgeclean.errors import AccuracyGateError, UsageError
 from edgeclean.files.schema import validator
 from edgeclean.fleet.catalogue import read_catalogue
 from edgeclean.fleet.jobs import Answer, Failed, Job
@@ -20,6 +20,7 @@ from edgeclean.fleet.journal import HEAD, JOURNAL, PARTS, Journal
 from edgeclean.fleet.local_engine import LocalEngine
 from edgeclean.fleet.plan import plan_networks
 from edgeclean.fleet.run import DOCUMENT, Fleet, run_fleet
+from edgeclean.gates import GateVerdict, refuse_failed
 
 OTHERS = (None, True, -1, "x", [[1]], {"a": 1})
 NO_NUMBERS = (float("nan"), float("inf"), float("-inf"))
@@ -30,8 +31,9 @@ class RefusingEngine:
 
     name, careful = "refusing", False
 
-    def __init__(self) -> None:
+    def __init__(self, facts: Mapping[str, Any] | None = None) -> None:
         self.asked: list[str] = []
+        self._facts = dict(facts or {})
         self._waiting: list[str] = []
 
     def room(self) -> int:
@@ -43,7 +45,7 @@ class RefusingEngine:
         self._waiting.append(name)
 
     def wait(self) -> Sequence[tuple[str, Answer]]:
-        answer = Failed(kind="refused", message="not now", exit_code=3)
+        answer = Failed(kind="refused", message="not now", exit_code=3, facts=self._facts)
         names, self._waiting = self._waiting, []
         return [(name, answer) for name in names]
 
@@ -152,6 +154,27 @@ def test_a_whole_journal_leaves_nothing_to_do(place: Path, tmp_path: Path) -> No
     engine = RefusingEngine()
     assert again(place, tmp_path / "out", engine).counts.kept == 1
     assert engine.asked == []
+
+
+def test_a_gate_without_a_number_fails_its_cell_and_not_the_fleet(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "given")
+    (folder / "catalogue.toml").write_text(CATALOGUE, encoding="utf-8")
+    verdict = GateVerdict(
+        gate="max-expected-drop",
+        asked=1.0,
+        measured=None,  # of a forecast that does not apply
+        unit="percentage points",
+        passed=False,
+        detail="forecast none",
+    )
+    with pytest.raises(AccuracyGateError) as refused:
+        refuse_failed([verdict])
+    fleet = again(folder, tmp_path / "out", RefusingEngine(refused.value.facts))
+    assert fleet.counts.failed == 1
+    document = json.loads((tmp_path / "out" / DOCUMENT).read_text("utf-8"))
+    validator("fleet").validate(document)
+    (gate,) = document["cells"][0]["gates"]
+    assert (gate["gate"], gate["measured"], gate["passed"]) == ("max-expected-drop", None, False)
 
 
 @pytest.mark.parametrize(

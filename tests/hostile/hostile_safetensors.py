@@ -63,13 +63,13 @@ FILES: list[tuple[str, str, Callable[[], bytes], str]] = [
         "one name twice",
         "a scanner reads the first tensor of that name, the loader the last",
         lambda: headed(b'{"w":' + ENTRY + b',"w":' + ENTRY + b"}", b"1234"),
-        "occurs twice",
+        "given twice",
     ),
     (
         "one key twice inside",
         "two shapes for one tensor",
         lambda: headed(b'{"w":{"shape":[9],' + ENTRY[1:] + b"}", b"1234"),
-        "occurs twice",
+        "given twice",
     ),
     ("cut off", "the numbers end early", lambda: one_tensor()[:-2], PARSER),
     (

@@ -22,6 +22,7 @@ from tiny_checkpoint import (
 )
 
 from edgeclean.errors import InputRejectedError, UsageError
+from edgeclean.load import checkpoint
 from edgeclean.load.checkpoint import parse_torch, read_networks
 from edgeclean.load.kinds import kind_of
 from edgeclean.load.limits import LoadLimits, check_zip, read_input
@@ -206,7 +207,7 @@ BAD_SAFETENSORS: dict[str, tuple[bytes, str]] = {
     "no JSON": (headed(b"{nonsense"), "header is not valid"),
     "nested": (headed(b"[" * 100_000), "header is not valid"),
     "list": (headed(b"[]"), "must be an object"),
-    "one name twice": (headed(b'{"a":' + ENTRY + b',"a":' + ENTRY + b"}", b"1234"), "occurs twice"),
+    "one name twice": (headed(b'{"a":' + ENTRY + b',"a":' + ENTRY + b"}", b"1234"), "given twice"),
     "numbers cut off": (headed(b'{"a":' + ENTRY + b"}", b"12"), "not a valid safetensors file"),
     "no dtype": (headed(b'{"a":{"shape":[1],"data_offsets":[0,4]}}', b"1234"), "not a valid"),
     "empty": (headed(b"{}"), "not a filled state dict"),
@@ -220,6 +221,25 @@ def test_damaged_safetensors_file_is_refused(case: str) -> None:
         read_networks(contents, "safetensors", LIMITS)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        headed(b"{}"),
+        headed(b"[" * 10**5),
+        safetensors.torch.save({"9:w": torch.ones(2)}, {"networks": "[[]]"}),
+        safetensors.torch.save({"0:w": torch.ones(2)}, {"networks": "[" * 10**5}),
+        safetensors.torch.save({"0:w": torch.ones(2)}, {"networks": "[[]]", "layers": "[]"}),
+    ],
+)
+def test_a_child_that_was_taken_over_may_answer_anything(
+    answer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "parse_isolated", lambda *_: answer)
+    with pytest.raises(InputRejectedError, match="answered nonsense"):
+        read_networks(b"", "torch-zip", LIMITS)
 
 
 def test_limits_of_a_safetensors_header() -> None:

@@ -116,7 +116,11 @@ def test_a_bad_config_is_refused_by_its_key(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{", '{"mean": NaN}', "[" * 100_000, "\xff", '{"std": Infinity}', "\x1b[31m"]
+    "text",
+    [
+        *("{", '{"mean": NaN}', "[" * 100_000, "\xff", '{"std": Infinity}', "\x1b[31m"),
+        *('{"mean": [0], "mean": [1]}', "[" + "[]," * 2**20 + "[]]"),
+    ],
 )
 def test_what_is_no_json_is_refused(text: str, tmp_path: Path) -> None:
     folder = folder_of(tmp_path)

@@ -328,7 +328,15 @@ def test_images_of_another_shape_are_refused(model: bytes, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    "answer", [b"", b"[]\n", b"{}\n", b'{"shape": [2, 2], "opset": 1, "source_sha256": ""}\nx']
+    "answer",
+    [
+        b"",
+        b"[]\n",
+        b"{}\n",
+        b'{"shape": [2, 2], "opset": 1, "source_sha256": ""}\nx',
+        b'{"shape": [1], "opset": 1e999, "source_sha256": ""}\nfour',
+        b"[" * 10**5,
+    ],
 )
 def test_a_child_that_was_taken_over_may_answer_anything(
     answer: bytes, model: bytes, monkeypatch: pytest.MonkeyPatch

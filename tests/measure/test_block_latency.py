@@ -182,8 +182,11 @@ def test_a_run_that_was_interrupted_is_made_again(monkeypatch, interrupted, runs
         clock_ns[0] += (10 - made[0]) * 1_000_000
         switches[0] += made[0] <= interrupted
 
-    monkeypatch.setattr(block_backends.time, "perf_counter_ns", lambda: clock_ns[0])
-    monkeypatch.setattr(block_backends, "_interruptions", lambda: switches[0])
+    seen = SimpleNamespace(
+        RUSAGE_SELF=0, getrusage=lambda _: SimpleNamespace(ru_nivcsw=switches[0])
+    )
+    monkeypatch.setattr(block_turns, "resource", seen)
+    monkeypatch.setattr(block_turns.time, "perf_counter_ns", lambda: clock_ns[0])
     assert block_backends.milliseconds(run, threads=2) == ms
     assert made == [runs]
 

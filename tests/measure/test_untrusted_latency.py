@@ -114,6 +114,8 @@ HEAD = b'{"warmup_runs": 1, "settled": true}\n'
     [
         b"",
         b"[]\n" + runs((1, 1)),
+        b"[" * 10**5,
+        b'{"warmup_runs": 1e999, "settled": true}\n' + runs((1, 1)),
         b'{"settled": true}\n' + runs((1, 1)),
         b'{"warmup_runs": -1, "settled": true}\n' + runs((1, 1)),
         b'{"warmup_runs": 99, "settled": true}\n' + runs((1, 1)),

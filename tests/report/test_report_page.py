@@ -230,6 +230,7 @@ def test_every_figure_has_a_name_and_every_id_is_unique(html: str) -> None:
 
 def test_colours_are_the_pages_own(html: str) -> None:
     drawings = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+    assert drawings
     for drawing in drawings:
         assert set(re.findall(r"#[0-9a-f]{6}\b", drawing)) == set()
         names = set(re.findall(r"var\((--\w+)\)", drawing))

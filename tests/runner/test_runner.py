@@ -52,9 +52,7 @@ def test_time_adds_up_and_is_told() -> None:
     run("decompose", counted, 1)
     assert list(run.seconds) == ["load", "decompose"]
     assert len(told) == 8, "only stages that do not tell themselves have a title"
-    peak = peak_memory_mib()
-    assert peak is not None
-    assert 10 < peak < 100_000
+    assert 10 < peak_memory_mib() < 100_000
 
 
 def test_a_stage_that_takes_the_progress_is_given_the_runners() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -108,6 +109,13 @@ class Lying(Polite):
     @staticmethod
     def write(model: bytes, precision: str, shape: Sequence[int | None], folder: Path) -> None:
         Path("answer").write_bytes(b"\xff" * 100)
+        os._exit(0)
+
+
+class Nesting(Polite):
+    @staticmethod
+    def write(model: bytes, precision: str, shape: Sequence[int | None], folder: Path) -> None:
+        Path("answer").write_bytes(struct.pack("<Q", 10**5) + b"[" * 10**5)
         os._exit(0)
 
 

@@ -19,6 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.text import first_line
 from edgeclean.networks.autocast import channels_last
 from edgeclean.networks.layers import with_layers
 
@@ -249,5 +250,5 @@ def running_modules(module: nn.Module) -> Iterator[list[tuple[str, nn.Module]]]:
 
 
 def _raised(error: Exception) -> Reason:
-    line = (str(error).splitlines() or [""])[0][:200]
+    line = first_line(error)
     return Reason(f"used as the stages do, it raises {type(error).__name__}", error=line)

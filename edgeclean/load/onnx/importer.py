@@ -20,7 +20,8 @@ from onnx import ModelProto, NodeProto, TensorProto
 from torch import Tensor, nn
 
 from edgeclean.errors import InputRejectedError
-from edgeclean.load.isolation import parse_isolated
+from edgeclean.files.text import first_line
+from edgeclean.load.isolation import parse_isolated, untrusted_answer
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx.asked import NOTHING, Asked, with_question
 from edgeclean.load.onnx.comparison import check_same, plain_images
@@ -211,11 +212,9 @@ def notes_of(model: ModelProto) -> tuple[str, ...]:
     Raises:
         InputRejectedError: it says something else.
     """
-    try:
+    with untrusted_answer(InputRejectedError("the parsing process's notes are damaged")):
         texts = [one.value for one in model.metadata_props if one.key == NOTES]
         return tuple(str(note)[:300] for text in texts[:1] for note in json.loads(text)[:16])
-    except (ValueError, TypeError, LookupError, RecursionError):
-        raise InputRejectedError("the parsing process's notes are damaged") from None
 
 
 def _outputs(model: ModelProto) -> int:
@@ -302,7 +301,7 @@ def _converted(view: NodeView, inputs: tuple[str, ...]) -> list[nn.Module]:
     try:
         made = OPERATORS[view.node.op_type](view)
     except (ArithmeticError, LookupError, ValueError, TypeError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = first_line(error)
         raise view.refusal(f"cannot be converted ({reason})") from error
     unread = [
         place
@@ -337,7 +336,7 @@ def check_batches(
     except InputRejectedError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a wrong graph makes torch raise
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = first_line(error)
         raise InputRejectedError(f"the network does not run on two images ({reason})") from None
     if not bool(torch.isfinite(alone).all()):
         raise InputRejectedError(

@@ -22,6 +22,7 @@ from onnx import (
 )
 
 from edgeclean.errors import InputRejectedError
+from edgeclean.files.text import first_line
 from edgeclean.load.onnx.asked import Asked
 from edgeclean.load.onnx.einsum import without_einsums_
 from edgeclean.load.onnx.elementwise import ELEMENTWISE
@@ -152,7 +153,7 @@ def raise_opset(model: ModelProto) -> tuple[ModelProto, str]:
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - native code raises many kinds on hostile graphs
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = first_line(error)
         raise InputRejectedError(
             f"opset {opset} of domain '', which onnx.version_converter cannot raise to "
             f"{OLDEST_READ} ({reason}); export at opset {OLDEST_READ} or newer"

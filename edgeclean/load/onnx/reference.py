@@ -17,6 +17,7 @@ from onnx import ModelProto, helper
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.text import first_line
+from edgeclean.load.isolation import untrusted_answer
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx.asked import Asked, question_of, with_question
 from edgeclean.load.onnx.branches import take_branches_
@@ -105,7 +106,7 @@ def answers_of(message: bytes) -> Answers:
     Raises:
         InputRejectedError: they are not of their form.
     """
-    try:
+    with untrusted_answer(InputRejectedError("the network's answers are damaged")):
         line, _, rest = message.partition(b"\n")
         header = json.loads(line)
         parts: dict[str, Images | None] = {}
@@ -116,10 +117,6 @@ def answers_of(message: bytes) -> Answers:
             parts[name] = None if shape is None else numbers.reshape(shape).copy()
             rest = rest[size:]
         return Answers(**parts, rounded=str(header["rounded"]))
-    except (ValueError, LookupError, TypeError) as error:
-        raise InputRejectedError(
-            f"the network's answers are damaged ({first_line(error)})"
-        ) from None
 
 
 def _packed(answers: Answers) -> bytes:
