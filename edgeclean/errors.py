@@ -15,8 +15,8 @@ EdgecleanError
 │   └── ConnectionLostError  7  the device cannot be reached; what was done there is kept
 ├── CellsFailedError         1  some cells of a fleet failed; the code is that of the first of them
 ├── NoMemoryError            1  the machine, or a limit of it, has no memory left
-└── EndedBySignalError       1  native code crashed, or the system ended the process; 128 + n where
-                                somebody asked it to stop by signal n
+└── EndedBySignalError       1  native code crashed, or the system or the process itself ended it;
+                                128 + n where somebody asked it to stop by signal n
 
 Anything else that escapes is a defect of ours: exit code 1, with its traceback.
 """
@@ -109,7 +109,7 @@ class NoMemoryError(EdgecleanError):
 
 
 class EndedBySignalError(EdgecleanError):
-    """The process that did the work was ended by a signal; what it left was cleared up."""
+    """The process that did the work did not come to its end; what it left was cleared up."""
 
     def __init__(self, message: str = "", /, *, exit_code: int = 1, **facts: Any) -> None:
         super().__init__(message, **facts)

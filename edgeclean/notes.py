@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 ANSWERED = "answered"
+ENDED = "ended"
 FOLDER = "folder"
 PLACED = "placed"
 # Of files that are put in place together, by the name of that replacement:
@@ -25,6 +26,11 @@ NOTES: ContextVar[int | None] = ContextVar("NOTES", default=None)
 def note_answer() -> None:
     """Tell the parent, if there is one, that stdout has its document."""
     note(ANSWERED)
+
+
+def note_end() -> None:
+    """Tell the parent, if there is one, that this process came to its end, well or not."""
+    note(ENDED)
 
 
 def note_output(path: Path) -> None:

@@ -30,6 +30,7 @@ from edgeclean.cli.scan import scan
 from edgeclean.cli.streams import safe_streams
 from edgeclean.errors import EdgecleanError, EndedBySignalError, NoMemoryError, UsageError
 from edgeclean.files.writing import no_lasting_writes
+from edgeclean.notes import note_end
 from edgeclean.processes import keep_freed_memory
 from edgeclean.version import __version__
 
@@ -85,6 +86,13 @@ def main() -> None:
 
 
 def _run(as_json: bool) -> None:
+    try:
+        _answered(as_json)
+    finally:
+        note_end()
+
+
+def _answered(as_json: bool) -> None:
     with safe_streams():
         try:
             code = _command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from importlib import resources
@@ -13,6 +12,7 @@ import typer
 
 from edgeclean.cli import options as opt
 from edgeclean.cli.console import Reporter, cells, plain_table
+from edgeclean.cli.streams import answer_stream
 from edgeclean.environment import installed_version
 from edgeclean.errors import ToolchainError, UsageError
 
@@ -88,7 +88,8 @@ def integrations(
         for one in BuildSystem
     }
     if system is not None and not as_json:
-        sys.stdout.write(f"{folders[system]}\n")  # also when quiet: a build asks for nothing else
+        # Also when quiet: a build asks for nothing else.
+        answer_stream().write(f"{folders[system]}\n")
         return
     table = plain_table("build system", "folder")
     for name, folder in folders.items():

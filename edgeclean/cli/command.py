@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from edgeclean.cli.progress import STAGE
+from edgeclean.cli.streams import prints_on_stderr
 from edgeclean.errors import EndedBySignalError, UsageError
 
 LARGEST = 2**63 - 1
@@ -30,7 +31,8 @@ class Command(TyperCommand):
             EndedBySignalError: on Ctrl-C.
         """
         try:
-            return super().invoke(ctx)
+            with prints_on_stderr():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             raise EndedBySignalError(
                 interrupted_line(),

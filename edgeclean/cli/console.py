@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -16,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeclean.cli.progress import Lines, Quiet, bars, ticking
+from edgeclean.cli.streams import answer_stream
 from edgeclean.errors import AnswerLostError, EdgecleanError
 from edgeclean.files.text import one_line, printable
 from edgeclean.notes import note_answer
@@ -53,8 +53,9 @@ class Reporter:
             _write_json(document)
         elif not self.quiet:
             # In a pipe nothing says how wide it may be: a SHA-256 is not folded there.
-            free = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-            console = Console(highlight=False, width=WIDE if free else None)
+            stream = answer_stream()
+            free = not stream.isatty() and "COLUMNS" not in os.environ
+            console = Console(file=stream, highlight=False, width=WIDE if free else None)
             for table in tables:
                 # A title is a sentence: as wide as it is, not as what stands below it.
                 title, table.title = table.title, None
@@ -112,8 +113,9 @@ def cells(*values: object) -> list[Text]:
 
 
 def _write_json(document: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
-    sys.stdout.flush()  # native code that crashes later takes along what is still held back
+    stream = answer_stream()
+    stream.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+    stream.flush()  # native code that crashes later takes along what is still held back
     ANSWERED.set(True)
     note_answer()
 

@@ -3,6 +3,9 @@
 Without this, Python ends with exit code 120 when what it still holds back cannot be written, or
 with a traceback. What is lost of stdout is an error; of stderr, which would have to tell of it,
 nothing.
+
+The answer alone goes to stdout: what the code of a network prints, or native code past Python, goes
+to stderr.
 """
 
 from __future__ import annotations
@@ -10,10 +13,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
+from contextvars import ContextVar
 from typing import Any
 
 from edgeclean.errors import AnswerLostError
+
+_ANSWER: ContextVar[Any] = ContextVar("_ANSWER", default=None)
 
 
 @contextmanager
@@ -24,14 +30,51 @@ def safe_streams() -> Iterator[None]:
     """
     _open_closed()
     kept = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _Stream(kept[0], _lost), _Stream(kept[1], lambda _error: None)
+    with _a_descriptor_of_its_own(kept[0]) as answer:
+        sys.stdout, sys.stderr = _Stream(answer, _lost), _Stream(kept[1], lambda _error: None)
+        ours = sys.stdout, sys.stderr
+        try:
+            yield
+        finally:
+            for stream in ours:
+                with suppress(AnswerLostError):
+                    stream.flush()
+            sys.stdout, sys.stderr = kept
+
+
+@contextmanager
+def prints_on_stderr() -> Iterator[None]:
+    """Within, what Python code prints goes to stderr, and `answer_stream` alone to stdout."""
+    before = _ANSWER.set(sys.stdout)
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(AnswerLostError):
-                stream.flush()
-        sys.stdout, sys.stderr = kept
+        _ANSWER.reset(before)
+
+
+def answer_stream() -> Any:
+    """Return the text stream that a command's answer goes to: what stdout is, or was before."""
+    return _ANSWER.get() or sys.stdout
+
+
+@contextmanager
+def _a_descriptor_of_its_own(stdout: Any) -> Iterator[Any]:
+    """Yield a stream to where stdout leads; within, what is printed past Python goes to stderr."""
+    try:
+        standard = stdout.fileno() == 1
+    except (OSError, ValueError):  # a stream that the program which calls `main` made
+        standard = False
+    if not standard:
+        yield stdout
+        return
+    with os.fdopen(os.dup(1), "w", encoding=stdout.encoding, errors=stdout.errors) as answer:
+        stdout.flush()
+        os.dup2(2, 1)
+        try:
+            yield answer
+        finally:
+            os.dup2(answer.fileno(), 1)
 
 
 def _lost(error: OSError) -> None:

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from edgeclean.errors import EndedBySignalError, UsageError
-from edgeclean.notes import ANSWERED, NOTES, noted
+from edgeclean.notes import ANSWERED, ENDED, NOTES, noted
 from edgeclean.processes import end_with_parent
 
 COMMANDS = (
@@ -48,7 +48,8 @@ def split() -> bool:
 
     Raises:
         SystemExit: in the parent, with the child's exit code.
-        EndedBySignalError: in the parent; the child was ended by a signal, and is cleared up after.
+        EndedBySignalError: in the parent; the child was ended by a signal, or by an exit past the
+            end of `main`, and is cleared up after.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -68,7 +69,7 @@ def split() -> bool:
             signal.signal(number, handler)
     notes = noted(file)
     os.close(file)
-    if os.WIFEXITED(status):
+    if os.WIFEXITED(status) and [ENDED] in notes:
         raise SystemExit(os.WEXITSTATUS(status))
     from edgeclean.files.aftermath import clear_up
 
@@ -77,6 +78,8 @@ def split() -> bool:
     answered = [ANSWERED] in notes
     if answered:
         left = "the answer was given before"
+    if os.WIFEXITED(status):
+        raise _ended_by_itself(os.WEXITSTATUS(status), left, answered=answered)
     raise _ended_by_signal(os.WTERMSIG(status), left, answered=answered)
 
 
@@ -139,6 +142,14 @@ def _ignore_further_interrupts() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, once)
+
+
+def _ended_by_itself(code: int, left: str, *, answered: bool) -> EndedBySignalError:
+    return EndedBySignalError(
+        f"the process ended itself with code {code} before its work was done, as os._exit does in "
+        f"a network's code or in a library; {left}",
+        answered=answered,
+    )
 
 
 def _ended_by_signal(number: int, left: str, *, answered: bool) -> EndedBySignalError:

@@ -45,6 +45,10 @@ def open_regular(path: Path, *, follow: bool = True, links: int | None = None) -
         descriptor = os.open(path, flags if follow else flags | os.O_NOFOLLOW)
     except ValueError:  # a NUL, or half a surrogate pair
         raise OSError(errno.EINVAL, "no file can have that name") from None
+    except OSError as error:
+        if follow or error.errno != errno.ELOOP:
+            raise
+        raise OSError(errno.ELOOP, "reached by symbolic links; copy the file itself") from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):

@@ -51,13 +51,23 @@ def kind_of(path: Path, contents: bytes) -> Kind:
         return "torch-legacy"
     if _is_onnx(contents):
         return "onnx"
-    for place, magic, words in _OTHERS:
-        if contents[place : place + len(magic)] == magic:
-            raise InputRejectedError(f"{printable(str(path))}: {words}")
+    words = other_tools_file(contents)
+    if words:
+        raise InputRejectedError(f"{printable(str(path))}: {words}")
     raise InputRejectedError(
         f"{printable(str(path))}: starts with neither a zip archive nor a pickle, so torch.save "
         "did not write it; nor is it safetensors or ONNX"
     )
+
+
+def other_tools_file(contents: bytes) -> str:
+    """Return what another tool's file is and what to do with it; "" for what is not known."""
+    if contents.startswith(b"{") and b'"weight_map"' in contents:
+        return "an index of weights in several parts; save them as one file"
+    for place, magic, words in _OTHERS:
+        if contents[place : place + len(magic)] == magic:
+            return words
+    return ""
 
 
 def _is_safetensors(contents: bytes) -> bool:

@@ -144,7 +144,7 @@ def _head(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> str:
     heads = {(ours[:1], theirs[:1]) for ours, theirs in pairs}
     if (
         len(heads) != 1
-        or not all(next(iter(heads)))
+        or not all(first and first[0] for first in next(iter(heads)))
         or any(ours[1:] != theirs[1:] for ours, theirs in pairs)
     ):
         return ""

@@ -232,8 +232,8 @@ def _unreadable(node: StandIn, name: str) -> Tensor:
         return torch.empty_strided(_whole(size), _whole(stride), dtype=_dtype(dtype), device="meta")
     if node.kind.endswith("_rebuild_sparse_tensor"):
         raise InputRejectedError(
-            f"{name} is a cpu tensor of layout {_layout(node)}, without numbers in the file; "
-            "save it dense, from the CPU"
+            f"{name} is a sparse tensor of layout {_layout(node)}, and only dense ones are read; "
+            "save it dense: tensor.to_dense()"
         )
     kind = str(_dtype_of(node.arguments[0])).removeprefix("torch.")
     raise InputRejectedError(f"{name} is {kind}; only plain floats and integers are read")

@@ -41,6 +41,8 @@ class Crashing(nn.Module):
             ctypes.string_at(0)
         elif how == "wait":
             time.sleep(60)
+        elif how == "exit":
+            os._exit(0)
         elif how == "refused":
             atexit.register(time.sleep, 3)  # told, and not yet ended
             return self.layer(images.flatten(1)) * math.inf
@@ -113,13 +115,14 @@ def busy_child(place: Path) -> int:
 CRASHES = [
     ("compress", "segfault", "error: native code crashed (SIGSEGV)"),
     ("scan", "SIGKILL", "error: the process was killed (SIGKILL), most often because"),
+    ("inspect", "exit", "error: the process ended itself with code 0 before its work was done"),
     ("inspect", "SIGABRT", "error: native code crashed (SIGABRT)"),
     ("compress", "SIGFPE", "error: native code crashed (SIGFPE)"),
     ("export", "SIGILL", "error: native code crashed (SIGILL)"),
 ]
 
 
-@pytest.mark.parametrize(("command", "how", "words"), exhaustive(CRASHES, CRASHES[:2]))
+@pytest.mark.parametrize(("command", "how", "words"), exhaustive(CRASHES, CRASHES[:3]))
 def test_a_crash_is_one_line_and_leaves_nothing(
     place: Path, command: str, how: str, words: str
 ) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+import safetensors.torch
+import torch
 from command_line import Terminal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -98,6 +100,38 @@ def test_what_the_terminal_has_no_letters_for_is_escaped() -> None:
     ended = run("verify", "é漢", capture_output=True, env={"PYTHONIOENCODING": "ascii:strict"})
     assert ended.returncode == 3
     assert r"\xe9\u6f22 is not a folder" in ended.stderr
+
+
+LOUD = """
+import os, subprocess, sys
+from torch import nn
+
+print("printed")
+os.write(1, b"written\\n")
+subprocess.run(["echo", "echoed"], check=True)
+
+class Loud(nn.Sequential):
+    def forward(self, images):
+        print("run")
+        return super().forward(images)
+
+def make(classes):
+    sys.stdout.write("built")
+    return Loud(nn.Flatten(), nn.Linear(12, classes))
+"""
+
+
+def test_what_the_code_of_a_network_prints_is_no_part_of_the_answer(tmp_path: Path) -> None:
+    (tmp_path / "loud.py").write_text(LOUD)
+    weights = {"1.weight": torch.rand(2, 12), "1.bias": torch.zeros(2)}
+    safetensors.torch.save_file(weights, tmp_path / "a.safetensors")
+    words = ["--input-shape=3x2x2", "--classes=2", "--mean=0,0,0", "--std=1,1,1", "--json"]
+    words = ["export", "a.safetensors", "-o", "a.onnx", "--arch=loud.py:make", *words]
+    ended = run(*words, cwd=tmp_path, capture_output=True)
+    assert ended.returncode == 0
+    assert json.loads(ended.stdout)["file"] == "a.onnx"
+    for loud in ("printed", "written", "echoed", "built", "run"):
+        assert loud in ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,7 @@ def test_an_onnx_file_is_known_by_its_bytes(name: str) -> None:
         (b"\x1c\0\0\0TFL3", "a TensorFlow Lite file"),
         (b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"),
         (b"\x1f\x8b\x08\0", "packed by gzip; unpack it first"),
+        (b'{"metadata": {}, "weight_map": {}}', "an index of weights in several parts"),
     ],
 )
 def test_files_of_other_tools_are_refused_by_what_they_are(contents: bytes, message: str) -> None:

@@ -141,6 +141,12 @@ def test_anything_else_is_refused_with_what_is_there(case: str, folder: Path) ->
     assert "\n" not in str(caught.value)
 
 
+def test_no_count_of_classes_is_advised_that_no_network_has(folder: Path) -> None:
+    networks = {(): {**WEIGHTS, "4.weight": torch.ones(0, 16), "4.bias": torch.ones(0)}}
+    with pytest.raises(InputRejectedError, match=r"\(4.weight is 0x16 .*, 4.bias is 0 for 2\)$"):
+        fitted(SavedNetworks(networks=networks), SPEC, LoadLimits(), folder)
+
+
 def test_a_name_that_is_not_there_is_a_usage_error(folder: Path) -> None:
     networks: Tree = {("params",): WEIGHTS, ("params_ema",): OTHERS}
     limits = LoadLimits(state_dict="ema")

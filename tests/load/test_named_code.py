@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from edgeclean.load.architectures.named_code import build_named
@@ -54,6 +55,34 @@ def test_nothing_is_written_beside_the_file(
     (tmp_path / "net.py").write_text(SEEN, encoding="utf-8")
     assert sides(tmp_path) == (2, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["net.py"]
+
+
+SETTING = """
+import os, torch
+from torch import nn
+
+os.chdir("/")
+torch.set_grad_enabled(False)
+torch.set_default_dtype(torch.float64)
+
+def make():
+    os.chdir("/")
+    return nn.Linear(2, 2)
+"""
+
+
+def test_what_a_file_sets_for_its_process_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "net.py").write_text(SETTING, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # the second finds the file again, by its relative name
+        module = build_named("net.py:make", SPEC)
+        assert isinstance(module, nn.Linear)
+        assert module.weight.requires_grad
+        assert Path.cwd() == tmp_path
+        assert torch.is_grad_enabled()
+        assert torch.get_default_dtype() == torch.float32
 
 
 def test_the_file_knows_its_name_and_place(tmp_path: Path) -> None:

@@ -96,6 +96,27 @@ def test_external_sections_must_lie_in_the_file(key: str, entry: str, tmp_path: 
         embed_files(relocated(contents, key, entry), tmp_path, LIMITS)
 
 
+def test_a_file_that_was_not_fetched_is_called_so(tmp_path: Path) -> None:
+    contents = external_model(tmp_path)
+    (tmp_path / "weights.bin").write_bytes(b"version https://git-lfs.github.com/spec/v1\nsize 9\n")
+    with pytest.raises(InputRejectedError, match=r"tensor 'w': .*; run git lfs pull to"):
+        embed_files(contents, tmp_path, LIMITS)
+    (tmp_path / "weights.bin").write_bytes(b"")
+    with pytest.raises(InputRejectedError, match=r"of 'weights.bin', which has 0; its shape needs"):
+        embed_files(contents, tmp_path, LIMITS)
+
+
+def test_a_tensor_has_one_place_in_its_file(tmp_path: Path) -> None:
+    model = onnx.load_model_from_string(external_model(tmp_path))
+    for key in ("offset", "length", "checksum"):
+        twice = onnx.ModelProto()
+        twice.CopyFrom(model)
+        for entry in ("4", "4"):
+            twice.graph.initializer[0].external_data.add(key=key, value=entry)
+        with pytest.raises(InputRejectedError, match=r"its place in 'weights.bin' is malformed"):
+            embed_files(twice.SerializeToString(), tmp_path, LIMITS)
+
+
 def in_many_files(folder: Path, number: int) -> bytes:
     """A model whose every tensor lies in a file of its own; none is of use to its graph."""
     model = relu_graph()

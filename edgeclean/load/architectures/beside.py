@@ -11,12 +11,14 @@ import importlib.util
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader, SourcelessFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
+
+import torch
 
 from edgeclean.files.reading import is_regular
 
@@ -29,14 +31,17 @@ def importable(folders: Sequence[Path]) -> Iterator[None]:
     """Let imports find what lies in the folders, the first first; afterwards nothing is left.
 
     What was imported from there is forgotten, so that two folders with modules of one name do not
-    get mixed up.
+    get mixed up. The current folder is what it was, and so are PyTorch's type of numbers and
+    whether it keeps gradients: files of networks set them at their top.
     """
     finder = _Finder(list(dict.fromkeys(str(folder.absolute()) for folder in folders)))
-    before = set(sys.modules)
+    before, dtype = set(sys.modules), torch.get_default_dtype()
     sys.meta_path.insert(0, finder)
     try:
-        yield
+        with chdir("."), torch.set_grad_enabled(torch.is_grad_enabled()):
+            yield
     finally:
+        torch.set_default_dtype(dtype)
         sys.meta_path.remove(finder)
         for name in set(sys.modules) - before:
             loader = getattr(sys.modules[name], "__loader__", None)

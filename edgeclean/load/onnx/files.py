@@ -11,6 +11,7 @@ from onnx import TensorProto
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.reading import is_hollow, open_regular
+from edgeclean.load.kinds import other_tools_file
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx.graph import read_model
 from edgeclean.load.onnx.guard import TYPES, external_location, external_tensors
@@ -24,8 +25,8 @@ def embed_files(contents: bytes, folder: Path, limits: LoadLimits) -> tuple[byte
 
     Raises:
         InputRejectedError: a file is missing, a link (symbolic or hard), no regular file, or too
-            small for the tensors that the model puts in it, or many of them share its bytes; or
-            there are more than `MOST_FILES`.
+            small for the tensors that the model puts in it, or many of them share its bytes; a
+            tensor has two places; or there are more than `MOST_FILES` files.
     """
     model = read_model(contents)
     tensors = external_tensors(model)
@@ -40,9 +41,10 @@ def embed_files(contents: bytes, folder: Path, limits: LoadLimits) -> tuple[byte
     for name in names:
         files[name] = _read_plain(folder, name, room)
         room -= len(files[name])
+    sections = [_section(tensor, files[external_location(tensor)]) for tensor in tensors]
     _refuse_shared(tensors, files)
-    for tensor in tensors:
-        tensor.raw_data = _section(tensor, files[external_location(tensor)])
+    for tensor, section in zip(tensors, sections, strict=True):
+        tensor.raw_data = files[external_location(tensor)][section]
         del tensor.external_data[:]
         tensor.data_location = TensorProto.DEFAULT
     digests = {name: hashlib.sha256(numbers).hexdigest() for name, numbers in files.items()}
@@ -86,20 +88,25 @@ def _bytes_of(tensor: TensorProto) -> int:
     return int(math.prod(tensor.dims)) * TYPES[tensor.data_type]
 
 
-def _section(tensor: TensorProto, numbers: bytes) -> bytes:
-    """Return the bytes of a file that are one tensor's."""
+def _section(tensor: TensorProto, numbers: bytes) -> slice:
+    """Return which bytes of a file are one tensor's."""
     where = {entry.key: entry.value for entry in tensor.external_data}
     label = f"tensor {tensor.name[:80]!r}"
     needed = _bytes_of(tensor)
     bounds = [where.get("offset", "0"), where.get("length", str(needed))]
-    if not where.keys() <= KEYS or not all(
-        bound.isascii() and bound.isdigit() and len(bound) < 20 for bound in bounds
+    # Of two places for one tensor, another reader may take the other.
+    once = len(where) == len(tensor.external_data)
+    if (
+        not once
+        or not where.keys() <= KEYS
+        or not all(bound.isascii() and bound.isdigit() and len(bound) < 20 for bound in bounds)
     ):
         raise InputRejectedError(f"{label}: its place in {where['location']!r} is malformed")
     start, length = (int(bound) for bound in bounds)
     if length != needed or start + length > len(numbers):
+        words = other_tools_file(numbers)
         raise InputRejectedError(
             f"{label}: {length} bytes at {start} of {where['location']!r}, which has "
-            f"{len(numbers)}; its shape needs {needed}"
+            f"{len(numbers)}; its shape needs {needed}{f'; the file is {words}' if words else ''}"
         )
-    return numbers[start : start + length]
+    return slice(start, start + length)
