@@ -316,9 +316,9 @@ def _check_signature(module: nn.Module, spec: ModelSpec, limits: LoadLimits) -> 
     try:
         with torch.no_grad(), bounded_cost(module, spec.input_shape, limits) as bill:
             module(torch.zeros(1, *spec.input_shape))
-    except InputRejectedError:
+    except (InputRejectedError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - code that does not fit raises any
+    except BaseException as error:  # noqa: BLE001 - code that does not fit raises any
         reason = first_line(error)
         raise InputRejectedError(
             f"the network does not take an image of {shape} ({type(error).__name__}: {reason}); "

@@ -74,7 +74,7 @@ def find_networks(tree: PickledTree) -> list[FoundNetwork]:
     entries = _entries(nearest)
     if entries:
         raise InputRejectedError(_flaw(entries))
-    raise InputRejectedError(f"the checkpoint is a {in_words(nearest)}, {_NOT_FILLED}")
+    raise InputRejectedError(f"the checkpoint is of type {in_words(nearest)}, {_NOT_FILLED}")
 
 
 def check_plain(tensors: Mapping[str, object]) -> None:
@@ -84,7 +84,7 @@ def check_plain(tensors: Mapping[str, object]) -> None:
         InputRejectedError: it is empty, or a key is no name.
     """
     if not tensors:
-        raise InputRejectedError(f"the checkpoint is a {in_words(tensors)}, {_NOT_FILLED}")
+        raise InputRejectedError(f"the checkpoint is of type {in_words(tensors)}, {_NOT_FILLED}")
     for name in tensors:
         if not is_name(name):
             raise InputRejectedError(_bad_name(name))

@@ -95,6 +95,8 @@ def test_channels_arrive_where_they_are_asked_for(word: str, tmp_path: Path) -> 
         ("def make(config): return nn.Linear(2, 2)", "return Net(Config(num_classes))"),
         ("import sys\ndef make(): sys.exit(0)", "its code ended the program (sys.exit)"),
         ("raise SystemExit", "importing net.py: its code ended the program"),
+        ("class Own(BaseException): pass\nraise Own", "importing net.py raised Own"),
+        ("class Own(BaseException): pass\ndef make(): raise Own", "net.py:make': raised Own"),
         ("def make(): raise AssertionError('not compiled with CUDA')", "leave .cuda() and device"),
     ],
 )

@@ -116,7 +116,7 @@ def test_a_child_answers_on_a_descriptor_of_its_own(
         assert out.startswith(READY + ACCEPTED)
         assert torch.equal(safetensors.torch.load(out[2:])["0:w"], torch.ones(2))
     else:
-        assert out.startswith(READY + REFUSED + b"the checkpoint is a list")
+        assert out.startswith(READY + REFUSED + b"the checkpoint is of type list")
 
 
 def test_a_child_starts_by_following_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,9 +56,11 @@ def build_named(name: str, spec: ModelSpec, code_folder: Path | None = None) -> 
             # A network is callable too, yet it builds none.
             network = isinstance(builder, nn.Module)
             module = copy.deepcopy(builder) if network else call_builder(builder, spec)
+        except KeyboardInterrupt:
+            raise
         except SystemExit:
             raise UsageError(f"--arch {name!r}: {_ENDED}") from None
-        except Exception as error:
+        except BaseException as error:  # code may raise a kind of its own, as pytest's Skipped is
             raise UsageError(
                 f"--arch {name!r}: raised {type(error).__name__}: {error}{_hint(error)}"
             ) from error
@@ -96,15 +98,17 @@ def _import(module_name: str, own: str, name: str, root: Path) -> ModuleType:
         return importlib.import_module(module_name)
     except FileNotFoundError:
         raise UsageError(f"--arch {name!r}: there is no file {module_name}") from None
+    except KeyboardInterrupt:
+        raise
     except SystemExit:
         raise UsageError(f"--arch {name!r}: importing {module_name}: {_ENDED}") from None
-    except Exception as error:
+    except BaseException as error:
         raise UsageError(
             f"--arch {name!r}: importing {module_name} raised {type(error).__name__}: {error}"
         ) from error
 
 
-def _hint(error: Exception) -> str:
+def _hint(error: BaseException) -> str:
     """Return what may help, in words that follow the error; "" for nothing."""
     if "CUDA" in str(error):
         return "; networks are loaded on the CPU: leave .cuda() and device='cuda' out"

@@ -57,7 +57,9 @@ def answer_of(module: nn.Module, images: Float[Tensor, "n c h w"]) -> Any:
     """
     try:
         return module(images)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - code that does not fit raises any
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - code that does not fit raises any
         raise InputRejectedError(
             f"the network does not take {len(images)} images at once ({type(error).__name__}: "
             f"{first_line(error)}); its first dimension must be free"
