@@ -43,6 +43,13 @@ def network(number: int) -> dict[str, Any]:
     }
 
 
+def unread(number: int) -> dict[str, Any]:
+    """A network that was refused before anything was known of it."""
+    unknown = dict.fromkeys(("architecture", "params", "macs", "verdict", "suspicions", "trigger"))
+    error = {"kind": "InputRejectedError", "message": "no network", "exit_code": 3}
+    return network(number) | unknown | {"state": "failed", "error": error}
+
+
 def cell(number: int) -> dict[str, Any]:
     failed = number % 7 == 0
     pair = {"original": 2000, "compressed": 2000 - number}
@@ -76,7 +83,7 @@ def document(cells: int) -> str:
         "engine": "local",
         "seconds": 1.0,
         "counts": {"cells": cells, "done": 0, "failed": 0, "waiting": 0, "kept": 0},
-        "networks": [network(number) for number in range(cells)],
+        "networks": [network(number) for number in range(cells - 1)] + [unread(cells - 1)],
         "cells": [cell(number) for number in range(cells)],
     }
     validator("fleet").validate(whole)
@@ -163,3 +170,6 @@ def test_a_reason_is_in_sight_and_a_phone_needs_no_sideways_scrolling(
     titles = "[...document.querySelectorAll('tr.done')][0].querySelectorAll('td')"
     shown = f"[...{titles}].filter(one => one.offsetHeight).map(one => one.dataset.title)"
     assert {"network", "state", "verdict", "model.onnx"} <= set(tab.value(shown))
+    last = "[...[...document.querySelectorAll('tbody tr')].at(-1).cells]"
+    told = f"{last}.filter(one => one.offsetHeight).map(one => one.dataset.title)"
+    assert tab.value(told) == ["network", "target", "goal", "state", "reason", "seconds"]

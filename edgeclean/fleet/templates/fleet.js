@@ -52,7 +52,7 @@ function filled(cell, [title, value, kind]) {
       picture.alt = "trigger of " + own[2];
       made.append(picture);
     }
-    made.append(element("span", own[2] ? `${text}: ${own[2]}` : text, text === "suspected" ? "alarm" : ""));
+    if (text) made.append(element("span", own[2] ? `${text}: ${own[2]}` : text, text === "suspected" ? "alarm" : ""));
     if (own[1] && cell[PURIFIED]) made.append(element("span", ", purified", "muted"));
   } else if (kind === "state") made.append(element("span", text, ["good", "alarm", "muted"][cell[STATE]]));
   else made.textContent = text || "";
