@@ -173,3 +173,20 @@ def test_a_reason_is_in_sight_and_a_phone_needs_no_sideways_scrolling(
     last = "[...[...document.querySelectorAll('tbody tr')].at(-1).cells]"
     told = f"{last}.filter(one => one.offsetHeight).map(one => one.dataset.title)"
     assert tab.value(told) == ["network", "target", "goal", "state", "reason", "seconds"]
+
+
+def test_long_names_and_many_suspicions_leave_the_page_as_wide_as_the_screen(
+    tab: Tab, tmp_path: Path
+) -> None:
+    whole = json.loads(document(2))
+    whole["networks"][0]["suspicions"] = [f"class {one} from class 9 alone" for one in range(9)]
+    for one in whole["cells"]:
+        one |= {"target": "t" * 80, "goal": "g" * 80}
+    page = tmp_path / "index.html"
+    page.write_bytes(render_page(json.dumps(whole)))
+    for width in (1280, 390):
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 1000}
+        tab("Emulation.setDeviceMetricsOverride", **size)
+        tab.show(page.as_uri())
+        assert tab.value("document.documentElement.scrollWidth") == width
+        assert tab.value("document.querySelector('.scroll').scrollWidth") < 1.2 * width

@@ -39,7 +39,7 @@ function element(tag, text, kind) {
   return made;
 }
 function filled(cell, [title, value, kind]) {
-  const text = value(cell), made = element("td", null, kind === "state" || kind === "verdict" ? "" : kind);
+  const text = value(cell), made = element("td", null, kind);
   if (title === "network" && cell[STATE] === 0) {
     const link = element("a", text);
     link.href = ["bundles", text, fleet.targets[cell[TARGET]], fleet.goals[cell[GOAL]], "report.html"].map(encodeURIComponent).join("/");
