@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path, PurePosixPath
@@ -136,9 +137,10 @@ class RayEngine:
     def wait(self) -> Sequence[tuple[str, Answer]]:
         """Wait until a job is over; bundles are in place and stages kept when it says so."""
         while not self._ended:
-            ready, _ = self._ray.wait(
-                list(self._flights), num_returns=1, timeout=WAIT_SECONDS, fetch_local=True
-            )
+            with _undisturbed():
+                ready, _ = self._ray.wait(
+                    list(self._flights), num_returns=1, timeout=WAIT_SECONDS, fetch_local=True
+                )
             for flight in ready:
                 name, job = self._flights.pop(flight)
                 self._ended.append((name, self._answer(flight, job)))
@@ -167,7 +169,8 @@ class RayEngine:
             asked |= {"include_dashboard": False, "_temp_dir": str(folder)}
         for left in reversed(range(STARTS)):
             try:
-                self._ray.init(**asked)
+                with _undisturbed():
+                    self._ray.init(**asked)
                 self._connected, self._remote = True, self._ray.remote(_on_a_node)
                 return
             except Exception as error:  # noqa: BLE001 - Ray raises Exception itself
@@ -180,7 +183,8 @@ class RayEngine:
     def _answer(self, flight: Any, job: Job) -> Answer:
         """Fetch what came back, keep it, and put a bundle in place."""
         try:
-            came: Return = self._ray.get(flight)
+            with _undisturbed():
+                came: Return = self._ray.get(flight)
         except self._ray.exceptions.RayTaskError as defect:  # edgeclean may not be there
             line = first_line(defect.cause or defect)
             return Failed(kind="defect", message=f"a defect, or no edgeclean: {line}", exit_code=1)
@@ -278,6 +282,32 @@ def _on_a_node(job: Job, luggage: Luggage) -> Return:
             paths = (one for one in sorted(here.output.rglob("*")) if one.is_file())
             bundle = {one.relative_to(here.output).as_posix(): one.read_bytes() for one in paths}
         return Return(answer=answer, kept=kept, bundle=bundle)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP wait until a call of Ray is over; of the main thread alone.
+
+    What a handler raises comes out of Ray's native code as `SystemError`. Ray's own handlers of
+    SIGTERM, which it sets when it starts, end the process by `SystemExit` with the signal's number,
+    and later by an abort that looks like a crash.
+    """
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda got, _frame: came.append(got))
+        for number in (signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    except SystemExit as ended:
+        if ended.code != signal.SIGTERM:
+            raise
+        came.append(signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _import_ray(*, alone: bool) -> Any:

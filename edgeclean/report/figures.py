@@ -72,6 +72,7 @@ XLINK = "http://www.w3.org/1999/xlink"
 MOST_SPECTRA = 8
 MOST_BARS = 48
 MOST_SINGLE_BARS = 120
+MOST_NAMED = 6  # suspected classes over a plot
 SHEET_IMAGES = 48
 SHEET_SIDE = 48
 
@@ -115,7 +116,7 @@ def _say_if_empty(axes: Axes, heights: Sequence[float]) -> None:
 
 
 def scores_plot(search: Mapping[str, Any], suspects: Sequence[int], index: int) -> str:
-    """Draw one search's score of every class; suspected classes stand out by colour and by label.
+    """Draw one search's score of every class; suspected classes stand out by colour and by name.
 
     Args:
         search: the report's entry: "name", "scores", "threshold", and "searched" where not every
@@ -138,15 +139,6 @@ def scores_plot(search: Mapping[str, Any], suspects: Sequence[int], index: int) 
             axes.fill_between(places, heights, step="mid", color=ORIGINAL, lw=0)
             axes.bar(marked, [heights[place] for place in marked], color=ALARM, width=2)
         axes.axhline(search["threshold"], color=MUTED, lw=1, ls=(0, (3, 2)))
-        for place in marked:
-            axes.annotate(
-                f"class {labels[place]}",
-                (place, heights[place]),
-                (0, 3),
-                textcoords="offset points",
-                ha="center",
-                color=INK,
-            )
         _say_if_empty(axes, heights)
         axes.grid(visible=False, axis="x")
         axes.set_ylim(0, 1.25 * max(search["threshold"], *heights, 0.0))
@@ -156,6 +148,9 @@ def scores_plot(search: Mapping[str, Any], suspects: Sequence[int], index: int) 
         if len(heights) <= 12:
             axes.set_xticks(places, [str(label) for label in labels])
         named = ", ".join(str(label) for label in suspects) or "none"
+        if suspects:  # over the plot: beside one another the bars are narrower than any word
+            few = len(suspects) <= MOST_NAMED
+            axes.set_title(f"suspected: {named if few else f'{len(suspects)} classes'}")
         return _inline_svg(
             figure,
             f"scores{index}",
@@ -211,7 +206,9 @@ def macs_plot(layers: Sequence[Mapping[str, Any]]) -> str:
         axes.set_yticks(rows, [short_label(layer["name"], 22) for layer in shown], fontsize=8)
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel("million multiply-accumulates for one image")
+        # Of the figure: beside long names the plot is narrower than these words.
+        words = "million multiply-accumulates for one image"
+        figure.supxlabel(words, fontsize=FONT_PT, color=MUTED)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
         return _inline_svg(
             figure,

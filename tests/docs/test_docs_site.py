@@ -16,6 +16,8 @@ from urllib.parse import unquote
 
 import pytest
 import typer
+from browser import browser
+from programs import Program
 from written_pages import ROOT
 
 import edgeclean
@@ -25,6 +27,10 @@ from edgeclean.errors import EdgecleanError
 
 pytest.importorskip("mkdocs", reason="the extra `docs` is not installed; `make install` does it")
 LOADING = {"script": "src", "img": "src", "iframe": "src", "source": "src", "object": "data"}
+LINK_ON_PAGE = """
+[getComputedStyle(document.querySelector("article p a")).color,
+ getComputedStyle(document.body).backgroundColor]
+"""
 
 
 class Page(HTMLParser):
@@ -104,6 +110,29 @@ def test_nothing_is_loaded_from_outside(site: Path, pages: dict[Path, Page]) -> 
     for sheet in site.rglob("*.css"):
         fetched = re.findall(r"(?:url\(|@import\s+)[\"']?(?:https?:)?//[^)\"']*", sheet.read_text())
         assert fetched == [], sheet.name
+
+
+def test_links_are_legible_in_the_colours_that_the_system_has_now(
+    program: Program, site: Path, tmp_path: Path
+) -> None:
+    with browser(program("chromium"), tmp_path) as tab:
+        for scheme, named in (("dark", "slate"), ("light", "default"), ("dark", "slate")):
+            feature = {"name": "prefers-color-scheme", "value": scheme}
+            tab("Emulation.setEmulatedMedia", features=[feature])
+            tab.show((site / "index.html").as_uri())
+            assert tab.value("document.body.dataset.mdColorScheme") == named
+            words, paper = (luminance(one) for one in tab.value(LINK_ON_PAGE))
+            lighter, darker = max(words, paper), min(words, paper)
+            assert (lighter + 0.05) / (darker + 0.05) >= 4.5  # WCAG 2.2, 1.4.3
+
+
+def luminance(colour: str) -> float:
+    """The relative luminance of ``rgb(...)``, as WCAG has it."""
+    levels = [int(one) / 255 for one in re.findall(r"\d+", colour)[:3]]
+    red, green, blue = (
+        one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in levels
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def test_no_part_is_left_ungenerated(pages: dict[Path, Page]) -> None:

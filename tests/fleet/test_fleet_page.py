@@ -43,6 +43,13 @@ def network(number: int) -> dict[str, Any]:
     }
 
 
+def unread(number: int) -> dict[str, Any]:
+    """A network that was refused before anything was known of it."""
+    unknown = dict.fromkeys(("architecture", "params", "macs", "verdict", "suspicions", "trigger"))
+    error = {"kind": "InputRejectedError", "message": "no network", "exit_code": 3}
+    return network(number) | unknown | {"state": "failed", "error": error}
+
+
 def cell(number: int) -> dict[str, Any]:
     failed = number % 7 == 0
     pair = {"original": 2000, "compressed": 2000 - number}
@@ -76,7 +83,7 @@ def document(cells: int) -> str:
         "engine": "local",
         "seconds": 1.0,
         "counts": {"cells": cells, "done": 0, "failed": 0, "waiting": 0, "kept": 0},
-        "networks": [network(number) for number in range(cells)],
+        "networks": [network(number) for number in range(cells - 1)] + [unread(cells - 1)],
         "cells": [cell(number) for number in range(cells)],
     }
     validator("fleet").validate(whole)
@@ -163,3 +170,23 @@ def test_a_reason_is_in_sight_and_a_phone_needs_no_sideways_scrolling(
     titles = "[...document.querySelectorAll('tr.done')][0].querySelectorAll('td')"
     shown = f"[...{titles}].filter(one => one.offsetHeight).map(one => one.dataset.title)"
     assert {"network", "state", "verdict", "model.onnx"} <= set(tab.value(shown))
+    last = "[...[...document.querySelectorAll('tbody tr')].at(-1).cells]"
+    told = f"{last}.filter(one => one.offsetHeight).map(one => one.dataset.title)"
+    assert tab.value(told) == ["network", "target", "goal", "state", "reason", "seconds"]
+
+
+def test_long_names_and_many_suspicions_leave_the_page_as_wide_as_the_screen(
+    tab: Tab, tmp_path: Path
+) -> None:
+    whole = json.loads(document(2))
+    whole["networks"][0]["suspicions"] = [f"class {one} from class 9 alone" for one in range(9)]
+    for one in whole["cells"]:
+        one |= {"target": "t" * 80, "goal": "g" * 80}
+    page = tmp_path / "index.html"
+    page.write_bytes(render_page(json.dumps(whole)))
+    for width in (1280, 390):
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 1000}
+        tab("Emulation.setDeviceMetricsOverride", **size)
+        tab.show(page.as_uri())
+        assert tab.value("document.documentElement.scrollWidth") == width
+        assert tab.value("document.querySelector('.scroll').scrollWidth") < 1.2 * width

@@ -377,6 +377,31 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_driver_that_is_stopped_says_so_in_one_line(
+    cluster: Any, expected: tuple[Path, Bundles], tmp_path: Path, number: signal.Signals
+) -> None:
+    folder, _ = expected
+    words = ["-o", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"), "--engine", "ray"]
+    command = [sys.executable, "-m", "edgeclean", "fleet", str(networks(folder, 1)), *words]
+    command += ["--address", cluster.address, "--quiet"]
+    with (
+        second_node(cluster) as node,
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run,
+    ):
+        while worker_of(node) is None:
+            assert run.poll() is None
+            time.sleep(0.05)
+        run.send_signal(number)
+        _, err = run.communicate()
+    assert run.returncode == 128 + number
+    assert len(err.splitlines()) == 1
+    assert err.startswith(("error: stopped by", "error: interrupted"))
+
+
+@pytest.mark.slow
 def test_a_ray_of_its_own_listens_on_loopback_alone() -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     said = subprocess.run(

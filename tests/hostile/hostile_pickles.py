@@ -234,7 +234,7 @@ BOMBS = [
         "deep nest",
         "a million lists in lists: readers that recurse overflow their stack",
         b"\x80\x02" + b"]" * 10**6 + b"a" * (10**6 - 1) + b".",
-        "is a list, not a filled state dict",
+        "is of type list, not a filled state dict",
     ),
     zip_case(
         "stack without an end",
@@ -242,7 +242,7 @@ BOMBS = [
         b"\x80\x02}" + text("w"),
         r"damaged",
     ),
-    zip_case("protocol 255", "a pickle of the future", b"\x80\xff}.", "is a dict, not a filled"),
+    zip_case("protocol 255", "a pickle of the future", b"\x80\xff}.", "is of type dict, not a filled"),
     zip_case("nothing on the stack", "pops what is not there", b"\x80\x02000000.", r"damaged"),
 ]
 

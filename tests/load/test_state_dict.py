@@ -66,9 +66,9 @@ class Subclass(Tensor):
 
 TWO = {"a": torch.ones(2)}
 BAD_TREES: dict[str, tuple[object, str]] = {
-    "list": ([torch.ones(2)], "is a list, not a filled state dict"),
-    "tensor": (torch.ones(2), "is a Tensor, not a filled state dict"),
-    "empty": ({}, "is a dict, not a filled state dict"),
+    "list": ([torch.ones(2)], "is of type list, not a filled state dict"),
+    "tensor": (torch.ones(2), "is of type Tensor, not a filled state dict"),
+    "empty": ({}, "is of type dict, not a filled state dict"),
     "empty inside": ({"state_dict": {}}, "not a filled state dict"),
     "numbers inside": ({"state_dict": {"x": 3}}, "'x' is a int; only tensors"),
     "nested too deep": ({"net": {"net": {"net": {"net": TWO}}}}, "'net' is a dict"),

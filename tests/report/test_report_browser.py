@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from PIL import Image
 from programs import Program
 from report_evidence import whole_report
 from report_pages import whole_page
+
+from edgeclean.report import figures
 
 SCREENS = {"desktop": (1280, 900), "phone": (390, 844)}
 COMPLAINTS = {"Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled"}
@@ -30,6 +33,25 @@ CUT = """
   .filter(one => getComputedStyle(one).display != "inline")
   .map(one => one.outerHTML.slice(0, 80))
 """
+# Words of a drawing that stick out of it, and those that others lie over; letters are lower than
+# their boxes.
+OUTSIDE = """
+[...document.querySelectorAll("svg text")].filter(one => {
+  const box = one.getBoundingClientRect(), all = one.ownerSVGElement.getBoundingClientRect();
+  return box.left < all.left - 1 || box.right > all.right + 1;
+}).map(one => one.textContent)
+"""
+OVER = """
+[...document.querySelectorAll("svg text")].filter((one, place, all) => {
+  const box = one.getBoundingClientRect();
+  return all.slice(0, place).some(other => {
+    const its = other.getBoundingClientRect();
+    return box.left < its.right - 2 && its.left < box.right - 2
+      && box.top < its.bottom - 4 && its.top < box.bottom - 4;
+  });
+}).map(one => one.textContent)
+"""
+STYLE = re.compile("<style>.*?</style>", re.DOTALL)
 
 
 @pytest.fixture
@@ -105,3 +127,31 @@ def test_a_page_with_one_thing_wrong_is_noticed(tab: Tab, tmp_path: Path) -> Non
     image = "http://127.0.0.1:9/x.png"
     show(f'<img src="{image}" alt="">', good.replace("Content-Security-Policy", "none"))
     assert image in requests(tab)
+
+
+def scores(classes: int, suspects: list[int]) -> str:
+    heights = [9.0 if label in suspects else 1.0 for label in range(classes)]
+    search = {"name": "warp", "scores": heights, "threshold": 4.0}
+    return figures.scores_plot(search, suspects, 0)
+
+
+@pytest.mark.parametrize(
+    "drawing",
+    [
+        figures.macs_plot([{"name": "M" * 22, "macs_before": 9, "macs_after": 5}]),
+        scores(10, [3, 4]),
+        scores(10, list(range(10))),
+        scores(1000, [0, 500, 501, 502, 998, 999]),
+    ],
+    ids=["long names", "neighbours", "all", "a thousand"],
+)
+def test_the_words_of_a_figure_are_whole_and_apart(tab: Tab, tmp_path: Path, drawing: str) -> None:
+    page = tmp_path / "figure.html"
+    style = STYLE.search(whole_page(whole_report()))
+    assert style is not None
+    page.write_text(f"{style[0]}<main>{drawing}</main>", encoding="utf-8")
+    lay_out(tab, "phone", "light")
+    tab.show(page.as_uri())
+    assert tab.value("document.querySelectorAll('svg text').length") > 5
+    assert tab.value(OUTSIDE) == []
+    assert tab.value(OVER) == []

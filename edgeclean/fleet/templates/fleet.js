@@ -39,7 +39,7 @@ function element(tag, text, kind) {
   return made;
 }
 function filled(cell, [title, value, kind]) {
-  const text = value(cell), made = element("td", null, kind === "state" || kind === "verdict" ? "" : kind);
+  const text = value(cell), made = element("td", null, kind);
   if (title === "network" && cell[STATE] === 0) {
     const link = element("a", text);
     link.href = ["bundles", text, fleet.targets[cell[TARGET]], fleet.goals[cell[GOAL]], "report.html"].map(encodeURIComponent).join("/");
@@ -52,7 +52,7 @@ function filled(cell, [title, value, kind]) {
       picture.alt = "trigger of " + own[2];
       made.append(picture);
     }
-    made.append(element("span", own[2] ? `${text}: ${own[2]}` : text, text === "suspected" ? "alarm" : ""));
+    if (text) made.append(element("span", own[2] ? `${text}: ${own[2]}` : text, text === "suspected" ? "alarm" : ""));
     if (own[1] && cell[PURIFIED]) made.append(element("span", ", purified", "muted"));
   } else if (kind === "state") made.append(element("span", text, ["good", "alarm", "muted"][cell[STATE]]));
   else made.textContent = text || "";
