@@ -6,6 +6,7 @@ that `edgeclean --help` and completion never load torch.
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from contextvars import Context
@@ -39,6 +40,8 @@ EXIT_CODES = (
     "5 parity or accuracy gate, 6 ratio, latency or size out of reach, 7 toolchain missing, "
     "129 stopped by SIGHUP, 130 by Ctrl-C, 131 by SIGQUIT, 143 by SIGTERM."
 )
+# Of the system or of a limit on this user: the network is no worse for it, nor is this program.
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 
 app = typer.Typer(
     name="edgeclean",
@@ -126,15 +129,33 @@ def _command() -> int:
             return UsageError.exit_code
         raise UsageError(usage_line(wrong)) from None
     except MemoryError:
-        raise NoMemoryError(
-            "there is no memory left; end what else takes it, or raise the limit on this process, "
-            "and run the same command again"
-        ) from None
+        raise _no_memory() from None
+    except OSError as error:
+        if error.errno not in EXHAUSTED:
+            raise
+        raise _exhausted(error) from None
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     if code == 128 + signal.SIGINT:  # before the command itself had begun
         raise EndedBySignalError(interrupted_line(), exit_code=code, signal="SIGINT")
     return code or 0
+
+
+def _exhausted(error: OSError) -> EdgecleanError:
+    """Return what is raised where the system gives no further process, open file or memory."""
+    if error.errno == errno.ENOMEM:
+        return _no_memory()
+    return UsageError(
+        f"the system gives this command no further process or open file ({error.strerror}); end "
+        "what else has them, or raise the limit (ulimit -u, ulimit -n), and run it again"
+    )
+
+
+def _no_memory() -> NoMemoryError:
+    return NoMemoryError(
+        "there is no memory left; end what else takes it, or raise the limit on this process, "
+        "and run the same command again"
+    )
 
 
 def _refuse_no_folder() -> None:

@@ -151,8 +151,12 @@ def _refuse_idle(device: str | None, here: Mapping[str, Any], there: Mapping[str
     idle = there if device is None else here
     names = [f"--{name.replace('_', '-')}" for name, value in idle.items() if value is not None]
     if names:
-        of = "a device, and no" if device is None else "a measurement on this machine, and"
-        raise UsageError(f"{' and '.join(names)}: of {of} --device was given; leave one out")
+        way = (
+            "a device; name one with --device, or leave that out"
+            if device is None
+            else "a measurement on this machine; leave that out, or --device"
+        )
+        raise UsageError(f"{' and '.join(names)}: of {way}")
 
 
 def _here(

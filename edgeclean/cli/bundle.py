@@ -206,5 +206,8 @@ def _is_ours(path: Path) -> bool:
     header = path.with_suffix(".h")
     if not is_regular(header) or not _is_written(header):
         return False
+    # Before it is read: somebody else's may be of any size.
+    if not beginning(rf".*_SIZE {path.stat().st_size}\n".encode())(header):
+        return False
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return beginning(rf'.*_SHA256 "{digest}"'.encode())(header)

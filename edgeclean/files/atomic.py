@@ -27,9 +27,10 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from edgeclean.errors import EdgecleanError, OutputInUseError, UsageError
+from edgeclean.files.flushed import sync, write_files
 from edgeclean.files.mounts import refuse_mount
 from edgeclean.notes import note_placed
 
@@ -215,10 +216,10 @@ def folder_in_place(
     sizes = {name: len(content) for name, content in files.items()}
     with _raising_usage_errors(held.path):
         held.partial.mkdir(parents=True)
-        _write(held.partial, files)
+        write_files(held.partial, files, instead_of=held.path)
         if seal is not None:
             further = seal(held.partial)
-            _write(held.partial, further)
+            write_files(held.partial, further, instead_of=held.path)
             sizes |= {name: len(content) for name, content in further.items()}
         _refuse_loss(held, held.path)
         with alongside or nullcontext(), _swapped(held):
@@ -391,30 +392,16 @@ def _settle(held: HeldFolder, look: Callable[[HeldFolder, Path | None], None]) -
         _put_back(held, old, new)
 
 
-def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    folders = {folder}
-    for name, content in files.items():
-        path = folder.joinpath(*PurePosixPath(name).parts)
-        for parent in reversed(path.relative_to(folder).parents[:-1]):
-            (folder / parent).mkdir(exist_ok=True)
-            folders.add(folder / parent)
-        with path.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    for each in folders:
-        _sync(each)
-
-
 @contextmanager
 def _swapped(held: HeldFolder) -> Iterator[None]:
     """Put the new folder in place; if anything is wrong then, or later, put the old one back."""
     new = held.partial.stat().st_ino
-    _write(held.staging, {held.unchecked.name: str(new).encode()})
+    mark = {held.unchecked.name: str(new).encode()}
+    write_files(held.staging, mark, instead_of=held.staging)
     old = _moved_in(held)
     try:
         _refuse_loss(held, old)  # nobody finds it here: what it holds now is what will be removed
-        _sync(held.path.parent)
+        sync(held.path.parent)
         yield
     except BaseException:
         _put_back(held, old, new)
@@ -481,15 +468,6 @@ def _remove(path: Path) -> None:
         path.unlink()
     elif path.exists():
         shutil.rmtree(path)
-
-
-def _sync(folder: Path) -> None:
-    """Make the entries of a folder outlive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

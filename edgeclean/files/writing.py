@@ -23,6 +23,7 @@ from edgeclean.files.atomic import (
     staging_name,
     with_parents,
 )
+from edgeclean.files.flushed import close_as
 from edgeclean.files.mounts import refuse_mount
 from edgeclean.files.reading import is_regular, open_regular
 from edgeclean.files.temporary import temporary_folder
@@ -236,6 +237,7 @@ class _Replacement:
         beside = self._new_name(place, NEW)
         stream = self._leftovers.enter_context(beside.open("xb"))
         _try_lock(stream.fileno())  # until the end: it is no killed run's
+        close_as(stream.fileno(), place)
         stream.write(contents)
         stream.flush()
         os.fsync(stream.fileno())

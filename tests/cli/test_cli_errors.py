@@ -283,9 +283,12 @@ def test_a_bench_on_a_device_has_its_own_original(terminal: Terminal, bundle: Pa
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--trtexec", "/x", "--rounds", "3"], "--rounds and --trtexec: of a device, and no"),
-        (["--dla-core", "0"], "--dla-core: of a device, and no --device was given"),
-        (["--device", "ssh://nowhere", "--seed", "0"], "--seed: of a measurement on this machine"),
+        (["--trtexec", "/x", "--rounds", "3"], "--rounds and --trtexec: of a device; name one"),
+        (["--dla-core", "0"], "--dla-core: of a device; name one with --device, or leave that out"),
+        (
+            ["--device", "ssh://nowhere", "--seed", "0"],
+            "--seed: of a measurement on this machine; leave that out, or --device",
+        ),
         (["--min-speedup", "-1"], "--min-speedup is -1; it must be above 0"),
     ],
 )

@@ -9,12 +9,22 @@ from pathlib import Path
 
 import pytest
 
-FULL = (
-    "import typer\nfrom typing import Annotated\nfrom edgeclean.cli import app, main\n"
-    "@app.command('full')\n"
-    "def full(json: Annotated[bool, typer.Option('--json')] = False) -> None:\n"
-    "    bytearray(1 << 62)\n"
-    "main()"
+FULL = """
+import os, resource, typer
+from typing import Annotated
+from edgeclean.cli import app, main
+
+@app.command('full')
+def full(json: Annotated[bool, typer.Option('--json')] = False) -> None:
+    {what}
+main()
+"""
+# Root has as many processes as it likes.
+TOO_MANY_PROCESSES = (
+    "resource.setrlimit(resource.RLIMIT_NPROC, (0, 0)); os.getuid() or os.setuid(1); os.fork()"
+)
+TOO_MANY_FILES = (
+    "resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32)); [open('/dev/null') for _ in range(32)]"
 )
 
 GONE = (
@@ -23,15 +33,27 @@ GONE = (
 )
 
 
-def test_no_memory_is_one_line() -> None:
-    run = [sys.executable, "-c", FULL, "full"]
+@pytest.mark.parametrize(
+    ("what", "kind", "code", "message"),
+    [
+        ("bytearray(1 << 62)", "NoMemoryError", 1, "there is no memory left; "),
+        (TOO_MANY_PROCESSES, "UsageError", 2, "the system gives this command no further process "),
+        (TOO_MANY_FILES, "UsageError", 2, "the system gives this command no further process or "),
+        ("raise OSError(12, 'fork')", "NoMemoryError", 1, "there is no memory left; "),
+    ],
+)
+def test_what_the_system_has_no_more_of_is_one_line(
+    what: str, kind: str, code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    run = [sys.executable, "-c", FULL.format(what=what), "full"]
     plain = subprocess.run(run, capture_output=True, text=True, check=False)
-    assert plain.returncode == 1
-    assert plain.stderr.startswith("error: there is no memory left; ")
+    assert plain.returncode == code
+    assert plain.stderr.startswith(f"error: {message}")
     assert plain.stderr.count("\n") == 1
     asked = subprocess.run([*run, "--json"], capture_output=True, text=True, check=False)
     error = json.loads(asked.stdout)["error"]
-    assert (error["kind"], error["exit_code"], asked.returncode) == ("NoMemoryError", 1, 1)
+    assert (error["kind"], error["exit_code"], asked.returncode) == (kind, code, code)
     assert asked.stderr == plain.stderr == f"error: {error['message']}\n"
 
 

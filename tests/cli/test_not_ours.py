@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -310,3 +311,22 @@ def test_the_default_cache_of_an_earlier_version_is_left_as_it_is(
     assert "you may delete them" in told[0]
     stage_cache(None, False, told.append)
     assert len(told) == 1, "once is enough"
+
+
+def test_a_large_file_in_the_place_of_embedded_bytes_is_not_taken_into_memory(
+    tmp_path: Path, terminal: Terminal
+) -> None:
+    bundle, mine = put_bundle(tmp_path / "build"), tmp_path / "source"
+    words = ["embed", bundle, "-o", mine, "--form", "incbin", "--file", "golden.safetensors"]
+    assert terminal(*words).code == 0
+    place = mine / "edgeclean_model.safetensors"
+    os.truncate(place, 2**26)
+    tracemalloc.start()
+    try:
+        answer = terminal(*words)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert answer.code == 2
+    assert "was not written by this command" in answer.err
+    assert place.stat().st_size == 2**26 > 4 * most

@@ -117,7 +117,7 @@ def test_a_bundle_and_its_dependency_file_are_both_put_in_place_or_neither(
     inputs = InputFiles(place, output)
     inputs.add(Path("new"))
     before = looked_at(output), place.exists() and place.read_bytes()
-    rename, link, sync = Path.rename, os.link, atomic._sync
+    rename, link, sync = Path.rename, os.link, atomic.sync
 
     def fail(*_: object) -> Any:
         raise OSError(5, "Input/output error")
@@ -135,7 +135,7 @@ def test_a_bundle_and_its_dependency_file_are_both_put_in_place_or_neither(
                 Path, "rename", lambda one, to: fail() if to == output else rename(one, to)
             )
         else:
-            patch.setattr(atomic, "_sync", lambda one: fail() if one == tmp_path else sync(one))
+            patch.setattr(atomic, "sync", lambda one: fail() if one == tmp_path else sync(one))
         with pytest.raises(UsageError, match="what was there is unchanged"):
             write_bundle(output, tiny_contents(), alongside=inputs.written())
     if step == "mkdir":
