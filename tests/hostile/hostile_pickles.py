@@ -242,7 +242,9 @@ BOMBS = [
         b"\x80\x02}" + text("w"),
         r"damaged",
     ),
-    zip_case("protocol 255", "a pickle of the future", b"\x80\xff}.", "is of type dict, not a filled"),
+    zip_case(
+        "protocol 255", "a pickle of the future", b"\x80\xff}.", "is of type dict, not a filled"
+    ),
     zip_case("nothing on the stack", "pops what is not there", b"\x80\x02000000.", r"damaged"),
 ]
 
