@@ -44,6 +44,18 @@ def opset_of(proto: onnx.ModelProto) -> int:
     return max((o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS), default=0)
 
 
+def graph_facts(proto: onnx.ModelProto) -> dict[str, str | int | None]:
+    """Return what the graph itself decides of the manifest's section on the network."""
+    images, logits = proto.graph.input[0], proto.graph.output[0]
+    batch = images.type.tensor_type.shape.dim[0]
+    return {
+        "batch": batch.dim_value if batch.HasField("dim_value") else None,
+        "input_name": images.name,
+        "opset": opset_of(proto),
+        "output_name": logits.name,
+    }
+
+
 def drop_unread(proto: onnx.ModelProto) -> None:
     """Take out nodes, and then constants, that nothing reads any more, in place."""
     graph = proto.graph

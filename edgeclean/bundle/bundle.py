@@ -30,7 +30,7 @@ from edgeclean.files.text import without_folder
 from edgeclean.networks.cost import count_macs, count_params
 from edgeclean.networks.pixels import normalize
 from edgeclean.networks.state import JsonValue, Network
-from exporters.onnx_check import open_onnx, opset_of
+from exporters.onnx_check import graph_facts, open_onnx
 from exporters.session import OnnxSession
 
 MAX_GOLDEN_IMAGES = 16
@@ -218,7 +218,6 @@ def _facts(contents: BundleContents) -> dict[str, Any]:
     """Return the manifest without its list of files."""
     spec, module = contents.network.spec, contents.network.module
     proto = open_onnx(contents.model)
-    batch = proto.graph.input[0].type.tensor_type.shape.dim[0]
     manifest = {
         "format": texts.FORMAT,
         "schema_version": texts.SCHEMA_VERSION,
@@ -228,14 +227,11 @@ def _facts(contents: BundleContents) -> dict[str, Any]:
             "sha256": contents.network.source_sha256,
         },
         "model": {
-            "batch": batch.dim_value if batch.HasField("dim_value") else None,
+            **graph_facts(proto),
             "classes": spec.classes,
-            "input_name": proto.graph.input[0].name,
             "input_shape": list(spec.input_shape),
             "macs": count_macs(module, spec.input_shape),
             "mean": list(spec.mean),
-            "opset": opset_of(proto),
-            "output_name": proto.graph.output[0].name,
             "params": count_params(module),
             "std": list(spec.std),
         },

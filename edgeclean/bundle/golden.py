@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,12 +28,12 @@ class GoldenRun:
     """The network's metadata and its logits.
 
     Attributes:
-        opset: version of the standard operators.
+        graph: what `onnx_check.graph_facts` says of it.
         source_sha256: SHA-256 of the checkpoint that its metadata names, or "".
         logits: [n, classes] float32.
     """
 
-    opset: int
+    graph: Mapping[str, object]
     source_sha256: str
     logits: NDArray[np.float32]
 
@@ -53,8 +54,8 @@ def run_isolated(
     with untrusted_answer(InputRejectedError("the process that ran the network answered nonsense")):
         facts = json.loads(head)
         logits = np.frombuffer(numbers, np.float32).reshape(facts["shape"])
-        opset, source_sha256 = int(facts["opset"]), str(facts["source_sha256"])
-    return GoldenRun(opset=opset, source_sha256=source_sha256, logits=logits)
+        graph, source_sha256 = dict(facts["graph"]), str(facts["source_sha256"])
+    return GoldenRun(graph=graph, source_sha256=source_sha256, logits=logits)
 
 
 def run_golden(contents: bytes, limits: LoadLimits) -> bytes:
@@ -63,7 +64,7 @@ def run_golden(contents: bytes, limits: LoadLimits) -> bytes:
     Raises:
         InputRejectedError: the file is not plain ONNX, or does not take these images.
     """
-    from exporters.onnx_check import open_onnx, opset_of
+    from exporters.onnx_check import graph_facts, open_onnx
     from exporters.session import OnnxSession
 
     model_end, shape_end = _LENGTHS.unpack_from(contents)
@@ -91,7 +92,7 @@ def run_golden(contents: bytes, limits: LoadLimits) -> bytes:
         )
     facts = {fact.key: fact.value for fact in proto.metadata_props}
     head = {
-        "opset": opset_of(proto),
+        "graph": graph_facts(proto),
         "source_sha256": facts.get("edgeclean.source_sha256", ""),
         "shape": logits.shape,
     }

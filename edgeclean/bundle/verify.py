@@ -31,6 +31,7 @@ from edgeclean.bundle.signing import Trusted, check_signature, is_signature_of
 from edgeclean.environment import versions
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.reading import is_folder, is_hollow, open_regular
+from edgeclean.files.text import shown
 from edgeclean.load.limits import LoadLimits, check_safetensors
 
 if TYPE_CHECKING:
@@ -327,11 +328,12 @@ def _check_golden(
 
 
 def _check_model(ran: GoldenRun, manifest: Mapping[str, Any]) -> None:
-    opset = manifest["model"]["opset"]
-    if ran.opset != opset:
-        raise InputRejectedError(
-            f"{texts.MODEL} is at opset {ran.opset}; the manifest says {opset}"
-        )
+    for name, found in ran.graph.items():
+        said = manifest["model"].get(name)
+        if found != said:
+            raise InputRejectedError(
+                f"{texts.MODEL} has {name} {shown(found)}; the manifest says {shown(said)}"
+            )
     if ran.source_sha256 != manifest["source"]["sha256"]:
         raise InputRejectedError(
             f"{texts.MODEL} was made from another checkpoint than the manifest says"

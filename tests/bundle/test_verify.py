@@ -241,7 +241,10 @@ def _drop_a_class(bundle: Path) -> None:
     [
         (_drop_a_class, r"model.onnx gives logits \(4, 5\); golden.safetensors holds \(4, 4\)"),
         (_swap_model, r"model.onnx differs from its stored logits by 0\.\d+"),
-        (_change_manifest("model", "opset", to=13), "is at opset 17; the manifest says 13"),
+        (_change_manifest("model", "opset", to=13), "has opset 17; the manifest says 13"),
+        (_change_manifest("model", "input_name", to="x"), "input_name 'input'; .* says 'x'"),
+        (_change_manifest("model", "output_name", to="x"), "output_name 'logits'; .* says 'x'"),
+        (_change_manifest("model", "batch", to=8), "has batch 1; the manifest says 8"),
         (_change_manifest("source", "sha256", to="cd" * 32), "made from another checkpoint"),
         (_change_manifest("model", "input_shape", to=[3, 9, 9]), r"float32 \(4, 3, 9, 9\) is said"),
         (_change_manifest("model", "classes", to=6), r"float32 \(4, 6\) is said"),
