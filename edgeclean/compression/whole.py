@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from edgeclean.compression.settings import Cost
+from edgeclean.files.text import listed
 from edgeclean.networks.layers import Layer
 
 SHOWN = 6  # layers, or reasons, in a message
@@ -23,12 +24,11 @@ def why_none(layers: Sequence[Mapping[str, Any]]) -> str:
     others = [one for one in layers if one["kind"] != "linear"]
     if others:
         stays = [f"{one['name'] or 'the network'} ({one['reason']})" for one in others]
-        more = f", and {len(stays) - SHOWN} more" if len(stays) > SHOWN else ""
         number = (
             "1 convolution stays as it is" if len(others) == 1 else
             f"{len(others)} convolutions stay as they are"
         )  # fmt: skip
-        why = f"{number}, so there is nothing to scale: {', '.join(stays[:SHOWN])}{more}"
+        why = f"{number}, so there is nothing to scale: {listed(stays, SHOWN)}"
     else:
         why = "it has no convolutions, so there is nothing to scale"
     return (

@@ -8,8 +8,10 @@ text escapes it for where it goes.
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Sequence
 
 MOST_SHOWN = 80  # characters of what was got, in a refusal
+MOST_OF_AN_ENTRY = 120
 MOST_OF_A_LINE = 1000  # characters of a whole refusal: a path alone may have 4096
 
 
@@ -48,6 +50,16 @@ def first_line(error: BaseException) -> str:
 def shown(value: object) -> str:
     """Return at most 80 printable characters of any value, however large or deeply nested."""
     return printable(_SHOWN.repr(value))[:MOST_SHOWN]
+
+
+def listed(entries: Sequence[str], most: int = 8, *, between: str = ", ") -> str:
+    """Join the first entries, at most 120 characters of each, and say how many more there are.
+
+    >>> listed(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(entries) - most} more" if len(entries) > most else ""
+    return between.join(one[:MOST_OF_AN_ENTRY] for one in entries[:most]) + more
 
 
 def counted(number: int, noun: str) -> str:

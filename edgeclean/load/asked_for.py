@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 MOST_NAMES = 20
-MOST_LETTERS = 100
 # Of PyTorch itself, and how pickles write plain values; whatever else is named is told to the user.
 _PLAIN_MODULES = ("torch._utils", "torch._tensor", "torch.storage", "torch.nn.parameter")
 
@@ -88,12 +87,6 @@ def code_asked_for(names: Iterable[str], attributes: Iterable[str]) -> bool:
 def beside_tensors(names: Iterable[str]) -> list[str]:
     """Return what is neither PyTorch's own way to write tensors nor a plain container, sorted."""
     return sorted(name for name in set(names) if not _is_plain(name))
-
-
-def listed(names: list[str]) -> str:
-    """Return some of the names, and how many more there are."""
-    shown = ", ".join(name[:MOST_LETTERS] for name in names[:8])
-    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _is_code(name: str) -> bool:

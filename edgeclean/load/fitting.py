@@ -21,10 +21,9 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from edgeclean.errors import InputRejectedError, UsageError
-from edgeclean.files.text import first_line
+from edgeclean.files.text import MOST_OF_AN_ENTRY, first_line, listed
 from edgeclean.load.architectures import build_architecture, list_architectures
 from edgeclean.load.architectures.libraries import is_of_library
-from edgeclean.load.asked_for import MOST_LETTERS
 from edgeclean.load.canonical.answers import way_out
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.names import Architecture, Renamed, closest, fits, unwrapped
@@ -37,7 +36,6 @@ from edgeclean.networks.state import JsonValue, ModelSpec
 T = TypeVar("T")
 _Networks = Mapping[tuple[str, ...], Mapping[str, Tensor]]
 WHOLE_FILE = "."
-MOST_SHOWN = 8
 _ANOTHER_SEED = 2**31 - 19
 _NOT_AGAIN = (
     "and no state dict holds that, so that the network that was trained cannot be made "
@@ -109,7 +107,7 @@ def fitted(
         "differences": list(differences(_renamed(saved.layers, way), module)),
         "network": way.label if way.label != WHOLE_FILE else "",
         "names": list(way.renamed.done),
-        "beside": [name[:MOST_LETTERS] for name in saved.beside],
+        "beside": [name[:MOST_OF_AN_ENTRY] for name in saved.beside],
     }
     return module, {key: note for key, note in notes.items() if note}
 
@@ -384,7 +382,7 @@ def _chosen(saved: SavedNetworks, architecture: Architecture, choice: str) -> _W
     if others:
         labels = [ways[0].label, *(way.label for way in others)]
         raise InputRejectedError(
-            f"the checkpoint holds {len(labels)} networks that fit, under {_listed(labels)}; "
+            f"the checkpoint holds {len(labels)} networks that fit, under {listed(labels)}; "
             f"choose one, such as --state-dict {labels[0]}"
         )
     return ways[0]
@@ -424,7 +422,7 @@ def _unfit(saved: SavedNetworks, architecture: Architecture) -> InputRejectedErr
         return InputRejectedError(reason)
     near = labels[nearest.index(best)]
     return InputRejectedError(
-        f"the checkpoint holds {len(labels)} networks, under {_listed(labels)}, and none fits; of "
+        f"the checkpoint holds {len(labels)} networks, under {listed(labels)}, and none fits; of "
         f"{near}: {reason}"
     )
 
@@ -440,9 +438,4 @@ def _label(path: tuple[str, ...], prefix: str) -> str:
 def _offered(labels: list[str]) -> str:
     if labels == [WHOLE_FILE]:
         return "the file itself is the one that does: leave --state-dict out"
-    return f"there is {_listed(labels)}"
-
-
-def _listed(labels: list[str]) -> str:
-    more = f" and {len(labels) - MOST_SHOWN} more" if len(labels) > MOST_SHOWN else ""
-    return ", ".join(labels[:MOST_SHOWN]) + more
+    return f"there is {listed(labels)}"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from edgeclean.files.text import listed
 from edgeclean.load.weight_parts import put_together, whole_names
 
 # Parts of names that wrappers of a module add: DataParallel's and DDP's, torch.compile's, FSDP's,
@@ -30,7 +31,6 @@ OBSERVERS = ("activation_post_process", "weight_fake_quant")
 MOST_PREFIXES = 24
 LEAST_SHARE = 8  # a network is at least an eighth of the names that it lies among
 MOST_DEPTH = 4  # of a prefix, in parts
-MOST_TOLD = 8  # names of tensors that are left out
 
 # The state dict of the architecture, whose naming variant these names choose.
 Architecture = Callable[[Collection[str]], Mapping[str, Tensor]]
@@ -248,7 +248,4 @@ def _wrappers(name: str) -> list[str]:
 
 def _left_out(names: list[str]) -> tuple[str, ...]:
     names = [name for name in names if name.rpartition(".")[2] not in COUNTERS]
-    if not names:
-        return ()
-    more = f" and {len(names) - MOST_TOLD} more" if len(names) > MOST_TOLD else ""
-    return (f"left out: {', '.join(name[:120] for name in names[:MOST_TOLD])}{more}",)
+    return (f"left out: {listed(names)}",) if names else ()

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from edgeclean.errors import InputRejectedError
-from edgeclean.files.text import shown
+from edgeclean.files.text import listed, shown
 from edgeclean.load.pickles import StandIn
 
 # By the layer's name: "" for its class, and its plain values by their attributes' names.
@@ -99,10 +99,9 @@ def differences(layers: Mapping[str, Mapping[str, Any]], module: nn.Module) -> t
             elif key in _DECIDING:
                 stock.append(words)
     if stock:
-        more = f" and {len(stock) - MOST_TOLD} more" if len(stock) > MOST_TOLD else ""
         raise InputRejectedError(
             f"the file holds a whole network, and the named code makes another of its weights: "
-            f"{'; '.join(stock[:MOST_TOLD])}{more}. Give the code that made it; if the code is "
+            f"{listed(stock, MOST_TOLD, between='; ')}. Give the code that made it; if the code is "
             "right as it is, save torch.save(model.state_dict(), ...) instead"
         )
     return tuple(own[:MOST_TOLD])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from edgeclean.errors import InputRejectedError
-from edgeclean.files.text import first_line
+from edgeclean.files.text import first_line, listed
 from edgeclean.load.limits import LoadLimits
 
 SHOWN = 5
@@ -244,5 +244,4 @@ def _dtype(tensor: Any) -> str:
 def _listing(names: list[str]) -> str:
     if not names:
         return "none"
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{len(names)} ({', '.join(name[:120] for name in names[:SHOWN])}{more})"
+    return f"{len(names)} ({listed(names, SHOWN)})"

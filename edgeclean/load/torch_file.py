@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from edgeclean.errors import InputRejectedError
-from edgeclean.load.asked_for import beside_tensors, code_asked_for, listed
+from edgeclean.files.text import listed
+from edgeclean.load.asked_for import beside_tensors, code_asked_for
 from edgeclean.load.limits import ZIP_MAGIC
 from edgeclean.load.numpy_arrays import array, is_array
 from edgeclean.load.pickles import (
