@@ -137,6 +137,21 @@ def replace_nodes_(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
     graph.node.extend(copies)
 
 
+def names_of(graph: GraphProto) -> set[str]:
+    """Return the names of all values, be they computed, constant or given."""
+    names = {name for node in graph.node for name in (*node.input, *node.output)}
+    return names | {one.name for one in (*graph.initializer, *graph.input)}
+
+
+def constants_of(graph: GraphProto) -> dict[str, TensorProto]:
+    """Return the tensors that a graph holds, as weights or in nodes, by name."""
+    constants = {one.name: one for one in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and [one.name for one in node.attribute] == ["value"]:
+            constants[node.output[0]] = node.attribute[0].t
+    return constants
+
+
 def with_shapes(
     model: ModelProto, *, strict_mode: bool = False, data_prop: bool = False
 ) -> ModelProto:
