@@ -11,6 +11,7 @@ from onnx import GraphProto, NodeProto, helper, numpy_helper
 
 from edgeclean.load.onnx.graph import constants_of, names_of
 
+Numbers = np.ndarray[Any, np.dtype[Any]]
 CLIPS_BY_INPUTS = 11  # opset from which a Clip's bounds are inputs
 # The opset from which axes are an input, and which one; of all other reductions 18 and 1.
 AXES_AS_INPUT = {"ReduceSum": (13, 1), "Slice": (10, 3), "Squeeze": (13, 1), "Unsqueeze": (13, 1)}
@@ -39,9 +40,10 @@ class GraphWriter:
         names = (f"{base}/{number}" for number in self._numbers)
         return next(name for name in names if name not in self._taken)
 
-    def constant(self, numbers: Any, base: str) -> str:
-        """Add a constant and return its name."""
-        tensor = numpy_helper.from_array(np.asarray(numbers), self.name(base))
+    def constant(self, numbers: Numbers | Sequence[int], base: str) -> str:
+        """Add a constant, a list as int64, and return its name."""
+        array = numbers if isinstance(numbers, np.ndarray) else np.array(numbers, np.int64)
+        tensor = numpy_helper.from_array(array, self.name(base))
         self._graph.initializer.append(tensor)
         self.constants[tensor.name] = tensor
         return tensor.name
@@ -55,11 +57,10 @@ class GraphWriter:
 
     def clip(self, value: str, low: float, high: float, output: str, name: str = "") -> str:
         """Write a Clip of float32, and return its output."""
-        bounds = {"min": np.float32(low), "max": np.float32(high)}
         if self.opset < CLIPS_BY_INPUTS:
-            return self.add("Clip", [value], output, name, **bounds)
-        constants = [self.constant(bound, output) for bound in bounds.values()]
-        return self.add("Clip", [value, *constants], output, name)
+            return self.add("Clip", [value], output, name, min=low, max=high)
+        bounds = [self.constant(np.array(one, np.float32), output) for one in (low, high)]
+        return self.add("Clip", [value, *bounds], output, name)
 
     def set_axes(self, node: NodeProto, axes: Sequence[int], base: str) -> None:
         """Give a node other axes, be they an attribute or an input; ``base`` names a constant."""
@@ -68,7 +69,7 @@ class GraphWriter:
             set_attribute_(node, "axes", list(axes))
             return
         node.input.extend([""] * (place + 1 - len(node.input)))
-        node.input[place] = self.constant(np.array(axes, np.int64), base)
+        node.input[place] = self.constant(axes, base)
 
 
 def set_attribute_(node: NodeProto, name: str, to: Any) -> None:
