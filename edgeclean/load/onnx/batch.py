@@ -17,8 +17,14 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edgeclean.errors import InputRejectedError
-from edgeclean.load.onnx.graph import batch_of, node_label, prune_, replace_nodes_, shape_of
-from edgeclean.load.onnx.lift import own_opset
+from edgeclean.load.onnx.graph import (
+    batch_of,
+    node_label,
+    own_opset,
+    prune_,
+    replace_nodes_,
+    shape_of,
+)
 from edgeclean.load.onnx.writer import GraphWriter, set_attribute_
 
 Shape = tuple[int, ...]

@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from edgeclean.load.onnx.graph import prune_, replace_nodes_, shape_of
-from edgeclean.load.onnx.lift import own_opset
+from edgeclean.load.onnx.graph import own_opset, prune_, replace_nodes_, shape_of
 from edgeclean.load.onnx.writer import GraphWriter
 
 Shape = tuple[int, ...]

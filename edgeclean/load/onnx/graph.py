@@ -152,6 +152,11 @@ def constants_of(graph: GraphProto) -> dict[str, TensorProto]:
     return constants
 
 
+def is_external(tensor: TensorProto) -> bool:
+    """Return whether a tensor's numbers lie in another file."""
+    return bool(tensor.data_location == TensorProto.EXTERNAL or tensor.external_data)
+
+
 def with_shapes(
     model: ModelProto, *, strict_mode: bool = False, data_prop: bool = False
 ) -> ModelProto:
@@ -187,6 +192,13 @@ def batch_of(model: ModelProto) -> int:
     weights = {tensor.name for tensor in model.graph.initializer}
     images = next(value for value in model.graph.input if value.name not in weights)
     return max(1, int(images.type.tensor_type.shape.dim[0].dim_value))
+
+
+def own_opset(model: ModelProto) -> int:
+    """Return the version of ONNX's own operators; 1 where none is given."""
+    return max(
+        (one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=1
+    )
 
 
 def node_label(node: NodeProto) -> str:

@@ -31,13 +31,15 @@ from edgeclean.load.onnx.fusions import FUSIONS, MICROSOFT
 from edgeclean.load.onnx.graph import (
     OWN_DOMAINS,
     image_input,
+    is_external,
     node_label,
+    own_opset,
     read_model,
     reduce_,
     shape_of,
     with_shapes,
 )
-from edgeclean.load.onnx.lift import lifted, own_opset
+from edgeclean.load.onnx.lift import lifted
 from edgeclean.load.onnx.operators import OPERATORS
 from edgeclean.load.onnx.quantised import QUANTISERS
 from edgeclean.load.onnx.shape_numbers import Numbers, ShapeNumbers
@@ -275,11 +277,7 @@ def check_operators(model: ModelProto, *, as_it_came: bool) -> None:
 
 def external_tensors(model: ModelProto) -> list[TensorProto]:
     """List the tensors whose numbers lie in other files."""
-    return [
-        tensor
-        for tensor in all_tensors(model)
-        if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data
-    ]
+    return [tensor for tensor in all_tensors(model) if is_external(tensor)]
 
 
 def external_location(tensor: TensorProto) -> str:

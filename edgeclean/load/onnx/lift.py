@@ -30,6 +30,7 @@ from edgeclean.load.onnx.fusions import without_fusions_
 from edgeclean.load.onnx.graph import (
     label_of,
     node_label,
+    own_opset,
     prune_,
     replace_nodes_,
     shape_of,
@@ -186,13 +187,6 @@ def with_broadcast_axes_(model: ModelProto) -> None:
             node.attribute.remove(axis)
         writer.nodes.append(node)
     replace_nodes_(graph, writer.nodes)
-
-
-def own_opset(model: ModelProto) -> int:
-    """Return the version of ONNX's own operators; 1 where none is given."""
-    return max(
-        (one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=1
-    )
 
 
 def as_float32_(graph: GraphProto) -> tuple[str, Rounded]:
