@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
-from edgeclean.load.onnx.graph import OWN_DOMAINS, names_of, own_opset, replace_nodes_
+from edgeclean.load.onnx.graph import OWN_DOMAINS, is_external, names_of, own_opset, replace_nodes_
 from edgeclean.load.onnx.shape_numbers import ShapeNumbers
 from edgeclean.load.onnx.writer import GraphWriter
 
@@ -84,7 +84,10 @@ def _take_first(graph: GraphProto, known: ShapeNumbers) -> bool:
 
 
 def _body(graph: GraphProto, node: NodeProto, branch: GraphProto) -> list[NodeProto] | None:
-    """Return a branch's nodes, which make the outputs of the ``If``; None where it has more."""
+    """Return a branch's nodes, which make the outputs of the ``If``.
+
+    None where it has more, or keeps numbers in other files: those were looked for before.
+    """
     own = [name for one in branch.node for name in one.output if name]
     if (
         branch.initializer
@@ -93,6 +96,7 @@ def _body(graph: GraphProto, node: NodeProto, branch: GraphProto) -> list[NodePr
         or len(branch.output) != len(node.output)
         or len(set(own)) != len(own)
         or names_of(graph).intersection(own)
+        or any(is_external(one.t) for inner in branch.node for one in inner.attribute)
     ):
         return None
     ends = [

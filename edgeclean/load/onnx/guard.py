@@ -176,7 +176,7 @@ def _simplified(model: ModelProto) -> ModelProto:
     free = onnx.helper.make_tensor_value_info(output.name, TensorProto.FLOAT, [None] * rank)
     output.CopyFrom(free)
     simplified, _ = onnxsim.simplify(model, check_n=0, skip_fuse_bn=True)
-    release_(simplified.graph, held)
+    release_(simplified, held)
     del simplified.metadata_props[:]
     simplified = with_shapes(simplified, strict_mode=True)
     if write_boxes_(simplified):
