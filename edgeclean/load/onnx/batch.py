@@ -17,11 +17,17 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edgeclean.errors import InputRejectedError
-from edgeclean.load.onnx.graph import batch_of, node_label, prune_, replace_nodes_, shape_of
-from edgeclean.load.onnx.lift import own_opset
+from edgeclean.load.onnx.graph import (
+    batch_of,
+    node_label,
+    own_opset,
+    prune_,
+    replace_nodes_,
+    shape_of,
+)
+from edgeclean.load.onnx.writer import GraphWriter, set_attribute_
 
 Shape = tuple[int, ...]
-AXES_OF_REDUCTIONS = {"ReduceSum": 13}  # opset from which axes are an input; 18 for the others
 # Operators whose answer at a place depends on its operands at that place alone.
 POINTWISE = frozenset(
     {
@@ -71,22 +77,18 @@ def batch_first_(model: ModelProto) -> None:
         prune_(model.graph)
 
 
-class _Walk:
-    """The nodes so far, as they are written, and where the images of their values are."""
+class _Walk(GraphWriter):
+    """Writes the nodes, and knows where the images of their values are."""
 
     def __init__(self, model: ModelProto) -> None:
-        graph = self.graph = model.graph
-        self.opset = own_opset(model)
+        graph = model.graph
+        super().__init__(graph, own_opset(model))
         self.batch = batch_of(model)
-        self.constants = {one.name: one for one in graph.initializer}
         known = [*graph.value_info, *graph.input, *graph.output]
         self.shapes: dict[str, Shape] = {one.name: shape_of(one) for one in known}
         self.images = {one.name: FIRST for one in graph.input if one.name not in self.constants}
-        self.nodes: list[NodeProto] = []
         self.made_by: dict[str, NodeProto] = {}
         self.is_changed = False
-        self._names = {name for node in graph.node for name in (*node.input, *node.output)}
-        self._names |= {*self.constants, *self.images}
         self._turned: dict[tuple[str, int, int], str] = {}
 
     def take(self, node: NodeProto) -> None:
@@ -176,50 +178,15 @@ class _Walk:
         self._keep(node, written, where)
         return written
 
-    def constant(self, numbers: np.ndarray, base: str) -> str:
-        """Add a constant and return its name."""
-        name = self.new_name(base)
-        tensor = numpy_helper.from_array(numbers, name)
-        self.graph.initializer.append(tensor)
-        self.constants[name] = tensor
-        return name
-
-    def new_name(self, base: str) -> str:
-        """Return a name that no value of the graph has."""
-        number = len(self._names)
-        while f"{base}/{number}" in self._names:
-            number += 1
-        self._names.add(f"{base}/{number}")
-        return f"{base}/{number}"
-
-    def set_integers(
-        self, node: NodeProto, name: str, place: int | None, to: Sequence[int]
-    ) -> None:
-        """Give a written node other whole numbers: the attribute, or the input at a place."""
-        if place is not None:
-            while len(node.input) <= place:
-                node.input.append("")
-            node.input[place] = self.constant(np.array(to, np.int64), node.output[0])
-            return
-        kept = [one for one in node.attribute if one.name != name]
-        single = name == "axis"
-        kept.append(helper.make_attribute(name, to[0] if single else list(to)))
-        del node.attribute[:]
-        node.attribute.extend(kept)
-
     def reshaped(self, name: str, shape: Sequence[int], output: str = "") -> str:
         """Add a Reshape of a value and return its name."""
-        output = output or self.new_name(name)
-        sides = self.constant(np.array(shape, np.int64), output)
-        self.nodes.append(helper.make_node("Reshape", [name, sides], [output], output))
-        return output
+        output = output or self.name(name)
+        return self.add("Reshape", [name, self.constant(shape, output)], output, output)
 
     def swapped(self, name: str) -> str:
         """Add a Transpose of the second and third of four axes, and return its name."""
-        output = self.new_name(name)
-        node = helper.make_node("Transpose", [name], [output], output, perm=[0, 2, 1, 3])
-        self.nodes.append(node)
-        return output
+        output = self.name(name)
+        return self.add("Transpose", [name], output, output, perm=[0, 2, 1, 3])
 
     def aligned(self, node: NodeProto, name: str, rank: int, axis: int) -> str:
         """Return an operand with the images, at an axis of ``rank`` axes, put first."""
@@ -295,7 +262,7 @@ def _transpose(walk: _Walk, node: NodeProto) -> None:
         walk.write(_identity(node), Images(axis, where.outer))
         return
     written = walk.write(node, Images(axis, where.outer))
-    walk.set_integers(written, "perm", None, [0, *inner])
+    set_attribute_(written, "perm", [0, *inner])
 
 
 def _along_axis(default: int) -> Callable[[_Walk, NodeProto], None]:
@@ -315,7 +282,7 @@ def _along_axis(default: int) -> Callable[[_Walk, NodeProto], None]:
         if kind == "Gather" and axis < where.axis:
             after += len(walk.shape(node, node.input[1])) - 1
         written = walk.write(node, Images(after, where.outer), inputs)
-        walk.set_integers(written, "axis", None, [_moved(axis, where.axis)])
+        set_attribute_(written, "axis", _moved(axis, where.axis))
 
     return rule
 
@@ -328,9 +295,7 @@ def _reduction(walk: _Walk, node: NodeProto) -> None:
     kept = (walk.integers(node, "keepdims", 99) or [1])[0]
     after = where.axis - (0 if kept else sum(axis < where.axis for axis in axes))
     written = walk.write(node, Images(after, where.outer))
-    as_input = walk.opset >= AXES_OF_REDUCTIONS.get(node.op_type, 18)
-    inner = sorted(_moved(axis, where.axis) for axis in axes)
-    walk.set_integers(written, "axes", 1 if as_input else None, inner)
+    walk.set_axes(written, sorted(_moved(axis, where.axis) for axis in axes), node.output[0])
 
 
 def _slice(walk: _Walk, node: NodeProto) -> None:
@@ -339,7 +304,7 @@ def _slice(walk: _Walk, node: NodeProto) -> None:
     axes = given or list(range(len(walk.integers(node, "starts", 1))))
     written = walk.write(node, where)
     inner = [_moved(axis % len(shape), where.axis) for axis in axes]
-    walk.set_integers(written, "axes", 3 if walk.opset >= 10 else None, inner)
+    walk.set_axes(written, inner, node.output[0])
 
 
 def _expand(walk: _Walk, node: NodeProto) -> None:
@@ -347,8 +312,7 @@ def _expand(walk: _Walk, node: NodeProto) -> None:
     where = walk.common(node, len(after), len(after))
     value = walk.aligned(node, node.input[0], len(after), where.axis)
     sides = [after[where.axis], *after[: where.axis], *after[where.axis + 1 :]]
-    shape = walk.constant(np.array(sides, np.int64), node.output[0])
-    walk.write(node, where, [value, shape])
+    walk.write(node, where, [value, walk.constant(sides, node.output[0])])
 
 
 def _gather_nd(walk: _Walk, node: NodeProto) -> None:

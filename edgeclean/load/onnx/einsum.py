@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from onnx import GraphProto, NodeProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, helper
 
 from edgeclean.load.onnx.graph import replace_nodes_
+from edgeclean.load.onnx.writer import GraphWriter
 
 _PLAIN = re.compile(r"([A-Za-z]{1,6}),([A-Za-z]{1,6})->([A-Za-z]{1,6})")
-AXES_AS_INPUT = 13  # opset from which Squeeze, Unsqueeze and ReduceSum take axes so
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,82 +76,61 @@ def without_einsums_(graph: GraphProto, opset: int) -> str:
     Returns:
         What was done, in a few words, or "".
     """
-    writer = _Writer(graph, opset)
-    nodes: list[NodeProto] = []
+    writer = GraphWriter(graph, opset)
     found = 0
     for node in graph.node:
         product = product_of(node) if node.op_type == "Einsum" else None
-        found += product is not None
-        nodes += [node] if product is None else writer.written(node, product)
+        if product is None:
+            writer.nodes.append(node)
+        else:
+            _write(writer, node, product)
+            found += 1
     if found:
-        replace_nodes_(graph, nodes)
+        replace_nodes_(graph, writer.nodes)
     return "Einsum is read as MatMul" if found else ""
 
 
-class _Writer:
-    """Writes chains of nodes, with names that the graph has not."""
+def _write(writer: GraphWriter, node: NodeProto, product: Product) -> None:
+    """Write the nodes of one product."""
+    first, second = reversed(node.input) if product.swapped else node.input
+    shared, summed = product.shared, product.summed
+    before = len(shared)
+    left = _turned(writer, first, product.operands[0], shared + product.left + summed)
+    right = _turned(writer, second, product.operands[1], shared + summed + product.right)
+    last = before + max(1, len(product.left))
+    if not product.left:
+        left = _add(writer, "Unsqueeze", [left], [before])
+    if not summed:
+        left = _add(writer, "Unsqueeze", [left], [last])
+        right = _add(writer, "Unsqueeze", [right], [before])
+    if not product.right:
+        right = _add(writer, "Unsqueeze", [right], [before + 1])
+    value = _add(writer, "MatMul", [left, right])
+    dropped = [before] * (not product.left) + [last] * (not product.right)
+    if dropped:
+        value = _add(writer, "Squeeze", [value], dropped)
+    letters = shared + product.left + product.right
+    order = [letters.index(one) for one in product.output]
+    writer.add("Transpose", [value], node.output[0], node.name, perm=order)
 
-    def __init__(self, graph: GraphProto, opset: int) -> None:
-        self._graph = graph
-        self._opset = opset
-        self._taken = {name for node in graph.node for name in (*node.input, *node.output)}
-        self._taken |= {one.name for one in (*graph.initializer, *graph.input)}
-        self._nodes: list[NodeProto] = []
 
-    def written(self, node: NodeProto, product: Product) -> list[NodeProto]:
-        """Return the nodes of one product."""
-        self._nodes = []
-        inputs = list(reversed(node.input)) if product.swapped else list(node.input)
-        before = len(product.shared)
-        left = self._turned(
-            inputs[0], product.operands[0], product.shared + product.left + product.summed
-        )
-        right = self._turned(
-            inputs[1], product.operands[1], product.shared + product.summed + product.right
-        )
-        if not product.left:
-            left = self._over("Unsqueeze", left, [before])
-        if not product.summed:
-            left = self._over("Unsqueeze", left, [before + max(1, len(product.left))])
-            right = self._over("Unsqueeze", right, [before])
-        if not product.right:
-            right = self._over("Unsqueeze", right, [before + 1])
-        value = self._add("MatMul", [left, right])
-        last = before + max(1, len(product.left))
-        dropped = [before] * (not product.left) + [last] * (not product.right)
-        if dropped:
-            value = self._over("Squeeze", value, dropped)
-        letters = product.shared + product.left + product.right
-        order = [letters.index(one) for one in product.output]
-        self._nodes.append(
-            helper.make_node("Transpose", [value], node.output, node.name, perm=order)
-        )
-        return self._nodes
+def _turned(writer: GraphWriter, name: str, letters: str, wanted: str) -> str:
+    """Return a value of the wanted axes in their order; all others are summed over."""
+    summed = [axis for axis, one in enumerate(letters) if one not in wanted]
+    if summed:
+        name = _add(writer, "ReduceSum", [name], summed, keepdims=0)
+        letters = "".join(one for one in letters if one in wanted)
+    order = [letters.index(one) for one in wanted]
+    return _add(writer, "Transpose", [name], perm=order)
 
-    def _turned(self, name: str, letters: str, wanted: str) -> str:
-        """Return a value of the wanted axes in their order; all others are summed over."""
-        summed = [axis for axis, one in enumerate(letters) if one not in wanted]
-        if summed:
-            name = self._over("ReduceSum", name, summed, keepdims=0)
-            letters = "".join(one for one in letters if one in wanted)
-        order = [letters.index(one) for one in wanted]
-        return self._add("Transpose", [name], perm=order)
 
-    def _over(self, kind: str, name: str, axes: Sequence[int], **attributes: int) -> str:
-        if self._opset < AXES_AS_INPUT:
-            return self._add(kind, [name], axes=list(axes), **attributes)
-        listed = self._new()
-        self._graph.initializer.append(numpy_helper.from_array(np.array(axes, np.int64), listed))
-        return self._add(kind, [name, listed], **attributes)
-
-    def _add(self, kind: str, inputs: list[str], **attributes: Any) -> str:
-        output = self._new()
-        self._nodes.append(helper.make_node(kind, inputs, [output], output, **attributes))
-        return output
-
-    def _new(self) -> str:
-        number = len(self._taken)
-        while f"product/{number}" in self._taken:
-            number += 1
-        self._taken.add(f"product/{number}")
-        return f"product/{number}"
+def _add(
+    writer: GraphWriter, kind: str, inputs: list[str], axes: Sequence[int] = (), **attributes: Any
+) -> str:
+    node = helper.make_node(kind, inputs, [], **attributes)
+    if axes:
+        writer.set_axes(node, axes, "product")
+    node.name = writer.name("product")
+    node.output.append(node.name)
+    writer.nodes.append(node)
+    return node.name

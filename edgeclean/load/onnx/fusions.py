@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from onnx import GraphProto, NodeProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, helper
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.onnx.graph import node_label, replace_nodes_
+from edgeclean.load.onnx.writer import GraphWriter
 
 MICROSOFT = "com.microsoft"
-Part = tuple[str, list[Any], dict[str, Any]]  # operator, inputs, attributes; see `_Writer.chain`
 
 
 def without_fusions_(graph: GraphProto, opset: int) -> str:
@@ -28,134 +28,95 @@ def without_fusions_(graph: GraphProto, opset: int) -> str:
     fused = [node for node in graph.node if node.domain == MICROSOFT]
     if not fused:
         return ""
-    writer = _Writer(opset)
-    nodes: list[NodeProto] = []
+    writer = GraphWriter(graph, opset)
     for node in graph.node:
-        nodes += FUSIONS[node.op_type](writer, node) if node.domain == MICROSOFT else [node]
-    replace_nodes_(graph, nodes)
+        if node.domain != MICROSOFT:
+            writer.nodes.append(node)
+            continue
+        start = len(writer.nodes)
+        FUSIONS[node.op_type](writer, node)
+        writer.nodes[start].name = node.name
+        writer.nodes[-1].output[0] = node.output[0]
+    replace_nodes_(graph, writer.nodes)
     return f"{len(fused)} fused operators of {MICROSOFT} are written as ONNX's own"
 
 
-class _Writer:
-    """Makes nodes one after another; values between them are named after the fused one's output."""
-
-    def __init__(self, opset: int) -> None:
-        self.opset = opset
-        self.made = 0
-
-    def name(self, node: NodeProto) -> str:
-        self.made += 1
-        return f"{node.output[0]}/fused{self.made}"
-
-    def chain(self, node: NodeProto, steps: list[Part]) -> list[NodeProto]:
-        """Return nodes that end in the fused one's output.
-
-        A whole number among a step's inputs is the value of the step of that number, a fraction a
-        constant, a text a value of the graph.
-        """
-        nodes: list[NodeProto] = []
-        values: list[str] = []
-        for index, (kind, inputs, attributes) in enumerate(steps):
-            names = []
-            for one in inputs:
-                if isinstance(one, float):
-                    name = self.name(node)
-                    tensor = numpy_helper.from_array(np.asarray(one, np.float32))
-                    nodes.append(helper.make_node("Constant", [], [name], value=tensor))
-                    names.append(name)
-                else:
-                    names.append(values[one] if isinstance(one, int) else one)
-            last = index == len(steps) - 1
-            values.append(node.output[0] if last else self.name(node))
-            nodes.append(
-                helper.make_node(
-                    kind, names, [values[-1]], "" if index else node.name, **attributes
-                )
-            )
-        return nodes
+def _step(
+    writer: GraphWriter, node: NodeProto, kind: str, *inputs: str | float, **attributes: Any
+) -> str:
+    """Write an operator on values and numbers; return its output, named after the fused one's."""
+    base = node.output[0]
+    names = [
+        one if isinstance(one, str) else writer.constant(np.array(one, np.float32), base)
+        for one in inputs
+    ]
+    return writer.add(kind, names, writer.name(base), **attributes)
 
 
-def _fused_layer(writer: _Writer, node: NodeProto) -> list[NodeProto]:
+def _fused_layer(writer: GraphWriter, node: NodeProto) -> None:
     """FusedConv and FusedGemm: the layer, perhaps a sum, and an activation."""
     kept = {one.name: helper.get_attribute_value(one) for one in node.attribute}
     own = {name: value for name, value in kept.items() if not name.startswith("activation")}
-    inputs = [name for name in node.input[:3]]
-    steps: list[Part] = [(node.op_type.removeprefix("Fused"), inputs, own)]
+    value = _step(writer, node, node.op_type.removeprefix("Fused"), *node.input[:3], **own)
     if len(node.input) > 3 and node.input[3]:
-        steps.append(("Add", [0, node.input[3]], {}))
+        value = _step(writer, node, "Add", value, node.input[3])
     kind = kept.get("activation", b"").decode("ascii", "replace")
     numbers = [float(one) for one in kept.get("activation_params", [])]
     numbers += [kept[one] for one in ("activation_alpha", "activation_beta") if one in kept]
     places = {"LeakyRelu": ("alpha",), "HardSigmoid": ("alpha", "beta"), "Elu": ("alpha",)}
-    last = len(steps) - 1
     if kind in ("Relu", "Tanh", "Sigmoid"):
-        steps.append((kind, [last], {}))
+        _step(writer, node, kind, value)
     elif kind in places:
-        steps.append((kind, [last], dict(zip(places[kind], numbers, strict=False))))
+        _step(writer, node, kind, value, **dict(zip(places[kind], numbers, strict=False)))
     elif kind == "Clip" and len(numbers) == 2:
-        bounds = {"min": numbers[0], "max": numbers[1]}
-        new = writer.opset >= 11
-        steps.append((kind, [last, *numbers] if new else [last], {} if new else bounds))
+        writer.clip(value, numbers[0], numbers[1], writer.name(node.output[0]))
     elif kind:
         raise InputRejectedError(
             f"{node_label(node)}: the fused activation {kind[:40]!r} is not read; save the "
             "network without ONNX Runtime's optimisations"
         )
-    return writer.chain(node, steps)
 
 
-def _gelu(writer: _Writer, node: NodeProto) -> list[NodeProto]:
+def _biased(writer: GraphWriter, node: NodeProto) -> str:
+    """Return the first input, plus the second where there is one."""
+    value, *bias = filter(None, node.input[:2])
+    return _step(writer, node, "Add", value, *bias) if bias else value
+
+
+def _gelu(writer: GraphWriter, node: NodeProto) -> None:
     """Gelu and BiasGelu: x / 2 * (1 + erf(x / sqrt(2)))."""
-    biased = len(node.input) > 1 and node.input[1] != ""
-    x: int | str = 0 if biased else node.input[0]
-    first: list[Part] = [("Add", [node.input[0], node.input[1]], {})] if biased else []
-    at = len(first)
-    return writer.chain(
-        node,
-        [
-            *first,
-            ("Mul", [x, math.sqrt(0.5)], {}),
-            ("Erf", [at], {}),
-            ("Add", [at + 1, 1.0], {}),
-            ("Mul", [at + 2, x], {}),
-            ("Mul", [at + 3, 0.5], {}),
-        ],
-    )
+    x = _biased(writer, node)
+    value = _step(writer, node, "Mul", x, math.sqrt(0.5))
+    value = _step(writer, node, "Erf", value)
+    value = _step(writer, node, "Add", value, 1.0)
+    value = _step(writer, node, "Mul", value, x)
+    _step(writer, node, "Mul", value, 0.5)
 
 
-def _fast_gelu(writer: _Writer, node: NodeProto) -> list[NodeProto]:
+def _fast_gelu(writer: GraphWriter, node: NodeProto) -> None:
     """FastGelu: x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x ** 3)))."""
-    biased = len(node.input) > 1 and node.input[1] != ""
-    x: int | str = 0 if biased else node.input[0]
-    first: list[Part] = [("Add", [node.input[0], node.input[1]], {})] if biased else []
-    at = len(first)
-    return writer.chain(
-        node,
-        [
-            *first,
-            ("Mul", [x, x], {}),
-            ("Mul", [at, 0.044715], {}),
-            ("Add", [at + 1, 1.0], {}),
-            ("Mul", [at + 2, x], {}),
-            ("Mul", [at + 3, math.sqrt(2 / math.pi)], {}),
-            ("Tanh", [at + 4], {}),
-            ("Add", [at + 5, 1.0], {}),
-            ("Mul", [at + 6, x], {}),
-            ("Mul", [at + 7, 0.5], {}),
-        ],
-    )
+    x = _biased(writer, node)
+    value = _step(writer, node, "Mul", x, x)
+    value = _step(writer, node, "Mul", value, 0.044715)
+    value = _step(writer, node, "Add", value, 1.0)
+    value = _step(writer, node, "Mul", value, x)
+    value = _step(writer, node, "Mul", value, math.sqrt(2 / math.pi))
+    value = _step(writer, node, "Tanh", value)
+    value = _step(writer, node, "Add", value, 1.0)
+    value = _step(writer, node, "Mul", value, x)
+    _step(writer, node, "Mul", value, 0.5)
 
 
-def _quick_gelu(writer: _Writer, node: NodeProto) -> list[NodeProto]:
+def _quick_gelu(writer: GraphWriter, node: NodeProto) -> None:
     """QuickGelu: x * sigmoid(alpha * x)."""
     alpha = next((one.f for one in node.attribute if one.name == "alpha"), 1.702)
     x = node.input[0]
-    return writer.chain(
-        node, [("Mul", [x, float(alpha)], {}), ("Sigmoid", [0], {}), ("Mul", [x, 1], {})]
-    )
+    value = _step(writer, node, "Mul", x, alpha)
+    value = _step(writer, node, "Sigmoid", value)
+    _step(writer, node, "Mul", x, value)
 
 
-FUSIONS: dict[str, Callable[[_Writer, NodeProto], list[NodeProto]]] = {
+FUSIONS: dict[str, Callable[[GraphWriter, NodeProto], None]] = {
     "BiasGelu": _gelu,
     "FastGelu": _fast_gelu,
     "FusedConv": _fused_layer,

@@ -137,6 +137,26 @@ def replace_nodes_(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
     graph.node.extend(copies)
 
 
+def names_of(graph: GraphProto) -> set[str]:
+    """Return the names of all values, be they computed, constant or given."""
+    names = {name for node in graph.node for name in (*node.input, *node.output)}
+    return names | {one.name for one in (*graph.initializer, *graph.input)}
+
+
+def constants_of(graph: GraphProto) -> dict[str, TensorProto]:
+    """Return the tensors that a graph holds, as weights or in nodes, by name."""
+    constants = {one.name: one for one in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and [one.name for one in node.attribute] == ["value"]:
+            constants[node.output[0]] = node.attribute[0].t
+    return constants
+
+
+def is_external(tensor: TensorProto) -> bool:
+    """Return whether a tensor's numbers lie in another file."""
+    return bool(tensor.data_location == TensorProto.EXTERNAL or tensor.external_data)
+
+
 def with_shapes(
     model: ModelProto, *, strict_mode: bool = False, data_prop: bool = False
 ) -> ModelProto:
@@ -172,6 +192,13 @@ def batch_of(model: ModelProto) -> int:
     weights = {tensor.name for tensor in model.graph.initializer}
     images = next(value for value in model.graph.input if value.name not in weights)
     return max(1, int(images.type.tensor_type.shape.dim[0].dim_value))
+
+
+def own_opset(model: ModelProto) -> int:
+    """Return the version of ONNX's own operators; 1 where none is given."""
+    return max(
+        (one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=1
+    )
 
 
 def node_label(node: NodeProto) -> str:

@@ -31,13 +31,15 @@ from edgeclean.load.onnx.fusions import FUSIONS, MICROSOFT
 from edgeclean.load.onnx.graph import (
     OWN_DOMAINS,
     image_input,
+    is_external,
     node_label,
+    own_opset,
     read_model,
     reduce_,
     shape_of,
     with_shapes,
 )
-from edgeclean.load.onnx.lift import lifted, own_opset
+from edgeclean.load.onnx.lift import lifted
 from edgeclean.load.onnx.operators import OPERATORS
 from edgeclean.load.onnx.quantised import QUANTISERS
 from edgeclean.load.onnx.shape_numbers import Numbers, ShapeNumbers
@@ -174,7 +176,7 @@ def _simplified(model: ModelProto) -> ModelProto:
     free = onnx.helper.make_tensor_value_info(output.name, TensorProto.FLOAT, [None] * rank)
     output.CopyFrom(free)
     simplified, _ = onnxsim.simplify(model, check_n=0, skip_fuse_bn=True)
-    release_(simplified.graph, held)
+    release_(simplified, held)
     del simplified.metadata_props[:]
     simplified = with_shapes(simplified, strict_mode=True)
     if write_boxes_(simplified):
@@ -275,11 +277,7 @@ def check_operators(model: ModelProto, *, as_it_came: bool) -> None:
 
 def external_tensors(model: ModelProto) -> list[TensorProto]:
     """List the tensors whose numbers lie in other files."""
-    return [
-        tensor
-        for tensor in all_tensors(model)
-        if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data
-    ]
+    return [tensor for tensor in all_tensors(model) if is_external(tensor)]
 
 
 def external_location(tensor: TensorProto) -> str:

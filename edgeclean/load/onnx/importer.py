@@ -27,7 +27,14 @@ from edgeclean.load.onnx.asked import NOTHING, Asked, with_question
 from edgeclean.load.onnx.comparison import check_same, plain_images
 from edgeclean.load.onnx.cost import check_cost
 from edgeclean.load.onnx.files import embed_files
-from edgeclean.load.onnx.graph import batch_of, image_input, node_label, read_model, shape_of
+from edgeclean.load.onnx.graph import (
+    batch_of,
+    image_input,
+    node_label,
+    own_opset,
+    read_model,
+    shape_of,
+)
 from edgeclean.load.onnx.guard import (
     COMPLETE,
     NOTES,
@@ -35,7 +42,6 @@ from edgeclean.load.onnx.guard import (
     external_tensors,
     parse_asked,
 )
-from edgeclean.load.onnx.lift import own_opset
 from edgeclean.load.onnx.node import NodeView
 from edgeclean.load.onnx.operators import OPERATORS
 from edgeclean.load.onnx.reference import answer_onnx, answers_of, with_images

@@ -30,6 +30,7 @@ from edgeclean.load.onnx.fusions import without_fusions_
 from edgeclean.load.onnx.graph import (
     label_of,
     node_label,
+    own_opset,
     prune_,
     replace_nodes_,
     shape_of,
@@ -38,9 +39,9 @@ from edgeclean.load.onnx.graph import (
 from edgeclean.load.onnx.quantised import QUANTISERS, without_quantisers_
 from edgeclean.load.onnx.reductions import REDUCTIONS
 from edgeclean.load.onnx.windows import WINDOWS
+from edgeclean.load.onnx.writer import GraphWriter
 
 Rounded = Literal["", "float16", "bfloat16", "quantised"]
-_AXES_ARE_AN_INPUT = 13  # of Squeeze, from this opset
 OLDEST_READ = 9  # opset; older ones are raised to it
 # Side outputs that only training, or nobody, reads. (BatchNormalization's mean more than that.)
 SIDE_OUTPUTS = frozenset({"Dropout", "LayerNormalization", "MaxPool", "RMSNormalization"})
@@ -89,7 +90,7 @@ def lifted(model: ModelProto, asked: Asked) -> Lifted:
     prune_(graph)
     turned = takes_channels_last(graph)
     set_input(graph, image_sides(graph, asked, channels_last=turned))
-    order = channels_first_(graph) if turned else ""
+    order = channels_first_(graph, opset) if turned else ""
     squeezed = with_squeezed_axes_(model, own_batch)
     return Lifted(
         model=model,
@@ -170,7 +171,7 @@ def with_broadcast_axes_(model: ModelProto) -> None:
     ranks = {one.name: len(one.dims) for one in graph.initializer}
     known = [*graph.input, *with_shapes(model).graph.value_info]
     ranks |= {value.name: len(shape_of(value)) for value in known}
-    nodes = []
+    writer = GraphWriter(graph, own_opset(model))
     for node in graph.node:
         axis = next((one for one in node.attribute if one.name == "axis"), None)
         given = [ranks.get(name, 0) for name in node.input]
@@ -179,20 +180,13 @@ def with_broadcast_axes_(model: ModelProto) -> None:
             first, second = given
             after = first - axis.i % first - second
             if after > 0:
-                name = free_name(graph, f"{node.output[0]}/along")
+                name = writer.name(node.output[0])
                 axes = list(range(second, second + after))
-                nodes.append(helper.make_node("Unsqueeze", [node.input[1]], [name], axes=axes))
+                writer.add("Unsqueeze", [node.input[1]], name, axes=axes)
                 node.input[1] = name
             node.attribute.remove(axis)
-        nodes.append(node)
-    replace_nodes_(graph, nodes)
-
-
-def own_opset(model: ModelProto) -> int:
-    """Return the version of ONNX's own operators; 1 where none is given."""
-    return max(
-        (one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=1
-    )
+        writer.nodes.append(node)
+    replace_nodes_(graph, writer.nodes)
 
 
 def as_float32_(graph: GraphProto) -> tuple[str, Rounded]:
@@ -249,19 +243,19 @@ def without_side_outputs_(graph: GraphProto) -> None:
             del node.output[1:]
 
 
-def channels_first_(graph: GraphProto) -> str:
+def channels_first_(graph: GraphProto, opset: int) -> str:
     """Let a graph of images [n, height, width, channels] take [n, channels, height, width].
 
     The graph gets a Transpose before it, which the simplifier joins with the graph's own.
     """
     name = graph.input[0].name
-    inner = free_name(graph, f"{name}_nhwc")
+    writer = GraphWriter(graph, opset)
+    inner = writer.add("Transpose", [name], writer.name(name), perm=[0, 2, 3, 1])
     for node in graph.node:
         for index, one in enumerate(node.input):
             if one == name:
                 node.input[index] = inner
-    turn = helper.make_node("Transpose", [name], [inner], perm=[0, 2, 3, 1])
-    graph.node.insert(0, turn)
+    replace_nodes_(graph, [*writer.nodes, *graph.node])
     batch, height, width, channels = shape_of(graph.input[0])
     set_input(graph, (batch, channels, height, width))
     return "images are [n, height, width, channels] in the file, [n, channels, height, width] here"
@@ -291,18 +285,14 @@ def with_squeezed_axes_(model: ModelProto, batch: int) -> str:
     if not batch:
         set_input(several.graph, (2, *shape_of(several.graph.input[0])[1:]))
     inferred = {value.name: shape_of(value) for value in with_shapes(several).graph.value_info}
+    writer = GraphWriter(graph, own_opset(model))
     for node in nodes:
         sides = inferred.get(node.input[0], ())
         axes = [axis for axis, side in enumerate(sides) if side == 1 and axis > 0]
         if not axes:
             node.op_type = "Identity" if sides else "Squeeze"
             continue
-        if own_opset(model) < _AXES_ARE_AN_INPUT:
-            node.attribute.append(helper.make_attribute("axes", axes))
-            continue
-        name = free_name(graph, f"{node.output[0]}/axes")
-        graph.initializer.append(numpy_helper.from_array(np.array(axes, np.int64), name))
-        node.input.append(name)
+        writer.set_axes(node, axes, node.output[0])
     graph.output[0].type.tensor_type.ClearField("shape")  # which may have one axis less
     return f"{len(nodes)} Squeeze without axes leave that of the images"
 
@@ -411,13 +401,3 @@ def set_input(graph: GraphProto, shape: Sequence[int]) -> None:
 
 def _attribute_tensors(graph: GraphProto) -> list[TensorProto]:
     return [one.t for node in graph.node for one in node.attribute if one.HasField("t")]
-
-
-def free_name(graph: GraphProto, wanted: str) -> str:
-    """Return a name that no value of the graph has."""
-    taken = {name for node in graph.node for name in (*node.input, *node.output)}
-    taken |= {tensor.name for tensor in graph.initializer} | {one.name for one in graph.input}
-    name, number = wanted, 1
-    while name in taken:
-        name, number = f"{wanted}_{number}", number + 1
-    return name

@@ -16,6 +16,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.onnx.graph import node_label, replace_nodes_
+from edgeclean.load.onnx.writer import GraphWriter
 
 QUANTISERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 RANGES: dict[int, tuple[int, int]] = {
@@ -36,6 +37,12 @@ class _Scale:
     zero: Numbers
     kind: int
 
+    def ends(self) -> tuple[float, float]:
+        """Return what the ends of the range stand for, where there is one step."""
+        step, zero = float(self.step.flat[0]), float(self.zero.flat[0])
+        low, high = RANGES[self.kind]
+        return (low - zero) * step, (high - zero) * step
+
 
 def without_quantisers_(graph: GraphProto, opset: int) -> str:
     """Replace all pairs of quantisers, in place.
@@ -50,8 +57,9 @@ def without_quantisers_(graph: GraphProto, opset: int) -> str:
     if not any(node.op_type in QUANTISERS for node in graph.node):
         return ""
     reader = _Reader(graph, opset)
-    nodes = [made for node in graph.node for made in reader.rewritten(node)]
-    replace_nodes_(graph, nodes)
+    for node in graph.node:
+        reader.take(node)
+    replace_nodes_(graph, reader.nodes)
     graph.initializer.extend(reader.weights)
     return (
         f"{len(reader.weights)} quantised tensors are read as float, {reader.pairs} activations "
@@ -59,29 +67,23 @@ def without_quantisers_(graph: GraphProto, opset: int) -> str:
     )
 
 
-class _Reader:
-    """One pass over the nodes in their order."""
+class _Reader(GraphWriter):
+    """One pass over the nodes in their order; knows the numbers of quantised constants as well."""
 
     def __init__(self, graph: GraphProto, opset: int) -> None:
-        self.opset = opset
-        self.constants = {one.name: one for one in graph.initializer}
-        for node in graph.node:
-            if (
-                node.op_type == "Constant"
-                and node.attribute[:1]
-                and node.attribute[0].name == "value"
-            ):
-                self.constants[node.output[0]] = node.attribute[0].t
+        super().__init__(graph, opset)
         self.quantised: dict[str, tuple[str, _Scale]] = {}
         self.weights: list[TensorProto] = []
         self.pairs = 0
 
-    def rewritten(self, node: NodeProto) -> list[NodeProto]:
-        """Return what stands for a node."""
+    def take(self, node: NodeProto) -> None:
+        """Write what stands for a node."""
         if node.op_type == "QuantizeLinear":
-            return self._quantize(node)
+            self._quantize(node)
+            return
         if node.op_type == "DequantizeLinear":
-            return self._dequantize(node)
+            self._dequantize(node)
+            return
         if node.op_type in ("Identity", "Cast") and node.input[0] in self.constants:
             self._pass_on(node)
         whole = [name for name in node.input if name in self.quantised]
@@ -90,7 +92,7 @@ class _Reader:
                 f"{node_label(node)}: it computes with whole numbers; quantise with "
                 "QuantizeLinear and DequantizeLinear in pairs (QDQ), or export the float network"
             )
-        return [node]
+        self.nodes.append(node)
 
     def _pass_on(self, node: NodeProto) -> None:
         """Know a constant by its other name or in its other type, as exporters write scales."""
@@ -103,7 +105,7 @@ class _Reader:
             tensor = numpy_helper.from_array(numbers, node.output[0])
         self.constants[node.output[0]] = tensor
 
-    def _quantize(self, node: NodeProto) -> list[NodeProto]:
+    def _quantize(self, node: NodeProto) -> None:
         scale = self._scale(node)
         source = node.input[0]
         if source in self.constants:
@@ -117,16 +119,15 @@ class _Reader:
             )
         else:
             self.quantised[node.output[0]] = source, scale
-        return []
 
-    def _dequantize(self, node: NodeProto) -> list[NodeProto]:
+    def _dequantize(self, node: NodeProto) -> None:
         scale, source = self._scale(node), node.input[0]
         if source in self.constants:
             whole = numpy_helper.to_array(self.constants[source]).astype(np.float32)
             step, zero = _along(node, whole, scale)
             numbers = ((whole - zero) * step).astype(np.float32)
             self.weights.append(numpy_helper.from_array(numbers, node.output[0]))
-            return []
+            return
         if source not in self.quantised:
             raise InputRejectedError(
                 f"{node_label(node)}: its whole numbers come from no QuantizeLinear; quantise "
@@ -140,20 +141,7 @@ class _Reader:
                 "each channel of an activation; export the float network"
             )
         self.pairs += 1
-        return self._clip(node, value, before)
-
-    def _clip(self, node: NodeProto, value: str, scale: _Scale) -> list[NodeProto]:
-        step, zero = float(scale.step.flat[0]), float(scale.zero.flat[0])
-        low, high = (np.float32((bound - zero) * step) for bound in RANGES[scale.kind])
-        name = node.output[0]
-        if self.opset < 11:
-            return [helper.make_node("Clip", [value], [name], node.name, min=low, max=high)]
-        bounds = {f"{name}/low": low, f"{name}/high": high}
-        made = [
-            helper.make_node("Constant", [], [key], value=numpy_helper.from_array(np.asarray(one)))
-            for key, one in bounds.items()
-        ]
-        return [*made, helper.make_node("Clip", [value, *bounds], [name], node.name)]
+        self.clip(value, *before.ends(), node.output[0], node.name)
 
     def _scale(self, node: NodeProto) -> _Scale:
         given = [name for name in node.input[1:] if name]

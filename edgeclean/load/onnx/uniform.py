@@ -10,10 +10,11 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edgeclean.errors import InputRejectedError
-from edgeclean.load.onnx.graph import node_label
+from edgeclean.load.onnx.graph import node_label, own_opset
+from edgeclean.load.onnx.writer import GraphWriter
 
 SMALLEST_HELD = 2**12  # numbers; what has fewer is folded with the rest
 # Where weights stand that nothing is folded into.
@@ -54,23 +55,24 @@ def hold_(graph: GraphProto) -> dict[str, NodeProto]:
         if shape is None or math.prod(shape) < SMALLEST_HELD or kind_of(node) != TensorProto.FLOAT:
             continue
         name = node.output[0]
-        held[name] = helper.make_node("ConstantOfShape", [f"{name}/shape"], [name], node.name)
-        held[name].attribute.extend(node.attribute)
+        held[name] = NodeProto.FromString(node.SerializeToString())
         value = helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
         del graph.node[index]
         graph.input.append(value)
     return held
 
 
-def release_(graph: GraphProto, held: Mapping[str, NodeProto]) -> None:
+def release_(model: ModelProto, held: Mapping[str, NodeProto]) -> None:
     """Put the weights that `hold_` took out back, as they were."""
+    graph = model.graph
+    writer = GraphWriter(graph, own_opset(model))
     for index in reversed(range(len(graph.input))):
         value = graph.input[index]
         if value.name in held:
-            sides = np.array([one.dim_value for one in value.type.tensor_type.shape.dim], np.int64)
-            name = held[value.name].input[0]
-            graph.initializer.append(numpy_helper.from_array(sides, name))
-            graph.node.insert(0, held[value.name])
+            node = held[value.name]
+            sides = [one.dim_value for one in value.type.tensor_type.shape.dim]
+            node.input[0] = writer.constant(sides, value.name)
+            graph.node.insert(0, node)
             del graph.input[index]
 
 
