@@ -366,7 +366,7 @@ GRAPHS: list[tuple[str, str, Change, str]] = [
         "terabytes by Range",
         "2^40 numbers that folding would count out",
         _range,
-        "the operator Range is not supported",
+        "it makes 1099511627776 numbers; at most",
     ),
     (
         "terabytes claimed",

@@ -169,8 +169,11 @@ def _simplified(model: ModelProto) -> ModelProto:
     declared = shape_of(output)
     output.type.tensor_type.ClearField("shape")  # what the file says of it may be wrong
     ranges = [node for node in model.graph.node if node.op_type == "Range"]
-    inferred = with_shapes(model, data_prop=bool(ranges))
-    _check_ranges(ranges, inferred)
+    inferred = with_shapes(model)
+    if ranges:
+        _check_ranges(ranges, inferred, need_all=False)
+        inferred = with_shapes(model, data_prop=True)  # which counts each Range out
+        _check_ranges(ranges, inferred, need_all=True)
     rank = len(shape_of(inferred.graph.output[0]) or declared)
     # Neither what the file says of its output, which may be of another batch, nor nothing at all.
     free = onnx.helper.make_tensor_value_info(output.name, TensorProto.FLOAT, [None] * rank)
@@ -185,14 +188,20 @@ def _simplified(model: ModelProto) -> ModelProto:
     return with_shapes(simplified, strict_mode=True)
 
 
-def _check_ranges(ranges: list[NodeProto], inferred: ModelProto) -> None:
-    """Refuse a Range of a length that is unknown, or large: its numbers are folded into weights."""
+def _check_ranges(ranges: list[NodeProto], inferred: ModelProto, *, need_all: bool) -> None:
+    """Refuse a Range of a length that is large, or unknown: its numbers are folded into weights.
+
+    Args:
+        ranges: the nodes.
+        inferred: the model with the shapes of its values.
+        need_all: whether an unknown length is refused as well.
+    """
     known = {value.name: value for value in inferred.graph.value_info}
     numbers = ShapeNumbers(inferred)
     for node in ranges:
         count = sum(shape_of(known[node.output[0]])[:1]) if node.output[0] in known else 0
         count = count if count > 0 else _counted([numbers.of(name) for name in node.input])
-        if not 0 < count <= MOST_COUNTED:
+        if count > MOST_COUNTED or (need_all and count == 0):
             raise InputRejectedError(
                 f"{node_label(node)}: it makes {count or 'an unknown number of'} numbers; at most "
                 f"{MOST_COUNTED}, which the image's shape tells, are read"
