@@ -154,7 +154,7 @@ TAMPERED: list[tuple[str, str, Tamper, str]] = [
         "key twice",
         "two manifests in one",
         text("manifest.json", b'{"a": 1, "a": 2}\n'),
-        "not in the form",
+        "a key is given twice",
     ),
     (
         "NaN in JSON",

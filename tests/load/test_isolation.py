@@ -317,7 +317,7 @@ def test_a_network_is_run_as_the_runtime_runs_it(
 ) -> None:
     directly(monkeypatch)
     ran = run_isolated(model, IMAGES)
-    assert (ran.opset, ran.source_sha256) == (17, "ab" * 32)
+    assert (ran.graph["opset"], ran.source_sha256) == (17, "ab" * 32)
     assert np.array_equal(ran.logits, OnnxSession(model).predict(IMAGES))
 
 
