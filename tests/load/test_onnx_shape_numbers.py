@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ NUMBERS = {
     **{"zero": [0], "one": [1], "two": [2], "three": [3], "minus": [-1], "pair": [2, 2]},
     "many": list(range(MOST)),
     "none": [],
+    "huge": [2**20, 2**20],
     "row": np.arange(MOST).reshape(1, -1),
     "column": np.arange(MOST).reshape(-1, 1),
 }
@@ -56,6 +58,7 @@ def known(*nodes: NodeProto, opset: int = 17) -> ShapeNumbers:
         ("ConstantOfShape", ["s"], {}, None),
         # Nothing that is large is made.
         ("ConstantOfShape", ["many"], {}, None),
+        ("ConstantOfShape", ["huge"], {}, None),
         ("Mul", ["row", "column"], {}, None),
         ("Concat", ["many", "one"], {"axis": 0}, None),
         ("Tile", ["one", "two"], {}, None),
@@ -94,6 +97,19 @@ def test_numbers_in_other_files_and_graphs_are_not_read(where: str) -> None:
     else:
         made.attribute.append(helper.make_attribute("value", helper.make_graph([], "g", [], [])))
     assert known(made).of("made") is None
+
+
+def test_a_constant_in_a_file_of_the_current_folder_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.bin").write_bytes(bytes(8))
+    tensor = TensorProto(data_type=TensorProto.INT64, dims=[1])
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights.bin")
+    assert np.array_equal(numpy_helper.to_array(tensor), [0])  # onnx itself reads it
+    constant = helper.make_node("Constant", [], ["c"], value=tensor)
+    assert known(constant, helper.make_node("Identity", ["c"], ["made"])).of("made") is None
 
 
 def test_a_branch_with_numbers_in_another_file_is_not_taken() -> None:
