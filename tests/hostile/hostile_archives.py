@@ -188,7 +188,7 @@ FILES: list[tuple[str, str, Callable[[], bytes], str]] = [
         "bomb that lies",
         "the directory says four bytes",
         lying_size,
-        "is a dict, not a filled state dict",
+        "is of type dict, not a filled state dict",
     ),
     (
         "overlapping members",
