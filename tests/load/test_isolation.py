@@ -333,8 +333,8 @@ def test_images_of_another_shape_are_refused(model: bytes, monkeypatch: pytest.M
         b"",
         b"[]\n",
         b"{}\n",
-        b'{"shape": [2, 2], "opset": 1, "source_sha256": ""}\nx',
-        b'{"shape": [1], "opset": 1e999, "source_sha256": ""}\nfour',
+        b'{"shape": [2, 2], "graph": {}, "source_sha256": ""}\nx',
+        b'{"shape": [1], "graph": 1e999, "source_sha256": ""}\nfour',
         b"[" * 10**5,
     ],
 )
