@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path, PurePosixPath
+from threading import current_thread, main_thread
 from typing import Any
 
 from edgeclean.bundle.bundle import hold_output
@@ -286,12 +287,15 @@ def _on_a_node(job: Job, luggage: Luggage) -> Return:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP wait until a call of Ray is over; of the main thread alone.
+    """Let SIGTERM and SIGHUP wait until a call of Ray is over; in another thread they are nobody's.
 
     What a handler raises comes out of Ray's native code as `SystemError`. Ray's own handlers of
     SIGTERM, which it sets when it starts, end the process by `SystemExit` with the signal's number,
     and later by an abort that looks like a crash.
     """
+    if current_thread() is not main_thread():
+        yield
+        return
     came: list[int] = []
     before = {
         number: signal.signal(number, lambda got, _frame: came.append(got))

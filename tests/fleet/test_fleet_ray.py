@@ -246,8 +246,10 @@ def worker_of(node: Any) -> int | None:
 def second_node(cluster: Any) -> Iterator[Any]:
     """A node with one processor."""
     node = patiently(lambda: cluster.add_node(num_cpus=1))
-    yield node
-    cluster.remove_node(node)
+    try:
+        yield node
+    finally:
+        cluster.remove_node(node)
 
 
 def strike(
