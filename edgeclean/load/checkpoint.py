@@ -184,13 +184,20 @@ def read_networks(contents: bytes, kind: Kind, limits: LoadLimits) -> SavedNetwo
         check_plain(tensors)
         check_layout(tensors, limits)
         return SavedNetworks(networks={(): tensors}, beside=())
-    parsed = parse_isolated(parse_torch, contents, limits)
+    return networks_told(parse_isolated(parse_torch, contents, limits), limits)
+
+
+def networks_told(parsed: bytes, limits: LoadLimits) -> SavedNetworks:
+    """Return the networks in the answer of `parse_torch`, which may be anything.
+
+    Raises:
+        InputRejectedError: the answer is not of its form, or breaks a rule.
+    """
     with untrusted_answer(InputRejectedError("the parsing process answered nonsense")):
         return _told(parsed, limits)
 
 
 def _told(parsed: bytes, limits: LoadLimits) -> SavedNetworks:
-    """Return the networks in the answer of `parse_torch`."""
     (length,) = struct.unpack("<Q", parsed[:8])
     told = json.loads(parsed[8 : 8 + length])["__metadata__"]
     networks: dict[tuple[str, ...], dict[str, Tensor]] = {
