@@ -11,6 +11,7 @@ little for a default.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,21 +27,49 @@ from edgeclean.images.synthesize import joined
 from edgeclean.networks.state import SyntheticImages
 
 FOLDER = Path(__file__).parent / "photographs"
+AT_ONCE = 500
 LEAST_AREA = 1 / 200  # of a photograph, in a crop; sizes between that and all of it are as likely
 LEAST_SCALE = 0.6  # pixels of a photograph to one of a crop's: fewer would show nothing but blur
 MOST_ASPECT = 4 / 3
+TRIES = 8  # times as many crops as are kept, where all classes are to have as many
 MOST_ANGLE = math.pi / 6  # half of the crops are turned, by up to so much either way
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-def with_crops(images: SyntheticImages, shape: tuple[int, int, int], seed: int) -> SyntheticImages:
-    """Return the images with as many crops behind them, which have no label."""
+def with_crops(
+    images: SyntheticImages,
+    shape: tuple[int, int, int],
+    seed: int,
+    classes_of: Callable[[Tensor], Int[Tensor, " n"]] | None = None,
+) -> SyntheticImages:
+    """Return the images with as many crops behind them, which have no label.
+
+    With ``classes_of``, which says what a network takes each of some pixels for, crops are drawn
+    until every class has as many, as far as `TRIES` times as many crops hold them.
+    """
     generator = torch.Generator().manual_seed(seed)
-    pixels = cropped(draw_crops(len(images), shape, generator), shape)
+    if classes_of is None:
+        pixels = cropped(draw_crops(len(images), shape, generator), shape)
+    else:
+        drawn = draw_crops(TRIES * len(images), shape, generator)
+        given = torch.cat([classes_of(cropped(drawn[rows], shape)) for rows in _parts(len(drawn))])
+        pixels = cropped(drawn[balanced(given, len(images))], shape)
     crops = SyntheticImages(
         pixels=pixels, labels=torch.zeros(len(pixels), dtype=torch.int64), origin="photographs"
     )
     return joined(images, crops)
+
+
+def balanced(given: Int[Tensor, " n"], count: int) -> Int[Tensor, " m"]:
+    """Return ``count`` of the places of some classes, in turns: of each class as many as it has.
+
+    The first of every class come first, then the second of every class that has one, and so on.
+    """
+    nth = torch.zeros_like(given)
+    for one in given.unique():
+        own = given == one
+        nth[own] = torch.arange(int(own.sum()))
+    return nth.sort(stable=True).indices[:count]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +161,10 @@ def cropped(crops: Crops, shape: tuple[int, int, int]) -> Float[Tensor, "n c h w
         grey = (images * torch.tensor(LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)
         images = grey.expand(-1, channels, -1, -1)
     return images.clamp(0, 1).contiguous()
+
+
+def _parts(count: int) -> Iterator[Int[Tensor, " m"]]:
+    yield from torch.arange(count).split(AT_ONCE)
 
 
 def _shrunk(picture: UInt8[Tensor, "3 h w"], halvings: int) -> Float[Tensor, "1 3 a b"]:

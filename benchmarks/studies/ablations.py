@@ -13,7 +13,8 @@ import argparse
 import json
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -56,7 +57,8 @@ class Recovery:
         settings: settings of the fine-tuning.
         synthesis: settings of the images made from the purified network, beside the scan's.
         forms: what layers may become before it.
-        crops: whether as many crops of photographs stand beside the synthetic images.
+        crops: whether as many crops of photographs stand beside the synthetic images: any, or of
+            each class, as the purified network sees them, as many.
         real: whether as many real training images are used instead: not for a user without data,
             but the reach of the same steps with the best of images.
     """
@@ -64,7 +66,7 @@ class Recovery:
     settings: FinetuneSettings = field(default_factory=FinetuneSettings)
     synthesis: SynthesizeSettings = field(default_factory=SynthesizeSettings)
     forms: tuple[Form, ...] = OF_LAYERS
-    crops: bool = False
+    crops: Literal["none", "any", "balanced"] = "none"
     real: bool = False
 
 
@@ -104,7 +106,8 @@ RECOVERY = {
     "twice the steps": Recovery(settings=FinetuneSettings(steps=2 * STEPS)),
     "three times the images": Recovery(synthesis=SynthesizeSettings(recovery_count=3 * IMAGES)),
     "Adam for all": Recovery(settings=FinetuneSettings(optimizer="adam")),
-    "half crops of photographs": Recovery(crops=True),
+    "half crops of photographs": Recovery(crops="any"),
+    "half crops of photographs, as many of each class": Recovery(crops="balanced"),
     "real images (not data-free)": Recovery(real=True),
 }
 
@@ -179,8 +182,10 @@ class Study:
                 cut[recovery.forms] = self._truncated(teacher, drawn, recovery.forms)
             truncated, start = cut[recovery.forms], time.process_time()
             images = self._recovery_images(teacher, recovery)
-            if recovery.crops:
-                images = with_crops(images, self._network.spec.input_shape, self._seed)
+            if recovery.crops != "none":
+                shape = self._network.spec.input_shape
+                seen = partial(_classes, teacher) if recovery.crops == "balanced" else None
+                images = with_crops(images, shape, self._seed, seen)
             if recovery.real:
                 count = len(images)
                 labels = expected.new_zeros(count)  # answers are compared, not labels
