@@ -198,6 +198,32 @@ def test_the_kit_runs_from_the_bundle_alone(tmp_path: Path, release: str) -> Non
     assert not list((tmp_path / "w").rglob("*.partial"))
 
 
+def test_rounds_of_another_power_mode_are_not_gone_on_with(tmp_path: Path) -> None:
+    """With a device that is taken away in the middle, and comes back in another mode."""
+    bundle, tools = kit_bundle(tmp_path), tmp_path / "tools"
+    words = ["--work", str(tmp_path / "w"), "--trtexec", str(place_trtexec(tools, "10.3.0"))]
+    one, two = [*words, "--rounds", "1"], [*words, "--rounds", "2"]
+
+    def run(mode: str, words: list[str]) -> subprocess.CompletedProcess[str]:
+        (tools / "nvpmodel").write_text(f"#!/bin/sh\necho 'NV Power Mode: {mode}'\n")
+        (tools / "nvpmodel").chmod(0o755)
+        path = f"{tools}:{Path(sys.executable).parent}:/usr/bin:/bin"
+        return kit_runs.run_kit(bundle, *words, PATH=path)
+
+    (tmp_path / "w/result.json.partial").mkdir(parents=True)  # all is measured, nothing written
+    assert run("15W", one).returncode != 0
+    (tmp_path / "w/result.json.partial").rmdir()
+    assert run("MAXN", two).returncode == 0
+    record = json.loads((tmp_path / "w" / "result.json").read_text())
+    assert (record["power_mode"], record["resumed"]) == ("NV Power Mode: MAXN", False)
+
+
+def test_no_time_is_taken_by_a_clock_that_can_be_set_back() -> None:
+    """A negative one does not fit the schema, and stays in the engine's record."""
+    for one in Path(edgeclean.__file__).parent.glob("devices/kit/*.py"):
+        assert "time.time(" not in one.read_text("utf-8"), one.name
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "kit/original.onnx", "kit/kit.json"])
 def test_the_kit_refuses_a_changed_bundle(tmp_path: Path, name: str) -> None:
     bundle = kit_bundle(tmp_path)
