@@ -218,6 +218,40 @@ def test_rounds_of_another_power_mode_are_not_gone_on_with(tmp_path: Path) -> No
     assert (record["power_mode"], record["resumed"]) == ("NV Power Mode: MAXN", False)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--rounds", "0"], "--rounds, --seconds and --workspace-mib must each be 1 or more"),
+        (["--seconds", "-1"], "must each be 1 or more"),
+        (["--dla-core", "-1"], "--dla-core must be 0 or more"),
+        (["--work", "/dev/null/x"], "/dev/null/x: Not a directory; another --work may be"),
+        (["--trtexec", "/dev/null/x"], "trtexec was not found (/dev/null/x)"),
+    ],
+)
+def test_what_cannot_be_is_one_line_before_any_work(
+    tmp_path: Path, words: list[str], said: str
+) -> None:
+    bundle, trtexec = kit_bundle(tmp_path), place_trtexec(tmp_path / "tools", "10.3.0")
+    finished = run_kit(bundle, "--trtexec", str(trtexec), "--work", str(tmp_path / "w"), *words)
+    assert finished.returncode in (2, 7)
+    assert finished.stderr.startswith("error: ")
+    assert len(finished.stderr.splitlines()) == 1
+    assert said in finished.stderr
+
+
+def test_a_kit_that_is_stopped_says_that_it_goes_on(tmp_path: Path) -> None:
+    bundle, trtexec = kit_bundle(tmp_path), tmp_path / "trtexec"
+    trtexec.write_text(
+        f"#!/bin/sh\necho '{banner('11.1')}'\n[ \"$1\" = --help ] && exit 0\n"
+        "kill -INT $PPID; sleep 5\n"
+    )
+    trtexec.chmod(0o755)
+    finished = run_kit(bundle, "--work", str(tmp_path / "w"), "--trtexec", str(trtexec))
+    assert finished.returncode == 130
+    assert "Traceback" not in finished.stderr
+    assert finished.stderr.splitlines()[-1].startswith("error: stopped; what is done is kept")
+
+
 def test_no_time_is_taken_by_a_clock_that_can_be_set_back() -> None:
     """A negative one does not fit the schema, and stays in the engine's record."""
     for one in Path(edgeclean.__file__).parent.glob("devices/kit/*.py"):

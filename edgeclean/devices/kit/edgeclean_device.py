@@ -97,6 +97,10 @@ def main(words: Optional[List[str]] = None) -> int:
     options = _parser().parse_args(words)
 
     def work() -> None:
+        if min(options.rounds, options.seconds, options.workspace_mib) < 1:
+            raise Stop(2, "--rounds, --seconds and --workspace-mib must each be 1 or more")
+        if options.dla_core is not None and options.dla_core < 0:
+            raise Stop(2, "--dla-core must be 0 or more")
         verify_bundle(BUNDLE)
         kit = Kit(options)
         write_result(kit.work, lambda: run(kit))
