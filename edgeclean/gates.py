@@ -88,9 +88,9 @@ class Policy(Settings):
         try:
             size = self.max_size_bytes
         except UsageError as error:
-            raise UsageError(f"max_size: {error}") from None
+            raise UsageError(f"max-size: {error}") from None
         if self.max_size is not None and size < 1:
-            raise UsageError(f"max_size is {shown(self.max_size)}; it must be 1 byte or more")
+            raise UsageError(f"max-size is {shown(self.max_size)}; it must be 1 byte or more")
 
     @property
     def max_size_bytes(self) -> int:

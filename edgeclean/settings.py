@@ -8,7 +8,8 @@
         mode: Literal["fast", "full"] = "fast"
 
 The type is the annotation's: a Literal and a bool need no range, numbers are always finite. A whole
-number is taken where a float is asked and a list where a tuple is; nothing else is converted.
+number is taken where a float is asked and a list where a tuple is; nothing else is converted. What
+a list of any length names, it names once.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import inspect
 import math
 import re
 import types
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -279,10 +281,14 @@ def _entries_within(
         _refuse(name, value, asked, limits)
     _check_count(name, len(value), limits)
     hints = inside[:1] * len(value) if repeated else inside
-    return tuple(
+    taken = tuple(
         checked(hint, one, f"{name}[{index}]", limits)
         for index, (hint, one) in enumerate(zip(hints, value, strict=True))
     )
+    if repeated and len(set(taken)) < len(taken):
+        ((again, _),) = Counter(taken).most_common(1)
+        raise UsageError(f"{printable(name)} has {shown(again)} twice; name it once")
+    return taken
 
 
 def _check_count(name: str, count: int, limits: Limits) -> None:

@@ -37,6 +37,7 @@ ROUND_SECONDS = 600  # beside the seconds that it measures
 SLOWEST_BYTES_PER_SECOND = 2**16
 WORK = "work"  # beside the bundle there
 HOME = ".edgeclean"  # in the device's home folder, where ssh begins
+CHECK = ("sh", "-c", f'cd -- "$0" && sha256sum -c {CHECKSUMS} >/dev/null')
 NOT_FOUND = (126, 127)  # of a shell: what it was to run is not there, or does not run
 KIT_ERRORS: dict[int, type[EdgecleanError]] = {
     2: UsageError,
@@ -224,6 +225,8 @@ def read_record(
 def copy_files(files: Mapping[str, bytes], device: Device, place: str, log: Log) -> None:
     """Copy the files if they are not there; the name ``bundle`` is only ever a whole copy.
 
+    One that a power cut damaged afterwards is copied anew.
+
     Raises:
         ToolchainError: no connection, no room, or a shell that speaks before it is asked.
     """
@@ -236,8 +239,10 @@ def copy_files(files: Mapping[str, bytes], device: Device, place: str, log: Log)
         )
     there = device.run(["cat", f"{place}/bundle/{CHECKSUMS}"])
     if there.returncode == 0 and there.stdout == files[CHECKSUMS]:
-        log("the bundle is on the device already")  # its own kit checks every hash again
-        return
+        if device.run([*CHECK, f"{place}/bundle"]).returncode == 0:
+            log("the bundle is on the device already")
+            return
+        log("the bundle's copy on the device is damaged")
     log("copying the bundle")
     partial = f"{place}/bundle.partial"
     steps = (

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeclean.cli.command import CACHES
 from edgeclean.cli.console import Reporter, cells, plain_table
 from edgeclean.errors import ParityError, UsageError
 
@@ -46,6 +47,7 @@ def bench_there(
     from edgeclean.devices.ssh import parse_device
 
     device = parse_device(place[0], configuration=place[1])
+    CACHES.set(True)  # engines and rounds stay there
     opened = open_bundle(bundle)
     chosen = runtime or opened.manifest["target"].get("runtime") or TENSORRT
     if chosen == TENSORRT:

@@ -115,8 +115,6 @@ class RankSettings(Settings):
 
     def _check_forms(self) -> None:
         forms, goals = self.forms or OF_LAYERS, self._goals()
-        if repeated := [form for form in forms if forms.count(form) > 1]:
-            raise UsageError(f"--forms names {repeated[0]!r} twice; once is enough")
         by_macs = self.measure == "macs" and goals in ([], ["ratio"], ["keep_accuracy"])
         if "resolution" in forms and not by_macs:
             raise UsageError(

@@ -305,7 +305,8 @@ def _lock(held: HeldFolder) -> int:
         except BlockingIOError:
             os.close(descriptor)
             raise OutputInUseError(
-                f"another run is writing {held.named}; wait for it, or choose another output folder"
+                f"another run is writing {held.named}; wait until it has ended, and run the same "
+                "command again"
             ) from None
         except FileNotFoundError:
             pass
@@ -336,7 +337,7 @@ def _refuse_not_ours(held: HeldFolder) -> None:
     if not ours or not names <= {"lock", "new", "old", "unchecked", "checked"}:
         raise UsageError(
             f"{held.staging} lies where edgeclean writes {held.named} before it is in place, and "
-            "is not its own; move it away, or choose another output folder"
+            "is not its own; move it away, and run the same command again"
         )
 
 

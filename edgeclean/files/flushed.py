@@ -1,4 +1,4 @@
-"""Write new files that outlive a power cut, and are no more open than what they replace."""
+"""Write new files that outlive a power cut, and are owned and closed as what they replace."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def write_files(folder: Path, files: Mapping[str, bytes], *, instead_of: Path) -
 def close_as(new: int, old: Path) -> None:
     """Close a new file or folder, before anything is in it, to all whom the old one is closed to.
 
-    It gets the old one's group where it may, and loses what permissions the old one lacks. Where
-    there is no old one, or the filesystem has no permissions, nothing changes.
+    It gets the old one's group and owner where it may, and loses what permissions the old one
+    lacks. Where there is no old one, or the filesystem has no permissions, nothing changes.
 
     Args:
         new: an open descriptor of it.
@@ -55,6 +55,7 @@ def close_as(new: int, old: Path) -> None:
         except OSError:  # not in that group: another one gets no more than everybody
             allowed &= ~0o070 | (allowed & 0o007) << 3
         os.fchmod(new, os.fstat(new).st_mode & (allowed | ~0o777))
+        os.fchown(new, before.st_uid, -1)  # last: who has given it away, may not close it any more
 
 
 def sync(folder: Path) -> None:

@@ -105,7 +105,7 @@ class NetworkOptions(Settings):
 
     def check_together(self) -> None:
         """Refuse a size that is none."""
-        _check_size("max_size", self.max_size)
+        _check_size("max-size", self.max_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +173,7 @@ class TargetEntry(Settings):
     def check_together(self) -> None:
         """Refuse a name that could be no folder's, and a size that is none."""
         _check_name(self.name)
-        _check_size("max_size", self.max_size)
+        _check_size("max-size", self.max_size)
 
     @property
     def runtimes(self) -> list[str]:
@@ -216,7 +216,7 @@ class GoalEntry(Settings):
     def check_together(self) -> None:
         """Refuse a name that could be no folder's, and a size that is none."""
         _check_name(self.name)
-        _check_size("size_budget", self.size_budget)
+        _check_size("size-budget", self.size_budget)
 
     @property
     def label(self) -> str:
@@ -396,12 +396,21 @@ def _matches(folder: Path, glob: str, place: str) -> list[Path]:
 
 
 def _by_name(path: Path, part: str, named: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Key the entries by their names, which name folders that may tell no case apart."""
     found: dict[str, Any] = {}
+    taken: dict[str, str] = {}
     for name, one in named:
+        other = taken.setdefault(name.lower(), name)
         if name in found:
             raise UsageError(
                 f"{path}: two {part} are called {shown(name)}, so their cells would be one; give "
                 "one of them another name"
+            )
+        if other != name:
+            raise UsageError(
+                f"{path}: {part} {shown(other)} and {shown(name)} differ only in case, so their "
+                "folders would be one where a filesystem tells none apart; give one of them "
+                "another name"
             )
         found[name] = one
     return found

@@ -281,13 +281,13 @@ class _Planned:
 
 
 def _chosen(place: str, kind: str, names: tuple[str, ...], known: Any) -> list[str]:
-    """Return the names of an entry, or all; each must be known and stand once."""
+    """Return the names of an entry, or all; each must be known."""
     for name in names:
         if name not in known:
             raise UsageError(
                 f"{place}: there is no {kind} {shown(name)}; there are {', '.join(list(known)[:9])}"
             )
-    return list(dict.fromkeys(names or known))
+    return list(names or known)
 
 
 def _key(entry: NetworkEntry) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from edgeclean.environment import versions
 from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.files.atomic import hold_folder
-from edgeclean.files.writing import beginning, check_place, write_file
+from edgeclean.files.writing import Recognise, beginning, check_place, write_file
 from edgeclean.fleet.engines import Engine, drive
 from edgeclean.fleet.graph import Node, graph, job_of
 from edgeclean.fleet.inputs import MOST_BYTES, NetworkFiles, file_sha256, look_at
@@ -38,6 +38,7 @@ DOCUMENT, PAGE = "fleet.json", "index.html"
 WRITE_SHARE = 20  # the documents are written again after so many times what writing them took
 is_document = beginning(rf'\{{\n "format": "{FORMAT}"'.encode())
 is_page = beginning(rb"<!DOCTYPE html>\n(?:<[^<>]*>\n)*" + re.escape(PAGE_MARK).encode())
+DOCUMENTS = ((JOURNAL, is_journal), (DOCUMENT, is_document), (PAGE, is_page))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,11 +106,7 @@ def refuse_foreign(folder: Path, named: Path) -> None:
     Raises:
         UsageError: it is not.
     """
-    try:
-        ours = is_journal(folder / JOURNAL)
-    except OSError:
-        ours = False
-    if not ours:
+    if not any(_is(folder / name, ours) for name, ours in DOCUMENTS):
         raise UsageError(
             f"{named} holds something, and is no folder of `edgeclean fleet`; name one that does "
             "not exist"
@@ -135,7 +132,7 @@ class Fleet:
         watch: Watch,
     ) -> None:
         """Read what earlier runs left; `look` is next."""
-        for name, ours in ((DOCUMENT, is_document), (PAGE, is_page)):
+        for name, ours in DOCUMENTS:
             check_place(folder / name, ours)  # now, and not after hours
         self.networks = networks
         self.failures: dict[str, Failed] = {}
@@ -332,6 +329,13 @@ class Fleet:
         write_file(self._folder / PAGE, render_page(text), ours=is_page)
         self._written = time.monotonic()
         self._writing = self._written - start
+
+
+def _is(path: Path, ours: Recognise) -> bool:
+    try:
+        return ours(path)
+    except OSError:
+        return False
 
 
 def _hash(path: Path) -> str | None:

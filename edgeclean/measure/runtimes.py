@@ -53,7 +53,7 @@ class RuntimeChoice(Settings):
     names: tuple[str, ...] = setting((), entries=(0, 20), longest=100)
 
     def check_together(self) -> None:
-        """Refuse a name that nobody knows, one that is given twice, and "fastest" beside others.
+        """Refuse a name that nobody knows, and "fastest" beside others.
 
         Raises:
             UsageError: one of these was given.
@@ -64,8 +64,6 @@ class RuntimeChoice(Settings):
                     f"the runtime {shown(name)} is unknown; it must be one of "
                     f"{', '.join(EXPORTERS)}, or fastest"
                 )
-        if len(set(self.names)) < len(self.names):
-            raise UsageError(f"a runtime was asked twice: {', '.join(self.names)}; name it once")
         if FASTEST in self.names and len(self.names) > 1:
             raise UsageError("fastest tries all that are installed; give it alone")
 

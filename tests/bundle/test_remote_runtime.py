@@ -136,14 +136,13 @@ def test_a_board_without_the_runtime_or_the_python_is_one_sentence(
 
 
 @pytest.mark.slow
-def test_a_file_that_was_changed_on_the_board_is_refused_there(
-    bundle: Path, server: Loopback
-) -> None:
+def test_a_copy_that_was_damaged_on_the_board_is_made_anew(bundle: Path, server: Loopback) -> None:
     bench(bundle, server, replace(SETTINGS, rounds=1))
     (model,) = server.home.glob(".edgeclean/*/bundle/model.onnx")
-    model.write_bytes(model.read_bytes() + b"\0")
-    with pytest.raises(InputRejectedError, match=r"model.onnx is missing or was changed"):
-        bench(bundle, server)
+    whole = model.read_bytes()
+    model.write_bytes(bytes(len(whole)))  # what a power cut leaves of a file that was not flushed
+    bench(bundle, server, replace(SETTINGS, rounds=1))
+    assert model.read_bytes() == whole
 
 
 def test_a_board_gets_the_networks_and_the_kit_and_no_more(bundle: Path) -> None:

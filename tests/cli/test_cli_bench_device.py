@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from tiny_networks import tiny_contents
 
 from edgeclean.bundle.bundle import write_bundle
 from edgeclean.cli import bench_device
+from edgeclean.cli.command import interrupted_line
 from edgeclean.cli.console import Reporter
-from edgeclean.errors import ParityError
+from edgeclean.errors import ParityError, UsageError
 
 NOWHERE = ("--device", "ssh://nowhere.invalid")
 
@@ -77,6 +79,16 @@ def test_what_a_device_cannot_do_is_refused_before_it_is_reached(
     answer = terminal("bench", bundle, *NOWHERE, *words)
     assert answer.code in (2, 3)
     assert said in answer.err
+
+
+def test_a_run_on_a_device_goes_on_after_it_was_interrupted(bundle: Path) -> None:
+    def run() -> str:
+        reporter, place = Reporter(as_json=False, quiet=True), ("ssh://nowhere.invalid", None)
+        with pytest.raises(UsageError, match="no kit"):
+            bench_device.bench_there(reporter, bundle, place, "tensorrt", {})
+        return interrupted_line()
+
+    assert Context().run(run).endswith("are kept: run the same command again to go on")
 
 
 def test_a_board_is_told_with_its_state_and_its_parity(capsys: pytest.CaptureFixture[str]) -> None:

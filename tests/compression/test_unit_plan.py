@@ -165,7 +165,7 @@ def test_forms_are_what_was_asked():
     cut = choose_ranks(network, RankSettings(ratio=2.0, forms=HIDDEN))
     assert cut.units
     assert set(cut.ranks().values()) == {None}
-    with pytest.raises(UsageError, match="forms names 'hidden' twice"):
+    with pytest.raises(UsageError, match="forms has 'hidden' twice"):
         RankSettings(forms=("tucker", "hidden", "hidden"))
     with pytest.raises(UsageError, match="one of tucker, hidden"):
         settings_from(RankSettings, {"forms": ["wide"]}, where="options")

@@ -198,6 +198,66 @@ def test_the_kit_runs_from_the_bundle_alone(tmp_path: Path, release: str) -> Non
     assert not list((tmp_path / "w").rglob("*.partial"))
 
 
+def test_rounds_of_another_power_mode_are_not_gone_on_with(tmp_path: Path) -> None:
+    """With a device that is taken away in the middle, and comes back in another mode."""
+    bundle, tools = kit_bundle(tmp_path), tmp_path / "tools"
+    words = ["--work", str(tmp_path / "w"), "--trtexec", str(place_trtexec(tools, "10.3.0"))]
+    one, two = [*words, "--rounds", "1"], [*words, "--rounds", "2"]
+
+    def run(mode: str, words: list[str]) -> subprocess.CompletedProcess[str]:
+        (tools / "nvpmodel").write_text(f"#!/bin/sh\necho 'NV Power Mode: {mode}'\n")
+        (tools / "nvpmodel").chmod(0o755)
+        path = f"{tools}:{Path(sys.executable).parent}:/usr/bin:/bin"
+        return kit_runs.run_kit(bundle, *words, PATH=path)
+
+    (tmp_path / "w/result.json.partial").mkdir(parents=True)  # all is measured, nothing written
+    assert run("15W", one).returncode != 0
+    (tmp_path / "w/result.json.partial").rmdir()
+    assert run("MAXN", two).returncode == 0
+    record = json.loads((tmp_path / "w" / "result.json").read_text())
+    assert (record["power_mode"], record["resumed"]) == ("NV Power Mode: MAXN", False)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--rounds", "0"], "--rounds, --seconds and --workspace-mib must each be 1 or more"),
+        (["--seconds", "-1"], "must each be 1 or more"),
+        (["--dla-core", "-1"], "--dla-core must be 0 or more"),
+        (["--work", "/dev/null/x"], "/dev/null/x: Not a directory; another --work may be"),
+        (["--trtexec", "/dev/null/x"], "trtexec was not found (/dev/null/x)"),
+    ],
+)
+def test_what_cannot_be_is_one_line_before_any_work(
+    tmp_path: Path, words: list[str], said: str
+) -> None:
+    bundle, trtexec = kit_bundle(tmp_path), place_trtexec(tmp_path / "tools", "10.3.0")
+    finished = run_kit(bundle, "--trtexec", str(trtexec), "--work", str(tmp_path / "w"), *words)
+    assert finished.returncode in (2, 7)
+    assert finished.stderr.startswith("error: ")
+    assert len(finished.stderr.splitlines()) == 1
+    assert said in finished.stderr
+
+
+def test_a_kit_that_is_stopped_says_that_it_goes_on(tmp_path: Path) -> None:
+    bundle, trtexec = kit_bundle(tmp_path), tmp_path / "trtexec"
+    trtexec.write_text(
+        f"#!/bin/sh\necho '{banner('11.1')}'\n[ \"$1\" = --help ] && exit 0\n"
+        "kill -INT $PPID; sleep 5\n"
+    )
+    trtexec.chmod(0o755)
+    finished = run_kit(bundle, "--work", str(tmp_path / "w"), "--trtexec", str(trtexec))
+    assert finished.returncode == 130
+    assert "Traceback" not in finished.stderr
+    assert finished.stderr.splitlines()[-1].startswith("error: stopped; what is done is kept")
+
+
+def test_no_time_is_taken_by_a_clock_that_can_be_set_back() -> None:
+    """A negative one does not fit the schema, and stays in the engine's record."""
+    for one in Path(edgeclean.__file__).parent.glob("devices/kit/*.py"):
+        assert "time.time(" not in one.read_text("utf-8"), one.name
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "kit/original.onnx", "kit/kit.json"])
 def test_the_kit_refuses_a_changed_bundle(tmp_path: Path, name: str) -> None:
     bundle = kit_bundle(tmp_path)

@@ -12,6 +12,7 @@ from edgeclean.files.flushed import close_as
 from edgeclean.files.writing import beginning, in_place
 
 OTHER_GROUP = 12345
+OTHER_OWNER = 12346
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to any group")
 
 
@@ -63,6 +64,23 @@ def test_what_is_replaced_keeps_its_group(tmp_path: Path) -> None:
     os.chown(folder, -1, OTHER_GROUP)
     replaced(folder, {"model.onnx": b"1"})
     assert (folder.stat().st_gid, rights(folder)) == (OTHER_GROUP, 0o750)
+
+
+@as_root
+def test_what_root_replaces_stays_its_owners(tmp_path: Path) -> None:
+    folder, place = tmp_path / "build", tmp_path / "a.h"
+    replaced(folder, {"kit/secret": b"1", "plain": b"1"})
+    place.write_bytes(b"ours")
+    for one in (folder, folder / "kit", folder / "kit" / "secret", place):
+        os.chown(one, OTHER_OWNER, -1)
+        one.chmod(0o750)
+    replaced(folder, {"kit/secret": b"2", "plain": b"2"})
+    with in_place({place: b"ours, new"}, ours=beginning(b"ours")):
+        pass
+    for one in (folder, folder / "kit", folder / "kit" / "secret", place):
+        assert one.stat().st_uid == OTHER_OWNER, one
+        assert rights(one) & 0o027 == 0, one
+    assert (folder / "plain").stat().st_uid == 0
 
 
 @as_root

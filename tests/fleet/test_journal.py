@@ -156,6 +156,29 @@ def test_a_whole_journal_leaves_nothing_to_do(place: Path, tmp_path: Path) -> No
     assert engine.asked == []
 
 
+@pytest.mark.parametrize("emptied", [True, False])
+def test_a_fleet_whose_journal_was_lost_is_still_a_fleet(
+    place: Path, tmp_path: Path, emptied: bool
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(place / "out", output)
+    (output / JOURNAL).unlink()
+    if emptied:
+        (output / JOURNAL).touch()
+    engine = RefusingEngine()
+    assert again(place, output, engine).counts.kept == 0
+    assert engine.asked
+
+
+def test_a_journal_of_somebody_elses_is_not_replaced(place: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(place / "out", output)
+    (output / JOURNAL).write_text("my diary", encoding="utf-8")
+    with pytest.raises(UsageError, match="was not written by"):
+        again(place, output, RefusingEngine())
+    assert (output / JOURNAL).read_text("utf-8") == "my diary"
+
+
 def test_a_gate_without_a_number_fails_its_cell_and_not_the_fleet(tmp_path: Path) -> None:
     folder = fill(tmp_path / "given")
     (folder / "catalogue.toml").write_text(CATALOGUE, encoding="utf-8")

@@ -105,6 +105,29 @@ def test_what_decides_an_engine_builds_it_again(device: Device) -> None:
     assert device.built() == 3
 
 
+@pytest.mark.parametrize(
+    ("version", "precision", "options", "flags"),
+    [
+        ("8502", "fp32", "", ""),
+        ("8502", "fp16", "", "--fp16"),
+        ("8602", "int8", "--noTF32", "--int8 --noTF32"),
+        ("100300", "fp16", "", "--stronglyTyped"),
+        ("101602", "fp32", "", "--stronglyTyped"),
+        ("110000", "fp16", "", ""),
+        ("100300", "fp16", "--noTF32 --fp16", "--noTF32 --fp16"),
+        ("8502", "fp32", "--useDLACore=0 --fp16", "--useDLACore=0 --fp16"),
+    ],
+)
+def test_trtexec_is_told_the_precision_of_the_graph_in_the_words_of_its_version(
+    device: Device, version: str, precision: str, options: str, flags: str
+) -> None:
+    manifest = json.loads((device.model / "manifest.json").read_bytes())
+    manifest["configuration"] = {"precision": {"format": precision, "images": 8}}
+    (device.model / "manifest.json").write_bytes(canonical_json(manifest))
+    assert device.boot(VERSION=version, EDGECLEAN_TRTEXEC_OPTIONS=options).returncode == 0
+    assert " ".join(device.log.read_text("utf-8").split()[3:]) == flags
+
+
 def test_a_failed_build_leaves_the_old_engine_and_is_tried_again(device: Device) -> None:
     device.boot()
     before = device.engine()

@@ -59,7 +59,7 @@ def inputs(precision: str = "fp32") -> RuntimeInputs:
     ("names", "words"),
     [
         (("tvm",), "the runtime 'tvm' is unknown; it must be one of onnxruntime, tensorrt, openv"),
-        (("ncnn", "ncnn"), "a runtime was asked twice: ncnn, ncnn"),
+        (("ncnn", "ncnn"), "names has 'ncnn' twice; name it once"),
         (("fastest", "ncnn"), "fastest tries all that are installed; give it alone"),
         (("",), "the runtime '' is unknown"),
     ],

@@ -136,7 +136,7 @@ def test_a_wrong_option_is_not_the_files(tmp_path: Path) -> None:
     path = tmp_path / "policy.toml"
     path.write_bytes(codecs.BOM_UTF8 + b'max-size = "2 MiB"\n')  # as Windows' Notepad writes it
     assert read_policy(path, {}).max_size == "2 MiB"
-    with pytest.raises(UsageError, match=r"^options: max_size"):
+    with pytest.raises(UsageError, match=r"^options: max-size"):
         read_policy(path, {"max_size": "-5"})
 
 

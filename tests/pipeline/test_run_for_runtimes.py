@@ -39,7 +39,7 @@ def test_a_runtime_that_is_not_here_is_one_line_before_the_checkpoint_is_read(
     ("words", "line"),
     [
         (["--runtime", "ncnn,tvm"], "the runtime 'tvm' is unknown; it must be one of onnxrunt"),
-        (["--runtime", "mnn,mnn"], "a runtime was asked twice: mnn, mnn"),
+        (["--runtime", "mnn,mnn"], "names has 'mnn' twice; name it once"),
         (["--runtime", "ncnn", "--precision", "int8"], "int8 was asked of ncnn, which is given"),
         (["--runtime", f"{HOSTILE}"], "the runtime '<script>"),
     ],

@@ -91,6 +91,8 @@ def wrong_values_of(kind: Any, limits: Limits) -> Iterator[Any]:
         yield from ([] if limits.entries[0] else 7, "text", ["x"] * (limits.entries[1] + 1))
         if limits.one_of:
             yield ["no such word"]
+        right = (limits.one_of or get_args(inside) or ("a name",))[0]
+        yield [right, right]
     elif get_origin(kind) is Mapping:
         assert limits.entries is not None
         yield {str(one): 1 for one in range(limits.entries[1] + 1)}
@@ -255,6 +257,7 @@ def test_a_refusal_says_what_was_got_and_what_is_allowed() -> None:
         ({"minutes": 0}, "minutes is 0; it must be a whole number from 1 to 10^6"),
         ({"shelves": ["low"]}, "shelves[0] is 'low'; it must be a text, one of middle, top"),
         ({"shelves": []}, "shelves has 0 entries; it must have 1 to 2"),
+        ({"shelves": ["top", "top"]}, "shelves has 'top' twice; name it once"),
         ({"minutes": HUGE}, "minutes is a number of 80000 bits; it must be a whole number"),
         ({"degrees": 260, "minutes": 61}, "that would burn"),
     ):

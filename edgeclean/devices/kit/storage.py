@@ -65,7 +65,12 @@ def exit_code(work: Callable[[], None]) -> int:
         if error.errno in FULL:
             sys.stderr.write("error: %s\n" % full_disk(error.filename or "the work folder"))
             return 9
-        raise
+        place, reason = error.filename or "a file", error.strerror or error
+        sys.stderr.write("error: %s: %s; another --work may be writable\n" % (place, reason))
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("error: stopped; what is done is kept: run again to go on\n")
+        return 130
 
 
 def write_result(folder: Path, run: Callable[[], Dict[str, Any]]) -> None:

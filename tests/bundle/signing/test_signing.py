@@ -27,7 +27,7 @@ from edgeclean.bundle.sign import sign_bundle
 from edgeclean.bundle.signing import Signer, Trusted, check_signer
 from edgeclean.bundle.verify import read_folder, verify_bundle
 from edgeclean.cli.compress import _signer
-from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
+from edgeclean.errors import InputRejectedError, OutputInUseError, ToolchainError, UsageError
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
@@ -53,6 +53,15 @@ def make_hashes_fit_but_the_signature(bundle: Path) -> None:
     (bundle / "model.sig").unlink()
     make_hashes_fit(bundle)
     (bundle / "model.sig").write_bytes(signature)
+
+
+def test_a_bundle_that_another_run_writes_is_not_signed_and_no_other_output_is_advised(
+    bundle: Path, keys: tuple[Path, Path]
+) -> None:
+    with hold_output(bundle), pytest.raises(OutputInUseError) as refusal:
+        sign(bundle, keys[0])
+    assert "wait until it has ended" in str(refusal.value)
+    assert "choose another" not in str(refusal.value)  # this one is to be signed
 
 
 def test_the_bytes_that_were_read_are_the_signed_ones(bundle: Path, trusted: Trusted) -> None:

@@ -17,6 +17,9 @@ EDGECLEAN_MODEL ?= "${BPN}"
 EDGECLEAN_BUNDLE ?= "${@d.getVar('UNPACKDIR') or d.getVar('WORKDIR')}/bundle"
 EDGECLEAN_MANIFEST_SHA256 ?= ""
 
+# The folder of its own that a recipe has by default is not there: a bundle is no source package.
+S = "${@d.getVar('UNPACKDIR') or d.getVar('WORKDIR')}"
+
 INHIBIT_DEFAULT_DEPS = "1"
 
 do_configure[noexec] = "1"
