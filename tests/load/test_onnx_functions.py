@@ -125,8 +125,14 @@ def attending(opset: int, *mask: str, **attributes: Any) -> ModelProto:
 @pytest.mark.parametrize("opset", [23, 24])
 @pytest.mark.parametrize(
     ("mask", "attributes"),
-    [((), {}), ((), {"scale": 0.3}), (("bias",), {"softcap": 2.0})],
-    ids=["plain", "scaled", "biased"],
+    [
+        ((), {}),
+        ((), {"scale": 0.3}),
+        (("bias",), {"softcap": 2.0}),
+        ((), {"is_causal": 1}),
+        (("bias",), {"is_causal": 1}),
+    ],
+    ids=["plain", "scaled", "biased", "causal", "causal and biased"],
 )
 def test_attention_is_read_as_onnx_itself_defines_it(
     opset: int, mask: tuple[str, ...], attributes: dict[str, Any]
