@@ -218,7 +218,7 @@ def bilinear(left: Tensor, right: Tensor, weight: Tensor, bias: Tensor | None = 
     outputs, rows, columns = weight.shape
     turned = weight.permute(0, 2, 1).reshape(outputs * columns, rows)
     halves = functional.linear(left, turned).unflatten(-1, (outputs, columns))
-    products = (halves * right.unsqueeze(-2)).sum(-1)
+    products: Tensor = (halves * right.unsqueeze(-2)).sum(-1)
     return products if bias is None else products + bias
 
 
