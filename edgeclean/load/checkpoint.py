@@ -31,7 +31,7 @@ from edgeclean.load.canonical.answers import way_out
 from edgeclean.load.canonical.form import as_stock_layers, stock_form
 from edgeclean.load.finite import check_answers
 from edgeclean.load.fitting import SavedNetworks, fitted
-from edgeclean.load.hub_folder import weights_of
+from edgeclean.load.hub_folder import hint_of_part, weights_of
 from edgeclean.load.isolation import parse_isolated, untrusted_answer
 from edgeclean.load.kinds import Kind, kind_of
 from edgeclean.load.limits import (
@@ -99,7 +99,8 @@ def load_checkpoint(
             notes["structure"] = [one.in_words() for one in structure.findings]
     except InputRejectedError as error:
         # Names in the message come from the file: none of them may control a terminal.
-        raise InputRejectedError(printable(f"{path}: {error}")) from error.__cause__
+        line = printable(f"{path}: {error}{hint_of_part(path)}")
+        raise InputRejectedError(line) from error.__cause__
     module, notes = form.module, {**notes, **form.notes}
     return LoadedNetwork(
         module=module,

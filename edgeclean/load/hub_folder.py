@@ -6,6 +6,7 @@ entries of a model file, which are checked as those are.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from edgeclean.files.text import first_line, printable
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 MAX_CONFIG_BYTES = 8 * 2**20  # the labels of 21,000 classes stand in some
+_PART = re.compile(r"-\d{5}-of-(\d{5})\.")  # in the name of a file that holds some of the weights
 # What it is called in the file, by what a model file calls it.
 KEYS = {
     "architecture": "architecture",
@@ -50,6 +52,14 @@ def weights_of(path: Path) -> Path:
     raise InputRejectedError(
         f"{shown}: a folder without {' or '.join(WEIGHTS)}; give the checkpoint's file"
     )
+
+
+def hint_of_part(path: Path) -> str:
+    """Return what to add to a refusal where a file's name says that others hold the rest; or ""."""
+    parts = _PART.search(path.name)
+    if parts is None or int(parts[1]) < 2:
+        return ""
+    return f"; by its name it is one of {int(parts[1])} parts of the weights: save them as one file"
 
 
 def files_of(path: Path) -> list[Path]:

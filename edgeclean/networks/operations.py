@@ -203,6 +203,25 @@ def softplus(values: Tensor, beta: int | float = 1, threshold: int | float = 20)
     return torch.where(values * beta > threshold, values, curved) if threshold < 20 else curved
 
 
+def expm1(values: Tensor) -> Tensor:
+    """Return what `expm1` does, to rounding of numbers around one."""
+    return values.exp() - 1
+
+
+def exp2(values: Tensor) -> Tensor:
+    """Return two to the power of each number."""
+    return (values * math.log(2)).exp()
+
+
+def bilinear(left: Tensor, right: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return [..., k] of [..., i] and [..., j] by a weight [k, i, j], as ``nn.Bilinear`` does."""
+    outputs, rows, columns = weight.shape
+    turned = weight.permute(0, 2, 1).reshape(outputs * columns, rows)
+    halves = functional.linear(left, turned).unflatten(-1, (outputs, columns))
+    products: Tensor = (halves * right.unsqueeze(-2)).sum(-1)
+    return products if bias is None else products + bias
+
+
 def cast(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the values as another type of numbers, as ``values.to(dtype)`` does."""
     return values.to(dtype)

@@ -104,12 +104,24 @@ class By(nn.Module):
         return self.function(values)
 
 
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.product = nn.Bilinear(14, 14, 14)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.product(values, values)
+
+
 WRITTEN: dict[str, Callable[[], nn.Module]] = {
     "shuffle": lambda: nn.ChannelShuffle(4),
     "threshold": lambda: nn.Threshold(0, 1),
     "softplus": lambda: nn.Softplus(2, 1),
     "nearest-exact": lambda: nn.Upsample(scale_factor=2, mode="nearest-exact"),
     "nearest-exact to a size": lambda: nn.Upsample((28, 42), mode="nearest-exact"),
+    "bilinear": Twice,
+    "exp2": lambda: By(torch.exp2),
+    "expm1": lambda: By(torch.expm1),
     **{
         f"turned by {k}": lambda k=k: By(lambda values: values.rot90(k, (2, 3)))
         for k in (-1, 0, 1, 2, 7)

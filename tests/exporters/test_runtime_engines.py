@@ -247,6 +247,24 @@ def test_a_slice_of_no_axis_is_a_pool_of_every_pixel() -> None:
     np.testing.assert_array_equal(OnnxSession(changed).run(pixels), pixels)
 
 
+@pytest.mark.parametrize("axis", [2, -1])
+def test_every_second_of_a_line_is_a_pool_of_one_axis(axis: int) -> None:
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 4, 5])
+    half = helper.make_tensor_value_info("half", TensorProto.FLOAT, [1, 3, 10])
+    given = {"line": [1, 3, 20], "zero": [0], "far": [2**31 - 1], "axis": [axis], "two": [2]}
+    constants = [numpy_helper.from_array(np.array(one), name) for name, one in given.items()]
+    nodes = [
+        helper.make_node("Reshape", ["image", "line"], ["flat"]),
+        helper.make_node("Slice", ["flat", "zero", "far", "axis", "two"], ["half"]),
+    ]
+    changed = pooled_slices(serialized(nodes, [image], [half], constants))
+    assert operators(changed) == ["Reshape", "MaxPool"]
+    pixels = np.random.default_rng(0).standard_normal((1, 3, 4, 5)).astype(np.float32)
+    np.testing.assert_array_equal(
+        OnnxSession(changed).run(pixels), pixels.reshape(1, 3, 20)[..., ::2]
+    )
+
+
 def test_what_has_no_image_as_its_input_is_refused() -> None:
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 2])
     zeros = numpy_helper.from_array(np.zeros((1, 2), np.float32))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from tiny_checkpoint import CODE, assert_equal_tensors, saved, tiny
+from tiny_checkpoint import CODE, SPEC, assert_equal_tensors, saved, tiny
 
 from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.load import hub_folder
@@ -162,6 +162,20 @@ def test_folders_without_weights_or_config(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="give --arch, --input-shape, --classes, --mean, --std"):
         spec_from_options(checkpoint=folder)
     assert files_of(folder) == [folder / "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"), [("00001-of-00003", "it is one of 3 parts"), ("00001-of-00001", "")]
+)
+def test_one_part_of_several_is_told_as_that(number: str, hint: str, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(CODE, encoding="utf-8")
+    part = tmp_path / f"model-{number}.safetensors"
+    some = {name: one for name, one in WEIGHTS.items() if name.startswith("0.")}
+    part.write_bytes(safetensors.torch.save(some))
+    with pytest.raises(InputRejectedError, match="missing") as refused:
+        load_checkpoint(part, SPEC, code_folder=tmp_path)
+    assert ("parts" in str(refused.value)) == bool(hint)
+    assert hint in str(refused.value)
 
 
 def test_a_network_of_timm_with_what_timm_says_of_it(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgeclean.errors import UsageError
 from edgeclean.load.architectures.named_code import build_named
 from edgeclean.networks.state import ModelSpec
 
@@ -83,6 +84,29 @@ def test_what_a_file_sets_for_its_process_is_put_back(
         assert Path.cwd() == tmp_path
         assert torch.is_grad_enabled()
         assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda"])
+def test_a_device_that_a_file_sets_at_its_top_is_not_that_of_its_network(
+    device: str, tmp_path: Path
+) -> None:
+    top = f"import torch\ntorch.set_default_device({device!r})\n"
+    (tmp_path / "net.py").write_text(top + SEEN, encoding="utf-8")
+    module = build_named("net.py:make", SPEC, tmp_path)
+    assert {one.device.type for one in module.parameters()} == {"cpu"}
+    assert torch.get_default_device().type == "cpu"
+
+
+@pytest.mark.parametrize(
+    "made",
+    ["torch.set_default_device('meta') or nn.Linear(2, 2)", "nn.Linear(2, 2, device='meta')"],
+)
+def test_a_network_without_numbers_is_refused_as_such(made: str, tmp_path: Path) -> None:
+    source = f"import torch\nfrom torch import nn\ndef make(): return {made}\n"
+    (tmp_path / "net.py").write_text(source, encoding="utf-8")
+    with pytest.raises(UsageError, match="weight is on PyTorch's device 'meta'"):
+        build_named("net.py:make", SPEC, tmp_path)
+    assert torch.get_default_device().type == "cpu"
 
 
 def test_the_file_knows_its_name_and_place(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ CASES: dict[str, tuple[Any, ...]] = {
             *("Sigmoid", "Softplus", "Softsign", "Sqrt", "Tanh", "ThresholdedRelu"),
             *("GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LogSoftmax", "Softmax"),
             *("LpNormalization", "Flatten", "Ceil", "Cos", "Floor", "Round", "Sign", "Sin"),
+            *("Asinh", "Atan", "Cosh", "Sinh"),
         )
     },
     **{f"Reduce{kind}": REDUCED for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean")},
@@ -72,6 +73,7 @@ CASES: dict[str, tuple[Any, ...]] = {
     "LpPool": twice(PLANES, kernel_shape=[2, 2]),
     "MatMul": twice((1, 3, 4, 5), (1, 3, 5, 6)),
     "MaxPool": twice(PLANES, kernel_shape=[2, 2]),
+    "MeanVarianceNormalization": twice(PLANES, axes=[2, 3]),
     "Mish": twice(PLANES, opset=18),
     "PRelu": twice(PLANES, (4, 1, 1)),
     "Pad": twice(PLANES, whole(0, 0, 1, 1, 0, 0, 1, 1), ()),

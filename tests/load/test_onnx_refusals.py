@@ -241,8 +241,12 @@ def test_a_choice_among_layers_is_not_told_as_a_label() -> None:
         converted(network(middle=middle).SerializeToString())
 
 
-def test_a_normalisation_that_would_mix_its_images_is_refused_with_the_way_out() -> None:
-    model = network(middle=(helper.make_node("MeanVarianceNormalization", ["r"], ["m"]),))
+@pytest.mark.parametrize("axes", [{}, {"axes": [0, 2, 3]}], ids=["by default", "said"])
+def test_a_normalisation_that_would_mix_its_images_is_refused_with_the_way_out(
+    axes: dict[str, list[int]],
+) -> None:
+    middle = (helper.make_node("MeanVarianceNormalization", ["r"], ["m"], **axes),)
+    model = network(middle=middle)
     with pytest.raises(InputRejectedError, match="write it as an InstanceNormalization"):
         converted(model.SerializeToString())
 

@@ -13,6 +13,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 from onnx_graphs import TOLERANCE, by_runtime, images, imported
 from onnx_middles import CHANNELS, CLASSES, HEAD, SIDE, Numbers, exported, network, node
 from torch import Tensor, nn
+from torch.nn import functional
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.onnx.guard import MOST_COUNTED
@@ -103,7 +104,16 @@ def test_constants_may_be_cut_from_others(kind: str) -> None:
     assert_as_the_file(network(middle=middle, numbers={"ones": np.ones((SIDE, SIDE))}))
 
 
-@pytest.mark.parametrize("kind", ["Sin", "Cos", "Sign", "Round", "Floor", "Ceil"])
+@pytest.mark.parametrize("axes", [[2, 3], [-1, -2], [1, 2, 3]])
+def test_planes_or_images_are_brought_to_mean_0_and_variance_1(axes: list[int]) -> None:
+    norm = node("MeanVarianceNormalization", ["b"], ["n"], axes=axes)
+    # Beside the others: a plane's mean alone would tell nothing, since it is 0.
+    before, after = node("Add", ["r", "k"], ["b"]), node("Mul", ["n", "r"], ["m"])
+    numbers = {"k": np.linspace(-1, 1, SIDE)}
+    assert_as_the_file(network(middle=(before, norm, after), numbers=numbers))
+
+
+@pytest.mark.parametrize("kind", ["Sin", "Cos", "Sign", "Round", "Floor", "Ceil", "Atan", "Sinh"])
 def test_functions_of_each_number(kind: str) -> None:
     scaled = node("Mul", ["r", "five"], ["r5"])
     middle = (scaled, node(kind, ["r5"], ["k"]), node("Add", ["r", "k"], ["m"]))
@@ -123,6 +133,60 @@ def test_a_cast_of_numbers_of_the_image_to_their_own_kind_is_none(like: str) -> 
     """As PyTorch's newer exporter writes it at opsets 18 to 20, to the kind of a constant."""
     middle = (node("CastLike", ["r", like], ["m"]),)
     assert_as_the_file(network(middle=middle, numbers={"k": 1.0}))
+
+
+class Standardised(nn.Module):
+    """A network of convolutions whose weights are standardised, as those of NFNet and BiT are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, CHANNELS, 3), nn.Linear(CHANNELS, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        weight = self.conv.weight.reshape(1, CHANNELS, -1)
+        weight = functional.batch_norm(weight, None, None, training=True, momentum=0, eps=1e-6)
+        planes = functional.conv2d(images, weight.reshape_as(self.conv.weight), self.conv.bias)
+        return self.head(planes.relu().mean((2, 3)))
+
+
+# The exporter is deprecated, warns of the layer in training mode, and is what files are made with.
+@pytest.mark.filterwarnings("ignore")
+def test_weights_may_be_standardised_as_a_batch_in_training_is() -> None:
+    torch.manual_seed(0)
+    module = Standardised().eval()
+    read, shape, _, _ = imported(exported(module, free=True))
+    pixels = images(2, shape)
+    with torch.no_grad():
+        torch.testing.assert_close(read(pixels), module(pixels), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+MASKS: dict[str, tuple[tuple[NodeProto, ...], Numbers]] = {
+    "added": (
+        (node("Add", ["r", "hide"], ["h"]),),
+        {"hide": np.triu(np.full((SIDE, SIDE), -np.inf), 1)},
+    ),
+    "put": (
+        (
+            node("Cast", ["seen"], ["b"], to=TensorProto.BOOL),
+            node("Where", ["b", "r", "none"], ["h"]),
+        ),
+        {"seen": np.tri(SIDE), "none": -np.inf},
+    ),
+}
+
+
+@pytest.mark.parametrize("how", MASKS)
+def test_places_are_hidden_from_a_softmax_by_minus_infinity(how: str) -> None:
+    nodes, numbers = MASKS[how]
+    middle = (*nodes, node("Softmax", ["h"], ["s"], axis=-1), node("Mul", ["s", "r"], ["m"]))
+    assert_as_the_file(network(middle=middle, numbers=numbers))
+
+
+@pytest.mark.parametrize("number", [np.inf, np.nan])
+def test_no_other_number_that_is_not_finite_is_taken(number: float) -> None:
+    middle = (node("Min", ["r", "k"], ["m"]),)
+    with pytest.raises(InputRejectedError, match="NaN or infinite numbers"):
+        imported(network(middle=middle, numbers={"k": number}).SerializeToString())
 
 
 TURN = node("Transpose", ["t"], ["x"], perm=[0, 3, 1, 2])

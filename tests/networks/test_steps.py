@@ -20,7 +20,10 @@ from edgeclean.networks.operations import (
     above,
     affine_grid,
     affine_positions,
+    bilinear,
     entry_written,
+    exp2,
+    expm1,
     max_of_parts,
     rms_norm,
     shuffled,
@@ -157,6 +160,23 @@ def test_channels_and_planes_are_moved_as_pytorch_does(
     values = torch.randn(2, 6, 4, 5)
     assert torch.equal(shuffled(values, groups), functional.channel_shuffle(values, groups))
     assert torch.equal(turned(values, k, dims[:2]), torch.rot90(values, k, dims[:2]))
+
+
+def test_powers_are_pytorchs() -> None:
+    values = torch.linspace(-20, 5, 99)
+    torch.testing.assert_close(expm1(values), values.expm1(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(exp2(values), values.exp2())
+
+
+@pytest.mark.parametrize("before", [(), (2,), (2, 3, 4)])
+def test_a_product_of_two_with_a_weight_is_pytorchs(before: tuple[int, ...]) -> None:
+    left, right = torch.randn(*before, 5), torch.randn(*before, 6)
+    weight = torch.randn(7, 5, 6)
+    for bias in (None, torch.randn(7)):
+        expected = functional.bilinear(left, right, weight, bias)
+        torch.testing.assert_close(
+            bilinear(left, right, weight, bias), expected, rtol=1e-4, atol=1e-4
+        )
 
 
 @given(beta=st.sampled_from([0.5, 1, 3]), threshold=st.floats(-3, 25))

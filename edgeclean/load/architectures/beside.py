@@ -49,6 +49,17 @@ def importable(folders: Sequence[Path]) -> Iterator[None]:
                 del sys.modules[name]
 
 
+@contextmanager
+def same_device() -> Iterator[None]:
+    """Let code set the device that PyTorch makes tensors on, until it ends."""
+    before = torch.get_default_device()
+    try:
+        yield
+    finally:
+        if _default_device() != before:
+            torch.set_default_device(None if before.type == "cpu" else before)
+
+
 def name_and_folders(file: Path) -> tuple[str, list[Path]]:
     """Return what a file is called where it is imported, and the folders that this is found in.
 
@@ -87,6 +98,14 @@ def import_file(file: Path, name: str) -> ModuleType:
     sys.modules[name] = module  # where dataclasses resolve their annotations
     loader.exec_module(module)
     return module
+
+
+def _default_device() -> torch.device | None:
+    """Return where tensors are made; None for a device that this machine does not have."""
+    try:
+        return torch.get_default_device()
+    except (AssertionError, RuntimeError):  # which of the two hangs on how PyTorch was built
+        return None
 
 
 class _Finder(MetaPathFinder):

@@ -15,7 +15,12 @@ from types import ModuleType
 from torch import nn
 
 from edgeclean.errors import UsageError
-from edgeclean.load.architectures.beside import import_file, importable, name_and_folders
+from edgeclean.load.architectures.beside import (
+    import_file,
+    importable,
+    name_and_folders,
+    same_device,
+)
 from edgeclean.load.architectures.builders import CLASSES, call_builder
 from edgeclean.networks.state import ModelSpec
 
@@ -47,7 +52,8 @@ def build_named(name: str, spec: ModelSpec, code_folder: Path | None = None) -> 
     if module_name.endswith(".py"):
         own, folders = name_and_folders(root / module_name)
     with importable([*folders, root]):
-        builder = getattr(_import(module_name, own, name, root), attribute, None)
+        with same_device():
+            builder = getattr(_import(module_name, own, name, root), attribute, None)
         if not callable(builder):
             raise UsageError(
                 f"--arch {name!r}: there is no callable {attribute!r} in {module_name}"
@@ -55,7 +61,8 @@ def build_named(name: str, spec: ModelSpec, code_folder: Path | None = None) -> 
         try:
             # A network is callable too, yet it builds none.
             network = isinstance(builder, nn.Module)
-            module = copy.deepcopy(builder) if network else call_builder(builder, spec)
+            with same_device():
+                module = copy.deepcopy(builder) if network else call_builder(builder, spec)
         except KeyboardInterrupt:
             raise
         except SystemExit:
@@ -68,6 +75,7 @@ def build_named(name: str, spec: ModelSpec, code_folder: Path | None = None) -> 
         raise UsageError(
             f"--arch {name!r}: returned {type(module).__name__}; it must return a torch.nn.Module"
         )
+    _refuse_meta(module, name)
     return module
 
 
@@ -106,6 +114,15 @@ def _import(module_name: str, own: str, name: str, root: Path) -> ModuleType:
         raise UsageError(
             f"--arch {name!r}: importing {module_name} raised {type(error).__name__}: {error}"
         ) from error
+
+
+def _refuse_meta(module: nn.Module, name: str) -> None:
+    for own, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_meta:
+            raise UsageError(
+                f"--arch {name!r}: {own} is on PyTorch's device 'meta', where no numbers are; "
+                "networks are loaded on the CPU: leave device='meta' out"
+            )
 
 
 def _hint(error: BaseException) -> str:

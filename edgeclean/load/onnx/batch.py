@@ -32,7 +32,7 @@ Shape = tuple[int, ...]
 POINTWISE = frozenset(
     {
         *("Abs", "Add", "And", "Cast", "Ceil", "Celu", "Clip", "Cos", "Div", "Dropout", "Elu"),
-        *("Equal", "Erf", "Exp", "Floor", "Round", "Sign", "Sin"),
+        *("Asinh", "Atan", "Cosh", "Equal", "Erf", "Exp", "Floor", "Round", "Sign", "Sin", "Sinh"),
         *("Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity"),
         *("LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mul", "Neg"),
         *("Not", "Or", "Pow", "Reciprocal", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign"),

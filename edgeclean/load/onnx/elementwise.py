@@ -115,6 +115,7 @@ ELEMENTWISE: dict[str, Callable[[NodeView], nn.Module]] = {
     **dict.fromkeys(("Sum", "Mean", "Max", "Min"), variadic),
     **dict.fromkeys(("Abs", "Ceil", "Cos", "Erf", "Exp", "Floor", "Log", "Neg", "Not"), function),
     **dict.fromkeys(("Reciprocal", "Round", "Sign", "Sin", "Sqrt"), function),
+    **dict.fromkeys(("Asinh", "Atan", "Cosh", "Sinh"), function),
     "Cast": cast,
     "Celu": lambda view: nn.CELU(view.attribute("alpha", 1.0)),
     "Clip": clip,

@@ -71,10 +71,6 @@ WAYS_OUT = {
     "Attention": "export at opset 22 or older, which has it as MatMul and Softmax",
     "Einsum": "write it as a MatMul (torch.matmul, with permute and reshape around it)",
     "GridSample": "warp images before the network, or give --arch and a checkpoint",
-    "MeanVarianceNormalization": (
-        "write it as an InstanceNormalization (nn.InstanceNorm2d); over its default axes it would "
-        "mix the images of a batch"
-    ),
     "NonMaxSuppression": "it belongs to a detector; only classifiers are read",
 }
 TYPES: dict[int, int] = {
@@ -346,9 +342,11 @@ def _check_node(node: NodeProto, ends: set[str], *, as_it_came: bool) -> None:
             f"{node_label(node)}: the operator {node.op_type[:40]} is not supported; "
             f"{way or _WRITE_OTHERWISE}"
         )
-    if as_it_came and node.op_type == "BatchNormalization" and any(node.output[1:]):
+    axes = {axis for one in node.attribute if one.name == "axes" for axis in one.ints}
+    if node.op_type == "MeanVarianceNormalization" and (not axes or 0 in axes):
         raise InputRejectedError(
-            f"{node_label(node)}: it is in training mode; export the network in evaluation mode"
+            f"{node_label(node)}: over axis 0, as by default, it mixes the images of a batch; "
+            "write it as an InstanceNormalization (nn.InstanceNorm2d)"
         )
     allowed = (
         AttributeProto.FLOAT,

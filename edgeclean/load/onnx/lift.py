@@ -81,6 +81,7 @@ def lifted(model: ModelProto, asked: Asked) -> Lifted:
         with_broadcast_axes_(model)
     model, raised = raise_opset(model)
     graph, opset = model.graph, own_opset(model)
+    with_standardised_weights_(model)
     kinds, narrow = as_float32_(graph)
     with_casts_(model)
     fused = without_fusions_(graph, opset)
@@ -219,6 +220,49 @@ def as_float32_(graph: GraphProto) -> tuple[str, Rounded]:
     return (f"{' and '.join(names)} is read as float32" if names else ""), coarsest
 
 
+def with_standardised_weights_(model: ModelProto) -> None:
+    """Write a BatchNormalization of weights in training mode as an InstanceNormalization.
+
+    So code standardises weights [1, outputs, n] (`functional.batch_norm` with ``training=True``).
+
+    Raises:
+        InputRejectedError: it is of images, or of several rows of weights.
+    """
+    graph = model.graph
+    of_images = _of_images(graph)
+    trained = [
+        node for node in graph.node if node.op_type == "BatchNormalization" and _trains(node)
+    ]
+    known = with_shapes(model).graph.value_info if trained else ()
+    rows = {value.name: shape_of(value)[:1] for value in known}
+    rows |= {one.name: tuple(one.dims[:1]) for one in graph.initializer}
+    for node in trained:
+        if of_images.intersection(node.input) or rows.get(node.input[0]) != (1,):
+            raise InputRejectedError(
+                f"{node_label(node)}: it is in training mode; export the network in evaluation mode"
+            )
+        kept = {one.name: one.f for one in node.attribute if one.name == "epsilon"}
+        made = helper.make_node(
+            "InstanceNormalization", node.input[:3], node.output[:1], node.name, **kept
+        )
+        node.CopyFrom(made)
+
+
+def _trains(node: NodeProto) -> bool:
+    """Return whether a BatchNormalization normalises by the statistics of what it is given."""
+    told = any(one.name == "training_mode" and one.i for one in node.attribute)
+    return told or any(node.output[1:])
+
+
+def _of_images(graph: GraphProto) -> set[str]:
+    """Return the values that hang on the numbers of the images, not on their shape alone."""
+    found = {graph.input[0].name}
+    for node in graph.node:
+        if found.intersection(node.input) and node.op_type not in ("Shape", "Size"):
+            found.update(node.output)
+    return found
+
+
 def with_casts_(model: ModelProto) -> None:
     """Make a Cast of each CastLike, to the type of what it names, where that is known."""
     nodes = [node for node in model.graph.node if node.op_type == "CastLike"]
@@ -270,10 +314,7 @@ def with_squeezed_axes_(model: ModelProto, batch: int) -> str:
             image alone would lose its axis as well.
     """
     graph = model.graph
-    of_images = {graph.input[0].name}
-    for node in graph.node:
-        if of_images.intersection(node.input) and node.op_type not in ("Shape", "Size"):
-            of_images.update(node.output)
+    of_images = _of_images(graph)
     nodes = [
         node
         for node in graph.node

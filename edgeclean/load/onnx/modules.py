@@ -34,9 +34,12 @@ _VARIADIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "Abs": torch.abs,
+    "Asinh": torch.asinh,
+    "Atan": torch.atan,
     "Cast": Tensor.float,
     "Ceil": torch.ceil,
     "Cos": torch.cos,
+    "Cosh": torch.cosh,
     "Erf": torch.erf,
     "Exp": torch.exp,
     "Floor": torch.floor,
@@ -47,6 +50,7 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "Round": torch.round,
     "Sign": torch.sign,
     "Sin": torch.sin,
+    "Sinh": torch.sinh,
     "Sqrt": torch.sqrt,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,14 +65,21 @@ class NodeView:
         self.read.add(index)
         return self.constants[self.node.input[index]]
 
-    def floats(self, index: int) -> Tensor:
+    def floats(self, index: int, *, masks: bool = False) -> Tensor:
         """Return the constant at an input, as float32, in memory that nothing else shares.
+
+        Args:
+            index: the place of the input.
+            masks: whether it may be -inf at places that it hides from a Softmax.
 
         Raises:
             InputRejectedError: it is computed, or some of its numbers are NaN or infinite.
         """
         numbers = self.constant(index).to(torch.float32, copy=True)
-        if not bool(torch.isfinite(numbers).all()):
+        finite = torch.isfinite(numbers)
+        if masks:
+            finite |= numbers == -math.inf
+        if not bool(finite.all()):
             raise self.refusal(
                 f"input {index} has NaN or infinite numbers; a trained network has none"
             )
@@ -85,7 +93,7 @@ class NodeView:
         """
         number = self.constant(index)
         if number.is_floating_point():
-            number = self.floats(index)
+            number = self.floats(index, masks=True)
         places = [place for place in range(len(self.node.input)) if not self.is_constant(place)]
         axes = max((len(self.shape(place)) for place in places), default=0)
         if number.dim() < axes:

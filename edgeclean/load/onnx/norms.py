@@ -70,11 +70,29 @@ def channel_norm(view: NodeView) -> nn.Module:
     return ChannelNorm(size, alpha, beta, view.attribute("bias", 1.0))
 
 
+def mean_variance(view: NodeView) -> nn.Module:
+    """Convert MeanVarianceNormalization over planes, each alone or all of an image together.
+
+    ONNX adds 1e-9 to the deviation; here its square is added to the variance.
+    """
+    shape = view.shape()
+    rank = len(shape)
+    axes = {axis + rank if axis < 0 else axis for axis in view.attribute("axes")}
+    planes = set(range(2, rank))
+    if axes not in (planes, planes | {1}) or math.prod(shape[2:]) < 2:
+        raise view.refusal(
+            f"axes {sorted(axes)[:8]} of {shape}; only planes of two numbers or more, each alone "
+            "or all of an image together, are read"
+        )
+    return nn.GroupNorm(shape[1] if axes == planes else 1, shape[1], eps=1e-18, affine=False)
+
+
 NORMS: dict[str, Callable[[NodeView], nn.Module]] = {
     "BatchNormalization": batch_norm,
     "GroupNormalization": group_norm,
     "InstanceNormalization": instance_norm,
     "LRN": channel_norm,
     "LayerNormalization": layer_norm,
+    "MeanVarianceNormalization": mean_variance,
     "RMSNormalization": layer_norm,
 }
