@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgeclean.child.inside import ChildLimits
+from edgeclean.child.parcel import Parcel, untrusted_answer
 from edgeclean.environment import describe_environment
 from edgeclean.errors import ToolchainError
-from edgeclean.load.isolation import untrusted_answer
 from edgeclean.measure.latency import (
     LatencyReport,
     LatencySettings,
@@ -22,7 +23,7 @@ from edgeclean.measure.latency import (
 )
 from edgeclean.measure.runtime_turns import PAIR
 from edgeclean.measure.turns import FEWEST_RUNS, PairTimes
-from exporters.confined import ConfinedLimits, Parcel, run_confined
+from exporters.confined import run_confined
 
 if TYPE_CHECKING:
     from exporters.confined_runtime import ConfinedExporter
@@ -64,7 +65,7 @@ def measure_runtime_pair(
     return report_of(times, settings, environment, runtime=exporter.title)
 
 
-def _for_all_runs(limits: ConfinedLimits, settings: LatencySettings) -> ConfinedLimits:
+def _for_all_runs(limits: ChildLimits, settings: LatencySettings) -> ChildLimits:
     """Return the limits of the whole measurement, which its settings bound by time."""
     seconds = int(settings.time_budget_s) + 1
     cpu = limits.cpu_seconds + settings.threads * seconds * (1 + FEWEST_RUNS)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from edgeclean.child.parcel import Parcel
 from edgeclean.measure.turns import Turns, time_loaded
-from exporters.confined import Parcel
 from exporters.engines.tasks import opened
 
 PAIR = ("original", "compressed")
