@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from edgeclean.child.inside import ChildLimits
-from edgeclean.child.parcel import Parcel, untrusted_answer
+from edgeclean.child.parcel import Parcel
 from edgeclean.environment import describe_environment
 from edgeclean.errors import ToolchainError
 from edgeclean.measure.latency import (
@@ -22,7 +20,7 @@ from edgeclean.measure.latency import (
     report_of,
 )
 from edgeclean.measure.runtime_turns import PAIR
-from edgeclean.measure.turns import FEWEST_RUNS, PairTimes
+from edgeclean.measure.turns import FEWEST_RUNS, times_told
 from exporters.confined import run_confined
 
 if TYPE_CHECKING:
@@ -61,7 +59,8 @@ def measure_runtime_pair(
     )
     doing = f"{exporter.title}: measuring the latency"
     answer = run_confined(TIME, given, doing, _for_all_runs(exporter.limits, settings))
-    times = _read_times(answer, settings, doing)
+    nonsense = ToolchainError(f"{doing} answered nonsense")
+    times = times_told(answer, settings.turns, nonsense)
     return report_of(times, settings, environment, runtime=exporter.title)
 
 
@@ -73,21 +72,4 @@ def _for_all_runs(limits: ChildLimits, settings: LatencySettings) -> ChildLimits
         limits,
         cpu_seconds=min(cpu, 10**6),
         wall_seconds=min(limits.wall_seconds + 10 * seconds, 10**7),
-    )
-
-
-def _read_times(answer: Parcel, settings: LatencySettings, doing: str) -> PairTimes:
-    facts = answer.facts
-    with untrusted_answer(ToolchainError(f"{doing} answered nonsense")):
-        channels, height, width = map(int, facts["input_shape"])
-        warmup_runs, settled = int(facts["warmup_runs"]), bool(facts["settled"])
-        latencies = np.frombuffer(answer.files["latencies_ms"], np.float64).reshape(-1, 2)
-        whole = 1 <= len(latencies) <= settings.runs and 0 <= warmup_runs <= settings.warmup_runs
-        if not whole or not (np.isfinite(latencies) & (latencies > 0)).all():
-            raise ValueError(latencies.shape)
-    return PairTimes(
-        latencies_ms=latencies,
-        input_shape=(channels, height, width),
-        warmup_runs=warmup_runs,
-        settled=settled,
     )

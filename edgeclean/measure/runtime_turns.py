@@ -36,10 +36,4 @@ def time_task(given: Parcel) -> Parcel:
         )
         for name, precision in zip(PAIR, precisions, strict=True)
     )
-    times = time_loaded((original, compressed), turns)
-    facts = {
-        "warmup_runs": times.warmup_runs,
-        "settled": times.settled,
-        "input_shape": list(times.input_shape),
-    }
-    return Parcel(facts=facts, files={"latencies_ms": times.latencies_ms.tobytes()})
+    return time_loaded((original, compressed), turns).packed()

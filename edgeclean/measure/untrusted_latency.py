@@ -11,9 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, replace
 
-import numpy as np
-
-from edgeclean.child.parcel import Parcel, untrusted_answer
+from edgeclean.child.parcel import Parcel
 from edgeclean.environment import describe_environment
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.text import first_line
@@ -26,7 +24,7 @@ from edgeclean.measure.latency import (
     report_of,
     time_pair,
 )
-from edgeclean.measure.turns import FEWEST_RUNS, PairTimes, check_comparable
+from edgeclean.measure.turns import FEWEST_RUNS, check_comparable, times_told
 from exporters.session import require_provider
 from exporters.trial import try_network
 
@@ -70,7 +68,8 @@ def measure_untrusted_pair(
     files = {"original": original, "compressed": compressed}
     given = Parcel(facts={"settings": asdict(settings)}, files=files)
     answer = parse_isolated(time_task, given, _for_all_runs(limits, settings))
-    return report_of(_read_times(answer, settings, tried[0].input_shape), settings, environment)
+    nonsense = InputRejectedError("the process that measured the networks answered nonsense")
+    return report_of(times_told(answer, settings.turns, nonsense), settings, environment)
 
 
 def time_task(given: Parcel) -> Parcel:
@@ -81,14 +80,13 @@ def time_task(given: Parcel) -> Parcel:
     """
     settings = LatencySettings(**given.facts["settings"])
     try:
-        times = time_pair(given.files["original"], given.files["compressed"], settings)
+        pair = given.files["original"], given.files["compressed"]
+        return time_pair(*pair, settings).packed()
     except (MemoryError, InputRejectedError):
         raise
     except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no public base
         line = first_line(error)
         raise InputRejectedError(f"ONNX Runtime cannot run the networks: {line}") from None
-    facts = {"warmup_runs": times.warmup_runs, "settled": times.settled}
-    return Parcel(facts=facts, files={"latencies_ms": times.latencies_ms.tobytes()})
 
 
 def _for_all_runs(limits: LoadLimits, settings: LatencySettings) -> LoadLimits:
@@ -98,19 +96,3 @@ def _for_all_runs(limits: LoadLimits, settings: LatencySettings) -> LoadLimits:
     seconds += math.ceil(settings.threads * settings.time_budget_s)
     memory = limits.memory_bytes * settings.batch + THREAD_BYTES * (settings.threads - 1)
     return replace(limits, cpu_seconds=min(seconds, 10**6), memory_bytes=min(memory, 2**44))
-
-
-def _read_times(
-    answer: Parcel, settings: LatencySettings, input_shape: tuple[int, int, int]
-) -> PairTimes:
-    with untrusted_answer(
-        InputRejectedError("the process that measured the networks answered nonsense")
-    ):
-        warmup_runs, settled = int(answer.facts["warmup_runs"]), bool(answer.facts["settled"])
-        latencies = np.frombuffer(answer.files["latencies_ms"], np.float64).reshape(-1, 2)
-        whole = 1 <= len(latencies) <= settings.runs and 0 <= warmup_runs <= settings.warmup_runs
-        if not whole or not (np.isfinite(latencies) & (latencies > 0)).all():
-            raise ValueError(latencies.shape)
-    return PairTimes(
-        latencies_ms=latencies, input_shape=input_shape, warmup_runs=warmup_runs, settled=settled
-    )

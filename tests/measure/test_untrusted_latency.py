@@ -13,6 +13,7 @@ from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
 from edgeclean.load.limits import LoadLimits
 from edgeclean.measure import untrusted_latency
 from edgeclean.measure.latency import LatencySettings
+from edgeclean.measure.turns import PairTimes, times_told
 from edgeclean.measure.untrusted_latency import measure_untrusted_pair, time_task
 from exporters.onnx_exporter import ExportSettings, export_onnx
 
@@ -104,7 +105,7 @@ def test_a_network_over_the_limits_is_refused_before_it_is_measured(
 
 def times(*rows: tuple[float, float], cut: int = 0, **facts: object) -> Parcel:
     whole = np.array(rows, np.float64).tobytes()
-    facts = {"warmup_runs": 1, "settled": True, **facts}
+    facts = {"input_shape": [3, 32, 32], "warmup_runs": 1, "settled": True, **facts}
     return Parcel(facts=facts, files={"latencies_ms": whole[: len(whole) - cut]})
 
 
@@ -112,8 +113,9 @@ def times(*rows: tuple[float, float], cut: int = 0, **facts: object) -> Parcel:
     "answer",
     [
         Parcel(),
-        Parcel(facts={"warmup_runs": 1, "settled": True}),
+        Parcel(facts=times((1, 1)).facts),
         Parcel(facts={"settled": True}, files=times((1, 1)).files),
+        times((1, 1), input_shape=[3, 32]),
         times((1, 1), warmup_runs=[]),
         times((1, 1), warmup_runs=-1),
         times((1, 1), warmup_runs=99),
@@ -127,12 +129,21 @@ def times(*rows: tuple[float, float], cut: int = 0, **facts: object) -> Parcel:
         times(*[(1, 1)] * 21),
     ],
 )
-def test_a_child_that_was_taken_over_may_answer_anything(
-    answer: Parcel, small: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(untrusted_latency, "parse_isolated", lambda *_: answer)
+def test_a_child_that_was_taken_over_may_answer_anything(answer: Parcel) -> None:
     with pytest.raises(InputRejectedError, match="answered nonsense"):
-        untrusted_latency._read_times(answer, QUICK, (3, 32, 32))
+        times_told(answer, QUICK.turns, InputRejectedError("it answered nonsense"))
+
+
+def test_times_come_back_as_they_were_measured() -> None:
+    given = PairTimes(
+        latencies_ms=np.array([[1, 2], [3, 4.5]]),
+        input_shape=(3, 9, 8),
+        warmup_runs=5,
+        settled=False,
+    )
+    found = times_told(given.packed(), QUICK.turns, InputRejectedError("no"))
+    assert np.array_equal(found.latencies_ms, given.latencies_ms)
+    assert (found.input_shape, found.warmup_runs, found.settled) == ((3, 9, 8), 5, False)
 
 
 def test_the_child_says_why_it_cannot_run_them(small: bytes) -> None:
