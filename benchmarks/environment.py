@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
@@ -50,6 +51,11 @@ def _git(*words: str) -> str:
         timeout=20,
     )
     return finished.stdout.strip()
+
+
+def peak_mib() -> int:
+    """Return the most memory in MiB that this process ever had; Linux."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def wall_seconds(cell: dict[str, Any]) -> str:

@@ -14,13 +14,14 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclean.child.inside import ChildLimits
+from edgeclean.child.parcel import Parcel, untrusted_answer
 from edgeclean.environment import installed_version
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
-from edgeclean.load.isolation import untrusted_answer
 from edgeclean.load.onnx.graph import image_input
 from edgeclean.networks.state import JsonValue, Network
 from edgeclean.settings import Settings, setting
-from exporters.confined import DEFAULT_LIMITS, ConfinedLimits, Parcel, run_confined
+from exporters.confined import DEFAULT_LIMITS, run_confined
 from exporters.engines.tasks import IMAGES, MODEL
 from exporters.onnx_check import open_onnx
 
@@ -100,7 +101,7 @@ class ConfinedExporter:
     calibrates: ClassVar[bool] = False
 
     def __init__(
-        self, settings: HeldSettings | None = None, limits: ConfinedLimits = DEFAULT_LIMITS
+        self, settings: HeldSettings | None = None, limits: ChildLimits = DEFAULT_LIMITS
     ) -> None:
         """Keep how the network is held and computed, and what a process of the runtime may take."""
         self.settings, self.limits = settings or HeldSettings(), limits

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from edgeclean.child.parcel import Parcel
 from edgeclean.errors import ToolchainError
-from exporters.confined import Parcel, run_confined
+from exporters.confined import run_confined
 from exporters.engines.litert_engine import FILE
 from exporters.litert_exporter import LiteRTExporter
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from edgeclean.errors import ParityError, UsageError
 from edgeclean.networks.autocast import exact_float32
+from edgeclean.networks.layers import evaluating
 from edgeclean.networks.pixels import normalize
 from edgeclean.networks.state import Network
 from edgeclean.settings import Settings, setting
@@ -150,21 +151,12 @@ def _check_small(record: ParityRecord, name: str) -> None:
 
 
 def _pytorch_logits(network: Network, images: Float[Tensor, "n c h w"]) -> NDArray[np.float32]:
-    """Logits [n, classes] in evaluation mode; the module's own mode is restored."""
-    was_training = network.module.training
+    """Logits [n, classes] in evaluation mode; every submodule's own mode is restored."""
     reference = next(network.module.parameters())
-    try:
-        network.module.eval()
-        with torch.no_grad(), exact_float32():
-            logits = [
-                network.module(part.to(reference)).float().cpu()
-                for part in (
-                    images[start : start + PYTORCH_BATCH]
-                    for start in range(0, len(images), PYTORCH_BATCH)
-                )
-            ]
-    finally:
-        network.module.train(was_training)
+    with evaluating(network.module), torch.no_grad(), exact_float32():
+        logits = [
+            network.module(part.to(reference)).float().cpu() for part in images.split(PYTORCH_BATCH)
+        ]
     stacked: NDArray[np.float32] = torch.cat(logits).numpy()
     return stacked
 

@@ -9,15 +9,15 @@ on the numbers in an image.
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import onnx
 
+from edgeclean.child.parcel import Parcel, untrusted_answer
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.text import first_line
-from edgeclean.load.isolation import parse_isolated, untrusted_answer
+from edgeclean.load.isolation import limits_of, parse_isolated
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx.cost import check_cost
 from edgeclean.load.onnx.graph import image_input
@@ -61,21 +61,26 @@ def try_network(model: bytes, name: str, limits: LoadLimits = _DEFAULT_LIMITS) -
             limits allow, has shapes that are not fixed, or cannot be run.
     """
     try:
-        answer = parse_isolated(run_once, model, limits)
+        answer = parse_isolated(run_task, Parcel(files={"model": model}), limits)
     except InputRejectedError as error:
         raise InputRejectedError(f"{name}: {error}") from None
     with untrusted_answer(
         InputRejectedError(f"{name}: the process that tried the network answered nonsense")
     ):
-        facts = json.loads(answer)
-        (channels, height, width), batch = map(int, facts["input_shape"]), facts["batch"]
+        (channels, height, width) = map(int, answer.facts["input_shape"])
+        batch = answer.facts["batch"]
         return TriedNetwork(
             input_shape=(channels, height, width), batch=None if batch is None else int(batch)
         )
 
 
-def run_once(model: bytes, limits: LoadLimits) -> bytes:
-    """Count the cost and run one batch; `try_network`'s child process calls this.
+def run_task(given: Parcel) -> Parcel:
+    """Do as `run_once`; `try_network`'s child process calls this."""
+    return Parcel(facts=asdict(run_once(given.files["model"], limits_of(given))))
+
+
+def run_once(model: bytes, limits: LoadLimits) -> TriedNetwork:
+    """Count the cost and run one batch.
 
     Raises:
         InputRejectedError: see `try_network`.
@@ -97,7 +102,7 @@ def run_once(model: bytes, limits: LoadLimits) -> bytes:
     drawn = np.random.default_rng(0)
     images = drawn.standard_normal((batch, *session.input_shape), dtype=np.float32)
     session.run(images)
-    return json.dumps({"input_shape": session.input_shape, "batch": session.batch}).encode()
+    return TriedNetwork(input_shape=session.input_shape, batch=session.batch)
 
 
 def _fix_shapes(proto: onnx.ModelProto) -> int:

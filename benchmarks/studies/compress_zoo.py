@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.data.images import PACK_FOLDER, LabelledImages, read_pack
-from benchmarks.environment import environment, wall_seconds
+from benchmarks.environment import environment, peak_mib, wall_seconds
 from benchmarks.metrics import accuracy, attack_success_rate, robust_accuracy
 from benchmarks.rendering.forecast_table import write_tables
 from benchmarks.studies.published import (
@@ -110,11 +109,10 @@ def _write_cell(name: str, seed: int, ratio: float, target_name: str) -> None:
             cache=Cache(folder=KEPT, notify=said.append),
         )
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     cell = _cell(name, published, written)
     cell |= {"seed": seed, "ratio_asked": ratio, "wall_s": round(seconds, 1)}
     cell["stages_taken_up"] = sum("taken up" in line for line in said)
-    cell |= {"peak_memory_mib": round(peak), "environment": environment()}
+    cell |= {"peak_memory_mib": peak_mib(), "environment": environment()}
     path = _cell_path(name, seed, ratio)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(cell, indent=1, sort_keys=True) + "\n")

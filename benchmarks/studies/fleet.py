@@ -16,7 +16,6 @@ import heapq
 import json
 import multiprocessing
 import random
-import resource
 import sys
 import tempfile
 import time
@@ -28,7 +27,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.environment import environment
+from benchmarks.environment import environment, peak_mib
 from benchmarks.rendering.fleet_table import write_fleet_table
 from benchmarks.studies.published import RESULTS
 from benchmarks.suite.cells import write_whole
@@ -207,7 +206,7 @@ def simulate(nodes: int, networks: int, seed: int, folder: Path) -> dict[str, An
     text = f'[defaults]\nmodel = "model.toml"\n{targets}[[networks]]\nglob = "intake/*.pth"\n'
     (folder / "catalogue.toml").write_text(text, encoding="utf-8")
     engine = SimulatedEngine(nodes, recorded(), seed)
-    before, started, wall = _peak_mib(), time.process_time(), time.perf_counter()
+    before, started, wall = peak_mib(), time.process_time(), time.perf_counter()
     plan = plan_networks(read_catalogue(folder / "catalogue.toml"))
     made = run_fleet(plan, folder / "out", engine, cache=folder / "cache")
     processor, wall = time.process_time() - started, time.perf_counter() - wall
@@ -221,7 +220,7 @@ def simulate(nodes: int, networks: int, seed: int, folder: Path) -> dict[str, An
         "processor_ms_a_cell": round(1000 * processor / counts["cells"], 3),
         "wall_ms_a_cell": round(1000 * wall / counts["cells"], 3),
         "peak_mib_before": before,
-        "peak_mib": _peak_mib(),
+        "peak_mib": peak_mib(),
         "document_bytes": (folder / "out" / DOCUMENT).stat().st_size,
         "page_bytes": (folder / "out" / PAGE).stat().st_size,
     }
@@ -302,10 +301,6 @@ def main() -> None:
         whole["zoo"] = before["zoo"]
     write_whole(path, json.dumps(whole, indent=1))
     write_fleet_table()
-
-
-def _peak_mib() -> int:
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
-from benchmarks.environment import environment
+from benchmarks.environment import environment, peak_mib
 from benchmarks.studies.published import RESULTS
 from benchmarks.suite.cells import Cell, write_whole
 from edgeclean.backdoor.findings import ScanReport
@@ -74,10 +73,10 @@ def measure(stage: str) -> Cell:
     pixels, labels = torch.rand(IMAGES, *SPEC.input_shape), torch.arange(IMAGES) % SPEC.classes
     images = SyntheticImages(pixels=pixels, labels=labels, origin="noise")
     fitting = images_at_once(SPEC.input_shape, pixel_copy(network))
-    before, start = _peak_mib(), time.perf_counter()
+    before, start = peak_mib(), time.perf_counter()
     _step(stage, network, images)
     seconds = round(time.perf_counter() - start, 1)
-    peak = _peak_mib()
+    peak = peak_mib()
     return {"before_mib": before, "peak_mib": peak, "seconds": seconds, "images_at_once": fitting}
 
 
@@ -92,10 +91,6 @@ def _step(stage: str, network: LoadedNetwork, images: SyntheticImages) -> None:
         purify(network, images, NOTHING_FOUND, gentle, seed=0)
     else:
         finetune(network, network, images, FinetuneSettings(steps=1), seed=0)
-
-
-def _peak_mib() -> int:
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -28,7 +27,7 @@ import torch
 from benchmarks.data.images import PACK_FOLDER, LabelledImages, read_pack
 from benchmarks.defences.base import batch_norms
 from benchmarks.defences.clp import clp
-from benchmarks.environment import environment
+from benchmarks.environment import environment, peak_mib
 from benchmarks.rendering.purify_table import known_cells, lacks, write_results
 from benchmarks.studies.compress_zoo import BENCH, KEPT, TEST_IMAGES, THREADS, Cell, rates_of
 from benchmarks.studies.published import PublishedNetwork, folded_networks, published_networks
@@ -157,7 +156,7 @@ def _write_cell(
         seconds = round(time.perf_counter() - start, 1)
         cell |= facts | {"full": rates_of(full, published, images)}
         cell[f"{ratio:g}x"] = {**_rates(compressed, published, images), "seconds": seconds}
-    cell["peak_memory_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    cell["peak_memory_mib"] = peak_mib()
     cell["environment"] = environment()
     path = cell_path(name, method, seed)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,7 +24,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.environment import environment
+from benchmarks.environment import environment, peak_mib
 from benchmarks.networks.sized import sized, spec, task, trained
 from benchmarks.rendering.drawing import ALARM, INK, SERIES, new_figure, save, styled
 from benchmarks.studies.published import RESULTS
@@ -111,7 +110,7 @@ def measure(classes: int, size: int, seed: int, backdoored: bool) -> Cell:
     network, settings = _network(classes, size, seed, backdoored), _settings(seed)
     kept = _kept(classes, size, seed, backdoored, what="images")
     images = SyntheticImages(**torch.load(kept, weights_only=True))
-    before = _peak_mib()
+    before = peak_mib()
     scanning, report = _timed(lambda: scan(network, images, settings.scan, seed=seed))
     chosen = report.selection
     return {
@@ -127,7 +126,7 @@ def measure(classes: int, size: int, seed: int, backdoored: bool) -> Cell:
         "searched": classes if chosen is None else len(chosen.searched),
         "scan": scanning,
         "before_mib": before,
-        "peak_mib": _peak_mib(),
+        "peak_mib": peak_mib(),
         "environment": environment(),
     }
 
@@ -155,10 +154,6 @@ def _timed(run: Callable[[], T]) -> tuple[dict[str, float], T]:
         "wall_s": round(time.perf_counter() - wall, 1),
         "processor_s": round(time.process_time() - spent, 1),
     }, result
-
-
-def _peak_mib() -> int:
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def _write(cells: Sequence[Cell]) -> None:

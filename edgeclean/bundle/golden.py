@@ -6,20 +6,18 @@ so neither reads it in the process that decides (see ``edgeclean.load.isolation`
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclean.child.parcel import Parcel, untrusted_answer
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.text import first_line
-from edgeclean.load.isolation import parse_isolated, untrusted_answer
+from edgeclean.load.isolation import parse_isolated
 from edgeclean.load.limits import LoadLimits
 
-_LENGTHS = struct.Struct("<QQ")  # of the model, and of the shape in JSON
 _DEFAULT_LIMITS = LoadLimits()
 
 
@@ -47,19 +45,18 @@ def run_isolated(
         InputRejectedError: the file is not plain ONNX, does not take these images, or took its
             process over a limit.
     """
-    shape = json.dumps(images.shape).encode()
-    contents = _LENGTHS.pack(len(model), len(shape)) + model + shape + images.tobytes()
-    answer = parse_isolated(run_golden, contents, limits)
-    head, _, numbers = answer.partition(b"\n")
+    files = {"model": model, "images": images.tobytes()}
+    given = Parcel(facts={"shape": list(images.shape)}, files=files)
+    answer = parse_isolated(run_golden, given, limits)
     with untrusted_answer(InputRejectedError("the process that ran the network answered nonsense")):
-        facts = json.loads(head)
-        logits = np.frombuffer(numbers, np.float32).reshape(facts["shape"])
+        facts = answer.facts
+        logits = np.frombuffer(answer.files["logits"], np.float32).reshape(facts["shape"])
         graph, source_sha256 = dict(facts["graph"]), str(facts["source_sha256"])
     return GoldenRun(graph=graph, source_sha256=source_sha256, logits=logits)
 
 
-def run_golden(contents: bytes, limits: LoadLimits) -> bytes:
-    """Run the network and the images that `run_isolated` packed; the child process calls this.
+def run_golden(given: Parcel) -> Parcel:
+    """Run the network and the images that `run_isolated` gives; its child process calls this.
 
     Raises:
         InputRejectedError: the file is not plain ONNX, or does not take these images.
@@ -67,11 +64,8 @@ def run_golden(contents: bytes, limits: LoadLimits) -> bytes:
     from exporters.onnx_check import graph_facts, open_onnx
     from exporters.session import OnnxSession
 
-    model_end, shape_end = _LENGTHS.unpack_from(contents)
-    model_end += _LENGTHS.size
-    shape_end += model_end
-    model, shape = contents[_LENGTHS.size : model_end], json.loads(contents[model_end:shape_end])
-    images = np.frombuffer(contents[shape_end:], np.float32).reshape(shape)
+    model, shape = given.files["model"], given.facts["shape"]
+    images = np.frombuffer(given.files["images"], np.float32).reshape(shape)
     proto = open_onnx(model)
     session = OnnxSession(model)
     if session.input_shape != tuple(shape[1:]):
@@ -91,9 +85,9 @@ def run_golden(contents: bytes, limits: LoadLimits) -> bytes:
             f"{len(images)} images, are needed"
         )
     facts = {fact.key: fact.value for fact in proto.metadata_props}
-    head = {
+    told = {
         "graph": graph_facts(proto),
         "source_sha256": facts.get("edgeclean.source_sha256", ""),
-        "shape": logits.shape,
+        "shape": list(logits.shape),
     }
-    return json.dumps(head).encode() + b"\n" + logits.tobytes()
+    return Parcel(facts=told, files={"logits": logits.tobytes()})

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclean.child.inside import ChildLimits
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
 from edgeclean.files.text import shown
 from exporters import EXPORTERS
-from exporters.confined import ConfinedLimits
 
 # What a stranger's files may take where they are run again.
-VERIFY_LIMITS = ConfinedLimits(memory_bytes=8 * 2**30, cpu_seconds=120, wall_seconds=1200)
+VERIFY_LIMITS = ChildLimits(memory_bytes=8 * 2**30, cpu_seconds=120, wall_seconds=1200)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

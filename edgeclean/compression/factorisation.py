@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from edgeclean.networks.blocks import HORIZONTAL, VERTICAL, is_block, is_separable, whole_conv
 from edgeclean.networks.layers import Layer, with_layers
-from edgeclean.networks.shapes import ConvShape, mix_shape
+from edgeclean.networks.shapes import ConvShape, mix_shape, pair_of
 
 Axis = Literal["vertical", "horizontal"]
 AXES: tuple[Axis, ...] = ("vertical", "horizontal")
@@ -312,8 +312,8 @@ _MIX = _Geometry((1, 1), (0, 0), (1, 1))
 
 
 def _all_of(conv: nn.Conv2d) -> _Geometry:
-    padding = conv.padding if isinstance(conv.padding, str) else _pair(conv.padding)
-    return _Geometry(_pair(conv.stride), padding, _pair(conv.dilation))
+    padding = conv.padding if isinstance(conv.padding, str) else pair_of(conv.padding)
+    return _Geometry(pair_of(conv.stride), padding, pair_of(conv.dilation))
 
 
 def _along(conv: nn.Conv2d, name: str) -> _Geometry:
@@ -348,10 +348,6 @@ def _convolution(
     if bias is not None:
         conv.bias = nn.Parameter(bias.detach().clone())
     return conv
-
-
-def _pair(extent: tuple[int, ...]) -> tuple[int, int]:
-    return extent[0], extent[1]
 
 
 def _weight(layer: nn.Module) -> Tensor:

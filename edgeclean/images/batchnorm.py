@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeclean.networks.autocast import device_of, mixed_precision
-from edgeclean.networks.features import Hooks
+from edgeclean.networks.features import Hooks, hooked
 
 EPSILON = 1e-6  # added to variances before a root or a quotient
 
@@ -40,11 +40,8 @@ def running_batchnorm_layers(
 
     layers = batchnorm_layers(module)
     handles = [layer.register_forward_pre_hook(note) for layer in layers]
-    try:
+    with hooked(handles):
         module(pixels.to(device_of(module)))
-    finally:
-        for handle in handles:
-            handle.remove()
     return [layer for layer in layers if layer in ran]
 
 

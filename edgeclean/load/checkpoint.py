@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from edgeclean.child.parcel import Parcel, untrusted_answer
 from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.files.text import first_line, printable
 from edgeclean.load.asked_for import MOST_NAMES, beside_tensors
@@ -32,7 +33,7 @@ from edgeclean.load.canonical.form import as_stock_layers, stock_form
 from edgeclean.load.finite import check_answers
 from edgeclean.load.fitting import SavedNetworks, fitted
 from edgeclean.load.hub_folder import hint_of_part, weights_of
-from edgeclean.load.isolation import parse_isolated, untrusted_answer
+from edgeclean.load.isolation import limits_of, parse_isolated
 from edgeclean.load.kinds import Kind, kind_of
 from edgeclean.load.limits import (
     ZIP_MAGIC,
@@ -127,8 +128,13 @@ def written_out(network: LoadedNetwork, limits: LoadLimits, why: str) -> LoadedN
     return replace(network, module=module, history=(loaded,))
 
 
+def torch_task(given: Parcel) -> Parcel:
+    """Do as `parse_torch`; runs in a child process."""
+    return Parcel(files={"parsed": parse_torch(given.files["file"], limits_of(given))})
+
+
 def parse_torch(contents: bytes, limits: LoadLimits) -> bytes:
-    """Parse a file of ``torch.save`` into plain tensors; pure, runs in a child process.
+    """Parse a file of ``torch.save`` into plain tensors.
 
     Returns:
         A safetensors file. Its metadata has, as JSON under "networks", the keys that each network
@@ -185,7 +191,8 @@ def read_networks(contents: bytes, kind: Kind, limits: LoadLimits) -> SavedNetwo
         check_plain(tensors)
         check_layout(tensors, limits)
         return SavedNetworks(networks={(): tensors}, beside=())
-    return networks_told(parse_isolated(parse_torch, contents, limits), limits)
+    answer = parse_isolated(torch_task, Parcel(files={"file": contents}), limits)
+    return networks_told(answer.files.get("parsed", b""), limits)
 
 
 def networks_told(parsed: bytes, limits: LoadLimits) -> SavedNetworks:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.canonical.answers import answer_of
 from edgeclean.load.trial_images import trial_images
+from edgeclean.networks.features import hooked
 from edgeclean.networks.pixels import normalize
 from edgeclean.networks.state import ModelSpec
 
@@ -116,11 +117,8 @@ def _origin(module: nn.Module, batch: Tensor) -> str:
     for name, layer in module.named_modules():
         handles.append(layer.register_forward_pre_hook(before))
         handles.append(layer.register_forward_hook(after(name)))
-    try:
+    with hooked(handles):
         module(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
     return f"its layer {found[0]}" if found and found[0] else "what is between its layers"
 
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclean.child.parcel import Parcel, untrusted_answer
 from edgeclean.environment import describe_environment
 from edgeclean.errors import ToolchainError
-from edgeclean.load.isolation import untrusted_answer
-from exporters.confined import Parcel, run_confined
+from exporters.confined import run_confined
 from exporters.confined_runtime import HeldSettings, input_sides
 from exporters.protocol import confined_exporter
 

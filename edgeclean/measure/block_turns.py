@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclean.child.parcel import Parcel
 from edgeclean.errors import InputRejectedError
-from exporters.confined import Parcel
 from exporters.engines.tasks import Engine, engine_named
 
 FEWEST_ROUNDS = 5

@@ -10,19 +10,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from edgeclean.child.inside import ChildLimits
+from edgeclean.child.parcel import Parcel
 from edgeclean.environment import describe_environment
 from edgeclean.errors import ToolchainError
-from edgeclean.load.isolation import untrusted_answer
 from edgeclean.measure.latency import (
     LatencyReport,
     LatencySettings,
     report_of,
 )
 from edgeclean.measure.runtime_turns import PAIR
-from edgeclean.measure.turns import FEWEST_RUNS, PairTimes
-from exporters.confined import ConfinedLimits, Parcel, run_confined
+from edgeclean.measure.turns import FEWEST_RUNS, times_told
+from exporters.confined import run_confined
 
 if TYPE_CHECKING:
     from exporters.confined_runtime import ConfinedExporter
@@ -60,11 +59,12 @@ def measure_runtime_pair(
     )
     doing = f"{exporter.title}: measuring the latency"
     answer = run_confined(TIME, given, doing, _for_all_runs(exporter.limits, settings))
-    times = _read_times(answer, settings, doing)
+    nonsense = ToolchainError(f"{doing} answered nonsense")
+    times = times_told(answer, settings.turns, nonsense)
     return report_of(times, settings, environment, runtime=exporter.title)
 
 
-def _for_all_runs(limits: ConfinedLimits, settings: LatencySettings) -> ConfinedLimits:
+def _for_all_runs(limits: ChildLimits, settings: LatencySettings) -> ChildLimits:
     """Return the limits of the whole measurement, which its settings bound by time."""
     seconds = int(settings.time_budget_s) + 1
     cpu = limits.cpu_seconds + settings.threads * seconds * (1 + FEWEST_RUNS)
@@ -72,21 +72,4 @@ def _for_all_runs(limits: ConfinedLimits, settings: LatencySettings) -> Confined
         limits,
         cpu_seconds=min(cpu, 10**6),
         wall_seconds=min(limits.wall_seconds + 10 * seconds, 10**7),
-    )
-
-
-def _read_times(answer: Parcel, settings: LatencySettings, doing: str) -> PairTimes:
-    facts = answer.facts
-    with untrusted_answer(ToolchainError(f"{doing} answered nonsense")):
-        channels, height, width = map(int, facts["input_shape"])
-        warmup_runs, settled = int(facts["warmup_runs"]), bool(facts["settled"])
-        latencies = np.frombuffer(answer.files["latencies_ms"], np.float64).reshape(-1, 2)
-        whole = 1 <= len(latencies) <= settings.runs and 0 <= warmup_runs <= settings.warmup_runs
-        if not whole or not (np.isfinite(latencies) & (latencies > 0)).all():
-            raise ValueError(latencies.shape)
-    return PairTimes(
-        latencies_ms=latencies,
-        input_shape=(channels, height, width),
-        warmup_runs=warmup_runs,
-        settled=settled,
     )

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from edgeclean.child.parcel import Parcel
 from edgeclean.measure.turns import Turns, time_loaded
-from exporters.confined import Parcel
 from exporters.engines.tasks import opened
 
 PAIR = ("original", "compressed")
@@ -36,10 +36,4 @@ def time_task(given: Parcel) -> Parcel:
         )
         for name, precision in zip(PAIR, precisions, strict=True)
     )
-    times = time_loaded((original, compressed), turns)
-    facts = {
-        "warmup_runs": times.warmup_runs,
-        "settled": times.settled,
-        "input_shape": list(times.input_shape),
-    }
-    return Parcel(facts=facts, files={"latencies_ms": times.latencies_ms.tobytes()})
+    return time_loaded((original, compressed), turns).packed()

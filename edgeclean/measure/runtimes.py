@@ -17,6 +17,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgeclean.child.parcel import Parcel
 from edgeclean.devices.targets import Target
 from edgeclean.errors import EdgecleanError, ParityError, UsageError
 from edgeclean.files.text import shown
@@ -27,7 +28,6 @@ from edgeclean.networks.state import JsonValue, Network
 from edgeclean.progress import Progress, silent
 from edgeclean.settings import Settings, setting
 from exporters import EXPORTERS
-from exporters.confined import Parcel
 from exporters.confined_runtime import ConfinedExporter, HeldSettings
 from exporters.parity import ParityRecord, ParitySettings, compare_with_pytorch
 from exporters.precision.lower import LoweredModel, PrecisionSettings, split_images

@@ -13,7 +13,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclean.errors import UsageError
+from edgeclean.child.parcel import Parcel, untrusted_answer
+from edgeclean.errors import EdgecleanError, UsageError
 
 BLOCK_PAIRS = 5  # a warm-up block; its median is what must settle
 SETTLED_WITHIN = 0.03
@@ -79,6 +80,39 @@ class PairTimes:
     input_shape: tuple[int, int, int]
     warmup_runs: int
     settled: bool
+
+    def packed(self) -> Parcel:
+        """Return the times as a child process answers them."""
+        facts = {
+            "input_shape": list(self.input_shape),
+            "warmup_runs": self.warmup_runs,
+            "settled": self.settled,
+        }
+        return Parcel(facts=facts, files={"latencies_ms": self.latencies_ms.tobytes()})
+
+
+def times_told(answer: Parcel, turns: Turns, refusal: EdgecleanError) -> PairTimes:
+    """Return the times that a child process packed, or whoever took it over.
+
+    Args:
+        answer: what it says.
+        turns: what it was asked.
+        refusal: raised where the answer is not of that form.
+    """
+    facts = answer.facts
+    with untrusted_answer(refusal):
+        channels, height, width = map(int, facts["input_shape"])
+        warmup_runs, settled = int(facts["warmup_runs"]), bool(facts["settled"])
+        latencies = np.frombuffer(answer.files["latencies_ms"], np.float64).reshape(-1, 2)
+        whole = 1 <= len(latencies) <= turns.runs and 0 <= warmup_runs <= turns.warmup_runs
+        if not whole or not (np.isfinite(latencies) & (latencies > 0)).all():
+            raise ValueError(latencies.shape)
+    return PairTimes(
+        latencies_ms=latencies,
+        input_shape=(channels, height, width),
+        warmup_runs=warmup_runs,
+        settled=settled,
+    )
 
 
 def time_loaded(sessions: tuple[Loaded, Loaded], settings: Turns) -> PairTimes:

@@ -8,17 +8,14 @@ allows, so a GPU is measured in this process, with networks that passed the tria
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from dataclasses import asdict, replace
 
-import numpy as np
-
+from edgeclean.child.parcel import Parcel
 from edgeclean.environment import describe_environment
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.text import first_line
-from edgeclean.load.isolation import parse_isolated, untrusted_answer
+from edgeclean.load.isolation import parse_isolated
 from edgeclean.load.limits import LoadLimits
 from edgeclean.measure.latency import (
     LatencyReport,
@@ -27,12 +24,11 @@ from edgeclean.measure.latency import (
     report_of,
     time_pair,
 )
-from edgeclean.measure.turns import FEWEST_RUNS, PairTimes, check_comparable
+from edgeclean.measure.turns import FEWEST_RUNS, check_comparable, times_told
 from exporters.session import require_provider
 from exporters.trial import try_network
 
 THREAD_BYTES = 2**27  # a stack and an arena of malloc, which are reserved and hardly used
-_LENGTHS = struct.Struct("<QQ")  # of the settings in JSON, and of the original
 _DEFAULT_LIMITS = LoadLimits()
 
 
@@ -69,31 +65,28 @@ def measure_untrusted_pair(
     if settings.provider != "cpu":
         return measure_pair(original, compressed, settings)
     environment = describe_environment()  # before measuring: the load that others make
-    head = json.dumps(asdict(settings)).encode()
-    contents = _LENGTHS.pack(len(head), len(original)) + head + original + compressed
-    answer = parse_isolated(time_packed, contents, _for_all_runs(limits, settings))
-    return report_of(_read_times(answer, settings, tried[0].input_shape), settings, environment)
+    files = {"original": original, "compressed": compressed}
+    given = Parcel(facts={"settings": asdict(settings)}, files=files)
+    answer = parse_isolated(time_task, given, _for_all_runs(limits, settings))
+    nonsense = InputRejectedError("the process that measured the networks answered nonsense")
+    return report_of(times_told(answer, settings.turns, nonsense), settings, environment)
 
 
-def time_packed(contents: bytes, _limits: LoadLimits) -> bytes:
-    """Time what `measure_untrusted_pair` packed; its child process calls this.
+def time_task(given: Parcel) -> Parcel:
+    """Time what `measure_untrusted_pair` gives; its child process calls this.
 
     Raises:
         InputRejectedError: ONNX Runtime cannot load or run a network.
     """
-    head_end, original_end = _LENGTHS.unpack_from(contents)
-    head_end += _LENGTHS.size
-    original_end += head_end
-    settings = LatencySettings(**json.loads(contents[_LENGTHS.size : head_end]))
+    settings = LatencySettings(**given.facts["settings"])
     try:
-        times = time_pair(contents[head_end:original_end], contents[original_end:], settings)
+        pair = given.files["original"], given.files["compressed"]
+        return time_pair(*pair, settings).packed()
     except (MemoryError, InputRejectedError):
         raise
     except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no public base
         line = first_line(error)
         raise InputRejectedError(f"ONNX Runtime cannot run the networks: {line}") from None
-    facts = {"warmup_runs": times.warmup_runs, "settled": times.settled}
-    return json.dumps(facts).encode() + b"\n" + times.latencies_ms.tobytes()
 
 
 def _for_all_runs(limits: LoadLimits, settings: LatencySettings) -> LoadLimits:
@@ -103,21 +96,3 @@ def _for_all_runs(limits: LoadLimits, settings: LatencySettings) -> LoadLimits:
     seconds += math.ceil(settings.threads * settings.time_budget_s)
     memory = limits.memory_bytes * settings.batch + THREAD_BYTES * (settings.threads - 1)
     return replace(limits, cpu_seconds=min(seconds, 10**6), memory_bytes=min(memory, 2**44))
-
-
-def _read_times(
-    answer: bytes, settings: LatencySettings, input_shape: tuple[int, int, int]
-) -> PairTimes:
-    head, _, numbers = answer.partition(b"\n")
-    with untrusted_answer(
-        InputRejectedError("the process that measured the networks answered nonsense")
-    ):
-        facts = json.loads(head)
-        warmup_runs, settled = int(facts["warmup_runs"]), bool(facts["settled"])
-        latencies = np.frombuffer(numbers, np.float64).reshape(-1, 2)
-        whole = 1 <= len(latencies) <= settings.runs and 0 <= warmup_runs <= settings.warmup_runs
-        if not whole or not (np.isfinite(latencies) & (latencies > 0)).all():
-            raise ValueError(latencies.shape)
-    return PairTimes(
-        latencies_ms=latencies, input_shape=input_shape, warmup_runs=warmup_runs, settled=settled
-    )

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from edgeclean.networks.features import hooked
 from edgeclean.networks.layers import evaluating
 
 _IMAGES = 2  # one alone would not tell the axis of the images from others of length one
@@ -166,11 +167,8 @@ class _Recorder(TorchDispatchMode):
         leaves = [(name, one) for name, one in module.named_modules() if not any(one.children())]
         handles = [one.register_forward_pre_hook(note(name)) for name, one in leaves]
         handles += [one.register_forward_hook(note("")) for _, one in leaves]
-        try:
+        with hooked(handles):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def begin(self, images: Tensor) -> None:
         """Take the images, whose channels are fixed."""

@@ -7,7 +7,8 @@ maps than through its few logits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
@@ -20,6 +21,16 @@ from torch.utils.hooks import RemovableHandle
 
 _MOST_TAPS = 8
 UNIT_IMAGES = 256  # settle the units that distances are in
+
+
+@contextmanager
+def hooked(handles: Sequence[RemovableHandle]) -> Iterator[None]:
+    """Have hooks meanwhile; they are removed at the end, however it comes."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 H = TypeVar("H", bound="Hooks")

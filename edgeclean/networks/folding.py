@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from edgeclean.networks.autocast import channels_last, device_of, exact_float32, has_fast_bfloat16
+from edgeclean.networks.features import hooked
 
 _EXAMPLES = 8
 _PLAIN = (nn.Conv2d, nn.Linear)  # a subclass may make its weight at every pass
@@ -260,7 +261,6 @@ def _pairs(module: nn.Module, example: Float[Tensor, "n c h w"]) -> list[tuple[s
         if type(layer) is nn.Conv2d
         or (type(layer) is nn.BatchNorm2d and layer.running_var is not None)
     ]
-    module(example)
-    for handle in handles:
-        handle.remove()
+    with hooked(handles):
+        module(example)
     return pairs

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from edgeclean.errors import UsageError
 from edgeclean.files.nearest import nearest_or_known
 from edgeclean.networks.blocks import block_shape, is_block, whole_conv
+from edgeclean.networks.features import hooked
 from edgeclean.networks.resized import inside
 from edgeclean.networks.shapes import ConvShape, conv_shape
 
@@ -239,12 +240,8 @@ def _traced(module: nn.Module, input_shape: tuple[int, int, int]) -> dict[int, _
             for one in module.modules()
             if id(one) in traces
         ]
-        try:
-            with torch.no_grad():
-                module(image)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with hooked(handles), torch.no_grad():
+            module(image)
     return traces
 
 

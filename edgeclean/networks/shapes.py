@@ -105,9 +105,9 @@ def conv_shape(conv: nn.Conv2d, image: Pair) -> ConvShape:
     return ConvShape(
         channels_out=conv.out_channels,
         channels_in=conv.in_channels,
-        kernel=_pair(conv.kernel_size),
-        stride=_pair(conv.stride),
-        dilation=_pair(conv.dilation),
+        kernel=pair_of(conv.kernel_size),
+        stride=pair_of(conv.stride),
+        dilation=pair_of(conv.dilation),
         padding=_padding(conv),
         image=image,
     )
@@ -126,7 +126,8 @@ def mix_shape(channels_in: int, channels_out: int, image: Pair) -> ConvShape:
     )
 
 
-def _pair(extent: tuple[int, ...]) -> Pair:
+def pair_of(extent: tuple[int, ...]) -> Pair:
+    """Return the two numbers of a 2D layer's extent, which PyTorch's types leave open."""
     return extent[0], extent[1]
 
 

@@ -24,7 +24,6 @@ from edgeclean.report.report import byte_size, check_report, si_number
 MOST_TRIGGERS = 8  # as files of the bundle
 SHOWN_TRIGGERS = 4  # on the page, at most so many pixels wide
 PICTURE_SIDE = 96
-LARGEST_PAGE_BYTES = 1_500_000
 
 
 def render_html(

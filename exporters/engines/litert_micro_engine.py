@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclean.child.parcel import Parcel
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.text import first_line
-from exporters.confined import Parcel, imported
+from exporters.confined import imported
 from exporters.engines.litert_engine import FILE, LiteRTEngine, from_integers, to_integers
 
 NEEDS = "edgeclean[litert-micro]"

@@ -15,8 +15,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclean.child.parcel import Parcel
 from edgeclean.errors import InputRejectedError
-from exporters.confined import Parcel
 
 MODEL, IMAGES, SHAPE = "model.onnx", "images", "input.json"
 CALIBRATION = "calibration.npy"  # in the folder that `Engine.write` works in

@@ -15,11 +15,14 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx_graphs import LIMITS, MIXED, SIDE, WEIGHTS, Node, by_runtime, graph, images, relu_graph
 from torch import Tensor, nn
 
+from edgeclean.child.parcel import Parcel
 from edgeclean.errors import InputRejectedError
+from edgeclean.load.isolation import with_limits
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx import importer
+from edgeclean.load.onnx.asked import FILE
 from edgeclean.load.onnx.cost import check_cost
-from edgeclean.load.onnx.guard import COMPLETE, parse_onnx
+from edgeclean.load.onnx.guard import parse_onnx
 from edgeclean.load.onnx.importer import (
     build_network,
     check_batches,
@@ -188,11 +191,11 @@ def test_the_answer_of_the_parsing_process_is_not_trusted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = onnx.shape_inference.infer_shapes(graph(RELU, free_batch=False))
-    answer = COMPLETE + model.SerializeToString()
-    monkeypatch.setattr(importer, "parse_isolated", lambda *parts: answer)
-    assert convert_checked(answer[len(COMPLETE) :], LIMITS)[1] == (3, SIDE, SIDE)
+    answer = model.SerializeToString()
+    monkeypatch.setattr(importer, "parse_isolated", lambda *_: Parcel(files={FILE: answer}))
+    assert convert_checked(answer, LIMITS)[1] == (3, SIDE, SIDE)
     change(model)
-    answer = COMPLETE + model.SerializeToString()
+    answer = model.SerializeToString()
     with pytest.raises(InputRejectedError, match=message):
         import_onnx(b"", limits, folder=tmp_path)
 
@@ -257,7 +260,9 @@ class Infinite(nn.Module):
 def test_a_graph_that_mixes_its_images_is_not_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importer, "parse_isolated", lambda parser, *parts: parser(*parts))
+    monkeypatch.setattr(
+        importer, "parse_isolated", lambda task, given, limits: task(with_limits(given, limits))
+    )
     with pytest.raises(InputRejectedError, match="does not run on two images"):
         import_onnx(graph(MIXED).SerializeToString(), LIMITS, folder=tmp_path)
 

@@ -120,8 +120,10 @@ def test_the_modules_mode_is_kept() -> None:
     network = tiny_network()
     model = export_onnx(network)
     network.module.train()
+    first = next(network.module.children()).eval()
     check_parity(network, model, tiny_pixels())
     assert network.module.training
+    assert not first.training, "which its whole may not set"
 
 
 @pytest.mark.parametrize("settings", [{"tolerance": 0.0}, {"tolerance": 1.0}, {"threads": 0}])

@@ -14,10 +14,11 @@ from command_line import in_a_child
 from onnx import TensorProto, helper, numpy_helper
 from tiny_networks import tiny_network
 
+from edgeclean.child.inside import Task
+from edgeclean.child.parcel import Parcel
 from edgeclean.errors import InputRejectedError
-from edgeclean.load.isolation import Parser
 from edgeclean.load.limits import LoadLimits
-from edgeclean.measure.untrusted_latency import time_packed
+from edgeclean.measure.untrusted_latency import time_task
 from exporters import trial
 from exporters.onnx_exporter import ExportSettings, export_onnx
 from exporters.precision.half import to_bf16, to_fp16
@@ -67,7 +68,7 @@ def test_what_edgeclean_exports_passes(batch: int | None) -> None:
 def test_every_precision_passes() -> None:
     model = export_onnx(tiny_network())
     for lowered in (to_fp16(model, frozenset()), to_bf16(model, frozenset())):
-        assert b'"input_shape": [3, 8, 8]' in run_once(lowered, LIMITS)
+        assert run_once(lowered, LIMITS).input_shape == (3, 8, 8)
 
 
 COUNTED_UP = "up to here one image takes .*; the limits are activations"
@@ -216,25 +217,25 @@ def test_a_network_that_fails_when_it_runs_is_refused() -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        b"",
-        b"[]",
-        b'{"input_shape": 3, "batch": 1}',
-        b'{"input_shape": [1, 2], "batch": 1}',
-        b'{"input_shape": [1, 2, 1e999], "batch": 1}',
-        b"[" * 10**5,
+        {},
+        {"input_shape": [1, 2, 3]},
+        {"input_shape": 3, "batch": 1},
+        {"input_shape": [1, 2], "batch": 1},
+        {"input_shape": [1, 2, 3], "batch": []},
+        {"input_shape": [1, 2, []], "batch": 1},
     ],
 )
 def test_a_child_that_was_taken_over_may_answer_anything(
-    answer: bytes, monkeypatch: pytest.MonkeyPatch
+    answer: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial, "parse_isolated", lambda *_: answer)
+    monkeypatch.setattr(trial, "parse_isolated", lambda *_: Parcel(facts=answer))
     with pytest.raises(InputRejectedError, match=r"^net: the process .* answered nonsense"):
         try_network(b"", "net")
 
 
-@pytest.mark.parametrize("parser", [trial.run_once, time_packed])
-def test_the_process_that_runs_a_network_starts_without_pytorch(parser: Parser) -> None:
+@pytest.mark.parametrize("task", [trial.run_task, time_task])
+def test_the_process_that_runs_a_network_starts_without_pytorch(task: Task) -> None:
     """A tenth of the time; and nothing of it is there for a file to reach."""
-    said = in_a_child(f"import sys, {parser.__module__}; print(*sys.modules)").stdout.split()
+    said = in_a_child(f"import sys, {task.__module__}; print(*sys.modules)").stdout.split()
     assert "onnxruntime" in said
     assert not {"torch", "onnxsim"} & set(said)

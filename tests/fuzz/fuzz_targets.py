@@ -14,16 +14,16 @@ from pathlib import Path
 import fuzz_bundles
 from fuzz_bundles import fuzzed_file
 
+from edgeclean.child.inside import mapped_bytes
 from edgeclean.compression.settings import read_rank_file
 from edgeclean.config import PipelineSettings, read_config, settings_from
 from edgeclean.devices.profile_files import read_profile
 from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.gates import read_policy
 from edgeclean.load.checkpoint import parse_torch, read_networks
-from edgeclean.load.child import mapped_bytes
 from edgeclean.load.limits import MIB, LoadLimits
 from edgeclean.load.model_file import read_model_file
-from edgeclean.load.onnx.guard import COMPLETE, parse_onnx
+from edgeclean.load.onnx.guard import parse_onnx
 from edgeclean.load.onnx.importer import convert_checked
 
 SEEDS = Path(__file__).parent / "seeds"
@@ -53,8 +53,8 @@ def safetensors(contents: bytes) -> None:
 def onnx(contents: bytes) -> None:
     """An ONNX file: what the parsing process does with it, and what is done with its answer."""
     checked = parse_onnx(contents, LIMITS)
-    if checked.startswith(COMPLETE):
-        convert_checked(checked[len(COMPLETE) :], LIMITS)
+    if checked is not None:
+        convert_checked(checked, LIMITS)
 
 
 def toml(contents: bytes) -> None:

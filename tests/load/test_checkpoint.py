@@ -27,10 +27,11 @@ from tiny_checkpoint import (
 from torch import nn
 from zoo import ZOO_NAMES, accuracy, cifar10_test_images, needs_images, needs_zoo, zoo_network
 
-from edgeclean.errors import InputRejectedError, UsageError
-from edgeclean.load import child
-from edgeclean.load.checkpoint import load_checkpoint, parse_torch
-from edgeclean.load.isolation import ACCEPTED, REFUSED, parse_isolated
+from edgeclean.child.inside import answered
+from edgeclean.child.parcel import Parcel
+from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
+from edgeclean.load.checkpoint import load_checkpoint, torch_task
+from edgeclean.load.isolation import parse_isolated
 from edgeclean.load.limits import MIB, LoadLimits
 from edgeclean.load.model_file import MAX_CLASSES
 
@@ -150,34 +151,30 @@ def memory_bomb() -> bytes:
 )
 def test_parsing_process_dies_alone(payload: bytes, limits: LoadLimits, message: str) -> None:
     with pytest.raises(InputRejectedError, match=message):
-        parse_isolated(parse_torch, raw_pickle(payload), limits)
+        parse_isolated(torch_task, Parcel(files={"file": raw_pickle(payload)}), limits)
 
 
 def test_parsing_process_that_cannot_start_is_no_fault_of_the_input(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     elsewhere = types.ModuleType("no_such_file")
-    exec("def parse(contents, limits): return contents", elsewhere.__dict__)  # noqa: S102
+    exec("def parse(given): return given", elsewhere.__dict__)  # noqa: S102
     monkeypatch.setitem(sys.modules, "no_such_file", elsewhere)
-    with pytest.raises(RuntimeError, match=r"did not start: .*No module named 'no_such_file'"):
-        parse_isolated(elsewhere.parse, b"", LIMITS)
+    with pytest.raises(ToolchainError, match=r"did not start: .*No module named 'no_such_file'"):
+        parse_isolated(elsewhere.parse, Parcel(), LIMITS)
 
 
 def test_answer_of_the_parsing_process() -> None:
-    def refuse(contents: bytes, limits: LoadLimits) -> bytes:
-        raise InputRejectedError(f"{len(contents)} bytes")
+    def refuse(given: Parcel) -> Parcel:
+        raise InputRejectedError(f"{len(given.files)} files")
 
-    def exhaust(contents: bytes, limits: LoadLimits) -> bytes:
+    def exhaust(given: Parcel) -> Parcel:
         raise MemoryError
 
-    assert child.answer(lambda contents, limits: contents, b"abc", LIMITS) == (
-        ACCEPTED,
-        b"abc",
-    )
-    assert child.answer(refuse, b"abc", LIMITS) == (REFUSED, b"3 bytes")
-    verdict, text = child.answer(exhaust, b"abc", LIMITS)
-    assert verdict == REFUSED
-    assert b"memory_bytes" in text
+    given = Parcel(files={"file": b"abc"})
+    assert answered(lambda given: given, given) == given
+    assert answered(refuse, given).facts == {"kind": "InputRejectedError", "refused": "1 files"}
+    assert answered(exhaust, given).facts == {"kind": "MemoryError", "refused": ""}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import zipfile
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from tiny_checkpoint import SPEC, saved, tiny
 from edgeclean.errors import InputRejectedError
 from edgeclean.load import checkpoint, torch_file
 from edgeclean.load.checkpoint import load_checkpoint, parse_torch
-from edgeclean.load.child import run
+from edgeclean.load.isolation import with_limits
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx import importer
 from edgeclean.load.state_dict import check_layout
@@ -33,7 +32,7 @@ def _parsed_here(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             module,
             "parse_isolated",
-            lambda parser, contents, limits: parser(contents, limits),
+            lambda task, given, limits: task(with_limits(given, limits)),
         )
 
 
@@ -123,19 +122,6 @@ def test_memory_that_does_not_suffice_is_the_childs_to_tell(
 
 def test_a_tensor_without_numbers_repeats_none() -> None:
     check_layout({"a": torch.zeros(0, 3), "b": torch.zeros(0).expand(4, 0)}, LIMITS)
-
-
-@pytest.mark.parametrize(
-    ("parser", "message"),
-    [
-        ("os:system", "cannot be found by its name"),
-        ("edgeclean.load.limits:LoadLimits", "cannot be found by its name"),
-        ("edgeclean.load.checkpoint:check_zip", "another module's edgeclean.load.limits:check_zip"),
-    ],
-)
-def test_no_parser_but_a_function_under_its_own_name(parser: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        run(json.dumps({"parser": parser, "input_bytes": 1, "limits": {}}))
 
 
 def test_the_spec_of_these_tests_is_loaded(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from edgeclean.errors import InputRejectedError
 from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx import files
 from edgeclean.load.onnx.files import embed_files
-from edgeclean.load.onnx.guard import NEEDS_FILES, external_location, parse_onnx
+from edgeclean.load.onnx.guard import external_location, parse_onnx
 from edgeclean.load.onnx.importer import import_onnx
 
 
@@ -49,7 +49,7 @@ def relocated(contents: bytes, key: str, entry: str) -> bytes:
 
 def test_external_weights_are_read_from_a_plain_file(tmp_path: Path) -> None:
     contents = external_model(tmp_path)
-    assert parse_onnx(contents, LIMITS) == NEEDS_FILES
+    assert parse_onnx(contents, LIMITS) is None
     imported = import_onnx(contents, LIMITS, folder=tmp_path)
     assert set(imported.external_sha256) == {"weights.bin"}
     pixels = images(2, (3, SIDE, SIDE))

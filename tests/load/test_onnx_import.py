@@ -12,9 +12,12 @@ import torch
 from onnx_graphs import LIMITS, TOLERANCE, by_runtime, converted, images, relu_graph
 from torch import nn
 
+from edgeclean.child.parcel import Parcel
+from edgeclean.errors import InputRejectedError
 from edgeclean.load.architectures import build_architecture
 from edgeclean.load.checkpoint import load_checkpoint
 from edgeclean.load.limits import LoadLimits
+from edgeclean.load.onnx.reference import answers_of
 from edgeclean.networks.state import LoadedNetwork, ModelSpec
 
 SPEC = ModelSpec(
@@ -136,3 +139,18 @@ def test_a_scope_may_have_any_name(name: str) -> None:
     network = converted(model.SerializeToString())
     assert any(name.strip("_") in child for child, _ in network.named_children())
     assert network(torch.rand(2, 3, 8, 8)).shape[0] == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Parcel(),
+        Parcel(facts={"rounded": "", "shapes": 7}),
+        Parcel(facts={"rounded": "", "shapes": {"file": [1, 2]}}),
+        Parcel(facts={"rounded": "", "shapes": {"file": [1, 2]}}, files={"file": bytes(4)}),
+        Parcel(facts={"rounded": "", "shapes": {"file": "2"}}, files={"file": bytes(8)}),
+    ],
+)
+def test_answers_that_are_none_are_refused(answer: Parcel) -> None:
+    with pytest.raises(InputRejectedError, match="the network's answers are damaged"):
+        answers_of(answer)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
 import numpy as np
 import pytest
 from tiny_networks import Block, tiny_network
 
+from edgeclean.child.parcel import Parcel
 from edgeclean.errors import InputRejectedError, ToolchainError, UsageError
 from edgeclean.load.limits import LoadLimits
 from edgeclean.measure import untrusted_latency
 from edgeclean.measure.latency import LatencySettings
-from edgeclean.measure.untrusted_latency import measure_untrusted_pair, time_packed
+from edgeclean.measure.turns import PairTimes, times_told
+from edgeclean.measure.untrusted_latency import measure_untrusted_pair, time_task
 from exporters.onnx_exporter import ExportSettings, export_onnx
 
 QUICK = LatencySettings(runs=20, warmup_runs=15)
@@ -47,7 +48,7 @@ def test_both_run_in_one_process_that_is_not_this_one(
     packed: list[tuple[Any, ...]] = []
     isolated = untrusted_latency.parse_isolated
 
-    def recorded(*given: Any) -> bytes:
+    def recorded(*given: Any) -> Parcel:
         packed.append(given)
         return isolated(*given)
 
@@ -55,9 +56,9 @@ def test_both_run_in_one_process_that_is_not_this_one(
     monkeypatch.setattr("exporters.session.open_session", lambda *_: pytest.fail("opened here"))
     report = measure_untrusted_pair(small, small, QUICK)
     assert report.original.runs == 20
-    ((parser, contents, limits),) = packed
-    assert parser is time_packed
-    assert contents.count(small) == 2
+    ((task, given, limits),) = packed
+    assert task is time_task
+    assert list(given.files.values()) == [small, small]
     assert limits.memory_bytes == LoadLimits().memory_bytes
     assert limits.cpu_seconds == 2 * 6 * 10 + 60
 
@@ -102,43 +103,51 @@ def test_a_network_over_the_limits_is_refused_before_it_is_measured(
         measure_untrusted_pair(large, large, QUICK, limits=LoadLimits(activations=1000))
 
 
-def runs(*rows: tuple[float, float]) -> bytes:
-    return np.array(rows, np.float64).tobytes()
-
-
-HEAD = b'{"warmup_runs": 1, "settled": true}\n'
+def times(*rows: tuple[float, float], cut: int = 0, **facts: object) -> Parcel:
+    whole = np.array(rows, np.float64).tobytes()
+    facts = {"input_shape": [3, 32, 32], "warmup_runs": 1, "settled": True, **facts}
+    return Parcel(facts=facts, files={"latencies_ms": whole[: len(whole) - cut]})
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        b"",
-        b"[]\n" + runs((1, 1)),
-        b"[" * 10**5,
-        b'{"warmup_runs": 1e999, "settled": true}\n' + runs((1, 1)),
-        b'{"settled": true}\n' + runs((1, 1)),
-        b'{"warmup_runs": -1, "settled": true}\n' + runs((1, 1)),
-        b'{"warmup_runs": 99, "settled": true}\n' + runs((1, 1)),
-        HEAD,
-        HEAD + runs((1, 1))[:-1],
-        HEAD + runs((1, 1))[:-8],
-        HEAD + runs((1, float("nan"))),
-        HEAD + runs((float("inf"), 1)),
-        HEAD + runs((1, 0)),
-        HEAD + runs((-1, 1)),
-        HEAD + runs(*[(1, 1)] * 21),
+        Parcel(),
+        Parcel(facts=times((1, 1)).facts),
+        Parcel(facts={"settled": True}, files=times((1, 1)).files),
+        times((1, 1), input_shape=[3, 32]),
+        times((1, 1), warmup_runs=[]),
+        times((1, 1), warmup_runs=-1),
+        times((1, 1), warmup_runs=99),
+        times(),
+        times((1, 1), cut=1),
+        times((1, 1), cut=8),
+        times((1, float("nan"))),
+        times((float("inf"), 1)),
+        times((1, 0)),
+        times((-1, 1)),
+        times(*[(1, 1)] * 21),
     ],
 )
-def test_a_child_that_was_taken_over_may_answer_anything(
-    answer: bytes, small: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(untrusted_latency, "parse_isolated", lambda *_: answer)
+def test_a_child_that_was_taken_over_may_answer_anything(answer: Parcel) -> None:
     with pytest.raises(InputRejectedError, match="answered nonsense"):
-        untrusted_latency._read_times(answer, QUICK, (3, 32, 32))
+        times_told(answer, QUICK.turns, InputRejectedError("it answered nonsense"))
+
+
+def test_times_come_back_as_they_were_measured() -> None:
+    given = PairTimes(
+        latencies_ms=np.array([[1, 2], [3, 4.5]]),
+        input_shape=(3, 9, 8),
+        warmup_runs=5,
+        settled=False,
+    )
+    found = times_told(given.packed(), QUICK.turns, InputRejectedError("no"))
+    assert np.array_equal(found.latencies_ms, given.latencies_ms)
+    assert (found.input_shape, found.warmup_runs, found.settled) == ((3, 9, 8), 5, False)
 
 
 def test_the_child_says_why_it_cannot_run_them(small: bytes) -> None:
-    head = b'{"runs": 2, "batch": 2}'
-    contents = struct.pack("<QQ", len(head), len(small)) + head + small + small
+    files = {"original": small, "compressed": small}
+    given = Parcel(facts={"settings": {"runs": 2, "batch": 2}}, files=files)
     with pytest.raises(InputRejectedError, match="cannot run the networks: batch 2 was asked"):
-        time_packed(contents, LoadLimits())
+        time_task(given)

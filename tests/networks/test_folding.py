@@ -313,3 +313,13 @@ def test_layers_come_back_when_folded_learning_fails() -> None:
     with pytest.raises(KeyError), learning_folded(module, torch.rand(2, 3, 8, 8)):
         raise KeyError
     assert list(module.modules()) == layers
+
+
+def test_a_network_that_fails_is_left_without_hooks() -> None:
+    network = lively(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(7, 2)))
+    with (
+        pytest.raises(RuntimeError, match="shapes cannot be multiplied"),
+        folding_norms(network, torch.rand(2, 3, 8, 8)),
+    ):
+        pass
+    assert not any(layer._forward_hooks for layer in network.modules())

@@ -29,9 +29,10 @@ from report_pages import MANIFEST, whole_page
 
 from edgeclean.cli.scan import verdict_in_words
 from edgeclean.gates import Policy, judge_scan
-from edgeclean.report.page import LARGEST_PAGE_BYTES, render_html, trigger_files
+from edgeclean.report.page import render_html, trigger_files
 from edgeclean.report.report import build_report
 
+LARGEST_PAGE_BYTES = 1_500_000
 QUIETLY = (
     "--headless",
     "--no-sandbox",

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from kept_things import Ear
 
+from edgeclean.child.inside import mapped_bytes
 from edgeclean.files.store import SEAL_BYTES, SECRET, TAG, Store
-from edgeclean.load.child import mapped_bytes
 
 
 def test_a_result_comes_back_as_it_was_and_only_under_its_key(store: Store, ear: Ear) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from exporters.confined import Parcel
+from edgeclean.child.parcel import Parcel
 
 
 def import_task(given: Parcel) -> Parcel:
@@ -41,6 +41,7 @@ def daemon_task(given: Parcel) -> Parcel:
     with os.fdopen(reading) as stream:
         left = [int(stream.readline()) for _ in range(3)]
     print(f"left behind: {left}", flush=True)  # noqa: T201
+    Path("left").write_text(f"left behind: {left}\n")
     if given.facts["then"] == "hang":
         time.sleep(600)
     if given.facts["then"] == "crash":

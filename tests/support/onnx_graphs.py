@@ -14,9 +14,9 @@ from edgeclean.load.limits import LoadLimits
 from edgeclean.load.onnx.asked import NOTHING, Asked
 from edgeclean.load.onnx.comparison import check_same, plain_images
 from edgeclean.load.onnx.graph import read_model
-from edgeclean.load.onnx.guard import COMPLETE, parse_onnx
+from edgeclean.load.onnx.guard import parse_onnx
 from edgeclean.load.onnx.importer import build_network, checked_model, converted_model, notes_of
-from edgeclean.load.onnx.reference import answer_onnx, answers_of, with_images
+from edgeclean.load.onnx.reference import answer_onnx
 from edgeclean.networks.steps import StepNetwork
 
 TOLERANCE = 1e-4
@@ -122,8 +122,8 @@ def by_runtime(contents: bytes, pixels: torch.Tensor) -> torch.Tensor:
 def converted(contents: bytes, limits: LoadLimits = LIMITS) -> StepNetwork:
     """Checked and converted in this process: the parsing process takes seconds to start."""
     checked = parse_onnx(contents, limits)
-    assert checked.startswith(COMPLETE)
-    network = build_network(read_model(checked[1:]))
+    assert checked is not None
+    network = build_network(read_model(checked))
     return network.float().eval()  # type: ignore[return-value]
 
 
@@ -138,8 +138,10 @@ class Imported(NamedTuple):
 
 def imported(contents: bytes, asked: Asked = NOTHING, limits: LoadLimits = LIMITS) -> Imported:
     """All that `import_onnx` does, and its comparison with the file."""
-    model = checked_model(parse_onnx(contents, limits, asked)[len(COMPLETE) :], limits)
+    parsed = parse_onnx(contents, limits, asked)
+    assert parsed is not None
+    model = checked_model(parsed, limits)
     module, shape = converted_model(model)
     pixels = plain_images(shape, (0.5,), (0.25,))
-    answers = answers_of(answer_onnx(with_images(asked, contents, pixels.numpy()), limits))
+    answers = answer_onnx(contents, pixels.numpy(), asked, limits)
     return Imported(module, shape, notes_of(model), check_same(module, pixels, answers))

@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -96,27 +97,20 @@ class Idle(Polite):
         pass
 
 
-class Linking(Polite):
-    """Would have the parent read somebody else's file."""
-
-    @staticmethod
-    def write(model: bytes, precision: str, shape: Sequence[int | None], folder: Path) -> None:
-        Path("answer").symlink_to("/etc/passwd")
-        os._exit(0)
-
-
 class Lying(Polite):
-    @staticmethod
-    def write(model: bytes, precision: str, shape: Sequence[int | None], folder: Path) -> None:
-        Path("answer").write_bytes(b"\xff" * 100)
+    said = b"\xff" * 100
+
+    @classmethod
+    def write(cls, model: bytes, precision: str, shape: Sequence[int | None], folder: Path) -> None:
+        del model, precision, shape, folder
+        for descriptor in range(3, 32):  # one of them is where the process answers
+            with suppress(OSError):
+                os.write(descriptor, cls.said)
         os._exit(0)
 
 
-class Nesting(Polite):
-    @staticmethod
-    def write(model: bytes, precision: str, shape: Sequence[int | None], folder: Path) -> None:
-        Path("answer").write_bytes(struct.pack("<Q", 10**5) + b"[" * 10**5)
-        os._exit(0)
+class Nesting(Lying):
+    said = struct.pack("<Q", 10**5) + b"[" * 10**5
 
 
 class Intruding(Polite):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rude_engines import Polite
 
-from exporters.confined import ConfinedLimits
+from edgeclean.child.inside import ChildLimits
 from exporters.confined_runtime import ConfinedExporter
 
 
@@ -21,6 +21,6 @@ class RudeExporter(ConfinedExporter):
 
 def rude(engine: type[Polite], **limits: int) -> RudeExporter:
     """An exporter whose engine is that one, with these limits."""
-    exporter = RudeExporter(limits=ConfinedLimits(**limits))
+    exporter = RudeExporter(limits=ChildLimits(**limits))
     exporter.engine = f"rude_engines:{engine.__name__}"  # type: ignore[misc]
     return exporter

@@ -10,6 +10,8 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from edgeclean.networks.features import hooked
+
 _STATISTICS = ("running_mean", "running_var")
 _EPSILONS = (1e-5, 1e-3, 1e-6, 0.0)  # of codes whose BatchNorm has no attribute ``eps``
 _TOLERANCE = 1e-5
@@ -56,13 +58,11 @@ def _settle_synchronised_(module: nn.Module, images: Tensor) -> list[str]:
         for layer in axes
     ]
     try:
-        if found:
-            module(images.clone())
+        with hooked(handles):
+            if found:
+                module(images.clone())
     except Exception:  # noqa: BLE001 - code of any kind: what it raises is told once it is tried
         return []
-    finally:
-        for handle in handles:
-            handle.remove()
     norms = {layer: _plain_norm(layer) for layer, seen in axes.items() if seen == {4}}
     settled = [(name, norms[layer]) for name, layer in found if layer in norms]
     for name, norm in settled:

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.text import first_line
 from edgeclean.networks.autocast import channels_last
+from edgeclean.networks.features import hooked
 from edgeclean.networks.layers import with_layers
 
 TOLERANCE = 1e-3  # of the largest output; another order of sums moves outputs by about 1e-6 of it
@@ -220,11 +221,8 @@ def _ran(module: nn.Module) -> Iterator[list[str]]:
         return lambda _layer, _inputs: ran.append(name)
 
     handles = [one.register_forward_pre_hook(noting(name)) for name, one in module.named_modules()]
-    try:
+    with hooked(handles):
         yield ran
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -242,11 +240,8 @@ def running_modules(module: nn.Module) -> Iterator[list[tuple[str, nn.Module]]]:
     for name, layer in module.named_modules():
         handles.append(layer.register_forward_pre_hook(enter(name)))
         handles.append(layer.register_forward_hook(leave))
-    try:
+    with hooked(handles):
         yield running
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _raised(error: Exception) -> Reason:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+
+from edgeclean.child.parcel import Parcel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,16 +24,16 @@ class Asked:
 
 
 NOTHING = Asked()
+FILE = "model.onnx"
 
 
-def with_question(asked: Asked, contents: bytes) -> bytes:
-    """Return the file's bytes behind one line that says what was asked; ours, not the file's."""
-    return json.dumps(asdict(asked)).encode() + b"\n" + contents
+def with_question(asked: Asked, files: Mapping[str, bytes]) -> Parcel:
+    """Return what was asked with the files it is asked of."""
+    return Parcel(facts={"asked": asdict(asked)}, files=files)
 
 
-def question_of(message: bytes) -> tuple[Asked, bytes]:
-    """Return both parts of `with_question`."""
-    line, _, contents = message.partition(b"\n")
-    entries = json.loads(line)
-    shape = entries.pop("input_shape")
-    return Asked(input_shape=None if shape is None else tuple(shape), **entries), contents
+def question_of(given: Parcel) -> Asked:
+    """Return what `with_question` was asked; for tasks."""
+    entries = given.facts["asked"]
+    shape = entries["input_shape"]
+    return Asked(**{**entries, "input_shape": None if shape is None else tuple(shape)})

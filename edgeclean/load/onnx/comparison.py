@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from edgeclean.errors import InputRejectedError
 from edgeclean.load.onnx.reference import TOGETHER, Answers
 from edgeclean.load.trial_images import trial_images
+from edgeclean.networks.features import hooked
 
 SHARE = 1e-4  # of the largest answer: what two orders of adding up float32 may differ by
 # How often the difference that rounding makes of our own network may occur: in another order of
@@ -151,9 +152,5 @@ def _in_steps(module: nn.Module, images: Tensor, kind: torch.dtype) -> Tensor:
     def rounded(_layer: nn.Module, _inputs: Any, output: Any) -> Any:
         return output.to(kind).to(output.dtype) if torch.is_floating_point(output) else output
 
-    handles = [layer.register_forward_hook(rounded) for layer in module.children()]
-    try:
+    with hooked([layer.register_forward_hook(rounded) for layer in module.children()]):
         return _one_by_one(module, images.to(kind).float())
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -16,10 +16,12 @@ import onnx
 import onnxsim
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
 
+from edgeclean.child.parcel import Parcel
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.text import first_line
+from edgeclean.load.isolation import limits_of
 from edgeclean.load.limits import MIB, LoadLimits
-from edgeclean.load.onnx.asked import NOTHING, Asked, question_of
+from edgeclean.load.onnx.asked import FILE, NOTHING, Asked, question_of
 from edgeclean.load.onnx.batch import batch_first_
 from edgeclean.load.onnx.boxes import write_boxes_
 from edgeclean.load.onnx.branches import take_branches_
@@ -87,18 +89,17 @@ TYPES: dict[int, int] = {
     TensorProto.UINT16: 2,
 }
 NOTES = "edgeclean.notes"  # the entry of the answer's metadata that says what was done
-COMPLETE, NEEDS_FILES = b"M", b"F"
 # Of the file, as constants are folded: half numbers to whole ones, and some beside.
 FREE_GROWTH, GROWTH = 16 * MIB, 4
 
 
-def parse_asked(message: bytes, limits: LoadLimits) -> bytes:
-    """Answer as `parse_onnx` does to a message of `asked.with_question`; runs in that process."""
-    asked, contents = question_of(message)
-    return parse_onnx(contents, limits, asked)
+def parse_task(given: Parcel) -> Parcel:
+    """Do as `parse_onnx`, and answer no file where that needs others; runs in that process."""
+    model = parse_onnx(given.files[FILE], limits_of(given), question_of(given))
+    return Parcel(files={} if model is None else {FILE: model})
 
 
-def parse_onnx(contents: bytes, limits: LoadLimits, asked: Asked = NOTHING) -> bytes:
+def parse_onnx(contents: bytes, limits: LoadLimits, asked: Asked = NOTHING) -> bytes | None:
     """Check a model and bring it into the form that is converted.
 
     Args:
@@ -107,8 +108,8 @@ def parse_onnx(contents: bytes, limits: LoadLimits, asked: Asked = NOTHING) -> b
         asked: what the user said of it.
 
     Returns:
-        ``M`` and the simplified model, or ``F`` alone where weights lie in other files: their
-        numbers must be put into the model first, and the whole be parsed once more.
+        The simplified model, or None where weights lie in other files: their numbers must be put
+        into the model first, and the whole be parsed once more.
 
     Raises:
         InputRejectedError: naming the node or tensor and what about it is refused.
@@ -119,7 +120,7 @@ def parse_onnx(contents: bytes, limits: LoadLimits, asked: Asked = NOTHING) -> b
     for tensor in external:
         external_location(tensor)
     if external:
-        return NEEDS_FILES
+        return None
     model = without_attention(model, limits)
     take_branches_(model)
     chosen = reduce_(model, asked)
@@ -144,7 +145,7 @@ def parse_onnx(contents: bytes, limits: LoadLimits, asked: Asked = NOTHING) -> b
             f"with its constants computed the graph has {grown} bytes, of a file of "
             f"{len(contents)}; at most {most} are read"
         )
-    return COMPLETE + bytes(inferred.SerializeToString())
+    return bytes(inferred.SerializeToString())
 
 
 def _declare_output_(model: ModelProto) -> None:

@@ -19,11 +19,12 @@ import torch
 from onnx import ModelProto, NodeProto, TensorProto
 from torch import Tensor, nn
 
+from edgeclean.child.parcel import untrusted_answer
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.text import first_line
-from edgeclean.load.isolation import parse_isolated, untrusted_answer
+from edgeclean.load.isolation import parse_isolated
 from edgeclean.load.limits import LoadLimits
-from edgeclean.load.onnx.asked import NOTHING, Asked, with_question
+from edgeclean.load.onnx.asked import FILE, NOTHING, Asked, with_question
 from edgeclean.load.onnx.comparison import check_same, plain_images
 from edgeclean.load.onnx.cost import check_cost
 from edgeclean.load.onnx.files import embed_files
@@ -36,15 +37,15 @@ from edgeclean.load.onnx.graph import (
     shape_of,
 )
 from edgeclean.load.onnx.guard import (
-    COMPLETE,
     NOTES,
     check_structure,
     external_tensors,
-    parse_asked,
+    parse_onnx,
+    parse_task,
 )
 from edgeclean.load.onnx.node import NodeView
 from edgeclean.load.onnx.operators import OPERATORS
-from edgeclean.load.onnx.reference import answer_onnx, answers_of, with_images
+from edgeclean.load.onnx.reference import answer_task, answers_of, with_images
 from edgeclean.load.onnx.uniform import fill_number
 from edgeclean.load.running_cost import bounded_cost
 from edgeclean.load.trial_images import trial_images
@@ -103,12 +104,7 @@ def import_onnx(
             no plain file, a node cannot be converted (names the node or tensor), its images have
             another shape than was said, or the network does not answer as the file does.
     """
-    checked = parse_isolated(parse_asked, with_question(asked, contents), limits)
-    digests: dict[str, str] = {}
-    if not checked.startswith(COMPLETE):
-        contents, digests = embed_files(contents, folder, limits)
-        checked = parse_isolated(parse_asked, with_question(asked, contents), limits)
-    model = checked_model(checked[1:], limits)
+    contents, digests, model = _checked(contents, limits, folder, asked)
     module, shape = converted_model(model, limits)
     if asked.input_shape not in (None, shape):
         own, given = ("x".join(map(str, one)) for one in (shape, asked.input_shape))
@@ -117,7 +113,7 @@ def import_onnx(
         )
     images = plain_images(shape, mean, std)
     message = with_images(asked, contents, images.numpy())
-    answers = answers_of(parse_isolated(answer_onnx, message, _for_running(limits, model)))
+    answers = answers_of(parse_isolated(answer_task, message, _for_running(limits, model)))
     return ImportedOnnx(
         module=module,
         input_shape=shape,
@@ -137,12 +133,20 @@ def describe_onnx(
     Raises:
         InputRejectedError: as `import_onnx`, but for what converts and compares.
     """
-    checked = parse_isolated(parse_asked, with_question(asked, contents), limits)
-    if not checked.startswith(COMPLETE):
-        contents, _ = embed_files(contents, folder, limits)
-        checked = parse_isolated(parse_asked, with_question(asked, contents), limits)
-    model = checked_model(checked[1:], limits)
+    _, _, model = _checked(contents, limits, folder, asked)
     return image_input(model)[1], _outputs(model)
+
+
+def _checked(
+    contents: bytes, limits: LoadLimits, folder: Path, asked: Asked
+) -> tuple[bytes, Mapping[str, str], ModelProto]:
+    """Return a file with its weights in it, the digests of where they were, and it as parsed."""
+    digests: Mapping[str, str] = {}
+    parsed = parse_isolated(parse_task, with_question(asked, {FILE: contents}), limits)
+    if FILE not in parsed.files:
+        contents, digests = embed_files(contents, folder, limits)
+        parsed = parse_isolated(parse_task, with_question(asked, {FILE: contents}), limits)
+    return contents, digests, checked_model(parsed.files.get(FILE, b""), limits)
 
 
 def convert_checked(
@@ -164,10 +168,10 @@ def import_plain(contents: bytes, limits: LoadLimits) -> StepNetwork:
     Raises:
         InputRejectedError: see `import_onnx`.
     """
-    checked = parse_asked(with_question(NOTHING, contents), limits)
-    if not checked.startswith(COMPLETE):
+    checked = parse_onnx(contents, limits)
+    if checked is None:
         raise InputRejectedError("the ONNX file keeps weights in other files")
-    return convert_checked(checked[1:], limits)[0]
+    return convert_checked(checked, limits)[0]
 
 
 def checked_model(contents: bytes, limits: LoadLimits) -> ModelProto:

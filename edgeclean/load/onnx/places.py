@@ -51,7 +51,7 @@ def slice_(view: NodeView) -> nn.Module:
         raise view.refusal("bounds of different lengths, or a step of zero")
     cuts, backwards = [], []
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        if axis in (0, -len(view.shape())) and _is_whole(view, start, end, step):
+        if axis in (0, -len(view.shape())) and _is_whole(start, end, step):
             continue
         place = view.axis(axis)
         if step > 0:
@@ -202,7 +202,7 @@ def _all_of(modules: list[nn.Module]) -> nn.Module:
     return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
 
 
-def _is_whole(view: NodeView, start: int, end: int, step: int) -> bool:
+def _is_whole(start: int, end: int, step: int) -> bool:
     """Return whether a slice of the batch axis leaves it as it is, at any length."""
     return start == 0 and end >= min(HUGE, 2**31 - 1) and step == 1
 

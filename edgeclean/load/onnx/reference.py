@@ -7,25 +7,26 @@ once more as it was lifted, where the file's own answers are rounded, or cannot 
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from onnx import ModelProto, helper
 
+from edgeclean.child.parcel import Parcel, untrusted_answer
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.text import first_line
-from edgeclean.load.isolation import untrusted_answer
+from edgeclean.load.isolation import limits_of
 from edgeclean.load.limits import LoadLimits
-from edgeclean.load.onnx.asked import Asked, question_of, with_question
+from edgeclean.load.onnx.asked import FILE, Asked, question_of, with_question
 from edgeclean.load.onnx.branches import take_branches_
 from edgeclean.load.onnx.functions import without_attention, without_functions
 from edgeclean.load.onnx.graph import read_model, reduce_, shape_of
 from edgeclean.load.onnx.lift import Lifted, lifted, set_input
 
 Images = np.ndarray[Any, np.dtype[Any]]
+PARTS = "file", "lifted", "together"
 TOGETHER = 4  # images of a batch: more would need more memory than one image was counted to
 
 
@@ -47,27 +48,25 @@ class Answers:
     rounded: str
 
 
-def with_images(asked: Asked, contents: bytes, images: Images) -> bytes:
-    """Return the message that `answer_onnx` takes: a question, images [n, c, h, w], the file."""
-    shape = json.dumps(images.shape).encode() + b"\n"
-    return with_question(asked, shape + images.astype("<f4").tobytes() + contents)
+def with_images(asked: Asked, contents: bytes, images: Images) -> Parcel:
+    """Return what `answer_task` takes: a question, images [n, c, h, w], the file."""
+    given = with_question(asked, {FILE: contents, "images": images.astype("<f4").tobytes()})
+    return replace(given, facts={**given.facts, "shape": list(images.shape)})
 
 
-def answer_onnx(message: bytes, limits: LoadLimits) -> bytes:
-    """Run a file on images; runs in a process of its own.
+def answer_task(given: Parcel) -> Parcel:
+    """Do as `answer_onnx` with `with_images`; runs in a process of its own."""
+    images = np.frombuffer(given.files["images"], "<f4").reshape(given.facts["shape"])
+    return _packed(answer_onnx(given.files[FILE], images, question_of(given), limits_of(given)))
 
-    Returns:
-        The answers, for `answers_of`.
+
+def answer_onnx(contents: bytes, images: Images, asked: Asked, limits: LoadLimits) -> Answers:
+    """Run a file on images [n, c, h, w].
 
     Raises:
         InputRejectedError: neither the graph as it came nor as it was lifted can be run.
     """
-    asked, rest = question_of(message)
-    line, _, rest = rest.partition(b"\n")
-    shape = json.loads(line)
-    size = 4 * int(np.prod(shape))
-    images = np.frombuffer(rest[:size], "<f4").reshape(shape)
-    own, other = read_model(rest[size:]), without_functions(read_model(rest[size:]), limits)
+    own, other = read_model(contents), without_functions(read_model(contents), limits)
     other = without_attention(other, limits)
     take_branches_(other)
     reduce_(own, asked)
@@ -97,36 +96,33 @@ def answer_onnx(message: bytes, limits: LoadLimits) -> bytes:
                 f"ONNX Runtime cannot run the network ({reason or first_line(error)}), so that its "
                 "import cannot be compared; export it for ONNX Runtime"
             ) from None
-    return _packed(Answers(file=file, lifted=by_lifted, together=together, rounded=lift.rounded))
+    return Answers(file=file, lifted=by_lifted, together=together, rounded=lift.rounded)
 
 
-def answers_of(message: bytes) -> Answers:
-    """Return the answers in the bytes of `answer_onnx`, which are as untrusted as the file.
+def answers_of(answer: Parcel) -> Answers:
+    """Return what `answer_task` answers, which is as untrusted as the file.
 
     Raises:
         InputRejectedError: they are not of their form.
     """
     with untrusted_answer(InputRejectedError("the network's answers are damaged")):
-        line, _, rest = message.partition(b"\n")
-        header = json.loads(line)
-        parts: dict[str, Images | None] = {}
-        for name in ("file", "lifted", "together"):
-            shape = header[name]
-            size = 0 if shape is None else 4 * int(np.prod(shape))
-            numbers = np.frombuffer(rest[:size], "<f4")
-            parts[name] = None if shape is None else numbers.reshape(shape).copy()
-            rest = rest[size:]
-        return Answers(**parts, rounded=str(header["rounded"]))
+        shapes, rounded = answer.facts["shapes"], str(answer.facts["rounded"])
+        parts: dict[str, Images | None] = dict.fromkeys(PARTS)
+        for name in PARTS:
+            if name in shapes:
+                numbers = np.frombuffer(answer.files[name], "<f4")
+                parts[name] = numbers.reshape(shapes[name]).copy()
+        return Answers(**parts, rounded=rounded)
 
 
-def _packed(answers: Answers) -> bytes:
-    header: dict[str, Any] = {"rounded": answers.rounded}
-    numbers = b""
-    for name in ("file", "lifted", "together"):
-        part = getattr(answers, name)
-        header[name] = None if part is None else list(part.shape)
-        numbers += b"" if part is None else part.astype("<f4").tobytes()
-    return json.dumps(header).encode() + b"\n" + numbers
+def _packed(answers: Answers) -> Parcel:
+    parts = {name: getattr(answers, name) for name in PARTS}
+    there = {name: part for name, part in parts.items() if part is not None}
+    shapes = {name: list(part.shape) for name, part in there.items()}
+    return Parcel(
+        facts={"rounded": answers.rounded, "shapes": shapes},
+        files={name: part.astype("<f4").tobytes() for name, part in there.items()},
+    )
 
 
 def _runnable(model: ModelProto, lift: Lifted, asked: Asked) -> ModelProto:
