@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -173,14 +173,17 @@ def _here(
     from edgeclean.measure.cuda_latency import measure_pair_on_cuda
     from edgeclean.measure.latency import LatencySettings
     from edgeclean.measure.untrusted_latency import measure_untrusted_pair
+    from edgeclean.settings import checked
+    from exporters.session import Provider
 
+    checked(Literal[Provider, "torch-cuda"], settings["provider"], "options: provider")
     on_torch = settings["provider"] == "torch-cuda"
     if runtime != ONNX_RUNTIME and settings["provider"] != "cpu":
         raise UsageError(
             f"{runtime} is measured on the CPU; leave --provider out, which is ONNX Runtime's"
         )
-    checked = {**settings, "provider": "cpu"} if on_torch else settings
-    how = settings_from(LatencySettings, checked, where="options")
+    settings = {**settings, "provider": "cpu"} if on_torch else settings
+    how = settings_from(LatencySettings, settings, where="options")
     with reporter.progress() as progress:
         progress("Verifying", 0, 1)
         opened = open_bundle(bundle)

@@ -33,6 +33,10 @@ MAX_CLASSES = 2**16
 # One of a million 8-bit pixels one grey level off the others makes 4e-6. A smaller divisor is no
 # deviation of images, and makes inputs whose squares leave float32.
 MIN_STD = 1e-6
+# Pixels in [0, 1] have a mean of 1 and a deviation of 0.5 at most, and a network for inputs in
+# [-0.5, 0.5] a std of 1. Those of pixels in [0, 255] are larger than this, and would show every
+# stage images that are nearly one colour.
+MAX_STATISTIC = 4
 KEYS = ("architecture", "input-shape", "classes", "mean", "std")
 OPTIONS = {
     "architecture": "--arch",
@@ -255,19 +259,25 @@ def _check_classes(entry: Any) -> str:
 
 
 def _check_mean(entry: Any) -> str:
-    return "" if _are_finite(entry) else "a list of finite numbers"
+    return "" if _are_statistics(entry) else f"a list of finite numbers{_OF_PIXELS}"
 
 
 def _check_std(entry: Any) -> str:
-    good = _are_finite(entry) and all(number >= MIN_STD for number in entry)
-    return "" if good else f"a list of finite numbers above zero, each at least {MIN_STD:g}"
+    good = _are_statistics(entry) and all(number >= MIN_STD for number in entry)
+    least = f" above zero, each at least {MIN_STD:g}"
+    return "" if good else f"a list of finite numbers{least}{_OF_PIXELS}"
 
 
-def _are_finite(entry: Any) -> bool:
-    # bool is an int to Python, and abs() < 1e6 is false for NaN and infinity; larger numbers
-    # than that are no statistics of pixels in [0, 1], and would overflow float32.
+_OF_PIXELS = (
+    f", none beyond {MAX_STATISTIC}: they are of pixels in [0, 1]; divide mean and std of pixels "
+    "in [0, 255] by 255"
+)
+
+
+def _are_statistics(entry: Any) -> bool:
+    # bool is an int to Python, and the comparison is false for NaN and infinity.
     return isinstance(entry, list) and all(
-        type(number) in (int, float) and abs(number) < 1e6 for number in entry
+        type(number) in (int, float) and abs(number) <= MAX_STATISTIC for number in entry
     )
 
 

@@ -263,6 +263,12 @@ def test_options_that_need_or_exclude_each_other(
     assert not Path("out").exists()
 
 
+def test_a_misspelt_provider_is_answered_by_all_of_them(terminal: Terminal, bundle: Path) -> None:
+    answer = terminal("bench", bundle, "--provider", "gpu")
+    assert answer.code == 2
+    assert "must be one of cpu, cuda, tensorrt, torch-cuda" in answer.err
+
+
 def test_where_there_is_no_home_there_is_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "")
     for above in ("", "relative/folder"):

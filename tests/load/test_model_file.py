@@ -72,6 +72,12 @@ def test_files_of_the_zoo_are_good(name: str) -> None:
         ("[0.5, 0, 0.25]", "[0.5, inf, 0.25]", "mean is"),
         ("[0.5, 0, 0.25]", '[0.5, "0", 0.25]', "mean is"),
         ("[0.5, 0, 0.25]", "0.5", "mean is"),
+        (
+            "[0.5, 0, 0.25]",
+            "[123.7, 116.3, 103.5]",
+            "divide mean and std of pixels in [0, 255] by 255",
+        ),
+        ("[0.2, 1, 0.3]", "[58.4, 57.1, 57.4]", "divide mean and std of pixels in [0, 255] by 255"),
         ("classes = 10", "classes = 10\nclasses = 11", "not a TOML file"),
         ("classes = 10", "classes = [" + "[" * 5000, "not a TOML file"),
         ("classes = 10", "#" * MAX_FILE_BYTES, "larger than"),
