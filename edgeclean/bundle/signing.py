@@ -276,8 +276,9 @@ def _check_name(folder: str | Path) -> None:
 
 def _configured_signer(signer: Signer) -> Any:
     config = _library("signing").Config()
+    pem = _read_key(signer.private_key)
     with _UsageErrors(f"cannot sign with {signer.private_key}"):
-        _try_to_open(signer.private_key, private=True)
+        _certificates().check_key(pem, private=True)
         if signer.certificate is None:
             return config.use_elliptic_key_signer(private_key=signer.private_key)
         judge = _certificates()
@@ -291,15 +292,15 @@ def _configured_signer(signer: Signer) -> Any:
 
 def _configured_verifier(key: Path) -> Any:
     config = _library("verifying").Config()
+    pem = _read_key(key)
     with _UsageErrors(f"cannot check signatures by {key}"):
-        _try_to_open(key, private=False)
+        _certificates().check_key(pem, private=False)
         return config.use_elliptic_key_verifier(public_key=key)
 
 
-def _try_to_open(key: Path, *, private: bool) -> None:
-    """The library reads files by their names, to the end, and would wait for a pipe for ever."""
-    pem = read_small_file(key, MAX_KEY_BYTES, hint="a key is not")
-    _certificates().check_key(pem, private=private)
+def _read_key(path: Path) -> bytes:
+    """Read what the library would read by its name, to the end, and wait for where it is a pipe."""
+    return read_small_file(path, MAX_KEY_BYTES, hint="a key is not")
 
 
 def _hashing() -> Any:

@@ -180,8 +180,11 @@ def read_folder(path: Path) -> tuple[dict[str, bytes], list[Path]]:
     """
     if not is_folder(path, follow=False):
         # A Path's own is_symlink raises where a folder above may not be read.
-        what = "a symbolic link" if os.path.islink(path) else "not a folder"  # noqa: PTH114
-        raise InputRejectedError(f"{path} is {what}; name the folder of a bundle itself")
+        if os.path.islink(path):  # noqa: PTH114
+            what = "is a symbolic link"
+        else:
+            what = "is not a folder" if os.path.lexists(path) else "does not exist"
+        raise InputRejectedError(f"{path} {what}; name the folder of a bundle itself")
     files: dict[str, bytes] = {}
     total = 0
     folders = [path]

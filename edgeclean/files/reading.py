@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from edgeclean.files.text import first_line, shown
 MOST_BITS = 63  # of a whole number, beside its sign
 FREE_HOLE = 2**20  # bytes; a bundle may have a thousand files
 MOST_HOLLOW = 20  # times its data that a file may be long
+_ADDRESS = re.compile(r"(?:https?|ftp|s3|gs|hf|git|ssh):/", re.IGNORECASE)  # a Path has one slash
 
 
 def open_regular(path: Path, *, follow: bool = True, links: int | None = None) -> BinaryIO:
@@ -92,6 +94,13 @@ def is_regular(path: Path, *, follow: bool = True) -> bool:
     return _is(stat.S_ISREG, path, follow)
 
 
+def unreadable(path: Path, reason: OSError) -> str:
+    """Return the words for a file that cannot be read; of an address, that nothing is fetched."""
+    if _ADDRESS.match(str(path)):
+        return "is an address, and nothing is fetched; download the file, and give its path"
+    return f"cannot be read ({reason.strerror or reason})"
+
+
 def read_small_file(
     path: Path, most_bytes: int, *, hint: str, error: type[EdgecleanError] = UsageError
 ) -> bytes:
@@ -110,7 +119,7 @@ def read_small_file(
         with open_regular(path) as stream:
             contents = stream.read(most_bytes + 1)
     except OSError as reason:
-        raise error(f"{path}: cannot be read ({reason.strerror})") from None
+        raise error(f"{path}: {unreadable(path, reason)}") from None
     if len(contents) > most_bytes:
         raise error(f"{path}: larger than {most_bytes} bytes; {hint}")
     return contents

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgeclean.errors import InputRejectedError
-from edgeclean.files.reading import is_folder, is_regular
+from edgeclean.files.reading import is_folder, is_regular, unreadable
 from edgeclean.files.text import first_line, printable
 from edgeclean.images.packs import FREE_BYTES, open_pack
 from edgeclean.load.limits import read_input
@@ -124,7 +124,7 @@ def _inside(folder: Path) -> list[Path]:
         return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         where = printable(str(folder))
-        raise InputRejectedError(f"{where}: cannot be read ({error.strerror})") from None
+        raise InputRejectedError(f"{where}: {unreadable(folder, error)}") from None
 
 
 def _numbered(folders: list[Path], spec: ModelSpec, where: str) -> list[tuple[int, Path]]:

@@ -21,7 +21,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from edgeclean.errors import InputRejectedError
-from edgeclean.files.reading import is_hollow, open_regular
+from edgeclean.files.reading import is_hollow, open_regular, unreadable
 from edgeclean.files.text import first_line, printable
 
 MAX_DIRECTORY_BYTES = 2**20  # of the archive: some ten thousand names
@@ -100,7 +100,7 @@ def open_pack(path: Path, most_bytes: int) -> Iterator[Pack]:
     except InputRejectedError as error:
         raise InputRejectedError(f"{where}: {error}") from None
     except OSError as error:
-        raise InputRejectedError(f"{where}: cannot be read ({error.strerror or error})") from None
+        raise InputRejectedError(f"{where}: {unreadable(path, error)}") from None
     except Exception as error:  # noqa: BLE001 - zipfile and numpy raise many kinds on damaged bytes
         reason = first_line(error)
         raise InputRejectedError(f"{where}: not an .npz pack ({printable(reason)})") from None

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.documents import parse_json
-from edgeclean.files.reading import is_hollow, open_regular
+from edgeclean.files.reading import is_hollow, open_regular, unreadable
 from edgeclean.files.text import first_line, printable
 from edgeclean.settings import Settings, setting
 
@@ -79,9 +79,7 @@ def read_input(path: Path, limit_bytes: int) -> bytes:
             hollow = small and is_hollow(stream)
             contents = stream.read(limit_bytes + 1) if small and not hollow else b""
     except OSError as error:
-        raise InputRejectedError(
-            f"{shown}: cannot be read ({error.strerror}); give the checkpoint's file"
-        ) from None
+        raise InputRejectedError(f"{shown}: {unreadable(path, error)}") from None
     if not small or len(contents) > limit_bytes:
         raise InputRejectedError(
             f"{shown}: larger than {limit_bytes} bytes; raise the limit file_bytes if it is right"

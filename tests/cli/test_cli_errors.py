@@ -155,7 +155,7 @@ def test_a_defect_keeps_its_traceback() -> None:
         (["compress", "x.pth", *OPTIONS, "-o", "b", "--depfile", "b/x.d"], 2, "put it beside"),
         (["compress", "x;y.pth", *OPTIONS, "-o", "b", "--depfile", "x.d"], 2, "rename it"),
         (["verify", "."], 3, "SHA256SUMS"),
-        (["verify", "no"], 3, "not a folder"),
+        (["verify", "no"], 3, "does not exist"),
         (["targets", "toaster"], 2, "not known"),
         (["targets", "--jetpack", "6.1"], 2, "name it, as in `edgeclean targets agx-orin`"),
     ],
@@ -186,9 +186,9 @@ def test_a_mistake_gets_its_code_and_leaves_nothing(
         (["compress", "x.pth", "--ration", "2"], "UsageError", 2, "No such option: --ration"),
         (["targets", "toaster"], "UsageError", 2, "not known"),
         (["integrations", "bazel"], "UsageError", 2, "'bazel' is not one of"),
-        (["embed", "no", "-o", "b"], "InputRejectedError", 3, "not a folder"),
+        (["embed", "no", "-o", "b"], "InputRejectedError", 3, "does not exist"),
         (["embed", "no", "-o", "b", "--form", "s"], "UsageError", 2, "one of c, incbin"),
-        (["verify", "no"], "InputRejectedError", 3, "not a folder"),
+        (["verify", "no"], "InputRejectedError", 3, "does not exist"),
     ],
 )
 def test_under_json_an_error_is_a_document_too(
@@ -251,7 +251,10 @@ def test_after_an_answer_comes_no_second_document(
     [
         (["--cache", "here", "--no-cache"], "give one of them"),
         (["--sign-certificate", "authority.pem"], "give --sign-key as well"),
-        (["--sign-key", "no-such-key.pem"], "cannot sign with no-such-key.pem"),
+        (
+            ["--sign-key", "no-such-key.pem"],
+            "no-such-key.pem: cannot be read",
+        ),
     ],
 )
 def test_options_that_need_or_exclude_each_other(

@@ -99,7 +99,7 @@ def test_a_stderr_that_is_full_changes_no_exit_code() -> None:
 def test_what_the_terminal_has_no_letters_for_is_escaped() -> None:
     ended = run("verify", "é漢", capture_output=True, env={"PYTHONIOENCODING": "ascii:strict"})
     assert ended.returncode == 3
-    assert r"\xe9\u6f22 is not a folder" in ended.stderr
+    assert r"\xe9\u6f22 does not exist" in ended.stderr
 
 
 LOUD = """

@@ -10,7 +10,23 @@ from pathlib import Path
 
 import pytest
 
+from edgeclean.errors import InputRejectedError, UsageError
 from edgeclean.files.reading import is_folder, is_regular, open_regular, read_small_file
+from edgeclean.load.limits import read_input
+
+
+@pytest.mark.parametrize("address", ["https://host/net.onnx", "s3://bucket/net.pt", "HF://a/b"])
+def test_an_address_is_told_as_one(address: str) -> None:
+    with pytest.raises(UsageError, match="is an address, and nothing is fetched; download"):
+        read_small_file(Path(address), 100, hint="")
+    with pytest.raises(InputRejectedError, match="is an address, and nothing is fetched; download"):
+        read_input(Path(address), 100)
+
+
+@pytest.mark.parametrize("path", ["https", "s3/bucket", "nets:/a"])
+def test_what_only_looks_like_an_address_is_a_path(path: str) -> None:
+    with pytest.raises(UsageError, match=r"cannot be read \(No such file or directory\)"):
+        read_small_file(Path(path), 100, hint="")
 
 
 def test_a_regular_file_is_opened_under_any_name(tmp_path: Path) -> None:

@@ -182,7 +182,14 @@ def test_a_key_that_fails_at_the_end_leaves_the_old_bundle(
 def test_keys_that_cannot_be_used_are_refused_early(tmp_path: Path, bundle: Path) -> None:
     strange = tmp_path / "rsa.pem"
     strange.write_bytes(private_pem(rsa.generate_private_key(65537, 2048)))
-    for path in (strange, tmp_path / "none.pem", bundle / "report.json"):
+    missing = tmp_path / "none.pem"
+    for signer in (
+        lambda: check_signer(Signer(private_key=missing)),
+        lambda: verify_bundle(bundle, Trusted(public_key=missing)),
+    ):
+        with pytest.raises(UsageError, match=f"^{missing}: cannot be read"):  # and named once
+            signer()
+    for path in (strange, bundle / "report.json"):
         with pytest.raises(UsageError, match=r"cannot sign with"):
             check_signer(Signer(private_key=path))
         with pytest.raises(UsageError, match=r"cannot check signatures by"):
