@@ -395,6 +395,18 @@ def test_a_matrix_times_turned_rows_is_these_times_the_matrix_turned(
     assert [type(one) for one in check(graph).modules()].count(nn.Linear) == 1
 
 
+def test_rows_that_a_gemm_turns_back_are_rows_again() -> None:
+    """As simplifiers join a Transpose with the layer behind it."""
+    graph = Graph()
+    graph.reshape(1, 60)
+    graph.add("Transpose", perm=[1, 0])
+    first = graph.constant(RANDOM.normal(size=(60, 60)))
+    graph.add("MatMul", first, graph.value, alone=True)
+    weight, bias = (graph.constant(RANDOM.normal(size=shape)) for shape in ((60, 7), (7,)))
+    graph.add("Gemm", weight, bias, transA=1)
+    assert [type(one) for one in check(graph).modules()].count(nn.Linear) == 2
+
+
 @pytest.mark.parametrize(
     ("second", "bias", "why"),
     [((1, 60), (7, 1), "in each column"), ((60, 1), (7, 2), "in each column|to each image")],
@@ -406,8 +418,8 @@ def test_a_product_that_mixes_images_is_refused(
     graph.reshape(2, 60)
     if second == (60, 1):
         graph.add("Transpose", perm=[1, 0])
-    first = graph.constant(RANDOM.normal(size=(7, graph_rows := 2 if second == (1, 60) else 60)))
-    assert graph_rows
+    inner = 2 if second == (1, 60) else 60
+    first = graph.constant(RANDOM.normal(size=(7, inner)))
     added = graph.constant(RANDOM.normal(size=bias))
     graph.add("Gemm", first, graph.value, added, alone=True)
     graph.add("Transpose", perm=[1, 0])

@@ -266,9 +266,15 @@ def _matmul(walk: _Walk, node: NodeProto) -> None:
 
 
 def _gemm(walk: _Walk, node: NodeProto) -> None:
-    """Write a constant times turned images as these times the constant turned."""
+    """Write turned images times a constant, or a constant times these, by images as rows."""
     attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
     weight, value, *added = node.input
+    rows = walk.images.get(weight)
+    if rows is not None and rows.axis == 1 == attributes.get("transA", 0):
+        if value in walk.images or any(walk.images.get(one, FIRST) != FIRST for one in added):
+            raise walk.refused(node, "the images are at different axes of its inputs")
+        set_attribute_(walk.write(node, Images(0, rows.outer)), "transA", 0)
+        return
     own, turned = walk.images.get(value), attributes.get("transB", 0)
     if own is None or not walk.is_matrix(weight) or own.axis != 1 - turned:
         raise walk.refused(node, "what a constant multiplies does not hold an image in each column")
