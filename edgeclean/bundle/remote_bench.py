@@ -256,9 +256,11 @@ def copy_files(files: Mapping[str, bytes], device: Device, place: str, log: Log)
         finished = device.run(words, stdin=stdin, limits=AnswerLimits(seconds=seconds))
         if finished.returncode != 0:
             lines = finished.stderr.decode("utf-8", "replace").strip().splitlines() or ["?"]
+            missing = finished.returncode in NOT_FOUND
+            way = f"install {words[0]}" if missing else "make room or check the folder's rights"
             raise ToolchainError(
-                f"the bundle cannot be copied to {device.host}: {lines[0][:200]}; make room or "
-                "check the folder's rights, and run the same command again"
+                f"the bundle cannot be copied to {device.host}: {lines[0][:200]}; {way} "
+                "there, and run the same command again"
             )
 
 

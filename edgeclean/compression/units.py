@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from edgeclean.load.onnx.modules import Expand, Reshape
+from edgeclean.load.onnx.moves import Expand, Reshape
 from edgeclean.networks.channels import Channels, Held, channel_groups
 from edgeclean.networks.layers import Layer, evaluated, evaluating
 from edgeclean.networks.operations import Operation

@@ -222,6 +222,79 @@ def bilinear(left: Tensor, right: Tensor, weight: Tensor, bias: Tensor | None = 
     return products if bias is None else products + bias
 
 
+def sinh(values: Tensor) -> Tensor:
+    """Return what `sinh` does, to rounding of numbers around one."""
+    return (values.exp() - (-values).exp()) / 2
+
+
+def cosh(values: Tensor) -> Tensor:
+    """Return what `cosh` does."""
+    return (values.exp() + (-values).exp()) / 2
+
+
+def asinh(values: Tensor) -> Tensor:
+    """Return what `asinh` does, by a logarithm of the size alone: below zero, it would cancel."""
+    size = torch.where(values < 0, -values, values)
+    turned = (size + (size.square() + 1).sqrt()).log()
+    return torch.where(values < 0, -turned, turned)
+
+
+def hypot(left: Tensor, right: Tensor) -> Tensor:
+    """Return the length of the side across from a right angle between two others."""
+    return (left.square() + right.square()).sqrt()
+
+
+def logaddexp(left: Tensor, right: Tensor) -> Tensor:
+    """Return the logarithm of a sum of two powers of e, of any size."""
+    return torch.maximum(left, right) + (-(left - right).abs()).exp().log1p()
+
+
+def trunc(values: Tensor) -> Tensor:
+    """Return what `trunc` does: the whole number next to each, towards zero."""
+    return values.sign() * values.abs().floor()
+
+
+def frac(values: Tensor) -> Tensor:
+    """Return what `frac` does: what `trunc` leaves off."""
+    return values - trunc(values)
+
+
+def erfc(values: Tensor) -> Tensor:
+    """Return what `erfc` does, to rounding of numbers around one."""
+    return 1 - values.erf()
+
+
+def sinc(values: Tensor) -> Tensor:
+    """Return what `sinc` does: 1 at zero, and nowhere a gradient that is NaN."""
+    angles = torch.where(values == 0, 1.0, values * math.pi)
+    return torch.where(values == 0, 1.0, angles.sin() / angles)
+
+
+def xlogy(factor: Tensor, values: Tensor) -> Tensor:
+    """Return ``factor * log(values)``, and 0 wherever the factor is."""
+    return torch.where(factor == 0, 0.0, factor * torch.where(factor == 0, 1.0, values).log())
+
+
+def addcdiv(values: Tensor, above: Tensor, below: Tensor, *, value: int | float = 1) -> Tensor:
+    """Return ``values + value * above / below``."""
+    return values + above / below * value
+
+
+def differences(
+    values: Tensor,
+    n: int = 1,
+    dim: int = -1,
+    prepend: Tensor | None = None,
+    append: Tensor | None = None,
+) -> Tensor:
+    """Return what `diff` does: each entry of an axis less the one before it, ``n`` times."""
+    values = torch.cat([one for one in (prepend, values, append) if one is not None], dim)
+    for _ in range(n):
+        pairs = values.shape[dim] - 1
+        values = values.narrow(dim, 1, pairs) - values.narrow(dim, 0, pairs)
+    return values
+
+
 def cast(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the values as another type of numbers, as ``values.to(dtype)`` does."""
     return values.to(dtype)

@@ -153,6 +153,15 @@ def test_no_trtexec_is_one_clear_error_and_the_copy_stays(bundle: Path, server: 
     assert any("already" in line for line in log)
 
 
+def test_a_device_without_a_program_is_told_which(bundle: Path, server: Loopback) -> None:
+    tar = server.tools / "tar"
+    tar.write_text("#!/bin/sh\necho 'sh: 1: tar: not found' >&2\nexit 127\n")
+    tar.chmod(0o755)
+    with pytest.raises(ToolchainError, match=r"tar.*; install tar there, and run") as caught:
+        bench(bundle, server)
+    assert "make room" not in str(caught.value)
+
+
 @pytest.mark.parametrize("size", exhaustive(["64k", "4m"], ["4m"]))
 def test_a_full_disk_is_one_clear_error_and_the_next_run_goes_on(
     bundle: Path, server: Loopback, size: str, program: Program

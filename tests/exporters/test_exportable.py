@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from factor_networks import network_of, seeded
+from onnx_graphs import imported
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -120,8 +121,18 @@ WRITTEN: dict[str, Callable[[], nn.Module]] = {
     "nearest-exact": lambda: nn.Upsample(scale_factor=2, mode="nearest-exact"),
     "nearest-exact to a size": lambda: nn.Upsample((28, 42), mode="nearest-exact"),
     "bilinear": Twice,
-    "exp2": lambda: By(torch.exp2),
-    "expm1": lambda: By(torch.expm1),
+    **{
+        function.__name__: lambda function=function: By(function)
+        for function in (
+            *(torch.asinh, torch.cosh, torch.erfc, torch.exp2, torch.expm1, torch.fix, torch.frac),
+            *(torch.sinc, torch.sinh, torch.trunc),
+        )
+    },
+    "addcdiv": lambda: By(lambda values: values.addcdiv(values, values.exp(), value=0.5)),
+    "diff": lambda: By(lambda values: values.diff(2, dim=2, append=values)),
+    "hypot": lambda: By(lambda values: values.hypot(values + 1)),
+    "logaddexp": lambda: By(lambda values: values.logaddexp(2 * values)),
+    "xlogy": lambda: By(lambda values: values.relu().xlogy(values.exp())),
     **{
         f"turned by {k}": lambda k=k: By(lambda values: values.rot90(k, (2, 3)))
         for k in (-1, 0, 1, 2, 7)
@@ -140,8 +151,44 @@ def test_what_onnx_has_no_word_for_is_written_in_words_that_it_has(name: str) ->
     given = loaded(module)
     network, _ = exportable(given, ExportSettings(), ParitySettings(), LoadLimits())
     images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    again = imported(export_onnx(network)).module
     with torch.no_grad():
         torch.testing.assert_close(network.module(images), given.module(images))
+        torch.testing.assert_close(again(images), given.module(images), rtol=1e-4, atol=1e-5)
+
+
+OWN_WORDS: dict[str, Callable[[Tensor], Tensor]] = {
+    **{function.__name__: function for function in (torch.tan, torch.nan_to_num)},
+    "arcs": lambda values: values.sin().asin() + values.cos().mul(0.9).acos() + values.atan(),
+    "cumsum": lambda values: values.cumsum(1),
+    "fmod": lambda values: values.fmod(0.3),
+    "prod": lambda values: values * values.prod(2, keepdim=True),
+    "tril": lambda values: values.tril(1) - values.triu(-2),
+    "addmm": lambda values: (
+        values
+        * torch.addmm(*(values.mean((2, 3)), values.mean((2, 3)), torch.eye(8)), beta=0.5)[
+            :, :, None, None
+        ]
+    ),
+    "a matrix first": lambda values: (
+        values * ((torch.eye(8) + 1) @ values.mean((2, 3)).t()).t()[:, :, None, None]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(OWN_WORDS))
+def test_all_that_is_written_is_read_again(name: str) -> None:
+    module = seeded(
+        lambda: nn.Sequential(
+            *(nn.Conv2d(3, 8, 3), By(OWN_WORDS[name]), nn.Conv2d(8, 8, 3)),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)),
+        )
+    )
+    given = loaded(module)
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    again = imported(export_onnx(given)).module
+    with torch.no_grad():
+        torch.testing.assert_close(again(images), given.module(images), rtol=1e-4, atol=1e-5)
 
 
 def test_uneven_factors_of_nearest_exact_are_refused_by_layer() -> None:

@@ -170,3 +170,18 @@ def test_the_images_differ_and_each_is_of_pixels(shape: tuple[int, int, int]) ->
         assert bool((images.flatten(1).std(1) > 0.01).all())
         means = images.flatten(1).mean(1)
         assert bool((means[:, None] - means).abs().add(torch.eye(4)).min() > 0.01)
+
+
+@pytest.mark.parametrize("shape", SHAPES[:2])
+def test_answers_that_rounding_loses_are_told_as_that(
+    shape: tuple[int, int, int], tmp_path: Path
+) -> None:
+    """What is left of large numbers is their rounding, which the size of a batch changes."""
+    size = "planes[0].numel()"
+    weight = f"torch.arange({size} * self.head.out_features).sin().to(planes).view(-1, {size})"
+    product = f"functional.linear(VALUES.flatten(1) + 3e4, {weight})"
+    large = " - ".join(product.replace("VALUES", one) for one in ("planes", "0 * planes[:1]"))
+    with pytest.raises(InputRejectedError, match="lost in rounding: in float32"):
+        loaded(code("x", "first", shape, large), shape, tmp_path)
+    with pytest.raises(InputRejectedError, match="lost in rounding: in float32"):
+        check_batches(made(code("x", "first", shape, large)), shape)

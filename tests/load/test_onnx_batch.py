@@ -370,3 +370,58 @@ def test_the_guide_lists_the_operators() -> None:
     guide = Path(__file__).parents[2] / "docs" / "guides" / "own-network.md"
     listed = " ".join(guide.read_text().split())
     assert f"The operators that are read: {', '.join(sorted(OPERATORS))}." in listed
+
+
+@pytest.mark.parametrize("trans", [0, 1])
+@pytest.mark.parametrize("behind", ["MatMul", "Gemm", "turned Gemm"])
+def test_a_matrix_times_turned_rows_is_these_times_the_matrix_turned(
+    behind: str, trans: int
+) -> None:
+    """As exporters write ``(weight @ rows.t()).t()``."""
+    graph = Graph()
+    graph.reshape(1, 60)
+    weight = RANDOM.normal(size=(60, 7) if trans and behind != "MatMul" else (7, 60))
+    first, bias = graph.constant(weight), graph.constant(RANDOM.normal(size=(7, 1)))
+    if behind != "turned Gemm":
+        graph.add("Transpose", perm=[1, 0])
+    inputs = (first, graph.value)
+    if behind == "MatMul":
+        graph.add("MatMul", *inputs, alone=True)
+        graph.add("Add", bias)
+    else:
+        turns = {"transA": trans, "transB": int(behind == "turned Gemm")}
+        graph.add("Gemm", *inputs, bias, alone=True, alpha=0.5, beta=2.0, **turns)
+    graph.add("Transpose", perm=[1, 0])
+    assert [type(one) for one in check(graph).modules()].count(nn.Linear) == 1
+
+
+def test_rows_that_a_gemm_turns_back_are_rows_again() -> None:
+    """As simplifiers join a Transpose with the layer behind it."""
+    graph = Graph()
+    graph.reshape(1, 60)
+    graph.add("Transpose", perm=[1, 0])
+    first = graph.constant(RANDOM.normal(size=(60, 60)))
+    graph.add("MatMul", first, graph.value, alone=True)
+    weight, bias = (graph.constant(RANDOM.normal(size=shape)) for shape in ((60, 7), (7,)))
+    graph.add("Gemm", weight, bias, transA=1)
+    assert [type(one) for one in check(graph).modules()].count(nn.Linear) == 2
+
+
+@pytest.mark.parametrize(
+    ("second", "bias", "why"),
+    [((1, 60), (7, 1), "in each column"), ((60, 1), (7, 2), "in each column|to each image")],
+)
+def test_a_product_that_mixes_images_is_refused(
+    second: tuple[int, int], bias: tuple[int, int], why: str
+) -> None:
+    graph = Graph()
+    graph.reshape(2, 60)
+    if second == (60, 1):
+        graph.add("Transpose", perm=[1, 0])
+    inner = 2 if second == (1, 60) else 60
+    first = graph.constant(RANDOM.normal(size=(7, inner)))
+    added = graph.constant(RANDOM.normal(size=bias))
+    graph.add("Gemm", first, graph.value, added, alone=True)
+    graph.add("Transpose", perm=[1, 0])
+    with pytest.raises(InputRejectedError, match=why):
+        imported(graph.model(SHAPE, 2).SerializeToString())

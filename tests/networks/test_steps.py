@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeclean.networks.operations import (
@@ -18,18 +19,30 @@ from edgeclean.networks.operations import (
     MeanOfParts,
     Operation,
     above,
+    addcdiv,
     affine_grid,
     affine_positions,
+    asinh,
     bilinear,
+    cosh,
+    differences,
     entry_written,
+    erfc,
     exp2,
     expm1,
+    frac,
+    hypot,
+    logaddexp,
     max_of_parts,
     rms_norm,
     shuffled,
+    sinc,
+    sinh,
     slice_written,
     softplus,
+    trunc,
     turned,
+    xlogy,
 )
 from edgeclean.networks.steps import Call, StepNetwork, free_name, plain_name
 
@@ -160,6 +173,45 @@ def test_channels_and_planes_are_moved_as_pytorch_does(
     values = torch.randn(2, 6, 4, 5)
     assert torch.equal(shuffled(values, groups), functional.channel_shuffle(values, groups))
     assert torch.equal(turned(values, k, dims[:2]), torch.rot90(values, k, dims[:2]))
+
+
+WIDE = torch.cat([torch.linspace(-1e3, 1e3, 99), torch.linspace(-3, 3, 99), torch.zeros(2)])
+# With numbers that a formula without a look at their size would get wrong.
+OF_ONE = {
+    torch.asinh: (asinh, WIDE),
+    torch.cosh: (cosh, WIDE[99:]),
+    torch.erfc: (erfc, WIDE),
+    torch.frac: (frac, WIDE),
+    torch.sinc: (sinc, WIDE[99:]),
+    torch.sinh: (sinh, WIDE[99:]),
+    torch.trunc: (trunc, WIDE),
+}
+OF_TWO = {torch.hypot: hypot, torch.logaddexp: logaddexp, torch.xlogy: xlogy}
+
+
+@pytest.mark.parametrize("expected", OF_ONE, ids=lambda one: one.__name__)
+def test_functions_and_their_gradients_are_pytorchs(expected: Callable[[Tensor], Tensor]) -> None:
+    function, numbers = OF_ONE[expected]
+    mine, theirs = numbers.clone().requires_grad_(), numbers.clone().requires_grad_()
+    torch.testing.assert_close(function(mine), expected(theirs), rtol=1e-5, atol=1e-6)
+    function(mine).sum().backward()
+    expected(theirs).sum().backward()
+    torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("expected", OF_TWO, ids=lambda one: one.__name__)
+def test_functions_of_two_are_pytorchs(expected: Callable[[Tensor, Tensor], Tensor]) -> None:
+    left, right = torch.meshgrid(WIDE[::7], WIDE[::5].abs() + 1, indexing="ij")
+    torch.testing.assert_close(OF_TWO[expected](left, right), expected(left, right))
+
+
+def test_quotients_and_differences_are_pytorchs() -> None:
+    values, below = torch.randn(2, 3, 5), torch.rand(3, 1) + 1
+    expected = torch.addcdiv(values, values, below, value=-2)
+    torch.testing.assert_close(addcdiv(values, values, below, value=-2), expected)
+    for dim, more in ((1, {"prepend": values}), (-1, {"append": values}), (2, {})):
+        expected = torch.diff(values, 2, dim, **more)
+        torch.testing.assert_close(differences(values, 2, dim, **more), expected)
 
 
 def test_powers_are_pytorchs() -> None:

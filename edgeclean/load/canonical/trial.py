@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from edgeclean.errors import InputRejectedError
 from edgeclean.files.text import first_line
+from edgeclean.load.trial_images import refuse_rounding
 from edgeclean.networks.autocast import channels_last
 from edgeclean.networks.features import hooked
 from edgeclean.networks.layers import with_layers
@@ -69,7 +70,7 @@ def reason_to_rewrite(
 
     Raises:
         InputRejectedError: its answers to the same images differ from run to run, or an image's
-            answer hangs on the others of the batch.
+            answer hangs on the others of the batch, or on how they are rounded.
     """
     failure = _failure(module, images, expected)
     if failure is not None:
@@ -106,6 +107,7 @@ def _failure(module: nn.Module, images: Tensor, expected: Tensor) -> Reason | No
     # Each of them: what is taken over a batch is often that of one of its images.
     pairs = [(one.reshape(-1), row) for one, row in zip(alone, expected, strict=True)]
     if any(one.shape == row.shape and not is_close(one, row) for one, row in pairs):
+        refuse_rounding(module, images)
         raise InputRejectedError(
             "the network's answer to an image hangs on the others of its batch; write the part "
             "that mixes them for each image alone"

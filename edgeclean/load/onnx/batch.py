@@ -32,11 +32,12 @@ Shape = tuple[int, ...]
 POINTWISE = frozenset(
     {
         *("Abs", "Add", "And", "Cast", "Ceil", "Celu", "Clip", "Cos", "Div", "Dropout", "Elu"),
-        *("Asinh", "Atan", "Cosh", "Equal", "Erf", "Exp", "Floor", "Round", "Sign", "Sin", "Sinh"),
+        *("Asinh", "Cosh", "Equal", "Erf", "Exp", "Floor", "Round", "Sign", "Sin", "Sinh"),
         *("Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity"),
         *("LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mul", "Neg"),
         *("Not", "Or", "Pow", "Reciprocal", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign"),
         *("Sqrt", "Sub", "Sum", "Swish", "Tanh", "ThresholdedRelu", "Where", "Xor"),
+        *("Acos", "Acosh", "Asin", "Atan", "Atanh", "IsInf", "IsNaN", "Mod", "Tan"),
     }
 )
 RESHAPES = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
@@ -114,6 +115,8 @@ class _Walk(GraphWriter):
         """Return whether a node puts images, which are first, elsewhere."""
         if node.op_type == "GatherND":
             return True
+        if node.op_type == "Gemm":
+            return node.input[0] not in self.images
         if node.op_type == "Transpose":
             order = self.integers(node, "perm", 1)
             return bool(order) and order[0] != 0
@@ -155,6 +158,10 @@ class _Walk(GraphWriter):
                 return [int(number) for number in one.ints] or [int(one.i)]
         given = self.constants.get(node.input[place]) if place < len(node.input) else None
         return [] if given is None else [int(one) for one in _numbers(given).reshape(-1)]
+
+    def is_matrix(self, name: str) -> bool:
+        """Return whether a name is that of a constant of two axes."""
+        return name in self.constants and len(self.constants[name].dims) == 2
 
     def value(self, node: NodeProto) -> tuple[str, Images, Shape]:
         """Return the name, place of images and shape of a node's first input.
@@ -248,9 +255,41 @@ def _matmul(walk: _Walk, node: NodeProto) -> None:
     if own and ranks[1] == 2 and node.input[1] not in walk.images and own.axis < rank - 1:
         walk.write(node, own)  # a linear layer, of whatever rows
         return
+    other = walk.images.get(node.input[1])
+    if other and other.axis == ranks[1] - 1 > 0 and walk.is_matrix(node.input[0]):
+        weight = walk.constant(_turned(walk.constants[node.input[0]]), node.input[0])
+        walk.write(node, Images(rank - 1, other.outer), [node.input[1], weight])
+        return
     where = walk.common(node, rank, rank - 2)
     inputs = [walk.aligned(node, name, rank, where.axis) for name in node.input]
     walk.write(node, where, inputs)
+
+
+def _gemm(walk: _Walk, node: NodeProto) -> None:
+    """Write turned images times a constant, or a constant times these, by images as rows."""
+    attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    weight, value, *added = node.input
+    rows = walk.images.get(weight)
+    if rows is not None and rows.axis == 1 == attributes.get("transA", 0):
+        if value in walk.images or any(walk.images.get(one, FIRST) != FIRST for one in added):
+            raise walk.refused(node, "the images are at different axes of its inputs")
+        set_attribute_(walk.write(node, Images(0, rows.outer)), "transA", 0)
+        return
+    own, turned = walk.images.get(value), attributes.get("transB", 0)
+    if own is None or not walk.is_matrix(weight) or own.axis != 1 - turned:
+        raise walk.refused(node, "what a constant multiplies does not hold an image in each column")
+    inputs = [value, weight]
+    for name in filter(None, added):
+        if name not in walk.constants:
+            raise walk.refused(node, "it adds a value to a batch that is moved")
+        bias = _numbers(walk.constants[name])
+        bias = bias.reshape((*[1] * (2 - bias.ndim), *bias.shape)).T
+        if len(bias) != 1:
+            raise walk.refused(node, "it adds another number to each image of a batch")
+        inputs.append(walk.constant(np.ascontiguousarray(bias), name))
+    written = walk.write(node, Images(1, own.outer), inputs)
+    set_attribute_(written, "transA", 0)
+    set_attribute_(written, "transB", 1 - attributes.get("transA", 0))
 
 
 def _transpose(walk: _Walk, node: NodeProto) -> None:
@@ -398,6 +437,10 @@ def _moved(axis: int, images: int) -> int:
     return 0 if axis == images else axis + (axis < images)
 
 
+def _turned(matrix: TensorProto) -> np.ndarray:
+    return np.ascontiguousarray(_numbers(matrix).T)
+
+
 def _numbers(tensor: TensorProto) -> np.ndarray:
     return np.asarray(numpy_helper.to_array(tensor))
 
@@ -410,10 +453,12 @@ _RULES: Mapping[str, Callable[[_Walk, NodeProto], None]] = {
     **dict.fromkeys(("LayerNormalization", "LpNormalization", "RMSNormalization"), _along_axis(-1)),
     **{
         f"Reduce{kind}": _reduction
-        for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Sum", "SumSquare")
+        for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum")
     },
+    "ReduceSumSquare": _reduction,
     "Expand": _expand,
     "GatherND": _gather_nd,
+    "Gemm": _gemm,
     "MatMul": _matmul,
     "Slice": _slice,
     "Transpose": _transpose,

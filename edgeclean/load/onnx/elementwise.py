@@ -32,6 +32,14 @@ def arithmetic(view: NodeView) -> nn.Module:
     return Arithmetic(view.node.op_type, number, constant_first=place == 0)
 
 
+def modulo(view: NodeView) -> nn.Module:
+    """Convert Mod with the sign of what is divided, which alone ONNX has of numbers with parts."""
+    if not view.attribute("fmod", 0):
+        raise view.refusal("without fmod it is of whole numbers, and no image has those")
+    constants = view.constants_of()
+    return Arithmetic("Mod", *constants.values(), constant_first=0 in constants)
+
+
 def variadic(view: NodeView) -> nn.Module:
     """Convert Sum, Mean, Max and Min, of any number of values and constants."""
     return Variadic(view.node.op_type, len(view.node.input), view.constants_of())
@@ -48,6 +56,13 @@ def where(view: NodeView) -> nn.Module:
 def function(view: NodeView) -> nn.Module:
     """Convert a function of one value that torch has, and has no module for."""
     return Function(view.node.op_type)
+
+
+def infinite(view: NodeView) -> nn.Module:
+    """Convert IsInf of both signs."""
+    if not (view.attribute("detect_negative", 1) and view.attribute("detect_positive", 1)):
+        raise view.refusal("it looks for one sign alone; both are read")
+    return Function("IsInf")
 
 
 def cast(view: NodeView) -> nn.Module:
@@ -115,7 +130,8 @@ ELEMENTWISE: dict[str, Callable[[NodeView], nn.Module]] = {
     **dict.fromkeys(("Sum", "Mean", "Max", "Min"), variadic),
     **dict.fromkeys(("Abs", "Ceil", "Cos", "Erf", "Exp", "Floor", "Log", "Neg", "Not"), function),
     **dict.fromkeys(("Reciprocal", "Round", "Sign", "Sin", "Sqrt"), function),
-    **dict.fromkeys(("Asinh", "Atan", "Cosh", "Sinh"), function),
+    **dict.fromkeys(("Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cosh", "Sinh"), function),
+    **dict.fromkeys(("IsNaN", "Tan"), function),
     "Cast": cast,
     "Celu": lambda view: nn.CELU(view.attribute("alpha", 1.0)),
     "Clip": clip,
@@ -123,8 +139,10 @@ ELEMENTWISE: dict[str, Callable[[NodeView], nn.Module]] = {
     "Gelu": gelu,
     "HardSigmoid": hard_sigmoid,
     "HardSwish": lambda view: nn.Hardswish(),
+    "IsInf": infinite,
     "LeakyRelu": lambda view: nn.LeakyReLU(view.attribute("alpha", 0.01)),
     "Mish": lambda view: nn.Mish(),
+    "Mod": modulo,
     "Relu": lambda view: nn.ReLU(),
     "Selu": selu,
     "Sigmoid": lambda view: nn.Sigmoid(),

@@ -51,8 +51,8 @@ MAX_AXES = 8
 # Shape arithmetic and constants that exporters leave in a graph and the simplifier folds away.
 FOLDED = frozenset(
     {
-        *("CastLike", "Constant", "ConstantOfShape", "CumSum", "EyeLike", "Mod", "NonZero"),
-        *("Range", "ReduceProd", "ScatterElements", "ScatterND", "Shape", "Size", "Trilu"),
+        *("CastLike", "Constant", "ConstantOfShape", "EyeLike", "NonZero"),
+        *("Range", "ScatterElements", "ScatterND", "Shape", "Size"),
     }
 )
 MOST_COUNTED = 2**20  # numbers that a Range makes of three

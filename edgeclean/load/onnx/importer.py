@@ -48,7 +48,7 @@ from edgeclean.load.onnx.operators import OPERATORS
 from edgeclean.load.onnx.reference import answer_task, answers_of, with_images
 from edgeclean.load.onnx.uniform import fill_number
 from edgeclean.load.running_cost import bounded_cost
-from edgeclean.load.trial_images import trial_images
+from edgeclean.load.trial_images import refuse_rounding, trial_images
 from edgeclean.networks.steps import Call, StepNetwork, plain_name
 
 MIXED_SHARE = 1e-3  # of an image's largest answer
@@ -333,8 +333,8 @@ def check_batches(
     """Check that two images at once give what they give alone: a graph may mix the batch axis.
 
     Raises:
-        InputRejectedError: they do not, they are not finite, two images do not run at all, or one
-            costs more than the limits (`running_cost`).
+        InputRejectedError: they do not, or not as rounded; they are not finite, two images do not
+            run at all, or one costs more than the limits (`running_cost`).
     """
     images = trial_images(shape, 2)
     try:
@@ -355,6 +355,7 @@ def check_batches(
             "the divisor, and export it anew"
         )
     if together.shape != alone.shape or not all(map(_near, together, alone)):
+        refuse_rounding(module, images)
         raise InputRejectedError(
             "the network mixes the images of a batch; export it with a free batch axis"
         )

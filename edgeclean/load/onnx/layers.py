@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from edgeclean.load.onnx.modules import MatMul, Pad, SlopedReLU
+from edgeclean.load.onnx.modules import LinearWithSum, MatMul, SlopedReLU
+from edgeclean.load.onnx.moves import Pad
 from edgeclean.load.onnx.node import NodeView, fill
 from edgeclean.load.onnx.windows import (
     LineWindow,
@@ -111,12 +112,14 @@ def conv_transpose(view: NodeView) -> nn.Module:
 
 
 def gemm(view: NodeView) -> nn.Module:
-    """Convert Gemm with constant weights: alpha * A B + beta * C."""
+    """Convert Gemm with constant weights: alpha * A B + beta * C, of which C may be a value."""
     if view.attribute("transA", 0):
         raise view.refusal("a transposed input is not supported")
     weight = view.floats(1) if view.attribute("transB", 0) else view.floats(1).transpose(0, -1)
-    bias = view.floats(2) * view.attribute("beta", 1.0) if view.given(2) else None
-    return _linear(view, weight * view.attribute("alpha", 1.0), bias)
+    weight, beta = weight * view.attribute("alpha", 1.0), view.attribute("beta", 1.0)
+    if view.given(2) and not view.is_constant(2):
+        return LinearWithSum(_linear(view, weight, None), beta)
+    return _linear(view, weight, view.floats(2) * beta if view.given(2) else None)
 
 
 def matmul(view: NodeView) -> nn.Module:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 from collections.abc import Callable, Mapping
 
 import torch
@@ -22,6 +21,7 @@ _ARITHMETIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "GreaterOrEqual": torch.ge,
     "Less": torch.lt,
     "LessOrEqual": torch.le,
+    "Mod": torch.fmod,
     "And": torch.logical_and,
     "Or": torch.logical_or,
     "Xor": torch.logical_xor,
@@ -34,8 +34,12 @@ _VARIADIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "Abs": torch.abs,
+    "Acos": torch.acos,
+    "Acosh": torch.acosh,
+    "Asin": torch.asin,
     "Asinh": torch.asinh,
     "Atan": torch.atan,
+    "Atanh": torch.atanh,
     "Cast": Tensor.float,
     "Ceil": torch.ceil,
     "Cos": torch.cos,
@@ -43,6 +47,8 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "Erf": torch.erf,
     "Exp": torch.exp,
     "Floor": torch.floor,
+    "IsInf": torch.isinf,
+    "IsNaN": torch.isnan,
     "Log": torch.log,
     "Neg": torch.neg,
     "Not": torch.logical_not,
@@ -52,6 +58,7 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "Sin": torch.sin,
     "Sinh": torch.sinh,
     "Sqrt": torch.sqrt,
+    "Tan": torch.tan,
 }
 
 
@@ -150,6 +157,20 @@ class MatMul(WithConstants):
         return left @ right
 
 
+class LinearWithSum(nn.Module):
+    """Add multiples of a value to what a linear layer makes of another: a Gemm of two values."""
+
+    def __init__(self, linear: nn.Linear, beta: float) -> None:
+        super().__init__()
+        self.linear = linear
+        self.beta = beta
+
+    def forward(self, values: Tensor, added: Tensor) -> Tensor:
+        """Return [n, outputs] of [n, inputs] and what is added to it."""
+        made: Tensor = self.linear(values)
+        return made + added * self.beta
+
+
 class Concat(WithConstants):
     """Join values, and constants that stand between them, along an axis behind the first.
 
@@ -209,9 +230,31 @@ _REDUCTIONS: dict[str, Callable[[Tensor, tuple[int, ...], bool], Tensor]] = {
     "LogSumExp": lambda values, axes, keep: values.logsumexp(axes, keepdim=keep),
     "Max": lambda values, axes, keep: values.amax(axes, keepdim=keep),
     "Min": lambda values, axes, keep: values.amin(axes, keepdim=keep),
+    "Prod": lambda values, axes, keep: functools.reduce(
+        lambda left, axis: left.prod(axis, keepdim=keep), reversed(axes), values
+    ),
     "Sum": lambda values, axes, keep: values.sum(axes, keepdim=keep),
     "SumSquare": lambda values, axes, keep: values.square().sum(axes, keepdim=keep),
 }
+
+
+class RunningSum(nn.Module):
+    """Sum each entry of an axis with those before it, or behind: ONNX's CumSum."""
+
+    def __init__(self, axis: int, *, exclusive: bool, reverse: bool) -> None:
+        """Store the axis, whether an entry is left out of its own sum, and the direction."""
+        super().__init__()
+        self.axis = axis
+        self.exclusive = exclusive
+        self.reverse = reverse
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return values of the same shape."""
+        given = values.flip(self.axis) if self.reverse else values
+        sums = given.cumsum(self.axis)
+        if self.exclusive:
+            sums = sums - given
+        return sums.flip(self.axis) if self.reverse else sums
 
 
 class JoinedSoftmax(nn.Module):
@@ -297,89 +340,6 @@ class SlopedReLU(nn.Module):
         return torch.where(values < 0, values * self.slopes, values)
 
 
-class Slice(nn.Module):
-    """Take every ``step``-th index from ``start`` up to ``end`` on each of some axes."""
-
-    def __init__(self, cuts: tuple[tuple[int, int, int, int], ...]) -> None:
-        """Store ``cuts``, each an (axis, start, end, step) with a step above zero."""
-        super().__init__()
-        self.cuts = cuts
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Return the slice, which is a view."""
-        index = [slice(None)] * values.dim()
-        for axis, start, end, step in self.cuts:
-            index[axis] = slice(start, end, step)
-        cut: Tensor = operator.getitem(values, tuple(index))
-        return cut
-
-
-class Take(nn.Module):
-    """Take indices of an axis behind the first, in any order, some of them more than once."""
-
-    indices: Tensor
-
-    def __init__(self, axis: int, indices: Tensor) -> None:
-        """Store ``indices`` from zero, of one axis or more."""
-        super().__init__()
-        self.axis = axis
-        self.register_buffer("indices", indices)
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Return the taken planes, in the place of the axis."""
-        index = self.indices
-        taken = values.index_select(self.axis, index.flatten())
-        if index.dim() == 1:
-            return taken
-        shape = (*values.shape[: self.axis], *index.shape, *values.shape[self.axis + 1 :])
-        return taken.reshape(shape)
-
-
-class Expand(nn.Module):
-    """Repeat axes of length one up to a shape that is fixed but for its first axis."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.shape = shape
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Return a view."""
-        return values.expand(-1, *self.shape)
-
-
-class Tile(nn.Module):
-    """Repeat the whole along axes behind the first."""
-
-    def __init__(self, times: tuple[int, ...]) -> None:
-        super().__init__()
-        self.times = times
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Return the repeated values."""
-        return values.repeat(1, *self.times)
-
-
-class Blocks(nn.Module):
-    """Move blocks of pixels into channels, or back, in the order of ONNX's DepthToSpace "DCR"."""
-
-    def __init__(self, side: int, *, to_depth: bool) -> None:
-        """Store the blocks' ``side``."""
-        super().__init__()
-        self.side = side
-        self.to_depth = to_depth
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Return the same numbers in other places."""
-        side, (_, channels, height, width) = self.side, values.shape
-        if self.to_depth:
-            parts = values.reshape(-1, channels, height // side, side, width // side, side)
-            moved = parts.permute(0, 3, 5, 1, 2, 4)
-            return moved.reshape(-1, channels * side**2, height // side, width // side)
-        parts = values.reshape(-1, side, side, channels // side**2, height, width)
-        moved = parts.permute(0, 3, 4, 1, 5, 2)
-        return moved.reshape(-1, channels // side**2, height * side, width * side)
-
-
 class Interpolate(nn.Module):
     """Resize planes by a matrix for each side, which holds any linear interpolation."""
 
@@ -395,43 +355,6 @@ class Interpolate(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Return planes of the new size."""
         return self.rows @ values @ self.columns.transpose(0, 1)
-
-
-class Pad(nn.Module):
-    """Put a constant around the values; ``widths`` are as in ``torch.nn.functional.pad``."""
-
-    def __init__(self, widths: tuple[int, ...], number: float) -> None:
-        super().__init__()
-        self.widths = widths
-        self.number = number
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Return the padded values."""
-        return functional.pad(values, self.widths, value=self.number)
-
-
-class Reshape(nn.Module):
-    """Reshape to a shape that is fixed but for its first axis."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.shape = shape
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Return the same numbers in the same order."""
-        return values.reshape(-1, *self.shape)
-
-
-class Transpose(nn.Module):
-    """Put the axes in another order."""
-
-    def __init__(self, order: tuple[int, ...]) -> None:
-        super().__init__()
-        self.order = order
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Return a view with the axes reordered."""
-        return values.permute(self.order)
 
 
 class Clamp(nn.Module):

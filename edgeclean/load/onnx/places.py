@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from edgeclean.load.onnx.modules import (
+from edgeclean.load.onnx.modules import Concat
+from edgeclean.load.onnx.moves import (
     Blocks,
-    Concat,
     Expand,
     Pad,
     Reshape,
@@ -18,6 +18,7 @@ from edgeclean.load.onnx.modules import (
     Take,
     Tile,
     Transpose,
+    Triangle,
 )
 from edgeclean.load.onnx.node import NodeView
 
@@ -171,6 +172,13 @@ def tile(view: NodeView) -> nn.Module:
     return Tile(tuple(times[1:]))
 
 
+def triangle(view: NodeView) -> nn.Module:
+    """Convert Trilu of the last two of at least three axes."""
+    view.axis(-2)
+    diagonal = int(view.constant(1)) if view.given(1) else 0
+    return Triangle(diagonal, upper=bool(view.attribute("upper", 1)))
+
+
 def depth_to_space(view: NodeView) -> nn.Module:
     """Convert DepthToSpace; in the order "CRD" it is torch's PixelShuffle."""
     side = int(view.attribute("blocksize"))
@@ -240,5 +248,6 @@ PLACES: dict[str, Callable[[NodeView], nn.Module | list[nn.Module]]] = {
     "Squeeze": reshape,
     "Tile": tile,
     "Transpose": transpose,
+    "Trilu": triangle,
     "Unsqueeze": reshape,
 }

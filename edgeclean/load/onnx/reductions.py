@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from edgeclean.load.onnx.modules import JoinedSoftmax, Mean, Reduce, UnitNorm
+from edgeclean.load.onnx.modules import JoinedSoftmax, Mean, Reduce, RunningSum, UnitNorm
 from edgeclean.load.onnx.node import NodeView
 
 
@@ -56,12 +56,23 @@ def unit_norm(view: NodeView) -> nn.Module:
     return UnitNorm(view.axis(int(view.attribute("axis", -1))), int(view.attribute("p", 2)))
 
 
+def running_sum(view: NodeView) -> nn.Module:
+    """Convert CumSum along a constant axis."""
+    return RunningSum(
+        view.axis(int(view.constant(1))),
+        exclusive=bool(view.attribute("exclusive", 0)),
+        reverse=bool(view.attribute("reverse", 0)),
+    )
+
+
 REDUCTIONS: dict[str, Callable[[NodeView], nn.Module]] = {
     **dict.fromkeys(("GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool"), global_pool),
     **{
         f"Reduce{kind}": reduction
-        for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Sum", "SumSquare")
+        for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum")
     },
+    "ReduceSumSquare": reduction,
     **dict.fromkeys(("LogSoftmax", "Softmax"), softmax),
+    "CumSum": running_sum,
     "LpNormalization": unit_norm,
 }

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from edgeclean.load.onnx.modules import Interpolate, Take, Transpose
+from edgeclean.load.onnx.modules import Interpolate
+from edgeclean.load.onnx.moves import Take, Transpose
 from edgeclean.load.onnx.node import NodeView
 
 CUBIC = -0.75

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgeclean.load.onnx.modules import Arithmetic, Pad, PowerPool
+from edgeclean.load.onnx.modules import Arithmetic, PowerPool
+from edgeclean.load.onnx.moves import Pad
 from edgeclean.load.onnx.node import NodeView
 
 Pair = tuple[int, int]
