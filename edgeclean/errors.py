@@ -87,7 +87,15 @@ class BudgetError(EdgecleanError):
 
 
 class RatioError(BudgetError):
-    """The asked compression ratio is out of reach; the message names the nearest."""
+    """The asked compression ratio is out of reach; the message names the nearest.
+
+    Attributes:
+        nearest: the largest ratio in reach; None where that is not known, or no ratio was asked.
+    """
+
+    def __init__(self, message: str, *, nearest: float | None = None) -> None:
+        super().__init__(message)
+        self.nearest = nearest
 
 
 class ToolchainError(EdgecleanError):

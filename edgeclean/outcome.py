@@ -142,6 +142,8 @@ class InspectedCheckpoint:
 
     Attributes:
         network: the network of the checkpoint.
+        ratio: what the plan is for: the one that was asked, or the default, or the largest in reach
+            where none was asked and the default is not.
         planned: the same, truncated to the ranks that the weights alone suggest.
         layers: a row for each layer: its shape, ranks, parameters and MACs before and after.
         spectra: the singular values of each layer that may be factored, as shares of the largest.
@@ -149,6 +151,7 @@ class InspectedCheckpoint:
     """
 
     network: LoadedNetwork
+    ratio: float
     planned: TruncatedNetwork
     layers: tuple[LayerRow, ...]
     spectra: tuple[Spectrum, ...]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -420,6 +420,7 @@ def inspect_checkpoint(
     planned = run("truncate", truncate, scaled, plan, chosen.truncate)
     return InspectedCheckpoint(
         network=network,
+        ratio=plan.ratio_asked,
         planned=planned,
         layers=layer_rows(network, planned),
         spectra=spectra(network, None, planned),
@@ -430,11 +431,16 @@ def inspect_checkpoint(
 def _planned_by_weights(
     network: LoadedNetwork, scaled: ScaledNetwork, settings: PipelineSettings, run: Runner
 ) -> RankPlan:
-    """Choose ranks from the weights alone; where those do not suffice, say what `compress` has."""
+    """Choose ranks from the weights alone; where those do not suffice, say what `compress` has.
+
+    Who asked for no ratio wants to see the network: the largest in reach stands for the default.
+    """
     ranks, keep = settings.ranks, settings.decompose.keep
     try:
         return run("ranks", choose_ranks, scaled, ranks)
     except RatioError as refusal:
+        if not ranks.has_goal and refusal.nearest is not None:
+            return run("ranks", choose_ranks, scaled, replace(ranks, ratio=refusal.nearest))
         if ranks.may_resize and smaller_images_reach(network, ranks, keep=keep):
             raise RatioError(
                 f"{refusal}. compress can meet it, for it may also let the network see its images "

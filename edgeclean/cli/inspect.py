@@ -81,10 +81,17 @@ def inspect(  # noqa: PLR0913 - the options are the interface
             checkpoint, spec, settings, code_folder=code_folder, progress=progress
         )
     opt.note_loading(checkpoint, inspected.network, reporter.note)
+    ranks = settings.ranks
+    if not ranks.has_goal and inspected.ratio != ranks.ratio_or_default:
+        smaller = "; compress may also let them see smaller images" if ranks.may_resize else ""
+        reporter.note(
+            f"the layers cannot give the default, {ranks.ratio_or_default:g}x; the table is for "
+            f"--ratio {inspected.ratio:.2f}, the most that they can{smaller}"
+        )
     reporter.answer(
         {
             "source_sha256": inspected.network.source_sha256,
-            "ratio": settings.ranks.ratio_or_default,
+            "ratio": inspected.ratio,
             "layers": [asdict(row) for row in inspected.layers],
             "spectra": [asdict(curve) for curve in inspected.spectra],
             "structure": inspected.structure.summary(),

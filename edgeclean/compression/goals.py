@@ -297,5 +297,6 @@ def _out_of_reach(goal: Goal, nearest: int, settings: RankSettings, why: str) ->
     word = "faster" if goal.cost == "latency" else "smaller"
     return RatioError(
         f"{asked} cannot be met: with every layer at its smallest the network is {times:.2f} times "
-        f"{word}; {advice}, keep fewer layers or lower --rank-multiple{'; ' if why else ''}{why}"
+        f"{word}; {advice}, keep fewer layers or lower --rank-multiple{'; ' if why else ''}{why}",
+        nearest=times if asked.startswith("--ratio") else None,
     )

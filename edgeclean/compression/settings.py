@@ -149,6 +149,11 @@ class RankSettings(Settings):
         return self.speedup is not None or self.latency_budget_ms is not None
 
     @property
+    def has_goal(self) -> bool:
+        """Whether a goal was asked, and not left to the default."""
+        return bool(self._goals())
+
+    @property
     def ratio_or_default(self) -> float:
         """The ratio, where that is the goal; the smallest that is tried where it is searched."""
         if self.keep_accuracy is not None:

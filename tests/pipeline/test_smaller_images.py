@@ -129,3 +129,16 @@ def test_a_ratio_that_layers_do_not_reach_is_met_and_inspect_says_by_what(tmp_pa
         with pytest.raises(RatioError, match="cannot be met") as refused:
             inspect_checkpoint(source, whole_spec(), settings, code_folder=tmp_path)
         assert ("compress can meet it" in str(refused.value)) == may
+
+
+def test_inspect_plans_the_largest_ratio_in_reach_where_none_was_asked(tmp_path: Path) -> None:
+    source = write_network(tmp_path, "safetensors", GROUPED)
+    unasked = settings_for(load_target("cpu"), QUICK)
+    inspected = inspect_checkpoint(source, whole_spec(), unasked, code_folder=tmp_path)
+    assert 1 < inspected.ratio < unasked.ranks.ratio_or_default
+    rows = inspected.layers
+    before, after = sum(row.macs_before for row in rows), sum(row.macs_after for row in rows)
+    assert before >= inspected.ratio * after
+    more = replace(unasked, ranks=replace(unasked.ranks, ratio=inspected.ratio + 0.01))
+    with pytest.raises(RatioError, match=f"ask for --ratio {inspected.ratio:.2f} or less"):
+        inspect_checkpoint(source, whole_spec(), more, code_folder=tmp_path)
