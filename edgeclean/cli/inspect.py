@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from edgeclean.compression.settings import RankSettings
     from edgeclean.report.layer_table import LayerRow, Spectrum
 
 LEVELS = "▁▂▃▄▅▆▇█"
@@ -81,13 +82,8 @@ def inspect(  # noqa: PLR0913 - the options are the interface
             checkpoint, spec, settings, code_folder=code_folder, progress=progress
         )
     opt.note_loading(checkpoint, inspected.network, reporter.note)
-    ranks = settings.ranks
-    if not ranks.has_goal and inspected.ratio != ranks.ratio_or_default:
-        smaller = "; compress may also let them see smaller images" if ranks.may_resize else ""
-        reporter.note(
-            f"the layers cannot give the default, {ranks.ratio_or_default:g}x; the table is for "
-            f"--ratio {inspected.ratio:.2f}, the most that they can{smaller}"
-        )
+    if told := _other_ratio(settings.ranks, inspected.ratio):
+        reporter.note(told)
     reporter.answer(
         {
             "source_sha256": inspected.network.source_sha256,
@@ -98,6 +94,17 @@ def inspect(  # noqa: PLR0913 - the options are the interface
         },
         _table(inspected.layers, inspected.spectra),
         structure_table(inspected.structure),
+    )
+
+
+def _other_ratio(ranks: RankSettings, ratio: float) -> str | None:
+    """Say that the plan is for another ratio than the default; None where it is not."""
+    if ranks.has_goal or ratio == ranks.ratio_or_default:
+        return None
+    smaller = "; compress may also let them see smaller images" if ranks.may_resize else ""
+    return (
+        f"the layers cannot give the default, {ranks.ratio_or_default:g}x; the table is for "
+        f"--ratio {ratio:.2f}, the most that they can{smaller}"
     )
 
 

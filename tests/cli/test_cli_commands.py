@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import HEAVY, Terminal, in_a_child
+from onnx_middles import exported
 from report_evidence import scan_report
 from small_checkpoint import QUICK, quick_config
+from torch import nn
 
 from edgeclean import pipeline
 from edgeclean.cli import about
@@ -239,6 +241,22 @@ def test_inspect_lists_layers_and_changes_nothing(
     assert before_macs >= 2 * sum(row["macs_after"] for row in document["layers"])
     assert document["spectra"][0]["before"][0] == 1.0
     assert {path: path.stat().st_mtime_ns for path in source.parent.iterdir()} == before
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the older exporter
+def test_inspect_shows_what_cannot_give_the_default_and_says_so(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    layers = [nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=8), nn.ReLU()]
+    module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    (tmp_path / "net.onnx").write_bytes(exported(module.eval(), free=True))
+    said = terminal("inspect", tmp_path / "net.onnx", "--json")
+    assert said.code == 0
+    ratio = json.loads(said.out)["ratio"]
+    assert 1 <= ratio < 2
+    assert f"cannot give the default, 2x; the table is for --ratio {ratio:.2f}" in said.err
+    asked = terminal("inspect", tmp_path / "net.onnx", "--ratio", 2)
+    assert (asked.code, f"ask for --ratio {ratio:.2f} or less" in asked.err) == (6, True)
 
 
 def test_export_writes_one_file_at_the_opset(

@@ -99,7 +99,7 @@ def unchanged(model: ModelProto) -> None:
 NORM = ("BatchNormalization", ["", "s", "v", "s", "v"])
 REFUSED: dict[str, tuple[list[Node], Callable[[ModelProto], None], str]] = {
     "not folded": (
-        [("Trilu", [""], {})],
+        [("ScatterElements", ["", "place", "number"], {})],
         unchanged,
         "it works on the image here, and is read only where",
     ),
@@ -153,6 +153,8 @@ def test_a_node_that_cannot_be_converted_is_named(
 ) -> None:
     nodes, change, message = REFUSED[case]
     monkeypatch.setitem(WEIGHTS, "yes", np.array(True))
+    monkeypatch.setitem(WEIGHTS, "place", np.zeros((1, 1, 1, 1), np.int64))
+    monkeypatch.setitem(WEIGHTS, "number", np.ones((1, 1, 1, 1), np.float32))
     model = graph(nodes)
     change(model)
     with pytest.raises(InputRejectedError) as caught:

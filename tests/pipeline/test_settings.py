@@ -140,7 +140,7 @@ def test_what_a_field_cannot_bear_is_refused_by_name(
             with pytest.raises(UsageError) as refusal:
                 make()
             said = str(refusal.value)
-            assert field.name in said
+            assert field.name in said.replace("-", "_")  # as a file may write it
             assert len(said.splitlines()) == 1
             assert len(said) < 600
             count += 1
