@@ -250,12 +250,13 @@ def test_inspect_shows_what_cannot_give_the_default_and_says_so(
     layers = [nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=8), nn.ReLU()]
     module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
     (tmp_path / "net.onnx").write_bytes(exported(module.eval(), free=True))
-    said = terminal("inspect", tmp_path / "net.onnx", "--json")
+    words = [tmp_path / "net.onnx", "--mean", "0,0,0", "--std", "1,1,1"]
+    said = terminal("inspect", *words, "--json")
     assert said.code == 0
     ratio = json.loads(said.out)["ratio"]
     assert 1 <= ratio < 2
     assert f"cannot give the default, 2x; the table is for --ratio {ratio:.2f}" in said.err
-    asked = terminal("inspect", tmp_path / "net.onnx", "--ratio", 2)
+    asked = terminal("inspect", *words, "--ratio", 2)
     assert (asked.code, f"ask for --ratio {ratio:.2f} or less" in asked.err) == (6, True)
 
 
