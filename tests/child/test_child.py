@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -298,8 +299,12 @@ def test_a_child_that_hangs_is_stopped_whatever_it_prints_or_does_not_read(
     given = file(bytes(2**20))
     for hanging in ("import time; time.sleep(600)", "import os" + ENDLESS.format(2)):
         monkeypatch.setattr(process, "_CHILD", hanging)
+        tracemalloc.start()
         with pytest.raises(ToolchainError, match=r"^it took too long and was stopped"):
             run_child("a:b", given, short, doing="it", failure=ToolchainError)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 2**24  # of what it prints, a read of a megabyte and the last words are held
 
 
 @pytest.mark.parametrize("cut", [0, 7, 8, 20, -1])
