@@ -45,9 +45,21 @@ def run_isolated(
         InputRejectedError: the file is not plain ONNX, does not take these images, or took its
             process over a limit.
     """
+    return golden_run(parse_isolated(run_golden, asked(model, images), limits))
+
+
+def asked(model: bytes, images: NDArray[np.float32]) -> Parcel:
+    """Return what `run_golden` is given."""
     files = {"model": model, "images": images.tobytes()}
-    given = Parcel(facts={"shape": list(images.shape)}, files=files)
-    answer = parse_isolated(run_golden, given, limits)
+    return Parcel(facts={"shape": list(images.shape)}, files=files)
+
+
+def golden_run(answer: Parcel) -> GoldenRun:
+    """Read what the process that ran `run_golden` answered.
+
+    Raises:
+        InputRejectedError: it is not of its form; whoever took it over may answer anything.
+    """
     with untrusted_answer(InputRejectedError("the process that ran the network answered nonsense")):
         facts = answer.facts
         logits = np.frombuffer(answer.files["logits"], np.float32).reshape(facts["shape"])
@@ -56,7 +68,7 @@ def run_isolated(
 
 
 def run_golden(given: Parcel) -> Parcel:
-    """Run the network and the images that `run_isolated` gives; its child process calls this.
+    """Run the network and the images of `asked`; its child process calls this.
 
     Raises:
         InputRejectedError: the file is not plain ONNX, or does not take these images.

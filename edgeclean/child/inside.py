@@ -93,10 +93,10 @@ def limit_process(limits: ChildLimits, given_bytes: int) -> None:
         resource.setrlimit(limit, (bound, most))
 
 
-def mapped_bytes() -> int:
+def mapped_bytes(told_in: Path = Path("/proc/self/statm")) -> int:
     """Return the bytes of address space in use; 64 GiB on macOS, which enforces no limit on it."""
     try:
-        pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+        pages = int(told_in.read_text("ascii").split()[0])
     except OSError:
         return 64 * 1024**3
     return pages * os.sysconf("SC_PAGE_SIZE")

@@ -7,13 +7,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny_networks import tiny_contents
 
-from edgeclean.bundle import golden
-from edgeclean.bundle.golden import run_golden, run_isolated
-from edgeclean.child.inside import Task
+from edgeclean.bundle.golden import GoldenRun, asked, golden_run, run_golden, run_isolated
 from edgeclean.child.parcel import Parcel
 from edgeclean.errors import InputRejectedError
-from edgeclean.load.isolation import with_limits
-from edgeclean.load.limits import LoadLimits
 from exporters.session import OnnxSession
 
 
@@ -22,32 +18,24 @@ def model() -> bytes:
     return tiny_contents().model
 
 
-def directly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run in this process what would run in the child."""
-
-    def run(task: Task, given: Parcel, limits: LoadLimits) -> Parcel:
-        assert task is run_golden
-        return task(with_limits(given, limits))
-
-    monkeypatch.setattr(golden, "parse_isolated", run)
-
-
 IMAGES = np.random.default_rng(0).normal(size=(3, 3, 8, 8)).astype(np.float32)
 
 
-def test_a_network_is_run_as_the_runtime_runs_it(
-    model: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    directly(monkeypatch)
-    ran = run_isolated(model, IMAGES)
-    assert (ran.graph["opset"], ran.source_sha256) == (17, "ab" * 32)
-    assert np.array_equal(ran.logits, OnnxSession(model).predict(IMAGES))
+def here(model: bytes, images: np.ndarray) -> GoldenRun:
+    """Run in this process what the child runs."""
+    return golden_run(run_golden(asked(model, images)))
 
 
-def test_images_of_another_shape_are_refused(model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    directly(monkeypatch)
+def test_a_network_is_run_as_the_runtime_runs_it(model: bytes) -> None:
+    for run in (run_isolated, here):
+        ran = run(model, IMAGES)
+        assert (ran.graph["opset"], ran.source_sha256) == (17, "ab" * 32)
+        assert np.array_equal(ran.logits, OnnxSession(model).predict(IMAGES))
+
+
+def test_images_of_another_shape_are_refused(model: bytes) -> None:
     with pytest.raises(InputRejectedError, match=r"takes images \(3, 8, 8\); the manifest says"):
-        run_isolated(model, np.zeros((1, 3, 9, 8), np.float32))
+        here(model, np.zeros((1, 3, 9, 8), np.float32))
 
 
 @pytest.mark.parametrize(
@@ -59,12 +47,9 @@ def test_images_of_another_shape_are_refused(model: bytes, monkeypatch: pytest.M
         Parcel(facts={"shape": [1], "graph": {}, "source_sha256": ""}),
     ],
 )
-def test_a_child_that_was_taken_over_may_answer_anything(
-    answer: Parcel, model: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(golden, "parse_isolated", lambda *parts: answer)
+def test_a_child_that_was_taken_over_may_answer_anything(answer: Parcel) -> None:
     with pytest.raises(InputRejectedError, match="answered nonsense"):
-        run_isolated(model, IMAGES)
+        golden_run(answer)
 
 
 def reshaped(*shape: int) -> bytes:
@@ -81,15 +66,12 @@ def reshaped(*shape: int) -> bytes:
     return bytes(built.SerializeToString())
 
 
-def test_a_network_that_fails_or_gives_other_rows_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    directly(monkeypatch)
-    assert run_isolated(reshaped(-1, 192), IMAGES).logits.shape == (3, 192)
+def test_a_network_that_fails_or_gives_other_rows_is_refused() -> None:
+    assert here(reshaped(-1, 192), IMAGES).logits.shape == (3, 192)
     with pytest.raises(InputRejectedError, match=r"gives float32 \(1, 576\); float32 rows, one"):
-        run_isolated(reshaped(1, -1), IMAGES)
+        here(reshaped(1, -1), IMAGES)
     with pytest.raises(InputRejectedError, match="ONNX Runtime cannot run the network"):
-        run_isolated(reshaped(-1, 97), IMAGES)
+        here(reshaped(-1, 97), IMAGES)
 
 
 def test_memory_that_does_not_suffice_is_the_childs_to_tell(
@@ -98,7 +80,7 @@ def test_memory_that_does_not_suffice_is_the_childs_to_tell(
     def exhaust(self: OnnxSession, images: object) -> None:
         raise MemoryError
 
-    directly(monkeypatch)
+    # No input makes Python run out of memory on order; ONNX Runtime has errors of its own for it.
     monkeypatch.setattr(OnnxSession, "predict", exhaust)
     with pytest.raises(MemoryError):
-        run_isolated(model, IMAGES)
+        here(model, IMAGES)

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import pickletools
-import resource
 import signal
 import subprocess
 import sys
@@ -44,44 +43,54 @@ from edgeclean.load.onnx.importer import import_onnx
 LIMITS = LoadLimits(cpu_seconds=7, memory_bytes=1000)
 CHILD_LIMITS = ChildLimits(cpu_seconds=7, memory_bytes=1000, file_bytes=0)
 NOTHING = Parcel()
-INFINITE = resource.RLIM_INFINITY
 
 
-def limits_set(monkeypatch: pytest.MonkeyPatch, hard: int) -> dict[int, tuple[int, int]]:
-    """What the process would set itself, where ``hard`` stands already."""
-    given: dict[int, tuple[int, int]] = {}
-    monkeypatch.setattr(resource, "getrlimit", lambda limit: (hard, hard))
-    monkeypatch.setattr(resource, "setrlimit", given.__setitem__)
-    monkeypatch.setattr(
-        resource, "getrusage", lambda who: SimpleNamespace(ru_utime=2.5, ru_stime=0.6)
-    )
-    monkeypatch.setattr(inside, "mapped_bytes", lambda: 5000)
-    inside.limit_process(CHILD_LIMITS, 2**26)
-    return given
+# A process that lowers its own hard limits first, as a batch system would, and then limits itself.
+LIMITING = """
+import json, resource, sys
+from edgeclean.child.inside import ChildLimits, limit_process, mapped_bytes
+def seconds():
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return int(used.ru_utime + used.ru_stime)
+hard, limits = json.loads(sys.argv[1]), ChildLimits(**json.loads(sys.argv[2]))
+for name, bound in hard.items():
+    resource.setrlimit(getattr(resource, name), (bound, bound))
+before = mapped_bytes(), seconds()
+limit_process(limits, 2**26)
+after = mapped_bytes(), seconds()
+names = ("RLIMIT_AS", "RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_CORE")
+found = {name: resource.getrlimit(getattr(resource, name)) for name in names}
+print(json.dumps([before, after, found]))
+"""
 
 
-def test_the_limits_are_those_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory, seconds = 5000 + 1000 + 5 * 2**26, 3 + 1 + 7 + 2
-    assert limits_set(monkeypatch, INFINITE) == {
-        resource.RLIMIT_AS: (memory, memory),
-        resource.RLIMIT_CPU: (seconds, seconds + 5),
-        resource.RLIMIT_FSIZE: (0, 0),
-        resource.RLIMIT_CORE: (0, 0),
-    }
+def limits_set(hard: dict[str, int], **limits: int) -> Any:
+    """What was used before and after, and the limits that a process then has."""
+    words = [sys.executable, "-c", LIMITING, json.dumps(hard), json.dumps(limits)]
+    ended = subprocess.run(words, capture_output=True, check=True, text=True)
+    return json.loads(ended.stdout)
 
 
-def test_a_limit_that_stands_already_is_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert set(limits_set(monkeypatch, 4).values()) == {(4, 4), (0, 0)}
+def test_the_limits_are_those_of_the_settings() -> None:
+    before, after, found = limits_set({}, cpu_seconds=7, memory_bytes=2**30, file_bytes=0)
+    memory, seconds = 2**30 + 5 * 2**26, 1 + 7 + 2
+    assert before[0] + memory <= found["RLIMIT_AS"][0] <= after[0] + memory
+    assert before[1] + seconds <= found["RLIMIT_CPU"][0] <= after[1] + seconds
+    assert found["RLIMIT_AS"][0] == found["RLIMIT_AS"][1]
+    assert found["RLIMIT_CPU"][1] == found["RLIMIT_CPU"][0] + 5
+    assert found["RLIMIT_FSIZE"] == found["RLIMIT_CORE"] == [0, 0]
 
 
-def test_what_is_mapped_is_known_or_taken_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_that_stands_already_is_not_raised() -> None:
+    hard = {"RLIMIT_AS": 2**35, "RLIMIT_CPU": 60, "RLIMIT_FSIZE": 4096, "RLIMIT_CORE": 0}
+    limits = {"cpu_seconds": 900, "memory_bytes": 2**40, "file_bytes": 2**31}
+    _, _, found = limits_set(hard, **limits)
+    assert found == {name: [bound, bound] for name, bound in hard.items()}
+
+
+def test_what_is_mapped_is_known_or_taken_as_much(tmp_path: Path) -> None:
     assert 2**20 < inside.mapped_bytes() < 2**40
-
-    def absent(*_: object) -> str:
-        raise FileNotFoundError
-
-    monkeypatch.setattr(Path, "read_text", absent)
-    assert inside.mapped_bytes() == 64 * 2**30
+    assert inside.mapped_bytes(tmp_path / "no such file") == 64 * 2**30
 
 
 @pytest.mark.parametrize("good", [True, False])

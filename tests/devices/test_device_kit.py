@@ -239,13 +239,17 @@ def test_what_cannot_be_is_one_line_before_any_work(
     assert said in finished.stderr
 
 
+def trtexec_that(folder: Path, does: str) -> Path:
+    """A program that answers ``--help`` as trtexec does, and then does this."""
+    path = folder / "trtexec"
+    told = f"echo '{banner('11.1')}'"
+    path.write_text(f'#!/bin/sh\n{told}\n[ "$1" = --help ] && exit 0\n{does}\n')
+    path.chmod(0o755)
+    return path
+
+
 def test_a_kit_that_is_stopped_says_that_it_goes_on(tmp_path: Path) -> None:
-    bundle, trtexec = kit_bundle(tmp_path), tmp_path / "trtexec"
-    trtexec.write_text(
-        f"#!/bin/sh\necho '{banner('11.1')}'\n[ \"$1\" = --help ] && exit 0\n"
-        "kill -INT $PPID; sleep 5\n"
-    )
-    trtexec.chmod(0o755)
+    bundle, trtexec = kit_bundle(tmp_path), trtexec_that(tmp_path, "kill -INT $PPID; sleep 5")
     finished = run_kit(bundle, "--work", str(tmp_path / "w"), "--trtexec", str(trtexec))
     assert finished.returncode == 130
     assert "Traceback" not in finished.stderr
@@ -270,12 +274,7 @@ def test_the_kit_refuses_a_changed_bundle(tmp_path: Path, name: str) -> None:
 
 def test_what_trtexec_says_of_a_failure_is_passed_on(tmp_path: Path) -> None:
     bundle = kit_bundle(tmp_path)
-    trtexec = tmp_path / "trtexec"
-    trtexec.write_text(
-        f"#!/bin/sh\necho '{banner('11.1')}'\n[ \"$1\" = --help ] && exit 0\n"
-        "echo '[E] Out of memory'; exit 1\n"
-    )
-    trtexec.chmod(0o755)
+    trtexec = trtexec_that(tmp_path, "echo '[E] Out of memory'; exit 1")
     finished = run_kit(bundle, "--work", str(tmp_path / "w"), "--trtexec", str(trtexec))
     assert finished.returncode == 8
     assert "build the engine of the original network: [E] Out of memory" in finished.stderr
