@@ -117,6 +117,7 @@ _CLEAN_COMPACT: dict[str, Any] = {
     "finetune": {
         "compare": "labels",
         "feature_weight": 0.0,
+        "photograph_share": 0.0,
         "adversarial_share": 0.5,
         "optimizer": "adam",
         "relative": False,

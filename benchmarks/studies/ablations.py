@@ -1,10 +1,11 @@
 """Measure ablations: ``python -m benchmarks.studies.ablations --network smallvgg-badnets``.
 
-One network is scanned once (or the scan that `benchmarks.studies.purify` kept is taken up); then
-the unlearning and the recovery run with one setting changed at a time, everything else at its
-defaults. Each row is written as it is done, and finished rows are not run again. Test images and
-trigger only measure; ``agreement`` counts how many of 2,000 training images, which a user would not
-have either, get the purified teacher's answer.
+One network is scanned once; then the unlearning and the recovery run with one setting changed at a
+time, everything else at its defaults. What `benchmarks.studies.compress_zoo` did of a row already
+is taken up, and it takes up what was done here: a row's seconds are then of less. Each row is
+written as it is done, and finished rows are not run again. Test images and trigger only measure;
+``agreement`` counts how many of 2,000 training images, which a user would not have either, get the
+purified teacher's answer.
 """
 
 from __future__ import annotations
@@ -14,27 +15,23 @@ import json
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.data.crops import with_crops
+from benchmarks.data.balanced_crops import with_crops
 from benchmarks.data.images import PACK_FOLDER, read_pack
 from benchmarks.environment import environment
 from benchmarks.rendering.ablations_table import write_ablations_table
 from benchmarks.studies.compress_zoo import KEPT, TEST_IMAGES, rates_of
 from benchmarks.studies.published import RESULTS, published_networks
-from edgeclean.backdoor.purify import PurifySettings, purify, unlearned_classes
+from edgeclean.backdoor.purify import PurifySettings, purify
 from edgeclean.backdoor.scan import scan
 from edgeclean.backdoor.unlearn import UnlearnSettings
-from edgeclean.compression.clamp import scale
-from edgeclean.compression.decompose import decompose
-from edgeclean.compression.finetune import FinetuneSettings, finetune
-from edgeclean.compression.resolution import choose_plan
-from edgeclean.compression.settings import OF_LAYERS, Form
-from edgeclean.compression.truncate import truncate
+from edgeclean.compression.finetune import FinetuneSettings
+from edgeclean.compression.settings import Form
 from edgeclean.config import PipelineSettings, settings_for
 from edgeclean.devices.targets import load_target
 from edgeclean.images.synthesize import SynthesizeSettings, joined, synthesize
@@ -47,6 +44,7 @@ from edgeclean.networks.state import (
     TruncatedNetwork,
 )
 from edgeclean.runner import Cache, Runner
+from edgeclean.shrinking import recovered_network, scaled_network, truncated_network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,16 +54,17 @@ class Recovery:
     Attributes:
         settings: settings of the fine-tuning.
         synthesis: settings of the images made from the purified network, beside the scan's.
-        forms: what layers may become before it.
-        crops: whether as many crops of photographs stand beside the synthetic images: any, or of
-            each class, as the purified network sees them, as many.
+        forms: what layers may become before it; None for all that serve the goal.
+        crops: crops of photographs that are drawn once and stand among the synthetic images, as
+            many as there are of those: any, or as many of each class that the purified network
+            sees.
         real: whether as many real training images are used instead: not for a user without data,
             but the reach of the same steps with the best of images.
     """
 
     settings: FinetuneSettings = field(default_factory=FinetuneSettings)
     synthesis: SynthesizeSettings = field(default_factory=SynthesizeSettings)
-    forms: tuple[Form, ...] = OF_LAYERS
+    forms: tuple[Form, ...] | None = None
     crops: Literal["none", "any", "balanced"] = "none"
     real: bool = False
 
@@ -92,7 +91,6 @@ RECOVERY = {
         settings=FinetuneSettings(overrule=True)
     ),
     "BatchNorm re-estimated first": Recovery(settings=FinetuneSettings(reestimate=True)),
-    "a quarter procedural": Recovery(settings=FinetuneSettings(procedural_share=0.25)),
     "a quarter adversarial (the deck's)": Recovery(
         settings=FinetuneSettings(adversarial_share=0.25)
     ),
@@ -106,8 +104,11 @@ RECOVERY = {
     "twice the steps": Recovery(settings=FinetuneSettings(steps=2 * STEPS)),
     "three times the images": Recovery(synthesis=SynthesizeSettings(recovery_count=3 * IMAGES)),
     "Adam for all": Recovery(settings=FinetuneSettings(optimizer="adam")),
-    "half crops of photographs": Recovery(crops="any"),
-    "half crops of photographs, as many of each class": Recovery(crops="balanced"),
+    "no photographs": Recovery(settings=FinetuneSettings(photograph_share=0.0)),
+    "crops drawn once": Recovery(settings=FinetuneSettings(photograph_share=0.0), crops="any"),
+    "crops drawn once, as many of each class": Recovery(
+        settings=FinetuneSettings(photograph_share=0.0), crops="balanced"
+    ),
     "real images (not data-free)": Recovery(real=True),
 }
 
@@ -172,15 +173,12 @@ class Study:
         train = read_pack(PACK_FOLDER / "cifar10-train.npz", 2 * TEST_IMAGES)
         judges, real = train.floats()[:TEST_IMAGES], train.floats()[TEST_IMAGES:]
         expected = _classes(teacher, judges)
-        drawn, cut = self._recovery_images(teacher, Recovery()), {}
         for name in names:
             row = f"recovery at {self._settings.ranks.ratio:g}x: {name}"
             if row in self._rows:
                 continue
             recovery = RECOVERY[name]
-            if recovery.forms not in cut:
-                cut[recovery.forms] = self._truncated(teacher, drawn, recovery.forms)
-            truncated, start = cut[recovery.forms], time.process_time()
+            truncated, start = self._truncated(teacher, recovery.forms), time.process_time()
             images = self._recovery_images(teacher, recovery)
             if recovery.crops != "none":
                 shape = self._network.spec.input_shape
@@ -190,35 +188,26 @@ class Study:
                 count = len(images)
                 labels = expected.new_zeros(count)  # answers are compared, not labels
                 images = SyntheticImages(pixels=real[:count], labels=labels, origin="real")
-            taught = truncated, teacher, images, recovery.settings
-            student = finetune(*taught, seed=self._seed, **self._original(teacher))
+            settings = replace(self._settings, finetune=recovery.settings)
+            student, _ = recovered_network(
+                self._network, teacher, truncated, images, settings, self._run
+            )
             agreed = (_classes(student, judges) == expected).double().mean()
             facts = {"agreement": round(100 * float(agreed), 2), "images": len(images)}
             self._keep(row, student, {**facts, "processor_seconds": _since(start)})
 
-    def _original(self, teacher: PurifiedNetwork) -> dict[str, Any]:
-        unlearned = unlearned_classes(teacher)
-        return {"original": self._network if unlearned else None, "unlearned": unlearned}
-
     def _recovery_images(self, teacher: Network, recovery: Recovery) -> SyntheticImages:
         chosen = recovery.synthesis.recovery()
-        if chosen not in self._fresh:
-            self._fresh[chosen] = synthesize(teacher, chosen, seed=self._seed + 1)
-        return joined(self._images, self._fresh[chosen])
+        fresh = self._run.once("synthesize", synthesize, teacher, chosen, seed=self._seed + 1)
+        return joined(self._images, fresh)
 
     def _truncated(
-        self, teacher: PurifiedNetwork, images: SyntheticImages, forms: tuple[Form, ...]
+        self, teacher: PurifiedNetwork, forms: tuple[Form, ...] | None
     ) -> TruncatedNetwork:
-        settings = self._settings
-        scaled = scale(decompose(teacher, settings.decompose), settings.scale)
-        plan = choose_plan(
-            scaled,
-            replace(settings.ranks, forms=forms),
-            images=images,
-            recovery=settings.finetune,
-            seed=self._seed,
-        )
-        return truncate(scaled, plan, settings.truncate)
+        settings = replace(self._settings, ranks=replace(self._settings.ranks, forms=forms))
+        images = self._recovery_images(teacher, Recovery())
+        scaled = scaled_network(teacher, images, settings, self._run)
+        return truncated_network(scaled, images, settings, None, None, self._run)
 
     def _keep(self, row: str, network: Network, facts: dict[str, float]) -> None:
         rates = rates_of(network, self._published, self._test)

@@ -27,7 +27,6 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from benchmarks.data.crops import cropped, draw_crops
 from benchmarks.environment import environment
 from benchmarks.studies.forecast_students import (
     BENCH,
@@ -38,6 +37,7 @@ from benchmarks.studies.forecast_students import (
     networks,
 )
 from benchmarks.studies.published import RESULTS
+from edgeclean.images.crops import cropped, draw_crops
 from edgeclean.measure.agreement import (
     KINDS,
     HeldOutSettings,

@@ -124,7 +124,7 @@ QUICK_PIPELINE = {
         "unlearn": {"steps": 12},
     },
     "ranks": {"images": 16},
-    "finetune": {"steps": 16, "batch_size": 64, "procedural": 64},
+    "finetune": {"steps": 16, "batch_size": 64},
 }
 QUICK_ATTACKS = lighter_attacks(
     InputAwareSettings(mask_epochs=1, width=8), TrojanSettings(steps=40)

@@ -66,6 +66,7 @@ def compress(  # noqa: PLR0913 - the options are the interface
     state_dict: opt.StateDict = None,
     config: opt.Config = None,
     effort: opt.EffortLevel = None,
+    no_photographs: opt.NoPhotographs = False,
     seed: opt.Seed = None,
     threads: opt.Threads = None,
     gpu: opt.Gpu = False,
@@ -78,11 +79,11 @@ def compress(  # noqa: PLR0913 - the options are the interface
     spec, code_folder = opt.model_spec(checkpoint, model, arch, input_shape, classes, mean, std)
     options = opt.run_options(seed, gpu, effort) | {"target": target, "jetpack": jetpack}
     options |= opt.runtime_options(runtime) | opt.load_options(state_dict)
-    options |= {"purify": {"mode": purify}, "decompose": {"keep": keep or None}}
+    options |= {"purify": {"mode": purify}, "precision": {"format": precision}}
     options |= {"scale": {"tau": tau}, "export": {"opset": opset}, "latency": {"threads": threads}}
     goal = opt.rank_goal(ratio, measure, rank_multiple, speedup, latency_budget_ms, size_budget)
     goal |= {"keep_accuracy": keep_accuracy, "forms": opt.forms_of(forms)} | _overrides(ranks_file)
-    options |= {"precision": {"format": precision}, "ranks": goal}
+    options |= {"ranks": goal, "decompose": {"keep": keep or None}} | opt.recovery(no_photographs)
     settings, device = opt.pipeline_settings(config, options, target_file, note=reporter.note)
     drops = max_accuracy_drop, max_expected_drop
     gates = opt.read_gates(policy, fail_on_backdoor, *drops, max_size, min_speedup)

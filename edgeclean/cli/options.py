@@ -208,6 +208,15 @@ Forms = Annotated[
         rich_help_panel=SIZE,
     ),
 ]
+NoPhotographs = Annotated[
+    bool,
+    typer.Option(
+        "--no-photographs",
+        help="Recover accuracy on synthetic images alone, without crops of the dozen public "
+        "photographs that come with edgeclean.",
+        rich_help_panel=RUN,
+    ),
+]
 RankMultiple = Annotated[
     int | None,
     typer.Option(help="Ranks are multiples of this; the target has its own.", rich_help_panel=SIZE),
@@ -391,6 +400,11 @@ def pipeline_settings(
 def run_options(seed: int | None, gpu: bool, effort: str | None) -> dict[str, Any]:
     """What the long commands share; without ``--gpu`` the configuration decides."""
     return {"seed": seed, "compute": "cuda" if gpu else None, "effort": effort}
+
+
+def recovery(no_photographs: bool) -> dict[str, Any]:
+    """What the recovery sees beside synthetic images; the configuration decides without it."""
+    return {"finetune": {"photograph_share": 0.0 if no_photographs else None}}
 
 
 def use_threads(threads: int | None) -> None:

@@ -1,12 +1,12 @@
 """Recover accuracy after truncation: distil the purified teacher on synthetic images.
 
 The student learns the teacher's logits, and its features behind some BatchNorms (FitNets, Romero
-et al. 2015), on synthetic images that are shifted, mirrored, recoloured, mixed and patched.
-Switches, off by default because they won no accuracy (``benchmarks/studies/ablations.py``): fresh
-BatchNorm statistics first, procedural images beside the synthetic ones, and the paper's adversarial
-versions, on which the student's answer to an attacked image is the teacher's answer to the image
-before the attack. Another, off for safety, lets the network as it came teach what was not
-unlearned (`overrule`).
+et al. 2015), on synthetic images and on crops of a dozen photographs that know nothing of the
+network (`images.crops`), all shifted, mirrored, recoloured, mixed and patched. Switches, off by
+default because they won no accuracy (``benchmarks/studies/ablations.py``): fresh BatchNorm
+statistics first, and the paper's adversarial versions, on which the student's answer to an attacked
+image is the teacher's answer to the image before the attack. Another, off for safety, lets the
+network as it came teach what was not unlearned (`overrule`).
 
 Source: Clean & Compact, slide 10. Deviation: distillation instead of labels, because images made
 by a network say more through its outputs than through the class they were made for.
@@ -29,8 +29,8 @@ from edgeclean.compression.judge import Judge
 from edgeclean.compression.optimizer import MuonAndAdam
 from edgeclean.errors import UsageError
 from edgeclean.images.augment import augmented, mixed, patched, recoloured
-from edgeclean.images.batchnorm import reestimate_batchnorm_
-from edgeclean.images.procedural import procedural_images
+from edgeclean.images.batchnorm import reestimate_batchnorm_, statistics_distance
+from edgeclean.images.crops import cropped, draw_crops, photographs
 from edgeclean.networks.autocast import device_of, mixed_precision
 from edgeclean.networks.batching import images_in_a_part
 from edgeclean.networks.cost import count_macs
@@ -69,6 +69,7 @@ from edgeclean.progress import Progress, silent
 from edgeclean.settings import Settings, setting
 
 MOST_TIMES = 4.0  # the settings' steps, however small a network is
+COMPARED = 128  # crops whose statistics are compared with a network's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +94,8 @@ class FinetuneSettings(Settings):
         feature_weight: of the features' loss beside the outputs'.
         adversarial_share: of each batch that is also shown attacked.
         epsilon: of the attack, in pixels of range [0, 1].
-        procedural: procedural images beside the synthetic ones.
-        procedural_share: of each batch that is procedural.
+        photograph_share: of each batch that is crops of photographs where these have a network's
+            own BatchNorm statistics, less the further they lie from them (`share_of_crops`).
         reestimate: whether BatchNorm statistics are set anew before the first step.
         overrule: whether the network as it came answers for the classes that were not unlearned. A
             student may learn the backdoor again from it; `benchmarks.studies.ablations` tries it.
@@ -109,17 +110,16 @@ class FinetuneSettings(Settings):
     feature_weight: float = setting(1.0, at_least=0, at_most=1000)
     adversarial_share: float = setting(0.0, at_least=0, at_most=1)
     epsilon: float = setting(8 / 255, at_least=0, at_most=1)
-    procedural: int = setting(512, at_least=1, at_most=10**5)
-    procedural_share: float = setting(0.0, at_least=0, at_most=1)
+    photograph_share: float = setting(0.5, at_least=0, at_most=1)
     reestimate: bool = False
     overrule: bool = False
 
     def check_together(self) -> None:
         """Refuse labels where something else is to be learned that has none."""
-        if self.compare == "labels" and self.procedural_share + self.feature_weight > 0:
+        if self.compare == "labels" and self.photograph_share + self.feature_weight > 0:
             raise UsageError(
                 "labels are compared without a teacher or images that have none; set "
-                "feature_weight and procedural_share to 0"
+                "feature_weight and photograph_share to 0"
             )
 
 
@@ -200,13 +200,15 @@ def _taught(  # noqa: PLR0913 - as `finetune`
 ) -> tuple[nn.Module, dict[str, JsonValue]]:
     """Return what the steps made of a network, and what is noted of them."""
     generator = torch.Generator().manual_seed(seed)
-    procedural = _procedural(settings, network.spec.input_shape, generator)
     learner, master = pixel_copy(network), pixel_copy(teacher)
     if settings.reestimate:
         reestimate_batchnorm_(learner, images.pixels)
     channels = network.channels if isinstance(network, TruncatedNetwork) else {}
     steps = round(settings.steps * times_taught(network, teacher))
-    training = _Training(learner, master, (images, procedural), settings, channels)
+    share, distance = 0.0, None
+    if steps > 0:
+        share, distance = share_of_crops(master, network.spec.input_shape, settings, generator)
+    training = _Training(learner, master, images, settings, channels, share)
     if original is not None and settings.overrule:
         training.overrule(pixel_copy(original), unlearned)
     first, last = training.run(steps, generator, progress)
@@ -214,7 +216,25 @@ def _taught(  # noqa: PLR0913 - as `finetune`
     for parameter in module.parameters():
         parameter.data = parameter.data.contiguous()
         parameter.grad = None
-    return module, {"images": len(images), "steps": steps, "loss_first": first, "loss_last": last}
+    losses = {"loss_first": first, "loss_last": last}
+    crops = {"photograph_share": round(share, 4), "photograph_distance": _rounded(distance)}
+    return module, {"images": len(images), "steps": steps, **losses, **crops}
+
+
+def photographs_seen(network: Network) -> dict[str, JsonValue] | None:
+    """Return how many photographs a recovery saw crops of, their share, and how far they lay.
+
+    Args:
+        network: what `finetune` returned, or a later stage made of it.
+
+    Returns:
+        None where a recovery saw none.
+    """
+    for one in network.history:
+        if one.stage == "finetune" and one.notes.get("photograph_share", 0) > 0:
+            share, distance = one.notes["photograph_share"], one.notes["photograph_distance"]
+            return {"count": len(photographs()), "share": share, "distance": distance}
+    return None
 
 
 def times_of(ratio: float) -> float:
@@ -250,13 +270,34 @@ def times_taught(network: Network, teacher: Network) -> float:
     return times * min(1.0, max(0.0, taken / whole))
 
 
-def _procedural(
-    settings: FinetuneSettings, shape: tuple[int, int, int], generator: torch.Generator
-) -> Float[Tensor, "m c h w"]:
-    """Draw the procedural images; none where no share of a batch is procedural."""
-    if settings.procedural_share == 0:
-        return torch.empty(0, *shape)
-    return procedural_images(settings.procedural, shape, generator)
+def share_of_crops(
+    master: nn.Module,
+    shape: tuple[int, int, int],
+    settings: FinetuneSettings,
+    generator: torch.Generator,
+) -> tuple[float, float | None]:
+    """Return the share of each batch that crops of photographs have, and how far they lie.
+
+    A network's BatchNorms say what images it was trained on. The distance of crops from them is in
+    the network's own variances (`images.batchnorm.statistics_distance`): at 1, where they lie a
+    whole deviation off, crops weigh half of what they weigh at 0. Of a network without BatchNorm
+    nothing is known, and its synthetic images are made near procedural ones, which photographs are
+    at least as natural as: there they weigh all.
+
+    Args:
+        master: the teacher, as a function of pixels.
+        shape: channels, height and width of one image.
+        settings: `FinetuneSettings`.
+        generator: of the crops that are compared.
+    """
+    if settings.photograph_share == 0:
+        return 0.0, None
+    distance = statistics_distance(master, cropped(draw_crops(COMPARED, shape, generator), shape))
+    return settings.photograph_share / (1 + (distance or 0.0)), distance
+
+
+def _rounded(distance: float | None) -> float | None:
+    return None if distance is None else round(distance, 4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,17 +316,17 @@ class _Training:
         self,
         learner: nn.Module,
         master: nn.Module,
-        images: tuple[SyntheticImages, Float[Tensor, "m c h w"]],
+        synthetic: SyntheticImages,
         settings: FinetuneSettings,
         kept: Mapping[str, tuple[int, ...]],
+        crops: float,
     ) -> None:
-        synthetic, procedural = images
         self._learner, self._settings = learner, settings
         self._taps = shared_taps(learner, master) if settings.feature_weight > 0 else []
         self._master = inference_copy(master, synthetic.pixels)
         self._original: nn.Module | None = None
         self._unlearned: tuple[int, ...] = ()
-        self._synthetic, self._procedural = synthetic, procedural
+        self._synthetic, self._crops = synthetic, round(crops * settings.batch_size)
         self._device = device_of(learner)
         self._kept = {
             f"1.{name}": torch.tensor(channels, device=self._device)
@@ -348,17 +389,19 @@ class _Training:
     def _batch(
         self, generator: torch.Generator
     ) -> tuple[Float[Tensor, "n c h w"], Int[Tensor, " n"]]:
-        """Synthetic and procedural images, augmented and mixed, and, where compared, labels."""
-        size = self._settings.batch_size
-        prior = round(size * self._settings.procedural_share)
-        rows = torch.randint(len(self._synthetic), (size - prior,), generator=generator)
+        """Synthetic images and crops, augmented and mixed, and, where compared, labels."""
+        size, (channels, height, width) = (
+            self._settings.batch_size,
+            self._synthetic.pixels.shape[1:],
+        )
+        rows = torch.randint(len(self._synthetic), (size - self._crops,), generator=generator)
         drawn = self._synthetic.pixels[rows]
-        if prior > 0:
-            others = torch.randint(len(self._procedural), (prior,), generator=generator)
-            drawn = torch.cat([drawn, self._procedural[others]])
+        if self._crops > 0:  # drawn anew: no two batches have the same
+            shape = channels, height, width
+            drawn = torch.cat([drawn, cropped(draw_crops(self._crops, shape, generator), shape)])
         order = torch.randperm(size, generator=generator)
         pixels = recoloured(augmented(drawn[order], generator), generator)
-        if self._settings.compare == "labels":  # a mixture has none, and nothing is procedural
+        if self._settings.compare == "labels":  # a mixture has none, and nothing is a crop
             return self._placed(pixels), self._synthetic.labels[rows][order]
         pixels = patched(mixed(pixels, generator), generator)
         return self._placed(pixels), torch.zeros(size, dtype=torch.int64)

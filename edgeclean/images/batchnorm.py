@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgeclean.networks.autocast import device_of, mixed_precision
+from edgeclean.networks.autocast import device_of, exact_float32, mixed_precision
+from edgeclean.networks.batching import images_at_once
 from edgeclean.networks.features import Hooks, hooked
 
 EPSILON = 1e-6  # added to variances before a root or a quotient
@@ -84,6 +85,25 @@ class StatisticsDistance(Hooks):
             total = total.to(layer_distance.device) + layer_distance.mean()
         self._inputs.clear()
         return total / max(1, len(ran))
+
+
+@torch.no_grad()
+def statistics_distance(
+    pixel_module: nn.Module, pixels: Float[Tensor, "n c h w"], most: int = 256
+) -> float | None:
+    """Return the `StatisticsDistance` of some images as one batch; None without BatchNorm.
+
+    Args:
+        pixel_module: takes pixels.
+        pixels: the first ``most`` of them, of large images as many as fit, are shown.
+        most: the largest batch.
+    """
+    if not batchnorm_layers(pixel_module):
+        return None
+    fitting = min(most, images_at_once(pixels.shape[1:], pixel_module))
+    with StatisticsDistance(pixel_module) as statistics, exact_float32():
+        pixel_module(pixels[:fitting].to(device_of(pixel_module)))
+        return float(statistics.distance())
 
 
 class BatchMoments(torch.autograd.Function):

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from edgeclean.images.batchnorm import StatisticsDistance, batchnorm_layers
+from edgeclean.images.batchnorm import statistics_distance
 from edgeclean.images.procedural import procedural_images
 from edgeclean.images.synthesize import SynthesizeSettings, synthesize
 from edgeclean.networks.autocast import device_of, exact_float32
-from edgeclean.networks.batching import images_at_once, images_shown
+from edgeclean.networks.batching import images_shown
 from edgeclean.networks.distillation import logit_variance
 from edgeclean.networks.pixels import normalize, pixel_copy
 from edgeclean.networks.state import ModelSpec, Network, SyntheticImages
@@ -195,16 +195,9 @@ def _surer_half(answers: Float[Tensor, "n k"]) -> Int[Tensor, " m"]:
     return (first - second).argsort(descending=True, stable=True)[: -(-len(answers) // 2)]
 
 
-@torch.no_grad()
 def procedural_distance(network: Network, images: Mapping[str, SyntheticImages]) -> float | None:
-    """Return the `StatisticsDistance` of the procedural images; None without BatchNorm.
+    """Return the `statistics_distance` of the procedural images; None without BatchNorm.
 
     A network whose own images were far from photographs has other statistics.
     """
-    function = pixel_copy(network)
-    if not batchnorm_layers(function):
-        return None
-    most = min(2 * BATCH, images_at_once(network.spec.input_shape, function))
-    with StatisticsDistance(function) as statistics, exact_float32():
-        function(images["procedural"].pixels[:most].to(device_of(function)))
-        return float(statistics.distance())
+    return statistics_distance(pixel_copy(network), images["procedural"].pixels)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edgeclean.backdoor.findings import ScanReport
+from edgeclean.compression.finetune import photographs_seen
 from edgeclean.config import PipelineSettings, non_default, settings_from, to_toml
 from edgeclean.effort import lengths_of
 from edgeclean.environment import Environment
@@ -133,7 +134,7 @@ def build_report(evidence: ReportInputs) -> dict[str, JsonValue]:
         "latency_table": _latency_table(compressed),
         "layers": [asdict(row) for row in evidence.layers],
         "spectra": [asdict(spectrum) for spectrum in evidence.spectra],
-        "images": {"origin": evidence.images.origin, "count": len(evidence.images)},
+        "images": _images(evidence),
         "stages": _stages(compressed, evidence.stage_seconds),
         "peak_memory_mib": evidence.peak_memory_mib,
         "environment": asdict(evidence.environment),
@@ -230,6 +231,15 @@ def _latency_table(compressed: Network) -> JsonValue:
     """Return the facts of the table that ranks were chosen by, which truncation recorded."""
     tables = (record.notes.get("latency_table") for record in compressed.history)
     return next((table for table in tables if table is not None), None)
+
+
+def _images(evidence: ReportInputs) -> dict[str, JsonValue]:
+    """Return what the compressed network was tuned on: synthetic images, and crops beside them."""
+    return {
+        "origin": evidence.images.origin,
+        "count": len(evidence.images),
+        "photographs": photographs_seen(evidence.compressed),
+    }
 
 
 def _resolution(compressed: Network) -> JsonValue:

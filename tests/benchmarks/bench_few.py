@@ -17,7 +17,7 @@ FEW = replace(
     clean_compact=CleanCompactSettings(
         scale=ScaleSettings(tau=0.5),
         synthesize=SynthesizeSettings(**FEW_IMAGES),
-        finetune=FinetuneSettings(steps=2, batch_size=8, procedural=8, adversarial_share=0.5),
+        finetune=FinetuneSettings(steps=2, batch_size=8, adversarial_share=0.5),
     ),
     edgeclean=settings_from(
         PipelineSettings,
@@ -40,7 +40,7 @@ FEW = replace(
             },
             "ranks": {"images": 4},
             "latency": {"runs": 5, "warmup_runs": 1},
-            "finetune": {"steps": 2, "batch_size": 8, "procedural": 8},
+            "finetune": {"steps": 2, "batch_size": 8},
         },
     ),
 )

@@ -328,7 +328,7 @@ def test_without_a_gpu_gpu_is_refused_before_anything_is_loaded(
         "[purify.unlearn]\nascent_every = 0",
         "[purify.unlearn]\nlearning_rate = -1",
         "[purify]\ngeneral_strength = -5",
-        "[finetune]\nprocedural_share = 2",
+        "[finetune]\nphotograph_share = 2",
         "[finetune]\nlearning_rate = nan",
         "[synthesize]\nclass_weight = inf",
         f"[scan]\nsteps = 0x{'f' * 20_000}",

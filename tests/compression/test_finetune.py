@@ -8,17 +8,25 @@ import torch
 from tiny_networks import tiny_network
 from torch import nn
 
-from edgeclean.compression.finetune import FinetuneSettings, finetune, times_taught
+from edgeclean.compression.finetune import (
+    FinetuneSettings,
+    finetune,
+    photographs_seen,
+    share_of_crops,
+    times_taught,
+)
 from edgeclean.compression.judge import Judge
 from edgeclean.errors import UsageError
+from edgeclean.images.batchnorm import reestimate_batchnorm_
+from edgeclean.images.crops import cropped, draw_crops
 from edgeclean.images.procedural import procedural_images
 from edgeclean.networks.cost import count_macs
 from edgeclean.networks.features import Features
-from edgeclean.networks.pixels import pixel_network
+from edgeclean.networks.pixels import pixel_copy, pixel_network
 from edgeclean.networks.resized import Resized
 from edgeclean.networks.state import SyntheticImages
 
-SETTINGS = FinetuneSettings(steps=60, batch_size=32, learning_rate=2e-2, procedural=64)
+SETTINGS = FinetuneSettings(steps=60, batch_size=32, learning_rate=2e-2, photograph_share=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +111,7 @@ def test_a_network_without_batchnorm_is_tuned_too(images):
 def test_senseless_settings_are_refused():
     with pytest.raises(UsageError, match=r"adversarial_share is 2"):
         FinetuneSettings(adversarial_share=2.0)
-    with pytest.raises(UsageError, match="set feature_weight and procedural_share to 0"):
+    with pytest.raises(UsageError, match="set feature_weight and photograph_share to 0"):
         FinetuneSettings(compare="labels")
 
 
@@ -141,6 +149,63 @@ def test_features_bring_the_inside_of_the_student_back(images):
     plain = finetune(student, teacher, images, replace(SETTINGS, feature_weight=0.0), seed=0)
     guided = finetune(student, teacher, images, replace(SETTINGS, feature_weight=3.0), seed=0)
     assert distance_inside(guided) < 0.7 * distance_inside(plain)
+
+
+def of_crops(seed):
+    return cropped(draw_crops(128, (3, 8, 8), torch.Generator().manual_seed(seed)), (3, 8, 8))
+
+
+def far_by(deviations):
+    """A function of pixels that learned from images so many deviations away from crops."""
+    function = pixel_copy(tiny_network())
+    reestimate_batchnorm_(function, of_crops(3))
+    for layer in function.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean += deviations * layer.running_var.sqrt()
+            layer.eval()
+    return function
+
+
+def test_crops_weigh_less_the_further_they_lie_from_what_the_network_learned_from():
+    settings = FinetuneSettings(photograph_share=0.5)
+
+    def share(function):
+        return share_of_crops(function, (3, 8, 8), settings, torch.Generator().manual_seed(1))
+
+    first_norm_moves = (0.0, 0.5, 1.0, 4.0)
+    shares, distances = zip(*(share(far_by(one)) for one in first_norm_moves), strict=True)
+    assert distances[0] < 0.1
+    assert shares[0] == pytest.approx(0.5 / (1 + distances[0]))
+    assert list(shares) == sorted(shares, reverse=True)
+    assert shares[-1] < 0.2 * shares[0]
+    plain = pixel_copy(tiny_network(nn.Identity()))
+    plain[1][1] = nn.Identity()
+    assert share(plain) == (0.5, None), "nothing is known of what it learned from"
+    none = FinetuneSettings(photograph_share=0.0)
+    assert share_of_crops(far_by(0.0), (3, 8, 8), none, torch.Generator()) == (0.0, None)
+
+
+def test_crops_teach_what_the_synthetic_images_do_not_hold(images):
+    """Of two students who see little but grey, the one that sees crops answers others better."""
+    teacher, student = tiny_network(), damaged(tiny_network())
+    grey = replace(images, pixels=torch.full_like(images.pixels, 0.5))
+
+    @torch.no_grad()
+    def left(share):
+        settings = FinetuneSettings(steps=200, batch_size=32, photograph_share=share)
+        with torch.enable_grad():
+            tuned = finetune(student, teacher, grey, settings, seed=0)
+        own, given = (pixel_network(one)(of_crops(9)) for one in (tuned, teacher))
+        return tuned, float((own - given).square().mean())
+
+    (taught, with_crops), (untaught, without) = left(1.0), left(0.0)
+    assert with_crops < 0.7 * without
+    seen = photographs_seen(taught)
+    assert seen["count"] == 12
+    assert seen["share"] == pytest.approx(1 / (1 + seen["distance"]), abs=1e-3)
+    assert photographs_seen(untaught) is None
+    settings = FinetuneSettings(steps=0)
+    assert photographs_seen(finetune(student, teacher, grey, settings, seed=0)) is None
 
 
 def with_bias(network, column, shift):

@@ -235,7 +235,7 @@ def test_finetuning_in_parts_sees_no_more_than_fits_and_learns_the_same(
     asked = FinetuneSettings(
         steps=1,
         batch_size=32,
-        procedural=8,
+        photograph_share=0.5,
         adversarial_share=adversarial_share,
         optimizer="adam",
     )

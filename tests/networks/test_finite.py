@@ -279,13 +279,13 @@ def test_every_loop_ends_at_the_first_loss_that_is_no_number() -> None:
     found = ScanReport(verdict="suspected", suspects=(suspect,), searches=(), images=4)
     with pytest.raises(NotFiniteError, match="purify: the loss"):
         purify(network, drawn, found, settings, seed=0)
-    tuned = FinetuneSettings(steps=50, batch_size=4, procedural=4)
+    tuned = FinetuneSettings(steps=50, batch_size=4)
     with pytest.raises(NotFiniteError, match="finetune: the loss"):
         finetune(network, network, drawn, forced(tuned, learning_rate=math.inf), seed=0)
 
 
 def test_what_only_the_last_step_broke_does_not_reach_the_next_stage() -> None:
     network = loaded()
-    last = forced(FinetuneSettings(steps=1, batch_size=4, procedural=4), learning_rate=math.inf)
+    last = forced(FinetuneSettings(steps=1, batch_size=4), learning_rate=math.inf)
     with pytest.raises(NotFiniteError, match=r"^finetune: .* numbers of \S+ came out"):
         Runner()("finetune", finetune, network, network, images(), last, seed=0)

@@ -24,7 +24,7 @@ SETTINGS = overlay(
     {
         "synthesize": {"count": 12, "steps": 1, "batch_size": 12},
         "scan": {"images": 8, "steps": 1, "bank_candidates": 10},
-        "finetune": {"steps": 1, "procedural": 4},
+        "finetune": {"steps": 1},
     },
 )
 # A scan that suspects, so that there are trigger pictures to compare.

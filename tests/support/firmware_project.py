@@ -18,7 +18,7 @@ LEAST = {
     "synthesize": {"count": 12, "steps": 1, "batch_size": 12},
     "scan": {"images": 8, "steps": 1, "bank_candidates": 10},
     "purify": {"mode": "none"},
-    "finetune": {"steps": 1, "procedural": 4},
+    "finetune": {"steps": 1},
 }
 MODEL = """
 architecture = "net.py:make"

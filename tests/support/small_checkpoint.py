@@ -50,7 +50,7 @@ QUICK: dict[str, Any] = {
         "unlearn": {"steps": 3, "batch_size": 8},
     },
     "ranks": {"images": 8, "rank_multiple": 1},
-    "finetune": {"steps": 3, "batch_size": 8, "procedural": 8},
+    "finetune": {"steps": 3, "batch_size": 8},
     "latency": {"runs": 8, "warmup_runs": 5},
 }
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.data.crops import (
+from edgeclean.images.crops import (
     FOLDER,
     LEAST_AREA,
     LUMINANCE,
@@ -13,9 +13,7 @@ from benchmarks.data.crops import (
     cropped,
     draw_crops,
     photographs,
-    with_crops,
 )
-from edgeclean.networks.state import SyntheticImages
 
 SHAPES = [(3, 32, 32), (1, 28, 28), (3, 24, 48), (3, 224, 224), (2, 1, 17), (4, 5, 3)]
 
@@ -91,15 +89,3 @@ def test_crops_lie_within_their_photographs_and_are_of_every_size(shape):
         assert float(share.min()) < 3 * LEAST_AREA
     assert set(crops.photograph.tolist()) == set(range(12))
     assert 0.3 < float((crops.angle == 0).float().mean()) < 0.7
-
-
-def test_the_first_images_stay_and_as_many_crops_come_behind_them():
-    pixels = torch.rand(40, 3, 8, 8, generator=generator())
-    images = SyntheticImages(
-        pixels=pixels, labels=torch.zeros(40, dtype=torch.int64), origin="procedural prior"
-    )
-    joined = with_crops(images, (3, 8, 8), seed=3)
-    assert torch.equal(joined.pixels[:40], pixels)
-    assert len(joined) == 80
-    assert torch.equal(with_crops(images, (3, 8, 8), seed=3).pixels, joined.pixels)
-    assert not torch.equal(with_crops(images, (3, 8, 8), seed=4).pixels[40:], joined.pixels[40:])

@@ -1,17 +1,15 @@
-"""Crops of a dozen photographs, which know nothing of any network: tried as images that teach.
+"""Crops of a dozen photographs, which know nothing of any network: images that teach beside others.
 
-Inverted images lack what natural ones have. Crops of a single photograph can teach a network much
-of what another knows (Asano & Saeed, ICLR 2023), and unrelated photographs recover a pruned network
-better than inverted images do (DeepInversion, Yin et al., CVPR 2020). What they earn here beside
-synthetic images is a row of `benchmarks.studies.ablations`, of one network so far, which is too
-little for a default.
+Images that a network was inverted into lack what natural ones have. Crops of a single photograph
+can teach a network much of what another knows (Asano & Saeed, ICLR 2023), and unrelated photographs
+recover a pruned network better than inverted images do (DeepInversion, Yin et al., CVPR 2020).
+What they earn beside synthetic images is a row of `benchmarks.studies.ablations`.
 ``photographs/SOURCES.md`` says whose the photographs are and on what terms.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,53 +21,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from edgeclean.images.synthesize import joined
-from edgeclean.networks.state import SyntheticImages
-
 FOLDER = Path(__file__).parent / "photographs"
-AT_ONCE = 500
 LEAST_AREA = 1 / 200  # of a photograph, in a crop; sizes between that and all of it are as likely
 LEAST_SCALE = 0.6  # pixels of a photograph to one of a crop's: fewer would show nothing but blur
 MOST_ASPECT = 4 / 3
-TRIES = 8  # times as many crops as are kept, where all classes are to have as many
 MOST_ANGLE = math.pi / 6  # half of the crops are turned, by up to so much either way
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
-
-
-def with_crops(
-    images: SyntheticImages,
-    shape: tuple[int, int, int],
-    seed: int,
-    classes_of: Callable[[Tensor], Int[Tensor, " n"]] | None = None,
-) -> SyntheticImages:
-    """Return the images with as many crops behind them, which have no label.
-
-    With ``classes_of``, which says what a network takes each of some pixels for, crops are drawn
-    until every class has as many, as far as `TRIES` times as many crops hold them.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    if classes_of is None:
-        pixels = cropped(draw_crops(len(images), shape, generator), shape)
-    else:
-        drawn = draw_crops(TRIES * len(images), shape, generator)
-        given = torch.cat([classes_of(cropped(drawn[rows], shape)) for rows in _parts(len(drawn))])
-        pixels = cropped(drawn[balanced(given, len(images))], shape)
-    crops = SyntheticImages(
-        pixels=pixels, labels=torch.zeros(len(pixels), dtype=torch.int64), origin="photographs"
-    )
-    return joined(images, crops)
-
-
-def balanced(given: Int[Tensor, " n"], count: int) -> Int[Tensor, " m"]:
-    """Return ``count`` of the places of some classes, in turns: of each class as many as it has.
-
-    The first of every class come first, then the second of every class that has one, and so on.
-    """
-    nth = torch.zeros_like(given)
-    for one in given.unique():
-        own = given == one
-        nth[own] = torch.arange(int(own.sum()))
-    return nth.sort(stable=True).indices[:count]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +104,7 @@ def cropped(crops: Crops, shape: tuple[int, int, int]) -> Float[Tensor, "n c h w
     for index, picture in enumerate(photographs()):
         for level in levels[crops.photograph == index].unique().tolist():
             rows = ((crops.photograph == index) & (levels == level)).nonzero().flatten()
-            shrunk = _shrunk(picture, level)
+            shrunk = _shrunk(index, level)[None]
             sides = picture.shape[1], picture.shape[2]
             grid = _sampling_grid(crops[rows], sides, (height, width))
             images[rows] = functional.grid_sample(
@@ -163,16 +120,12 @@ def cropped(crops: Crops, shape: tuple[int, int, int]) -> Float[Tensor, "n c h w
     return images.clamp(0, 1).contiguous()
 
 
-def _parts(count: int) -> Iterator[Int[Tensor, " m"]]:
-    yield from torch.arange(count).split(AT_ONCE)
-
-
-def _shrunk(picture: UInt8[Tensor, "3 h w"], halvings: int) -> Float[Tensor, "1 3 a b"]:
+@cache  # 50 MB in all; to make them anew for every batch would take longer than to cut them
+def _shrunk(index: int, halvings: int) -> Float[Tensor, "3 a b"]:
     """Return a photograph in [0, 1], halved as often as its crop is: nothing flickers in it."""
-    pixels = picture.float()[None] / 255
-    for _ in range(halvings):
-        pixels = functional.avg_pool2d(pixels, 2, ceil_mode=True)
-    return pixels
+    if halvings == 0:
+        return photographs()[index].float() / 255
+    return functional.avg_pool2d(_shrunk(index, halvings - 1)[None], 2, ceil_mode=True)[0]
 
 
 def _sampling_grid(
