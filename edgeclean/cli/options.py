@@ -212,7 +212,7 @@ NoPhotographs = Annotated[
     bool,
     typer.Option(
         "--no-photographs",
-        help="Recover accuracy on synthetic images alone, without crops of the dozen public "
+        help="Recover accuracy on synthetic images alone, without crops of the ten public "
         "photographs that come with edgeclean.",
         rich_help_panel=RUN,
     ),

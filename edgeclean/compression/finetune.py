@@ -1,7 +1,7 @@
 """Recover accuracy after truncation: distil the purified teacher on synthetic images.
 
 The student learns the teacher's logits, and its features behind some BatchNorms (FitNets, Romero
-et al. 2015), on synthetic images and on crops of a dozen photographs that know nothing of the
+et al. 2015), on synthetic images and on crops of ten photographs that know nothing of the
 network (`images.crops`), all shifted, mirrored, recoloured, mixed and patched. Switches, off by
 default because they won no accuracy (``benchmarks/studies/ablations.py``): fresh BatchNorm
 statistics first, and the paper's adversarial versions, on which the student's answer to an attacked

@@ -1,4 +1,4 @@
-"""Crops of a dozen photographs, which know nothing of any network: images that teach beside others.
+"""Crops of ten photographs, which know nothing of any network: images that teach beside others.
 
 Images that a network was inverted into lack what natural ones have. Crops of a single photograph
 can teach a network much of what another knows (Asano & Saeed, ICLR 2023), and unrelated photographs

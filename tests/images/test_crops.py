@@ -24,7 +24,7 @@ def generator(seed=0):
 
 def test_the_photographs_are_many_small_and_of_stated_origin():
     names = sorted(one.name for one in FOLDER.glob("*.webp"))
-    assert len(photographs()) == len(names) == 12
+    assert len(photographs()) == len(names) == 10
     assert sum((FOLDER / name).stat().st_size for name in names) <= 10**6
     sources = (FOLDER / "SOURCES.md").read_text()
     assert all(name in sources for name in names)
@@ -87,5 +87,5 @@ def test_crops_lie_within_their_photographs_and_are_of_every_size(shape):
     assert float(share.max()) > 0.3
     if max(shape[1:]) < 64:
         assert float(share.min()) < 3 * LEAST_AREA
-    assert set(crops.photograph.tolist()) == set(range(12))
+    assert set(crops.photograph.tolist()) == set(range(10))
     assert 0.3 < float((crops.angle == 0).float().mean()) < 0.7
