@@ -24,6 +24,12 @@ MAX_QUOTED = 200  # characters of a message in which a value stands
 class Command(TyperCommand):
     """A command none of whose options takes NaN, infinity or a number beyond 64 bits."""
 
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """Return the whole first sentence: a list of commands has room for two lines of each."""
+        del limit
+        first, _, _ = (self.help or "").partition("\n\n")
+        return " ".join(first.split())
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command; Ctrl-C is one line.
 

@@ -35,6 +35,22 @@ def test_help_is_quick_and_imports_nothing_heavy(words: list[str]) -> None:
     assert float(seconds.split()[1]) < 0.5  # processor time: others may use the machine as well
 
 
+def test_no_summary_of_a_command_is_cut_on_a_narrow_terminal() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "edgeclean", "--help"],
+        env={**os.environ, "COLUMNS": "80", "TERMINAL_WIDTH": "80"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    words = " ".join(shown.split())
+    assert max(len(line) for line in shown.splitlines()) <= 80
+    for command in COMMANDS:
+        function = getattr(cli, command.replace("-", "_"))
+        first = function.__doc__.partition("\n\n")[0]
+        assert f"{command} {' '.join(first.split())}" in words
+
+
 def test_importing_the_package_imports_nothing() -> None:
     finished = in_a_child("import sys, edgeclean; print(*sys.modules)")
     assert not set(HEAVY) & set(finished.stdout.split())
