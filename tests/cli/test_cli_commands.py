@@ -135,6 +135,27 @@ def test_a_recovery_that_was_left_out_is_told(
     assert ("Recovery was left out" in (output / "report.html").read_text("utf-8")) is told
 
 
+@pytest.mark.parametrize("words", [[], ["--no-photographs"]])
+def test_photographs_are_told_where_recovery_saw_them(
+    terminal: Terminal, network: list[object], tmp_path: Path, words: list[str]
+) -> None:
+    config, output = quick_config(tmp_path), tmp_path / "b"
+    said = terminal(
+        "compress", *network, "--config", config, *words, "--ratio", 1.5, "--no-cache", "-o", output
+    )
+    assert said.code == 0
+    report = json.loads((output / "report.json").read_text("utf-8"))
+    seen, page = report["images"]["photographs"], (output / "report.html").read_text("utf-8")
+    assert "no training data was used" in page
+    assert ("crops of 10 public photographs" in page) is (words == [])
+    assert ("crops of unrelated photographs" in page) is (words == [])
+    if words:
+        assert seen is None
+    else:
+        assert seen["count"] == 10
+        assert seen["share"] == pytest.approx(0.5 / (1 + seen["distance"]), abs=1e-3)
+
+
 def test_json_is_one_document_and_the_rest_is_on_stderr(
     terminal: Terminal, network: list[object], tmp_path: Path
 ) -> None:
