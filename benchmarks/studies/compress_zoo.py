@@ -31,6 +31,7 @@ from benchmarks.studies.published import (
     PublishedNetwork,
     published_networks,
 )
+from edgeclean.compression.finetune import photographs_seen
 from edgeclean.config import settings_for
 from edgeclean.devices.targets import load_target
 from edgeclean.networks.cost import count_macs, count_params
@@ -139,6 +140,7 @@ def _cell(name: str, published: PublishedNetwork, written: WrittenCompression) -
         / count_macs(outcome.original.module, shape),
         "params_share": count_params(outcome.compressed.module)
         / count_params(outcome.original.module),
+        "photographs": photographs_seen(outcome.compressed),
         "parity_max_abs": outcome.parity.max_abs_difference,
         "stages": written.report["stages"],
         "forecast": _forecast(outcome),
@@ -178,12 +180,18 @@ def _write_table(target: str, known: dict[tuple[str, int, float], Cell]) -> None
     (RESULTS / "compress-zoo.json").write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n")
     lines = [
         "| network | seed | scan: target (true) | ratio | MACs left | ACC/ASR before "
-        "| ACC/ASR/RA purified | ACC/ASR/RA compressed | wall s | peak MiB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| ACC/ASR/RA purified | ACC/ASR/RA compressed | photographs | wall s | peak MiB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
         *(_row(cell) for cell in cells),
     ]
     (RESULTS / "compress-zoo.md").write_text("\n".join(lines) + "\n")
     write_tables()
+
+
+def _share(cell: Cell) -> str:
+    """Return the share of recovery's batches that was crops; before there were any, none."""
+    seen = cell.get("photographs")
+    return "none" if seen is None else f"{seen['share']:.0%}"
 
 
 def _row(cell: Cell) -> str:
@@ -195,7 +203,7 @@ def _row(cell: Cell) -> str:
         f"| {cell['network']} | {cell['seed']} | {suspected} ({cell['true_target']}) "
         f"| {cell['ratio_asked']:g} | {cell['macs_share']:.3f} "
         f"| {rates('before', 'acc', 'asr')} | {rates('purified', 'acc', 'asr', 'ra')} "
-        f"| {rates('compressed', 'acc', 'asr', 'ra')} "
+        f"| {rates('compressed', 'acc', 'asr', 'ra')} | {_share(cell)} "
         f"| {wall_seconds(cell)} | {cell['peak_memory_mib']} |"
     )
 

@@ -141,10 +141,10 @@ def test_what_fewer_channels_save_counts_too():
             kept=kept,
         )
 
-    row = measured().blocks[down]
-    dense, least = row[0].ms, min(one.ms for one in row)
+    blocks = measured().blocks
+    dense, least = blocks[down][0].ms, min(one.ms for one in (*blocks[down], blocks[fewer][0]))
     lengths = {len(json.loads(row)): key for key, row in kept.rows.items()}
-    quick = dense - least / 2  # more than all ranks save, and less than no channels would
+    quick = dense - least / 2  # more than any form saves, and less than no channels would
     kept.rows[lengths[1]] = json.dumps([[quick, 0.0]]).encode()
     assert measured().network.ms == quick
     kept.rows[lengths[2]] = json.dumps([[dense, 0.0], [0.0, 0.0]]).encode()
