@@ -110,8 +110,8 @@ class PipelineSettings(Settings):
     runtime: RuntimeChoice = field(default_factory=RuntimeChoice)
 
 
-# What differs in this mode: leading ranks of the clamped weights, labels, attacked images, and
-# Adam's own steps.
+# What differs in this mode: leading ranks of the clamped weights, labels, attacked images and no
+# photographs, and Adam's own steps.
 _CLEAN_COMPACT: dict[str, Any] = {
     "ranks": {"sensitivity": "energy", "factors": "weights", "forms": ["tucker"]},
     "finetune": {

@@ -40,7 +40,7 @@ class CleanCompactSettings:
     scale: ScaleSettings = field(default_factory=lambda: ScaleSettings(tau=0.5))
     synthesize: SynthesizeSettings = field(default_factory=SynthesizeSettings)
     finetune: FinetuneSettings = field(
-        default_factory=lambda: FinetuneSettings(adversarial_share=0.5)
+        default_factory=lambda: FinetuneSettings(adversarial_share=0.5, photograph_share=0.0)
     )
 
 

@@ -109,7 +109,9 @@ RECOVERY = {
     "crops drawn once, as many of each class": Recovery(
         settings=FinetuneSettings(photograph_share=0.0), crops="balanced"
     ),
-    "real images (not data-free)": Recovery(real=True),
+    "real images (not data-free)": Recovery(
+        settings=FinetuneSettings(photograph_share=0.0), real=True
+    ),
 }
 
 
@@ -146,7 +148,6 @@ class Study:
         self._rows: dict[str, JsonValue] = {}
         if self._path.exists():
             self._rows = json.loads(self._path.read_text())["rows"]
-        self._fresh: dict[SynthesizeSettings, SyntheticImages] = {}
         self._run = Runner(Cache(folder=KEPT, notify=lambda _: None))
         self._images = self._run.once(
             "synthesize", synthesize, self._network, self._settings.synthesize, seed=seed

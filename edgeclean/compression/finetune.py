@@ -217,7 +217,7 @@ def _taught(  # noqa: PLR0913 - as `finetune`
         parameter.data = parameter.data.contiguous()
         parameter.grad = None
     losses = {"loss_first": first, "loss_last": last}
-    crops = {"photograph_share": round(share, 4), "photograph_distance": _rounded(distance)}
+    crops = {"photograph_share": round(share, 4), "photograph_distance": distance}
     return module, {"images": len(images), "steps": steps, **losses, **crops}
 
 
@@ -282,7 +282,8 @@ def share_of_crops(
     the network's own variances (`images.batchnorm.statistics_distance`): at 1, where they lie a
     whole deviation off, crops weigh half of what they weigh at 0. Of a network without BatchNorm
     nothing is known, and its synthetic images are made near procedural ones, which photographs are
-    at least as natural as: there they weigh all.
+    at least as natural as: there they weigh all. Where the distance is beyond float32 they weigh
+    nothing.
 
     Args:
         master: the teacher, as a function of pixels.
@@ -293,11 +294,11 @@ def share_of_crops(
     if settings.photograph_share == 0:
         return 0.0, None
     distance = statistics_distance(master, cropped(draw_crops(COMPARED, shape, generator), shape))
-    return settings.photograph_share / (1 + (distance or 0.0)), distance
-
-
-def _rounded(distance: float | None) -> float | None:
-    return None if distance is None else round(distance, 4)
+    if distance is None:
+        return settings.photograph_share, None
+    if not math.isfinite(distance):
+        return 0.0, None
+    return settings.photograph_share / (1 + distance), round(distance, 4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -390,13 +391,11 @@ class _Training:
         self, generator: torch.Generator
     ) -> tuple[Float[Tensor, "n c h w"], Int[Tensor, " n"]]:
         """Synthetic images and crops, augmented and mixed, and, where compared, labels."""
-        size, (channels, height, width) = (
-            self._settings.batch_size,
-            self._synthetic.pixels.shape[1:],
-        )
+        size = self._settings.batch_size
         rows = torch.randint(len(self._synthetic), (size - self._crops,), generator=generator)
         drawn = self._synthetic.pixels[rows]
         if self._crops > 0:  # drawn anew: no two batches have the same
+            channels, height, width = self._synthetic.pixels.shape[1:]
             shape = channels, height, width
             drawn = torch.cat([drawn, cropped(draw_crops(self._crops, shape, generator), shape)])
         order = torch.randperm(size, generator=generator)

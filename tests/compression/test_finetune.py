@@ -172,15 +172,17 @@ def test_crops_weigh_less_the_further_they_lie_from_what_the_network_learned_fro
     def share(function):
         return share_of_crops(function, (3, 8, 8), settings, torch.Generator().manual_seed(1))
 
-    first_norm_moves = (0.0, 0.5, 1.0, 4.0)
-    shares, distances = zip(*(share(far_by(one)) for one in first_norm_moves), strict=True)
+    moves = (0.0, 0.5, 1.0, 4.0)
+    shares, distances = zip(*(share(far_by(one)) for one in moves), strict=True)
     assert distances[0] < 0.1
-    assert shares[0] == pytest.approx(0.5 / (1 + distances[0]))
+    assert shares[0] == pytest.approx(0.5 / (1 + distances[0]), abs=1e-4)
     assert list(shares) == sorted(shares, reverse=True)
     assert shares[-1] < 0.2 * shares[0]
     plain = pixel_copy(tiny_network(nn.Identity()))
     plain[1][1] = nn.Identity()
     assert share(plain) == (0.5, None), "nothing is known of what it learned from"
+    for beyond in (1e25, float("nan")):
+        assert share(far_by(beyond)) == (0.0, None)
     none = FinetuneSettings(photograph_share=0.0)
     assert share_of_crops(far_by(0.0), (3, 8, 8), none, torch.Generator()) == (0.0, None)
 
