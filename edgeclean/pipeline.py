@@ -45,6 +45,7 @@ from edgeclean.gates import (
     refuse_larger,
     refuse_slower_than_planned,
 )
+from edgeclean.images.crops import require_photographs
 from edgeclean.images.labelled import LabelledImages
 from edgeclean.images.synthesize import joined, synthesize
 from edgeclean.load.checkpoint import load_checkpoint
@@ -165,6 +166,8 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     chosen, device = for_one_target(settings, target)
     require(device, opset=chosen.export.opset)
     require_compute(chosen.compute)
+    if chosen.finetune.photograph_share > 0:
+        require_photographs()
     check_precision(chosen.precision, chosen.export, device)
     check_goal(chosen, device, latency_table)
     require_runtimes(chosen.runtime, device, chosen.precision.format, chosen.latency)

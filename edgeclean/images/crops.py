@@ -17,9 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from PIL import Image
+from PIL import Image, features
 from torch import Tensor
 from torch.nn import functional
+
+from edgeclean.errors import ToolchainError
 
 FOLDER = Path(__file__).parent / "photographs"
 LEAST_AREA = 1 / 200  # of a photograph, in a crop; sizes between that and all of it are as likely
@@ -58,6 +60,20 @@ class Crops:
             self.size[rows],
             self.angle[rows],
             self.mirrored[rows],
+        )
+
+
+def require_photographs() -> None:
+    """Refuse now what would end a run after minutes: a Pillow that cannot open the photographs.
+
+    Raises:
+        ToolchainError: it was built without WebP.
+    """
+    if not features.check("webp"):
+        raise ToolchainError(
+            "Pillow was built without WebP here, which the photographs that recovery sees are kept "
+            "in; `pip install --force-reinstall --only-binary :all: pillow` brings one with it, "
+            "and --no-photographs does without"
         )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch import nn
 from edgeclean import pipeline
 from edgeclean.cli import about
 from edgeclean.config import overlay, to_toml
+from edgeclean.errors import InputRejectedError, ToolchainError
 
 
 def test_integrations_prints_folders_that_are_there(terminal: Terminal) -> None:
@@ -154,6 +157,24 @@ def test_photographs_are_told_where_recovery_saw_them(
     else:
         assert seen["count"] == 10
         assert seen["share"] == pytest.approx(0.5 / (1 + seen["distance"]), abs=1e-3)
+
+
+@pytest.mark.parametrize("words", [[], ["--no-photographs"]])
+def test_photographs_that_pillow_cannot_open_are_told_before_anything_is_read(
+    tmp_path: Path, words: list[str]
+) -> None:
+    """A Pillow that was built without WebP has no such module."""
+    without = "import sys; sys.modules['PIL._webp'] = None; from edgeclean.cli import main; main()"
+    spec = ["--input-shape", "3x32x32", "--classes", "10", "--mean", "0,0,0", "--std", "1,1,1"]
+    asked = ["compress", "absent.pth", "--arch", "resnet20", *spec, *words, "-o", "b"]
+    said = subprocess.run(
+        [sys.executable, "-c", without, *asked], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ("absent.pth" in said.stderr) is (words != [])
+    assert ("built without WebP" in said.stderr) is (words == [])
+    assert ("--no-photographs does without" in said.stderr) is (words == [])
+    assert said.returncode == (ToolchainError if words == [] else InputRejectedError).exit_code
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_json_is_one_document_and_the_rest_is_on_stderr(
