@@ -142,6 +142,26 @@ def test_rows_are_paged_filtered_and_sorted_and_nothing_complains(tab: Tab, tmp_
     assert all(one == page.as_uri() or one.startswith("data:") for one in asked)
 
 
+def test_paper_has_all_rows_that_were_found_in_ink_on_white(tab: Tab, tmp_path: Path) -> None:
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    tab("Emulation.setEmulatedMedia", features=dark)
+    page = tmp_path / "index.html"
+    page.write_bytes(render_page(document(250)))
+    tab.show(page.as_uri())
+    choose(tab, "state", "done")
+    tab.value(
+        "addEventListener('beforeprint', () => { document.body.dataset.printed ="
+        " document.querySelectorAll('tbody tr').length })"
+    )
+    tab("Page.printToPDF")
+    assert int(tab.value("document.body.dataset.printed")) == 250 - len(range(0, 250, 7))
+    assert len(rows(tab)) == 100  # on the screen as before
+    tab("Emulation.setEmulatedMedia", media="print", features=dark)
+    assert tab.value("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+    assert tab.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert tab.value("getComputedStyle(document.querySelector('form')).display") == "none"
+
+
 def test_the_page_allows_its_own_script_alone_and_holds_rows_as_text() -> None:
     page = render_page(document(8)).decode()
     scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)

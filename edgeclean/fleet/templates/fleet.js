@@ -30,7 +30,7 @@ const COLUMNS = [
 ];
 const FIRST_NUMBER = 5, NUMBERS = 4; // columns that a failed cell has nothing for: its reason stands there
 const words = cell => COLUMNS.slice(0, 5).map(column => column[1](cell)).concat(network(cell)[2], cell[ERROR] ? cell[ERROR][1] : "").join(" ").toLowerCase();
-let texts = null, order = 0, falling = false, page = 0, shown = [];
+let texts = null, order = 0, falling = false, page = 0, shown = [], whole = false;
 
 function element(tag, text, kind) {
   const made = document.createElement(tag);
@@ -72,12 +72,13 @@ function filledRow(cell) {
 function draw() {
   const body = byId("rows"), pages = Math.max(1, Math.ceil(shown.length / PAGE));
   page = Math.min(Math.max(page, 0), pages - 1);
-  body.replaceChildren(...shown.slice(page * PAGE, (page + 1) * PAGE).map(index => {
+  const drawn = whole ? shown : shown.slice(page * PAGE, (page + 1) * PAGE);
+  body.replaceChildren(...drawn.map(index => {
     const cell = fleet.cells[index], row = element("tr", null, STATES[cell[STATE]]);
     row.append(...filledRow(cell));
     return row;
   }));
-  byId("place").textContent = `${shown.length} of ${fleet.cells.length} cells, page ${page + 1} of ${pages}`;
+  byId("place").textContent = `${shown.length} of ${fleet.cells.length} cells` + (whole ? "" : `, page ${page + 1} of ${pages}`);
   byId("back").disabled = page === 0;
   byId("next").disabled = page === pages - 1;
 }
@@ -132,6 +133,9 @@ byId("find").addEventListener("input", () => { page = 0; choose(); });
 document.querySelector("form").addEventListener("submit", event => event.preventDefault());
 byId("back").addEventListener("click", () => { page -= 1; draw(); });
 byId("next").addEventListener("click", () => { page += 1; draw(); });
+// Paper has no pages to turn to: all rows that were found are printed.
+addEventListener("beforeprint", () => { whole = true; draw(); });
+addEventListener("afterprint", () => { whole = false; draw(); });
 const counts = fleet.counts;
 byId("title").textContent = `${counts.cells} cells of ${fleet.networks.length} networks`;
 byId("summary").textContent = `${counts.done} done, ${counts.failed} failed, ${counts.waiting} waiting. Engine ${fleet.engine}, edgeclean ${fleet.edgeclean}. A verdict "not found" says that the searches found no trigger, and no more.`;
