@@ -26,6 +26,15 @@ SIDEWAYS = """
   .filter(one => one.getBoundingClientRect().right > document.documentElement.clientWidth + 0.5)
   .map(one => one.outerHTML.slice(0, 80))
 """
+PAPER = 700  # CSS pixels across A4 between margins of 12 mm; letter has more
+# What sticks out of its section, on paper, which does not scroll.
+BEYOND = """
+[...document.querySelectorAll("section *")]
+  .filter(one => !one.closest("svg *"))
+  .filter(one => one.getBoundingClientRect().right
+    > one.closest("section").getBoundingClientRect().right + 0.5)
+  .map(one => one.outerHTML.slice(0, 80))
+"""
 # Text that its own box cuts off.
 CUT = """
 [...document.body.querySelectorAll("*")]
@@ -104,6 +113,22 @@ def test_the_page_fits_the_screen_and_asks_for_nothing(
         assert pixels.shape[0] == tab.value("document.documentElement.scrollHeight") > 2000
         brightness = float(np.median(pixels))
         assert brightness > 230 if scheme == "light" else brightness < 40
+
+
+def test_paper_has_every_column_in_ink_on_white(tab: Tab, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text(whole_page(whole_report()), encoding="utf-8")
+    tab(
+        "Emulation.setDeviceMetricsOverride",
+        **{"width": PAPER, "height": 1000, "deviceScaleFactor": 1, "mobile": False},
+    )
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    tab("Emulation.setEmulatedMedia", media="print", features=dark)
+    tab.show(page.as_uri())
+    assert tab.value("document.documentElement.scrollWidth") == PAPER
+    assert tab.value(BEYOND) == []
+    assert tab.value("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+    assert tab.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
 def test_a_page_with_one_thing_wrong_is_noticed(tab: Tab, tmp_path: Path) -> None:
