@@ -193,17 +193,21 @@ def _refuse_precision(target: Target, precision: str) -> None:
 def _refuse_opset(target: Target, opset: int) -> None:
     software = f"JetPack {target.jetpack}" if target.jetpack else target.runtime
     nearest = min(max(opset, target.opset_min), target.opset_max)
+    raise UsageError(
+        f"{target.name} with {software} reads opset {target.opset_min} to {target.opset_max}; "
+        f"{opset} was asked: use {nearest}{or_jetpack(target, opset)}"
+    )
+
+
+def or_jetpack(target: Target, opset: int) -> str:
+    """Return the end of a refusal: the generations of JetPack that read an opset; "" for none."""
     others = [
         generation["name"]
         for generation in generations()
         if generation["name"] in target.jetpacks
         and generation["opset_min"]["value"] <= opset <= generation["opset_max"]["value"]
     ]
-    elsewhere = f", or JetPack {' or '.join(others)}" if others else ""
-    raise UsageError(
-        f"{target.name} with {software} reads opset {target.opset_min} to {target.opset_max}; "
-        f"{opset} was asked: use {nearest}{elsewhere}"
-    )
+    return f", or JetPack {' or '.join(others)}" if others else ""
 
 
 def _refuse_dla(target: Target) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgeclean.devices.targets import Target, require
+from edgeclean.devices.targets import Target, or_jetpack, require
 from edgeclean.errors import ParityError, UsageError
 from edgeclean.networks.pixels import normalize
 from edgeclean.networks.state import JsonValue, ModelSpec
@@ -133,9 +133,10 @@ def check_precision(settings: PrecisionSettings, export: ExportSettings, target:
     """
     require(target, precision=settings.format)
     if settings.format == "bf16" and target.opset_max < BF16_OPSET:
+        elsewhere = or_jetpack(target, BF16_OPSET)
         raise UsageError(
             f"bf16 needs opset {BF16_OPSET}, from which on ONNX has convolutions in it, and "
-            f"{target.name} reads up to opset {target.opset_max}; use fp16"
+            f"{target.name} reads up to opset {target.opset_max}; use fp16{elsewhere}"
         )
     if settings.format == "int8" and target.scales == "tensor" != settings.scales:
         raise UsageError(

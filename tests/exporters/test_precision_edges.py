@@ -29,7 +29,8 @@ def model() -> bytes:
     ("target", "jetpack", "entries", "said"),
     [
         ("jetson-nano", None, {"precision": {"format": "int8"}}, "does not compute in int8"),
-        ("orin-nano", None, {"precision": {"format": "bf16"}}, "bf16 needs opset 22.*use fp16"),
+        ("orin-nano", None, {"precision": {"format": "bf16"}}, "bf16 needs opset 22.*use fp16$"),
+        ("thor", None, {"precision": {"format": "bf16"}}, "use fp16, or JetPack 7.2.2$"),
         ("cpu", None, {"precision": {"format": "fp16"}}, "does not compute in fp16"),
         # Some devices have these, and no file is written in them: no other target is advised.
         ("cpu", None, {"precision": {"format": "fp8"}}, "it must be one of fp32, fp16, bf16, int8"),
