@@ -399,7 +399,7 @@ class _Training:
             shape = channels, height, width
             drawn = torch.cat([drawn, cropped(draw_crops(self._crops, shape, generator), shape)])
         order = torch.randperm(size, generator=generator)
-        pixels = recoloured(augmented(drawn[order], generator), generator)
+        pixels = recoloured(augmented(drawn[order].to(self._device), generator), generator)
         if self._settings.compare == "labels":  # a mixture has none, and nothing is a crop
             return self._placed(pixels), self._synthetic.labels[rows][order]
         pixels = patched(mixed(pixels, generator), generator)

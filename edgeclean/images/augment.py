@@ -1,4 +1,8 @@
-"""Random views of synthetic images: shifts, mirrors, colours, pieces and mixtures of others."""
+"""Random views of synthetic images: shifts, mirrors, colours, pieces and mixtures of others.
+
+They are made where the images are, for a processor takes longer to make them of large images than a
+GPU to learn from them. What is drawn is drawn on the processor: a seed means the same everywhere.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ def augmented(
     """
     count, _, height, width = pixels.shape
     rows, columns = (min(max(1, round(side * share)), side - 1) for side in (height, width))
-    mirrored = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
+    mirrored = torch.rand(count, 1, 1, 1, generator=generator).to(pixels.device) < 0.5
     flipped = torch.where(mirrored, pixels.flip(3), pixels)
     padded = functional.pad(flipped, (columns, columns, rows, rows), mode="reflect")
     top = int(torch.randint(2 * rows + 1, (), generator=generator))
@@ -28,8 +32,8 @@ def augmented(
 def mixed(pixels: Float[Tensor, "n c h w"], generator: torch.Generator) -> Float[Tensor, "n c h w"]:
     """Blend half of the images with up to an equal share of another image of the batch."""
     count = len(pixels)
-    share = 0.5 * torch.rand(count, 1, 1, 1, generator=generator)
-    share = share * (torch.rand(count, 1, 1, 1, generator=generator) < 0.5)
+    share = 0.5 * torch.rand(count, 1, 1, 1, generator=generator).to(pixels.device)
+    share = share * (torch.rand(count, 1, 1, 1, generator=generator).to(pixels.device) < 0.5)
     other = pixels[torch.randperm(count, generator=generator)]
     return (1 - share) * pixels + share * other
 
@@ -39,9 +43,10 @@ def recoloured(
 ) -> Float[Tensor, "n c h w"]:
     """Make every image a little brighter or darker, tinted, and of more or less contrast."""
     count, channels = pixels.shape[:2]
-    light = 0.15 * torch.randn(count, 1, 1, 1, generator=generator)
-    tint = 0.05 * torch.randn(count, channels, 1, 1, generator=generator)
-    contrast = torch.exp(0.25 * torch.randn(count, 1, 1, 1, generator=generator))
+    light = 0.15 * torch.randn(count, 1, 1, 1, generator=generator).to(pixels.device)
+    tint = 0.05 * torch.randn(count, channels, 1, 1, generator=generator).to(pixels.device)
+    spread = torch.randn(count, 1, 1, 1, generator=generator).to(pixels.device)
+    contrast = torch.exp(0.25 * spread)
     mean = pixels.mean((2, 3), keepdim=True)
     return ((pixels - mean) * contrast + mean + light + tint).clamp(0, 1)
 
@@ -53,12 +58,13 @@ def patched(
     count, _, height, width = pixels.shape
 
     def uniform() -> Tensor:
-        return torch.rand(count, 1, 1, generator=generator)
+        return torch.rand(count, 1, 1, generator=generator).to(pixels.device)
 
     row, column = uniform() * height, uniform() * width
     tall, wide = (0.08 + 0.33 * uniform()) * height, (0.08 + 0.33 * uniform()) * width
-    down = (torch.arange(height).view(1, -1, 1) - row).abs() < tall
-    right = (torch.arange(width).view(1, 1, -1) - column).abs() < wide
+    rows, columns = (torch.arange(side, device=pixels.device) for side in (height, width))
+    down = (rows.view(1, -1, 1) - row).abs() < tall
+    right = (columns.view(1, 1, -1) - column).abs() < wide
     inside = (down & right & (uniform() < 0.5)).unsqueeze(1)
     other = pixels[torch.randperm(count, generator=generator)]
     return torch.where(inside, other, pixels)

@@ -24,6 +24,13 @@ def test_every_view_keeps_shape_and_range_and_repeats_with_its_seed():
         assert not torch.equal(first, pixels())
 
 
+def test_views_are_made_where_the_images_are():
+    """PyTorch refuses to mix devices, and one that holds no numbers shows that as a GPU would."""
+    elsewhere = pixels().to("meta")
+    for view in (augmented, mixed, patched, recoloured):
+        assert view(elsewhere, torch.Generator().manual_seed(3)).device.type == "meta"
+
+
 def test_sides_of_one_pixel_are_not_shifted_and_their_images_are_numbers():
     """Signals are images of one row; priors, smoothness and views must make sense of them."""
     for shape in ((3, 1, 32), (3, 32, 1), (1, 1, 1), (2, 2, 3)):
