@@ -166,7 +166,7 @@ def compress(  # noqa: PLR0913 - what a run is of, and what it tells
     chosen, device = for_one_target(settings, target)
     require(device, opset=chosen.export.opset)
     require_compute(chosen.compute)
-    if chosen.finetune.photograph_share > 0:
+    if chosen.finetune.steps > 0 and chosen.finetune.photograph_share > 0:
         require_photographs()
     check_precision(chosen.precision, chosen.export, device)
     check_goal(chosen, device, latency_table)

@@ -1,7 +1,7 @@
 """Random views of synthetic images: shifts, mirrors, colours, pieces and mixtures of others.
 
-They are made where the images are, for a processor takes longer to make them of large images than a
-GPU to learn from them. What is drawn is drawn on the processor: a seed means the same everywhere.
+They are made where the images are, so that a GPU does not wait for a processor to make them. What
+is drawn is drawn on the processor: a seed means the same everywhere.
 """
 
 from __future__ import annotations

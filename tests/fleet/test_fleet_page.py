@@ -19,6 +19,7 @@ from edgeclean.fleet.page import render_page
 
 COMPLAINTS = {"Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled"}
 EVIL = "</script><img src=x onerror=alert(1)><!-- \u202e&lt;"
+PAPER = 960  # CSS pixels across landscape letter between margins of 12 mm; A4 has more
 PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"  # fmt: skip  # noqa: E501
 
 
@@ -156,7 +157,12 @@ def test_paper_has_all_rows_that_were_found_in_ink_on_white(tab: Tab, tmp_path: 
     tab("Page.printToPDF")
     assert int(tab.value("document.body.dataset.printed")) == 250 - len(range(0, 250, 7))
     assert len(rows(tab)) == 100  # on the screen as before
+    tab(
+        "Emulation.setDeviceMetricsOverride",
+        **{"width": PAPER, "height": 700, "deviceScaleFactor": 1, "mobile": False},
+    )
     tab("Emulation.setEmulatedMedia", media="print", features=dark)
+    assert tab.value("document.documentElement.scrollWidth") == PAPER  # no column is cut off
     assert tab.value("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
     assert tab.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert tab.value("getComputedStyle(document.querySelector('form')).display") == "none"
